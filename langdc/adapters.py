@@ -1,0 +1,18 @@
+"""Low-rank adapters on a host's language model, through PEFT."""
+
+import peft
+from torch import nn
+
+from langdc.config import LoraConfig
+from langdc.interfaces import Host
+
+
+def attach_lora(host: Host, config: LoraConfig) -> None:
+    """Put LoRA layers into the text model, in place: names and classes of everything else stay as they are."""
+    targets = config.targets
+    if targets == "all-linear":
+        targets = sorted({name.rpartition(".")[2] for name, m in host.text_model.named_modules() if isinstance(m, nn.Linear)})
+    settings = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
+    )
+    peft.inject_adapter_in_model(settings, host.text_model)

@@ -1,0 +1,140 @@
+"""The captioner: a light causal language model that describes a segment; its hidden states are the soft tokens.
+
+Letters: S segments (of all videos of a batch), n caption tokens, Z captioner width.
+Source: LangDC (arXiv 2509.00969), section 4.1.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from langdc.decoding import greedy
+from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer
+from langdc.sources import Source
+
+SoftToken = Literal["at", "predicting", "released"]
+IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats)."""
+
+    ids: list[Tensor]
+    states: list[Tensor]
+    loss: Tensor
+    targets: int
+
+
+class Captioner(nn.Module):
+    """Describe segments from their visual tokens, by given captions (training) or greedily (use).
+
+    `prompt`: the request, laid out by the tokenizer's chat template around the visual tokens; or, if it holds
+    "{video}", the literal text to use. `layer` indexes the hidden states, 0 being the embeddings: the paper's layer 15 of 24 is index 16.
+    `soft_token`: "at" takes the state at the position whose input is the caption token, "predicting" the one before,
+    which chose it; "released" does as the authors' code: "at" for given captions, "predicting" for written ones.
+    n caption tokens give n states, the end token none; an empty caption gives none.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prompt: str,
+        layer: int,
+        soft_token: SoftToken = "at",
+        max_soft_tokens: int = 128,
+        tokenizer: str | None = None,
+        attention: str = "sdpa",
+    ) -> None:
+        super().__init__()
+        if soft_token not in get_args(SoftToken):
+            raise ValueError(f"soft_token is {soft_token!r}; allowed are {', '.join(get_args(SoftToken))}.")
+        if max_soft_tokens < 1:
+            raise ValueError(f"max_soft_tokens is {max_soft_tokens}; it must be at least 1.")
+        self.language_model = load_language_model(source, attention)
+        self.tokenizer = load_tokenizer(tokenizer if tokenizer is not None else str(source))
+        depth = self.language_model.config.num_hidden_layers
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(f"layer is {layer}; a captioner of {depth} layers has hidden states 0 to {depth}.")
+        self.layer = layer
+        self.soft_token = soft_token
+        self.max_soft_tokens = max_soft_tokens
+        self.end = end_ids(self.language_model, self.tokenizer)
+        self.before, self.after = self._prompt_ids(prompt)
+
+    @property
+    def width(self) -> int:
+        """Z."""
+        return self.language_model.config.hidden_size
+
+    def _prompt_ids(self, prompt: str) -> tuple[Tensor, Tensor]:
+        if "{video}" in prompt:
+            laid_out = prompt.replace("{video}", VIDEO_MARK)
+        else:
+            message = {"role": "user", "content": f"{VIDEO_MARK}\n{prompt}"}
+            laid_out = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        before, _, after = laid_out.partition(VIDEO_MARK)
+        return ids_of(self.tokenizer, before), ids_of(self.tokenizer, after)
+
+    def encode(self, caption: str) -> Tensor:
+        """Ids of a caption, without end token, cut to `max_soft_tokens`: [n]."""
+        return ids_of(self.tokenizer, caption)[: self.max_soft_tokens]
+
+    def decode(self, ids: Tensor) -> str:
+        """The text of caption ids."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> Written:
+        """Read the states off given captions and score every token of them, the end token included.
+
+        `visual`: [n_visual,Z] per segment; `captions`: ids [n] per segment. One call of the model for all segments.
+        """
+        device = visual[0].device
+        end = torch.tensor([self.tokenizer.eos_token_id], device=device)
+        captions = [caption.to(device) for caption in captions]
+        rows, starts = self._rows(visual, captions)
+        mask = pad_sequence([torch.ones(len(row), device=device) for row in rows], batch_first=True).long()
+        found = self.language_model.model(
+            inputs_embeds=pad_sequence(rows, batch_first=True),
+            attention_mask=mask,
+            position_ids=torch.arange(mask.shape[1], device=device).expand_as(mask),
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        # the position before the first caption token predicts it; the last caption token predicts the end
+        spans = [(start, start + len(caption)) for start, caption in zip(starts, captions, strict=True)]
+        predicting = torch.cat([found.last_hidden_state[i, a - 1 : b] for i, (a, b) in enumerate(spans)])
+        targets = torch.cat([torch.cat([caption, end]) for caption in captions])
+        loss = F.cross_entropy(self.language_model.lm_head(predicting).float(), targets, reduction="sum")
+        shift = 1 if self.soft_token == "predicting" else 0
+        hidden = found.hidden_states[self.layer]
+        states = [hidden[i, a - shift : b - shift] for i, (a, b) in enumerate(spans)]
+        return Written(captions, states, loss, len(targets))
+
+    def write(self, visual: list[Tensor], synced: bool = False) -> Written:
+        """Write the captions of all segments greedily, in one batch. `visual`: [n_visual,Z] per segment."""
+        device = visual[0].device
+        rows, _ = self._rows(visual, [torch.empty(0, dtype=torch.long, device=device)] * len(visual))
+        mask = pad_sequence(
+            [torch.ones(len(row), device=device) for row in rows], batch_first=True, padding_side="left"
+        )
+        embeds = pad_sequence(rows, batch_first=True, padding_side="left")
+        found = greedy(self.language_model, embeds, mask.long(), self.end, self.max_soft_tokens, self.layer, synced)
+        states = found.at if self.soft_token == "at" else found.predicting
+        return Written(found.ids, states, embeds.new_zeros(()), 0)
+
+    def _rows(self, visual: list[Tensor], captions: list[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """Prompt, visual tokens and caption of each segment in embedding space, and where its caption starts."""
+        device = visual[0].device
+        before, after = self.before.to(device), self.after.to(device)
+        lengths = [len(before), len(after), *map(len, captions)]
+        words = self.language_model.get_input_embeddings()(torch.cat([before, after, *captions])).split(lengths)
+        rows = [
+            torch.cat([words[0], seen.to(words[0].dtype), words[1], caption])
+            for seen, caption in zip(visual, words[2:], strict=True)
+        ]
+        return rows, [len(before) + len(seen) + len(after) for seen in visual]

@@ -1,0 +1,164 @@
+"""A trained model as one directory: what was trained, where the rest comes from, and how it was made.
+
+`model.safetensors` holds the tensors that differ from the published parts, `langdc.json` the settings that build the
+model, the sha256 of every part and the training record. Nothing is unpickled.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from langdc.adapters import attach_lora
+from langdc.config import LoraConfig, ModelConfig, check
+from langdc.model import VideoModel
+from langdc.sources import resolve
+from langdc.version import __version__
+
+WEIGHTS = "model.safetensors"
+CARD = "langdc.json"
+
+
+def tensor_hash(tensors: dict[str, Tensor]) -> str:
+    """The sha256 over names, types and bytes of tensors, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """The named parameters, each storage once: tied weights appear under their first name."""
+    wanted, seen, found = set(names), set(), {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in wanted and parameter.data_ptr() not in seen:
+            seen.add(parameter.data_ptr())
+            found[name] = parameter.detach()
+    return found
+
+
+def save(
+    model: VideoModel, directory: Path, *, tensors: dict[str, Tensor], lora: LoraConfig | None = None, info: dict
+) -> None:
+    """Write a checkpoint: `tensors` are those that differ from the parts the settings name.
+
+    `info` joins `langdc.json`: stage, data hash, training record. The directory appears whole or not at all; files of a
+    run that are in it already stay.
+    """
+    beside = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, beside / WEIGHTS)
+    card = {
+        "version": __version__,
+        "model": model.config.model_dump(mode="json"),
+        "lora": lora.model_dump(mode="json") if lora else None,
+        "weights_sha256": file_hash(beside / WEIGHTS),
+        "parts": _parts(model.config),
+        **info,
+    }
+    (beside / CARD).write_text(json.dumps(card, indent=1))
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, CARD):
+        (beside / name).replace(directory / name)
+    beside.rmdir()
+
+
+def _sources(settings: object) -> list[str]:
+    """Every weight source that settings name, at any depth."""
+    if isinstance(settings, dict):
+        named = [v for k, v in settings.items() if k in ("source", "language_model", "captioner") and isinstance(v, str)]
+        return named + [s for value in settings.values() for s in _sources(value)]
+    return []
+
+
+def _parts(config: ModelConfig) -> dict[str, str]:
+    tree = {"host": config.host.settings, "compressor": config.compressor.settings}
+    files = {source: resolve(source) for source in sorted(set(_sources(tree)))}
+    return {
+        source: hashlib.sha256("".join(file_hash(f) for f in sorted(folder.glob("*.safetensors"))).encode()).hexdigest()
+        for source, folder in files.items()
+        if isinstance(folder, Path)
+    }
+
+
+def read_card(directory: Path) -> dict:
+    """The contents of `langdc.json`; ValueError if the directory holds no checkpoint."""
+    file = Path(directory) / CARD
+    if not file.is_file():
+        raise ValueError(
+            f"{directory} holds no LangDC checkpoint (no {CARD}). Give the directory that a training stage printed at "
+            "its end, or 'sample:langdc' for the one that ships."
+        )
+    return json.loads(file.read_text())
+
+
+def load(directory: str | Path) -> VideoModel:
+    """Build the model of a checkpoint with its weights, in evaluation mode.
+
+    ValueError names every tensor that is missing, unexpected or of another shape, and every part whose file has
+    changed since training.
+    """
+    folder = resolve(str(directory))
+    if not isinstance(folder, Path):
+        raise ValueError(f"{directory!r} is no checkpoint directory.")
+    card = read_card(folder)
+    config = check(ModelConfig, card["model"], f"{folder / CARD}")
+    changed = [name for name, found in _parts(config).items() if card["parts"].get(name) != found]
+    if changed:
+        raise ValueError(f"{folder} was trained on other weights than those now at: {', '.join(changed)}.")
+    model = VideoModel(config)
+    if card["lora"] is not None:
+        attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
+    load_tensors(model, load_file(folder / WEIGHTS), folder)
+    return model.eval().requires_grad_(False)
+
+
+def load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Copy tensors into the parameters of the same names; ValueError lists all that do not fit."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    unexpected = sorted(set(tensors) - set(parameters))
+    misshapen = sorted(
+        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(parameters[name].shape)} in the model"
+        for name in tensors
+        if name in parameters and tensors[name].shape != parameters[name].shape
+    )
+    if unexpected or misshapen:
+        lines = [f"not in the model: {name}" for name in unexpected[:8]] + misshapen[:8]
+        raise ValueError(
+            f"The checkpoint {where} is of another architecture ({len(unexpected)} tensors unknown, {len(misshapen)} of "
+            "another shape). Load it with the settings it was trained with. First of them:\n  " + "\n  ".join(lines)
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+
+
+def start(config: ModelConfig, directory: Path | None) -> tuple[VideoModel, dict[str, Tensor]]:
+    """A model to train: built from its parts, then given the tensors of an earlier stage.
+
+    Returns it with those tensors, which a later checkpoint must carry on. Settings may change between stages; tensors
+    that fit nothing raise ValueError. Earlier LoRA adapters are attached first.
+    """
+    model = VideoModel(config)
+    if directory is None:
+        return model, {}
+    card = read_card(directory)
+    if card["lora"] is not None:
+        attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
+    tensors = load_file(directory / WEIGHTS)
+    load_tensors(model, tensors, directory)
+    return model, tensors

@@ -1,0 +1,41 @@
+"""Average pooling over space: what VideoGPT+ does, and LangDC's base for its dual form.
+
+Letters: T frames, H W patch grid, D host width, N tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from langdc.compressors.base import compressors, segment_of_frame
+from langdc.interfaces import TokenCompressor
+from langdc.projectors import average_pool
+from langdc.types import VideoFeatures, VideoTokens
+
+
+@compressors.register("pool")
+class Pool(TokenCompressor):
+    """Average every frame's grid to `sides[i]` x `sides[i]` tokens, stream by stream: all image tokens, then all video tokens.
+
+    VideoGPT+ pools 24x24 and 16x16 patches to sides 12 and 8 ("2x2"), LangDC's base to 6 and 4 ("4x4").
+    """
+
+    def __init__(self, sides: list[int], frames_per_segment: int = 4) -> None:
+        super().__init__()
+        if not sides or min(sides) < 1:
+            raise ValueError(f"Pool sides are {sides}; give one positive side per stream, such as [12, 8].")
+        self.sides = sides
+        self.frames_per_segment = frames_per_segment
+
+    def forward(self, video: VideoFeatures) -> VideoTokens:
+        if len(video.main) != len(self.sides):
+            raise ValueError(f"Pool has sides for {len(self.sides)} streams, the host has {len(video.main)}.")
+        values: list[Tensor] = []
+        segments: list[Tensor] = []
+        for grid, side in zip(video.main, self.sides, strict=True):
+            if side > grid.values.shape[1]:
+                raise ValueError(f"Pool side {side} is larger than the grid of {grid.values.shape[1]} patches a side.")
+            pooled = average_pool(grid.values, side)
+            values.append(pooled.flatten(0, 2))
+            frames = segment_of_frame(len(pooled), self.frames_per_segment, pooled.device)
+            segments.append(frames.repeat_interleave(side * side))
+        return VideoTokens(torch.cat(values), torch.cat(segments))

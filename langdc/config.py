@@ -1,0 +1,266 @@
+"""Settings: strict YAML into typed models, dotted overrides, and errors that name the path and the nearest key.
+
+The models here are the vocabulary of every config file; `load` reads one.
+"""
+
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from langdc.registry import nearest
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """Base of all config models: an unknown key is an error, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MemberConfig(BaseModel):
+    """One member of a zoo: its `name`, and the keyword arguments of its class, checked when it is built."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments."""
+        return dict(self.model_extra or {})
+
+
+class ModelConfig(Settings):
+    """What a model is made of."""
+
+    host: MemberConfig
+    compressor: MemberConfig
+
+
+class LoraConfig(Settings):
+    """A low-rank adapter on the language model."""
+
+    rank: int = Field(128, gt=0)
+    alpha: float = Field(256, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class PhaseConfig(Settings):
+    """One training run of a stage: what is trained, on what, how long."""
+
+    name: str
+    objective: Literal["caption", "answer"]
+    """caption: the captioner learns the segments' target captions. answer: the language model's replies are learned."""
+    data: list[Path] = Field(min_length=1)
+    """Record files (JSON lines)."""
+    kinds: list[str] | None = None
+    """Only records (or questions) of these kinds; all when null."""
+    trainable: list[str] = Field(min_length=1)
+    """Glob patterns over parameter names; each must match at least one."""
+    lora: LoraConfig | None = None
+    captions: Literal["file", "captioner"] = "file"
+    """Where the answer objective takes captions from: the records, or the frozen captioner, which writes them once."""
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0)
+    batch_size: int = Field(8, gt=0)
+    """Videos per process and step."""
+    questions_per_video: int = Field(8, gt=0)
+    """At most this many questions share one video in a step; the draw changes every epoch."""
+    gradient_accumulation: int = Field(1, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
+    projector_learning_rate: float | None = Field(None, gt=0)
+    """For projectors when they need another rate than the rest."""
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps."""
+    schedule: str = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _length(self) -> "PhaseConfig":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class StageConfig(Settings):
+    """A training stage: the model, what it starts from, and its phases one after the other."""
+
+    stage: Literal["stage1", "stage2", "stage3"]
+    model: ModelConfig
+    start: Path | None = None
+    """Checkpoint directory of the earlier stage; null starts from the published parts."""
+    output: Path = Path("runs/stage")
+    """A new numbered directory is made when this one holds a finished run."""
+    phases: list[PhaseConfig] = Field(min_length=1)
+    seed: int = 0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: str = "sdpa"
+    gradient_checkpointing: bool = False
+    deepspeed: Path | None = None
+    """ZeRO settings file (configs/deepspeed/*.json)."""
+    save_steps: int = Field(200, gt=0)
+    keep_checkpoints: int = Field(1, gt=0)
+    log_steps: int = Field(10, gt=0)
+    workers: int = Field(0, ge=0)
+    features: Path | None = None
+    """Where encoder outputs are kept; null keeps them in memory for the run."""
+    trackers: list[Literal["wandb", "tensorboard"]] = []
+
+
+class EvalConfig(Settings):
+    """An evaluation: which models answer which task's questions."""
+
+    task: MemberConfig
+    rows: list["RowConfig"] = Field(min_length=1)
+    output: Path
+    batch_size: int = Field(1, gt=0)
+    max_new_tokens: int = Field(32, gt=0)
+    limit: int | None = Field(None, gt=0)
+    """Only the first so many videos."""
+    timing_videos: int = Field(20, ge=0)
+    """How many videos are timed alone (batch 1, warm)."""
+    reference: str | None = None
+    """The row that the others are compared with."""
+    seed: int = 0
+
+
+class RowConfig(Settings):
+    """One row of a table: a trained model, and optionally another compressor or control on it."""
+
+    name: str
+    model: Path
+    compressor: MemberConfig | None = None
+    """Replaces the model's own compressor."""
+    control: Literal["random_tokens", "random_tokens_mean", "uniform_frames", "caption_text"] | None = None
+    match: str | None = None
+    """The row whose token count this control copies."""
+
+
+EvalConfig.model_rebuild()
+
+
+def load(kind: type[Model], path: str | Path, overrides: Iterable[str] = ()) -> Model:
+    """Read a YAML file as a config model; `overrides` are "dotted.key=value" (value is YAML).
+
+    A file may begin with `extends: other.yaml` (a path beside it): its keys are laid over the other's, lists replaced.
+    Raises ValueError that lists every mistake at once, each with its path and, for unknown keys, the nearest one.
+    """
+    tree = _read(Path(path))
+    for override in overrides:
+        _set(tree, override)
+    return check(kind, tree, str(path))
+
+
+def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
+    if not path.is_file():
+        wanted = f", which {readers[-1]} extends" if readers else ""
+        raise ValueError(f"There is no config file {path}{wanted}. See configs/ for those that ship.")
+    if path.resolve() in readers:
+        raise ValueError(f"{path} extends itself, by way of {readers[-1]}.")
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a {type(tree).__name__}; a config file is a mapping of keys to values.")
+    if "extends" not in tree:
+        return tree
+    below = _read(path.parent / tree.pop("extends"), (*readers, path.resolve()))
+    return _lay_over(below, tree)
+
+
+def _lay_over(below: dict, above: dict) -> dict:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        # another member of a zoo takes other settings, so nothing of the old one may stay
+        other = both and "name" in value and value["name"] != below[key].get("name")
+        merged[key] = _lay_over(below[key], value) if both and not other else value
+    return merged
+
+
+def check(kind: type[Model], tree: dict, where: str) -> Model:
+    """Validate a tree of settings; ValueError as in `load`."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(kind, item) for item in error.errors()]
+        raise ValueError(f"{where} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
+
+
+def save(config: BaseModel, path: Path) -> None:
+    """Write the resolved settings; loading the file gives the same config."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    partial.rename(path)
+
+
+def _set(tree: dict, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"Override {override!r} is not of the form dotted.key=value.")
+    *parents, last = key.split(".")
+    node: Any = tree
+    for number, parent in enumerate(parents):
+        node = _step(node, parent, ".".join(parents[: number + 1]))
+    if isinstance(node, list):
+        node[_index(node, last, key)] = yaml.safe_load(value)
+    else:
+        node[last] = yaml.safe_load(value)
+
+
+def _step(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, path)]
+    if node.get(key) is None:
+        node[key] = {}
+    if not isinstance(node[key], dict | list):
+        raise ValueError(f"Override path {path!r} goes through the value {node[key]!r}, which has no keys.")
+    return node[key]
+
+
+def _index(node: list, key: str, path: str) -> int:
+    """A list item by number or by its `name`."""
+    names = [item.get("name") for item in node if isinstance(item, dict)]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(node):
+        return int(key)
+    raise ValueError(f"Override path {path!r}: the list has no item {key!r}; items 0 to {len(node) - 1}, names {names}.")
+
+
+def _explain(kind: type[BaseModel], item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        parent = _model_at(kind, item["loc"][:-1])
+        hint = nearest(str(item["loc"][-1]), parent.model_fields) if parent else ""
+        return f"{path}: unknown key.{hint}"
+    given = f" (given: {item['input']!r})" if item["type"] != "missing" else ""
+    return f"{path}: {item['msg']}{given}"
+
+
+def _model_at(kind: type[BaseModel], loc: tuple) -> type[BaseModel] | None:
+    current: Any = kind
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        if not (isinstance(current, type) and issubclass(current, BaseModel)) or part not in current.model_fields:
+            return None
+        current = _inner_model(current.model_fields[part].annotation)
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _inner_model(annotation: Any) -> Any:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        found = (_inner_model(inner) for inner in typing.get_args(annotation))
+        return next((model for model in found if isinstance(model, type) and issubclass(model, BaseModel)), None)
+    return annotation

@@ -1,0 +1,47 @@
+"""What every encoder does: normalise frames, run a frozen network, return a grid per video.
+
+Letters: B clips, T frames, H W patch grid, C width.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from langdc.registry import Registry
+from langdc.types import FeatureGrid, Frames
+
+encoders: Registry["Encoder"] = Registry("encoder")
+
+
+class Encoder(nn.Module, ABC):
+    """A frozen network that sees frames. `width` is C, `side` is H = W, `size` the pixels of a side that it takes."""
+
+    width: int
+    side: int
+    size: int
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @abstractmethod
+    def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
+        """Encode the normalised frames [sum T,3,size,size] of several videos of `frames` frames each: [sum T,H,W,C]."""
+
+    @torch.no_grad()
+    def forward(self, videos: list[Frames]) -> list[FeatureGrid]:
+        """Encode all frames of all videos in one batch."""
+        pixels = torch.cat([self.prepare(video.pixels) for video in videos])
+        lengths = [len(video) for video in videos]
+        return [FeatureGrid(part) for part in self.run(pixels, lengths).split(lengths)]
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Resize uint8 frames [T,3,height,width] to the encoder's size and normalise them."""
+        parameter = next(self.parameters())
+        values = pixels.to(parameter.device, torch.float32)
+        if values.shape[-2:] != (self.size, self.size):
+            values = F.interpolate(values, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 255)
+        return ((values / 255 - self.mean.float()) / self.std.float()).to(parameter.dtype)

@@ -1,0 +1,68 @@
+"""Frames one by one, through any vision model of transformers (CLIP ViT-L/14-336 in VideoGPT+ and LangDC)."""
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel, PretrainedConfig, PreTrainedModel
+
+from langdc.encoders.base import Encoder, encoders
+from langdc.sources import Source, resolve
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def _vision_config(config: PretrainedConfig) -> PretrainedConfig:
+    return getattr(config, "vision_config", config)
+
+
+def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
+    found = resolve(source)
+    if not isinstance(found, Path):
+        config = AutoConfig.for_model(**{"model_type": "clip_vision_model", **found.config})
+        return AutoModel.from_config(config), None
+    config = _vision_config(AutoConfig.from_pretrained(found))
+    kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
+    return kind.from_pretrained(found, config=config), found
+
+
+def _statistics(folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    file = folder / "preprocessor_config.json" if folder else None
+    if file is None or not file.is_file():
+        return CLIP_MEAN, CLIP_STD
+    settings = json.loads(file.read_text())
+    return tuple(settings.get("image_mean", CLIP_MEAN)), tuple(settings.get("image_std", CLIP_STD))
+
+
+@encoders.register("image")
+class ImageEncoder(Encoder):
+    """A transformers vision model read at hidden state `layer` (-2: before the last block), without its class token."""
+
+    def __init__(self, source: Source = "sample:clip", layer: int = -2) -> None:
+        model, folder = _load(source)
+        super().__init__(*_statistics(folder))
+        self.model = model
+        self.layer = layer
+        config = _vision_config(model.config)
+        self.width = config.hidden_size
+        self.size = config.image_size
+        self.side = config.image_size // config.patch_size
+
+    def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
+        hidden = self._clip(pixels) if isinstance(self.model, CLIPVisionModel) else self._any(pixels)
+        return hidden[:, -self.side**2 :].unflatten(1, (self.side, self.side))
+
+    def _any(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels, output_hidden_states=True).hidden_states[self.layer]
+
+    def _clip(self, pixels: Tensor) -> Tensor:
+        """Stops after the block that is read; the rest of the network would be computed for nothing."""
+        vision = getattr(self.model, "vision_model", self.model)
+        blocks = vision.encoder.layers
+        depth = self.layer if self.layer >= 0 else len(blocks) + 1 + self.layer
+        hidden = vision.pre_layrnorm(vision.embeddings(pixels))
+        for block in blocks[:depth]:
+            hidden = block(hidden, attention_mask=None)
+        return hidden
+

@@ -1,0 +1,146 @@
+"""The InternVideo2 stage-2 vision encoder: a video transformer over the patches of a few frames at once.
+
+Letters: B clips, T frames, H W patch grid, C width, h heads. Parameter names are those of the published
+checkpoints (`vision_encoder.*`), so that their tensors load without renaming.
+Source: InternVideo2 (arXiv 2403.15377), the `1B-224p-f4` encoder; sizes in `InternVideo2Config`.
+"""
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+
+class InternVideo2Config(BaseModel):
+    """Sizes of the encoder; the defaults are the published 1B model for 4 frames of 224 pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = 1408
+    depth: int = 40
+    heads: int = 16
+    mlp_width: int = 6144
+    image_size: int = 224
+    patch_size: int = 14
+    frames: int = 4
+    skip_last: int = 1  # VideoGPT+ and LangDC read the output before the last block, without a final norm
+    init_scale: float = 1e-5  # of the LayerScale gains
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of a frame."""
+        return self.image_size // self.patch_size
+
+
+class LayerScale(nn.Module):
+    """A learned gain per channel, applied in float32 as the published code does."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), scale))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values.float() * self.gamma.float()).to(values.dtype)
+
+
+class Attention(nn.Module):
+    """Full self-attention; queries and keys are RMS-normalised over the whole width, before the head split."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+        self.q_norm = nn.RMSNorm(width, eps=1e-6)
+        self.k_norm = nn.RMSNorm(width, eps=1e-6)
+
+    def forward(self, values: Tensor) -> Tensor:
+        query, key, value = self.qkv(values).chunk(3, dim=-1)
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.q_norm(query), self.k_norm(key), value)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).flatten(-2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(values)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with LayerScale on both branches."""
+
+    def __init__(self, config: InternVideo2Config) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(config.width, eps=1e-6)
+        self.attn = Attention(config.width, config.heads)
+        self.ls1 = LayerScale(config.width, config.init_scale)
+        self.norm2 = nn.RMSNorm(config.width, eps=1e-6)
+        self.mlp = Mlp(config.width, config.mlp_width)
+        self.ls2 = LayerScale(config.width, config.init_scale)
+
+    def forward(self, values: Tensor) -> Tensor:
+        values = values + self.ls1(self.attn(self.norm1(values)))
+        return values + self.ls2(self.mlp(self.norm2(values)))
+
+
+class PatchEmbed(nn.Module):
+    """One vector per patch of each frame."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(3, width, (1, patch, patch), stride=(1, patch, patch))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.proj(pixels).flatten(2).transpose(1, 2)
+
+
+class InternVideo2(nn.Module):
+    """Encode clips of a few frames: pixels [B,T,3,height,width] (normalised) to patch vectors [B,T,H,W,C].
+
+    A clip has `config.frames` frames, or one (an image, with its own position table). Other lengths raise ValueError.
+    """
+
+    def __init__(self, config: InternVideo2Config) -> None:
+        super().__init__()
+        self.config = config
+        patches = config.side**2
+        self.patch_embed = PatchEmbed(config.width, config.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.frames * patches + 1, config.width))
+        self.img_pos_embed = nn.Parameter(torch.zeros(1, patches + 1, config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights: positions and class token from a normal of 0.02, linear layers as torch does."""
+        for table in (self.cls_token, self.pos_embed, self.img_pos_embed):
+            nn.init.normal_(table, std=0.02)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        grid = self.with_class_token(pixels)[:, 1:]
+        side = self.config.side
+        return grid.unflatten(1, (pixels.shape[1], side, side))
+
+    def with_class_token(self, pixels: Tensor) -> Tensor:
+        """As `forward`, flattened and with the class token in front: [B, 1+T*H*W, C]."""
+        frames = pixels.shape[1]
+        tables = {1: self.img_pos_embed, self.config.frames: self.pos_embed}
+        if frames not in tables:
+            raise ValueError(
+                f"InternVideo2 was given clips of {frames} frames; this model takes {self.config.frames}, or 1 for an "
+                "image. Choose frames_per_segment to match."
+            )
+        patches = self.patch_embed(pixels.transpose(1, 2))
+        values = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], dim=1) + tables[frames]
+        for block in self.blocks[: self.config.depth - self.config.skip_last]:
+            values = block(values)
+        return values

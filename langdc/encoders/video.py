@@ -1,0 +1,55 @@
+"""Segments of a few frames at once, through InternVideo2."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from langdc.encoders.base import Encoder, encoders
+from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
+from langdc.sources import Source, resolve
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@encoders.register("internvideo2")
+class VideoEncoder(Encoder):
+    """InternVideo2 over consecutive clips of its own number of frames; all clips of all videos form one batch.
+
+    `source` is a directory with `config.json` (the fields of `InternVideo2Config`) and `model.safetensors`.
+    """
+
+    def __init__(self, source: Source = "sample:internvideo2") -> None:
+        super().__init__(IMAGENET_MEAN, IMAGENET_STD)
+        found = resolve(source)
+        settings = json.loads((found / "config.json").read_text()) if isinstance(found, Path) else found.config
+        self.model = InternVideo2(InternVideo2Config(**settings))
+        if isinstance(found, Path):
+            self.model.load_state_dict(load_file(found / "model.safetensors"))
+        else:
+            self.model.reset_parameters()
+        self.width = self.model.config.width
+        self.size = self.model.config.image_size
+        self.side = self.model.config.side
+
+    def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
+        clip = self.model.config.frames
+        singles = [length == 1 for length in frames]
+        if any(length % clip for length, single in zip(frames, singles, strict=True) if not single):
+            raise ValueError(
+                f"Videos of {frames} frames do not divide into clips of {clip}, which InternVideo2 takes; sample "
+                f"segments of {clip} frames, or a single frame for an image."
+            )
+        parts = pixels.split(frames)
+        grids: list[Tensor | None] = [None] * len(frames)
+        for length, wanted in ((clip, False), (1, True)):
+            which = [number for number, single in enumerate(singles) if single is wanted]
+            if which:
+                clips = torch.cat([parts[number] for number in which]).unflatten(0, (-1, length))
+                found = self.model(clips).flatten(0, 1).split([frames[number] for number in which])
+                for number, grid in zip(which, found, strict=True):
+                    grids[number] = grid
+        return torch.cat([grid for grid in grids if grid is not None])

@@ -1,0 +1,64 @@
+"""Spliced prompts of different lengths as one padded batch for a language model.
+
+Letters: B prompts, M length, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from langdc.hosts.chat import IGNORED
+from langdc.types import Spliced
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedBatch:
+    """What a language model is called with: `embeds` [B,M,D], `mask` [B,M] or [B,1,M,M], `positions` [B,M], `labels` [B,M]."""
+
+    embeds: Tensor
+    mask: Tensor
+    positions: Tensor
+    labels: Tensor | None
+
+
+def pad(items: list[Spliced], left: bool = False) -> PaddedBatch:
+    """Pad prompts to one length, on the right for training or on the left for generation."""
+    side = "left" if left else "right"
+
+    def stack(tensors: list[Tensor], value: float) -> Tensor:
+        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+
+    embeds = stack([item.embeds for item in items], 0.0)
+    real = stack([torch.ones(len(item.embeds), dtype=torch.bool, device=embeds.device) for item in items], False)
+    labels = [item.labels for item in items if item.labels is not None]
+    padded_labels = stack(labels, IGNORED) if labels else None
+    branches = [item.branch for item in items]
+    if all(branch is None for branch in branches):
+        return PaddedBatch(embeds, real.long(), (real.cumsum(1) - 1).clamp(min=0), padded_labels)
+    filled = [
+        torch.zeros(len(item.embeds), dtype=torch.long, device=embeds.device) if item.branch is None else item.branch
+        for item in items
+    ]
+    branch = stack(filled, -1)
+    return PaddedBatch(embeds, _branch_mask(branch)[:, None], stack(list(map(_branch_positions, filled)), 0), padded_labels)
+
+
+def _branch_mask(branch: Tensor) -> Tensor:
+    """Who may look at whom: back in time, within the own branch or at what all share; padding sees itself. [B,M,M]"""
+    length = branch.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
+    shared = branch[:, None, :] == 0
+    same = branch[:, :, None] == branch[:, None, :]
+    itself = torch.eye(length, dtype=torch.bool, device=branch.device)
+    return (causal & (same | shared) & (branch >= 0)[:, None, :]) | itself
+
+
+def _branch_positions(branch: Tensor) -> Tensor:
+    """Every branch counts on from the end of the shared part: [M]."""
+    order = torch.arange(len(branch), device=branch.device)
+    starts = torch.zeros(int(branch.max()) + 2, dtype=torch.long, device=branch.device)
+    starts.scatter_reduce_(0, branch, order, "amin", include_self=False)
+    shared = int((branch == 0).sum())
+    return torch.where(branch == 0, order, order - starts[branch] + shared)

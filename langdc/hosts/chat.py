@@ -1,0 +1,105 @@
+"""Chat messages to token ids, with slots for videos and labels for the assistant's turns.
+
+The chat template alone decides what is prompt and what is reply: a reply is what the template adds when the
+assistant's message is appended to the messages before it. No text is searched for.
+"""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from langdc.language_models import VIDEO_MARK, ids_of
+from langdc.types import Prompt, Slot
+
+IGNORED = -100
+
+
+def _as_text(message: dict) -> dict:
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    pieces = []
+    for part in parts:
+        if part["type"] not in ("text", "video"):
+            raise ValueError(f"A message part has type {part['type']!r}; allowed are 'text' and 'video'.")
+        if VIDEO_MARK in part.get("text", ""):
+            raise ValueError(f"The text {part['text']!r} holds U+E000, which is reserved; remove it.")
+        pieces.append(VIDEO_MARK if part["type"] == "video" else part["text"])
+    return {"role": message["role"], "content": "".join(pieces)}
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, messages: list[dict], learn: bool) -> list[tuple[str, bool]]:
+    """The laid-out conversation as (text, is a reply to learn)."""
+
+    def render(upto: int, reply_next: bool) -> str:
+        return tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=reply_next)
+
+    if not learn:
+        return [(render(len(messages), True), False)]
+    pieces, done = [], ""
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = render(number, True), render(number + 1, False)
+        if not (before.startswith(done) and after.startswith(before)):
+            raise ValueError(
+                "The chat template rewrites earlier turns when later ones are added, so replies cannot be told from "
+                "prompts; train on single-turn conversations with this model."
+            )
+        pieces += [(before[len(done) :], False), (after[len(before) :], True)]
+        done = after
+    return pieces
+
+
+def _reply_labels(ids: Tensor, end: list[int]) -> Tensor:
+    """Learn a reply up to its end token; what the template writes after that is not the model's to say."""
+    ends = torch.isin(ids, torch.tensor(end)).nonzero()
+    if len(ends) == 0:
+        raise ValueError(f"A reply of {len(ids)} tokens has no end token ({end}); the model would never learn to stop.")
+    return torch.where(torch.arange(len(ids)) <= ends[-1], ids, IGNORED)
+
+
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], end: list[int], learn: bool) -> Prompt:
+    """Lay out messages by the tokenizer's chat template; see `langdc.interfaces.Host.prompt`."""
+    ids: list[Tensor] = []
+    labels: list[Tensor] = []
+    slots: list[Slot] = []
+    for text, is_reply in _pieces(tokenizer, [_as_text(message) for message in messages], learn):
+        for number, part in enumerate(text.split(VIDEO_MARK)):
+            if number:
+                slots.append(Slot(sum(map(len, ids)), len(slots)))
+            found = ids_of(tokenizer, part)
+            ids.append(found)
+            labels.append(_reply_labels(found, end) if is_reply else torch.full_like(found, IGNORED))
+    return Prompt(torch.cat(ids), torch.cat(labels) if learn else None, tuple(slots))
+
+
+def conversation(question: str, answer: str | None = None, video: bool = True) -> list[dict]:
+    """Chat messages that ask about one video (before the question, on a line of its own) and, if given, answer."""
+    text = {"type": "text", "text": f"\n{question}" if video else question}
+    content = [{"type": "video"}, text] if video else [text]
+    reply = [] if answer is None else [{"role": "assistant", "content": answer}]
+    return [{"role": "user", "content": content}, *reply]
+
+
+def share_video(prompts: list[Prompt]) -> Prompt:
+    """Join single questions about one video into one prompt in which the video stands once.
+
+    Every question becomes a branch that sees what stands before and in the video, and itself, but no other branch; a
+    batch made of it has the losses of the separate prompts. The prompts must agree up to their one slot.
+    """
+    position = prompts[0].slots[0].position if len(prompts[0].slots) == 1 else -1
+    for prompt in prompts:
+        if len(prompt.slots) != 1 or prompt.slots[0].position != position:
+            raise ValueError("Only prompts with one video, at the same place, can share it.")
+        if not torch.equal(prompt.ids[:position], prompts[0].ids[:position]):
+            raise ValueError("Prompts that share a video must have the same text before it.")
+    tails = [prompt.ids[position:] for prompt in prompts]
+    branch = [torch.full_like(tail, number) for number, tail in enumerate(tails, 1)]
+    labels = [prompt.labels[position:] for prompt in prompts if prompt.labels is not None]
+    head = prompts[0].ids[:position]
+    return Prompt(
+        ids=torch.cat([head, *tails]),
+        labels=torch.cat([torch.full_like(head, IGNORED), *labels]) if labels else None,
+        slots=prompts[0].slots,
+        branch=torch.cat([torch.zeros_like(head), *branch]),
+    )

@@ -1,0 +1,152 @@
+"""VideoGPT+: an image encoder and a video encoder, a projector each, and any causal language model.
+
+Letters: T frames, H W patch grid, C encoder width, D host width, N tokens, M prompt+video length.
+Source: VideoGPT+ (arXiv 2406.09418) and LangDC (2509.00969), section 4.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from langdc.encoders import encoders
+from langdc.hosts.base import hosts
+from langdc.hosts.chat import IGNORED, chat_prompt
+from langdc.interfaces import Host
+from langdc.language_models import end_ids, load_language_model, load_tokenizer
+from langdc.projectors import build_projector
+from langdc.sources import Source
+from langdc.types import FeatureGrid, Frames, Prompt, Spliced, VideoFeatures, VideoTokens
+
+STREAMS = ("image", "video")
+
+
+@hosts.register("videogpt_plus")
+class VideoGPTPlus(Host):
+    """Two encoders see every frame (one frame by frame, one in segments); their grids are projected to host width.
+
+    `language_model`, `tokenizer`: sources; the tokenizer's defaults to the model's directory. `image_encoder`,
+    `video_encoder`: {"name": ..., ...} of the encoder zoo. `projector`: kind of both projectors, or "identity" for
+    compressors that bring their own. `system`: system message, None for the chat template's own.
+    """
+
+    def __init__(
+        self,
+        language_model: Source,
+        image_encoder: dict,
+        video_encoder: dict,
+        tokenizer: str | None = None,
+        projector: str = "mlp2x_gelu",
+        segments: int = 4,
+        frames_per_segment: int = 4,
+        system: str | None = None,
+        attention: str = "sdpa",
+    ) -> None:
+        super().__init__()
+        self.segments = segments
+        self.frames_per_segment = frames_per_segment
+        self.system = system
+        self.language_model = load_language_model(language_model, attention)
+        self.tokenizer = self._tokenizer(tokenizer, language_model)
+        self.encoders = nn.ModuleDict(
+            {
+                name: encoders.build(**member).requires_grad_(False).eval()
+                for name, member in zip(STREAMS, (image_encoder, video_encoder), strict=True)
+            }
+        )
+        self.projectors = nn.ModuleDict(
+            {name: build_projector(projector, width, self.width) for name, width in self.stream_widths.items()}
+        )
+
+    @staticmethod
+    def _tokenizer(tokenizer: str | None, language_model: Source):
+        if tokenizer is None and not isinstance(language_model, str):
+            raise ValueError("A language model given by its architecture needs the setting 'tokenizer' (a directory).")
+        return load_tokenizer(tokenizer if tokenizer is not None else str(language_model))
+
+    @property
+    def width(self) -> int:
+        """D, the width of the language model."""
+        return self.language_model.config.hidden_size
+
+    @property
+    def stream_widths(self) -> dict[str, int]:
+        """C of each encoder, by stream name."""
+        return {name: encoder.width for name, encoder in self.encoders.items()}
+
+    @property
+    def text_model(self) -> nn.Module:
+        """The language model without its head."""
+        return self.language_model.model
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """From host width to logits."""
+        return self.language_model.lm_head
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Ids that end a reply."""
+        return end_ids(self.language_model, self.tokenizer)
+
+    def see(self, videos: list[Frames]) -> list[Mapping[str, FeatureGrid]]:
+        grids = {name: encoder(videos) for name, encoder in self.encoders.items()}
+        return [{name: grids[name][number] for name in grids} for number in range(len(videos))]
+
+    def features(
+        self, raw: list[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
+    ) -> list[VideoFeatures]:
+        projected = self._project(raw) if "main" in need else [()] * len(raw)
+        return [
+            VideoFeatures(main, grids, times) for main, grids, times in zip(projected, raw, seconds, strict=True)
+        ]
+
+    def _project(self, raw: list[Mapping[str, FeatureGrid]]) -> list[tuple[FeatureGrid, ...]]:
+        """One call per projector for all videos, so that every rank of a sharded run makes the same calls."""
+        streams = []
+        for name, projector in self.projectors.items():
+            lengths = [len(grids[name].values) for grids in raw]
+            values = projector(torch.cat([grids[name].values for grids in raw]))
+            streams.append([FeatureGrid(part) for part in values.split(lengths)])
+        return list(zip(*streams, strict=True))
+
+    def prompt(self, messages: list[dict], learn: bool = False) -> Prompt:
+        opening = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return chat_prompt(self.tokenizer, opening + messages, self.end_ids, learn)
+
+    def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
+        device = self.language_model.device
+        lengths = [len(prompt.ids) for prompt in prompts]
+        words = self.text_model.get_input_embeddings()(torch.cat([p.ids for p in prompts]).to(device)).split(lengths)
+        return [_splice(p, w, t) for p, w, t in zip(prompts, words, tokens, strict=True)]
+
+
+def _splice(prompt: Prompt, words: Tensor, videos: list[VideoTokens]) -> Spliced:
+    if len(prompt.slots) != len(videos):
+        raise ValueError(f"The prompt has places for {len(prompt.slots)} videos, {len(videos)} were given.")
+    cuts = [0, *(slot.position for slot in prompt.slots), len(prompt.ids)]
+    device = words.device
+    embeds: list[Tensor] = []
+    labels: list[Tensor] = []
+    video: list[Tensor] = []
+    branch: list[Tensor] = []
+    for number in range(len(cuts) - 1):
+        if number:
+            values = videos[prompt.slots[number - 1].video].values.to(words.dtype)
+            embeds.append(values)
+            labels.append(torch.full((len(values),), IGNORED, device=device))
+            branch.append(torch.zeros(len(values), dtype=torch.long, device=device))
+            video.append(torch.ones(len(values), dtype=torch.bool, device=device))
+        piece = slice(cuts[number], cuts[number + 1])
+        embeds.append(words[piece])
+        video.append(torch.zeros(len(words[piece]), dtype=torch.bool, device=device))
+        if prompt.labels is not None:
+            labels.append(prompt.labels[piece].to(device))
+        if prompt.branch is not None:
+            branch.append(prompt.branch[piece].to(device))
+    return Spliced(
+        torch.cat(embeds),
+        torch.cat(labels) if prompt.labels is not None else None,
+        torch.cat(video),
+        torch.cat(branch) if prompt.branch is not None else None,
+    )

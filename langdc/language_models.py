@@ -1,0 +1,50 @@
+"""Causal language models and their tokenizers, loaded from a source."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from langdc.sources import Source, resolve
+
+VIDEO_MARK = "\ue000"  # a private-use character: stands for a video while a chat template lays out the text
+
+
+def load_language_model(source: Source, attention: str = "sdpa", dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load any causal language model of transformers; weights of random init come from torch's seed."""
+    found = resolve(source)
+    if isinstance(found, Path):
+        return AutoModelForCausalLM.from_pretrained(found, attn_implementation=attention, dtype=dtype or torch.float32)
+    config = AutoConfig.for_model(**found.config)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype or torch.float32)
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer with a chat template; ValueError if it has none."""
+    folder = resolve(str(source))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.chat_template is None:
+        raise ValueError(f"The tokenizer in {folder} has no chat template; use that of an instruction-tuned model.")
+    return tokenizer
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a reply: the tokenizer's, and those of the model's generation settings."""
+    settings = getattr(model, "generation_config", None) or GenerationConfig()
+    stated = settings.eos_token_id
+    stated = [] if stated is None else [stated] if isinstance(stated, int) else list(stated)
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return sorted({*own, *stated})
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """Token ids of a text, without added special tokens: [n]."""
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)

@@ -1,0 +1,55 @@
+"""A model as users mean it: a host and a compressor, put together from settings.
+
+Letters: S segments, N tokens.
+"""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from langdc.compressors import compressors
+from langdc.config import MemberConfig, ModelConfig
+from langdc.hosts import hosts
+from langdc.interfaces import CaptionCompressor, TokenCompressor
+from langdc.types import VideoFeatures, VideoTokens
+
+
+class VideoModel(nn.Module):
+    """A host with a compressor; `config` is what it was built from."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.host = hosts.build(config.host.name, **config.host.settings)
+        self.compressor = build_compressor(config.compressor, self.host)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.parameters()).device
+
+    @property
+    def captioner(self) -> CaptionCompressor:
+        """The compressor, if it writes captions; ValueError otherwise."""
+        if not isinstance(self.compressor, CaptionCompressor):
+            raise ValueError(f"The compressor {self.config.compressor.name!r} writes no captions; 'langdc' does.")
+        return self.compressor
+
+    def tokens(self, videos: list[VideoFeatures], states: list[list[Tensor]] | None = None) -> list[VideoTokens]:
+        """Compress videos; `states` are a captioner's, when they are known already."""
+        if states is not None:
+            return self.captioner.project(videos, states)
+        return self.compressor.batch(videos)
+
+
+def build_compressor(config: MemberConfig, host: nn.Module) -> TokenCompressor:
+    """Build a compressor for a host: settings that only the host knows are filled in where the class asks for them."""
+    known = {
+        "width": getattr(host, "width", None),
+        "streams": getattr(host, "stream_widths", None),
+        "frames_per_segment": getattr(host, "frames_per_segment", None),
+    }
+    asked = inspect.signature(compressors.get(config.name)).parameters
+    filled = {name: value for name, value in known.items() if name in asked and value is not None}
+    return compressors.build(config.name, **{**filled, **config.settings})

@@ -1,0 +1,14 @@
+"""The built-in sample: scenes, questions, frames, and small backbones of the same classes as the full-size ones."""
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def weights(name: str) -> Path:
+    """The folder of a packaged backbone: "language_model", "clip", "internvideo2"; or of the trained "langdc"."""
+    folder = WEIGHTS / name
+    if not folder.is_dir():
+        there = sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()) if WEIGHTS.is_dir() else []
+        raise ValueError(f"The package has no sample weights {name!r}; there is: {', '.join(there) or 'nothing'}.")
+    return folder

@@ -1,0 +1,174 @@
+"""Make the sample set: short mp4 files and images of moving shapes, with captions, cues and questions about them.
+
+Every file is drawn from its own random numbers (seed, kind of file, number of file), so the set does not depend on how
+many processes make it, and an interrupted run goes on where it stopped.
+"""
+
+import json
+import multiprocessing
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from langdc.data.records import QuestionRecord, Record, SegmentRecord, write_records
+from langdc.log import console
+from langdc.registry import nearest
+from langdc.sample.questions import ask_all
+from langdc.sample.render import draw, draw_video
+from langdc.sample.scenes import FPS, Segment, caption, image_caption, sample_segment, sample_video
+from langdc.video import write_video
+
+VIDEOS: Mapping[str, int] = {"train": 2400, "test": 400}
+IMAGES = 2400
+ROUNDS = {"train": 2, "test": 1}
+"""How often each kind of question is asked about a video of a split (the same question is kept once)."""
+
+_STREAM = {"train": 0, "test": 1, "images": 2}  # never renumber: it would change the files of a seed
+_FORMAT = 1  # raise when a change of this module changes what a seed makes
+_CHUNK = 32
+
+
+class _Task(NamedTuple):
+    folder: Path
+    split: str
+    number: int
+    seed: int
+
+    @property
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, _STREAM[self.split], self.number])
+
+
+def make_dataset(
+    folder: str | Path,
+    videos: Mapping[str, int] = VIDEOS,
+    images: int = IMAGES,
+    seed: int = 0,
+    workers: int | None = None,
+) -> bool:
+    """Make `folder`/{train,test,images}.jsonl with their videos and images; False if they are all there already.
+
+    `videos` says how many for each split; `workers` processes share the work (as many as cores when None). Files that
+    exist are not made again; the records come last, then `dataset.json`. A folder that holds something else or a set
+    with other settings raises ValueError.
+    """
+    folder = Path(folder)
+    sizes = _sizes(videos, images)
+    settings = {"format": _FORMAT, "seed": seed, **sizes}
+    marker = folder / "dataset.json"
+    if _finished(folder, settings):
+        return False
+    for name in ("videos", "images"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    unfinished = marker.with_name(marker.name + ".partial")
+    unfinished.write_text(json.dumps(settings) + "\n")
+    made: dict[str, list[Record]] = defaultdict(list)
+    tasks = [_Task(folder, split, number, seed) for split, size in sizes.items() for number in range(size)]
+    for split, record in _make_all(tasks, workers):
+        made[split].append(record)
+    for split, records in made.items():
+        write_records(folder / f"{split}.jsonl", records)
+    unfinished.rename(marker)
+    return True
+
+
+def majority_chance(records: Iterable[Record]) -> dict[str, float]:
+    """Share of each kind of question that is right when always the kind's most frequent answer is given."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        for question in record.questions:
+            answers[question.kind][question.answer] += 1
+    return {kind: max(seen.values()) / seen.total() for kind, seen in answers.items()}
+
+
+def _sizes(videos: Mapping[str, int], images: int) -> dict[str, int]:
+    for split, number in {**videos, "images": images}.items():
+        if split not in _STREAM:
+            raise ValueError(f"There is no sample split {split!r}.{nearest(split, ROUNDS)}")
+        if number < 0:
+            raise ValueError(f"{number} {split} were asked for; give 0 or more.")
+    return {split: number for split, number in {**videos, "images": images}.items() if number}
+
+
+def _finished(folder: Path, settings: dict[str, int]) -> bool:
+    """Whether the set is there; ValueError if something else is."""
+    for name in ("dataset.json", "dataset.json.partial"):
+        if not (folder / name).is_file():
+            continue
+        try:
+            there = json.loads((folder / name).read_text())
+        except json.JSONDecodeError:
+            there = "settings that cannot be read"
+        if there != settings:
+            raise ValueError(
+                f"{folder} holds a sample set made with {there}, asked for is {settings}. Choose another folder, or "
+                "delete this one."
+            )
+        records_there = all((folder / f"{split}.jsonl").is_file() for split in _STREAM if split in settings)
+        return name == "dataset.json" and records_there
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files that are no sample set. Choose an empty or a new folder.")
+    return False
+
+
+def _make_all(tasks: list[_Task], workers: int | None) -> Iterator[tuple[str, Record]]:
+    """Make every file, in order, with a progress bar."""
+    chunks = [tasks[i : i + _CHUNK] for i in range(0, len(tasks), _CHUNK)]
+    processes = workers or min(os.cpu_count() or 1, max(1, len(chunks) // 2))
+    bar = {"description": "sample set", "total": len(chunks), "console": console, "transient": True}
+    if processes == 1:
+        for chunk in track(map(_make_chunk, chunks), **bar):
+            yield from chunk
+        return
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for chunk in track(pool.map(_make_chunk, chunks), **bar):
+            yield from chunk
+
+
+def _make_chunk(tasks: list[_Task]) -> list[tuple[str, Record]]:
+    return [(task.split, _make_image(task) if task.split == "images" else _make_video(task)) for task in tasks]
+
+
+def _make_video(task: _Task) -> Record:
+    rng, name = task.rng, f"{task.split}-{task.number:06d}"
+    scenes = sample_video(rng)
+    asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes)}
+    path = task.folder / "videos" / f"{name}.mp4"
+    if not path.exists():
+        write_video(path, draw_video(scenes, rng), FPS)
+    return Record(
+        id=name,
+        video=f"videos/{name}.mp4",
+        segments=[_segment(scene, caption(scene), [thing.motion for thing in scene]) for scene in scenes],
+        questions=[QuestionRecord(kind=q.kind, question=q.text, answer=q.answer) for q in asked.values()],
+    )
+
+
+def _make_image(task: _Task) -> Record:
+    rng, name = task.rng, f"image-{task.number:06d}"
+    scene = sample_segment(rng)
+    path = task.folder / "images" / f"{name}.png"
+    if not path.exists():
+        frames = draw(scene, rng)
+        partial = path.with_name(path.name + ".partial")
+        Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")
+        partial.rename(path)
+    return Record(id=name, image=f"images/{name}.png", segments=[_segment(scene, image_caption(scene), [])])
+
+
+def _segment(scene: Segment, text: str, motions: list[str]) -> SegmentRecord:
+    """One entry per object in each list of cues, in the order of the caption."""
+    return SegmentRecord(
+        caption=text,
+        density=len(scene),
+        subjects=[thing.shape for thing in scene],
+        attributes=[thing.colour for thing in scene],
+        actions=motions,
+    )

@@ -1,0 +1,157 @@
+"""Teach the sample encoders to see: supervised per object on full scenes of 0 to 4 objects.
+
+Crops of single objects do not teach a transformer to see scenes, so every example is a whole segment, and the loss
+reads each object off the patches it covers. Letters: B segments, T frames, H W patch grid, C width.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from langdc.sample.render import draw
+from langdc.sample.scenes import COLOURS, FRAMES_PER_SEGMENT, MOTIONS, RADIUS, SHAPES, SIZE, Segment, sample_segment
+
+FIELDS = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": tuple(MOTIONS)}
+
+
+@dataclass
+class Batch:
+    """Segments with what is to be read off them.
+
+    `pixels` [B,T,3,SIZE,SIZE] in 0..255; `cover` [objects,T,H,W] the share of each patch inside an object's box;
+    `owner` [objects] the segment an object belongs to; `classes` per field the object's class [objects].
+    """
+
+    pixels: Tensor
+    cover: Tensor
+    owner: Tensor
+    classes: dict[str, Tensor]
+
+
+def coverage(segment: Segment, side: int) -> np.ndarray:
+    """The share of every patch that lies inside each object's box: [objects,T,side,side]."""
+    patch = SIZE // side
+    starts = np.arange(side) * patch
+    cover = np.zeros((len(segment), FRAMES_PER_SEGMENT, side, side), dtype=np.float32)
+    for which, thing in enumerate(segment):
+        for frame in range(FRAMES_PER_SEGMENT):
+            along = [
+                np.clip(np.minimum(starts + patch, c + RADIUS + 1) - np.maximum(starts, c - RADIUS), 0, None) / patch
+                for c in thing.centre(frame)
+            ]
+            cover[which, frame] = np.outer(along[1], along[0])
+    return cover
+
+
+def make_batch(segments: list[Segment], frames: np.ndarray, side: int) -> Batch:
+    """Collect segments and their drawn frames [B,T,SIZE,SIZE,3] into tensors."""
+    things = [(b, thing) for b, segment in enumerate(segments) for thing in segment]
+    classes = {
+        field: torch.tensor([names.index(getattr(thing, field)) for _, thing in things], dtype=torch.long)
+        for field, names in FIELDS.items()
+    }
+    return Batch(
+        pixels=torch.from_numpy(frames).permute(0, 1, 4, 2, 3).float(),
+        cover=torch.from_numpy(np.concatenate([coverage(segment, side) for segment in segments])),
+        owner=torch.tensor([b for b, _ in things], dtype=torch.long),
+        classes=classes,
+    )
+
+
+def like_h264(pixels: Tensor) -> Tensor:
+    """Blur the chroma over 2x2 pixels as yuv420p video does, so that encoders trained on drawings see decoded files.
+
+    `pixels` [B,T,3,SIZE,SIZE]; luma stays sharp.
+    """
+    luma = (pixels * pixels.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(2, keepdim=True)
+    chroma = (pixels - luma).flatten(0, 1)
+    halved = F.interpolate(F.avg_pool2d(chroma, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    return (luma + halved.view_as(pixels)).clamp(0, 255).round()
+
+
+def batches(seed: int, size: int, side: int, objects: Callable[[int], int | None]) -> Iterator[Batch]:
+    """Draw training batches for ever; `objects(i)` fixes the number of objects of the batch's i-th segment."""
+    rng = np.random.default_rng(seed)
+    while True:
+        segments = [sample_segment(rng, objects(i)) for i in range(size)]
+        batch = make_batch(segments, np.stack([draw(segment, rng) for segment in segments]), side)
+        batch.pixels = like_h264(batch.pixels)
+        yield batch
+
+
+class ObjectReader(nn.Module):
+    """Linear heads that read an object's colour, shape and motion off patch vectors; class 0 of each means "nothing"."""
+
+    def __init__(self, width: int, fields: tuple[str, ...]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({field: nn.Linear(width, 1 + len(FIELDS[field])) for field in fields})
+
+    def read(self, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Logits per object [objects,classes], from the mean patch vector under it. `grid` [B,T,H,W,C]."""
+        weight = batch.cover / batch.cover.sum((1, 2, 3), keepdim=True)
+        pooled = torch.einsum("nthw,nthwc->nc", weight, grid[batch.owner])
+        return {field: head(pooled)[:, 1:] for field, head in self.heads.items()}
+
+    def loss(self, grid: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of every object, and of every single patch against what covers it most."""
+        total = grid.new_zeros(())
+        logits = self.read(grid, batch)
+        hidden = torch.zeros(grid.shape[:-1])
+        labels = {field: torch.zeros(grid.shape[:-1], dtype=torch.long) for field in self.heads}
+        for number, owner in enumerate(batch.owner.tolist()):
+            wins = batch.cover[number] > hidden[owner].clamp(min=0.3)
+            hidden[owner] = torch.maximum(hidden[owner], batch.cover[number])
+            for field, label in labels.items():
+                label[owner][wins] = batch.classes[field][number] + 1
+        for field, head in self.heads.items():
+            total = total + F.cross_entropy(head(grid).flatten(0, -2), labels[field].flatten())
+            total = total + F.cross_entropy(logits[field], batch.classes[field])
+        return total
+
+
+@torch.no_grad()
+def accuracy(reader: ObjectReader, encode: Callable[[Tensor], Tensor], held_out: list[Batch]) -> dict[str, float]:
+    """Share of objects whose class is read right, per field. `encode` maps pixels to a grid [B,T,H,W,C]."""
+    right = dict.fromkeys(reader.heads, 0)
+    for batch in held_out:
+        for field, logits in reader.read(encode(batch.pixels), batch).items():
+            right[field] += int((logits.argmax(-1) == batch.classes[field]).sum())
+    return {field: hits / sum(len(batch.owner) for batch in held_out) for field, hits in right.items()}
+
+
+def pretrain(
+    encoder: nn.Module,
+    encode: Callable[[Tensor], Tensor],
+    reader: ObjectReader,
+    source: Iterator[Batch],
+    steps: int,
+    learning_rate: float,
+    report: Callable[[int, float, float], None],
+) -> None:
+    """Train an encoder and its reader together with AdamW in bf16 autocast.
+
+    The rate warms up over 200 steps, stays, and falls linearly over the last fifth.
+    """
+    parameters = [*encoder.parameters(), *reader.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 200, 5 * (steps - step) / steps)
+    )
+    started = time.monotonic()
+    for step in range(1, steps + 1):
+        batch = next(source)
+        with torch.autocast("cpu", torch.bfloat16):
+            grid = encode(batch.pixels)
+        loss = reader.loss(grid.float(), batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            report(step, loss.item(), time.monotonic() - started)

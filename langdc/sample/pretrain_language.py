@@ -1,0 +1,206 @@
+"""Teach the sample language model the sample's language, so that it can answer from text before it sees a video.
+
+Every example is one video's captions as text, and several questions about it that see the captions but not each
+other: the captions are read once. The model is scored on replies and, lightly, on the captions themselves.
+Letters: B examples, M length.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+
+from langdc.sample.questions import ask_all
+from langdc.sample.scenes import Segment, as_text, caption, image_caption, sample_segment, sample_video
+
+IMAGE_SHARE = 0.08
+CAPTION_WEIGHT = 0.1
+ROUND = 32  # lengths are padded to multiples of this, so that a compiled model meets few shapes
+
+
+@dataclass
+class Texts:
+    """What is read and what is asked: the captions, and (question, reply, kind) triples."""
+
+    captions: str
+    turns: list[tuple[str, str, str]]
+
+
+def video_texts(rng: np.random.Generator, video: list[Segment]) -> Texts:
+    """Captions of a video, one question of each kind, and requests to describe a segment and the whole."""
+    captions = [caption(segment) for segment in video]
+    number = int(rng.integers(len(video)))
+    turns = [(question.text, question.answer, question.kind) for question in ask_all(rng, video)]
+    turns.append((f"describe segment {number + 1}", captions[number], "describe"))
+    turns.append(("describe the video", as_text(captions), "describe_video"))
+    return Texts(as_text(captions), turns)
+
+
+def draw_texts(rng: np.random.Generator) -> Texts:
+    """A random video's texts, or now and then an image's."""
+    if rng.random() >= IMAGE_SHARE:
+        return video_texts(rng, sample_video(rng))
+    segment = sample_segment(rng)
+    return Texts(image_caption(segment), [("describe the image", image_caption(segment), "describe_image")])
+
+
+class Encoder:
+    """Turns texts into token rows; remembers the ids of strings, which repeat endlessly."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[str, list[int]] = {}
+        self.opening = self.ids("<|im_start|>user\n")
+        self.reply = self.ids("<|im_end|>\n<|im_start|>assistant\n")
+        self.end = [tokenizer.eos_token_id]
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, remembered by word."""
+        found: list[int] = []
+        for word in text.replace("(", " ( ").replace(")", " ) ").split(" "):
+            if word and word not in self._known:
+                self._known[word] = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+            found += self._known.get(word, [])
+        return found
+
+    def question(self, turn: tuple[str, str, str]) -> tuple[list[int], list[int]]:
+        """A question with its frame, and the reply with its end: ids each."""
+        return [*self.ids("\n"), *self.ids(turn[0]), *self.reply], [*self.ids(turn[1]), *self.end]
+
+    def rows(self, texts: Texts) -> np.ndarray:
+        """One example as rows: ids, labels, positions, branches [4,M]; branch 0 is what all questions see."""
+        shared = self.opening + self.ids(texts.captions)
+        ids, labels = list(shared), [-100] * len(self.opening) + shared[len(self.opening) :]
+        positions, branches = list(range(len(shared))), [0] * len(shared)
+        for number, turn in enumerate(texts.turns, 1):
+            question, reply = self.question(turn)
+            ids += question + reply
+            labels += [-100] * len(question) + reply
+            positions += range(len(shared), len(shared) + len(question) + len(reply))
+            branches += [number] * (len(question) + len(reply))
+        return np.array([ids, labels, positions, branches])
+
+    def batch(self, rng: np.random.Generator, size: int) -> Tensor:
+        """Examples padded to one length: [4,B,M]."""
+        rows = [self.rows(draw_texts(rng)) for _ in range(size)]
+        length = -(-max(row.shape[1] for row in rows) // ROUND) * ROUND
+        padding = np.array([self.tokenizer.pad_token_id, -100, 0, -1])
+        padded = np.tile(padding[:, None, None], (1, size, length))
+        for number, row in enumerate(rows):
+            padded[:, number, : row.shape[1]] = row
+        return torch.from_numpy(padded)
+
+
+def branch_mask(branches: Tensor) -> Tensor:
+    """Back in time, within the own branch or at what all share; padding sees itself: [B,1,M,M]."""
+    length = branches.shape[1]
+    same = branches[:, :, None] == branches[:, None, :]
+    shared = branches[:, None, :] == 0
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return ((causal & (same | shared)) | torch.eye(length, dtype=torch.bool))[:, None]
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> Qwen2ForCausalLM:
+    """A fresh small Qwen2 with tied embeddings and heads of 32."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",
+    )
+    model = Qwen2ForCausalLM(config)
+    for head, offset in enumerate((1, 2)):
+        look_back(model, head, offset)
+    return model
+
+
+@torch.no_grad()
+def look_back(model: Qwen2ForCausalLM, head: int, offset: int, strength: float = 8.0) -> None:
+    """Let a head of the first layer begin by attending `offset` tokens back, through its query and key biases.
+
+    Look-ups need heads that know what stands before a word; found from scratch they come after thousands of steps. A
+    rotary query bias turned back by `offset` positions from the key bias scores highest at that distance.
+    """
+    rotary, attention = model.model.rotary_emb, model.model.layers[0].self_attn
+    turn = rotary.inv_freq[:8] * offset  # the slow frequencies cannot tell neighbours apart
+    half = attention.head_dim // 2
+    first = slice(head * attention.head_dim, head * attention.head_dim + len(turn))
+    second = slice(first.start + half, first.start + half + len(turn))
+    attention.k_proj.bias[first] = strength
+    attention.q_proj.bias[first] = strength * turn.cos()
+    attention.q_proj.bias[second] = -strength * turn.sin()
+
+
+def loss_of(model: Qwen2ForCausalLM, forward: Callable, batch: Tensor) -> Tensor:
+    """Weighted cross-entropy: replies count fully, captions lightly."""
+    ids, labels, positions, branches = batch
+    with torch.autocast("cpu", torch.bfloat16):
+        found = forward(input_ids=ids, position_ids=positions, attention_mask=branch_mask(branches))
+        learned = labels[:, 1:] != -100
+        logits = model.lm_head(found.last_hidden_state[:, :-1][learned]).float()
+    weight = torch.where(branches[:, 1:] == 0, CAPTION_WEIGHT, 1.0)[learned]
+    return (F.cross_entropy(logits, labels[:, 1:][learned], reduction="none") * weight).sum() / weight.sum()
+
+
+def learning_rate(done: float, peak: float, step: int) -> float:
+    """Linear warm-up over 200 steps, flat, then linear decay over the last 40 % of training; `done` in 0..1."""
+    return peak * min(1.0, step / 200) * min(1.0, max(0.02, (1 - done) / 0.4))
+
+
+def pretrain(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    steps: int,
+    size: int,
+    peak: float,
+    seed: int,
+    report: Callable[[int, float, float], None],
+) -> None:
+    """Train with AdamW on freshly drawn examples; `report(step, loss, seconds)` every 100 steps."""
+    encoder, rng = Encoder(tokenizer), np.random.default_rng(seed)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+    forward = torch.compile(model.model, dynamic=False)
+    started = time.monotonic()
+    for step in range(1, steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step / steps, peak, step)
+        loss = loss_of(model, forward, encoder.batch(rng, size))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 0:
+            report(step, loss.item(), time.monotonic() - started)
+
+
+@torch.no_grad()
+def accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, videos: int, seed: int) -> dict[str, float]:
+    """Share of replies that greedy decoding gets exactly right, per kind, on `videos` fresh videos, asked singly."""
+    encoder, rng = Encoder(tokenizer), np.random.default_rng(seed)
+    right: dict[str, list[bool]] = {}
+    for _ in range(videos):
+        texts = video_texts(rng, sample_video(rng))
+        shared = encoder.opening + encoder.ids(texts.captions)
+        for turn in texts.turns:
+            question, reply = encoder.question(turn)
+            ids = torch.tensor([shared + question + reply])
+            said = model(ids[:, :-1]).logits[0, -len(reply) :].argmax(-1)
+            right.setdefault(turn[2], []).append(said.tolist() == reply)
+    return {kind: sum(hits) / len(hits) for kind, hits in right.items()}

@@ -1,0 +1,128 @@
+"""Questions with one-word answers about a sample video, each drawn so that exactly one answer is right."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from langdc.sample.scenes import COLOURS, MOTIONS, SHAPES, Segment
+
+LETTERS = "ABCD"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a video, its one right answer, and its kind (a key of `KINDS`)."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def _pick(rng: np.random.Generator, items: list):
+    return items[int(rng.integers(len(items)))] if items else None
+
+
+def _lone_colours(video: list[Segment]) -> list:
+    """The objects whose colour occurs once in the whole video, so that the colour alone names them."""
+    seen = Counter(thing.colour for segment in video for thing in segment)
+    return [thing for segment in video for thing in segment if seen[thing.colour] == 1]
+
+
+def count(rng: np.random.Generator, video: list[Segment]) -> Question:
+    """How many objects a segment holds."""
+    number = int(rng.integers(len(video)))
+    return Question("count", f"how many objects are in segment {number + 1} ?", str(len(video[number])))
+
+
+def shape(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """Which shape the object of a colour has."""
+    thing = _pick(rng, _lone_colours(video))
+    return thing and Question("shape", f"what shape is the {thing.colour} object ?", thing.shape)
+
+
+def motion(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """How the object of a colour moves."""
+    thing = _pick(rng, _lone_colours(video))
+    return thing and Question("motion", f"how does the {thing.colour} object move ?", thing.motion)
+
+
+def segment(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """Which segment shows a coloured shape."""
+    where = [(f"{t.colour} {t.shape}", number) for number, things in enumerate(video, 1) for t in things]
+    seen = Counter(name for name, _ in where)
+    found = _pick(rng, [(name, number) for name, number in where if seen[name] == 1])
+    return found and Question("segment", f"which segment shows the {found[0]} ?", str(found[1]))
+
+
+def most(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """Which segment holds the most objects; not asked where two tie."""
+    sizes = [len(things) for things in video]
+    if sizes.count(max(sizes)) > 1:
+        return None
+    return Question("most", "which segment has the most objects ?", str(sizes.index(max(sizes)) + 1))
+
+
+def _reverse(rng: np.random.Generator, video: list[Segment], field: str) -> Question | None:
+    found = []
+    for number, things in enumerate(video, 1):
+        seen = Counter(getattr(t, field) for t in things)
+        found += [(number, t) for t in things if seen[getattr(t, field)] == 1]
+    chosen = _pick(rng, found)
+    if chosen is None:
+        return None
+    number, thing = chosen
+    verb = {"shape": "is the", "motion": "has motion"}[field]
+    text = f"what colour {verb} {getattr(thing, field)} in segment {number} ?"
+    return Question(f"colour_of_{field}", text, thing.colour)
+
+
+def colour_of_shape(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """Which colour the only object of a shape in a segment has (a look-up against the order of the caption)."""
+    return _reverse(rng, video, "shape")
+
+
+def colour_of_motion(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """Which colour the only object of a motion in a segment has."""
+    return _reverse(rng, video, "motion")
+
+
+def choice(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """A shape or motion question with four lettered options; the answer is the letter."""
+    base = (shape, motion)[int(rng.integers(2))](rng, video)
+    if base is None:
+        return None
+    wrong = [w for w in (SHAPES if base.kind == "shape" else MOTIONS) if w != base.answer]
+    options = [base.answer, *rng.permutation(wrong)[:3]]
+    order = rng.permutation(4)
+    listed = " ".join(f"({LETTERS[i]}) {options[j]}" for i, j in enumerate(order))
+    return Question("choice", f"{base.text} {listed}", LETTERS[list(order).index(0)])
+
+
+TARGET_KINDS = ("count", "shape", "motion", "segment", "most")
+KINDS: dict[str, Callable[[np.random.Generator, list[Segment]], Question | None]] = {
+    "count": count,
+    "shape": shape,
+    "motion": motion,
+    "segment": segment,
+    "most": most,
+    "colour_of_shape": colour_of_shape,
+    "colour_of_motion": colour_of_motion,
+    "choice": choice,
+}
+
+
+def ask_all(rng: np.random.Generator, video: list[Segment], kinds: tuple[str, ...] = tuple(KINDS)) -> list[Question]:
+    """One question of every kind that the video admits, in the order of `kinds`."""
+    asked = (KINDS[kind](rng, video) for kind in kinds)
+    return [question for question in asked if question is not None]
+
+
+def vocabulary() -> list[str]:
+    """Every word that captions and questions are made of; each is one token of the sample tokenizer."""
+    words = "how many objects are in segment what shape is the object does move which shows has most colour motion"
+    chat = "user assistant system describe image video"
+    digits = [str(d) for d in range(10)]
+    markers = [f"[{d}]" for d in range(1, 10)]
+    return [*COLOURS, *SHAPES, *MOTIONS, *words.split(), *chat.split(), *digits, *markers, *LETTERS, *";?().,:"]

@@ -1,0 +1,31 @@
+"""Where weights come from: a directory, a packaged sample backbone, or an architecture drawn at random."""
+
+from pathlib import Path
+from typing import Literal
+
+from langdc import sample
+from langdc.config import Settings, check
+
+
+class Architecture(Settings):
+    """Sizes written out in place of a checkpoint, with weights drawn at random: tests, planning, training from scratch."""
+
+    config: dict
+    init: Literal["random"]
+
+
+Source = str | dict
+
+
+def resolve(source: Source) -> Path | Architecture:
+    """Turn "sample:NAME", a directory path or {config: ..., init: random} into what a loader reads; ValueError if absent."""
+    if isinstance(source, dict):
+        return check(Architecture, source, "a model source")
+    if source.startswith("sample:"):
+        return sample.weights(source.removeprefix("sample:"))
+    if not Path(source).is_dir():
+        raise ValueError(
+            f"There is no checkpoint directory {source!r}. Give a local directory in Hugging Face layout (nothing is "
+            "downloaded), 'sample:NAME' for a packaged one, or {config: {...}, init: random} for random weights."
+        )
+    return Path(source)

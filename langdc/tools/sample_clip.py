@@ -1,0 +1,23 @@
+"""A sample video to try things on, drawn when it is wanted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from langdc.sample.render import draw_video
+from langdc.sample.scenes import FPS, caption, sample_video
+from langdc.video import write_video
+
+
+@contextmanager
+def sample_clip(seed: int) -> Iterator[tuple[Path, list[str]]]:
+    """Write the mp4 of a seed to a temporary place: its path and what each segment shows."""
+    rng = np.random.default_rng([seed, 7])
+    scenes = sample_video(rng)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"sample-{seed}.mp4"
+        write_video(path, draw_video(scenes, rng), FPS)
+        yield path, [caption(scene) for scene in scenes]

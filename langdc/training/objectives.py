@@ -1,0 +1,272 @@
+"""What a phase learns: the captioner its target captions, or the language model its replies.
+
+An objective is a module for the Trainer (batch in, loss out), a dataset, and a way to collate it. All frozen outputs
+that it reads, encoder grids and caption states, are computed before the first step and kept.
+Letters: B videos, T frames, S segments, n caption tokens, M length, D host width.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from langdc.compressors.langdc import LangDC
+from langdc.config import PhaseConfig, StageConfig
+from langdc.data.records import QuestionRecord, Record, check_media, read_records
+from langdc.features import Clip, FeatureStore, TensorStore, module_hash
+from langdc.hosts.batch import pad
+from langdc.hosts.chat import IGNORED, conversation, share_video
+from langdc.model import VideoModel
+from langdc.types import FeatureGrid, Prompt, VideoFeatures
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record with the clip its media is read from (None for text), and its index in the data set."""
+
+    record: Record
+    clip: Clip | None
+    index: int
+
+
+def read_samples(files: Sequence[Path], model: VideoModel) -> list[Sample]:
+    """The records of all files; ValueError as `read_records`, and for records whose media file is missing."""
+    samples: list[Sample] = []
+    for file in files:
+        for record in check_media(file, read_records(file))[0]:
+            samples.append(Sample(record, clip_of(record, file, model), len(samples)))
+    return samples
+
+
+def clip_of(record: Record, file: Path, model: VideoModel) -> Clip | None:
+    """The frames a model samples of a record's media; None for text."""
+    media = record.media_path(file.parent)
+    if media is None:
+        return None
+    if record.image is not None:
+        return Clip(media, 1, 1)
+    return Clip(media, model.host.segments, model.host.frames_per_segment, record.start, record.end)
+
+
+class Objective(Dataset, ABC):
+    """A data set with its loss. `module` is what the Trainer trains."""
+
+    module: nn.Module
+
+    def __init__(self, model: VideoModel, phase: PhaseConfig, config: StageConfig, features: FeatureStore) -> None:
+        self.model = model
+        self.phase = phase
+        self.seed = config.seed
+        self.features = features
+        self.epoch = 0
+        self.samples = [s for s in read_samples(phase.data, model) if self.wants(s.record)]
+        if not self.samples:
+            raise ValueError(
+                f"Phase {phase.name!r}: no record of {', '.join(map(str, phase.data))} can be used for the "
+                f"{phase.objective} objective" + (f" with kinds {phase.kinds}." if phase.kinds else ".")
+            )
+        features.fill([sample.clip for sample in self.samples if sample.clip is not None])
+
+    @abstractmethod
+    def wants(self, record: Record) -> bool:
+        """Whether a record has what this objective learns."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose draws are given out."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def data_hash(self) -> str:
+        """A hash of the records."""
+        text = json.dumps([sample.record.model_dump() for sample in self.samples])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def grids(self, samples: list[Sample]) -> dict[str, list[Tensor]]:
+        """Raw grids per stream, one tensor [T,H,W,C] per video: what the Trainer moves to the device."""
+        found = [self.features.get(sample.clip)[0] for sample in samples if sample.clip is not None]
+        return {name: [grids[name].values for grids in found] for name in (found[0] if found else {})}
+
+    @abstractmethod
+    def collate(self, samples: list[Sample]) -> dict:
+        """One batch; "labels" is one padded tensor, from which the Trainer counts targets."""
+
+
+def as_features(model: VideoModel, grids: dict[str, list[Tensor]]) -> list[VideoFeatures]:
+    """Raw grids of a batch as features of its videos, projected as far as the compressor needs."""
+    count = len(next(iter(grids.values())))
+    raw = [{name: FeatureGrid(values[number]) for name, values in grids.items()} for number in range(count)]
+    seconds = [torch.arange(len(next(iter(grids.values()))[number])) for number in range(count)]
+    return model.host.features(raw, seconds, model.compressor.needs)
+
+
+def scaled(total: Tensor, targets: int, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """A summed loss as the mean over the targets of the whole (accumulated, all ranks') batch."""
+    return total / (num_items_in_batch if num_items_in_batch is not None else max(targets, 1))
+
+
+class CaptionModule(nn.Module):
+    """The captioner's cross-entropy on its target captions."""
+
+    def __init__(self, model: VideoModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        grids: dict[str, list[Tensor]],
+        captions: list[list[Tensor]],
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        found = self.model.captioner.supervised(as_features(self.model, grids), captions)
+        return {"loss": scaled(found.loss, found.targets, num_items_in_batch)}
+
+
+class CaptionObjective(Objective):
+    """Learn the target caption of every segment, its end included."""
+
+    def __init__(self, model: VideoModel, *args, **settings) -> None:
+        model.captioner  # noqa: B018 - the error for models without one
+        super().__init__(model, *args, **settings)
+        self.module = CaptionModule(model)
+
+    def wants(self, record: Record) -> bool:
+        return bool(record.segments) and (record.video is not None or record.image is not None)
+
+    def collate(self, samples: list[Sample]) -> dict:
+        encode = self.model.captioner.captioner.encode
+        captions = [[encode(segment.caption) for segment in sample.record.segments] for sample in samples]
+        end = torch.tensor([self.model.captioner.captioner.tokenizer.eos_token_id])
+        targets = [torch.cat([caption, end]) for of_video in captions for caption in of_video]
+        labels = pad_sequence(targets, batch_first=True, padding_value=IGNORED)
+        return {"grids": self.grids(samples), "captions": captions, "labels": labels}
+
+
+class AnswerModule(nn.Module):
+    """The language model's cross-entropy on replies, given compressed videos."""
+
+    def __init__(self, model: VideoModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        prompts: list[Prompt],
+        labels: Tensor,
+        grids: dict[str, list[Tensor]] | None = None,
+        states: list[list[Tensor]] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        videos = as_features(self.model, grids) if grids else []
+        tokens = iter(self.model.tokens(videos, states))
+        spliced = self.model.host.splice(prompts, [[next(tokens) for _ in prompt.slots] for prompt in prompts])
+        batch = pad(spliced)
+        found = self.model.host.text_model(
+            inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+        )
+        learned = batch.labels[:, 1:] != IGNORED
+        logits = self.model.host.lm_head(found.last_hidden_state[:, :-1][learned])
+        loss = F.cross_entropy(logits.float(), batch.labels[:, 1:][learned], reduction="sum")
+        return {"loss": scaled(loss, int(labels.ne(IGNORED).sum()), num_items_in_batch)}
+
+
+class AnswerObjective(Objective):
+    """Learn the answers of several questions about each video, which share its tokens."""
+
+    def __init__(self, model: VideoModel, phase: PhaseConfig, config: StageConfig, features: FeatureStore) -> None:
+        super().__init__(model, phase, config, features)
+        self.module = AnswerModule(model)
+        self.states = _caption_states(self) if isinstance(model.compressor, LangDC) else None
+
+    def wants(self, record: Record) -> bool:
+        return bool(self.questions_of(record))
+
+    def questions_of(self, record: Record) -> list[QuestionRecord]:
+        """The record's questions of the phase's kinds."""
+        return [q for q in record.questions if self.phase.kinds is None or q.kind in self.phase.kinds]
+
+    def drawn(self, sample: Sample) -> list[QuestionRecord]:
+        """At most `questions_per_video` questions, drawn by seed, epoch and record: the same whenever asked."""
+        questions = self.questions_of(sample.record)
+        rng = np.random.default_rng([self.seed, self.epoch, sample.index])
+        order = rng.permutation(len(questions))[: self.phase.questions_per_video]
+        return [questions[number] for number in order]
+
+    def prompt(self, sample: Sample) -> Prompt:
+        """The questions of a video as one prompt in which they share it; a text record asks only its first draw."""
+        host, questions = self.model.host, self.drawn(sample)
+        if sample.clip is None:
+            return host.prompt(conversation(questions[0].question, questions[0].answer, video=False), learn=True)
+        return share_video([host.prompt(conversation(q.question, q.answer), learn=True) for q in questions])
+
+    def collate(self, samples: list[Sample]) -> dict:
+        prompts = [self.prompt(sample) for sample in samples]
+        labels = pad_sequence([prompt.labels for prompt in prompts], batch_first=True, padding_value=IGNORED)
+        batch = {"prompts": prompts, "labels": labels}
+        with_video = [sample for sample in samples if sample.clip is not None]
+        if self.states is not None:
+            batch["states"] = [self.states[sample.index] for sample in with_video]
+        if self.states is None or self.model.compressor.base is not None:
+            batch["grids"] = self.grids(with_video)
+        return batch
+
+
+@torch.no_grad()
+def _caption_states(objective: AnswerObjective) -> list[list[Tensor]]:
+    """The frozen captioner's states of every sample, from its records' captions or from its own, computed once."""
+    model, phase, features = objective.model, objective.phase, objective.features
+    captioner = model.captioner
+    samples = [sample for sample in objective.samples if sample.clip is not None]
+    if phase.captions == "file" and not all(sample.record.segments for sample in samples):
+        raise ValueError(
+            f"Phase {phase.name!r} takes captions from the file, and some records have no segments. Write them there, "
+            "or set captions: captioner."
+        )
+    identity = module_hash(captioner.captioner, captioner.projectors)
+    settings = f"{identity} {captioner.captioner.layer} {captioner.captioner.soft_token} {phase.captions}"
+    store = TensorStore(features.store.folder.with_name("states") if features.store.folder else None)
+
+    def key(sample: Sample) -> str:
+        said = [segment.caption for segment in sample.record.segments] if phase.captions == "file" else []
+        return hashlib.sha256(f"{settings} {features.key(sample.clip)} {json.dumps(said)}".encode()).hexdigest()
+
+    def compute(chunk: list[int]) -> list[dict[str, Tensor]]:
+        chosen = [samples[number] for number in chunk]
+        videos = as_features(model, objective.grids(chosen))
+        if phase.captions == "file":
+            said = [[captioner.captioner.encode(s.caption) for s in sample.record.segments] for sample in chosen]
+            found = captioner.supervised(videos, said)
+        else:
+            found = captioner.caption(videos)
+        return [
+            {"states": torch.cat(of_video), "lengths": torch.tensor([len(part) for part in of_video])}
+            for of_video in found.states
+        ]
+
+    keys = [key(sample) for sample in samples]
+    store.fill(keys, compute, 16, "Reading caption states")
+    states: list[list[Tensor]] = [[] for _ in objective.samples]
+    for sample, name in zip(samples, keys, strict=True):
+        found = store[name]
+        states[sample.index] = list(found["states"].split(found["lengths"].tolist()))
+    return states
+
+
+def build(model: VideoModel, phase: PhaseConfig, config: StageConfig, features: FeatureStore) -> Objective:
+    """The objective of a phase."""
+    kind = {"caption": CaptionObjective, "answer": AnswerObjective}[phase.objective]
+    return kind(model, phase, config, features)

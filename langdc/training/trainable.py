@@ -1,0 +1,48 @@
+"""What of a model is trained: parameters chosen by glob patterns, and adapters."""
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+
+def select(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    """The names that match any pattern; `*` also crosses dots.
+
+    Raises ValueError that lists every pattern without a match, with the nearest names.
+    """
+    names = list(names)
+    chosen: set[str] = set()
+    mistakes = []
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            mistakes.append(f"  {pattern!r} matches no parameter. Nearest: {', '.join(_nearest(pattern, names))}")
+        chosen |= matched
+    if mistakes:
+        raise ValueError("trainable holds patterns without effect:\n" + "\n".join(mistakes))
+    return chosen
+
+
+def _nearest(pattern: str, names: list[str]) -> list[str]:
+    """Names, cut to the pattern's depth, that look most like it."""
+    depth = len(pattern.split("."))
+    cut = sorted({_cut(name, depth) for name in names})
+    return difflib.get_close_matches(pattern, cut, n=3, cutoff=0.3) or cut[:3]
+
+
+def _cut(name: str, depth: int) -> str:
+    parts = name.split(".")
+    return name if len(parts) <= depth else ".".join([*parts[: depth - 1], "*"])
+
+
+def unfreeze(model: nn.Module, patterns: Iterable[str], adapters: bool = False) -> set[str]:
+    """Freeze a model but for the parameters that match and, if asked, its adapters. Returns the trained names."""
+    names = [name for name, _ in model.named_parameters()]
+    chosen = select(names, patterns)
+    if adapters:
+        chosen |= {name for name in names if ".lora_" in name}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return chosen

@@ -1,0 +1,357 @@
+"""Read frames from videos and images, and write videos: the only module that knows decoders.
+
+PyAV is always there and owns the index of a file (which frame is shown when); the pixels come from decord where it is
+installed and can read the file, else from PyAV, so indices and times cannot differ between the two.
+Letters: T frames. Times are seconds since the first frame. Frames are resized one by one while reading, so memory
+holds what was asked for and one full-size frame.
+"""
+
+import importlib.util
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from langdc.log import get_logger
+from langdc.registry import nearest
+from langdc.types import Frames
+
+log = get_logger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+DECODERS = ("auto", "decord", "pyav")
+ROUNDING_SECONDS = 1e-3  # annotated bounds are written with so many digits
+
+Decoder = Callable[[Path, "_Index", Sequence[int]], Iterator[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds: how many `frames` of `height` x `width` pixels, at `fps` on average, over `seconds`.
+
+    An image has one frame and lasts no time.
+    """
+
+    frames: int
+    fps: float
+    seconds: float
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where the frames of a file are: times of all frames and of key frames, ascending, in `unit` seconds."""
+
+    pts: list[int]
+    keys: list[int]
+    unit: Fraction
+    rate: float
+    """Frames per second as the file says, for files of one frame."""
+    decord_trouble: str | None
+    """Why decord would give wrong pixels without saying so, if it would."""
+
+    @cached_property
+    def times(self) -> list[float]:
+        return [float((pts - self.pts[0]) * self.unit) for pts in self.pts]
+
+    @property
+    def fps(self) -> float:
+        return (len(self.pts) - 1) / self.times[-1] if len(self.pts) > 1 else self.rate
+
+    @property
+    def seconds(self) -> float:
+        return self.times[-1] + 1 / self.fps
+
+
+def uniform_indices(total: int, frames: int) -> list[int]:
+    """Pick `frames` of `total` frame numbers: cut the video into `frames` equal parts and take the middle of each.
+
+    In numbers: floor((i + 1/2) * total / frames). A video shorter than asked repeats frames, in order, by the same
+    rule.
+    """
+    _require_positive(total=total, frames=frames)
+    return [(2 * i + 1) * total // (2 * frames) for i in range(frames)]
+
+
+def segment_indices(total: int, segments: int, frames_per_segment: int) -> list[int]:
+    """Pick `frames_per_segment` frame numbers uniformly in each of `segments` equal, consecutive parts of a video.
+
+    Part s holds the frames from floor(s * total / segments) up to the next part's first; inside it `uniform_indices`
+    picks. With fewer frames than segments a part that would be empty holds the frame it starts at.
+    """
+    _require_positive(total=total, segments=segments, frames_per_segment=frames_per_segment)
+    bounds = [s * total // segments for s in range(segments + 1)]
+    return [
+        start + inner
+        for start, end in pairwise(bounds)
+        for inner in uniform_indices(max(end - start, 1), frames_per_segment)
+    ]
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a file counts as a still image, by its suffix."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Say what a video or image file holds, decoding one frame; ValueError as in `read_frames`."""
+    path = _existing(path)
+    if is_image(path):
+        height, width = _read_image(path).shape[:2]
+        return VideoInfo(1, 0.0, 0.0, height, width)
+    index = _index(path)
+    height, width = next(_from_pyav(path, index, [0])).shape[:2]
+    return VideoInfo(len(index.pts), index.fps, index.seconds, height, width)
+
+
+def read_frames(
+    path: str | Path,
+    *,
+    frames: int | None = None,
+    segments: int | None = None,
+    frames_per_segment: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    size: tuple[int, int] | None = None,
+    decoder: str = "auto",
+) -> Frames:
+    """Read frames of a video: `frames` uniformly, or `frames_per_segment` in each of `segments`, or all of them.
+
+    `start` and `end` (seconds since the first frame) cut a clip first: the frames shown from start up to, not
+    including, end. `size` (height, width) resizes, bilinear with antialiasing. A video or clip shorter than asked
+    repeats frames (see `uniform_indices`); an image is a video of one frame, so it is repeated too unless nothing is
+    asked (`is_image` tells). `decoder` is "auto", "decord" or "pyav".
+
+    Returns pixels [T,3,height,width] uint8 RGB and seconds [T] float32. Raises ValueError that names the file, the
+    reason and what to do if the file is missing, unreadable or has no video, or if an argument does not fit it.
+    """
+    path = _existing(path)
+    _check_sampling(frames, segments, frames_per_segment)
+    decode = _decoder(decoder)
+    if is_image(path):
+        if start is not None or end is not None:
+            raise ValueError(f"{path}: an image has no duration; leave out start={start} and end={end}.")
+        picked, times, unique = _sample([0], frames, segments, frames_per_segment), [0.0], [_read_image(path)]
+    else:
+        index = _index(path)
+        clip = _clip(path, index, start, end)
+        picked, times = _sample(clip, frames, segments, frames_per_segment), index.times
+        unique = decode(path, index, sorted(set(picked)))
+    pixels = torch.stack([_resize(image, size) for image in unique])
+    position = {number: place for place, number in enumerate(sorted(set(picked)))}
+    if len(position) < len(picked):
+        pixels = pixels[[position[number] for number in picked]]
+    return Frames(pixels, torch.tensor([times[number] for number in picked], dtype=torch.float32))
+
+
+def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float) -> None:
+    """Write frames [T,height,width,3] uint8 RGB as an H.264 mp4 (yuv420p, crf 18); the same input gives the same bytes.
+
+    The file appears under its name only when it is complete. Height and width must be even (yuv420p halves them).
+    """
+    path, images = Path(path), np.asarray(frames)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
+        raise ValueError(f"{path}: frames are {images.dtype} {images.shape}; give uint8 [T,height,width,3], T > 0.")
+    height, width = images.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"{path}: frames of {height}x{width}; H.264 needs even sizes. Crop a row or a column.")
+    partial = path.with_name(path.name + ".partial")
+    options = {"crf": "18", "preset": "veryfast", "threads": "1"}
+    with av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
+    partial.rename(path)
+
+
+def _require_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be at least 1.")
+
+
+def _check_sampling(frames: int | None, segments: int | None, frames_per_segment: int | None) -> None:
+    given = {"frames": frames, "segments": segments, "frames_per_segment": frames_per_segment}
+    asked = {name: number for name, number in given.items() if number is not None}
+    if set(asked) not in (set(), {"frames"}, {"segments", "frames_per_segment"}):
+        raise ValueError(f"Give frames, or segments and frames_per_segment together, or none of them; given: {asked}.")
+    _require_positive(**asked)
+
+
+def _sample(clip: Sequence[int], frames: int | None, segments: int | None, per_segment: int | None) -> list[int]:
+    if segments is not None and per_segment is not None:
+        return [clip[i] for i in segment_indices(len(clip), segments, per_segment)]
+    return [clip[i] for i in uniform_indices(len(clip), frames or len(clip))]
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file. Check the path and the folder it is relative to.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty (0 bytes). Fetch or make it again.")
+    return path
+
+
+def _clip(path: Path, index: _Index, start: float | None, end: float | None) -> list[int]:
+    """Frame numbers shown in [start, end); one at least, since some frame is on display at any time."""
+    first, last = 0.0 if start is None else start, index.seconds if end is None else end
+    frame = 1 / index.fps
+    if not (math.isfinite(first) and math.isfinite(last)) or first >= last:
+        raise ValueError(f"{path}: clip from {start} to {end} s; start must come before end. Give both in seconds.")
+    if first < 0 or first >= index.seconds or last > index.seconds + frame:
+        raise ValueError(
+            f"{path}: clip from {start} to {end} s lies outside the video, which lasts {index.seconds:.3f} s. "
+            "Correct the bounds, or leave them out."
+        )
+    inside = [n for n, t in enumerate(index.times) if first - ROUNDING_SECONDS <= t < last - ROUNDING_SECONDS]
+    return inside or [max(bisect_right(index.times, first) - 1, 0)]
+
+
+def _resize(image: np.ndarray, size: tuple[int, int] | None) -> Tensor:
+    """[height,width,3] uint8 to [3,*size] uint8."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    if size is None or tuple(pixels.shape[1:]) == tuple(size):
+        return pixels.contiguous()
+    small = torch.nn.functional.interpolate(pixels[None].float(), size=tuple(size), mode="bilinear", antialias=True)
+    return small[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: cannot be read as an image ({error}). It is damaged; fetch it again.") from error
+
+
+class _NoVideo(Exception):
+    """A file that opens but has nothing to show."""
+
+
+def _index(path: Path) -> _Index:
+    """Walk through the file's packets without decoding them."""
+    with _explained(path), av.open(str(path)) as container:
+        stream = _video_stream(container)
+        packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and p.pts is not None]
+        if not packets:
+            raise _NoVideo("holds zero frames. Fetch or make it again")
+        assert stream.time_base is not None, "a stream with packets has a time base"
+        return _Index(
+            pts=sorted({pts for pts, _ in packets}),
+            keys=sorted({pts for pts, key in packets if key}),
+            unit=stream.time_base,
+            rate=float(stream.average_rate or 1),
+            decord_trouble=_decord_trouble(packets, stream.codec_context.pix_fmt or ""),
+        )
+
+
+def _decord_trouble(packets: list[tuple[int, bool]], pixel_format: str) -> str | None:
+    """Both cases were seen with decord 0.6: colours off by 27 levels, and other frames than asked after a jump."""
+    if re.search(r"p\d+(le|be)$", pixel_format):
+        return f"colours of more than 8 bits ({pixel_format})"
+    last_key = packets[0][0]
+    for pts, is_key in packets:
+        if pts < last_key:
+            return "frames that are shown before the key frame they follow"
+        last_key = pts if is_key else last_key
+    return None
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
+        raise _NoVideo(f"holds no video (only: {kinds}). Give a file with pictures")
+    return stream
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what a decoder raises into a ValueError that names the file and says what to do."""
+    try:
+        yield
+    except _NoVideo as error:
+        raise ValueError(f"{path}: {error}.") from None
+    except (FFmpegError, OSError) as error:
+        reason = str(error.strerror if isinstance(error, FFmpegError) else error)
+        raise ValueError(f"{path}: cannot be read as a video ({reason}). It is damaged; fetch it again.") from error
+
+
+def _from_pyav(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """Decode the frames of ascending numbers, jumping to the key frame before one where that skips something."""
+    convert = VideoReformatter()
+    with _explained(path), av.open(str(path)) as container:
+        stream = _video_stream(container)
+        stream.thread_type = "SLICE"  # frame threads would keep several full-size frames
+        frames, shown = container.decode(stream), index.pts[0] - 1
+        for number in wanted:
+            key = index.keys[max(bisect_right(index.keys, index.pts[number]) - 1, 0)] if index.keys else index.pts[0]
+            if key > max(shown, index.pts[0]):
+                container.seek(key, stream=stream)
+                frames = container.decode(stream)
+            frame = next((f for f in frames if f.pts is not None and f.pts >= index.pts[number]), None)
+            if frame is None or frame.pts != index.pts[number]:
+                raise _NoVideo(f"frame {number} at {index.times[number]:.3f} s cannot be decoded. Fetch the file again")
+            shown = index.pts[number]
+            image = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            yield np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+
+
+def _from_decord(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """As `_from_pyav`, with decord, which turns pictures upright itself."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)  # its reasons are in the errors it raises
+    try:
+        if index.decord_trouble:
+            raise _NoVideo(f"it misreads {index.decord_trouble}")
+        reader = decord.VideoReader(str(path), num_threads=1)
+        if len(reader) != len(index.pts):
+            raise _NoVideo(f"it sees {len(reader)} frames, the file holds {len(index.pts)}")
+        for number in wanted:
+            yield reader.get_batch([number]).asnumpy()[0]
+    except (_NoVideo, RuntimeError, decord.DECORDError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f'{path}: decord cannot read it ({reason}). Try decoder="pyav".') from error
+
+
+def _from_any(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """Use decord as far as it gets, then PyAV, which raises the error if it cannot either."""
+    done = 0
+    try:
+        for image in _from_decord(path, index, wanted):
+            yield image
+            done += 1
+    except ValueError as error:
+        log.debug("%s", error)
+        yield from _from_pyav(path, index, wanted[done:])
+
+
+def _decoder(name: str) -> Decoder:
+    if name not in DECODERS:
+        raise ValueError(f"Unknown decoder {name!r}.{nearest(name, DECODERS)}")
+    installed = importlib.util.find_spec("decord") is not None
+    if name == "decord" and not installed:
+        raise ValueError('decord is not installed. Run "pip install decord", or use decoder="pyav" (the same frames).')
+    return {"auto": _from_any if installed else _from_pyav, "decord": _from_decord, "pyav": _from_pyav}[name]
