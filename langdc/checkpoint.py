@@ -80,7 +80,8 @@ def save(
 def _sources(settings: object) -> list[str]:
     """Every weight source that settings name, at any depth."""
     if isinstance(settings, dict):
-        named = [v for k, v in settings.items() if k in ("source", "language_model", "captioner") and isinstance(v, str)]
+        keys = ("source", "language_model", "captioner")
+        named = [settings[key] for key in keys if isinstance(settings.get(key), str)]
         return named + [s for value in settings.values() for s in _sources(value)]
     return []
 
@@ -106,11 +107,18 @@ def read_card(directory: Path) -> dict:
     return json.loads(file.read_text())
 
 
+def _read_weights(directory: Path, card: dict) -> dict[str, Tensor]:
+    file = directory / WEIGHTS
+    if not file.is_file() or file_hash(file) != card["weights_sha256"]:
+        raise ValueError(f"{file} is not the file that {CARD} describes: missing, cut off or replaced. Copy both.")
+    return load_file(file)
+
+
 def load(directory: str | Path) -> VideoModel:
     """Build the model of a checkpoint with its weights, in evaluation mode.
 
-    ValueError names every tensor that is missing, unexpected or of another shape, and every part whose file has
-    changed since training.
+    ValueError names every tensor that is unexpected or of another shape, every part whose file has changed since
+    training, and a weights file that is not the one saved.
     """
     folder = resolve(str(directory))
     if not isinstance(folder, Path):
@@ -123,7 +131,7 @@ def load(directory: str | Path) -> VideoModel:
     model = VideoModel(config)
     if card["lora"] is not None:
         attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
-    load_tensors(model, load_file(folder / WEIGHTS), folder)
+    load_tensors(model, _read_weights(folder, card), folder)
     return model.eval().requires_grad_(False)
 
 
@@ -139,8 +147,8 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> N
     if unexpected or misshapen:
         lines = [f"not in the model: {name}" for name in unexpected[:8]] + misshapen[:8]
         raise ValueError(
-            f"The checkpoint {where} is of another architecture ({len(unexpected)} tensors unknown, {len(misshapen)} of "
-            "another shape). Load it with the settings it was trained with. First of them:\n  " + "\n  ".join(lines)
+            f"The checkpoint {where} is of another architecture ({len(unexpected)} tensors unknown, {len(misshapen)} "
+            "of another shape). Load it with the settings it was trained with. First of them:\n  " + "\n  ".join(lines)
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -159,6 +167,6 @@ def start(config: ModelConfig, directory: Path | None) -> tuple[VideoModel, dict
     card = read_card(directory)
     if card["lora"] is not None:
         attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
-    tensors = load_file(directory / WEIGHTS)
+    tensors = _read_weights(directory, card)
     load_tensors(model, tensors, directory)
     return model, tensors

@@ -38,7 +38,11 @@ class Clip:
     def read(self) -> Frames:
         """Decode the frames; ValueError as `langdc.video.read_frames`."""
         return read_frames(
-            self.path, segments=self.segments, frames_per_segment=self.frames_per_segment, start=self.start, end=self.end
+            self.path,
+            segments=self.segments,
+            frames_per_segment=self.frames_per_segment,
+            start=self.start,
+            end=self.end,
         )
 
     def key(self) -> str:
@@ -90,10 +94,13 @@ class TensorStore:
         assert self.folder is not None
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def fill(self, keys: Sequence[str], compute: Callable[[list[int]], list[dict[str, Tensor]]], size: int, what: str) -> None:
+    def fill(
+        self, keys: Sequence[str], compute: Callable[[list[int]], list[dict[str, Tensor]]], size: int, what: str
+    ) -> None:
         """Compute what is missing, `size` keys at a time; processes take turns and wait for the others' files."""
         missing = [number for number, key in enumerate(keys) if key not in self]
-        mine = missing[rank() :: world_size()] if self.folder is not None else missing
+        # shares of all keys, not of the missing ones: a process that starts later finds fewer missing
+        mine = [n for n in missing if self.folder is None or n % world_size() == rank()]
         with Progress(console=console, disable=not is_first() or not mine) as progress:
             task = progress.add_task(what, total=len(mine))
             for first in range(0, len(mine), size):

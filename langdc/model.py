@@ -39,8 +39,8 @@ class VideoModel(nn.Module):
     def tokens(self, videos: list[VideoFeatures], states: list[list[Tensor]] | None = None) -> list[VideoTokens]:
         """Compress videos; `states` are a captioner's, when they are known already."""
         if states is not None:
-            return self.captioner.project(videos, states)
-        return self.compressor.batch(videos)
+            return self.captioner.project(videos, states) if states else []
+        return self.compressor.batch(videos) if videos else []
 
 
 def build_compressor(config: MemberConfig, host: nn.Module) -> TokenCompressor:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from langdc.sample.render import draw_video
-from langdc.sample.scenes import FPS, sample_video as sample_scenes
+from langdc.sample.scenes import FPS
+from langdc.sample.scenes import sample_video as sample_scenes
 from langdc.video import write_video
 
 torch.set_num_threads(1)

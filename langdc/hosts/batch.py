@@ -15,7 +15,10 @@ from langdc.types import Spliced
 
 @dataclass(frozen=True, eq=False)
 class PaddedBatch:
-    """What a language model is called with: `embeds` [B,M,D], `mask` [B,M] or [B,1,M,M], `positions` [B,M], `labels` [B,M]."""
+    """What a language model is called with: `embeds` [B,M,D], `positions` [B,M], `labels` [B,M] and a `mask`.
+
+    The mask is [B,M], 1 at real positions; or, with branches, what is added to scores [B,1,M,M], 0 or very negative.
+    """
 
     embeds: Tensor
     mask: Tensor
@@ -42,7 +45,10 @@ def pad(items: list[Spliced], left: bool = False) -> PaddedBatch:
         for item in items
     ]
     branch = stack(filled, -1)
-    return PaddedBatch(embeds, _branch_mask(branch)[:, None], stack(list(map(_branch_positions, filled)), 0), padded_labels)
+    # added to the scores, since stock "eager" attention would add a boolean mask as 0 and 1
+    seen = _branch_mask(branch)[:, None]
+    mask = torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
+    return PaddedBatch(embeds, mask, stack(list(map(_branch_positions, filled)), 0), padded_labels)
 
 
 def _branch_mask(branch: Tensor) -> Tensor:

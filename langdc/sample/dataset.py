@@ -20,7 +20,7 @@ from rich.progress import track
 from langdc.data.records import QuestionRecord, Record, SegmentRecord, write_records
 from langdc.log import console
 from langdc.registry import nearest
-from langdc.sample.questions import ask_all
+from langdc.sample.questions import ask_all, requests
 from langdc.sample.render import draw, draw_video
 from langdc.sample.scenes import FPS, Segment, caption, image_caption, sample_segment, sample_video
 from langdc.video import write_video
@@ -31,7 +31,7 @@ ROUNDS = {"train": 2, "test": 1}
 """How often each kind of question is asked about a video of a split (the same question is kept once)."""
 
 _STREAM = {"train": 0, "test": 1, "images": 2}  # never renumber: it would change the files of a seed
-_FORMAT = 1  # raise when a change of this module changes what a seed makes
+_FORMAT = 2  # raise when a change of this module changes what a seed makes
 _CHUNK = 32
 
 
@@ -140,6 +140,7 @@ def _make_video(task: _Task) -> Record:
     rng, name = task.rng, f"{task.split}-{task.number:06d}"
     scenes = sample_video(rng)
     asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes)}
+    wanted = requests([caption(scene) for scene in scenes]) if task.split == "train" else []
     path = task.folder / "videos" / f"{name}.mp4"
     if not path.exists():
         write_video(path, draw_video(scenes, rng), FPS)
@@ -147,7 +148,7 @@ def _make_video(task: _Task) -> Record:
         id=name,
         video=f"videos/{name}.mp4",
         segments=[_segment(scene, caption(scene), [thing.motion for thing in scene]) for scene in scenes],
-        questions=[QuestionRecord(kind=q.kind, question=q.text, answer=q.answer) for q in asked.values()],
+        questions=[QuestionRecord(kind=q.kind, question=q.text, answer=q.answer) for q in [*asked.values(), *wanted]],
     )
 
 
@@ -160,7 +161,9 @@ def _make_image(task: _Task) -> Record:
         partial = path.with_name(path.name + ".partial")
         Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")
         partial.rename(path)
-    return Record(id=name, image=f"images/{name}.png", segments=[_segment(scene, image_caption(scene), [])])
+    text = image_caption(scene)
+    asked = [QuestionRecord(kind="describe_image", question="describe the image", answer=text)] if text else []
+    return Record(id=name, image=f"images/{name}.png", segments=[_segment(scene, text, [])], questions=asked)
 
 
 def _segment(scene: Segment, text: str, motions: list[str]) -> SegmentRecord:

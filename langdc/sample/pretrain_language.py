@@ -156,6 +156,17 @@ def loss_of(model: Qwen2ForCausalLM, forward: Callable, batch: Tensor) -> Tensor
     return (F.cross_entropy(logits, labels[:, 1:][learned], reduction="none") * weight).sum() / weight.sum()
 
 
+def build_optimizers(model: Qwen2ForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for the rest. With AdamW alone, look-ups took ten times the steps."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+
+
 def learning_rate(done: float, peak: float, step: int) -> float:
     """Linear warm-up over 200 steps, flat, then linear decay over the last 40 % of training; `done` in 0..1."""
     return peak * min(1.0, step / 200) * min(1.0, max(0.02, (1 - done) / 0.4))
@@ -170,22 +181,20 @@ def pretrain(
     seed: int,
     report: Callable[[int, float, float], None],
 ) -> None:
-    """Train with AdamW on freshly drawn examples; `report(step, loss, seconds)` every 100 steps."""
+    """Train on freshly drawn examples; `report(step, loss, seconds)` every 100 steps."""
     encoder, rng = Encoder(tokenizer), np.random.default_rng(seed)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+    optimizers = build_optimizers(model, peak)
     forward = torch.compile(model.model, dynamic=False)
     started = time.monotonic()
     for step in range(1, steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step / steps, peak, step)
         loss = loss_of(model, forward, encoder.batch(rng, size))
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step / steps, peak, step)
+            optimizer.step()
         if step % 100 == 0:
             report(step, loss.item(), time.monotonic() - started)
 

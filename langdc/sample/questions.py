@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from langdc.sample.scenes import COLOURS, MOTIONS, SHAPES, Segment
+from langdc.sample.scenes import COLOURS, MOTIONS, SHAPES, Segment, as_text
 
 LETTERS = "ABCD"
 
@@ -117,6 +117,12 @@ def ask_all(rng: np.random.Generator, video: list[Segment], kinds: tuple[str, ..
     """One question of every kind that the video admits, in the order of `kinds`."""
     asked = (KINDS[kind](rng, video) for kind in kinds)
     return [question for question in asked if question is not None]
+
+
+def requests(captions: list[str]) -> list[Question]:
+    """What a model is asked to say of a video whose segments have these captions; nothing is asked of empty segments."""
+    each = [Question("describe", f"describe segment {n}", said) for n, said in enumerate(captions, 1) if said]
+    return [*each, Question("describe_video", "describe the video", as_text(captions))]
 
 
 def vocabulary() -> list[str]:

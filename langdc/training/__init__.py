@@ -4,7 +4,6 @@ import os
 
 import torch
 
-
 if not torch.accelerator.is_available():
     # transformers imports DeepSpeed, which else warns at every start that it falls back to the CPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -23,6 +23,7 @@ from langdc.compressors.langdc import LangDC
 from langdc.config import PhaseConfig, StageConfig
 from langdc.data.records import QuestionRecord, Record, check_media, read_records
 from langdc.features import Clip, FeatureStore, TensorStore, module_hash
+from langdc.flops import caption_flops, language_model_flops, linear_flops, project_flops
 from langdc.hosts.batch import pad
 from langdc.hosts.chat import IGNORED, conversation, share_video
 from langdc.model import VideoModel
@@ -61,6 +62,7 @@ class Objective(Dataset, ABC):
     """A data set with its loss. `module` is what the Trainer trains."""
 
     module: nn.Module
+    samples_per_item = 1
 
     def __init__(self, model: VideoModel, phase: PhaseConfig, config: StageConfig, features: FeatureStore) -> None:
         self.model = model
@@ -104,6 +106,10 @@ class Objective(Dataset, ABC):
     def collate(self, samples: list[Sample]) -> dict:
         """One batch; "labels" is one padded tensor, from which the Trainer counts targets."""
 
+    def flops_per_batch(self, batch: dict) -> float:
+        """Training FLOPs of the batch that was just learned, forward and backward; encoders ran before, not counted."""
+        return self.module.flops
+
 
 def as_features(model: VideoModel, grids: dict[str, list[Tensor]]) -> list[VideoFeatures]:
     """Raw grids of a batch as features of its videos, projected as far as the compressor needs."""
@@ -113,17 +119,26 @@ def as_features(model: VideoModel, grids: dict[str, list[Tensor]]) -> list[Video
     return model.host.features(raw, seconds, model.compressor.needs)
 
 
+def passes(module: nn.Module) -> int:
+    """How often a module's products are computed in training: forward, backward to its inputs, and to its weights.
+
+    The last falls away where its weights are frozen; the second is counted always, a little too much for a first layer.
+    """
+    return 3 if any(parameter.requires_grad for parameter in module.parameters()) else 2
+
+
 def scaled(total: Tensor, targets: int, num_items_in_batch: Tensor | int | None) -> Tensor:
     """A summed loss as the mean over the targets of the whole (accumulated, all ranks') batch."""
     return total / (num_items_in_batch if num_items_in_batch is not None else max(targets, 1))
 
 
 class CaptionModule(nn.Module):
-    """The captioner's cross-entropy on its target captions."""
+    """The captioner's cross-entropy on its target captions. `flops` are those of the last batch."""
 
     def __init__(self, model: VideoModel) -> None:
         super().__init__()
         self.model = model
+        self.flops = 0.0
 
     def forward(
         self,
@@ -133,7 +148,17 @@ class CaptionModule(nn.Module):
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         found = self.model.captioner.supervised(as_features(self.model, grids), captions)
+        self.flops = self._flops(grids, captions)
         return {"loss": scaled(found.loss, found.targets, num_items_in_batch)}
+
+    def _flops(self, grids: dict[str, list[Tensor]], captions: list[list[Tensor]]) -> float:
+        compressor = self.model.captioner
+        frames = [len(grid) for grid in next(iter(grids.values()))]
+        forward = sum(
+            caption_flops(compressor, self.model.host, count, [len(caption) for caption in of_video], given=True)
+            for count, of_video in zip(frames, captions, strict=True)
+        )
+        return forward * passes(compressor.captioner)
 
 
 class CaptionObjective(Objective):
@@ -157,11 +182,12 @@ class CaptionObjective(Objective):
 
 
 class AnswerModule(nn.Module):
-    """The language model's cross-entropy on replies, given compressed videos."""
+    """The language model's cross-entropy on replies, given compressed videos. `flops` are those of the last batch."""
 
     def __init__(self, model: VideoModel) -> None:
         super().__init__()
         self.model = model
+        self.flops = 0.0
 
     def forward(
         self,
@@ -181,7 +207,28 @@ class AnswerModule(nn.Module):
         learned = batch.labels[:, 1:] != IGNORED
         logits = self.model.host.lm_head(found.last_hidden_state[:, :-1][learned])
         loss = F.cross_entropy(logits.float(), batch.labels[:, 1:][learned], reduction="sum")
-        return {"loss": scaled(loss, int(labels.ne(IGNORED).sum()), num_items_in_batch)}
+        self.flops = self._flops([len(item.embeds) for item in spliced], len(logits), grids, states)
+        return {"loss": scaled(loss, len(logits), num_items_in_batch)}
+
+    def _flops(
+        self,
+        lengths: list[int],
+        learned: int,
+        grids: dict[str, list[Tensor]] | None,
+        states: list[list[Tensor]] | None,
+    ) -> float:
+        host, compressor = self.model.host, self.model.compressor
+        config = host.language_model.config
+        total = sum(language_model_flops(config, length, predictions=0) for length in lengths)
+        total += language_model_flops(config, 0, predictions=learned)
+        total *= passes(host.text_model)
+        if isinstance(compressor, LangDC) and states is not None:
+            rows = sum(len(state) for of_video in states for state in of_video)
+            total += linear_flops(compressor.post_projector, rows) * passes(compressor.post_projector)
+        if grids and "main" in compressor.needs:
+            frames = sum(len(grid) for grid in next(iter(grids.values())))
+            total += project_flops(host.projectors, host, frames) * passes(host.projectors)
+        return total
 
 
 class AnswerObjective(Objective):

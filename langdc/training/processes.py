@@ -1,10 +1,11 @@
 """The processes of one run: their threads, their group, and what all of them must agree on.
 
-A launcher (`deepspeed`, `torchrun`) says through RANK, WORLD_SIZE and LOCAL_RANK who is who; plain python is a run of one.
+A launcher (`deepspeed`, `torchrun`) says who is who through RANK, WORLD_SIZE and LOCAL_RANK; plain python is alone.
 """
 
 import os
 import socket
+import warnings
 from datetime import timedelta
 from typing import TypeVar
 
@@ -12,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from langdc.log import is_first, rank, world_size
-
 
 Value = TypeVar("Value")
 
@@ -25,8 +25,15 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
+def device() -> torch.device:
+    """Where this process trains."""
+    if not has_accelerator():
+        return torch.device("cpu")
+    return torch.device(str(torch.accelerator.current_accelerator()), int(os.environ.get("LOCAL_RANK", 0)))
+
+
 def set_threads() -> int:
-    """Share the cores among the processes of this machine; an OMP_NUM_THREADS set by the user wins. Returns the number."""
+    """Share the cores among the processes of this machine, unless the user set OMP_NUM_THREADS; returns the number."""
     local = next((int(os.environ[n]) for n in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if n in os.environ), world_size())
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(given) if given.isdigit() and int(given) > 0 else max(1, _cores() // local)
@@ -42,6 +49,8 @@ def _cores() -> int:
 def start(deepspeed: bool = False) -> None:
     """Set the threads and join the launcher's process group; DeepSpeed gets a group even for a single process."""
     set_threads()
+    # DeepSpeed calls torch.distributed by names that torch has begun to rename: a warning per kind of call and process.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if deepspeed:
         _prepare_deepspeed()
     if "RANK" not in os.environ or dist.is_initialized():
@@ -49,9 +58,8 @@ def start(deepspeed: bool = False) -> None:
     if not has_accelerator():
         dist.init_process_group("gloo", timeout=PATIENCE)
         return
-    device = torch.device(torch.accelerator.current_accelerator().type, int(os.environ.get("LOCAL_RANK", 0)))
-    torch.accelerator.set_device_index(device.index)
-    dist.init_process_group(dist.get_default_backend_for_device(device), timeout=PATIENCE)
+    torch.accelerator.set_device_index(device().index)
+    dist.init_process_group(dist.get_default_backend_for_device(device()), timeout=PATIENCE)
 
 
 def _prepare_deepspeed() -> None:
@@ -59,9 +67,7 @@ def _prepare_deepspeed() -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if not has_accelerator():
         import deepspeed.ops
 
@@ -70,7 +76,7 @@ def _prepare_deepspeed() -> None:
 
 
 def share(value: Value) -> Value:
-    """The first process's value, on every process."""
+    """Give every process the first one's value."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]

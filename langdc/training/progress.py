@@ -11,7 +11,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from langdc.log import console, get_logger
 
-
 logger = get_logger(__name__)
 
 
@@ -40,7 +39,9 @@ class JsonLog(TrainerCallback):
         self.seconds = 0.0
         self._offset = 0.0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         """Cut the log back to where training goes on."""
         kept = [
             line for line in read_log(self.path) if line["phase"] != self.phase or line["step"] <= state.global_step
@@ -94,7 +95,9 @@ class Bar(TrainerCallback):
         self._task = self.bar.add_task(phase, total=None, loss="-")
         self._told = 0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         """Show the bar."""
         self.bar.update(self._task, total=state.max_steps, completed=state.global_step)
         self.bar.start()

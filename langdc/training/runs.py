@@ -16,7 +16,6 @@ from langdc.config import StageConfig
 from langdc.log import get_logger, is_first, world_size
 from langdc.training import processes
 
-
 logger = get_logger(__name__)
 
 FINISHED = "finished.json"

@@ -30,8 +30,13 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_files_and_records_fit_together(small_set: Path) -> None:
     assert sorted(p.name for p in small_set.iterdir()) == [
-        "dataset.json", "images", "images.jsonl", "test.jsonl", "train.jsonl", "videos",
-    ]  # fmt: skip
+        "dataset.json",
+        "images",
+        "images.jsonl",
+        "test.jsonl",
+        "train.jsonl",
+        "videos",
+    ]
     for split, size in (("train", 5), ("test", 3), ("images", 4)):
         records = read_records(small_set / f"{split}.jsonl")
         assert len(records) == size

@@ -15,9 +15,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from langdc import checkpoint
 from langdc.config import StageConfig, check
 from langdc.training import processes, runs
+from langdc.training.phases import Outcome, run_phase
 from langdc.training.trainable import unfreeze
-from langdc.training.trainer import Outcome, run_phase
-
 
 VOCABULARY, WIDTH = 96, 64
 
@@ -71,6 +70,7 @@ class Toy(nn.Module):
         )
         self.projector = nn.Linear(WIDTH, WIDTH)
         self.language_model = Qwen2ForCausalLM(settings)
+        nn.init.normal_(self.language_model.get_input_embeddings().weight, std=0.5)  # frozen, and the output too
 
     def forward(self, ids: Tensor, labels: Tensor, num_items_in_batch: Tensor | None = None) -> dict[str, Tensor]:
         embeds = self.projector(self.language_model.get_input_embeddings()(ids))
@@ -94,7 +94,14 @@ def settings(output: Path, overrides: dict | None = None, **stage: object) -> St
         **(overrides or {}),
     }
     members = {"host": {"name": "toy"}, "compressor": {"name": "toy"}}
-    tree = {"stage": "stage1", "model": members, "output": str(output), "log_steps": 1, "save_steps": 4, "phases": [phase]}
+    tree = {
+        "stage": "stage1",
+        "model": members,
+        "output": str(output),
+        "log_steps": 1,
+        "save_steps": 4,
+        "phases": [phase],
+    }
     return check(StageConfig, {**tree, **stage}, "toy")
 
 
@@ -138,7 +145,9 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--slow", type=float, default=0.0)
     given = parser.parse_intermixed_args()
-    overrides = {key: float(value) if "." in value else int(value) for key, value in (o.split("=") for o in given.overrides)}
+    overrides = {
+        key: float(value) if "." in value else int(value) for key, value in (o.split("=") for o in given.overrides)
+    }
     config = settings(given.output, overrides, deepspeed=given.deepspeed)
     train(config, given.items, given.dropout, given.slow)
 

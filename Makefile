@@ -1,0 +1,53 @@
+# Everything is done by the project's own virtual environment; the first target that needs it makes it.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.installed
+
+# Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
+test test-slow: export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart sample-full test test-slow check format clean
+
+help: ## show this list
+	@echo "Usage: make TARGET    (the first one that needs packages installs them into $(VENV))"
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
+
+venv: $(READY) ## make the virtual environment with the tested versions
+
+quickstart: $(READY) ## make sample data, train LangDC and a baseline, evaluate, write the report
+	@$(RUN) scripts/quickstart.py
+
+sample-full: $(READY) ## quickstart, and all other rows, ablations and seeds of the sample
+	@$(RUN) scripts/quickstart.py --full
+
+test: $(READY) ## run the tests (all but the slow ones and those for a GPU)
+	$(RUN) -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY) ## run the tests that take longer
+	$(RUN) -m pytest -m slow
+
+check: $(READY) ## lint, format, types and the rule of who imports whom
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+	$(RUN) -m pytest -q tests/test_layers.py
+
+format: $(READY) ## sort imports and format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## remove caches and build files; data/, runs/ and the virtual environment stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints/test.txt
+	@echo "About 3 GB will be downloaded (torch with its CUDA libraries is most of it) and 7 GB written to $(VENV)."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Making $(VENV) failed; on Debian: apt install python3-venv"; exit 1; }
+	$(RUN) -m pip install --disable-pip-version-check --progress-bar on -c constraints/test.txt -e ".[dev]"
+	@touch $@

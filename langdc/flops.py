@@ -1,0 +1,86 @@
+"""How many floating-point operations a model's parts take, by closed form.
+
+A multiply-add counts two. Counted: matrix products of encoders, projectors, captioner and language model, attention
+included. Not counted: norms, activations, softmax, embedding look-ups, resizing. Letters: T frames, S segments.
+"""
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from langdc.compressors.langdc import LangDC
+from langdc.hosts.videogpt_plus import VideoGPTPlus
+from langdc.interfaces import TokenCompressor
+from langdc.metering import lm_head_flops, transformer_flops
+from langdc.model import VideoModel
+
+
+def language_model_flops(config: PretrainedConfig, new: int, past: int = 0, predictions: int = 1) -> float:
+    """Reading `new` tokens after `past` ones, with the head at `predictions` positions."""
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    blocks = transformer_flops(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_width=head_width,
+        mlp_width=config.intermediate_size,
+        new_tokens=new,
+        past_tokens=past,
+    )
+    return blocks + lm_head_flops(config.hidden_size, config.vocab_size, predictions)
+
+
+def linear_flops(module: nn.Module, rows: int) -> float:
+    """All linear layers of a module, each applied to `rows` vectors."""
+    return sum(2.0 * rows * m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def encode_flops(host: VideoGPTPlus, frames: int) -> float:
+    """Both encoders over T frames, up to the layer that is read."""
+    return sum(encoder.flops(frames) for encoder in host.encoders.values())
+
+
+def project_flops(projectors: nn.ModuleDict, host: VideoGPTPlus, frames: int) -> float:
+    """One projector per stream over every patch of T frames."""
+    return sum(
+        linear_flops(projector, frames * host.encoders[name].side ** 2) for name, projector in projectors.items()
+    )
+
+
+def caption_flops(
+    compressor: LangDC, host: VideoGPTPlus, frames: int, lengths: list[int], given: bool = False
+) -> float:
+    """Projecting and captioning T frames. `lengths`: caption tokens per segment; `given`: read, not written."""
+    config = compressor.captioner.language_model.config
+    prompt = len(compressor.captioner.before) + len(compressor.captioner.after)
+    total = project_flops(compressor.projectors, host, frames)
+    for number, length in enumerate(lengths):
+        held = min(compressor.frames_per_segment, frames - number * compressor.frames_per_segment)
+        start = prompt + held * sum(side**2 for side in compressor.pool.values())
+        if given:
+            total += language_model_flops(config, start + length, predictions=length + 1)
+            continue
+        total += language_model_flops(config, start)
+        total += sum(language_model_flops(config, 1, start + done) for done in range(length))
+    return total
+
+
+def compress_flops(
+    model: VideoModel, compressor: TokenCompressor, frames: int, captions: list[list[int]] | list[str] | None
+) -> float:
+    """From encoder grids to tokens in host width, for one video. `captions` as text or as ids, if there are any."""
+    if not isinstance(compressor, LangDC):
+        return project_flops(model.host.projectors, model.host, frames)
+    lengths = [len(compressor.captioner.encode(c)) if isinstance(c, str) else len(c) for c in captions or []]
+    total = caption_flops(compressor, model.host, frames, lengths)
+    total += linear_flops(compressor.post_projector, sum(lengths))
+    if compressor.base is not None:
+        total += project_flops(model.host.projectors, model.host, frames)
+    return total
+
+
+def answer_flops(host: VideoGPTPlus, prompt: int, written: int) -> dict[str, float]:
+    """Reading a prompt up to the first token, and writing the rest of the reply."""
+    config = host.language_model.config
+    rest = sum(language_model_flops(config, 1, prompt + done) for done in range(written))
+    return {"prefill": language_model_flops(config, prompt), "generate": rest}

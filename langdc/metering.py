@@ -1,0 +1,104 @@
+"""What things cost: seconds per stage, and floating-point operations by closed form.
+
+A multiply-add counts two operations. Attention counts every query against every key, the masked half included, as
+kernels without block skipping and `torch.utils.flop_counter` do. Norms, activations, softmax, rotations and embedding
+look-ups are not counted.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def synchronize(device: torch.device | str | None = None) -> None:
+    """Wait until an accelerator has done what it was given; nothing to wait for on a CPU."""
+    if device is not None:
+        kind = torch.device(device).type
+    else:
+        found = torch.accelerator.current_accelerator()
+        kind = found.type if found is not None and torch.accelerator.is_available() else "cpu"
+    if kind not in ("cpu", "meta"):
+        torch.get_device_module(kind).synchronize()
+
+
+class StageTimer:
+    """Seconds per stage, summed over the times a stage is entered; waits for the accelerator at both ends.
+
+    timer = StageTimer()
+    with timer("encode"):
+        ...
+    timer.seconds["encode"]
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time what is inside; a stage that fails counts too."""
+        synchronize(self.device)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            synchronize(self.device)
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def matmul_flops(rows: int, inner: int, columns: int) -> float:
+    """A product of [rows,inner] and [inner,columns]."""
+    return 2.0 * rows * inner * columns
+
+
+def transformer_flops(
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_width: int,
+    mlp_width: int,
+    new_tokens: int,
+    past_tokens: int = 0,
+    gated: bool = True,
+) -> float:
+    """The blocks of a decoder that reads `new_tokens` after `past_tokens` cached ones; the head is `lm_head_flops`.
+
+    `gated`: the MLP has three matrices (Qwen2, Llama), not two.
+    """
+    queries, keys = heads * head_width, kv_heads * head_width
+    projections = matmul_flops(new_tokens, width, 2 * queries + 2 * keys)  # query and output; key and value
+    attention = 2 * matmul_flops(new_tokens, queries, new_tokens + past_tokens)
+    mlp = matmul_flops(new_tokens, width, mlp_width) * (3 if gated else 2)
+    return layers * (projections + attention + mlp)
+
+
+def lm_head_flops(width: int, vocabulary: int, predictions: int) -> float:
+    """Logits of `predictions` positions."""
+    return matmul_flops(predictions, width, vocabulary)
+
+
+def vit_flops(
+    layers: int,
+    width: int,
+    mlp_width: int,
+    patches: int,
+    patch_values: int,
+    extra_tokens: int = 1,
+    clips: int = 1,
+) -> float:
+    """A vision transformer on `clips` clips (or images) of `patches` patches, each of `patch_values` numbers.
+
+    Pixels of a patch times channels (times frames of a tubelet) are its numbers; `extra_tokens`: class tokens. Layers
+    that are run count, also where an earlier hidden state is read.
+    """
+    embedding = matmul_flops(patches, patch_values, width)
+    blocks = transformer_flops(layers, width, 1, 1, width, mlp_width, patches + extra_tokens, gated=False)
+    return clips * (embedding + blocks)
+
+
+def patch_flops(width: int, patch: int, patches: int) -> float:
+    """Embedding the patches of one RGB frame."""
+    return 2.0 * 3 * patch * patch * width * patches

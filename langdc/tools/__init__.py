@@ -1,0 +1,1 @@
+"""Small helpers around the project: what is installed, a sample clip to try things on."""

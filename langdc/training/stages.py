@@ -1,0 +1,228 @@
+"""The stages: phases one after the other, each from the checkpoint of the one before, into one directory.
+
+`main` is the body that train/stage1.py, stage2.py and stage3.py share.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
+
+from langdc import checkpoint
+from langdc import config as settings
+from langdc.adapters import attach_lora
+from langdc.config import LoraConfig, PhaseConfig, StageConfig
+from langdc.features import FeatureStore, module_hash
+from langdc.log import get_logger, is_first
+from langdc.model import VideoModel
+from langdc.training import objectives, processes, runs
+from langdc.training.phases import Outcome, run_phase
+from langdc.training.runs import FINISHED, write_json
+from langdc.training.trainable import unfreeze
+
+logger = get_logger(__name__)
+
+SAMPLE_CONFIG = "configs/sample/langdc/{stage}.yaml"
+SAMPLE_DATA = Path("data/sample")
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+def run_stage(config: StageConfig) -> Path:
+    """Train a stage, or the rest of it, and return its directory, which `langdc.checkpoint.load` reads.
+
+    `finished.json` in it: {"steps", "loss", "seconds", "samples", "flops"} summed over the phases (loss: of the last),
+    "hash" of the trained tensors, and "phases". Raises ValueError for settings or data that cannot work.
+    """
+    names = [phase.name for phase in config.phases]
+    if len(set(names)) < len(names):
+        raise ValueError(f"phases: names must differ, for checkpoints are kept under them. Given: {', '.join(names)}.")
+    processes.start(deepspeed=config.deepspeed is not None)
+    directory = runs.claim(config).directory
+    features: FeatureStore | None = None
+    for number in range(len(config.phases)):
+        if not runs.is_finished(_place(config, directory, number)):
+            features = _train(config, directory, number, features)
+    return directory
+
+
+def _place(config: StageConfig, directory: Path, number: int) -> Path:
+    """Where a phase's checkpoint goes: the last one's is the stage's."""
+    last = number == len(config.phases) - 1
+    return directory if last else directory / "phases" / config.phases[number].name
+
+
+def _train(config: StageConfig, directory: Path, number: int, features: FeatureStore | None) -> FeatureStore:
+    phase, place = config.phases[number], _place(config, directory, number)
+    start = _place(config, directory, number - 1) if number else config.start
+    set_seed(config.seed)  # what is new gets the same weights in every process and at every new start
+    model, carried = checkpoint.start(config.model, start)
+    lora, carried = _adapt(model, phase, start, carried)
+    trained = unfreeze(model, phase.trainable, adapters=phase.lora is not None)
+    _apply(model, config)
+    model.to(processes.device())
+    if features is None:
+        features = FeatureStore(model.host.see, module_hash(model.host.get_submodule("encoders")), config.features)
+    features.see = model.host.see
+    objective = objectives.build(model, phase, config, features)
+    count = sum(model.get_parameter(name).numel() for name in trained)
+    logger.info("%s, phase %s: %d samples, %d trained parameters.", config.stage, phase.name, len(objective), count)
+
+    def save(outcome: Outcome) -> None:
+        tensors = {**carried, **checkpoint.own_tensors(model, trained)}
+        figures = {**outcome.__dict__, "hash": checkpoint.tensor_hash(tensors)}
+        info = {"stage": config.stage, "phase": phase.name, "data_sha256": objective.data_hash(), "training": figures}
+        checkpoint.save(model, place, tensors=tensors, lora=lora, info=info)
+        write_json(place / FINISHED, _total(config, directory, number, figures))
+
+    run_phase(
+        objective.module,
+        objective,
+        objective.collate,
+        phase,
+        config,
+        directory,
+        save=save,
+        samples_per_item=objective.samples_per_item,
+        flops=objective.flops_per_batch,
+    )
+    return features
+
+
+def _total(config: StageConfig, directory: Path, number: int, figures: dict) -> dict:
+    """The figures of a phase, or with the last phase those of the stage."""
+    if number < len(config.phases) - 1:
+        return figures
+    earlier = [json.loads((_place(config, directory, n) / FINISHED).read_text()) for n in range(number)]
+    phases = dict(zip([phase.name for phase in config.phases], [*earlier, figures], strict=True))
+    summed = {key: sum(part[key] for part in phases.values()) for key in ("steps", "seconds", "samples", "flops")}
+    return {**summed, "loss": figures["loss"], "hash": figures["hash"], "phases": phases}
+
+
+def _adapt(
+    model: VideoModel, phase: PhaseConfig, start: Path | None, carried: dict[str, Tensor]
+) -> tuple[LoraConfig | None, dict[str, Tensor]]:
+    """Attach the phase's adapters. Returns those the model now has, and the earlier tensors under their new names."""
+    card = checkpoint.read_card(start)["lora"] if start else None
+    earlier = settings.check(LoraConfig, card, "lora") if card else None
+    if phase.lora is None or phase.lora == earlier:
+        return earlier, carried
+    if earlier is not None:
+        raise ValueError(
+            f"Phase {phase.name!r} asks for LoRA {phase.lora.model_dump()}, but {start} has {earlier.model_dump()}. "
+            "Use the same, or export the earlier checkpoint first, which merges its adapters."
+        )
+    before = dict(model.named_parameters(remove_duplicate=False))
+    attach_lora(model.host, phase.lora)
+    now: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        now.setdefault(id(parameter), name)
+    return phase.lora, {now[id(before[name])]: tensor for name, tensor in carried.items()}
+
+
+def _apply(model: VideoModel, config: StageConfig) -> None:
+    """Set the attention kernel and gradient checkpointing of every transformers part."""
+    for part in model.modules():
+        if not isinstance(part, PreTrainedModel):
+            continue
+        if part.config._attn_implementation != config.attention:
+            part.set_attn_implementation(config.attention)
+        if config.gradient_checkpointing and part.supports_gradient_checkpointing:
+            part.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def main(stage: str, argv: Sequence[str], root: Path) -> tuple[int, str]:
+    """Run a stage as a command: exit status and the line to print, empty for all processes but the first.
+
+    `root` is where train/, data_prep/ and configs/ are. Without --config it is the sample recipe, and what that needs
+    is made first.
+    """
+    options = _parser(stage).parse_intermixed_args(argv)
+    try:
+        config = _read(stage, options, root)
+        directory = run_stage(config)
+    except KeyboardInterrupt:
+        return 130, "Interrupted. The same command goes on from the last checkpoint." if is_first() else ""
+    except ValueError as error:
+        if options.traceback:
+            raise
+        if not is_first():
+            time.sleep(5)  # the launcher ends this process when the first one failed likewise
+        return 2, f"{processes.name()}error: {error}"
+    if not is_first():
+        return 0, ""
+    figures = json.loads((directory / FINISHED).read_text())
+    return 0, f"{stage}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}"
+
+
+def _parser(stage: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"train/{stage}.py", description="Train a stage; the same command goes on after an interruption."
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted, as phases.density.learning_rate=1e-4"
+    )
+    parser.add_argument("--config", type=Path, help=f"settings (default: {SAMPLE_CONFIG.format(stage=stage)})")
+    parser.add_argument("--deepspeed", type=Path, metavar="FILE", help="ZeRO settings, as configs/deepspeed/zero2.json")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    return parser
+
+
+def _read(stage: str, options: argparse.Namespace, root: Path) -> StageConfig:
+    path = options.config or root / SAMPLE_CONFIG.format(stage=stage)
+    config = settings.load(StageConfig, path, options.overrides)
+    if config.stage != stage:
+        raise ValueError(f"{path} is of {config.stage}: run train/{config.stage}.py --config {path}.")
+    if options.deepspeed is not None:
+        config = config.model_copy(update={"deepspeed": options.deepspeed})
+    if config.deepspeed is not None and not config.deepspeed.is_file():
+        raise ValueError(f"deepspeed: there is no file {config.deepspeed}. See configs/deepspeed/.")
+    if options.config is None:
+        config = _prepare_sample(config, root)
+    return config
+
+
+def _prepare_sample(config: StageConfig, root: Path) -> StageConfig:
+    """Make missing sample data and the stage before, by their own commands; all processes but the first wait."""
+    data = [path for phase in config.phases for path in phase.data if path.is_relative_to(SAMPLE_DATA)]
+    _make(lambda: all(path.is_file() for path in data), "sample data", root / "data_prep" / "sample.py")
+    before = config.start
+    if before is None:
+        return config
+    application = root / "train" / f"{before.name}.py"
+    if not application.is_file() and runs.latest(before) is None:
+        raise ValueError(f"start: {before} holds no finished run. Train that stage first, or give another start=...")
+    _make(lambda: runs.latest(before) is not None, f"{before}", application)
+    start = runs.latest(before)
+    if is_first():
+        logger.info("Starting from %s.", start)
+    return config.model_copy(update={"start": start})
+
+
+def _make(there: Callable[[], bool], what: str, application: Path) -> None:
+    if is_first() and not there():
+        shown = f"python {'/'.join(application.parts[-2:])}"
+        logger.info("There is no %s yet; making it: %s", what, shown)
+        alone = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+        code = subprocess.run([sys.executable, str(application)], env=alone, check=False).returncode
+        if code == 130:
+            raise KeyboardInterrupt
+        if code or not there():
+            raise ValueError(f"{what} could not be made: {shown} ended with status {code}; its message is above.")
+    while not there():
+        time.sleep(0.5)  # the launcher ends all processes when the first one fails

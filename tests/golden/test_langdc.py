@@ -1,0 +1,292 @@
+"""Agreement with the LangDC authors' code on a tiny random model; what the numbers are, README.md here says.
+
+On purpose the project differs from the released code in three ways, and compares around them: an end token has no soft
+token (upstream keeps its state, then those of padding), segments follow each other without padding (upstream masks
+padding inside the host's input and lets it use up positions), and the dual form reads the layer it is told to (upstream
+always the embeddings, layer 0, and drops the last token of captions that reach the limit).
+"""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from langdc.decoding import greedy
+from langdc.hosts.batch import pad
+from langdc.model import VideoModel
+from langdc.training.objectives import AnswerModule
+from langdc.types import FeatureGrid, Prompt, Slot, Spliced, VideoFeatures
+from tests import tiny
+
+TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
+PAD, END, LAYERS = 256, [67, 256], (-1, -3)
+QWEN2 = {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
+CAPTIONER = tiny.qwen2(32, 4, vocab_size=300, intermediate_size=64, max_position_embeddings=8192, **QWEN2)
+HOST = tiny.host_settings(
+    language_model=tiny.qwen2(
+        48, 3, vocab_size=260, intermediate_size=80, max_position_embeddings=8192, tie_word_embeddings=False, **QWEN2
+    ),
+    image_encoder={
+        "name": "image",
+        "source": tiny.random_weights(
+            {
+                **tiny.CLIP,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_attention_heads": 4,
+                "image_size": 48,
+                "patch_size": 2,
+            }
+        ),
+    },
+    video_encoder={
+        "name": "internvideo2",
+        "source": tiny.random_weights(
+            {"width": 48, "depth": 4, "heads": 4, "mlp_width": 209, "image_size": 32, "patch_size": 2}
+        ),
+    },
+)
+
+
+@cache
+def golden() -> dict[str, Tensor]:
+    return load_file(Path(__file__).with_name("langdc.safetensors"))
+
+
+def _part(prefix: str) -> dict[str, Tensor]:
+    start = f"weights.model.{prefix}"
+    return {name.removeprefix(start): t.float() for name, t in golden().items() if name.startswith(start)}
+
+
+def _load(module: torch.nn.Module, prefix: str, unread: tuple[str, ...] = ()) -> None:
+    """Load a part; only blocks that no output depends on may be missing."""
+    result = module.load_state_dict(_part(prefix), strict=False)
+    assert not result.unexpected_keys
+    assert all(any(part in name for part in unread) for name in result.missing_keys), result.missing_keys
+
+
+@cache
+def build(kind: str, layer: int = -1, soft_token: str = "at", most: int = 12) -> VideoModel:
+    """The project's model with upstream's weights: "pool", "cap" (captions only) or "dual"."""
+    base = {"name": "pool", "sides": [6, 4]}
+    if kind == "pool":
+        model = tiny.model("pool", host=HOST, sides=base["sides"])
+    else:
+        model = tiny.model(
+            "langdc", host=HOST, captioner=CAPTIONER, pool=[12, 8], layer=layer, soft_token=soft_token,
+            max_soft_tokens=most, base=base if kind == "dual" else None,
+        )  # fmt: skip
+        captioner = model.compressor.captioner
+        ids = golden()["in.cap_ids"][0].long()
+        captioner.before, captioner.after, captioner.end = ids[:6], ids[10:17], END
+        _load(captioner.language_model, "cap_light_llm.", unread=("lm_head",))
+        _load(model.compressor.projectors["image"], "cap_image_mm_projector.")
+        _load(model.compressor.projectors["video"], "cap_mm_projector.")
+        _load(model.compressor.post_projector, "llm_projector.")
+    host = model.host
+    _load(
+        host.encoders["image"].model, "image_vision_tower.vision_tower.vision_model.", ("layers.2.", "post_layernorm")
+    )
+    _load(host.encoders["video"].model, "vision_tower.vision_encoder.", ("blocks.3.",))
+    _load(host.projectors["image"], "image_mm_projector.")
+    _load(host.projectors["video"], "mm_projector.")
+    text = {name: t for name, t in _part("").items() if name.startswith(("layers.", "norm.", "embed_tokens."))}
+    host.text_model.load_state_dict(text)
+    host.lm_head.load_state_dict({"weight": golden()["weights.lm_head.weight"].float()})
+    return model
+
+
+@cache
+def raw() -> dict[str, FeatureGrid]:
+    encoders = build("pool").host.encoders
+    frames = {"image": "in.context_images", "video": "in.images"}
+    with torch.no_grad():
+        return {n: FeatureGrid(encoders[n].run(golden()[key].float(), [16])) for n, key in frames.items()}
+
+
+def video(model: VideoModel) -> VideoFeatures:
+    return model.host.features([raw()], [torch.arange(16)], model.compressor.needs)[0]
+
+
+def prompt() -> Prompt:
+    """The golden question without its placeholders, whose place is one slot."""
+    ids, labels = golden()["in.input_ids"][0].long(), golden()["in.vqa_labels"][0].long()
+    words = ids >= 0
+    return Prompt(ids[words], labels[words], (Slot(int((~words).nonzero()[0]), 0),))
+
+
+def splice(model: VideoModel, states: list[Tensor] | None = None) -> Spliced:
+    tokens = model.tokens([video(model)], None if states is None else [states])
+    return model.host.splice([prompt()], [tokens])[0]
+
+
+def captions() -> list[Tensor]:
+    rows, labels = golden()["in.cap_ids"].long(), golden()["in.cap_labels"]
+    return [row[label != -100] for row, label in zip(rows, labels, strict=True)]
+
+
+def written(name: str) -> list[Tensor]:
+    """Reference captions up to, and without, their end token."""
+    found = []
+    for row in golden()[name].long():
+        ends = torch.isin(row, torch.tensor(END)).nonzero()
+        found.append(row[: int(ends[0])] if len(ends) else row)
+    return found
+
+
+def close(found: Tensor, name: str, every: int = 1) -> None:
+    torch.testing.assert_close(found[:, ::every], golden()[name], **TOLERANCE)
+
+
+def logits(model: VideoModel, spliced: Spliced, mask: Tensor | None = None) -> Tensor:
+    """Of the last 8 positions [1,8,vocabulary]; `mask` [1,M] hides positions, which still count."""
+    batch = pad([spliced])
+    found = model.host.text_model(
+        inputs_embeds=batch.embeds,
+        attention_mask=batch.mask if mask is None else mask.long(),
+        position_ids=batch.positions,
+    )
+    return model.host.lm_head(found.last_hidden_state[:, -8:])
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def test_internvideo2() -> None:
+    encoder = build("pool").host.encoders["video"].model
+    clips = golden()["in.images"].float().unflatten(0, (4, 4))
+    whole = encoder.with_class_token(clips)
+    close(whole[:2, 1:], "enc.video", every=8)
+    close(whole[:, :1], "enc.video_cls")
+    assert torch.equal(encoder(clips).flatten(1, 3), whole[:, 1:])
+    close(encoder.with_class_token(clips[:1, :1]), "enc.video_single_frame", every=2)
+
+
+def test_clip_hidden_state_before_the_last_block() -> None:
+    close(raw()["image"].values[:4].flatten(1, 2), "enc.context", every=8)
+
+
+def test_visual_tokens_of_the_captioner() -> None:
+    model = build("cap")
+    close(torch.stack(model.compressor.visual([video(model)])), "cap.project", every=8)
+
+
+def test_pooled_tokens_of_the_host() -> None:
+    model = build("pool")
+    close(model.compressor(video(model)).values[None], "pool.project", every=8)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_soft_tokens_of_given_captions_are_read_at_their_positions(layer: int) -> None:
+    model = build("cap", layer)
+    found = model.compressor.supervised([video(model)], [captions()])
+    reference = golden()[f"tf.cap.L{layer}.soft_tokens"][0].view(4, 8, -1)
+    projected = golden()[f"tf.cap.L{layer}.soft_projected"][0].view(4, 8, -1)
+    lengths = [len(caption) for caption in captions()]
+    assert [len(states) for states in found.states[0]] == lengths == [5, 8, 3, 6]
+    for states, expected, n in zip(found.states[0], reference, lengths, strict=True):
+        torch.testing.assert_close(states, expected[:n], **TOLERANCE)
+    tokens = model.compressor.project([video(model)], found.states)[0]
+    for number, n in enumerate(lengths):
+        torch.testing.assert_close(tokens.values[tokens.segment == number], projected[number, :n], **TOLERANCE)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_written_captions_and_the_states_that_predict_them(layer: int) -> None:
+    """A row's end token has no state here; upstream keeps that one and those of the padding after it."""
+    model = build("cap", layer, "predicting")
+    found = model.compressor.caption([video(model)])
+    expected_ids = written("gen.caption_ids_cap")
+    assert [ids.tolist() for ids in found.ids[0]] == [ids.tolist() for ids in expected_ids]
+    assert [len(ids) for ids in expected_ids] == [2, 12, 12, 5]
+    reference = golden()[f"gen.cap.L{layer}.soft_tokens"][0].view(4, 12, -1)
+    for states, expected in zip(found.states[0], reference, strict=True):
+        torch.testing.assert_close(states, expected[: len(states)], **TOLERANCE)
+
+
+def test_the_released_mode_is_at_for_given_and_predicting_for_written_captions() -> None:
+    model = build("cap", -3, "released")
+    given = model.compressor.supervised([video(model)], [captions()]).states[0]
+    chosen = model.compressor.caption([video(model)]).states[0]
+    for number, (states, n) in enumerate(zip(given, (5, 8, 3, 6), strict=True)):
+        expected = golden()["tf.cap.L-3.soft_tokens"][0].view(4, 8, -1)[number, :n]
+        torch.testing.assert_close(states, expected, **TOLERANCE)
+    for states, expected in zip(chosen, golden()["gen.cap.L-3.soft_tokens"][0].view(4, 12, -1), strict=True):
+        torch.testing.assert_close(states, expected[: len(states)], **TOLERANCE)
+
+
+def test_dual_form_of_given_captions_holds_embeddings() -> None:
+    model = build("dual", layer=0)
+    found = model.compressor.supervised([video(model)], [captions()])
+    for states, expected in zip(found.states[0], golden()["tf.dual.L-1.soft_tokens"][0].view(4, 8, -1), strict=True):
+        torch.testing.assert_close(states, expected[: len(states)], **TOLERANCE)
+    mask = golden()["tf.dual.L-1.attention_mask"][0]
+    kept = torch.arange(len(mask))[mask]
+    every8 = kept % 8 == 0
+    spliced = splice(model, found.states[0])
+    assert len(spliced.embeds) == len(kept)
+    torch.testing.assert_close(
+        spliced.embeds[every8], golden()["tf.dual.L-1.inputs_embeds"][0, kept[every8] // 8], **TOLERANCE
+    )
+
+
+def test_dual_form_of_written_captions() -> None:
+    """Upstream's segments hold 3, 9, 9, 6 states: with the end token's, without the last of a caption at the limit."""
+    model = build("dual", 0, "predicting", most=10)
+    found = model.compressor.caption([video(model)])
+    assert [i.tolist() for i in found.ids[0]] == [i.tolist() for i in written("gen.caption_ids_dual")]
+    reference = golden()["gen.dual.L-1.soft_tokens"][0].split([3, 9, 9, 6])
+    for states, expected, same in zip(found.states[0], reference, (2, 9, 9, 5), strict=True):
+        torch.testing.assert_close(states[:same], expected[:same], **TOLERANCE)
+
+
+def test_host_input_of_given_captions() -> None:
+    """Equal at every position that upstream does not mask."""
+    model = build("cap")
+    spliced = splice(model, model.compressor.supervised([video(model)], [captions()]).states[0])
+    mask = golden()["tf.cap.L-1.attention_mask"][0]
+    torch.testing.assert_close(spliced.embeds, golden()["tf.cap.L-1.inputs_embeds"][0, mask], **TOLERANCE)
+    assert spliced.video.sum() == 22
+
+
+@pytest.mark.parametrize("case", ["tf.cap.L-1", "tf.cap.L-3", "gen.cap.L-1", "gen.cap.L-3"])
+def test_caption_logits_from_the_reference_states(case: str) -> None:
+    """Masked padding uses up positions upstream, so its logits are compared on its own padded states and mask."""
+    model = build("cap")
+    spliced = splice(model, list(golden()[f"{case}.soft_tokens"][0].chunk(4)))
+    if f"{case}.inputs_embeds" in golden():
+        close(spliced.embeds[None], f"{case}.inputs_embeds")
+    close(logits(model, spliced, golden()[f"{case}.attention_mask"]), f"{case}.logits_tail")
+
+
+@pytest.mark.parametrize(("case", "parts"), [("tf.dual.L-1", [8] * 4), ("gen.dual.L-1", [3, 9, 9, 6])])
+def test_dual_logits_from_the_reference_states(case: str, parts: list[int]) -> None:
+    model = build("dual", layer=0)
+    spliced = splice(model, list(golden()[f"{case}.soft_tokens"][0].split(parts)))
+    close(spliced.embeds[None], f"{case}.inputs_embeds", every=8)
+    close(logits(model, spliced, golden()[f"{case}.attention_mask"]), f"{case}.logits_tail")
+
+
+def test_pool_from_pixels_to_logits_and_loss() -> None:
+    model = build("pool")
+    spliced = splice(model)
+    close(spliced.embeds[None], "tf.pool.inputs_embeds", every=8)
+    close(logits(model, spliced), "tf.pool.logits_tail")
+    grids = {name: [grid.values] for name, grid in raw().items()}
+    found = AnswerModule(model)([prompt()], prompt().labels[None], grids)
+    torch.testing.assert_close(found["loss"], golden()["tf.pool.loss"], **TOLERANCE)
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("pool", None), ("dual", [3, 9, 9, 6])])
+def test_the_host_writes_the_same_answer(kind: str, parts: list[int] | None) -> None:
+    model = build(kind, *([0] if kind == "dual" else []))
+    states = None if parts is None else list(golden()["gen.dual.L-1.soft_tokens"][0].split(parts))
+    batch = pad([splice(model, states)], left=True)
+    found = greedy(model.host.language_model, batch.embeds, batch.mask, end=[-1], most=6, layer=-1)
+    assert found.ids[0].tolist() == golden()[f"generate.{kind}.ids"][0, -6:].tolist()

@@ -1,0 +1,197 @@
+"""A checkpoint gives back the model that was saved, and refuses whatever is not that model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from langdc import checkpoint
+from langdc.adapters import attach_lora
+from langdc.config import LoraConfig, ModelConfig
+from langdc.hosts.batch import pad
+from langdc.hosts.chat import conversation
+from langdc.language_models import load_language_model
+from langdc.model import VideoModel
+from tests import tiny
+
+LORA = LoraConfig(rank=2, alpha=4, dropout=0.0)
+
+
+def everything(model: VideoModel) -> dict[str, Tensor]:
+    return checkpoint.own_tensors(model, [name for name, _ in model.named_parameters(remove_duplicate=False)])
+
+
+def save(model: VideoModel, folder: Path, **changes) -> Path:
+    settings = {"tensors": everything(model), "info": {"stage": "stage2", "steps": 7}, **changes}
+    checkpoint.save(model, folder, **settings)
+    return folder
+
+
+def parts(folder: Path) -> ModelConfig:
+    """Settings of a model whose language model is a directory."""
+    torch.manual_seed(3)
+    load_language_model(tiny.qwen2(tiny.HOST_WIDTH)).save_pretrained(folder)
+    return tiny.config("pool", host=tiny.host_settings(language_model=str(folder)))
+
+
+def logits(model: VideoModel) -> Tensor:
+    """What a model says about a video of noise."""
+    with torch.no_grad():
+        features = model.host.encode([tiny.frames(0)], model.compressor.needs)
+        spliced = model.host.splice([model.host.prompt(conversation("what shape ?"))], [model.tokens(features)])
+        batch = pad(spliced)
+        found = model.host.text_model(
+            inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions
+        )
+        return model.host.lm_head(found.last_hidden_state)
+
+
+@pytest.mark.parametrize("compressor", tiny.COMPRESSORS)
+def test_there_and_back(compressor: str, tmp_path: Path) -> None:
+    model = tiny.model(compressor)
+    torch.manual_seed(99)
+    found = checkpoint.load(save(model, tmp_path / "run"))
+    for name, parameter in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], parameter), name
+    assert torch.equal(logits(found), logits(model))
+    assert found.config == model.config
+    assert not found.training
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["langdc.json", "model.safetensors", "run"]
+
+
+def test_tied_weights_are_written_once_and_stay_tied(tmp_path: Path) -> None:
+    model = tiny.model()
+    written = load_file(save(model, tmp_path / "run") / checkpoint.WEIGHTS)
+    assert sum(tensor.shape == (len(tiny.tokenizer()), tiny.HOST_WIDTH) for tensor in written.values()) == 1
+    assert sum(t.numel() for t in written.values()) == sum(p.numel() for p in model.parameters())
+    host = checkpoint.load(tmp_path / "run").host
+    assert host.lm_head.weight is host.text_model.get_input_embeddings().weight
+
+
+def test_only_what_was_trained_is_written(tmp_path: Path) -> None:
+    model = VideoModel(parts(tmp_path / "part"))
+    names = [name for name, _ in model.named_parameters() if name.startswith("host.projectors.")]
+    save(model, tmp_path / "run", tensors=checkpoint.own_tensors(model, names))
+    assert sorted(load_file(tmp_path / "run" / checkpoint.WEIGHTS)) == sorted(names)
+    found = checkpoint.load(tmp_path / "run")
+    for name in ("host.projectors", "host.language_model"):
+        for key, tensor in model.get_submodule(name).state_dict().items():
+            assert torch.equal(found.get_submodule(name).state_dict()[key], tensor), key
+
+
+def test_the_card_says_how_it_was_made(tmp_path: Path) -> None:
+    model = VideoModel(parts(tmp_path / "part"))
+    card = checkpoint.read_card(save(model, tmp_path / "run"))
+    assert (card["stage"], card["steps"], card["lora"]) == ("stage2", 7, None)
+    assert card["weights_sha256"] == checkpoint.file_hash(tmp_path / "run" / checkpoint.WEIGHTS)
+    assert list(card["parts"]) == [str(tmp_path / "part")]
+    assert ModelConfig.model_validate(card["model"]) == model.config
+
+
+def test_lora_there_and_back(tmp_path: Path) -> None:
+    model = tiny.model("pool")
+    before = set(dict(model.named_parameters()))
+    attach_lora(model.host, LORA)
+    added = [name for name, _ in model.named_parameters() if "lora_" in name]
+    assert len(added) == 3 * 7 * 2
+    assert logits(model).equal(logits(tiny.model("pool")))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in added:
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    assert not torch.allclose(logits(model), logits(tiny.model("pool")), atol=1e-3)
+    found = checkpoint.load(save(model, tmp_path / "run", lora=LORA))
+    assert torch.equal(logits(found), logits(model))
+    again, tensors = checkpoint.start(found.config, tmp_path / "run")
+    assert torch.equal(logits(again.eval()), logits(model))
+    assert set(added) <= set(tensors)
+    assert len(before) + len(added) == len(dict(again.named_parameters()))
+
+
+def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    run = save(tiny.model(), tmp_path / "run")
+    wider = tiny.config(captioner=tiny.qwen2(40))
+    with pytest.raises(ValueError, match="of another shape") as error:
+        checkpoint.start(wider, run)
+    words = len(tiny.tokenizer())
+    table = "compressor.captioner.language_model.model.embed_tokens.weight"
+    assert f"{table}: ({words}, 32) in the file, ({words}, 40) in the model" in str(error.value)
+    with pytest.raises(ValueError, match=r"not in the model: compressor\.captioner\.language_model"):
+        checkpoint.start(tiny.config("pool"), run)
+    assert len(str(error.value).splitlines()) < 25
+
+
+def test_a_part_that_changed_is_refused(tmp_path: Path) -> None:
+    model = VideoModel(parts(tmp_path / "part"))
+    run = save(model, tmp_path / "run", tensors={})
+    checkpoint.load(run)
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "part")
+    with torch.no_grad():
+        other.model.norm.weight += 1
+    other.save_pretrained(tmp_path / "part")
+    with pytest.raises(ValueError, match=f"trained on other weights than those now at: {tmp_path / 'part'}"):
+        checkpoint.load(run)
+
+
+def test_a_file_that_is_not_the_one_saved_is_refused(tmp_path: Path) -> None:
+    model = tiny.model("pool")
+    run = save(model, tmp_path / "run")
+    tensors = load_file(run / checkpoint.WEIGHTS)
+    tensors.pop("host.projectors.image.0.weight")
+    save_file(tensors, run / checkpoint.WEIGHTS)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the file that langdc\.json describes"):
+        checkpoint.load(run)
+    (run / checkpoint.WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        checkpoint.load(run)
+
+
+def test_directories_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no checkpoint directory"):
+        checkpoint.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"holds no LangDC checkpoint \(no langdc.json\)"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(ValueError, match="holds no LangDC checkpoint"):
+        checkpoint.start(tiny.config("pool"), tmp_path)
+
+
+def test_saving_again_replaces_and_keeps_other_files(tmp_path: Path) -> None:
+    first, second = tiny.model("pool"), tiny.model("pool", seed=1)
+    save(first, tmp_path / "run")
+    (tmp_path / "run" / "log.jsonl").write_text("{}\n")
+    save(second, tmp_path / "run")
+    assert torch.equal(logits(checkpoint.load(tmp_path / "run")), logits(second))
+    assert (tmp_path / "run" / "log.jsonl").read_text() == "{}\n"
+
+
+def test_a_save_that_breaks_off_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("pool")
+    run = save(model, tmp_path / "run")
+
+    def broken(*_) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "file_hash", broken)
+    with pytest.raises(KeyboardInterrupt):
+        save(tiny.model("pool", seed=1), run)
+    monkeypatch.undo()
+    assert torch.equal(logits(checkpoint.load(run)), logits(model))
+    save(tiny.model("pool", seed=1), run)
+    assert not run.with_name("run.partial").exists()
+
+
+def test_equal_tensors_have_equal_hashes() -> None:
+    one = {"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}
+    assert checkpoint.tensor_hash(one) == checkpoint.tensor_hash(dict(reversed(one.items())))
+    for change in ({"a": torch.ones(3, 2)}, {"b": torch.zeros(4)}, {"a": torch.ones(2, 3) * 2}):
+        assert checkpoint.tensor_hash({**one, **change}) != checkpoint.tensor_hash(one)
+
+
+def test_cards_are_plain_json(tmp_path: Path) -> None:
+    run = save(tiny.model("pool"), tmp_path / "run")
+    assert json.loads((run / checkpoint.CARD).read_text())["model"]["compressor"]["name"] == "pool"

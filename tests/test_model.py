@@ -1,0 +1,174 @@
+"""A model is put together from settings, at a tiny size and at the full one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from langdc.config import MemberConfig, ModelConfig, check
+from langdc.encoders.image import ImageEncoder
+from langdc.encoders.video import VideoEncoder
+from langdc.hosts.chat import conversation, share_video
+from langdc.model import VideoModel, build_compressor
+from langdc.training.objectives import AnswerModule, CaptionModule
+from langdc.types import Prompt
+from tests import tiny
+from tests.reference.answers import slow_losses
+from tests.reference.captions import SlowCaptioner
+
+FULL_SIZE = Path(__file__).parents[1] / "configs" / "langdc_3b" / "model.yaml"
+ASKED = [("what shape is the red object ?", "square"), ("how does it move ?", "left")]
+
+
+def full_size() -> dict:
+    """The full-size settings, with the sample tokenizer in place of Qwen2.5's."""
+    tree = yaml.safe_load(FULL_SIZE.read_text())["model"]
+    tree["host"]["tokenizer"] = tree["compressor"]["captioner_tokenizer"] = tiny.tokenizer_folder()
+    return tree
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def grids(model: VideoModel, count: int = 1) -> dict[str, list[Tensor]]:
+    """Raw grids of noise videos, as a batch holds them."""
+    seen = model.host.see([tiny.frames(number) for number in range(count)])
+    return {name: [one[name].values for one in seen] for name in seen[0]}
+
+
+def shared(model: VideoModel) -> Prompt:
+    return share_video([model.host.prompt(conversation(q, a), learn=True) for q, a in ASKED])
+
+
+def test_known_states_are_used_as_they_are() -> None:
+    model = tiny.model()
+    videos = model.host.encode([tiny.frames(0), tiny.frames(1)], model.compressor.needs)
+    states = model.captioner.caption(videos).states
+    for known, found in zip(model.tokens(videos, states), model.tokens(videos), strict=True):
+        assert torch.equal(known.values, found.values)
+
+
+@pytest.mark.parametrize("compressor", tiny.COMPRESSORS)
+def test_no_video_no_tokens(compressor: str) -> None:
+    assert tiny.model(compressor).tokens([]) == []
+    assert tiny.model("langdc").tokens([], []) == []
+
+
+def test_a_pool_has_no_captioner() -> None:
+    with pytest.raises(ValueError, match="'pool' writes no captions; 'langdc' does"):
+        tiny.model("pool").captioner  # noqa: B018
+
+
+def test_the_host_fills_in_what_only_it_knows_and_settings_win() -> None:
+    host = tiny.model("pool", host=tiny.host_settings(frames_per_segment=8)).host
+    filled = build_compressor(MemberConfig(name="pool", sides=[3, 2]), host)
+    given = build_compressor(MemberConfig(name="pool", sides=[3, 2], frames_per_segment=2), host)
+    assert (filled.frames_per_segment, given.frames_per_segment) == (8, 2)
+    with pytest.raises(ValueError, match="needs the setting sides"):
+        build_compressor(MemberConfig(name="pool"), host)
+
+
+def test_unknown_names_are_named() -> None:
+    with pytest.raises(ValueError, match=r"Unknown host 'videogpt'.*Did you mean 'videogpt_plus'"):
+        VideoModel(ModelConfig(host=MemberConfig(name="videogpt"), compressor=MemberConfig(name="pool")))
+    with pytest.raises(ValueError, match=r"no setting 'projectors'.*Did you mean 'projector'"):
+        tiny.model("pool", host=tiny.host_settings(projectors="linear"))
+
+
+@pytest.mark.parametrize("compressor", tiny.COMPRESSORS)
+def test_the_answer_loss_is_the_mean_over_all_replies(compressor: str) -> None:
+    model = tiny.model(compressor)
+    text = model.host.prompt(conversation("what is red ?", "red", video=False), learn=True)
+    prompts = [shared(model), text, shared(model)]
+    labels = torch.nn.utils.rnn.pad_sequence([p.labels for p in prompts], batch_first=True, padding_value=-100)
+    batch = grids(model, 2)
+    found = AnswerModule(model)(prompts, labels, batch)["loss"].item()
+    videos = model.host.encode([tiny.frames(0), tiny.frames(1)], model.compressor.needs)
+    singles = [model.host.prompt(conversation(q, a), learn=True) for q, a in ASKED]
+    expected = slow_losses(model.host, text, [])
+    for tokens in model.tokens(videos):
+        expected += [value for one in singles for value in slow_losses(model.host, one, [tokens.values.detach()])]
+    assert len(expected) == int(labels.ne(-100).sum())
+    assert found == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    whole = AnswerModule(model)(prompts, labels, batch, num_items_in_batch=100)["loss"].item()
+    assert whole == pytest.approx(sum(expected) / 100, rel=1e-5)
+
+
+@pytest.mark.parametrize("states", [None, []])
+def test_a_batch_of_text_alone_is_learned(states: list | None) -> None:
+    model = tiny.model("langdc")
+    prompt = model.host.prompt(conversation("what is red ?", "red", video=False), learn=True)
+    found = AnswerModule(model)([prompt], prompt.labels[None], grids={}, states=states)["loss"].item()
+    expected = slow_losses(model.host, prompt, [])
+    assert found == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def test_the_caption_loss_is_the_mean_over_all_targets() -> None:
+    model = tiny.model()
+    captioner = model.captioner.captioner
+    captions = [[captioner.encode(text) for text in ("red square", "", "blue", "green ring up")]]
+    found = CaptionModule(model)(grids(model), captions, labels=torch.empty(0))["loss"].item()
+    visual = model.captioner.visual(model.host.encode([tiny.frames(0)], frozenset({"raw"})))
+    slow, end = SlowCaptioner(captioner), captioner.tokenizer.eos_token_id
+    nats = [slow.loss(v.detach(), c.tolist(), end) for v, c in zip(visual, captions[0], strict=True)]
+    assert found == pytest.approx(sum(nats) / (sum(map(len, captions[0])) + 4), rel=1e-5)
+
+
+def test_the_full_size_has_the_published_sizes() -> None:
+    config = check(ModelConfig, full_size(), str(FULL_SIZE))
+    with torch.device("meta"):
+        model = VideoModel(config)
+    host, captioner = model.host, model.captioner.captioner
+    assert parameters(host.language_model) == 3_085_938_688
+    assert parameters(captioner.language_model) == 494_032_768
+    image, video = host.encoders["image"], host.encoders["video"]
+    assert isinstance(image, ImageEncoder) and isinstance(video, VideoEncoder)
+    assert parameters(image.model) == 303_507_456
+    assert (image.side, image.width, video.side, video.width) == (24, 1024, 16, 1408)
+    # 40 blocks, patch embedding, class token and both position tables, from the published widths
+    width, mlp = 1408, 6144
+    block = 4 * width**2 + width + 2 * width * mlp + width + mlp + 6 * width
+    tables = width * (1 + (4 * 256 + 1) + (256 + 1))
+    assert parameters(video.model) == 40 * block + tables + width * (3 * 14 * 14 + 1) == 1_012_586_496
+    assert model.captioner.pool == {"image": 12, "video": 8}
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_one_training_step_of_each_kind_at_full_width_and_depth_two() -> None:
+    """Every width, vocabulary, resolution and token count of the full size; 2 layers in each network. About 12 GB."""
+    tree = full_size()
+    for source in (
+        tree["host"]["language_model"],
+        tree["compressor"]["captioner"],
+        tree["host"]["image_encoder"]["source"],
+    ):
+        source["config"]["num_hidden_layers"] = 2
+    tree["host"]["video_encoder"]["source"]["config"] = {"depth": 2}
+    tree["compressor"].update(layer=1, max_soft_tokens=8)
+    torch.manual_seed(0)
+    model = VideoModel(check(ModelConfig, tree, str(FULL_SIZE)))
+    captioner = model.captioner.captioner
+    seen = grids(model)
+    captions = [[captioner.encode(text) for text in ("red square left", "", "blue ring", "green cross up")]]
+    prompt = shared(model)
+    steps = {
+        "compressor.captioner.": lambda: CaptionModule(model)(seen, captions, torch.empty(0)),
+        "host.language_model.": lambda: AnswerModule(model)([prompt], prompt.labels[None], seen),
+    }
+    for trained, loss in steps.items():
+        model.requires_grad_(False)
+        model.get_submodule(trained.rstrip(".")).requires_grad_(True)
+        rows = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(rows, lr=1e-4, foreach=False)
+        before = loss()["loss"]
+        before.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            assert loss()["loss"] < before.item()
+    (visual, *_) = model.captioner.visual(model.host.encode([tiny.frames(0)], frozenset({"raw"})))
+    assert visual.shape == (832, 896)

@@ -1,0 +1,102 @@
+"""What the README tells people to type exists, and its Python snippets run."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import langdc.sample
+from langdc.compressors import compressors
+from langdc.config import EvalConfig, StageConfig, load
+from langdc.types import FeatureGrid, VideoFeatures
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("langdc", "train", "eval", "data_prep", "scripts", "configs", "docs", "tests", "constraints")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """The command lines of a page's shell blocks, continued lines joined, without prompts and comments."""
+    text = "\n".join(block for name in ("sh", "bash", "console", "shell") for block in blocks(page, name))
+    lines = (line.removeprefix("$ ").partition(" #")[0].strip() for line in text.replace("\\\n", " ").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, sample_video: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a clip.mp4 and, where a training run leaves it, the model that ships."""
+    (tmp_path / "clip.mp4").symlink_to(sample_video)
+    stage3 = tmp_path / "runs/sample/langdc/stage3"
+    stage3.parent.mkdir(parents=True)
+    stage3.symlink_to(langdc.sample.weights("langdc"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_snippets_run_in_order(workplace: Path):
+    snippets = blocks(README, "python")
+    assert snippets, "the README shows how to use the library"
+    names: dict[str, object] = {"__name__": "readme"}
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+
+
+def test_the_compressor_in_contributing_keeps_the_contract(monkeypatch: pytest.MonkeyPatch):
+    """The example of "Add a compressor" is a working member: `step` 1 keeps all, larger steps fewer, in order."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    code = textwrap.dedent(re.findall(r"^ *```python\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)[0])
+    monkeypatch.setattr(compressors, "_members", dict(compressors._members))
+    exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "contributing"})
+    grids = (FeatureGrid(torch.randn(8, 2, 2, 5)), FeatureGrid(torch.randn(8, 1, 1, 5)))
+    video = VideoFeatures(grids, {}, torch.arange(8.0))
+    everything = compressors.build("stride", step=1)(video)
+    assert everything.per_segment(2) == [20, 20]
+    some = compressors.build("stride", step=3)(video)
+    assert len(some) == 11 + 3 and (some.segment.diff() >= 0).all()
+    with pytest.raises(ValueError, match="step is 0"):
+        compressors.build("stride", step=0)
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {target for page in PAGES for target in re.findall(r"(?<=make )[a-z][a-z-]+(?=[`\n ]|$)", code_of(page))}
+    assert {"quickstart", "test"} <= named
+    assert named <= targets, f"no such make target: {sorted(named - targets)}"
+
+
+def code_of(page: Path) -> str:
+    """Everything of a page that is set as code: one line per piece."""
+    text = page.read_text()
+    fenced = re.findall(r"^```.*?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return "\n".join([*fenced, *re.findall(r"`([^`\n]+)`", text)])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_in_code_exist(page: Path):
+    named = set(re.findall(rf"(?<![\w/.])(?:{'|'.join(FOLDERS)})/[\w./-]*\w/?", code_of(page)))
+    assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path):
+    links = re.findall(r"\]\((?!https?://|mailto:|#)([^)#]+)", page.read_text())
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_overrides_in_commands_are_accepted():
+    """A command with --config FILE dotted.key=value is loaded as the application would."""
+    for command in commands(README):
+        given = re.search(r"--config[ =](\S+\.yaml)", command)
+        if given is None:
+            continue
+        overrides = re.findall(r"(?<=\s)[a-z_][\w.]*=\S+", command[given.end() :])
+        kind = EvalConfig if "eval/" in command.partition("--config")[0] else StageConfig
+        load(kind, ROOT / given[1], overrides)
