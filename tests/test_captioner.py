@@ -80,7 +80,7 @@ def test_a_batch_equals_its_segments_one_by_one() -> None:
     _with_natural_end(captioner, visual)
     given, written = captioner.supervised(visual, captions), captioner.write(visual)
     alone = [captioner.supervised([seen], [caption]) for seen, caption in zip(visual, captions, strict=True)]
-    assert float(given.loss) == pytest.approx(sum(one.loss.item() for one in alone), rel=1e-5)
+    assert given.loss.item() == pytest.approx(sum(one.loss.item() for one in alone), rel=1e-5)
     for number, one in enumerate(alone):
         torch.testing.assert_close(given.states[number], one.states[0], **CLOSE)
         single = captioner.write([visual[number]])

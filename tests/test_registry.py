@@ -33,9 +33,7 @@ def test_unknown_name_proposes_the_nearest_and_lists_all():
 
 
 def test_unknown_setting_proposes_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"'pool' has no setting 'keeep'\. Did you mean 'keep'\? There is: keep,"
-    ):
+    with pytest.raises(ValueError, match=r"'pool' has no setting 'keeep'\. Did you mean 'keep'\? There is: keep,"):
         zoo().build("pool", sides=[2], keeep=0.5)
 
 

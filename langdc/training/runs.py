@@ -19,6 +19,7 @@ from langdc.training import processes
 logger = get_logger(__name__)
 
 FINISHED = "finished.json"
+COMPLETE = "complete"  # in a Trainer checkpoint that was written to its end
 # Settings that change no trained number, so a run may go on with other values.
 HARMLESS = frozenset({"save_steps", "keep_checkpoints", "log_steps", "workers", "trackers", "features"})
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft")
@@ -83,10 +84,19 @@ def _claim(config: StageConfig) -> Run:
         if any(newest.iterdir()):
             raise ValueError(f"{newest} holds files that are no run of a stage. Choose another place with output=...")
         return _open(newest, config)
+    if not _has_progress(newest):
+        (newest / "log.jsonl").unlink(missing_ok=True)
+        return _open(newest, config)
     _check_same(newest, config)
     _open(newest, config)
     logger.info("Going on with the unfinished run in %s.", newest)
     return Run(newest, resumed=True)
+
+
+def _has_progress(directory: Path) -> bool:
+    """Whether there is anything to go on from; a run that a mistake in its settings ended at once has nothing."""
+    marks = (f"phases/*/{FINISHED}", f"resume/*/checkpoint-*/{COMPLETE}")
+    return any(path for mark in marks for path in directory.glob(mark))
 
 
 def _number(path: Path, base: Path) -> int:

@@ -14,9 +14,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from langdc.training import processes
+from langdc.training.runs import COMPLETE
 
 TRAINED = "trained.safetensors"
-COMPLETE = "complete"
 
 
 class StageTrainer(Trainer):

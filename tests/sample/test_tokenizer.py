@@ -41,9 +41,7 @@ def test_generated_text_has_as_many_tokens_as_words_and_comes_back(tokenizer: Pr
             assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
 
 
-@pytest.mark.parametrize(
-    "text", ["héllo 世界 🎉", "naïve café", "tab\tinside", "{'a' = <b>}", "İstanbul ß"]
-)
+@pytest.mark.parametrize("text", ["héllo 世界 🎉", "naïve café", "tab\tinside", "{'a' = <b>}", "İstanbul ß"])
 def test_any_text_survives_a_round_trip(tokenizer: PreTrainedTokenizerFast, text: str):
     assert tokenizer.decode(ids_of(tokenizer, text)) == text
 

@@ -10,6 +10,13 @@ def finish(directory):
     runs.write_json(directory / runs.FINISHED, {})
 
 
+def begin(config):
+    """A run that was killed after its first checkpoint."""
+    mark = runs.claim(config).directory / "resume" / "toy" / "checkpoint-4" / runs.COMPLETE
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+
+
 def test_a_finished_run_is_followed_by_numbered_ones(tmp_path):
     config = settings(tmp_path / "deep" / "x")
     for name in ("x", "x-2", "x-3"):
@@ -28,24 +35,32 @@ def test_numbers_go_on_after_the_highest_and_other_names_do_not_count(tmp_path):
 
 def test_an_unfinished_run_goes_on_with_the_same_settings(tmp_path):
     config = settings(tmp_path / "x")
-    runs.claim(config)
+    begin(config)
     run = runs.claim(config.model_copy(update={"log_steps": 7, "workers": 3}))
     assert run.resumed and run.directory == config.output
     assert "log_steps: 7" in (config.output / "config.yaml").read_text()
 
 
 def test_other_settings_do_not_go_on_and_the_message_says_which(tmp_path):
-    runs.claim(settings(tmp_path / "x"))
+    begin(settings(tmp_path / "x"))
     with pytest.raises(ValueError, match=r"phases\.0\.learning_rate: 0\.003 there, 0\.1 now") as error:
         runs.claim(settings(tmp_path / "x", {"learning_rate": 0.1}))
     assert "output=" in str(error.value) and "batch_size" not in str(error.value)
 
 
 def test_another_number_of_processes_does_not_go_on(tmp_path, monkeypatch):
-    runs.claim(settings(tmp_path / "x"))
+    begin(settings(tmp_path / "x"))
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="number of processes: 1 there, 4 now"):
         runs.claim(settings(tmp_path / "x"))
+
+
+def test_a_run_that_left_nothing_to_go_on_from_gives_way(tmp_path):
+    runs.claim(settings(tmp_path / "x"))
+    (tmp_path / "x" / "log.jsonl").write_text("{}")
+    run = runs.claim(settings(tmp_path / "x", {"learning_rate": 0.1}))
+    assert run.directory == tmp_path / "x" and not run.resumed
+    assert not (tmp_path / "x" / "log.jsonl").exists()
 
 
 def test_a_directory_of_other_things_is_left_alone(tmp_path):

@@ -1,0 +1,1 @@
+"""Records: the project's data format."""

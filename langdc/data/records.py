@@ -1,0 +1,172 @@
+"""The project's data format: one record per line of a JSON-lines file, checked strictly when it is read.
+
+    {"id": "v7", "video": "videos/v7.mp4", "segments": [{"caption": "red square left", "density": 1}],
+     "questions": [{"kind": "shape", "question": "what shape is the red object ?", "answer": "square"}]}
+
+Paths are relative to the file's folder; `start` and `end` are seconds. Every reading error names file and line.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from langdc.config import check
+from langdc.log import get_logger
+
+log = get_logger(__name__)
+
+SHOWN_MISTAKES = 10
+SHOWN_LETTERS = 300
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class SegmentRecord(_Strict):
+    """What one of the equal parts of a video shows: its caption, and the cues that its density counts."""
+
+    caption: str
+    """Empty where there is nothing to say."""
+    density: int | None = Field(default=None, ge=0)
+    """How much there is to say; null where it is to be counted from the cues."""
+    subjects: list[str] = []
+    attributes: list[str] = []
+    actions: list[str] = []
+    background: list[str] = []
+
+
+class QuestionRecord(_Strict):
+    """A question about the whole record, its answer, and the kind it is counted under."""
+
+    kind: str = Field(min_length=1)
+    question: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+
+
+class Record(_Strict):
+    """One sample: a video, an image or only text, with what is known and asked about it."""
+
+    id: str = Field(min_length=1)
+    video: str | None = Field(default=None, min_length=1)
+    image: str | None = Field(default=None, min_length=1)
+    start: float | None = Field(default=None, ge=0)
+    end: float | None = Field(default=None, gt=0)
+    segments: list[SegmentRecord] = []
+    questions: list[QuestionRecord] = []
+    _line: int | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.video is not None and self.image is not None:
+            raise ValueError("give video or image, not both")
+        if self.video is None and (self.start is not None or self.end is not None):
+            raise ValueError("start and end cut a clip out of a video, and there is none")
+        if self.start is not None and self.end is not None and self.start >= self.end:
+            raise ValueError(f"start {self.start} must come before end {self.end}")
+        return self
+
+    @property
+    def line(self) -> int | None:
+        """The line of the file it was read from, counted from 1."""
+        return self._line
+
+    def media_path(self, root: str | Path) -> Path | None:
+        """Where its video or image is, given the folder of the record file; None for text."""
+        media = self.video if self.video is not None else self.image
+        return None if media is None else Path(root) / media
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """Read all records of a JSON-lines file (blank lines are skipped).
+
+    Raises ValueError if the file is missing or holds none, and one that lists the bad lines by number and reason:
+    invalid JSON, a wrong value, an unknown key (with the nearest known one), an id given twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no record file {path}. Check the path; data_prep/ has a script per source.")
+    records, mistakes, seen = [], [], {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = _parse(line, number)
+            if record.id in seen:
+                raise ValueError(f"the id {record.id!r} is already on line {seen[record.id]}; ids must differ.")
+        except ValueError as error:
+            mistakes.append(_shortened(f"line {number}: {error}"))
+            continue
+        seen[record.id] = number
+        records.append(record)
+    if mistakes:
+        raise ValueError(_list_up(f"{path} has {len(mistakes)} bad line(s)", mistakes))
+    if not records:
+        raise ValueError(f"{path} holds no records. Make it again; data_prep/ has a script per source.")
+    return records
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Write records as JSON lines, leaving out what has its default; the file appears only when it is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n")
+    partial.rename(path)
+
+
+def check_media(
+    path: str | Path, records: list[Record], on_missing: Literal["refuse", "quarantine"] = "refuse"
+) -> tuple[list[Record], list[Record]]:
+    """Look for the video or image of every record read from `path`: records that have theirs, and records left out.
+
+    "refuse" raises ValueError if any is missing; "quarantine" leaves those records out, says so in the log and
+    returns them as the second list. Nothing is put in their place.
+    """
+    if on_missing not in ("refuse", "quarantine"):
+        raise ValueError(f'on_missing is {on_missing!r}; it must be "refuse" or "quarantine".')
+    path = Path(path)
+    kept, left_out, mistakes = [], [], []
+    for record in records:
+        media = record.media_path(path.parent)
+        if media is None or media.is_file():
+            kept.append(record)
+            continue
+        left_out.append(record)
+        mistakes.append(f"line {record.line or '?'} (id {record.id!r}): there is no file {media}")
+    if not left_out:
+        return kept, []
+    message = _list_up(f"{path} has {len(left_out)} record(s) whose video or image is missing", mistakes)
+    if on_missing == "refuse":
+        raise ValueError(f'{message}\nFetch the files, or leave the records out with on_missing "quarantine".')
+    log.warning("%s\nThey are left out.", message)
+    return kept, left_out
+
+
+def _parse(line: bytes, number: int) -> Record:
+    try:
+        tree: Any = json.loads(line.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg}, column {error.colno}).") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start + 1}).") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"holds a {type(tree).__name__}; a record is an object with an id.")
+    record = check(Record, tree, "the record")
+    record._line = number
+    return record
+
+
+def _shortened(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= SHOWN_LETTERS else flat[: SHOWN_LETTERS - 4] + " ..."
+
+
+def _list_up(head: str, mistakes: list[str]) -> str:
+    more = [f"... and {len(mistakes) - SHOWN_MISTAKES} more"] * (len(mistakes) > SHOWN_MISTAKES)
+    return "\n  ".join([f"{head}:", *mistakes[:SHOWN_MISTAKES], *more])

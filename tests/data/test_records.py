@@ -1,0 +1,146 @@
+"""Records are read strictly: every bad line is named, with its number and the reason."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from langdc.data.records import QuestionRecord, Record, SegmentRecord, check_media, read_records, write_records
+
+GOOD = {
+    "id": "v",
+    "video": "videos/v.mp4",
+    "start": 0,
+    "end": 1.5,
+    "segments": [{"caption": "red square left", "density": 1, "subjects": ["square"]}, {"caption": ""}],
+    "questions": [{"kind": "shape", "question": "what shape is the red object ?", "answer": "square"}],
+}
+
+
+def _file(folder: Path, *lines: object) -> Path:
+    path = folder / "data.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def _good(number: int) -> dict:
+    return {**GOOD, "id": f"v{number}"}
+
+
+def test_a_record_is_read_with_all_it_holds(tmp_path: Path) -> None:
+    (record,) = read_records(_file(tmp_path, GOOD))
+    assert (record.id, record.start, record.end, record.image, record.line) == ("v", 0.0, 1.5, None, 1)
+    assert record.media_path(tmp_path) == tmp_path / "videos" / "v.mp4"
+    assert record.segments[0] == SegmentRecord(caption="red square left", density=1, subjects=["square"])
+    assert record.segments[1].density is None
+    assert record.questions[0].answer == "square"
+
+
+def test_written_records_come_back(tmp_path: Path) -> None:
+    records = [
+        Record(id="a", video="a.mp4", start=0.5, segments=[SegmentRecord(caption="", density=0)]),
+        Record(id="ü", image="b.png"),
+        Record(id="text", questions=[QuestionRecord(kind="k", question="why ?", answer="so")]),
+    ]
+    path = tmp_path / "new" / "data.jsonl"
+    write_records(path, records)
+    back = read_records(path)
+    assert [r.model_dump() for r in back] == [r.model_dump() for r in records]
+    assert [p.name for p in path.parent.iterdir()] == ["data.jsonl"]
+    assert back[2].media_path(tmp_path) is None
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    write_records(path, [Record(id="old")])
+
+    def broken():
+        yield Record(id="new")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_records(path, broken())
+    assert [record.id for record in read_records(path)] == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ('{"id": "x", "video": ', "not valid JSON"),
+        ("[1, 2]", "holds a list"),
+        ({"id": "x", "vidoe": "a.mp4"}, "vidoe: unknown key. Did you mean 'video'?"),
+        ({"id": "x", "segments": [{"captoin": "a"}]}, "segments.0.captoin: unknown key. Did you mean 'caption'?"),
+        ({"id": "x", "segments": [{"density": 1}]}, "segments.0.caption: Field required"),
+        ({"video": "a.mp4"}, "id: Field required"),
+        ({"id": 7}, "valid string"),
+        (
+            {"id": "x", "segments": [{"caption": "a", "density": "2"}]},
+            "segments.0.density: Input should be a valid integer",
+        ),
+        ({"id": "x", "segments": [{"caption": "a", "density": -1}]}, "greater than or equal to 0"),
+        ({"id": "x", "video": "a.mp4", "image": "a.png"}, "not both"),
+        ({"id": "x", "video": "a.mp4", "start": 2.0, "end": 1.0}, "must come before end"),
+        ('{"id": "x", "video": "a.mp4", "start": NaN}', "start:"),
+        ({"id": "x", "image": "a.png", "end": 1.0}, "there is none"),
+        ({"id": "x", "questions": [{"kind": "k", "question": "q"}]}, "questions.0.answer: Field required"),
+        ({"id": "v3"}, "'v3' is already on line 3"),
+    ],
+)
+def test_a_bad_line_7_is_named_with_its_reason(tmp_path: Path, bad: object, reason: str) -> None:
+    path = _file(tmp_path, *(_good(n) for n in range(1, 7)), bad, _good(8))
+    with pytest.raises(ValueError) as error:
+        read_records(path)
+    message = str(error.value)
+    assert f"{path} has 1 bad line(s)" in message
+    assert "line 7: " in message
+    assert reason in message
+
+
+def test_blank_lines_count_but_do_not_matter(tmp_path: Path) -> None:
+    path = _file(tmp_path, _good(1), "", _good(2), "  ")
+    assert [record.line for record in read_records(path)] == [1, 3]
+
+
+def test_all_bad_lines_are_listed_up_to_a_screenful(tmp_path: Path) -> None:
+    path = _file(tmp_path, _good(1), *("broken" for _ in range(25)), {"id": "x", "segments": "y" * 5000})
+    with pytest.raises(ValueError) as error:
+        read_records(path)
+    lines = str(error.value).splitlines()
+    assert "26 bad line(s)" in lines[0]
+    assert [line.split(":")[0].strip() for line in lines[1:11]] == [f"line {n}" for n in range(2, 12)]
+    assert "16 more" in lines[11]
+    assert len(lines) == 12
+    assert max(map(len, lines[1:])) < 320
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_bytes(b'{"id": "a"}\n{"id": "\xff"}\n')
+    with pytest.raises(ValueError, match="line 2: not UTF-8"):
+        read_records(tmp_path / "data.jsonl")
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no record file .*gone\.jsonl"):
+        read_records(tmp_path / "gone.jsonl")
+    with pytest.raises(ValueError, match="holds no records"):
+        read_records(_file(tmp_path))
+
+
+def test_missing_media_is_refused_or_left_out_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "1.mp4").write_bytes(b"x")
+    lines = [{"id": "a", "video": "videos/1.mp4"}, {"id": "b", "video": "videos/2.mp4"}, {"id": "c"}]
+    path = _file(tmp_path, *lines)
+    records = read_records(path)
+    with pytest.raises(ValueError, match=r"data\.jsonl has 1 record.*\n  line 2 .*'b'.*2\.mp4"):
+        check_media(path, records)
+    monkeypatch.setattr(logging.getLogger("langdc"), "propagate", True)
+    kept, left_out = check_media(path, records, "quarantine")
+    assert [r.id for r in kept] == ["a", "c"]
+    assert [r.id for r in left_out] == ["b"]
+    assert "line 2 (id 'b')" in caplog.text
+    with pytest.raises(ValueError, match="on_missing is 'skip'"):
+        check_media(path, records, "skip")
