@@ -122,27 +122,52 @@ class EvalConfig(Settings):
     task: MemberConfig
     rows: list["RowConfig"] = Field(min_length=1)
     output: Path
-    batch_size: int = Field(1, gt=0)
+    batch_size: int = Field(8, gt=0)
+    """Videos answered at once, each with all its questions."""
     max_new_tokens: int = Field(32, gt=0)
     limit: int | None = Field(None, gt=0)
     """Only the first so many videos."""
     timing_videos: int = Field(20, ge=0)
-    """How many videos are timed alone (batch 1, warm)."""
+    """How many videos are timed alone (batch 1), after the warm-up."""
+    warmup_videos: int = Field(3, ge=0)
+    """The first videos, whose times do not count."""
+    device: str | None = None
+    """Where models run, as torch names it; null takes an accelerator if there is one."""
     reference: str | None = None
     """The row that the others are compared with."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> "EvalConfig":
+        names = [row.name for row in self.rows]
+        if len(set(names)) < len(names):
+            raise ValueError(f"row names must differ; given: {', '.join(names)}")
+        if self.reference is not None and self.reference not in names:
+            raise ValueError(f"reference is no row: {self.reference!r}.{nearest(self.reference, names)}")
+        for number, row in enumerate(self.rows):
+            if row.match is not None and row.match not in names[:number]:
+                raise ValueError(f"row {row.name!r} matches {row.match!r}, which must be one of the rows before it")
+        return self
 
 
 class RowConfig(Settings):
     """One row of a table: a trained model, and optionally another compressor or control on it."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")
+    """Names a file, too."""
     model: Path
     compressor: MemberConfig | None = None
     """Replaces the model's own compressor."""
     control: Literal["random_tokens", "random_tokens_mean", "uniform_frames", "caption_text"] | None = None
     match: str | None = None
     """The row whose token count this control copies."""
+
+    @model_validator(mode="after")
+    def _control_fits(self) -> "RowConfig":
+        counted = self.control not in (None, "caption_text")
+        if counted != (self.match is not None):
+            raise ValueError("match belongs to the controls that copy a token count, and they need it")
+        return self
 
 
 EvalConfig.model_rebuild()

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel, PretrainedConfig, PreTrainedModel
 
@@ -25,7 +26,7 @@ def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
         return AutoModel.from_config(config), None
     config = _vision_config(AutoConfig.from_pretrained(found))
     kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
-    return kind.from_pretrained(found, config=config), found
+    return kind.from_pretrained(found, config=config, dtype=torch.float32), found
 
 
 def _statistics(folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

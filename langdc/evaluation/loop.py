@@ -1,0 +1,275 @@
+"""Ask every row's model the task's questions and write down what it says, so that a run can stop and go on anywhere.
+
+Each video is decoded and encoded once for all rows with the same encoders and sampling.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from langdc.checkpoint import read_card
+from langdc.config import EvalConfig, RowConfig
+from langdc.data.records import Record
+from langdc.density import Cues
+from langdc.evaluation import controls
+from langdc.evaluation.cost import training_record
+from langdc.evaluation.results import LineFile, RunFolder
+from langdc.evaluation.tasks import Task
+from langdc.features import module_hash
+from langdc.log import console, get_logger
+from langdc.pipeline import VideoLM
+from langdc.sources import resolve
+from langdc.types import Answer, FeatureGrid
+
+logger = get_logger(__name__)
+
+
+class Asked(Protocol):
+    """What the loop needs of a model; `langdc.pipeline.VideoLM` is one."""
+
+    model: Any
+    compressor: Any
+
+    def open(self, path: Any, start: float | None = None, end: float | None = None, same: Any = None) -> Any:
+        """Decode and encode a video, or take over what `same` has seen."""
+        ...
+
+    def answer(self, batch: Any, **generation: Any) -> list[Answer]:
+        """Answer (video, question) pairs at once."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What encoders saw of a video, and the seconds it took; no model hangs on it."""
+
+    raw: Mapping[str, FeatureGrid]
+    times: Tensor
+    seconds: dict[str, float]
+    frames: None = None
+
+
+@dataclass(eq=False)
+class Library:
+    """Videos that were opened, by encoders and video. The seconds of the first opening are kept in `file`, so that
+    every row is charged the same, also when the run was interrupted.
+    """
+
+    file: LineFile
+    seen: dict[str, Seen] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def open(self, lm: Asked, sight: str, record: Record, path: Any) -> Any:
+        """The video of a record, open for a model whose encoders and sampling have the hash `sight`."""
+        key = f"{sight}/{record.id}"
+        if key not in self.seen:
+            video = lm.open(path, record.start, record.end)
+            line = {"type": "encoding", "key": key, "video": record.id, "seconds": dict(video.seconds)}
+            self.file.append([line])
+            self.seen[key] = Seen(video.raw, video.times, self.file.by_key[key]["seconds"])
+            self.names[controls.fingerprint(video.raw)] = record.id
+        return lm.open(path, record.start, record.end, same=self.seen[key])
+
+
+def sight(lm: Asked) -> str:
+    """A hash of all that decides what a model's encoders see of a file."""
+    host = lm.model.host
+    return f"{module_hash(host.encoders)[:16]}-{host.segments}x{host.frames_per_segment}"
+
+
+def load_row(row: RowConfig) -> Asked:
+    """Load the model of a row, with another compressor if the row says so."""
+    return VideoLM.from_pretrained(row.model, row.compressor.model_dump() if row.compressor else None)
+
+
+def identity(config: EvalConfig, task: Task) -> dict:
+    """What must stay the same for a run to go on: settings, weights, questions."""
+    weights = {row.name: read_card(_folder(row))["weights_sha256"] for row in config.rows}
+    settings = config.model_dump(mode="json", exclude={"output"})
+    return {"config": settings, "weights_sha256": weights, "data_sha256": task.data_hash()}
+
+
+def _folder(row: RowConfig) -> Any:
+    return resolve(str(row.model))
+
+
+def evaluate(
+    config: EvalConfig, task: Task, command: Sequence[str] = (), load: Callable[[RowConfig], Asked] = load_row
+) -> RunFolder:
+    """Evaluate all rows, or what is missing of them, into `config.output`.
+
+    A video that cannot be read or answered scores 0 on its questions and is counted as failed; the run goes on. Raises
+    ValueError for settings that cannot work and for a folder that holds a run of something else.
+    """
+    info = {
+        "target_kinds": list(task.target_kinds),
+        "training": {row.name: training_record(row.model) for row in config.rows},
+    }
+    folder = RunFolder.start(config.output, identity(config, task), info, command)
+    library = Library(LineFile(folder.directory / "encoding.jsonl"))
+    with _progress() as progress:
+        for row in config.rows:
+            out = LineFile(folder.row_path(row.name))
+            if "finished" not in out:
+                _Row(config, row, task, out, library, progress).run(load(row), _counts(folder, row))
+    return folder
+
+
+def failures(folder: RunFolder) -> int:
+    """How many answers of all rows failed."""
+    return sum(line["failed"] for name in folder.names() for line in LineFile(folder.row_path(name)).of("answer"))
+
+
+def _counts(folder: RunFolder, row: RowConfig) -> dict[str, int]:
+    """Tokens by video of the row that a control copies."""
+    if row.match is None:
+        return {}
+    return {line["video"]: line["tokens"] for line in LineFile(folder.row_path(row.match)).of("video")}
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+
+
+@dataclass(eq=False)
+class _Row:
+    """One row at work."""
+
+    config: EvalConfig
+    row: RowConfig
+    task: Task
+    out: LineFile
+    library: Library
+    progress: Progress
+
+    def run(self, lm: Asked, counts: Mapping[str, int]) -> None:
+        """Answer, time, finish."""
+        if self.row.control is not None:
+            name_of = self.library.names.__getitem__
+            lm.compressor = controls.build(
+                self.row.control, lm.compressor, lm.model.host, counts, name_of, self.config.seed
+            )
+        lm.model.to(self._device())
+        lm.compressor.to(self._device())
+        self.lm, self.sight = lm, sight(lm)
+        self.out.append([{"type": "row", "key": "row", **self._about()}])
+        records = self.task.records[: self.config.limit]
+        bar = self.progress.add_task(self.row.name, total=len(records))
+        for chunk in _chunks(records, self.config.batch_size):
+            self._answer([record for record in chunk if not self._done(record)])
+            self.progress.advance(bar, len(chunk))
+        self._time(records)
+        answers = self.out.of("answer")
+        failed, right = sum(line["failed"] for line in answers), sum(line["correct"] for line in answers)
+        self.out.append([{"type": "finished", "key": "finished", "answers": len(answers), "failed": failed}])
+        logger.info("%s: %d of %d answers right, %d failed.", self.row.name, right, len(answers), failed)
+
+    def _device(self) -> torch.device:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device(self.config.device or found or "cpu")
+
+    def _about(self) -> dict:
+        parameters = list(self.lm.model.parameters())
+        return {
+            "name": self.row.name,
+            "dtype": str(parameters[0].dtype).removeprefix("torch."),
+            "device": str(parameters[0].device),
+            "parameters": sum(p.numel() for p in parameters),
+        }
+
+    def _done(self, record: Record) -> bool:
+        asked = all(_key(record, number) in self.out for number in range(len(record.questions)))
+        return asked and (f"video/{record.id}" in self.out or self.out.by_key[_key(record, 0)]["failed"])
+
+    def _open(self, record: Record) -> Any:
+        return self.library.open(self.lm, self.sight, record, self.task.path(record))
+
+    def _answer(self, records: list[Record]) -> None:
+        opened = []
+        for record in records:
+            try:
+                opened.append((record, self._open(record)))
+            except ValueError as error:
+                self._fail(record, error)
+        if not opened:
+            return
+        try:
+            batch = [(video, question.question) for record, video in opened for question in record.questions]
+            answers = iter(self.lm.answer(batch, max_new_tokens=self.config.max_new_tokens))
+        except ValueError as error:
+            if len(opened) == 1:
+                self._fail(opened[0][0], error)
+            else:  # find out which
+                for record, _ in opened:
+                    self._answer([record])
+            return
+        for record, _ in opened:
+            self._write(record, [next(answers) for _ in record.questions])
+
+    def _write(self, record: Record, answers: list[Answer]) -> None:
+        first = answers[0]
+        sizes = {"tokens": first.tokens, "segment_tokens": first.segment_tokens}
+        truth = {"densities": _densities(record), "targets": [segment.caption for segment in record.segments]}
+        video = {"type": "video", "key": f"video/{record.id}", "video": record.id, **sizes, **truth}
+        lines = [{**video, "captions": first.captions}]
+        for line, answer in zip(_questions(record), answers, strict=True):
+            right = self.task.correct(line["expected"], answer.text)
+            found = {"answer": answer.text, "correct": right, "failed": False, "reason": None, "tokens": answer.tokens}
+            lines.append({**line, **found, "flops": answer.flops})
+        self.out.append(lines)
+
+    def _fail(self, record: Record, error: ValueError) -> None:
+        logger.warning("%s: %s failed: %s", self.row.name, record.id, error)
+        found = {"answer": None, "correct": False, "failed": True, "reason": str(error), "tokens": None, "flops": None}
+        self.out.append({**line, **found} for line in _questions(record))
+
+    def _time(self, records: list[Record]) -> None:
+        """Ask each of the first videos its first question alone. The warm-up is repeated when a run goes on."""
+        warmup, most = self.config.warmup_videos, self.config.timing_videos
+        if not most:
+            return
+        readable = [record for record in records if f"video/{record.id}" in self.out][: warmup + most]
+        if all(f"timing/{record.id}" in self.out for record in readable):
+            return
+        for number, record in enumerate(readable):
+            answer = self._open(record).ask(record.questions[0].question, max_new_tokens=self.config.max_new_tokens)
+            about = {"type": "timing", "key": f"timing/{record.id}", "video": record.id, "warm": number >= warmup}
+            self.out.append([{**about, "seconds": answer.seconds, "peak_bytes": answer.peak_bytes}])
+
+
+def _chunks(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
+    for first in range(0, len(records), size):
+        yield list(records[first : first + size])
+
+
+def _key(record: Record, number: int) -> str:
+    return f"{record.id}/{number}"
+
+
+def _densities(record: Record) -> list[int]:
+    return [
+        part.density
+        if part.density is not None
+        else Cues(tuple(part.subjects), tuple(part.attributes), tuple(part.actions), tuple(part.background)).density
+        for part in record.segments
+    ]
+
+
+def _questions(record: Record) -> list[dict]:
+    return [
+        {
+            "type": "answer",
+            "key": _key(record, number),
+            "video": record.id,
+            "number": number,
+            "kind": question.kind,
+            "question": question.question,
+            "expected": question.answer,
+        }
+        for number, question in enumerate(record.questions)
+    ]

@@ -1,0 +1,196 @@
+"""A run's folder: `header.json` says what was run and on what, `rows/<row>.jsonl` what came of it, line by line.
+
+Lines of a row, told apart by "type": "row" (how the model was loaded), "video" (tokens, captions), "answer" (one
+question), "timing" (one video alone), "finished". A line has a "key"; a key that is there is not made again.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from langdc.version import __version__
+
+HEADER = "header.json"
+PACKAGES = ("torch", "torchvision", "transformers", "peft", "safetensors", "av", "decord", "numpy", "scipy")
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The complete lines of a JSON-lines file, in order; a last line cut short is left out.
+
+    Raises ValueError that names file and line if another line is broken.
+    """
+    return _parse(path)[0]
+
+
+def _parse(path: Path) -> tuple[list[dict], int]:
+    """The complete lines, and how many bytes they take."""
+    content = path.read_bytes() if path.is_file() else b""
+    found, size = [], 0
+    pieces = content.split(b"\n")
+    for number, piece in enumerate(pieces[:-1], 1):  # what follows the last line end is cut short or nothing
+        try:
+            found.append(json.loads(piece))
+        except ValueError as error:
+            if number == len(pieces) - 1:
+                break
+            raise ValueError(
+                f"{path}, line {number} is not valid JSON: {error}. Delete the file to make it again."
+            ) from None
+        size += len(piece) + 1
+    return found, size
+
+
+class LineFile:
+    """A file that grows by lines, each with a "key", and goes on where it stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines, size = _parse(path)
+        if path.is_file() and path.stat().st_size > size:
+            os.truncate(path, size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.by_key = {line["key"]: line for line in self.lines}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.by_key
+
+    def append(self, lines: Iterable[dict]) -> None:
+        """Write lines, all but those whose key is there."""
+        new = [line for line in lines if line["key"] not in self.by_key]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in new)
+        self.lines += new
+        self.by_key |= {line["key"]: line for line in new}
+
+    def of(self, kind: str) -> list[dict]:
+        """The lines of a type."""
+        return [line for line in self.lines if line["type"] == kind]
+
+
+def identity_hash(identity: dict) -> str:
+    """The sha256 of what must not change within a run folder."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+class RunFolder:
+    """The folder of one evaluation."""
+
+    def __init__(self, directory: Path, header: dict) -> None:
+        self.directory = directory
+        self.header = header
+
+    @classmethod
+    def start(cls, directory: Path, identity: dict, info: dict, command: Sequence[str]) -> "RunFolder":
+        """Begin a run or go on with it. `identity`: config, weights and data, which must be those of the run there.
+
+        `info` joins the header. Raises ValueError that lists what differs.
+        """
+        path = directory / HEADER
+        session = describe_machine(command)
+        if not path.is_file() and directory.is_dir() and any(directory.iterdir()):
+            raise ValueError(f"{directory} holds files that are no evaluation. Choose another place with output=...")
+        header = {**info, **identity, "identity_sha256": identity_hash(identity), "sessions": []}
+        if path.is_file():
+            there = json.loads(path.read_text(encoding="utf-8"))
+            changed = _changes({key: there.get(key) for key in identity}, json.loads(json.dumps(identity)))
+            if changed:
+                listed = "\n  ".join(changed[:12])
+                raise ValueError(
+                    f"{directory} holds an evaluation of something else:\n  {listed}\n"
+                    "Choose another place with output=..., or delete that folder."
+                )
+            header = there
+        header["sessions"].append(session)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(header, indent=1, ensure_ascii=False) + "\n")
+        return cls(directory, header)
+
+    @classmethod
+    def read(cls, directory: Path) -> "RunFolder":
+        """Open a run to look at it; ValueError if there is none."""
+        path = directory / HEADER
+        if not path.is_file():
+            raise ValueError(f"{directory} holds no evaluation (no {HEADER}). Give the output folder of eval/run.py.")
+        return cls(directory, json.loads(path.read_text(encoding="utf-8")))
+
+    def row_path(self, name: str) -> Path:
+        """The file of a row."""
+        return self.directory / "rows" / f"{name}.jsonl"
+
+    def names(self) -> list[str]:
+        """The rows that were begun, in the order of the config."""
+        return [row["name"] for row in self.header["config"]["rows"] if self.row_path(row["name"]).is_file()]
+
+
+def _changes(before: Any, after: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [
+            line
+            for key in {**before, **after}
+            for line in _changes(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [line for number, (one, two) in pairs for line in _changes(one, two, f"{path}.{number}")]
+    return [] if before == after else [f"{path}: {before!r} there, {after!r} now"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def describe_machine(command: Sequence[str]) -> dict:
+    """What runs this: time, command, code, packages, hardware."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": shlex.join(command),
+        "version": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with a + if files differ from it; None outside a repository."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -1,0 +1,8 @@
+"""The zoo of tasks: which questions are asked about which videos, and when an answer is right."""
+
+from langdc.evaluation.tasks import sample
+from langdc.evaluation.tasks.base import Task, tasks
+
+build = tasks.build
+
+__all__ = ["Task", "build", "sample", "tasks"]
