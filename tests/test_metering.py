@@ -53,7 +53,12 @@ def test_an_mlp_without_gate_has_two_matrices():
 
 def test_vision_transformer():
     config = CLIPVisionConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=72, image_size=24, patch_size=4,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=72,
+        image_size=24,
+        patch_size=4,
         attn_implementation="eager",
     )
     model = CLIPVisionModel(config).eval()

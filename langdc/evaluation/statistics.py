@@ -61,7 +61,9 @@ def mean(values: Sequence[float], clusters: Sequence[str], level: float = LEVEL)
     """
     found = np.asarray(values, dtype=float)
     if not len(found) or len(found) != len(clusters):
-        raise ValueError(f"{len(found)} values and {len(clusters)} cluster names; give one name per value, at least one.")
+        raise ValueError(
+            f"{len(found)} values and {len(clusters)} cluster names; give one name per value, at least one."
+        )
     sums, counts = by_cluster(found, clusters)
     n, groups, centre = len(found), len(counts), float(found.mean())
     binary = bool(np.isin(found, (0, 1)).all())

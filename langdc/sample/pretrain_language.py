@@ -20,6 +20,7 @@ from langdc.sample.scenes import Segment, as_text, caption, image_caption, sampl
 
 IMAGE_SHARE = 0.08
 CAPTION_WEIGHT = 0.1
+EARLY = 0.3  # share of the steps with one question of each kind
 ROUND = 32  # lengths are padded to multiples of this, so that a compiled model meets few shapes
 
 
@@ -31,20 +32,21 @@ class Texts:
     turns: list[tuple[str, str, str]]
 
 
-def video_texts(rng: np.random.Generator, video: list[Segment]) -> Texts:
-    """Captions of a video, one question of each kind, and requests to describe a segment and the whole."""
+def video_texts(rng: np.random.Generator, video: list[Segment], rounds: int = 1) -> Texts:
+    """Captions of a video, `rounds` questions of each kind, and requests to describe a segment and the whole."""
     captions = [caption(segment) for segment in video]
     number = int(rng.integers(len(video)))
-    turns = [(question.text, question.answer, question.kind) for question in ask_all(rng, video)]
-    turns.append((f"describe segment {number + 1}", captions[number], "describe"))
-    turns.append(("describe the video", as_text(captions), "describe_video"))
+    asked = {q.text: (q.text, q.answer, q.kind) for _ in range(rounds) for q in ask_all(rng, video)}
+    turns = [*asked.values(), (f"describe segment {number + 1}", captions[number], "describe")]
+    if rng.random() * rounds < 1:
+        turns.append(("describe the video", as_text(captions), "describe_video"))
     return Texts(as_text(captions), turns)
 
 
-def draw_texts(rng: np.random.Generator) -> Texts:
+def draw_texts(rng: np.random.Generator, rounds: int) -> Texts:
     """A random video's texts, or now and then an image's."""
     if rng.random() >= IMAGE_SHARE:
-        return video_texts(rng, sample_video(rng))
+        return video_texts(rng, sample_video(rng), rounds)
     segment = sample_segment(rng)
     return Texts(image_caption(segment), [("describe the image", image_caption(segment), "describe_image")])
 
@@ -85,9 +87,9 @@ class Encoder:
             branches += [number] * (len(question) + len(reply))
         return np.array([ids, labels, positions, branches])
 
-    def batch(self, rng: np.random.Generator, size: int) -> Tensor:
+    def batch(self, rng: np.random.Generator, size: int, rounds: int = 1) -> Tensor:
         """Examples padded to one length: [4,B,M]."""
-        rows = [self.rows(draw_texts(rng)) for _ in range(size)]
+        rows = [self.rows(draw_texts(rng, rounds)) for _ in range(size)]
         length = -(-max(row.shape[1] for row in rows) // ROUND) * ROUND
         padding = np.array([self.tokenizer.pad_token_id, -100, 0, -1])
         padded = np.tile(padding[:, None, None], (1, size, length))
@@ -187,7 +189,9 @@ def pretrain(
     forward = torch.compile(model.model, dynamic=False)
     started = time.monotonic()
     for step in range(1, steps + 1):
-        loss = loss_of(model, forward, encoder.batch(rng, size))
+        # copying comes first and needs few questions; look-ups by two words need many
+        rounds = 1 if step < EARLY * steps else 3
+        loss = loss_of(model, forward, encoder.batch(rng, size, rounds))
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

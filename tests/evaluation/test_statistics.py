@@ -52,7 +52,10 @@ def test_covers_the_truth_in_95_of_100_simulations():
 
 
 def test_all_right_or_all_wrong_is_not_certain():
-    right, wrong = mean([1.0] * 80, [str(i // 2) for i in range(80)]), mean([0.0] * 80, [str(i // 2) for i in range(80)])
+    right, wrong = (
+        mean([1.0] * 80, [str(i // 2) for i in range(80)]),
+        mean([0.0] * 80, [str(i // 2) for i in range(80)]),
+    )
     exact = stats.binomtest(40, 40).proportion_ci(0.95, method="exact")
     assert (right.low, right.high) == pytest.approx((exact.low, 1.0))
     assert (wrong.low, wrong.high) == pytest.approx((0.0, 1 - exact.low))

@@ -1,0 +1,75 @@
+"""python eval/table.py RUN [RUN ...] [--reference ROW] [--html FILE]
+
+Print the table of one or several evaluations (output folders of `eval/run.py`) and write it beside the first as
+table.csv, table.md and report.html, one page with all plots that needs no network. Only the files are read, no model.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from langdc.evaluation.page import page
+from langdc.evaluation.report import Row, as_csv, as_markdown, read_rows, table
+from langdc.evaluation.results import write_text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print and write; 0 when done, 2 for a mistake in what was given."""
+    options = _parser().parse_args(argv)
+    try:
+        rows = read_rows(options.runs, options.reference)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(*as_rich(rows))
+    unfinished = [row.name for row in rows if not row.finished]
+    if unfinished:
+        console.print(
+            f"Unfinished: {', '.join(unfinished)}. Their figures are of the questions asked so far.", style="yellow"
+        )
+    html = options.html or options.runs[0] / "report.html"
+    html.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.runs[0] / "table.csv", as_csv(rows))
+    write_text(options.runs[0] / "table.md", as_markdown(rows))
+    write_text(html, page(rows))
+    console.print(f"Report: {html}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def as_rich(rows: Sequence[Row]) -> list[Table]:
+    """The table in two parts, since one is too wide for a terminal: accuracy by kind; cost, tokens and training."""
+    titles, lines = table(rows)
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row.kinds))
+    accuracy = ["row", "accuracy %", "95 % interval", *kinds, "failed"]
+    cost = [title for title in titles if title == "row" or title not in accuracy]
+    return [_part("Accuracy", accuracy, titles, lines), _part("Tokens, cost, comparison", cost, titles, lines[:-1])]
+
+
+def _part(name: str, wanted: list[str], titles: list[str], lines: list) -> Table:
+    found = Table(title=name, title_justify="left")
+    for title in wanted:
+        found.add_column(title.replace("_", " "), justify="left" if title in ("row", "against reference") else "right")
+    for number, line in enumerate(lines):
+        by_title = dict(zip(titles, line, strict=True))
+        chance = by_title["row"].value is None
+        found.add_row(*(by_title[title].text for title in wanted), style="dim" if chance else "")
+        if number + 2 == len(lines) and lines[-1][0].value is None:
+            found.add_section()
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eval/table.py", description="Tables and a page of evaluations.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of eval/run.py")
+    parser.add_argument("--reference", metavar="ROW", help="the row to compare with (default: the config's)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

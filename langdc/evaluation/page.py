@@ -1,0 +1,249 @@
+"""The report as one HTML file that needs nothing else: style, script and plots are in it. A pure function of the rows."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+
+import yaml
+
+from langdc import plots
+from langdc.evaluation.report import Cell, Row, table
+from langdc.evaluation.style import SCRIPT, STYLE
+
+EXAMPLES = 6
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The whole page."""
+    parts = [_head(rows), _table(rows), _tokens(rows), _kinds(rows), _density(rows), _captions(rows), _examples(rows)]
+    body = "\n".join(part for part in [*parts, _meaning(rows), _settings(rows)] if part)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark"><title>LangDC evaluation</title>\n<style>{STYLE}</style></head>\n'
+        f"<body><main>\n{body}\n</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _section(title: str, text: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2><p>{text}</p>\n{body}</section>"
+
+
+def _head(rows: Sequence[Row]) -> str:
+    session = rows[0].header["sessions"][-1]
+    machine = f"{session['gpu'] or session['cpu']}, {session['cores']} cores"
+    when = session["started"][:10]
+    cards = "".join(
+        f"<div class=card><strong>{escape(value)}</strong><span>{escape(label)}</span></div>"
+        for value, label in _facts(rows)
+    )
+    return (
+        f"<header><p class=kicker>LangDC evaluation</p><h1>{escape(_headline(rows))}</h1>"
+        f"<p class=quiet>{escape(when)} · {escape(machine)} · code {escape((session['commit'] or 'unknown')[:10])}</p>"
+        f"<div class=cards>{cards}</div></header>"
+    )
+
+
+def _headline(rows: Sequence[Row]) -> str:
+    answered = [row for row in rows if row.accuracy is not None]
+    if not answered:
+        return "No question has been answered yet."
+    best = max(answered, key=lambda row: row.accuracy.value if row.accuracy else 0)
+    assert best.accuracy is not None
+    tokens = f" at {best.tokens.value:.0f} video tokens" if best.tokens else ""
+    return f"{best.name} is ahead: {100 * best.accuracy.value:.1f} % of the target questions{tokens}"
+
+
+def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    most = max(rows, key=lambda row: len(row.answers))
+    facts = [
+        (str(len({line["video"] for line in most.answers})), "videos"),
+        (str(len(most.answers)), "questions per row"),
+        (str(len(rows)), "rows"),
+        (f"{100 * most.target_chance:.1f} %", "majority answer on target kinds"),
+        (str(sum(row.failed for row in rows)), "failed answers, counted as wrong"),
+    ]
+    captioned = next((row for row in rows if row.captions), None)
+    if captioned is not None:
+        share = captioned.exact_captions
+        facts.insert(3, (f"{100 * share.value:.1f} %", f"captions exact, of {share.n} ({captioned.name})"))
+    return facts
+
+
+def _table(rows: Sequence[Row]) -> str:
+    titles, lines = table(rows)
+    head = "".join(f"<th><button>{escape(title.replace('_', ' '))}</button></th>" for title in titles)
+    body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in lines[:-1])
+    foot = "".join(f"<td>{escape(cell.text)}</td>" for cell in lines[-1])
+    text = (
+        "Accuracy is over the target kinds, its interval treats videos as what was sampled. Differences are paired over "
+        "the same questions, with a bootstrap over videos. Time to the first token: a video alone, warm, median; decoding "
+        "and encoding are measured once per video and charged to every row. FLOPs: one question about one video. Click a "
+        "column to sort."
+    )
+    html = f"<table class=sortable><thead><tr>{head}</tr></thead><tbody>{body}</tbody><tfoot><tr>{foot}</tr></tfoot></table>"
+    return _section("All rows", text, f"<div class=wide>{html}</div>")
+
+
+def _cell(cell: Cell) -> str:
+    verdict = next((word for word in ("better", "worse") if cell.text.endswith(f": {word}")), "")
+    value = "" if cell.value is None else escape(str(cell.value))
+    return f'<td data-value="{value}" class="{verdict}">{escape(cell.text)}</td>'
+
+
+def _tokens(rows: Sequence[Row]) -> str:
+    shown = [row for row in rows if row.accuracy and row.tokens and row.tokens.value > 0]
+    if not shown:
+        return ""
+    found = [row.accuracy for row in shown if row.accuracy]
+    figure = plots.accuracy_against_tokens(
+        [row.name for row in shown],
+        [row.tokens.value for row in shown if row.tokens],
+        [estimate.value for estimate in found],
+        [estimate.low for estimate in found],
+        [estimate.high for estimate in found],
+        shown[0].target_chance,
+    )
+    return _section(
+        "Accuracy against tokens", "Bars are 95 % intervals. Up and to the left is better.", _figure(figure)
+    )
+
+
+def _figure(svg: str, caption: str = "") -> str:
+    told = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{svg}{told}</figure>"
+
+
+def _kinds(rows: Sequence[Row]) -> str:
+    longest = max(rows, key=lambda row: len(row.kinds))
+    kinds = list(longest.kinds)
+    shown = [(number, row) for number, row in enumerate(rows) if row.answers]
+    if not kinds:
+        return ""
+    values = {row.name: [row.kinds[k].value if k in row.kinds else 0.0 for k in kinds] for _, row in shown}
+    chance = [longest.chance[kind] for kind in kinds]
+    target = ", ".join(kind.replace("_", " ") for kind in longest.header["target_kinds"])
+    figure = plots.kind_bars(kinds, values, chance, [number for number, _ in shown])
+    text = f"Dotted: always giving the most frequent answer of the kind. The target kinds are {escape(target)}."
+    return _section("By kind of question", text, _figure(figure))
+
+
+def _density(rows: Sequence[Row]) -> str:
+    figures = []
+    for number, row in enumerate(rows):
+        rho = row.density_correlation
+        if rho == rho and row.settings["control"] is None:
+            densities, tokens = row.segments
+            figure = plots.tokens_against_density(row.name, number, densities, tokens)
+            figures.append(_figure(figure, f"{row.name}: Spearman ρ = {rho:.3f} over {len(densities)} segments"))
+    if not figures:
+        return ""
+    text = (
+        "Rows whose number of tokens depends on the video: how many tokens a segment gets, by how much there is to say."
+    )
+    return _section("Tokens follow density", text, f"<div class=grid>{''.join(figures)}</div>")
+
+
+def _captions(rows: Sequence[Row]) -> str:
+    shown = [row for row in rows if row.captions]
+    if not shown:
+        return ""
+    levels = sorted({density for row in shown for density in row.captions})
+    head = "".join(f"<th>density {level}</th>" for level in levels)
+    lines = []
+    for row in shown:
+        shares = [row.captions.get(level) for level in levels]
+        cells = "".join(
+            f"<td>{100 * s.value:.1f} % <small>of {s.n}</small></td>" if s else "<td>–</td>" for s in shares
+        )
+        total = row.exact_captions
+        every = f"<td><strong>{100 * total.value:.1f} %</strong> <small>of {total.n}</small></td>"
+        lines.append(f"<tr><td>{escape(row.name)}</td>{every}{cells}</tr>")
+    html = f"<table><thead><tr><th>row</th><th>all</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    text = "Share of segments whose written caption is, word for word, the record's."
+    return _section("Captions", text, f"<div class=wide>{html}</div>")
+
+
+def _examples(rows: Sequence[Row]) -> str:
+    captioned = next((row for row in rows if row.captions), rows[0])
+    shown = captioned.videos[:EXAMPLES]
+    if not shown:
+        return ""
+    most = max((count for video in shown for count in video["segment_tokens"]), default=1)
+    html = "".join(_example(video, captioned, rows, most) for video in shown)
+    text = (
+        f"The first {len(shown)} videos. Captions and bars (tokens per segment) are those of {escape(captioned.name)}."
+    )
+    return _section("Examples", text, html)
+
+
+def _example(video: dict, captioned: Row, rows: Sequence[Row], most: int) -> str:
+    captions = video["captions"] or [None] * len(video["segment_tokens"])
+    targets = video["targets"] if len(video["targets"]) == len(captions) else [None] * len(captions)
+    bars = "".join(
+        f"<li><span class=bar style='--share:{count / max(most, 1):.3f}'></span><b>{count}</b>{_said(said, target)}</li>"
+        for count, said, target in zip(video["segment_tokens"], captions, targets, strict=True)
+    )
+    asked = [line for line in captioned.answers if line["video"] == video["video"]]
+    names = "".join(f"<th>{escape(row.name)}</th>" for row in rows)
+    by_key = [{line["key"]: line for line in row.answers} for row in rows]
+    lines = "".join(
+        f"<tr><td>{escape(line['question'])}</td><td>{escape(line['expected'])}</td>"
+        f"{''.join(_reply(found.get(line['key'])) for found in by_key)}</tr>"
+        for line in asked
+    )
+    head = f"<thead><tr><th>question</th><th>answer</th>{names}</tr></thead>"
+    return (
+        f"<details open><summary>{escape(video['video'])} · {video['tokens']} tokens</summary><ol class=bars>{bars}</ol>"
+        f"<div class=wide><table>{head}<tbody>{lines}</tbody></table></div></details>"
+    )
+
+
+def _said(said: str | None, target: str | None) -> str:
+    if said is None:
+        return ""
+    shown = escape(said) or "<i>nothing</i>"
+    if target is None or said.split() == target.split():
+        return f"<q>{shown}</q>"
+    return f"<q class=worse>{shown}</q> <small>record: {escape(target) or '<i>nothing</i>'}</small>"
+
+
+def _reply(line: dict | None) -> str:
+    if line is None:
+        return "<td>–</td>"
+    if line["failed"]:
+        return f'<td class=worse title="{escape(line["reason"] or "")}">failed</td>'
+    right = "better" if line["correct"] else "worse"
+    return f"<td class={right}>{'✓' if line['correct'] else '✗'} {escape(line['answer'])}</td>"
+
+
+def _meaning(rows: Sequence[Row]) -> str:
+    text = (
+        "These figures compare ways of shortening a video for one language model, on one task, with weights trained as the "
+        "table says. An interval says how far a figure may move with other videos of the same kind; it does not cover other "
+        "training seeds. Models with random weights, and runs on few videos, test the machinery and claim no quality."
+    )
+    sample = any(row.header["config"]["task"]["name"] == "sample" for row in rows)
+    more = (
+        " The sample set is made up: simple shapes, captions that list them, questions that a caption answers. There the "
+        "length of a right caption follows the number of objects by construction, so tokens that follow density show that "
+        "the captioner learned its task, not that real videos behave so; and a ranking here says nothing about real videos."
+    )
+    return f"<section><h2>What this shows, and what not</h2><p>{text}{more if sample else ''}</p></section>"
+
+
+def _settings(rows: Sequence[Row]) -> str:
+    headers = list({id(row.header): row.header for row in rows}.values())
+    parts = []
+    for header in headers:
+        config = yaml.safe_dump(header["config"], sort_keys=False, allow_unicode=True)
+        rest = json.dumps(
+            {key: value for key, value in header.items() if key != "config"}, indent=1, ensure_ascii=False
+        )
+        parts.append(f"<details><summary>Settings</summary><pre>{escape(config)}</pre></details>")
+        parts.append(
+            f"<details><summary>Machine, packages, hashes, training</summary><pre>{escape(rest)}</pre></details>"
+        )
+    return _section(
+        "How it was made", "All settings, versions and hashes, as kept in the run's header.", "".join(parts)
+    )
