@@ -96,6 +96,12 @@ def _parts(config: ModelConfig) -> dict[str, str]:
     }
 
 
+def _has_random_parts(settings: object) -> bool:
+    if not isinstance(settings, dict):
+        return False
+    return settings.get("init") == "random" or any(map(_has_random_parts, settings.values()))
+
+
 def read_card(directory: Path) -> dict:
     """The contents of `langdc.json`; ValueError if the directory holds no checkpoint."""
     file = Path(directory) / CARD
@@ -159,11 +165,13 @@ def start(config: ModelConfig, directory: Path | None) -> tuple[VideoModel, dict
     """A model to train: built from its parts, then given the tensors of an earlier stage.
 
     Returns it with those tensors, which a later checkpoint must carry on. Settings may change between stages; tensors
-    that fit nothing raise ValueError. Earlier LoRA adapters are attached first.
+    that fit nothing raise ValueError. Earlier LoRA adapters are attached first. Parts drawn at random are among the
+    tensors, since nothing else holds them.
     """
     model = VideoModel(config)
     if directory is None:
-        return model, {}
+        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        return model, own_tensors(model, names) if _has_random_parts(config.model_dump()) else {}
     card = read_card(directory)
     if card["lora"] is not None:
         attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))

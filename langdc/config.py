@@ -103,7 +103,8 @@ class StageConfig(Settings):
     phases: list[PhaseConfig] = Field(min_length=1)
     seed: int = 0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    attention: str = "sdpa"
+    attention: str | None = None
+    """Attention kernel of every transformers part; null leaves what the model's settings say."""
     gradient_checkpointing: bool = False
     deepspeed: Path | None = None
     """ZeRO settings file (configs/deepspeed/*.json)."""

@@ -1,5 +1,6 @@
 """Causal language models and their tokenizers, loaded from a source."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from langdc.sources import Source, resolve
@@ -30,7 +32,12 @@ def load_language_model(source: Source, attention: str = "sdpa", dtype: torch.dt
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """Load a fast tokenizer with a chat template; ValueError if it has none."""
     folder = resolve(str(source))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not isinstance(folder, Path) or not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json).")
+    stated = json.loads((folder / "tokenizer_config.json").read_text()).get("tokenizer_class")
+    # AutoTokenizer takes the class of the model type beside it, even where the files say that they stand for themselves
+    kind = PreTrainedTokenizerFast if stated in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
+    tokenizer = kind.from_pretrained(folder)
     if tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer in {folder} has no chat template; use that of an instruction-tuned model.")
     return tokenizer

@@ -139,7 +139,7 @@ def _apply(model: VideoModel, config: StageConfig) -> None:
     for part in model.modules():
         if not isinstance(part, PreTrainedModel):
             continue
-        if part.config._attn_implementation != config.attention:
+        if config.attention not in (None, part.config._attn_implementation):
             part.set_attn_implementation(config.attention)
         if config.gradient_checkpointing and part.supports_gradient_checkpointing:
             part.gradient_checkpointing_enable({"use_reentrant": False})
