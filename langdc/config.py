@@ -82,6 +82,8 @@ class PhaseConfig(Settings):
     """Share of the steps."""
     schedule: str = "cosine"
     weight_decay: float = Field(0.0, ge=0)
+    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    """Memory of AdamW's second moment; short runs want a shorter one."""
     clip: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")

@@ -1,1 +1,1 @@
-"""Evaluation: rows of models answer a task's questions; files hold what came of it, tables and pages are made of them."""
+"""Evaluation: rows of models answer a task's questions; files hold what came of it, tables are made of them."""

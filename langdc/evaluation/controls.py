@@ -97,9 +97,7 @@ class CaptionText(LangDC):
 
     def __init__(self, trained: TokenCompressor, host: Host) -> None:
         if not isinstance(trained, LangDC):
-            raise ValueError(
-                f"caption_text needs a model that writes captions; this one has {type(trained).__name__}. Give a LangDC model."
-            )
+            raise ValueError(f"caption_text needs a model that writes captions; this one has {type(trained).__name__}.")
         nn.Module.__init__(self)  # LangDC's own would build a second captioner
         self.pool, self.frames_per_segment = trained.pool, trained.frames_per_segment
         self.captioner, self.projectors = trained.captioner, trained.projectors
@@ -128,7 +126,10 @@ def build(
     name_of: Callable[[str], str],
     seed: int = 0,
 ) -> TokenCompressor:
-    """Put a control on a trained model. `counts`: tokens by video of the matched row; `name_of`: video by fingerprint."""
+    """Put a control on a trained model.
+
+    `counts`: tokens by video of the matched row; `name_of`: video by fingerprint. Raises ValueError where it does not fit.
+    """
     if kind == "caption_text":
         return CaptionText(trained, host)
     if not counts:

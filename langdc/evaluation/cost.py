@@ -16,12 +16,12 @@ TRAINING = ("samples", "steps", "flops", "seconds")
 
 
 def first_token_seconds(seconds: dict[str, float]) -> float:
-    """Decoding and encoding (measured once per video, charged to every row), compressing, and reading up to the first token."""
+    """Decoding and encoding (measured once per video, charged to every row), compressing, reading up to the first token."""
     return sum(seconds.get(stage, 0.0) for stage in TO_FIRST_TOKEN)
 
 
 def median_seconds(timings: Sequence[dict]) -> dict[str, float]:
-    """Median seconds per stage over the warm "timing" lines of a row, and of their sum as "first_token"; {} without any."""
+    """Median seconds per stage over the warm "timing" lines of a row, and of their sum as "first_token"; {} if none."""
     warm = [line["seconds"] for line in timings if line["warm"]]
     if not warm:
         return {}
@@ -31,7 +31,7 @@ def median_seconds(timings: Sequence[dict]) -> dict[str, float]:
 
 
 def mean_flops(answers: Sequence[dict]) -> dict[str, float]:
-    """Mean operations per part for one question about one video, over "answer" lines that did not fail; with "total"."""
+    """Mean operations per part for one question about one video, over "answer" lines that did not fail; and "total"."""
     known = [line["flops"] for line in answers if line.get("flops")]
     if not known:
         return {}

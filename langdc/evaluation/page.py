@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: style, script and plots are in it. A pure function of the rows."""
+"""The report as one HTML file that needs nothing else: style, script and plots are in it."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ def page(rows: Sequence[Row]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark"><title>LangDC evaluation</title>\n<style>{STYLE}</style></head>\n'
+        '<meta name="color-scheme" content="light dark"><title>LangDC evaluation</title>\n'
+        f"<style>{STYLE}</style></head>\n"
         f"<body><main>\n{body}\n</main><script>{SCRIPT}</script></body></html>\n"
     )
 
@@ -76,13 +77,13 @@ def _table(rows: Sequence[Row]) -> str:
     body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in lines[:-1])
     foot = "".join(f"<td>{escape(cell.text)}</td>" for cell in lines[-1])
     text = (
-        "Accuracy is over the target kinds, its interval treats videos as what was sampled. Differences are paired over "
-        "the same questions, with a bootstrap over videos. Time to the first token: a video alone, warm, median; decoding "
-        "and encoding are measured once per video and charged to every row. FLOPs: one question about one video. Click a "
-        "column to sort."
+        "Accuracy is over the target kinds, its interval treats videos as what was sampled. Differences are paired "
+        "over the same questions, with a bootstrap over videos. Time to the first token: a video alone, warm, median; "
+        "decoding and encoding are measured once per video and charged to every row. FLOPs: one question about one "
+        "video. Click a column to sort."
     )
-    html = f"<table class=sortable><thead><tr>{head}</tr></thead><tbody>{body}</tbody><tfoot><tr>{foot}</tr></tfoot></table>"
-    return _section("All rows", text, f"<div class=wide>{html}</div>")
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody><tfoot><tr>{foot}</tr></tfoot>"
+    return _section("All rows", text, f"<div class=wide><table class=sortable>{inside}</table></div>")
 
 
 def _cell(cell: Cell) -> str:
@@ -135,7 +136,7 @@ def _density(rows: Sequence[Row]) -> str:
         if rho == rho and row.settings["control"] is None:
             densities, tokens = row.segments
             figure = plots.tokens_against_density(row.name, number, densities, tokens)
-            figures.append(_figure(figure, f"{row.name}: Spearman ρ = {rho:.3f} over {len(densities)} segments"))
+            figures.append(_figure(figure, f"{row.name}: Spearman rho = {rho:.3f} over {len(densities)} segments"))
     if not figures:
         return ""
     text = (
@@ -154,7 +155,7 @@ def _captions(rows: Sequence[Row]) -> str:
     for row in shown:
         shares = [row.captions.get(level) for level in levels]
         cells = "".join(
-            f"<td>{100 * s.value:.1f} % <small>of {s.n}</small></td>" if s else "<td>–</td>" for s in shares
+            f"<td>{100 * s.value:.1f} % <small>of {s.n}</small></td>" if s else "<td>-</td>" for s in shares
         )
         total = row.exact_captions
         every = f"<td><strong>{100 * total.value:.1f} %</strong> <small>of {total.n}</small></td>"
@@ -210,7 +211,7 @@ def _said(said: str | None, target: str | None) -> str:
 
 def _reply(line: dict | None) -> str:
     if line is None:
-        return "<td>–</td>"
+        return "<td>-</td>"
     if line["failed"]:
         return f'<td class=worse title="{escape(line["reason"] or "")}">failed</td>'
     right = "better" if line["correct"] else "worse"
@@ -219,15 +220,17 @@ def _reply(line: dict | None) -> str:
 
 def _meaning(rows: Sequence[Row]) -> str:
     text = (
-        "These figures compare ways of shortening a video for one language model, on one task, with weights trained as the "
-        "table says. An interval says how far a figure may move with other videos of the same kind; it does not cover other "
-        "training seeds. Models with random weights, and runs on few videos, test the machinery and claim no quality."
+        "These figures compare ways of shortening a video for one language model, on one task, with weights trained as "
+        "the table says. An interval says how far a figure may move with other videos of the same kind; it does not "
+        "cover other training seeds. Models with random weights, and runs on few videos, test the machinery and claim "
+        "no quality."
     )
     sample = any(row.header["config"]["task"]["name"] == "sample" for row in rows)
     more = (
-        " The sample set is made up: simple shapes, captions that list them, questions that a caption answers. There the "
-        "length of a right caption follows the number of objects by construction, so tokens that follow density show that "
-        "the captioner learned its task, not that real videos behave so; and a ranking here says nothing about real videos."
+        " The sample set is made up: simple shapes, captions that list them, questions that a caption answers. There "
+        "the length of a right caption follows the number of objects by construction, so tokens that follow density "
+        "show that the captioner learned its task, not that real videos behave so; and a ranking here says nothing "
+        "about real videos."
     )
     return f"<section><h2>What this shows, and what not</h2><p>{text}{more if sample else ''}</p></section>"
 

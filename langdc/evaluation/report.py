@@ -199,13 +199,13 @@ def _same(one: dict, other: dict) -> bool:
 
 
 def _percent(value: float) -> str:
-    return "–" if value != value else f"{100 * value:.1f}"
+    return "-" if value != value else f"{100 * value:.1f}"
 
 
 def quantity(value: float | None) -> str:
     """A large number in three digits: 1.23 M, 45.6 G."""
     if value is None or value != value:
-        return "–"
+        return "-"
     for unit in ("", " k", " M", " G", " T", " P"):
         if abs(value) < 1000:
             return f"{value:.3g}{unit}"
@@ -226,23 +226,22 @@ def cells(row: Row) -> dict[str, Cell]:
     accuracy, tokens, kinds = row.accuracy, row.tokens, row.kinds
     first = row.seconds.get("first_token")
     rho = row.density_correlation
-    found = {
+    return {
         "row": Cell(row.name + ("" if row.finished else " (unfinished)"), row.name),
-        "accuracy %": Cell("–" if accuracy is None else _percent(accuracy.value), accuracy and accuracy.value),
+        "accuracy %": Cell("-" if accuracy is None else _percent(accuracy.value), accuracy and accuracy.value),
         "95 % interval": Cell(_interval(accuracy), accuracy and accuracy.low),
         **{kind: Cell(_percent(share.value), share.value) for kind, share in kinds.items()},
-        "tokens/video": Cell("–" if tokens is None else f"{tokens.value:.1f}", tokens and tokens.value),
-        "first token ms": Cell("–" if first is None else f"{1000 * first:.1f}", first),
+        "tokens/video": Cell("-" if tokens is None else f"{tokens.value:.1f}", tokens and tokens.value),
+        "first token ms": Cell("-" if first is None else f"{1000 * first:.1f}", first),
         "FLOPs/question": Cell(quantity(row.flops.get("total")), row.flops.get("total")),
         "exact captions %": Cell(_percent(row.exact_captions.value), _known(row.exact_captions.value)),
-        "density ρ": Cell("–" if rho != rho else f"{rho:.3f}", _known(rho)),
+        "density rho": Cell("-" if rho != rho else f"{rho:.3f}", _known(rho)),
         "against reference": Cell(*_difference(row)),
         "failed": Cell(str(row.failed), row.failed),
         **{
             f"train {name}": Cell(_trained(row, name), row.training.get(name)) for name in ("samples", "steps", "flops")
         },
     }
-    return found
 
 
 def _known(value: float) -> float | None:
@@ -250,13 +249,13 @@ def _known(value: float) -> float | None:
 
 
 def _interval(found: Estimate | None) -> str:
-    return "–" if found is None else f"{_percent(found.low)} to {_percent(found.high)}"
+    return "-" if found is None else f"{_percent(found.low)} to {_percent(found.high)}"
 
 
 def _difference(row: Row) -> tuple[str, float | None]:
     found = row.difference
     if found is None:
-        return "–", None
+        return "-", None
     low, value, high = (f"{100 * part:+.1f}" for part in (found.low, found.value, found.high))
     return f"{value} ({low} to {high}): {found.verdict}", found.value
 
@@ -277,8 +276,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
     lines = [cells(row) for row in rows]
     longest = max(rows, key=lambda row: len(row.kinds))
     titles = list(dict.fromkeys(title for line in [cells(longest), *lines] for title in line))
-    kept = [title for title in titles if any(line.get(title, Cell("–")).text != "–" for line in lines)]
-    return kept, [[line.get(title, Cell("–")) for title in kept] for line in [*lines, chance_cells(longest)]]
+    kept = [title for title in titles if any(line.get(title, Cell("-")).text != "-" for line in lines)]
+    return kept, [[line.get(title, Cell("-")) for title in kept] for line in [*lines, chance_cells(longest)]]
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
