@@ -111,6 +111,7 @@ def make_internvideo2(folder: Path, options: argparse.Namespace) -> None:
     encoder = VideoEncoder({"config": config, "init": "random"})
     encode = encode_frames(encoder, IMAGENET_MEAN, IMAGENET_STD)
     figures = train_encoder(encode, encoder.model, ("colour", "shape", "motion"), options.video_steps, options.seed)
+    encoder.model.image_positions_from_video()
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     save_file({name: t.half().contiguous() for name, t in encoder.model.state_dict().items()}, folder / "model.safetensors")
     write_card(folder, figures, "# Sample video encoder\n\n" + ENCODER_TEXT.format("InternVideo2", "segments of 4 frames"))

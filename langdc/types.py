@@ -84,7 +84,8 @@ class VideoFeatures:
 class VideoTokens:
     """The tokens that stand for a video in the language model: `values` [N,D].
 
-    `segment` [N] never decreases; `source` [N] is the flat index into T*H*W that a kept token came from, None when
+    `segment` [N] says which segment a token tells of (streams and base tokens follow each other, so it may start over);
+    `source` [N] is the flat index into T*H*W that a kept token came from, None when
     tokens are new (learned or merged); `anchor` [N] marks tokens that must not be evicted later; `extra` [N,*] travels along.
     """
 

@@ -125,6 +125,12 @@ class InternVideo2(nn.Module):
         for table in (self.cls_token, self.pos_embed, self.img_pos_embed):
             nn.init.normal_(table, std=0.02)
 
+    @torch.no_grad()
+    def image_positions_from_video(self) -> None:
+        """Give single images the mean over time of the video's positions, for weights that were trained on clips only."""
+        grid = self.pos_embed[:, 1:].unflatten(1, (self.config.frames, -1)).mean(1)
+        self.img_pos_embed.copy_(torch.cat([self.pos_embed[:, :1], grid], dim=1))
+
     def forward(self, pixels: Tensor) -> Tensor:
         grid = self.with_class_token(pixels)[:, 1:]
         side = self.config.side

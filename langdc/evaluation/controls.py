@@ -128,7 +128,8 @@ def build(
 ) -> TokenCompressor:
     """Put a control on a trained model.
 
-    `counts`: tokens by video of the matched row; `name_of`: video by fingerprint. Raises ValueError where it does not fit.
+    `counts`: tokens by video of the matched row; `name_of`: video by fingerprint.
+    Raises ValueError for a model it does not fit.
     """
     if kind == "caption_text":
         return CaptionText(trained, host)

@@ -16,7 +16,7 @@ TRAINING = ("samples", "steps", "flops", "seconds")
 
 
 def first_token_seconds(seconds: dict[str, float]) -> float:
-    """Decoding and encoding (measured once per video, charged to every row), compressing, reading up to the first token."""
+    """Decoding and encoding (measured once per video, charged to every row), compressing, first token."""
     return sum(seconds.get(stage, 0.0) for stage in TO_FIRST_TOKEN)
 
 

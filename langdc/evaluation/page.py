@@ -182,7 +182,7 @@ def _example(video: dict, captioned: Row, rows: Sequence[Row], most: int) -> str
     captions = video["captions"] or [None] * len(video["segment_tokens"])
     targets = video["targets"] if len(video["targets"]) == len(captions) else [None] * len(captions)
     bars = "".join(
-        f"<li><span class=bar style='--share:{count / max(most, 1):.3f}'></span><b>{count}</b>{_said(said, target)}</li>"
+        f"<li><i class=bar style='--share:{count / max(most, 1):.3f}'></i><b>{count}</b>{_said(said, target)}</li>"
         for count, said, target in zip(video["segment_tokens"], captions, targets, strict=True)
     )
     asked = [line for line in captioned.answers if line["video"] == video["video"]]
@@ -195,7 +195,8 @@ def _example(video: dict, captioned: Row, rows: Sequence[Row], most: int) -> str
     )
     head = f"<thead><tr><th>question</th><th>answer</th>{names}</tr></thead>"
     return (
-        f"<details open><summary>{escape(video['video'])} · {video['tokens']} tokens</summary><ol class=bars>{bars}</ol>"
+        f"<details open><summary>{escape(video['video'])} · {video['tokens']} tokens</summary>"
+        f"<ol class=bars>{bars}</ol>"
         f"<div class=wide><table>{head}<tbody>{lines}</tbody></table></div></details>"
     )
 

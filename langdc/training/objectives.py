@@ -199,6 +199,7 @@ class AnswerModule(nn.Module):
     ) -> dict[str, Tensor]:
         videos = as_features(self.model, grids) if grids else []
         tokens = iter(self.model.tokens(videos, states))
+        idle = 0.0 if videos or states else self._idle()
         spliced = self.model.host.splice(prompts, [[next(tokens) for _ in prompt.slots] for prompt in prompts])
         batch = pad(spliced)
         found = self.model.host.text_model(
@@ -208,7 +209,20 @@ class AnswerModule(nn.Module):
         logits = self.model.host.lm_head(found.last_hidden_state[:, :-1][learned])
         loss = F.cross_entropy(logits.float(), batch.labels[:, 1:][learned], reduction="sum")
         self.flops = self._flops([len(item.embeds) for item in spliced], len(logits), grids, states)
-        return {"loss": scaled(loss, len(logits), num_items_in_batch)}
+        return {"loss": scaled(loss + idle, len(logits), num_items_in_batch)}
+
+    def _idle(self) -> Tensor:
+        """Zero, by way of the projectors that a batch with videos calls: ranks of a sharded model must call the same."""
+        compressor, host = self.model.compressor, self.model.host
+        total = torch.zeros((), device=self.model.device)
+        if isinstance(compressor, LangDC):
+            width = compressor.captioner.width
+            total = total + compressor.post_projector(torch.zeros(1, width, device=self.model.device)).sum() * 0
+        if "main" in compressor.needs:
+            for name, projector in host.projectors.items():
+                width = host.stream_widths[name]
+                total = total + projector(torch.zeros(1, width, device=self.model.device)).sum() * 0
+        return total
 
     def _flops(
         self,

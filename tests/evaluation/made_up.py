@@ -1,0 +1,48 @@
+"""Run folders with answers made up, so that figures are known."""
+
+from pathlib import Path
+
+from langdc.evaluation.results import LineFile, RunFolder
+
+KINDS = ("count", "shape")
+
+
+def write(folder: Path, rows: dict[str, dict], videos: int = 20, reference: str | None = None) -> Path:
+    """`rows`: by name, {"right": questions answered right out of two per video, "tokens": of a density}."""
+    settings = [{"name": name, "model": "m", "compressor": None, "control": None, "match": None} for name in rows]
+    config = {"task": {"name": "sample"}, "rows": settings, "reference": reference}
+    training = {name: {"samples": 1000, "steps": 50, "flops": 2.5e12, "complete": True} for name in rows}
+    info = {"target_kinds": ["count"], "training": training}
+    run = RunFolder.start(folder, {"config": config}, info, ["made", "up"])
+    for name, row in rows.items():
+        out = LineFile(run.row_path(name))
+        for number in range(videos):
+            out.append(_video(f"v{number:02}", number, row))
+        out.append([_timing(row)])
+        if row.get("finished", True):
+            out.append([{"type": "finished", "key": "finished"}])
+    return folder
+
+
+def _video(name: str, number: int, row: dict) -> list[dict]:
+    densities = [number % 3, (number + 1) % 3]
+    counts = [row["tokens"](density) for density in densities]
+    targets = ["red square left"] * 2
+    captions = ["red  square left", "blue <ring>"] if row.get("captions") else None
+    about = {"tokens": sum(counts), "segment_tokens": counts, "densities": densities, "targets": targets}
+    lines: list[dict] = [{"type": "video", "key": f"video/{name}", "video": name, **about, "captions": captions}]
+    for place, kind in enumerate(KINDS):
+        right = 2 * number + place < row["right"]
+        failed = row.get("failed") == (number, place)
+        lines.append({
+            "type": "answer", "key": f"{name}/{place}", "video": name, "number": place, "kind": kind,
+            "question": f"{kind} & <what> ?", "expected": "1" if number % 4 else "2", "correct": right and not failed,
+            "answer": None if failed else "1", "failed": failed, "reason": "broken" if failed else None,
+            "tokens": sum(counts), "flops": None if failed else {"encode": 1e9, "prefill": 2e9},
+        })  # fmt: skip
+    return lines
+
+
+def _timing(row: dict) -> dict:
+    seconds = {"decode": 0.01, "encode": 0.02, "compress": 0.0, "prefill": row.get("prefill", 0.005), "generate": 1.0}
+    return {"type": "timing", "key": "timing/v00", "video": "v00", "warm": True, "seconds": seconds}

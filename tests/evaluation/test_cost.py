@@ -1,0 +1,60 @@
+"""Times, operations and training effort are summed as they should be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from langdc.evaluation.cost import mean_flops, median_seconds, training_record
+
+
+def _timing(warm: bool, **seconds: float) -> dict:
+    return {"warm": warm, "seconds": seconds}
+
+
+def test_the_median_of_warm_sums():
+    parts = [(9, 9, 9, 9, 9), (1, 2, 0, 3, 50), (2, 2, 1, 1, 60), (0, 0, 0, 40, 70)]
+    stages = ("decode", "encode", "compress", "prefill", "generate")
+    lines = [_timing(n > 0, **dict(zip(stages, part, strict=True))) for n, part in enumerate(parts)]
+    found = median_seconds(lines)
+    assert found == {"decode": 1, "encode": 2, "compress": 0, "prefill": 3, "generate": 60, "first_token": 6}
+    assert median_seconds(lines[:1]) == {}
+
+
+def test_mean_operations_leave_failures_out():
+    lines = [{"flops": {"encode": 2.0, "prefill": 4.0}}, {"flops": None}, {"flops": {"encode": 4.0, "prefill": 8.0}}]
+    assert mean_flops(lines) == {"encode": 3.0, "prefill": 6.0, "total": 9.0}
+    assert mean_flops([{"flops": None}]) == {}
+
+
+def _stage(folder: Path, name: str, start: Path | None, **figures: float) -> Path:
+    (folder / name).mkdir()
+    (folder / name / "langdc.json").write_text(json.dumps({"stage": name, "training": {"steps": 1, **figures}}))
+    (folder / name / "finished.json").write_text(json.dumps(figures))
+    (folder / name / "config.yaml").write_text(f"start: {start if start else 'null'}\n")
+    return folder / name
+
+
+def test_all_stages_of_a_model_count(tmp_path: Path):
+    one = _stage(tmp_path, "stage1", None, samples=10, steps=2, flops=1e3, seconds=1.0)
+    two = _stage(tmp_path, "stage2", one, samples=20, steps=4, flops=2e3, seconds=2.0)
+    found = training_record(two)
+    assert (found["samples"], found["steps"], found["flops"], found["seconds"]) == (30, 6, 3e3, 3.0)
+    assert [stage["stage"] for stage in found["stages"]] == ["stage1", "stage2"]
+    assert found["complete"]
+
+
+def test_a_stage_that_is_gone_is_told(tmp_path: Path):
+    two = _stage(tmp_path, "stage2", tmp_path / "gone", samples=20, steps=4, flops=2e3, seconds=2.0)
+    found = training_record(two)
+    assert (found["steps"], found["complete"]) == (4, False)
+
+
+def test_a_checkpoint_alone_says_what_its_card_says(tmp_path: Path):
+    (tmp_path / "langdc.json").write_text(json.dumps({"stage": "stage3", "training": {"steps": 7, "flops": 5.0}}))
+    assert training_record(tmp_path)["steps"] == 7
+
+
+def test_no_checkpoint_is_an_error(tmp_path: Path):
+    with pytest.raises(ValueError, match="no checkpoint directory"):
+        training_record(tmp_path / "nothing")
