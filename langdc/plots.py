@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 PALETTE = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899", "#14b8a6", "#84cc16", "#a16207", "#64748b")
 INK = "#010203"  # a colour nothing else uses: becomes the page's text colour
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11,
     "text.color": INK,
@@ -68,9 +68,8 @@ def accuracy_against_tokens(
 
     def draw(axes: Any) -> None:
         axes.axhline(100 * chance, color=INK, linestyle=":", linewidth=1)
-        axes.annotate(
-            "majority answer", (0.99, 100 * chance), ("axes fraction", "data"), ha="right", va="bottom", size=9
-        )
+        across = axes.get_yaxis_transform()
+        axes.text(0.99, 100 * chance + 1, "majority answer", transform=across, ha="right", va="bottom", size=9)
         for number, (x, y, low, high) in enumerate(zip(tokens, values, lows, highs, strict=True)):
             reach = [[100 * (y - low)], [100 * (high - y)]]
             style = {"color": colour(number), "capsize": 3, "markersize": 8}
@@ -96,10 +95,10 @@ def tokens_against_density(name: str, number: int, densities: Sequence[int], tok
         ink = {"color": INK}
         styles = {"boxprops": ink, "whiskerprops": ink, "capprops": ink, "medianprops": {**ink, "linewidth": 2}}
         axes.boxplot(boxes, positions=levels, widths=0.5, showfliers=False, **styles)
-        jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(density))
-        axes.scatter(density + jitter, count, s=8, color=colour(number), alpha=0.35, linewidths=0)
+        across, up = np.random.default_rng(0).uniform(-0.2, 0.2, (2, len(density)))  # equal counts stay visible
+        axes.scatter(density + across, count + up, s=10, color=colour(number), alpha=0.3, linewidths=0, zorder=3)
         axes.set_xticks(levels, [f"{level:g}" for level in levels])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=-0.5)
         axes.set_xlabel("density of the segment (cues or objects)")
         axes.set_ylabel("tokens of the segment")
 
@@ -118,7 +117,7 @@ def kind_bars(
             left = at - 0.4 + place * width + width / 2
             axes.bar(left, 100 * np.asarray(values), width * 0.92, color=colour(number), label=name)
         axes.hlines(100 * np.asarray(chance), at - 0.42, at + 0.42, color=INK, linestyle=":", label="majority answer")
-        axes.set_xticks(at, [kind.replace("_", " ") for kind in kinds])
+        axes.set_xticks(at, [kind.replace("_", "\n") for kind in kinds])
         axes.grid(visible=False, axis="x")
         axes.set_ylim(0, 103)
         axes.set_ylabel("answered right, %")

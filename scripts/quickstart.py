@@ -7,11 +7,12 @@ With --full: also two other poolings, the dual form, ablations, a pool given Lan
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -27,26 +28,83 @@ class Step:
     title: str
     command: list[str]
     done: Path | None = None
-    extra: list[str] = field(default_factory=list)
 
 
-def train(stage: str, variant: str, run: str | None = None, overrides: Sequence[str] = ()) -> Step:
-    """Train one stage of a variant; `run` names another output with other settings."""
+def train(stage: str, variant: str, run: str | None = None, overrides: Sequence[str] = (), start: str = "") -> Step:
+    """Train one stage of a variant; `run` names another output, `start` the stage of that run to start from."""
     output = f"runs/sample/{run or variant}/{stage}"
-    command = [f"train/{stage}.py", "--config", f"configs/sample/{variant}/{stage}.yaml"]
-    changed = [f"output={output}", *overrides] if run else list(overrides)
-    return Step(f"{run or variant}: {stage}", command + changed, ROOT / output / "finished.json")
+    command = [f"train/{stage}.py", "--config", f"configs/sample/{variant}/{stage}.yaml", *overrides]
+    if run:
+        command += [f"output={output}", *([f"start=runs/sample/{run}/{start}"] if start else [])]
+    return Step(f"{run or variant}: {stage}", command, ROOT / output / "finished.json")
 
 
-def quick_steps() -> list[Step]:
-    """What `make quickstart` does."""
+def evaluate(config: str, output: str) -> list[Step]:
+    """Evaluate the rows of a config and write the report."""
+    return [
+        Step("evaluation", ["eval/run.py", "--config", config]),
+        Step("report", ["eval/table.py", output]),
+    ]
+
+
+def main_runs() -> list[Step]:
+    """The data, LangDC and the baseline."""
     return [
         Step("sample videos", ["data_prep/sample.py", "--out", "data/sample"], ROOT / "data/sample/dataset.json"),
         *(train(stage, "langdc") for stage in ("stage1", "stage2", "stage3")),
         *(train(stage, "pool2x2") for stage in ("stage1", "stage3")),
-        Step("evaluation", ["eval/run.py", "--config", "configs/sample/eval.yaml"]),
-        Step("report", ["eval/table.py", "runs/sample/eval"]),
     ]
+
+
+def quick_steps() -> list[Step]:
+    """What `make quickstart` does."""
+    return [*main_runs(), *evaluate("configs/sample/eval.yaml", "runs/sample/eval")]
+
+
+def pool(run: str, *overrides: str) -> list[Step]:
+    """Both stages of a pool with other settings."""
+    return [
+        train("stage1", "pool2x2", run, overrides),
+        train("stage3", "pool2x2", run, overrides, start="stage1"),
+    ]
+
+
+def seeded(seed: int) -> list[Step]:
+    """LangDC and the baseline once more with another seed."""
+    changed = [f"seed={seed}"]
+    langdc, other = f"langdc-seed{seed}", f"pool2x2-seed{seed}"
+    return [
+        train("stage1", "langdc", langdc, changed),
+        train("stage2", "langdc", langdc, changed, start="stage1"),
+        train("stage3", "langdc", langdc, changed, start="stage2"),
+        *pool(other, *changed),
+    ]
+
+
+def more_steps() -> list[Step]:
+    """What `make sample-full` adds, but for the pool that waits for LangDC's figures."""
+    return [
+        *pool("pool1x1", "model.compressor.sides=[8,8]", "phases.0.steps=30", "phases.0.batch_size=4"),
+        *pool("pool4x4", "model.compressor.sides=[2,2]"),
+        train("stage3", "dual"),
+        *(train("stage3", "ablation", f"layer{n}", [f"model.compressor.layer={n}"]) for n in (0, 2, 4)),
+        train("stage3", "ablation", "predicting", ["model.compressor.soft_token=predicting"]),
+        *(step for seed in (1, 2) for step in seeded(seed)),
+    ]
+
+
+def finished(run: str, stage: str) -> dict:
+    """The training record of a stage."""
+    return json.loads((ROOT / f"runs/sample/{run}/{stage}/finished.json").read_text())
+
+
+def equal_flops() -> Step:
+    """The baseline's stage 3 with as many steps as LangDC's training FLOPs, all stages together, pay for."""
+    budget = sum(finished("langdc", stage)["flops"] for stage in ("stage1", "stage2", "stage3"))
+    spent, usual = finished("pool2x2", "stage1")["flops"], finished("pool2x2", "stage3")
+    steps = max(1, round((budget - spent) / (usual["flops"] / usual["steps"])))
+    changed = [f"phases.instruct.steps={steps}", "start=runs/sample/pool2x2/stage1"]
+    return train("stage3", "pool2x2", "pool2x2-flops", changed)
 
 
 def run(steps: list[Step]) -> float:
@@ -73,14 +131,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[2].strip())
     parser.add_argument("--full", action="store_true", help="also the other poolings, ablations and seeds")
     options = parser.parse_args(argv)
-    seconds = run(quick_steps() if not options.full else full_steps())
-    console.print(f"\nAll steps: {seconds / 60:.1f} minutes. The report: runs/sample/eval/report.html", style="bold")
+    if options.full:
+        seconds = run([*main_runs(), *more_steps()])
+        seconds += run([equal_flops(), *evaluate("configs/sample/eval_full.yaml", "runs/sample/eval_full")])
+    else:
+        seconds = run(quick_steps())
+    report = "runs/sample/eval_full" if options.full else "runs/sample/eval"
+    console.print(f"\nAll steps: {seconds / 60:.1f} minutes. The report: {report}/report.html", style="bold")
     return 0
-
-
-def full_steps() -> list[Step]:
-    """What `make sample-full` adds."""
-    return quick_steps()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from langdc.compressors.langdc import LangDC
 from langdc.compressors.pool import Pool
-from langdc.interfaces import Captioned, Host, TokenCompressor
+from langdc.hosts.videogpt_plus import VideoGPTPlus
+from langdc.interfaces import Captioned, TokenCompressor
 from langdc.language_models import ids_of
 from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 
@@ -95,14 +96,14 @@ class CaptionText(LangDC):
     The words are embedded by the language model, so only what a token is differs. Shares the parts of `trained`.
     """
 
-    def __init__(self, trained: TokenCompressor, host: Host) -> None:
+    def __init__(self, trained: TokenCompressor, host: VideoGPTPlus) -> None:
         if not isinstance(trained, LangDC):
             raise ValueError(f"caption_text needs a model that writes captions; this one has {type(trained).__name__}.")
         nn.Module.__init__(self)  # LangDC's own would build a second captioner
         self.pool, self.frames_per_segment = trained.pool, trained.frames_per_segment
         self.captioner, self.projectors = trained.captioner, trained.projectors
         self.post_projector, self.segment_marker, self.base = nn.Identity(), None, None
-        self.embedding = host.text_model.get_input_embeddings()
+        self.embedding = host.language_model.get_input_embeddings()
         self.tokenizer = host.tokenizer
 
     def caption(self, videos: list[VideoFeatures], synced: bool = False) -> Captioned:
@@ -115,13 +116,13 @@ class CaptionText(LangDC):
 
     def _embedded(self, number: int, caption: str) -> Tensor:
         text = f"{' ' * (number > 1)}[{number}] {caption}".rstrip()
-        return self.embedding(ids_of(self.tokenizer, text).to(self.embedding.weight.device))
+        return self.embedding(ids_of(self.tokenizer, text).to(next(self.embedding.parameters()).device))
 
 
 def build(
     kind: str,
     trained: TokenCompressor,
-    host: Host,
+    host: VideoGPTPlus,
     counts: Mapping[str, int],
     name_of: Callable[[str], str],
     seed: int = 0,
