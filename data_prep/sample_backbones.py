@@ -101,7 +101,9 @@ def make_clip(folder: Path, options: argparse.Namespace) -> None:
     encode = encode_frames(encoder, CLIP_MEAN, CLIP_STD)
     figures = train_encoder(encode, encoder.model, ("colour", "shape"), options.image_steps, options.seed)
     encoder.model.half().save_pretrained(folder)
-    write_card(folder, figures, "# Sample image encoder\n\n" + ENCODER_TEXT.format("CLIP vision model", "single frames"))
+    write_card(
+        folder, figures, "# Sample image encoder\n\n" + ENCODER_TEXT.format("CLIP vision model", "single frames")
+    )
 
 
 def make_internvideo2(folder: Path, options: argparse.Namespace) -> None:
@@ -113,8 +115,12 @@ def make_internvideo2(folder: Path, options: argparse.Namespace) -> None:
     figures = train_encoder(encode, encoder.model, ("colour", "shape", "motion"), options.video_steps, options.seed)
     encoder.model.image_positions_from_video()
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_file({name: t.half().contiguous() for name, t in encoder.model.state_dict().items()}, folder / "model.safetensors")
-    write_card(folder, figures, "# Sample video encoder\n\n" + ENCODER_TEXT.format("InternVideo2", "segments of 4 frames"))
+    save_file(
+        {name: t.half().contiguous() for name, t in encoder.model.state_dict().items()}, folder / "model.safetensors"
+    )
+    write_card(
+        folder, figures, "# Sample video encoder\n\n" + ENCODER_TEXT.format("InternVideo2", "segments of 4 frames")
+    )
 
 
 ENCODER_TEXT = (
@@ -127,7 +133,9 @@ ENCODER_TEXT = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the parts that were asked for."""
-    parser = argparse.ArgumentParser(prog="data_prep/sample_backbones.py", description=__doc__.partition("\n")[2].strip())
+    parser = argparse.ArgumentParser(
+        prog="data_prep/sample_backbones.py", description=__doc__.partition("\n")[2].strip()
+    )
     parser.add_argument("--out", type=Path, default=Path("langdc/sample/weights"))
     parser.add_argument("--only", choices=PARTS, help="make one part alone")
     parser.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,9 @@ def attach_lora(host: Host, config: LoraConfig) -> None:
     """Put LoRA layers into the text model, in place: names and classes of everything else stay as they are."""
     targets = config.targets
     if targets == "all-linear":
-        targets = sorted({name.rpartition(".")[2] for name, m in host.text_model.named_modules() if isinstance(m, nn.Linear)})
+        targets = sorted(
+            {name.rpartition(".")[2] for name, m in host.text_model.named_modules() if isinstance(m, nn.Linear)}
+        )
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
     )

@@ -263,7 +263,9 @@ def _index(node: list, key: str, path: str) -> int:
         return names.index(key)
     if key.isdigit() and int(key) < len(node):
         return int(key)
-    raise ValueError(f"Override path {path!r}: the list has no item {key!r}; items 0 to {len(node) - 1}, names {names}.")
+    raise ValueError(
+        f"Override path {path!r}: the list has no item {key!r}; items 0 to {len(node) - 1}, names {names}."
+    )
 
 
 def _explain(kind: type[BaseModel], item: Any) -> str:

@@ -54,7 +54,9 @@ def density_correlation(densities: Sequence[float], tokens: Sequence[float]) -> 
     Raises ValueError unless both have the same length of at least 3.
     """
     if len(densities) != len(tokens) or len(tokens) < 3:
-        raise ValueError(f"{len(densities)} densities and {len(tokens)} token counts; give 3 or more of each, in pairs.")
+        raise ValueError(
+            f"{len(densities)} densities and {len(tokens)} token counts; give 3 or more of each, in pairs."
+        )
     if len(set(densities)) == 1 or len(set(tokens)) == 1:
         return float("nan")
     return float(spearmanr(densities, tokens).statistic)

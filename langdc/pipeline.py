@@ -1,9 +1,9 @@
 """Ask a model about a video.
 
-    from langdc import VideoLM
-    lm = VideoLM.from_pretrained("runs/sample/langdc/stage3")
-    video = lm.open("clip.mp4")
-    print(video.ask("what shape is the red object ?"))
+from langdc import VideoLM
+lm = VideoLM.from_pretrained("runs/sample/langdc/stage3")
+video = lm.open("clip.mp4")
+print(video.ask("what shape is the red object ?"))
 """
 
 import time

@@ -50,7 +50,9 @@ class LangDC(CaptionCompressor):
             raise ValueError(f"pool has {len(pool)} sides, the host has the streams {', '.join(streams)}.")
         self.pool = dict(zip(streams, pool, strict=True))
         self.frames_per_segment = frames_per_segment
-        self.captioner = Captioner(captioner, prompt, layer, soft_token, max_soft_tokens, captioner_tokenizer, attention)
+        self.captioner = Captioner(
+            captioner, prompt, layer, soft_token, max_soft_tokens, captioner_tokenizer, attention
+        )
         self.projectors = nn.ModuleDict(
             {name: build_projector(projector, wide, self.captioner.width) for name, wide in streams.items()}
         )

@@ -53,7 +53,7 @@ class ImageEncoder(Encoder):
 
     def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
         hidden = self._clip(pixels) if isinstance(self.model, CLIPVisionModel) else self._any(pixels)
-        return hidden[:, -self.side**2 :].unflatten(1, (self.side, self.side))
+        return hidden[:, -(self.side**2) :].unflatten(1, (self.side, self.side))
 
     @property
     def depth(self) -> int:
@@ -86,4 +86,3 @@ class ImageEncoder(Encoder):
         for block in vision.encoder.layers[: self.depth]:
             hidden = block(hidden, attention_mask=None)
         return hidden
-

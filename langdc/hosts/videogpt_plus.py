@@ -97,9 +97,7 @@ class VideoGPTPlus(Host):
         self, raw: list[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
     ) -> list[VideoFeatures]:
         projected = self._project(raw) if "main" in need else [()] * len(raw)
-        return [
-            VideoFeatures(main, grids, times) for main, grids, times in zip(projected, raw, seconds, strict=True)
-        ]
+        return [VideoFeatures(main, grids, times) for main, grids, times in zip(projected, raw, seconds, strict=True)]
 
     def _project(self, raw: list[Mapping[str, FeatureGrid]]) -> list[tuple[FeatureGrid, ...]]:
         """One call per projector for all videos, so that every rank of a sharded run makes the same calls."""

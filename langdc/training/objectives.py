@@ -212,17 +212,16 @@ class AnswerModule(nn.Module):
         return {"loss": scaled(loss + idle, len(logits), num_items_in_batch)}
 
     def _idle(self) -> Tensor:
-        """Zero, by way of the projectors that a batch with videos calls: ranks of a sharded model must call the same."""
-        compressor, host = self.model.compressor, self.model.host
-        total = torch.zeros((), device=self.model.device)
-        if isinstance(compressor, LangDC):
-            width = compressor.captioner.width
-            total = total + compressor.post_projector(torch.zeros(1, width, device=self.model.device)).sum() * 0
-        if "main" in compressor.needs:
-            for name, projector in host.projectors.items():
-                width = host.stream_widths[name]
-                total = total + projector(torch.zeros(1, width, device=self.model.device)).sum() * 0
-        return total
+        """Zero, by way of all that a batch with videos calls: ranks must make the same calls and the same gradients."""
+        host, compressor, device = self.model.host, self.model.compressor, self.model.device
+        grids = {
+            name: [torch.zeros(host.frames_per_segment, encoder.side, encoder.side, encoder.width, device=device)]
+            for name, encoder in host.encoders.items()
+        }
+        said = isinstance(compressor, LangDC)
+        states = [[torch.zeros(1, compressor.captioner.width, device=device)]] if said else None
+        (tokens,) = self.model.tokens(as_features(self.model, grids), states)
+        return tokens.values.sum() * 0
 
     def _flops(
         self,

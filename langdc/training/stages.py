@@ -46,7 +46,7 @@ def run_stage(config: StageConfig) -> Path:
     """Train a stage, or the rest of it, and return its directory, which `langdc.checkpoint.load` reads.
 
     `finished.json` in it: {"steps", "loss", "seconds", "samples", "flops"} summed over the phases (loss: of the last),
-    "hash" of the trained tensors, and "phases". Raises ValueError for settings or data that cannot work.
+    "hash" of the tensors saved, and "phases". Raises ValueError for settings or data that cannot work.
     """
     names = [phase.name for phase in config.phases]
     if len(set(names)) < len(names):
