@@ -6,7 +6,6 @@ InternVideo2, each with a card that says how it was made and what it reaches on 
 """
 
 import argparse
-import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -83,8 +82,7 @@ def train_encoder(encode: Callable, model: nn.Module, fields: tuple[str, ...], s
     reader = pretrain_encoders.ObjectReader(WIDTH, fields)
     source = pretrain_encoders.batches(seed + 1, 16, SIZE // PATCH, lambda _: None)
     pretrain_encoders.pretrain(model, encode, reader, source, steps, 1.5e-3, report(type(model).__name__))
-    held_out = list(itertools.islice(pretrain_encoders.batches(seed + 10**6, 32, SIZE // PATCH, lambda _: 4), 32))
-    found = pretrain_encoders.accuracy(reader, encode, held_out)
+    found = pretrain_encoders.linear_probe(encode, fields, SIZE // PATCH, seed + 10**6)
     for field, reached in found.items():
         if reached < TARGETS[field]:
             console.print(f"{field}: {reached:.4f} is below the target of {TARGETS[field]}", style="red")
@@ -126,8 +124,8 @@ def make_internvideo2(folder: Path, options: argparse.Namespace) -> None:
 ENCODER_TEXT = (
     "A tiny {} trained on {} of the sample's scenes with 0 to 4 objects, supervised per object region at the layer "
     "that is used downstream (before the last block, which stays as initialised). Figures: share of objects whose "
-    "colour, shape (and motion) a linear head reads right from the mean patch vector under the object, on held-out "
-    "scenes of four objects."
+    "colour, shape (and motion) a linear map, fitted by least squares on other scenes, reads right from the mean patch "
+    "vector under the object, on held-out scenes of four objects."
 )
 
 

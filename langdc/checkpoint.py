@@ -22,6 +22,8 @@ from langdc.version import __version__
 
 WEIGHTS = "model.safetensors"
 CARD = "langdc.json"
+NEEDED = frozenset({"model", "lora", "parts", "weights_sha256"})
+ADVICE = "Give the directory that a training stage printed at its end, or 'sample:langdc' for the one that ships."
 
 
 def tensor_hash(tensors: dict[str, Tensor]) -> str:
@@ -102,15 +104,30 @@ def _has_random_parts(settings: object) -> bool:
     return settings.get("init") == "random" or any(map(_has_random_parts, settings.values()))
 
 
+def locate(directory: str | Path) -> Path:
+    """The directory of a checkpoint, which may be one that ships ("sample:langdc"); ValueError if there is none."""
+    found = resolve(str(directory)) if str(directory).startswith("sample:") else Path(directory)
+    if not (isinstance(found, Path) and found.is_dir()):
+        raise ValueError(f"There is no checkpoint directory {directory}. {ADVICE}")
+    return found
+
+
 def read_card(directory: Path) -> dict:
-    """The contents of `langdc.json`; ValueError if the directory holds no checkpoint."""
+    """The contents of `langdc.json`; ValueError if the directory holds no checkpoint or that file is damaged."""
     file = Path(directory) / CARD
     if not file.is_file():
+        raise ValueError(f"{directory} holds no LangDC checkpoint (no {CARD}). {ADVICE}")
+    try:
+        card = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off. Copy the checkpoint again.") from None
+    lacking = NEEDED - set(card) if isinstance(card, dict) else NEEDED
+    if lacking:
         raise ValueError(
-            f"{directory} holds no LangDC checkpoint (no {CARD}). Give the directory that a training stage printed at "
-            "its end, or 'sample:langdc' for the one that ships."
+            f"{file} lacks {', '.join(sorted(lacking))}: it was changed, or another version of langdc than this one "
+            f"({__version__}) wrote it. Copy or train the checkpoint again."
         )
-    return json.loads(file.read_text())
+    return card
 
 
 def _read_weights(directory: Path, card: dict) -> dict[str, Tensor]:
@@ -126,9 +143,7 @@ def load(directory: str | Path) -> VideoModel:
     ValueError names every tensor that is unexpected or of another shape, every part whose file has changed since
     training, and a weights file that is not the one saved.
     """
-    folder = resolve(str(directory))
-    if not isinstance(folder, Path):
-        raise ValueError(f"{directory!r} is no checkpoint directory.")
+    folder = locate(directory)
     card = read_card(folder)
     config = check(ModelConfig, card["model"], f"{folder / CARD}")
     changed = [name for name, found in _parts(config).items() if card["parts"].get(name) != found]
@@ -177,4 +192,29 @@ def start(config: ModelConfig, directory: Path | None) -> tuple[VideoModel, dict
         attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
     tensors = _read_weights(directory, card)
     load_tensors(model, tensors, directory)
+    _check_drawn(card["model"], config.model_dump(mode="json"), directory)
     return model, tensors
+
+
+def _check_drawn(there: dict, now: dict, where: Path) -> None:
+    """Refuse to start if a part drawn at random has other sizes now: a deeper one would stay random, unnoticed."""
+    before, after = _drawn(there), _drawn(now)
+    lines = [
+        f"{path}.{key}: {before[path].get(key)!r} there, {after[path].get(key)!r} now"
+        for path in sorted(before.keys() & after.keys())
+        for key in sorted(before[path].keys() | after[path].keys())
+        if before[path].get(key) != after[path].get(key)
+    ]
+    if lines:
+        raise ValueError(
+            f"The checkpoint {where} is of another architecture. Use its sizes, or start from another:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def _drawn(settings: dict, path: str = "") -> dict[str, dict]:
+    """The sizes of every part drawn at random, by where the settings name it."""
+    if settings.get("init") == "random":
+        return {f"{path}config": settings["config"]}
+    below = ((f"{path}{key}.", value) for key, value in settings.items() if isinstance(value, dict))
+    return {name: sizes for inner, value in below for name, sizes in _drawn(value, inner).items()}

@@ -55,10 +55,13 @@ def _ask(options: argparse.Namespace) -> int:
             )
             _show(console, answer, truth)
         return 0
-    if not (options.video and options.question and options.model):
+    given = {"VIDEO": options.video, "QUESTION": options.question, "--model DIR": options.model}
+    if not all(given.values()):
+        said = ", ".join(f"{name} {value!r}" for name, value in given.items() if value)
         raise ValueError(
-            "langdc ask needs VIDEO, QUESTION and --model DIR: langdc ask clip.mp4 'what happens ?' --model "
-            "runs/sample/langdc/stage3. Or try: langdc ask --sample"
+            f"langdc ask needs {', '.join(given)}. Given: {said or 'nothing'}; missing: "
+            f"{', '.join(name for name, value in given.items() if not value)}.\nFor example: langdc ask clip.mp4 "
+            "'what happens ?' --model runs/sample/langdc/stage3. Or try: langdc ask --sample"
         )
     answer = VideoLM.from_pretrained(options.model).ask(
         options.video, options.question, max_new_tokens=options.max_new_tokens

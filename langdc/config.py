@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from langdc.registry import nearest
 
-
 Model = TypeVar("Model", bound=BaseModel)
 
 

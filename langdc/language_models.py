@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -25,8 +24,7 @@ def load_language_model(source: Source, attention: str = "sdpa", dtype: torch.dt
     found = resolve(source)
     if isinstance(found, Path):
         return AutoModelForCausalLM.from_pretrained(found, attn_implementation=attention, dtype=dtype or torch.float32)
-    config = AutoConfig.for_model(**found.config)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype or torch.float32)
+    return AutoModelForCausalLM.from_config(found.sizes(), attn_implementation=attention, dtype=dtype or torch.float32)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:

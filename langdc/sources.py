@@ -1,10 +1,12 @@
 """Where weights come from: a directory, a packaged sample backbone, or an architecture drawn at random."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Literal
 
 import torch
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from langdc import sample
@@ -21,6 +23,14 @@ class Architecture(Settings):
 
     config: dict
     init: Literal["random"]
+
+    def sizes(self) -> PretrainedConfig:
+        """The settings as transformers holds them; ValueError for a model type that it does not know."""
+        kind = str(self.config.get("model_type"))
+        if kind not in CONFIG_MAPPING:
+            near = ", ".join(difflib.get_close_matches(kind, CONFIG_MAPPING.keys(), n=3))
+            raise ValueError(f"transformers has no model_type {kind!r}. Nearest: {near or 'none; qwen2 is one'}.")
+        return AutoConfig.for_model(**self.config)
 
 
 Source = str | dict

@@ -1,5 +1,6 @@
 """What all tests share: one thread per process, and one real sample video."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from langdc.sample.scenes import sample_video as sample_scenes
 from langdc.video import write_video
 
 torch.set_num_threads(1)
+# What is tested heeds this and opens no thread pool; a process forked beside one waits for ever at its first product.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

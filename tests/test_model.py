@@ -7,12 +7,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from langdc.config import MemberConfig, ModelConfig, check
+from langdc.adapters import attach_lora
+from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
 from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
 from langdc.hosts.chat import conversation, share_video
 from langdc.model import VideoModel, build_compressor
 from langdc.training.objectives import AnswerModule, CaptionModule
+from langdc.training.trainable import unfreeze
 from langdc.types import Prompt
 from tests import tiny
 from tests.reference.answers import slow_losses
@@ -104,6 +106,47 @@ def test_a_batch_of_text_alone_is_learned(states: list | None) -> None:
     found = AnswerModule(model)([prompt], prompt.labels[None], grids={}, states=states)["loss"].item()
     expected = slow_losses(model.host, prompt, [])
     assert found == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def calls(model: VideoModel, batch: dict) -> tuple[list[str], list[str], list[str]]:
+    """The innermost parts that a training step calls forward and backward, and what gets gradients, each in order."""
+    forward, backward, learned = [], [], []
+    handles = []
+    for name, part in model.named_modules():
+        if next(part.children(), None) is not None or next(part.parameters(), None) is None:
+            continue
+        handles.append(part.register_forward_pre_hook(lambda *_, name=name: forward.append(name)))
+        handles.append(part.register_full_backward_pre_hook(lambda *_, name=name: backward.append(name)))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            hook = parameter.register_post_accumulate_grad_hook(lambda _, name=name: learned.append(name))
+            handles.append(hook)
+    AnswerModule(model)(**batch)["loss"].backward()
+    for handle in handles:
+        handle.remove()
+    return forward, backward, learned
+
+
+@pytest.mark.parametrize("form", ["caption only", "dual", "pool"])
+def test_text_alone_makes_the_calls_that_a_video_makes(form: str) -> None:
+    """Ranks that share gradients (ZeRO-2) or weights (ZeRO-3) wait for each other's calls, whatever they look at."""
+    dual = {"base": {"name": "pool", "sides": [3, 2]}} if form == "dual" else {}
+    model = tiny.model("pool") if form == "pool" else tiny.model(segment_marker=True, **dual)
+    attach_lora(model.host, LoraConfig(rank=2, alpha=4, dropout=0.0))
+    read = ["host.projectors.*"] if form != "caption only" else []
+    written = ["compressor.post_projector.*", "compressor.segment_marker"] if form != "pool" else []
+    unfreeze(model, [*read, *written], adapters=True)
+    alone = model.host.prompt(conversation("what is red ?", "red", video=False), learn=True)
+    states = [[torch.randn(2, tiny.CAPTIONER_WIDTH)] * 4] if form != "pool" else None
+    seen = grids(model) if form != "caption only" else None
+    video = {"prompts": [shared(model)], "labels": torch.empty(0), "grids": seen, "states": states}
+    text = {"prompts": [alone], "labels": torch.empty(0), "grids": None, "states": None if form == "pool" else []}
+    expected = calls(model, video)
+    model.zero_grad()
+    assert calls(model, text) == expected
+    assert len(expected[2]) == sum(p.requires_grad for p in model.parameters())
+    of_videos = [p for name, p in model.named_parameters() if p.requires_grad and "lora" not in name]
+    assert not any(parameter.grad.any() for parameter in of_videos)
 
 
 def test_the_caption_loss_is_the_mean_over_all_targets() -> None:

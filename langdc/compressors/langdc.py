@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from langdc.captioner import Captioner, SoftToken, Written
 from langdc.compressors.base import compressors
-from langdc.interfaces import Captioned, CaptionCompressor
+from langdc.interfaces import CaptionCompressor, Captioned
 from langdc.projectors import average_pool, build_projector
 from langdc.sources import Source
 from langdc.types import VideoFeatures, VideoTokens

@@ -143,7 +143,7 @@ def check_media(
         return kept, []
     message = _list_up(f"{path} has {len(left_out)} record(s) whose video or image is missing", mistakes)
     if on_missing == "refuse":
-        raise ValueError(f'{message}\nFetch the files, or leave the records out with on_missing "quarantine".')
+        raise ValueError(f"{message}\nFetch the files, or take these records out.")
     log.warning("%s\nThey are left out.", message)
     return kept, left_out
 

@@ -22,8 +22,8 @@ def _vision_config(config: PretrainedConfig) -> PretrainedConfig:
 def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
     found = resolve(source)
     if not isinstance(found, Path):
-        config = AutoConfig.for_model(**{"model_type": "clip_vision_model", **found.config})
-        return AutoModel.from_config(config), None
+        clip = {"model_type": "clip_vision_model"}
+        return AutoModel.from_config(found.model_copy(update={"config": {**clip, **found.config}}).sizes()), None
     config = _vision_config(AutoConfig.from_pretrained(found))
     kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
     return kind.from_pretrained(found, config=config, dtype=torch.float32), found

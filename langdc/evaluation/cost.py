@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from langdc.checkpoint import read_card
-from langdc.sources import resolve
+from langdc.checkpoint import locate, read_card
 
 TO_FIRST_TOKEN = ("decode", "encode", "compress", "prefill")
 TRAINING = ("samples", "steps", "flops", "seconds")
@@ -46,7 +45,7 @@ def training_record(directory: str | Path) -> dict[str, Any]:
     that the sums are of the rest only.
     """
     stages: list[dict] = []
-    place: Path | None = Path(str(resolve(str(directory))))
+    place: Path | None = locate(directory)
     complete = True
     while place is not None:
         if not (place / "langdc.json").is_file():

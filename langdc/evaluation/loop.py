@@ -11,7 +11,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from langdc.checkpoint import read_card
+from langdc.checkpoint import locate, read_card
 from langdc.config import EvalConfig, RowConfig
 from langdc.data.records import Record
 from langdc.density import Cues
@@ -22,7 +22,6 @@ from langdc.evaluation.tasks import Task
 from langdc.features import module_hash
 from langdc.log import console, get_logger
 from langdc.pipeline import VideoLM
-from langdc.sources import resolve
 from langdc.types import Answer, FeatureGrid
 
 logger = get_logger(__name__)
@@ -88,13 +87,9 @@ def load_row(row: RowConfig) -> Asked:
 
 def identity(config: EvalConfig, task: Task) -> dict:
     """What must stay the same for a run to go on: settings, weights, questions."""
-    weights = {row.name: read_card(_folder(row))["weights_sha256"] for row in config.rows}
+    weights = {row.name: read_card(locate(row.model))["weights_sha256"] for row in config.rows}
     settings = config.model_dump(mode="json", exclude={"output"})
     return {"config": settings, "weights_sha256": weights, "data_sha256": task.data_hash()}
-
-
-def _folder(row: RowConfig) -> Any:
-    return resolve(str(row.model))
 
 
 def evaluate(

@@ -120,7 +120,7 @@ def ask_all(rng: np.random.Generator, video: list[Segment], kinds: tuple[str, ..
 
 
 def requests(captions: list[str]) -> list[Question]:
-    """What a model is asked to say of a video whose segments have these captions; nothing is asked of empty segments."""
+    """What a model is asked to say of a video with these captions; nothing is asked of empty segments."""
     each = [Question("describe", f"describe segment {n}", said) for n, said in enumerate(captions, 1) if said]
     return [*each, Question("describe_video", "describe the video", as_text(captions))]
 

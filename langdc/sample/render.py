@@ -27,7 +27,7 @@ MASKS = {"square": _square, "ring": _ring, "triangle": _triangle, "cross": _cros
 
 
 def draw(segment: Segment, rng: np.random.Generator) -> np.ndarray:
-    """Draw the frames of one segment: uint8 [frames, height, width, 3], RGB, with its own grey level and pixel noise."""
+    """Draw one segment with its own grey level and pixel noise: RGB uint8 [frames, height, width, 3]."""
     ys, xs = np.mgrid[0:SIZE, 0:SIZE]
     grey = rng.integers(80, 176)
     frames = np.full((FRAMES_PER_SEGMENT, SIZE, SIZE, 3), float(grey))

@@ -52,7 +52,7 @@ Segment = tuple[Thing, ...]
 
 
 def sample_segment(rng: np.random.Generator, objects: int | None = None) -> Segment:
-    """Draw a segment: `objects` things (0 to 4 at random when None), placed by rejection so that no swept boxes overlap."""
+    """Draw `objects` things (0 to 4 at random when None), placed by rejection so that no swept boxes overlap."""
     wanted = int(rng.integers(0, MOST_OBJECTS + 1)) if objects is None else objects
     while True:
         colours = rng.choice(len(COLOURS), size=wanted, replace=False)

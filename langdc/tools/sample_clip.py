@@ -14,7 +14,9 @@ from langdc.video import write_video
 
 @contextmanager
 def sample_clip(seed: int) -> Iterator[tuple[Path, list[str]]]:
-    """Write the mp4 of a seed to a temporary place: its path and what each segment shows."""
+    """Write the mp4 of a seed to a temporary place: its path and what each segment shows; ValueError below 0."""
+    if seed < 0:
+        raise ValueError(f"The seed is {seed}; give 0 or more.")
     rng = np.random.default_rng([seed, 7])
     scenes = sample_video(rng)
     with TemporaryDirectory() as folder:

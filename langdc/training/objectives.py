@@ -48,6 +48,18 @@ def read_samples(files: Sequence[Path], model: VideoModel) -> list[Sample]:
     return samples
 
 
+def check_segments(samples: Sequence[Sample], files: Sequence[Path]) -> None:
+    """ValueError unless every record of the files has a caption for each segment that its media is cut into."""
+    for sample in samples:
+        wanted, found = sample.clip.segments if sample.clip is not None else 0, len(sample.record.segments)
+        if wanted != found:
+            raise ValueError(
+                f"{', '.join(map(str, files))}: line {sample.record.line} (id {sample.record.id!r}) has {found} "
+                f"segments; its media is cut into {wanted}. Write one for each, with an empty caption where there is "
+                "nothing to say, or change the host's setting segments."
+            )
+
+
 def clip_of(record: Record, file: Path, model: VideoModel) -> Clip | None:
     """The frames a model samples of a record's media; None for text."""
     media = record.media_path(file.parent)
@@ -76,7 +88,11 @@ class Objective(Dataset, ABC):
                 f"Phase {phase.name!r}: no record of {', '.join(map(str, phase.data))} can be used for the "
                 f"{phase.objective} objective" + (f" with kinds {phase.kinds}." if phase.kinds else ".")
             )
+        self.check_samples()
         features.fill([sample.clip for sample in self.samples if sample.clip is not None])
+
+    def check_samples(self) -> None:
+        """ValueError for records that cannot be learned; asked before the encoders begin."""
 
     @abstractmethod
     def wants(self, record: Record) -> bool:
@@ -172,6 +188,9 @@ class CaptionObjective(Objective):
     def wants(self, record: Record) -> bool:
         return bool(record.segments) and (record.video is not None or record.image is not None)
 
+    def check_samples(self) -> None:
+        check_segments(self.samples, self.phase.data)
+
     def collate(self, samples: list[Sample]) -> dict:
         encode = self.model.captioner.captioner.encode
         captions = [[encode(segment.caption) for segment in sample.record.segments] for sample in samples]
@@ -203,16 +222,22 @@ class AnswerModule(nn.Module):
         spliced = self.model.host.splice(prompts, [[next(tokens) for _ in prompt.slots] for prompt in prompts])
         batch = pad(spliced)
         found = self.model.host.text_model(
-            inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+            inputs_embeds=batch.embeds + idle,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
         )
         learned = batch.labels[:, 1:] != IGNORED
         logits = self.model.host.lm_head(found.last_hidden_state[:, :-1][learned])
         loss = F.cross_entropy(logits.float(), batch.labels[:, 1:][learned], reduction="sum")
         self.flops = self._flops([len(item.embeds) for item in spliced], len(logits), grids, states)
-        return {"loss": scaled(loss + idle, len(logits), num_items_in_batch)}
+        return {"loss": scaled(loss, len(logits), num_items_in_batch)}
 
     def _idle(self) -> Tensor:
-        """Zero, by way of all that a batch with videos calls: ranks must make the same calls and the same gradients."""
+        """Zero, by way of all that a batch with videos calls; added to the input, so that gradients go the same way.
+
+        Ranks that share parameters or gradients must make the same calls in the same order, or they wait for ever.
+        """
         host, compressor, device = self.model.host, self.model.compressor, self.model.device
         grids = {
             name: [torch.zeros(host.frames_per_segment, encoder.side, encoder.side, encoder.width, device=device)]
@@ -255,6 +280,17 @@ class AnswerObjective(Objective):
     def wants(self, record: Record) -> bool:
         return bool(self.questions_of(record))
 
+    def check_samples(self) -> None:
+        if self.phase.captions != "file" or not isinstance(self.model.compressor, LangDC):
+            return
+        samples = [sample for sample in self.samples if sample.clip is not None]
+        if not all(sample.record.segments for sample in samples):
+            raise ValueError(
+                f"Phase {self.phase.name!r} takes captions from the file, and some records have no segments. Write "
+                "them there, or set captions: captioner."
+            )
+        check_segments(samples, self.phase.data)
+
     def questions_of(self, record: Record) -> list[QuestionRecord]:
         """The record's questions of the phase's kinds."""
         return [q for q in record.questions if self.phase.kinds is None or q.kind in self.phase.kinds]
@@ -286,16 +322,11 @@ class AnswerObjective(Objective):
 
 
 @torch.no_grad()
-def _caption_states(objective: AnswerObjective) -> list[list[Tensor]]:
-    """The frozen captioner's states of every sample, from its records' captions or from its own, computed once."""
+def _caption_states(objective: AnswerObjective) -> dict[int, list[Tensor]]:
+    """The frozen captioner's states of every sample by its index, from its records' captions or from its own, computed once."""
     model, phase, features = objective.model, objective.phase, objective.features
     captioner = model.captioner
     samples = [sample for sample in objective.samples if sample.clip is not None]
-    if phase.captions == "file" and not all(sample.record.segments for sample in samples):
-        raise ValueError(
-            f"Phase {phase.name!r} takes captions from the file, and some records have no segments. Write them there, "
-            "or set captions: captioner."
-        )
     identity = module_hash(captioner.captioner, captioner.projectors)
     settings = f"{identity} {captioner.captioner.layer} {captioner.captioner.soft_token} {phase.captions}"
     store = TensorStore(features.store.folder.with_name("states") if features.store.folder else None)
@@ -319,11 +350,8 @@ def _caption_states(objective: AnswerObjective) -> list[list[Tensor]]:
 
     keys = [key(sample) for sample in samples]
     store.fill(keys, compute, 16, "Reading caption states")
-    states: list[list[Tensor]] = [[] for _ in objective.samples]
-    for sample, name in zip(samples, keys, strict=True):
-        found = store[name]
-        states[sample.index] = list(found["states"].split(found["lengths"].tolist()))
-    return states
+    found = {sample.index: store[name] for sample, name in zip(samples, keys, strict=True)}
+    return {index: list(each["states"].split(each["lengths"].tolist())) for index, each in found.items()}
 
 
 def build(model: VideoModel, phase: PhaseConfig, config: StageConfig, features: FeatureStore) -> Objective:

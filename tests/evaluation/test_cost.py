@@ -27,9 +27,15 @@ def test_mean_operations_leave_failures_out():
     assert mean_flops([{"flops": None}]) == {}
 
 
+def _card(stage: str, **training: float) -> str:
+    return json.dumps(
+        {"stage": stage, "training": training, "model": {}, "lora": None, "parts": {}, "weights_sha256": ""}
+    )
+
+
 def _stage(folder: Path, name: str, start: Path | None, **figures: float) -> Path:
     (folder / name).mkdir()
-    (folder / name / "langdc.json").write_text(json.dumps({"stage": name, "training": {"steps": 1, **figures}}))
+    (folder / name / "langdc.json").write_text(_card(name, **{"steps": 1, **figures}))
     (folder / name / "finished.json").write_text(json.dumps(figures))
     (folder / name / "config.yaml").write_text(f"start: {start if start else 'null'}\n")
     return folder / name
@@ -51,7 +57,7 @@ def test_a_stage_that_is_gone_is_told(tmp_path: Path):
 
 
 def test_a_checkpoint_alone_says_what_its_card_says(tmp_path: Path):
-    (tmp_path / "langdc.json").write_text(json.dumps({"stage": "stage3", "training": {"steps": 7, "flops": 5.0}}))
+    (tmp_path / "langdc.json").write_text(_card("stage3", steps=7, flops=5.0))
     assert training_record(tmp_path)["steps"] == 7
 
 

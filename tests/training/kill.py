@@ -1,39 +1,110 @@
 """Kill a training at a step, as a power cut would: every process of it, with no chance to tidy up."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import psutil
 
 from langdc.training.progress import read_log
 
-
-def run(command: list, **options) -> None:
-    """Run a command to its end; its output shows in the failure."""
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+LIMIT = 300.0
+"""Seconds after which a command hangs, as far as a test is concerned."""
 
 
-def run_until(command: list, log: Path, step: int, limit: float = 300.0, **options) -> int:
-    """Start a command and kill it once its log has the step; returns the last step logged."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
-    )
-    deadline = time.monotonic() + limit
-    while all(line["step"] < step for line in read_log(log)):
-        assert process.poll() is None, f"ended with {process.returncode} before step {step}"
-        assert time.monotonic() < deadline, f"no step {step} within {limit} s"
-        time.sleep(0.005)
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.kill()
-    psutil.wait_procs(family, timeout=30)
+def run(command: list, **options) -> str:
+    """Run a command to its end and return what it printed; its errors show in the failure."""
+    with TemporaryFile("w+") as said:
+        process = _start(command, said, **options)
+        try:
+            process.wait(LIMIT)
+        finally:
+            _end(process)
+        assert process.returncode == 0, f"ended with {process.returncode}:\n{_tail(said)}"
+        said.seek(0)
+        return said.read()
+
+
+def run_until(command: list, log: Path, lines: int, victim: str = "", **options) -> int:
+    """Start a command and kill it, all its processes at once, when its log has so many lines; returns how many it has.
+
+    `victim`: kill only the process with this argument; the others must then end by themselves.
+    """
+    with TemporaryFile("w+") as said:
+        process = _start(command, said, **options)
+        try:
+            _wait(lambda: len(read_log(log)) >= lines, lambda: process.poll() is None, said)
+            if victim:
+                (chosen,) = [one for one in _family(process) if victim in one.cmdline()]
+                chosen.kill()
+                assert process.wait(LIMIT) != 0
+        finally:
+            left = _end(process)
+        assert not (victim and left), f"still there: {left}"
+    return len(read_log(log))
+
+
+def fork_until(done: Callable[[], bool], target: Callable, *arguments, **options) -> None:
+    """Call a function in a process of its own and kill that as soon as `done`."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments, kwargs=options)
+    process.start()
+    try:
+        _wait(done, process.is_alive)
+    finally:
+        process.kill()
+        process.join()
+
+
+def losses(log: Path, phase: str | None = None) -> dict[tuple[str, int], float]:
+    """The loss of every step, by phase and step."""
+    return {(line["phase"], line["step"]): line["loss"] for line in read_log(log, phase)}
+
+
+def _start(command: list, said: IO, **options) -> subprocess.Popen:
+    words = [sys.executable, *map(str, command)]
+    return subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, start_new_session=True, **options)
+
+
+def _wait(done: Callable[[], bool], alive: Callable[[], bool], said: IO | None = None) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not done():
+        assert alive(), f"ended too early:\n{_tail(said)}"
+        assert time.monotonic() < deadline, f"not there within {LIMIT} s:\n{_tail(said)}"
+        time.sleep(0.002)
+
+
+def _tail(said: IO | None) -> str:
+    if said is None:
+        return ""
+    said.seek(0)
+    return said.read()[-6000:]
+
+
+def _family(process: subprocess.Popen) -> list[psutil.Process]:
+    """Every process of the command that is still at work, found by their common session."""
+    found = []
+    for one in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(one.pid) == process.pid and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found
+
+
+def _end(process: subprocess.Popen) -> list[psutil.Process]:
+    """Kill whatever is left of a command, and wait until it is gone; returns what there was."""
+    left = _family(process)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    return read_log(log)[-1]["step"]
-
-
-def losses(log: Path) -> dict[int, float]:
-    """The loss of every step."""
-    return {line["step"]: line["loss"] for line in read_log(log)}
+    deadline = time.monotonic() + 30
+    while _family(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left

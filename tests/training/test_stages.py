@@ -1,8 +1,6 @@
 """Stages: phases in one directory, a kill between or inside them changes nothing, errors fit on a screen."""
 
 import json
-import multiprocessing
-import time
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from langdc.sample.dataset import make_dataset
 from langdc.training import runs, stages
 from langdc.training.progress import read_log
 from tests import tiny
-from tests.training.kill import losses
+from tests.training.kill import fork_until, losses
 from tests.training.test_deepspeed import ROOT
 
 
@@ -72,14 +70,8 @@ def test_a_stage_leaves_a_checkpoint_and_its_figures(config):
 @pytest.mark.parametrize(("phase", "step"), [("base", 3), ("instruct", 3)])
 def test_a_kill_in_any_phase_changes_nothing(config, tmp_path, phase, step):
     whole = stages.run_stage(config.model_copy(update={"output": tmp_path / "whole"}))
-    process = multiprocessing.get_context("fork").Process(target=stages.run_stage, args=[config])
-    process.start()
     log = tmp_path / "x" / "log.jsonl"
-    while not any(line["step"] >= step for line in read_log(log, phase)):
-        assert process.is_alive()
-        time.sleep(0.002)
-    process.kill()
-    process.join()
+    fork_until(lambda: any(line["step"] >= step for line in read_log(log, phase)), stages.run_stage, config)
     directory = stages.run_stage(config)
     assert directory == tmp_path / "x"
     for name in ("base", "instruct"):
@@ -126,7 +118,7 @@ def run_main(config, tmp_path, *argv):
 
 def test_the_command_says_steps_loss_and_place(config, tmp_path):
     code, line = run_main(config, tmp_path, "--local_rank=0", "phases.base.steps=2", "phases.1.steps=3")
-    loss = losses(tmp_path / "x" / "log.jsonl")[3]
+    loss = losses(tmp_path / "x" / "log.jsonl")["instruct", 3]
     assert (code, line) == (0, f"stage2: 5 steps, loss {loss:.4f} -> {tmp_path / 'x'}")
 
 

@@ -1,9 +1,5 @@
-"""A small thing to train, as a command: a tiny tied Qwen2 behind a projector, on made-up token rows.
+"""A small thing to train: a tiny tied Qwen2 behind a projector, on made-up token rows."""
 
-python toy.py OUTPUT [--deepspeed FILE] [key=value ...], or the same behind the `deepspeed` launcher.
-"""
-
-import argparse
 import time
 from pathlib import Path
 
@@ -132,25 +128,3 @@ def train(config: StageConfig, items: int = 12, dropout: float = 0.1, slow: floa
     if found:
         runs.write_json(run.directory / runs.FINISHED, found)
     return found
-
-
-def main() -> None:
-    """Run as a command."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("output", type=Path)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--deepspeed", type=Path)
-    parser.add_argument("--local_rank")
-    parser.add_argument("--items", type=int, default=12)
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--slow", type=float, default=0.0)
-    given = parser.parse_intermixed_args()
-    overrides = {
-        key: float(value) if "." in value else int(value) for key, value in (o.split("=") for o in given.overrides)
-    }
-    config = settings(given.output, overrides, deepspeed=given.deepspeed)
-    train(config, given.items, given.dropout, given.slow)
-
-
-if __name__ == "__main__":
-    main()

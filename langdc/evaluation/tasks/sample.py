@@ -28,10 +28,15 @@ class SampleTask(Task):
         self.records = [_only(record, kinds) for record in read_records(self.data)]
         without = [record.id for record in self.records if record.media_path("") is None]
         if without:
-            raise ValueError(f"{self.data}: {len(without)} record(s) have neither video nor image: {without[0]!r} ...")
+            raise ValueError(
+                f"{self.data}: {len(without)} record(s) have neither video nor image: {without[0]!r} ... This task "
+                "asks about videos; name one in each record, or take these out."
+            )
         self.records = [record for record in self.records if record.questions]
+        known = {question.kind for record in read_records(self.data) for question in record.questions}
+        if not known:
+            raise ValueError(f"{self.data} has no questions. Give a file whose records have some.")
         if not self.records:
-            known = {question.kind for record in read_records(self.data) for question in record.questions}
             raise ValueError(f"{self.data} has no questions of the kinds {kinds}.{nearest(str(kinds), known)}")
         self.target_kinds = tuple(kind for kind in TARGET_KINDS if kinds is None or kind in kinds)
 
