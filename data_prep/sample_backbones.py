@@ -1,8 +1,9 @@
 """python data_prep/sample_backbones.py --out langdc/sample/weights
 
-Makes the sample backbones again from a seed: a small Qwen2 language model, a tiny CLIP vision model and a tiny
-InternVideo2, each with a card that says how it was made and what it reaches on held-out data. Takes hours on two cores
-(the package ships the result). One part alone: --only language_model, clip or internvideo2.
+Makes the sample backbones again from a seed: a small Qwen2 language model, the untrained one that the captioner starts
+from, a tiny CLIP vision model and a tiny InternVideo2, each with a card that says how it was made and what it reaches on
+held-out data. Takes hours on two cores (the package ships the result). One part alone: --only language_model,
+captioner, clip or internvideo2.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from langdc.sample import pretrain_encoders, pretrain_language
 from langdc.sample.scenes import FRAMES_PER_SEGMENT, SIZE
 from langdc.sample.tokenizer import build_tokenizer
 
-PARTS = ("language_model", "clip", "internvideo2")
+PARTS = ("language_model", "captioner", "clip", "internvideo2")
 WIDTH, DEPTH, HEADS, PATCH = 96, 4, 4, 8
 TARGETS = {"colour": 0.99, "shape": 0.99, "motion": 0.97}
 console = Console()
@@ -59,6 +60,21 @@ def make_language_model(folder: Path, options: argparse.Namespace) -> None:
         "# Sample language model\n\nA Qwen2 of 4 layers that has read only the sample's language: captions of coloured "
         "shapes and questions about them. It stands in for a real language model in tests and on a laptop; it knows "
         "nothing else. Accuracies: share of replies exactly right on 500 fresh videos, from their captions as text.",
+    )
+
+
+def make_captioner(folder: Path, options: argparse.Namespace) -> None:
+    """Draw the weights that the sample captioner starts from."""
+    tokenizer = build_tokenizer()
+    model = pretrain_language.build_model(tokenizer, width=128, layers=4, spread=0.05, strength=4.0)
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_card(
+        folder,
+        {"parameters": model.num_parameters(), "seed": options.seed, "steps": 0},
+        "# Sample captioner, untrained\n\nThe weights that the sample captioner starts from: a Qwen2 of 4 layers, drawn at "
+        "random. Two heads of its first layer begin by attending one and two tokens back, which a model that has read "
+        "text can do and a fresh one takes long to find. It stands in for Qwen2.5-0.5B.",
     )
 
 

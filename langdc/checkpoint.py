@@ -146,9 +146,7 @@ def load(directory: str | Path) -> VideoModel:
     folder = locate(directory)
     card = read_card(folder)
     config = check(ModelConfig, card["model"], f"{folder / CARD}")
-    changed = [name for name, found in _parts(config).items() if card["parts"].get(name) != found]
-    if changed:
-        raise ValueError(f"{folder} was trained on other weights than those now at: {', '.join(changed)}.")
+    _check_parts(config, card, folder)
     model = VideoModel(config)
     if card["lora"] is not None:
         attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
@@ -188,12 +186,23 @@ def start(config: ModelConfig, directory: Path | None) -> tuple[VideoModel, dict
         names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         return model, own_tensors(model, names) if _has_random_parts(config.model_dump()) else {}
     card = read_card(directory)
+    _check_parts(config, card, directory)
     if card["lora"] is not None:
         attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
     tensors = _read_weights(directory, card)
     load_tensors(model, tensors, directory)
     _check_drawn(card["model"], config.model_dump(mode="json"), directory)
     return model, tensors
+
+
+def _check_parts(config: ModelConfig, card: dict, where: Path) -> None:
+    """Refuse a checkpoint whose frozen parts are not the ones it was trained on."""
+    changed = [name for name, found in _parts(config).items() if card["parts"].get(name, found) != found]
+    if changed:
+        raise ValueError(
+            f"{where} was trained on other weights than those now at: {', '.join(changed)}. Bring the former ones back, "
+            "or train it again."
+        )
 
 
 def _check_drawn(there: dict, now: dict, where: Path) -> None:

@@ -56,8 +56,9 @@ class PhaseConfig(Settings):
     """One training run of a stage: what is trained, on what, how long."""
 
     name: str
-    objective: Literal["caption", "answer"]
-    """caption: the captioner learns the segments' target captions. answer: the language model's replies are learned."""
+    objective: Literal["caption", "align", "answer"]
+    """caption: the captioner learns the segments' target captions. align: the post-projector is set to the best linear
+    map onto the language model's embeddings of the captions' words. answer: the language model's replies are learned."""
     data: list[Path] = Field(min_length=1)
     """Record files (JSON lines)."""
     kinds: list[str] | None = None
@@ -65,6 +66,8 @@ class PhaseConfig(Settings):
     trainable: list[str] = Field(min_length=1)
     """Glob patterns over parameter names; each must match at least one."""
     lora: LoraConfig | None = None
+    segment_text: str | None = None
+    """For the align objective: what the language model would read before segment {number} in place of its marker."""
     captions: Literal["file", "captioner"] = "file"
     """Where the answer objective takes captions from: the records, or the frozen captioner, which writes them once."""
     epochs: float | None = Field(None, gt=0)
@@ -80,6 +83,9 @@ class PhaseConfig(Settings):
     warmup: float = Field(0.03, ge=0, lt=1)
     """Share of the steps."""
     schedule: str = "cosine"
+    """A learning rate schedule of transformers, by name."""
+    schedule_options: dict[str, int | float | str] = {}
+    """What that schedule takes besides the warm-up, such as num_decay_steps of warmup_stable_decay."""
     weight_decay: float = Field(0.0, ge=0)
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     """Memory of AdamW's second moment; short runs want a shorter one."""

@@ -21,6 +21,8 @@ from langdc.sample.scenes import Segment, as_text, caption, image_caption, sampl
 IMAGE_SHARE = 0.08
 CAPTION_WEIGHT = 0.1
 EARLY = 0.3  # share of the steps with one question of each kind
+NOISE = 0.7  # of the words' size
+NOISY_FROM = 0.6  # share of the steps after which words are noisy
 ROUND = 32  # lengths are padded to multiples of this, so that a compiled model meets few shapes
 
 
@@ -107,8 +109,13 @@ def branch_mask(branches: Tensor) -> Tensor:
     return ((causal & (same | shared)) | torch.eye(length, dtype=torch.bool))[:, None]
 
 
-def build_model(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> Qwen2ForCausalLM:
-    """A fresh small Qwen2 with tied embeddings and heads of 32."""
+def build_model(
+    tokenizer: PreTrainedTokenizerBase, width: int, layers: int, spread: float = 0.02, strength: float = 8.0
+) -> Qwen2ForCausalLM:
+    """A fresh small Qwen2 with tied embeddings and heads of 32, two of which begin by looking back.
+
+    `spread`: standard deviation of its weights; `strength` as in `look_back`.
+    """
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -119,6 +126,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> 
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        initializer_range=spread,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -126,12 +134,12 @@ def build_model(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> 
     )
     model = Qwen2ForCausalLM(config)
     for head, offset in enumerate((1, 2)):
-        look_back(model, head, offset)
+        look_back(model, head, offset, strength)
     return model
 
 
 @torch.no_grad()
-def look_back(model: Qwen2ForCausalLM, head: int, offset: int, strength: float = 8.0) -> None:
+def look_back(model: Qwen2ForCausalLM, head: int, offset: int, strength: float) -> None:
     """Let a head of the first layer begin by attending `offset` tokens back, through its query and key biases.
 
     Look-ups need heads that know what stands before a word; found from scratch they come after thousands of steps. A
@@ -147,11 +155,18 @@ def look_back(model: Qwen2ForCausalLM, head: int, offset: int, strength: float =
     attention.q_proj.bias[second] = -strength * turn.sin()
 
 
-def loss_of(model: Qwen2ForCausalLM, forward: Callable, batch: Tensor) -> Tensor:
-    """Weighted cross-entropy: replies count fully, captions lightly."""
+def blurred(embeds: Tensor, noise: float) -> Tensor:
+    """Embeddings [B,M,D] with noise added, per example of a strength between 0 and `noise` times their size."""
+    size = embeds.detach().square().mean(-1, keepdim=True).sqrt()
+    return embeds + torch.randn_like(embeds) * size * torch.rand(len(embeds), 1, 1) * noise
+
+
+def loss_of(model: Qwen2ForCausalLM, forward: Callable, batch: Tensor, noise: float = 0.0) -> Tensor:
+    """Weighted cross-entropy: replies count fully, captions lightly. `noise` as in `blurred`."""
     ids, labels, positions, branches = batch
+    embeds = blurred(model.get_input_embeddings()(ids), noise)
     with torch.autocast("cpu", torch.bfloat16):
-        found = forward(input_ids=ids, position_ids=positions, attention_mask=branch_mask(branches))
+        found = forward(inputs_embeds=embeds, position_ids=positions, attention_mask=branch_mask(branches))
         learned = labels[:, 1:] != -100
         logits = model.lm_head(found.last_hidden_state[:, :-1][learned]).float()
     weight = torch.where(branches[:, 1:] == 0, CAPTION_WEIGHT, 1.0)[learned]
@@ -164,7 +179,7 @@ def build_optimizers(model: Qwen2ForCausalLM, rate: float) -> list[torch.optim.O
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=rate, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 
@@ -183,7 +198,11 @@ def pretrain(
     seed: int,
     report: Callable[[int, float, float], None],
 ) -> None:
-    """Train on freshly drawn examples; `report(step, loss, seconds)` every 100 steps."""
+    """Train on freshly drawn examples; `report(step, loss, seconds)` every 100 steps.
+
+    The last steps are made with noise on the words. A model that has only seen exact ones attends so sharply that it
+    understands nothing of tokens that are near words, which is what projectors make.
+    """
     encoder, rng = Encoder(tokenizer), np.random.default_rng(seed)
     optimizers = build_optimizers(model, peak)
     forward = torch.compile(model.model, dynamic=False)
@@ -191,7 +210,8 @@ def pretrain(
     for step in range(1, steps + 1):
         # copying comes first and needs few questions; look-ups by two words need many
         rounds = 1 if step < EARLY * steps else 3
-        loss = loss_of(model, forward, encoder.batch(rng, size, rounds))
+        noise = NOISE if step > NOISY_FROM * steps else 0.0
+        loss = loss_of(model, forward, encoder.batch(rng, size, rounds), noise)
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

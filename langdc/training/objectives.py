@@ -275,7 +275,7 @@ class AnswerObjective(Objective):
     def __init__(self, model: VideoModel, phase: PhaseConfig, config: StageConfig, features: FeatureStore) -> None:
         super().__init__(model, phase, config, features)
         self.module = AnswerModule(model)
-        self.states = _caption_states(self) if isinstance(model.compressor, LangDC) else None
+        self.states = caption_states(self) if isinstance(model.compressor, LangDC) else None
 
     def wants(self, record: Record) -> bool:
         return bool(self.questions_of(record))
@@ -322,8 +322,11 @@ class AnswerObjective(Objective):
 
 
 @torch.no_grad()
-def _caption_states(objective: AnswerObjective) -> dict[int, list[Tensor]]:
-    """The frozen captioner's states of every sample by its index, from its records' captions or from its own, computed once."""
+def caption_states(objective: Objective) -> dict[int, list[Tensor]]:
+    """The frozen captioner's states of every sample by its index, computed once.
+
+    They are of the records' captions or of those that the captioner writes, as the phase says.
+    """
     model, phase, features = objective.model, objective.phase, objective.features
     captioner = model.captioner
     samples = [sample for sample in objective.samples if sample.clip is not None]
@@ -355,6 +358,6 @@ def _caption_states(objective: AnswerObjective) -> dict[int, list[Tensor]]:
 
 
 def build(model: VideoModel, phase: PhaseConfig, config: StageConfig, features: FeatureStore) -> Objective:
-    """The objective of a phase."""
+    """The objective of a phase that trains."""
     kind = {"caption": CaptionObjective, "answer": AnswerObjective}[phase.objective]
     return kind(model, phase, config, features)

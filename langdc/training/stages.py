@@ -23,6 +23,7 @@ from langdc.features import FeatureStore, module_hash
 from langdc.log import get_logger, is_first
 from langdc.model import VideoModel
 from langdc.training import objectives, processes, runs
+from langdc.training.alignment import Alignment
 from langdc.training.phases import Outcome, run_phase
 from langdc.training.runs import FINISHED, write_json
 from langdc.training.trainable import unfreeze
@@ -78,7 +79,8 @@ def _train(config: StageConfig, directory: Path, number: int, features: FeatureS
     if features is None:
         features = FeatureStore(model.host.see, module_hash(model.host.get_submodule("encoders")), config.features)
     features.see = model.host.see
-    objective = objectives.build(model, phase, config, features)
+    build = Alignment if phase.objective == "align" else objectives.build
+    objective = build(model, phase, config, features)
     count = sum(model.get_parameter(name).numel() for name in trained)
     logger.info("%s, phase %s: %d samples, %d trained parameters.", config.stage, phase.name, len(objective), count)
 
@@ -89,6 +91,13 @@ def _train(config: StageConfig, directory: Path, number: int, features: FeatureS
         checkpoint.save(model, place, tensors=tensors, lora=lora, info=info)
         write_json(place / FINISHED, _total(config, directory, number, figures))
 
+    if isinstance(objective, Alignment):
+        outcome = objective.solve()
+        logger.info("%s: solved, %.4f of the words' embeddings left unexplained.", phase.name, outcome.loss)
+        if is_first():
+            save(outcome)
+        processes.wait()
+        return features
     run_phase(
         objective.module,
         objective,
