@@ -1,9 +1,9 @@
 """python data_prep/sample_backbones.py --out langdc/sample/weights
 
-Makes the sample backbones again from a seed: a small Qwen2 language model, the untrained one that the captioner starts
-from, a tiny CLIP vision model and a tiny InternVideo2, each with a card that says how it was made and what it reaches on
-held-out data. Takes hours on two cores (the package ships the result). One part alone: --only language_model,
-captioner, clip or internvideo2.
+Makes the sample backbones again from a seed: a small Qwen2 language model, the untrained one that the captioner
+starts from, a tiny CLIP vision model and a tiny InternVideo2, each with a card that says how it was made and what it
+reaches on held-out data. Takes hours on two cores (the package ships the result). One part alone: --only
+language_model, captioner, clip or internvideo2.
 """
 
 import argparse
@@ -72,9 +72,9 @@ def make_captioner(folder: Path, options: argparse.Namespace) -> None:
     write_card(
         folder,
         {"parameters": model.num_parameters(), "seed": options.seed, "steps": 0},
-        "# Sample captioner, untrained\n\nThe weights that the sample captioner starts from: a Qwen2 of 4 layers, drawn at "
-        "random. Two heads of its first layer begin by attending one and two tokens back, which a model that has read "
-        "text can do and a fresh one takes long to find. It stands in for Qwen2.5-0.5B.",
+        "# Sample captioner, untrained\n\nThe weights that the sample captioner starts from: a Qwen2 of 4 layers, "
+        "drawn at random. Two heads of its first layer begin by attending one and two tokens back, which a model that "
+        "has read text can do and a fresh one takes long to find. It stands in for Qwen2.5-0.5B.",
     )
 
 
@@ -107,8 +107,14 @@ def train_encoder(encode: Callable, model: nn.Module, fields: tuple[str, ...], s
 
 def make_clip(folder: Path, options: argparse.Namespace) -> None:
     """Pre-train the image encoder on single frames."""
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": DEPTH}
-    config = CLIPVisionConfig(**sizes, num_attention_heads=HEADS, image_size=SIZE, patch_size=PATCH)
+    config = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        image_size=SIZE,
+        patch_size=PATCH,
+    )
     CLIPVisionModel(config).save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE).save_pretrained(folder)
     encoder = ImageEncoder(str(folder))
@@ -148,7 +154,7 @@ ENCODER_TEXT = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the parts that were asked for."""
     parser = argparse.ArgumentParser(
-        prog="data_prep/sample_backbones.py", description=__doc__.partition("\n")[2].strip()
+        prog="data_prep/sample_backbones.py", description=(__doc__ or "").partition("\n")[2].strip()
     )
     parser.add_argument("--out", type=Path, default=Path("langdc/sample/weights"))
     parser.add_argument("--only", choices=PARTS, help="make one part alone")

@@ -1,6 +1,11 @@
 """LangDC: train, fine-tune and compare compressors of video tokens."""
 
+from typing import TYPE_CHECKING
+
 from langdc.version import __version__
+
+if TYPE_CHECKING:
+    from langdc.pipeline import VideoLM
 
 __all__ = ["VideoLM", "__version__"]
 

@@ -34,10 +34,10 @@ class Captioner(nn.Module):
     """Describe segments from their visual tokens, by given captions (training) or greedily (use).
 
     `prompt`: the request, laid out by the tokenizer's chat template around the visual tokens; or, if it holds
-    "{video}", the literal text to use. `layer` indexes the hidden states, 0 being the embeddings: the paper's layer 15 of 24 is index 16.
-    `soft_token`: "at" takes the state at the position whose input is the caption token, "predicting" the one before,
-    which chose it; "released" does as the authors' code: "at" for given captions, "predicting" for written ones.
-    n caption tokens give n states, the end token none; an empty caption gives none.
+    "{video}", the literal text to use. `layer` indexes the hidden states, 0 being the embeddings: the paper's layer 15
+    of 24 is index 16. `soft_token`: "at" takes the state at the position whose input is the caption token, "predicting"
+    the one before, which chose it; "released" does as the authors' code: "at" for given captions, "predicting" for
+    written ones. n caption tokens give n states, the end token none; an empty caption gives none.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Captioner(nn.Module):
             laid_out = prompt.replace("{video}", VIDEO_MARK)
         else:
             message = {"role": "user", "content": f"{VIDEO_MARK}\n{prompt}"}
-            laid_out = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            laid_out = str(self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
         before, _, after = laid_out.partition(VIDEO_MARK)
         return ids_of(self.tokenizer, before), ids_of(self.tokenizer, after)
 
@@ -86,7 +86,7 @@ class Captioner(nn.Module):
 
     def decode(self, ids: Tensor) -> str:
         """The text of caption ids."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> Written:
         """Read the states off given captions and score every token of them, the end token included.

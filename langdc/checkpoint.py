@@ -200,8 +200,8 @@ def _check_parts(config: ModelConfig, card: dict, where: Path) -> None:
     changed = [name for name, found in _parts(config).items() if card["parts"].get(name, found) != found]
     if changed:
         raise ValueError(
-            f"{where} was trained on other weights than those now at: {', '.join(changed)}. Bring the former ones back, "
-            "or train it again."
+            f"{where} was trained on other weights than those now at: {', '.join(changed)}. Bring the former ones "
+            "back, or train it again."
         )
 
 

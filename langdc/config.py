@@ -47,7 +47,7 @@ class LoraConfig(Settings):
     """A low-rank adapter on the language model."""
 
     rank: int = Field(128, gt=0)
-    alpha: float = Field(256, gt=0)
+    alpha: int = Field(256, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
@@ -57,8 +57,8 @@ class PhaseConfig(Settings):
 
     name: str
     objective: Literal["caption", "align", "answer"]
-    """caption: the captioner learns the segments' target captions. align: the post-projector is set to the best linear
-    map onto the language model's embeddings of the captions' words. answer: the language model's replies are learned."""
+    """caption: the captioner learns the segments' target captions. align: the post-projector is set to the best
+    linear map onto the language model's embeddings of the captions' words. answer: the replies are learned."""
     data: list[Path] = Field(min_length=1)
     """Record files (JSON lines)."""
     kinds: list[str] | None = None

@@ -7,6 +7,7 @@ Source: LangDC (arXiv 2509.00969), section 4.1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.stats import spearmanr
 
@@ -59,4 +60,5 @@ def density_correlation(densities: Sequence[float], tokens: Sequence[float]) -> 
         )
     if len(set(densities)) == 1 or len(set(tokens)) == 1:
         return float("nan")
-    return float(spearmanr(densities, tokens).statistic)
+    found: Any = spearmanr(densities, tokens)
+    return float(found.statistic)

@@ -8,8 +8,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from langdc.compressors.langdc import LangDC
-from langdc.hosts.videogpt_plus import VideoGPTPlus
-from langdc.interfaces import TokenCompressor
+from langdc.interfaces import Host, TokenCompressor
 from langdc.metering import lm_head_flops, transformer_flops
 from langdc.model import VideoModel
 
@@ -35,21 +34,12 @@ def linear_flops(module: nn.Module, rows: int) -> float:
     return sum(2.0 * rows * m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def encode_flops(host: VideoGPTPlus, frames: int) -> float:
-    """Both encoders over T frames, up to the layer that is read."""
-    return sum(encoder.flops(frames) for encoder in host.encoders.values())
-
-
-def project_flops(projectors: nn.ModuleDict, host: VideoGPTPlus, frames: int) -> float:
+def project_flops(projectors: nn.ModuleDict, host: Host, frames: int) -> float:
     """One projector per stream over every patch of T frames."""
-    return sum(
-        linear_flops(projector, frames * host.encoders[name].side ** 2) for name, projector in projectors.items()
-    )
+    return sum(linear_flops(projectors[name], frames * side**2) for name, side in host.stream_sides.items())
 
 
-def caption_flops(
-    compressor: LangDC, host: VideoGPTPlus, frames: int, lengths: list[int], given: bool = False
-) -> float:
+def caption_flops(compressor: LangDC, host: Host, frames: int, lengths: list[int], given: bool = False) -> float:
     """Projecting and captioning T frames. `lengths`: caption tokens per segment; `given`: read, not written."""
     config = compressor.captioner.language_model.config
     prompt = len(compressor.captioner.before) + len(compressor.captioner.after)
@@ -79,7 +69,7 @@ def compress_flops(
     return total
 
 
-def answer_flops(host: VideoGPTPlus, prompt: int, written: int) -> dict[str, float]:
+def answer_flops(host: Host, prompt: int, written: int) -> dict[str, float]:
     """Reading a prompt up to the first token, and writing the rest of the reply."""
     config = host.language_model.config
     rest = sum(language_model_flops(config, 1, prompt + done) for done in range(written))

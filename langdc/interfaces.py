@@ -5,11 +5,12 @@ An mp4 file becomes `Frames`; a `Host` encodes them to `VideoFeatures`; a `Token
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from langdc.types import FeatureGrid, Frames, Prompt, Spliced, VideoFeatures, VideoTokens
 
@@ -51,8 +52,8 @@ class Captioned:
 class CaptionCompressor(LearnedCompressor):
     """LangDC: a small language model describes each segment, its hidden states are the tokens.
 
-    Work falls into a part that a later stage keeps frozen (`caption` or `supervised`: features to states) and one that it
-    trains (`project`: states to tokens), so that frozen states can be computed once and kept.
+    Work falls into a part that a later stage keeps frozen (`caption` or `supervised`: features to states) and one that
+    it trains (`project`: states to tokens), so that frozen states can be computed once and kept.
     """
 
     @abstractmethod
@@ -71,8 +72,28 @@ class CaptionCompressor(LearnedCompressor):
 class Host(nn.Module, ABC):
     """One large model's habits: how it encodes, prompts and numbers positions. Wraps a stock model, changes none."""
 
+    language_model: PreTrainedModel
     text_model: nn.Module
+    """The language model without its head."""
     lm_head: nn.Module
+    """From host width to logits."""
+    tokenizer: PreTrainedTokenizerBase
+    encoders: nn.ModuleDict
+    projectors: nn.ModuleDict
+    segments: int
+    frames_per_segment: int
+    width: int
+    """D."""
+    stream_widths: dict[str, int]
+    """C of each encoder, by stream name."""
+    stream_sides: dict[str, int]
+    """H = W of each encoder's grid, by stream name."""
+    end_ids: list[int]
+    """Ids that end a reply."""
+
+    @abstractmethod
+    def encoder_flops(self, frames: int) -> float:
+        """Floating-point operations of the encoders over T frames, up to the layer that is read."""
 
     @abstractmethod
     def see(self, videos: list[Frames]) -> list[Mapping[str, FeatureGrid]]:
@@ -80,7 +101,7 @@ class Host(nn.Module, ABC):
 
     @abstractmethod
     def features(
-        self, raw: list[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
+        self, raw: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
     ) -> list[VideoFeatures]:
         """Project raw grids as far as `need` asks; gradients flow to the projectors."""
 

@@ -46,7 +46,7 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     settings = getattr(model, "generation_config", None) or GenerationConfig()
     stated = settings.eos_token_id
     stated = [] if stated is None else [stated] if isinstance(stated, int) else list(stated)
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    own = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
     return sorted({*own, *stated})
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from langdc.compressors import compressors
+from langdc.compressors.langdc import LangDC
 from langdc.config import MemberConfig, ModelConfig
 from langdc.hosts import hosts
-from langdc.interfaces import CaptionCompressor, TokenCompressor
+from langdc.interfaces import Host, TokenCompressor
 from langdc.types import VideoFeatures, VideoTokens
 
 
@@ -30,9 +31,9 @@ class VideoModel(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def captioner(self) -> CaptionCompressor:
+    def captioner(self) -> LangDC:
         """The compressor, if it writes captions; ValueError otherwise."""
-        if not isinstance(self.compressor, CaptionCompressor):
+        if not isinstance(self.compressor, LangDC):
             raise ValueError(f"The compressor {self.config.compressor.name!r} writes no captions; 'langdc' does.")
         return self.compressor
 
@@ -43,13 +44,9 @@ class VideoModel(nn.Module):
         return self.compressor.batch(videos) if videos else []
 
 
-def build_compressor(config: MemberConfig, host: nn.Module) -> TokenCompressor:
+def build_compressor(config: MemberConfig, host: Host) -> TokenCompressor:
     """Build a compressor for a host: settings that only the host knows are filled in where the class asks for them."""
-    known = {
-        "width": getattr(host, "width", None),
-        "streams": getattr(host, "stream_widths", None),
-        "frames_per_segment": getattr(host, "frames_per_segment", None),
-    }
+    known = {"width": host.width, "streams": host.stream_widths, "frames_per_segment": host.frames_per_segment}
     asked = inspect.signature(compressors.get(config.name)).parameters
-    filled = {name: value for name, value in known.items() if name in asked and value is not None}
+    filled = {name: value for name, value in known.items() if name in asked}
     return compressors.build(config.name, **{**filled, **config.settings})

@@ -21,7 +21,7 @@ from langdc import checkpoint
 from langdc.compressors.langdc import LangDC
 from langdc.config import MemberConfig, check
 from langdc.features import Clip
-from langdc.flops import answer_flops, compress_flops, encode_flops
+from langdc.flops import answer_flops, compress_flops
 from langdc.hosts.batch import pad
 from langdc.hosts.chat import conversation
 from langdc.interfaces import TokenCompressor
@@ -196,7 +196,7 @@ class VideoLM:
     def _with_costs(self, reply: Answer, video: OpenVideo) -> Answer:
         tokens, captions, compress = video.compressed
         flops = {
-            "encode": encode_flops(self.model.host, len(video.times)),
+            "encode": self.model.host.encoder_flops(len(video.times)),
             "compress": compress_flops(self.model, self.compressor, len(video.times), captions),
         }
         return Answer(
@@ -214,10 +214,11 @@ class VideoLM:
         self, prompts: list[Prompt], tokens: list[list[VideoTokens]], clock: FirstToken | None, **generation: Any
     ) -> list[Answer]:
         host = self.model.host
+        generate: Any = host.language_model.generate
         started = time.perf_counter()
         batch = pad(host.splice(prompts, tokens), left=True)
         options = {"max_new_tokens": 64, "do_sample": False, **generation}
-        ids = host.language_model.generate(
+        ids = generate(
             inputs_embeds=batch.embeds,
             attention_mask=batch.mask,
             streamer=clock,

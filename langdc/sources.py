@@ -19,7 +19,7 @@ if not torch.accelerator.is_available():
 
 
 class Architecture(Settings):
-    """Sizes written out in place of a checkpoint, with weights drawn at random: tests, planning, training from scratch."""
+    """Sizes in place of a checkpoint, with weights drawn at random: for tests, planning, training from scratch."""
 
     config: dict
     init: Literal["random"]
@@ -37,7 +37,7 @@ Source = str | dict
 
 
 def resolve(source: Source) -> Path | Architecture:
-    """Turn "sample:NAME", a directory path or {config: ..., init: random} into what a loader reads; ValueError if absent."""
+    """Turn "sample:NAME", a directory or {config: ..., init: random} into what a loader reads; ValueError if absent."""
     if isinstance(source, dict):
         return check(Architecture, source, "a model source")
     if source.startswith("sample:"):

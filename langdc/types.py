@@ -85,8 +85,8 @@ class VideoTokens:
     """The tokens that stand for a video in the language model: `values` [N,D].
 
     `segment` [N] says which segment a token tells of (streams and base tokens follow each other, so it may start over);
-    `source` [N] is the flat index into T*H*W that a kept token came from, None when
-    tokens are new (learned or merged); `anchor` [N] marks tokens that must not be evicted later; `extra` [N,*] travels along.
+    `source` [N] is the flat index into T*H*W that a kept token came from, None when tokens are new (learned or merged);
+    `anchor` [N] marks tokens that must not be evicted later; `extra` [N,*] travels along.
     """
 
     values: Tensor
@@ -162,7 +162,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Spliced:
-    """A prompt with its videos in place: `embeds` [M,D], `labels` [M], `video` [M] true at video tokens, `branch` [M]."""
+    """A prompt with its videos in place: `embeds` [M,D], `labels` [M], `branch` [M], `video` [M] true at its tokens."""
 
     embeds: Tensor
     labels: Tensor | None
@@ -175,8 +175,8 @@ class Answer:
     """What a model said about a video and what it cost.
 
     `tokens`: video tokens the language model read; `segment_tokens`: how many of them each segment got; `flops` by
-    part; `seconds` by stage (decode, encode, compress, prefill, generate); `peak_bytes` on an accelerator, else None; `captions`: the caption
-    behind each segment, for compressors that write one.
+    part; `seconds` by stage (decode, encode, compress, prefill, generate); `peak_bytes` on an accelerator, else None;
+    `captions`: the caption behind each segment, for compressors that write one.
     """
 
     text: str

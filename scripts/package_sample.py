@@ -1,7 +1,7 @@
 """python scripts/package_sample.py runs/sample/langdc/stage3
 
-Packs a trained sample model as the checkpoint that ships (`sample:langdc`): its tensors in half precision, its settings and
-training record, and the figures that `eval/run.py` measured of it, if there are any.
+Packs a trained sample model as the checkpoint that ships (`sample:langdc`): its tensors in half precision, its settings
+and training record.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from langdc.sample import WEIGHTS as PACKAGED
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write langdc/sample/weights/langdc."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[2].strip())
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[2].strip())
     parser.add_argument("run", type=Path, help="directory of a finished stage 3")
     parser.add_argument("--out", type=Path, default=PACKAGED / "langdc")
     options = parser.parse_args(argv)
@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (options.out / CARD).write_text(json.dumps(card, indent=1) + "\n")
     text = (
         "# Sample LangDC\n\nThe caption-only LangDC of configs/sample/langdc, trained on the built-in sample videos by "
-        "stages 1 to 3. It knows coloured shapes and nothing else, and exists so that `langdc ask --sample` works right "
-        "after installation. Figures: the README of the project.\n"
+        "stages 1 to 3. It knows coloured shapes and nothing else, and exists so that `langdc ask --sample` works "
+        "right after installation. Figures: the README of the project.\n"
     )
     (options.out / "README.md").write_text(text)
     Console().print(f"{options.out}: {(options.out / WEIGHTS).stat().st_size / 1e6:.1f} MB")

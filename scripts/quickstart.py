@@ -128,7 +128,7 @@ def run(steps: list[Step]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the quick steps, or all of them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[2].strip())
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[2].strip())
     parser.add_argument("--full", action="store_true", help="also the other poolings, ablations and seeds")
     options = parser.parse_args(argv)
     if options.full:

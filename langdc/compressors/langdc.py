@@ -19,8 +19,8 @@ from langdc.types import VideoFeatures, VideoTokens
 class LangDC(CaptionCompressor):
     """Caption every segment and hand the language model the states of the caption tokens.
 
-    `streams`: encoder widths by name and `width`: the host's, both filled in from the host. `pool`: side per stream of the
-    captioner's visual tokens (12 and 8 at full size: 832 per segment). `captioner`: source of the light language
+    `streams`: encoder widths by name and `width`: the host's, both filled in from the host. `pool`: side per stream of
+    the captioner's visual tokens (12 and 8 at full size: 832 per segment). `captioner`: source of the light language
     model; `prompt`, `layer`, `soft_token`, `max_soft_tokens` as in `Captioner`. `base`: {"name": ..., ...} of a
     compressor whose tokens come first (the dual form), None for captions only. `segment_marker`: a learned token
     before each segment's (ours; the paper has none), for up to `max_segments` segments.
@@ -85,7 +85,8 @@ class LangDC(CaptionCompressor):
         for video, captions in zip(videos, targets, strict=True):
             if len(captions) != self.segments(video):
                 raise ValueError(f"{len(captions)} captions for a video of {self.segments(video)} segments.")
-        return self._grouped(videos, self.captioner.supervised(self.visual(videos), sum(targets, [])))
+        written = self.captioner.supervised(self.visual(videos), [ids for captions in targets for ids in captions])
+        return self._grouped(videos, written)
 
     def caption(self, videos: list[VideoFeatures], synced: bool = False) -> Captioned:
         return self._grouped(videos, self.captioner.write(self.visual(videos), synced))

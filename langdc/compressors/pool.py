@@ -14,7 +14,7 @@ from langdc.types import VideoFeatures, VideoTokens
 
 @compressors.register("pool")
 class Pool(TokenCompressor):
-    """Average every frame's grid to `sides[i]` x `sides[i]` tokens, stream by stream: all image tokens, then all video tokens.
+    """Average every frame's grid to `sides[i]` x `sides[i]` tokens: all image tokens, then all video tokens.
 
     VideoGPT+ pools 24x24 and 16x16 patches to sides 12 and 8 ("2x2"), LangDC's base to 6 and 4 ("4x4").
     """

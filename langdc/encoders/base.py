@@ -21,6 +21,8 @@ class Encoder(nn.Module, ABC):
     width: int
     side: int
     size: int
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ class ImageEncoder(Encoder):
 
     def _clip(self, pixels: Tensor) -> Tensor:
         """Stops after the block that is read; the rest of the network would be computed for nothing."""
-        vision = getattr(self.model, "vision_model", self.model)
+        vision: Any = getattr(self.model, "vision_model", self.model)
         hidden = vision.pre_layrnorm(vision.embeddings(pixels))
         for block in vision.encoder.layers[: self.depth]:
             hidden = block(hidden, attention_mask=None)

@@ -127,7 +127,7 @@ class InternVideo2(nn.Module):
 
     @torch.no_grad()
     def image_positions_from_video(self) -> None:
-        """Give single images the mean over time of the video's positions, for weights that were trained on clips only."""
+        """Give single images the mean over time of the video's positions, for weights trained on clips only."""
         grid = self.pos_embed[:, 1:].unflatten(1, (self.config.frames, -1)).mean(1)
         self.img_pos_embed.copy_(torch.cat([self.pos_embed[:, :1], grid], dim=1))
 

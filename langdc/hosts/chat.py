@@ -31,7 +31,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, messages: list[dict], learn: boo
     """The laid-out conversation as (text, is a reply to learn)."""
 
     def render(upto: int, reply_next: bool) -> str:
-        return tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=reply_next)
+        return str(tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=reply_next))
 
     if not learn:
         return [(render(len(messages), True), False)]

@@ -4,12 +4,12 @@ Letters: T frames, H W patch grid, C encoder width, D host width, N tokens, M pr
 Source: VideoGPT+ (arXiv 2406.09418) and LangDC (2509.00969), section 4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from langdc.encoders import encoders
+from langdc.encoders import Encoder, encoders
 from langdc.hosts.base import hosts
 from langdc.hosts.chat import IGNORED, chat_prompt
 from langdc.interfaces import Host
@@ -64,42 +64,49 @@ class VideoGPTPlus(Host):
             raise ValueError("A language model given by its architecture needs the setting 'tokenizer' (a directory).")
         return load_tokenizer(tokenizer if tokenizer is not None else str(language_model))
 
+    def _encoders(self) -> dict[str, Encoder]:
+        return {name: encoder for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)}
+
     @property
     def width(self) -> int:
-        """D, the width of the language model."""
         return self.language_model.config.hidden_size
 
     @property
     def stream_widths(self) -> dict[str, int]:
-        """C of each encoder, by stream name."""
-        return {name: encoder.width for name, encoder in self.encoders.items()}
+        return {name: encoder.width for name, encoder in self._encoders().items()}
+
+    @property
+    def stream_sides(self) -> dict[str, int]:
+        return {name: encoder.side for name, encoder in self._encoders().items()}
 
     @property
     def text_model(self) -> nn.Module:
-        """The language model without its head."""
-        return self.language_model.model
+        return self.language_model.base_model
 
     @property
     def lm_head(self) -> nn.Module:
-        """From host width to logits."""
-        return self.language_model.lm_head
+        head = self.language_model.get_output_embeddings()
+        assert head is not None  # a causal language model has one
+        return head
 
     @property
     def end_ids(self) -> list[int]:
-        """Ids that end a reply."""
         return end_ids(self.language_model, self.tokenizer)
+
+    def encoder_flops(self, frames: int) -> float:
+        return sum(encoder.flops(frames) for encoder in self._encoders().values())
 
     def see(self, videos: list[Frames]) -> list[Mapping[str, FeatureGrid]]:
         grids = {name: encoder(videos) for name, encoder in self.encoders.items()}
         return [{name: grids[name][number] for name in grids} for number in range(len(videos))]
 
     def features(
-        self, raw: list[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
+        self, raw: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
     ) -> list[VideoFeatures]:
         projected = self._project(raw) if "main" in need else [()] * len(raw)
         return [VideoFeatures(main, grids, times) for main, grids, times in zip(projected, raw, seconds, strict=True)]
 
-    def _project(self, raw: list[Mapping[str, FeatureGrid]]) -> list[tuple[FeatureGrid, ...]]:
+    def _project(self, raw: Sequence[Mapping[str, FeatureGrid]]) -> list[tuple[FeatureGrid, ...]]:
         """One call per projector for all videos, so that every rank of a sharded run makes the same calls."""
         streams = []
         for name, projector in self.projectors.items():
@@ -115,7 +122,8 @@ class VideoGPTPlus(Host):
     def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
         device = self.language_model.device
         lengths = [len(prompt.ids) for prompt in prompts]
-        words = self.text_model.get_input_embeddings()(torch.cat([p.ids for p in prompts]).to(device)).split(lengths)
+        embed = self.language_model.get_input_embeddings()
+        words = embed(torch.cat([prompt.ids for prompt in prompts]).to(device)).split(lengths)
         return [_splice(p, w, t) for p, w, t in zip(prompts, words, tokens, strict=True)]
 
 

@@ -8,6 +8,7 @@ Letters: B examples, M length.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,14 +62,14 @@ class Encoder:
         self._known: dict[str, list[int]] = {}
         self.opening = self.ids("<|im_start|>user\n")
         self.reply = self.ids("<|im_end|>\n<|im_start|>assistant\n")
-        self.end = [tokenizer.eos_token_id]
+        self.end = self.ids(str(tokenizer.eos_token))
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, remembered by word."""
         found: list[int] = []
         for word in text.replace("(", " ( ").replace(")", " ) ").split(" "):
             if word and word not in self._known:
-                self._known[word] = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+                self._known[word] = self.tokenizer.encode(word, add_special_tokens=False)
             found += self._known.get(word, [])
         return found
 
@@ -128,9 +129,8 @@ def build_model(
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         initializer_range=spread,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
+        eos_token_id=tokenizer.get_vocab()[str(tokenizer.eos_token)],
+        pad_token_id=tokenizer.get_vocab()[str(tokenizer.pad_token)],
     )
     model = Qwen2ForCausalLM(config)
     for head, offset in enumerate((1, 2)):
@@ -145,7 +145,8 @@ def look_back(model: Qwen2ForCausalLM, head: int, offset: int, strength: float) 
     Look-ups need heads that know what stands before a word; found from scratch they come after thousands of steps. A
     rotary query bias turned back by `offset` positions from the key bias scores highest at that distance.
     """
-    rotary, attention = model.model.rotary_emb, model.model.layers[0].self_attn
+    attention: Any = model.model.layers[0].self_attn
+    rotary = model.model.rotary_emb
     turn = rotary.inv_freq[:8] * offset  # the slow frequencies cannot tell neighbours apart
     half = attention.head_dim // 2
     first = slice(head * attention.head_dim, head * attention.head_dim + len(turn))

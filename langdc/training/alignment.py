@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from langdc.data.records import Record
 from langdc.hosts.chat import IGNORED
-from langdc.interfaces import CaptionCompressor
 from langdc.language_models import ids_of
+from langdc.model import VideoModel
 from langdc.training.objectives import Objective, Sample, caption_states, check_segments
 from langdc.training.phases import Outcome
 
@@ -29,8 +29,8 @@ class Alignment(Objective):
     would read before a segment, "[{number}]" in the sample; the segment markers become the embeddings of that.
     """
 
-    def __init__(self, model, *args, **settings) -> None:
-        self.compressor: CaptionCompressor = model.captioner
+    def __init__(self, model: VideoModel, *args, **settings) -> None:
+        self.compressor = model.captioner
         super().__init__(model, *args, **settings)
         self.states = caption_states(self)
 
@@ -70,23 +70,27 @@ class Alignment(Objective):
     def solve(self) -> Outcome:
         """Set the post-projector and the markers; the loss is the squared error left, relative to the embeddings'."""
         started = time.monotonic()
-        embed = self.model.host.language_model.get_input_embeddings()
-        gram, cross, square, words = 0.0, 0.0, 0.0, 0
+        projector, markers = self.compressor.post_projector, self.compressor.segment_marker
+        assert isinstance(projector, nn.Linear)  # as checked
+        inner, outer = projector.in_features + 1, projector.out_features
+        gram, cross = torch.zeros(inner, inner).double(), torch.zeros(inner, outer).double()
+        size, words = 0.0, 0
         for first in range(0, len(self), self.phase.batch_size):
             batch = self.collate([self[i] for i in range(first, min(first + self.phase.batch_size, len(self)))])
             states = nn.functional.pad(batch["states"].double().cpu(), (0, 1), value=1.0)  # the last column: the bias
-            wanted = embed(batch["labels"][batch["labels"] != IGNORED].to(embed.weight.device)).double().cpu()
-            gram, cross = gram + states.T @ states, cross + states.T @ wanted
-            square, words = square + wanted.square().sum(), words + len(states)
-        size = len(gram)
-        damped = gram + RIDGE * gram.trace() / size * torch.eye(size, dtype=gram.dtype)
-        found = torch.linalg.solve(damped, cross)
-        error = square - 2 * (found * cross).sum() + (found * (gram @ found)).sum()
-        self.compressor.post_projector.weight.copy_(found[:-1].T)
-        self.compressor.post_projector.bias.copy_(found[-1])
-        if self.compressor.segment_marker is not None:
-            numbers = range(1, len(self.compressor.segment_marker) + 1)
-            known = [ids[0] for ids in map(self._marker, numbers) if len(ids) == 1]
-            self.compressor.segment_marker[: len(known)] = embed(torch.stack(known).to(embed.weight.device))
-        flops = 2.0 * words * size * (size + cross.shape[1])
-        return Outcome(0, float(error / square), time.monotonic() - started, len(self), flops)
+            wanted = self._embed(batch["labels"][batch["labels"] != IGNORED]).double().cpu()
+            gram += states.T @ states
+            cross += states.T @ wanted
+            size, words = size + float(wanted.square().sum()), words + len(states)
+        found = torch.linalg.solve(gram + RIDGE * gram.trace() / inner * torch.eye(inner).double(), cross)
+        error = size - float(2 * (found * cross).sum() - (found * (gram @ found)).sum())
+        projector.weight.copy_(found[:-1].T)
+        if projector.bias is not None:
+            projector.bias.copy_(found[-1])
+        if markers is not None:
+            known = [ids[0] for ids in map(self._marker, range(1, len(markers) + 1)) if len(ids) == 1]
+            markers[: len(known)] = self._embed(torch.stack(known))
+        return Outcome(0, error / size, time.monotonic() - started, len(self), 2.0 * words * inner * (inner + outer))
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self.model.host.language_model.get_input_embeddings()(ids.to(self.model.device))

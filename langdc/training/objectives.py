@@ -73,7 +73,7 @@ def clip_of(record: Record, file: Path, model: VideoModel) -> Clip | None:
 class Objective(Dataset, ABC):
     """A data set with its loss. `module` is what the Trainer trains."""
 
-    module: nn.Module
+    module: "LossModule"
     samples_per_item = 1
 
     def __init__(self, model: VideoModel, phase: PhaseConfig, config: StageConfig, features: FeatureStore) -> None:
@@ -148,13 +148,17 @@ def scaled(total: Tensor, targets: int, num_items_in_batch: Tensor | int | None)
     return total / (num_items_in_batch if num_items_in_batch is not None else max(targets, 1))
 
 
-class CaptionModule(nn.Module):
-    """The captioner's cross-entropy on its target captions. `flops` are those of the last batch."""
+class LossModule(nn.Module):
+    """What the Trainer trains: a batch in, {"loss"} out. `flops` are those of the last batch."""
 
     def __init__(self, model: VideoModel) -> None:
         super().__init__()
         self.model = model
         self.flops = 0.0
+
+
+class CaptionModule(LossModule):
+    """The captioner's cross-entropy on its target captions."""
 
     def forward(
         self,
@@ -200,13 +204,8 @@ class CaptionObjective(Objective):
         return {"grids": self.grids(samples), "captions": captions, "labels": labels}
 
 
-class AnswerModule(nn.Module):
-    """The language model's cross-entropy on replies, given compressed videos. `flops` are those of the last batch."""
-
-    def __init__(self, model: VideoModel) -> None:
-        super().__init__()
-        self.model = model
-        self.flops = 0.0
+class AnswerModule(LossModule):
+    """The language model's cross-entropy on replies, given compressed videos."""
 
     def forward(
         self,
@@ -227,6 +226,7 @@ class AnswerModule(nn.Module):
             position_ids=batch.positions,
             use_cache=False,
         )
+        assert batch.labels is not None  # prompts to learn have labels
         learned = batch.labels[:, 1:] != IGNORED
         logits = self.model.host.lm_head(found.last_hidden_state[:, :-1][learned])
         loss = F.cross_entropy(logits.float(), batch.labels[:, 1:][learned], reduction="sum")
@@ -240,8 +240,8 @@ class AnswerModule(nn.Module):
         """
         host, compressor, device = self.model.host, self.model.compressor, self.model.device
         grids = {
-            name: [torch.zeros(host.frames_per_segment, encoder.side, encoder.side, encoder.width, device=device)]
-            for name, encoder in host.encoders.items()
+            name: [torch.zeros(host.frames_per_segment, side, side, host.stream_widths[name], device=device)]
+            for name, side in host.stream_sides.items()
         }
         said = isinstance(compressor, LangDC)
         states = [[torch.zeros(1, compressor.captioner.width, device=device)]] if said else None
@@ -311,7 +311,8 @@ class AnswerObjective(Objective):
 
     def collate(self, samples: list[Sample]) -> dict:
         prompts = [self.prompt(sample) for sample in samples]
-        labels = pad_sequence([prompt.labels for prompt in prompts], batch_first=True, padding_value=IGNORED)
+        known = [prompt.labels for prompt in prompts if prompt.labels is not None]
+        labels = pad_sequence(known, batch_first=True, padding_value=IGNORED)
         batch = {"prompts": prompts, "labels": labels}
         with_video = [sample for sample in samples if sample.clip is not None]
         if self.states is not None:
@@ -329,14 +330,15 @@ def caption_states(objective: Objective) -> dict[int, list[Tensor]]:
     """
     model, phase, features = objective.model, objective.phase, objective.features
     captioner = model.captioner
-    samples = [sample for sample in objective.samples if sample.clip is not None]
+    clips = {sample.index: sample.clip for sample in objective.samples if sample.clip is not None}
+    samples = [sample for sample in objective.samples if sample.index in clips]
     identity = module_hash(captioner.captioner, captioner.projectors)
     settings = f"{identity} {captioner.captioner.layer} {captioner.captioner.soft_token} {phase.captions}"
     store = TensorStore(features.store.folder.with_name("states") if features.store.folder else None)
 
     def key(sample: Sample) -> str:
         said = [segment.caption for segment in sample.record.segments] if phase.captions == "file" else []
-        return hashlib.sha256(f"{settings} {features.key(sample.clip)} {json.dumps(said)}".encode()).hexdigest()
+        return hashlib.sha256(f"{settings} {features.key(clips[sample.index])} {json.dumps(said)}".encode()).hexdigest()
 
     def compute(chunk: list[int]) -> list[dict[str, Tensor]]:
         chosen = [samples[number] for number in chunk]
