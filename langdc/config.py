@@ -84,8 +84,6 @@ class PhaseConfig(Settings):
     """Share of the steps."""
     schedule: str = "cosine"
     """A learning rate schedule of transformers, by name."""
-    schedule_options: dict[str, int | float | str] = {}
-    """What that schedule takes besides the warm-up, such as num_decay_steps of warmup_stable_decay."""
     weight_decay: float = Field(0.0, ge=0)
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     """Memory of AdamW's second moment; short runs want a shorter one."""

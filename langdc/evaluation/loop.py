@@ -13,8 +13,8 @@ from torch import Tensor
 
 from langdc.checkpoint import locate, read_card
 from langdc.config import EvalConfig, RowConfig
-from langdc.data.records import Record
-from langdc.density import Cues
+from langdc.data.records import Record, SegmentRecord
+from langdc.density import Cues, cue_recall
 from langdc.evaluation import controls
 from langdc.evaluation.cost import training_record
 from langdc.evaluation.results import LineFile, RunFolder
@@ -211,7 +211,7 @@ class _Row:
         sizes = {"tokens": first.tokens, "segment_tokens": first.segment_tokens}
         truth = {"densities": _densities(record), "targets": [segment.caption for segment in record.segments]}
         video = {"type": "video", "key": f"video/{record.id}", "video": record.id, **sizes, **truth}
-        lines = [{**video, "captions": first.captions}]
+        lines = [{**video, "captions": first.captions, "cue_recall": _recall(record, first.captions)}]
         for line, answer in zip(_questions(record), answers, strict=True):
             right = self.task.correct(line["expected"], answer.text)
             found = {"answer": answer.text, "correct": right, "failed": False, "reason": None, "tokens": answer.tokens}
@@ -246,13 +246,20 @@ def _key(record: Record, number: int) -> str:
     return f"{record.id}/{number}"
 
 
+def _cues(part: SegmentRecord) -> Cues:
+    return Cues(tuple(part.subjects), tuple(part.attributes), tuple(part.actions), tuple(part.background))
+
+
 def _densities(record: Record) -> list[int]:
-    return [
-        part.density
-        if part.density is not None
-        else Cues(tuple(part.subjects), tuple(part.attributes), tuple(part.actions), tuple(part.background)).density
-        for part in record.segments
-    ]
+    return [part.density if part.density is not None else _cues(part).density for part in record.segments]
+
+
+def _recall(record: Record, captions: list[str] | None) -> list[float | None] | None:
+    """The share of each segment's cues that its caption mentions; None where the record names no cues."""
+    if captions is None or len(captions) != len(record.segments):
+        return None
+    cues = [_cues(part) for part in record.segments]
+    return [cue_recall(said, wanted) if wanted.all() else None for said, wanted in zip(captions, cues, strict=True)]
 
 
 def _questions(record: Record) -> list[dict]:

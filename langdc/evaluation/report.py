@@ -135,6 +135,12 @@ class Row:
         shares = self.captions.values()
         return Share(sum(share.right for share in shares), sum(share.n for share in shares))
 
+    @property
+    def cue_recall(self) -> float:
+        """Mean share of a segment's cues that its caption mentions; NaN for rows or records without."""
+        shares = [share for video in self.videos for share in video.get("cue_recall") or () if share is not None]
+        return sum(shares) / len(shares) if shares else float("nan")
+
     @cached_property
     def seconds(self) -> dict[str, float]:
         """Median seconds per stage and to the first token."""
@@ -235,6 +241,7 @@ def cells(row: Row) -> dict[str, Cell]:
         "first token ms": Cell("-" if first is None else f"{1000 * first:.1f}", first),
         "FLOPs/question": Cell(quantity(row.flops.get("total")), row.flops.get("total")),
         "exact captions %": Cell(_percent(row.exact_captions.value), _known(row.exact_captions.value)),
+        "cue recall %": Cell(_percent(row.cue_recall), _known(row.cue_recall)),
         "density rho": Cell("-" if rho != rho else f"{rho:.3f}", _known(rho)),
         "against reference": Cell(*_difference(row)),
         "failed": Cell(str(row.failed), row.failed),
@@ -302,7 +309,7 @@ def as_csv(rows: Sequence[Row]) -> str:
         record |= {f"seconds_{stage}": seconds for stage, seconds in row.seconds.items()}
         record |= {f"flops_{part}": flops for part, flops in row.flops.items()}
         record |= {"density_correlation": row.density_correlation, "captions_exact": row.exact_captions.value}
-        record |= {"captions": row.exact_captions.n}
+        record |= {"captions": row.exact_captions.n, "cue_recall": row.cue_recall}
         record |= {f"train_{name}": row.training.get(name) for name in ("samples", "steps", "flops", "seconds")}
         records.append(record)
     text = io.StringIO()

@@ -31,6 +31,7 @@ def _video(name: str, number: int, row: dict) -> list[dict]:
     captions = ["red  square left", "blue <ring>"] if row.get("captions") else None
     about = {"tokens": sum(counts), "segment_tokens": counts, "densities": densities, "targets": targets}
     lines: list[dict] = [{"type": "video", "key": f"video/{name}", "video": name, **about, "captions": captions}]
+    lines[0]["cue_recall"] = [1.0, None] if captions else None
     for place, kind in enumerate(KINDS):
         right = 2 * number + place < row["right"]
         failed = row.get("failed") == (number, place)

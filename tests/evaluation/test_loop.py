@@ -43,6 +43,9 @@ def test_every_question_has_a_line_in_every_row(prepared: Path, finished: Path):
     assert video["targets"] == [segment.caption for segment in records[0].segments]
     assert len(video["captions"]) == 4
     assert sum(video["segment_tokens"]) == video["tokens"]
+    for said, segment, recall in zip(video["captions"], records[0].segments, video["cue_recall"], strict=True):
+        cues = [*segment.subjects, *segment.attributes, *segment.actions]
+        assert recall == (sum(cue in said.split() for cue in cues) / len(cues) if cues else None)
 
 
 def test_controls_keep_as_many_tokens_as_they_should(finished: Path):

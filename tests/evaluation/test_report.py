@@ -34,6 +34,7 @@ def test_figures_of_a_row(run: Path):
     assert math.isnan(pool.density_correlation)
     assert learned.exact_captions.value == 0.5 and set(learned.captions) == {0, 1, 2}
     assert pool.captions == {} and pool.failed == 1
+    assert learned.cue_recall == 1.0 and pool.cue_recall != pool.cue_recall
     assert pool.kinds["shape"].right == 3  # the failed one was among the four right ones
     assert learned.seconds["first_token"] == pytest.approx(0.035)
     assert learned.flops == {"encode": 1e9, "prefill": 2e9, "total": 3e9}
