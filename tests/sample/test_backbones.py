@@ -1,12 +1,20 @@
-"""The packaged sample encoders see what their cards claim."""
+"""The packaged sample backbones can do what their cards claim."""
+
+import hashlib
+import json
 
 import pytest
+import torch
 
 from data_prep.sample_backbones import PATCH, TARGETS, encode_frames
 from langdc.encoders.image import CLIP_MEAN, CLIP_STD, ImageEncoder
 from langdc.encoders.video import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
+from langdc.language_models import load_language_model, load_tokenizer
+from langdc.sample import weights
 from langdc.sample.pretrain_encoders import linear_probe
+from langdc.sample.pretrain_language import accuracy, blurred, build_model
 from langdc.sample.scenes import SIZE
+from langdc.sample.tokenizer import build_tokenizer
 
 SEED = 4_000_000
 
@@ -23,3 +31,43 @@ SEED = 4_000_000
 def test_objects_are_read_off_scenes_of_four(make, mean, std, fields):
     found = linear_probe(encode_frames(make(), mean, std), fields, SIZE // PATCH, SEED)
     assert all(found[field] >= TARGETS[field] for field in fields), found
+
+
+@pytest.mark.slow
+def test_the_language_model_answers_from_text():
+    """`segment` is below the target of 0.95, and the card says so; the others have to stay where they are."""
+    name = "sample:language_model"
+    found = accuracy(load_language_model(name).eval(), load_tokenizer(name), videos=100, seed=SEED)
+    card = json.loads((weights("language_model") / "card.json").read_text())
+    assert all(found[kind] >= 0.95 for kind in ("count", "shape", "motion", "most", "describe")), found
+    assert found["segment"] == pytest.approx(card["segment"], abs=0.15)
+
+
+def test_the_captioner_is_the_one_that_the_seed_gives():
+    torch.manual_seed(json.loads((weights("captioner") / "card.json").read_text())["seed"])
+    model = build_model(build_tokenizer(), width=128, layers=4, spread=0.05, strength=4.0).half()
+    packaged = load_language_model("sample:captioner").half().state_dict()
+    assert all(torch.equal(tensor, packaged[name]) for name, tensor in model.state_dict().items())
+
+
+def test_its_first_heads_look_back():
+    model = load_language_model("sample:captioner", attention="eager").eval()
+    ids = torch.randint(3, model.config.vocab_size, (1, 12), generator=torch.Generator().manual_seed(0))
+    seen = model(ids, output_attentions=True).attentions[0][0]
+    for head, offset in enumerate((1, 2)):
+        there = seen[head].argmax(-1)[offset:] == torch.arange(12 - offset)
+        assert there.float().mean() > 0.7, "random weights may win over the bias here and there"
+
+
+def test_noise_has_the_size_it_says():
+    words = torch.randn(64, 40, 32, generator=torch.Generator().manual_seed(0)) * 3
+    torch.manual_seed(1)
+    error = (blurred(words, 0.5) - words).square().mean((1, 2)).sqrt() / words.square().mean((1, 2)).sqrt()
+    assert 0.2 < error.mean() < 0.3 and error.max() < 0.55, "uniform between 0 and 0.5"
+    assert torch.equal(blurred(words, 0.0), words)
+
+
+def test_weights_are_small_enough_to_ship():
+    files = list(weights("clip").parent.glob("*/*.safetensors"))
+    assert sum(file.stat().st_size for file in files) <= 8e6
+    assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in files}) == len(files) == 5
