@@ -52,6 +52,11 @@ def _headline(rows: Sequence[Row]) -> str:
     best = max(answered, key=lambda row: row.accuracy.value if row.accuracy else 0)
     assert best.accuracy is not None
     tokens = f" at {best.tokens.value:.0f} video tokens" if best.tokens else ""
+    reference = next((row for row in answered if row.difference is None), best)
+    apart = best.difference
+    if apart is not None and apart.low <= 0 <= apart.high:
+        share = f"{100 * best.accuracy.value:.1f} % of the target questions{tokens}"
+        return f"{best.name} answers {share}, and {reference.name} cannot be told apart from it"
     return f"{best.name} is ahead: {100 * best.accuracy.value:.1f} % of the target questions{tokens}"
 
 

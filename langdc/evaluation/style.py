@@ -5,8 +5,8 @@ STYLE = """
   --paper: light-dark(#ffffff, #12161c); --panel: light-dark(#f5f7fa, #1a2029); --line: light-dark(#dde3ea, #2c3542);
   --accent: light-dark(#1d4ed8, #7aa7ff); --good: light-dark(#08723f, #4ade80); --bad: light-dark(#b42318, #ff8a80); }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe
-  UI", sans-serif; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
 main { max-width: 76rem; margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem) 4rem; }
 h1 { font-size: clamp(1.5rem, 3.2vw, 2.3rem); line-height: 1.2; letter-spacing: -.02em; margin: .2rem 0 .6rem;
   text-wrap: balance; }
@@ -36,7 +36,7 @@ figure { margin: 0; background: var(--panel); border: 1px solid var(--line); bor
   1rem; overflow-x: auto; }
 figure svg { width: 100%; height: auto; display: block; min-width: 22rem; } figcaption { color: var(--quiet);
   font-size: .88rem; margin-top: .4rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 details { margin-top: .8rem; border: 1px solid var(--line); border-radius: .7rem; padding: .7rem 1rem; } details
   .wide { border: 0; }
 summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; font-size: .82rem; line-height: 1.45; }

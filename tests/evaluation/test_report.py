@@ -11,6 +11,7 @@ import pytest
 
 from langdc.evaluation.page import page
 from langdc.evaluation.report import as_csv, as_markdown, cells, quantity, read_rows
+from langdc.evaluation.style import STYLE
 from tests.evaluation import made_up
 
 ROWS = {
@@ -138,6 +139,18 @@ def test_the_page_says_what_the_files_say(run: Path):
     assert "50.0 %</strong> <small>of 40" in text
     assert "failed" in text and "by construction" in text
     assert text == page(read_rows([run]))
+
+
+def test_the_headline_names_no_winner_where_there_is_none(tmp_path: Path):
+    close = {"pool": {"right": 30, "tokens": lambda _: 8}, "other": {"right": 31, "tokens": lambda _: 8}}
+    rows = read_rows([made_up.write(tmp_path / "run", close, reference="pool")])
+    assert rows[1].difference is not None and rows[1].difference.verdict.startswith("not distinguishable")
+    assert "and pool cannot be told apart from it</h1>" in page(rows)
+
+
+def test_no_rule_of_the_style_is_cut_by_a_line_end():
+    """A string that goes over a line end makes browsers drop everything up to the next one."""
+    assert all(line.count('"') % 2 == 0 for line in STYLE.splitlines())
 
 
 def test_a_page_before_the_first_answer(tmp_path: Path):
