@@ -14,7 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from langdc.decoding import greedy
 from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer
+from langdc.log import get_logger
 from langdc.sources import Source
+
+logger = get_logger(__name__)
 
 SoftToken = Literal["at", "predicting", "released"]
 IGNORED = -100
@@ -63,6 +66,7 @@ class Captioner(nn.Module):
         self.layer = layer
         self.soft_token = soft_token
         self.max_soft_tokens = max_soft_tokens
+        self._told = False
         self.end = end_ids(self.language_model, self.tokenizer)
         self.before, self.after = self._prompt_ids(prompt)
 
@@ -81,8 +85,17 @@ class Captioner(nn.Module):
         return ids_of(self.tokenizer, before), ids_of(self.tokenizer, after)
 
     def encode(self, caption: str) -> Tensor:
-        """Ids of a caption, without end token, cut to `max_soft_tokens`: [n]."""
-        return ids_of(self.tokenizer, caption)[: self.max_soft_tokens]
+        """Ids of a caption, without end token, cut to `max_soft_tokens` (the first cut is told): [n]."""
+        ids = ids_of(self.tokenizer, caption)
+        if len(ids) > self.max_soft_tokens and not self._told:
+            self._told = True
+            logger.warning(
+                "A caption of %d tokens is cut to max_soft_tokens = %d, and so are all others that are longer: %r.",
+                len(ids),
+                self.max_soft_tokens,
+                caption[:80],
+            )
+        return ids[: self.max_soft_tokens]
 
     def decode(self, ids: Tensor) -> str:
         """The text of caption ids."""

@@ -22,7 +22,7 @@ from langdc.video import read_frames
 
 log = get_logger(__name__)
 
-WAIT_SECONDS = 1800  # for another process's files before giving up
+WAIT_SECONDS = 1800  # for another process's next file before giving up
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,14 @@ class TensorStore:
         self._wait([keys[number] for number in missing], what)
 
     def _wait(self, keys: list[str], what: str) -> None:
-        deadline = time.monotonic() + WAIT_SECONDS
         for key in keys:
+            deadline = time.monotonic() + WAIT_SECONDS  # a new one with each file: slow is not stuck
             while key not in self:
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"{what}: another process did not deliver within {WAIT_SECONDS} s; start again.")
+                    raise RuntimeError(
+                        f"{what}: another process delivered nothing for {WAIT_SECONDS} s. Look at what it printed and "
+                        "start again."
+                    )
                 time.sleep(0.05)
 
 

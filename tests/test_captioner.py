@@ -124,6 +124,15 @@ def test_max_soft_tokens_cuts_and_keeps_every_state(most: int) -> None:
     assert len(captioner.encode("red " * 20)) == most
 
 
+def test_a_cut_caption_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    captioner = tiny.captioner(max_soft_tokens=4)
+    for length in (4, 5, 6):
+        captioner.encode("red " * length)
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "A caption of 5 tokens is cut to max_soft_tokens = 4"
+    ]
+
+
 @pytest.mark.parametrize("every", [1, 3, 100])
 def test_how_often_the_stop_flags_are_read_changes_only_the_work(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     captioner = tiny.captioner(max_soft_tokens=12)

@@ -130,7 +130,7 @@ def test_nothing_to_fill(tmp_path: Path) -> None:
 def test_another_process_that_never_delivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(features, "WAIT_SECONDS", 0.1)
-    with pytest.raises(RuntimeError, match="another process did not deliver"):
+    with pytest.raises(RuntimeError, match="another process delivered nothing"):
         TensorStore(tmp_path).fill(["aa", "bb"], lambda chunk: [{"x": torch.ones(1)} for _ in chunk], 1, "Testing")
 
 
