@@ -84,10 +84,10 @@ def seeded(seed: int) -> list[Step]:
 def more_steps() -> list[Step]:
     """What `make sample-full` adds, but for the pool that waits for LangDC's figures."""
     return [
-        *pool("pool1x1", "model.compressor.sides=[8,8]", "phases.0.batch_size=4"),
+        *pool("pool1x1", "model.compressor.sides=[8,8]", "phases.0.steps=60", "phases.0.batch_size=4"),
         *pool("pool4x4", "model.compressor.sides=[2,2]"),
         train("stage3", "dual"),
-        *(train("stage3", "ablation", f"layer{n}", [f"model.compressor.layer={n}"]) for n in (0, 1, 4)),
+        *(train("stage3", "ablation", f"layer{n}", [f"model.compressor.layer={n}"]) for n in (0, 4)),
         train("stage3", "ablation", "predicting", ["model.compressor.soft_token=predicting"]),
         *(step for seed in (1, 2) for step in seeded(seed)),
     ]
