@@ -22,7 +22,7 @@ from langdc.compressors.langdc import LangDC
 from langdc.config import MemberConfig, check
 from langdc.features import Clip
 from langdc.flops import answer_flops, compress_flops
-from langdc.hosts.batch import pad
+from langdc.hosts.batch import read_together
 from langdc.hosts.chat import conversation
 from langdc.interfaces import TokenCompressor
 from langdc.metering import synchronize
@@ -179,7 +179,8 @@ class VideoLM:
     def answer(self, batch: Sequence[tuple[OpenVideo, str]], **generation: Any) -> list[Answer]:
         """Answer several questions at once; each video is compressed once, all in one batch.
 
-        The seconds are each answer's share of the batch's.
+        What prompts about one video begin with is read once, too. The seconds are each answer's share of the batch's;
+        the FLOPs are those of asking it alone.
         """
         waiting = list({id(v): v for v, _ in batch if "compressed" not in v.__dict__}.values())
         for video, found in zip(waiting, self.compress(waiting) if waiting else [], strict=True):
@@ -216,11 +217,10 @@ class VideoLM:
         host = self.model.host
         generate: Any = host.language_model.generate
         started = time.perf_counter()
-        batch = pad(host.splice(prompts, tokens), left=True)
+        batch = read_together(host, prompts, tokens)
         options = {"max_new_tokens": 64, "do_sample": False, **generation}
         ids = generate(
-            inputs_embeds=batch.embeds,
-            attention_mask=batch.mask,
+            **batch,
             streamer=clock,
             eos_token_id=host.end_ids,
             pad_token_id=host.tokenizer.pad_token_id,
@@ -233,7 +233,7 @@ class VideoLM:
         seconds = {"prefill": (first - started) * share, "generate": (finished - first) * share}
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         texts = host.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        lengths = batch.mask.sum(1).tolist()
+        lengths = batch["attention_mask"].sum(1).tolist()
         written = [int((~torch.isin(row, torch.tensor(host.end_ids, device=row.device))).sum()) for row in ids]
         return [
             Answer(text.strip(), 0, [], dict(seconds), answer_flops(host, length, new), peak)

@@ -3,14 +3,18 @@
 Letters: B prompts, M length, D width.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
 
 from langdc.hosts.chat import IGNORED
-from langdc.types import Spliced
+from langdc.interfaces import Host
+from langdc.types import Prompt, Spliced, VideoTokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,3 +72,47 @@ def _branch_positions(branch: Tensor) -> Tensor:
     starts.scatter_reduce_(0, branch, order, "amin", include_self=False)
     shared = int((branch == 0).sum())
     return torch.where(branch == 0, order, order - starts[branch] + shared)
+
+
+def read_together(host: Host, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> dict[str, Any]:
+    """What `generate` needs to answer prompts: those that begin with the same video read it only once."""
+    begins = [_beginning(prompt, videos) for prompt, videos in zip(prompts, tokens, strict=True)]
+    order = {begin: number for number, begin in enumerate(dict.fromkeys(begins))}
+    if len(order) == len(prompts):
+        batch = pad(host.splice(prompts, tokens), left=True)
+        return {"inputs_embeds": batch.embeds, "attention_mask": batch.mask}
+    chosen = [begins.index(begin) for begin in order]
+    heads = pad(host.splice([_head(prompts[n]) for n in chosen], [tokens[n] for n in chosen]), left=True)
+    cache = DynamicCache(config=host.language_model.config)
+    host.text_model(
+        inputs_embeds=heads.embeds,
+        attention_mask=heads.mask,
+        position_ids=heads.positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    of = torch.tensor([order[begin] for begin in begins], device=heads.mask.device)
+    cache.batch_select_indices(of)
+    tails = pad(host.splice([Prompt(prompt.ids[_cut(prompt) :]) for prompt in prompts], [[]] * len(prompts)), left=True)
+    # `generate` takes embeddings of the whole length and skips what the cache holds
+    read = tails.embeds.new_zeros(len(prompts), heads.mask.shape[1], heads.embeds.shape[2])
+    return {
+        "inputs_embeds": torch.cat([read, tails.embeds], 1),
+        "attention_mask": torch.cat([heads.mask[of], tails.mask], 1),
+        "past_key_values": cache,
+    }
+
+
+def _cut(prompt: Prompt) -> int:
+    return prompt.slots[0].position
+
+
+def _head(prompt: Prompt) -> Prompt:
+    return Prompt(prompt.ids[: _cut(prompt)], slots=prompt.slots)
+
+
+def _beginning(prompt: Prompt, videos: list[VideoTokens]) -> Hashable:
+    """Equal for prompts that may share what they read up to the end of their one video."""
+    if len(videos) != 1 or _cut(prompt) == len(prompt.ids):
+        return id(prompt)
+    return id(videos[0]), tuple(prompt.ids[: _cut(prompt)].tolist())
