@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from langdc.evaluation.page import page
-from langdc.evaluation.report import Row, as_csv, as_markdown, read_rows, table
-from langdc.evaluation.results import write_text
+from langdc.evaluation.report import APART, Row, as_csv, as_markdown, read_rows, split, table
+from langdc.files import write_whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(*as_rich(rows))
+    equal, apart = split(rows)
+    console.print(*(as_rich(equal) if equal else ()))
+    if apart:
+        console.print(APART, style="yellow")
+        console.print(*as_rich(apart))
     unfinished = [row.name for row in rows if not row.finished]
     if unfinished:
         console.print(
@@ -34,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     html = options.html or options.runs[0] / "report.html"
     html.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.runs[0] / "table.csv", as_csv(rows))
-    write_text(options.runs[0] / "table.md", as_markdown(rows))
-    write_text(html, page(rows))
+    write_whole(options.runs[0] / "table.csv", as_csv(rows))
+    write_whole(options.runs[0] / "table.md", as_markdown(rows))
+    write_whole(html, page(rows))
     console.print(f"Report: {html}", soft_wrap=True, highlight=False)
     return 0
 

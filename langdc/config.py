@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from langdc.files import write_whole
 from langdc.registry import nearest
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -41,6 +42,29 @@ class ModelConfig(Settings):
 
     host: MemberConfig
     compressor: MemberConfig
+
+
+class MethodConfig(Settings):
+    """A method on a stock model, ready to ask with; which weights is said where it is used."""
+
+    host: MemberConfig
+    """The host's name and settings, without `source`."""
+    compressor: MemberConfig | None = None
+    """Before the language model."""
+    kv: MemberConfig | None = None
+    """In its cache."""
+
+    @model_validator(mode="after")
+    def _names_no_weights(self) -> "MethodConfig":
+        if "source" in self.host.settings:
+            raise ValueError("a method's host names no source; give the weights where it is used, as --model DIR")
+        return self
+
+    @property
+    def arguments(self) -> dict[str, dict[str, Any]]:
+        """Keywords of `VideoLM.from_pretrained`."""
+        members = {"host": self.host, "compressor": self.compressor, "kv": self.kv}
+        return {name: member.model_dump() for name, member in members.items() if member is not None}
 
 
 class LoraConfig(Settings):
@@ -122,11 +146,22 @@ class StageConfig(Settings):
     trackers: list[Literal["wandb", "tensorboard"]] = []
 
 
+class CalibrationConfig(Settings):
+    """Videos on which budgets are set, so that none is set on what is being tested."""
+
+    data: Path
+    """A record file (JSON lines) of other videos than the task's, with questions."""
+    videos: int = Field(32, gt=0)
+    """Only the first so many."""
+
+
 class EvalConfig(Settings):
     """An evaluation: which models answer which task's questions."""
 
     task: MemberConfig
     rows: list["RowConfig"] = Field(min_length=1)
+    calibration: CalibrationConfig | None = None
+    """Needed by rows whose budget is set to match another row's."""
     output: Path
     batch_size: int = Field(8, gt=0)
     """Videos answered at once, each with all its questions."""
@@ -153,6 +188,11 @@ class EvalConfig(Settings):
         for number, row in enumerate(self.rows):
             if row.match is not None and row.match not in names[:number]:
                 raise ValueError(f"row {row.name!r} matches {row.match!r}, which must be one of the rows before it")
+            if row.calibrated and self.calibration is None:
+                raise ValueError(
+                    f"row {row.name!r} needs a budget that matches {row.match!r}; say on which other videos to set it, "
+                    "such as calibration: {data: data/sample/train.jsonl}"
+                )
         return self
 
 
@@ -163,16 +203,34 @@ class RowConfig(Settings):
     """Names a file, too."""
     model: Path
     compressor: MemberConfig | None = None
-    """Replaces the model's own compressor."""
+    """Replaces the model's own compressor; in a row with `match` it works on the tokens of the model's own pool."""
+    kv: MemberConfig | None = None
+    """Drops keys in the language model's cache."""
     control: Literal["random_tokens", "random_tokens_mean", "uniform_frames", "caption_text"] | None = None
     match: str | None = None
-    """The row whose token count this control copies."""
+    """The row whose cost this one has: a control copies its token counts; the `tokens` of `kv`, or else of
+    `compressor`, are set such that the same is held in the cache, or read, on average."""
+    limit: int | None = Field(None, gt=0)
+    """Only the first so many videos, for slow rows; others are compared with it on these alone."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its budget is set to match another row's."""
+        return self.match is not None and self.control is None
 
     @model_validator(mode="after")
-    def _control_fits(self) -> "RowConfig":
+    def _parts_fit(self) -> "RowConfig":
         counted = self.control not in (None, "caption_text")
-        if counted != (self.match is not None):
-            raise ValueError("match belongs to the controls that copy a token count, and they need it")
+        if counted and self.match is None:
+            raise ValueError("this control copies a token count; name the row that has it: match")
+        if not counted and self.match is not None and (self.control or not (self.compressor or self.kv)):
+            raise ValueError("match belongs to a compressor, a kv, or a control that copies a token count")
+        if self.control is not None and self.kv is not None:
+            raise ValueError("a control takes no kv; make it a row of its own")
+        budgeted = self.kv or self.compressor
+        given = {"keep", "tokens"} & set(budgeted.settings) if self.calibrated and budgeted else set()
+        if given:
+            raise ValueError(f"match sets the budget, so leave out {' and '.join(sorted(given))}")
         return self
 
 
@@ -230,9 +288,7 @@ def check(kind: type[Model], tree: dict, where: str) -> Model:
 
 def save(config: BaseModel, path: Path) -> None:
     """Write the resolved settings; loading the file gives the same config."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    partial.rename(path)
+    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _set(tree: dict, override: str) -> None:

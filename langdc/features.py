@@ -34,6 +34,9 @@ class Clip:
     frames_per_segment: int
     start: float | None = None
     end: float | None = None
+    size: tuple[int, int] | None = None
+    """Height and width that frames are resized to while reading; the file's own where None."""
+    resample: str = "bilinear"
 
     def read(self) -> Frames:
         """Decode the frames; ValueError as `langdc.video.read_frames`."""
@@ -43,6 +46,8 @@ class Clip:
             frames_per_segment=self.frames_per_segment,
             start=self.start,
             end=self.end,
+            size=self.size,
+            resample=self.resample,
         )
 
     def key(self) -> str:
@@ -50,6 +55,8 @@ class Clip:
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         digest.update(f"{self.segments} {self.frames_per_segment} {self.start} {self.end}".encode())
+        if self.size is not None:
+            digest.update(f"{self.size} {self.resample}".encode())
         return digest.hexdigest()
 
 

@@ -5,14 +5,16 @@ An mp4 file becomes `Frames`; a `Host` encodes them to `VideoFeatures`; a `Token
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from langdc.types import FeatureGrid, Frames, Prompt, Spliced, VideoFeatures, VideoTokens
+from langdc.types import Chunk, FeatureGrid, Frames, Plan, Prompt, Sampling, Spliced, VideoFeatures, VideoTokens
 
 
 class TokenCompressor(nn.Module, ABC):
@@ -20,6 +22,10 @@ class TokenCompressor(nn.Module, ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset({"main"})
     """What the host must compute for this compressor: "main" (grids in host width), "raw", "saliency", "question"."""
+    keeps_places: ClassVar[bool] = True
+    """Whether its tokens stand for places of a grid, so that side features of these places can follow them."""
+    paper: ClassVar[str] = ""
+    """Where the method was published."""
 
     @abstractmethod
     def forward(self, video: VideoFeatures) -> VideoTokens:
@@ -32,6 +38,12 @@ class TokenCompressor(nn.Module, ABC):
 
 class LearnedCompressor(TokenCompressor):
     """A compressor with weights of its own, trained by stages."""
+
+    keeps_places = False
+
+    def flops(self, frames: int, patches: dict[str, int]) -> float:
+        """Matrix products of compressing T frames of `patches` per stream; captions are counted elsewhere."""
+        return 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +81,55 @@ class CaptionCompressor(LearnedCompressor):
         """Turn states into tokens in host width, in order of segments (after the base compressor's tokens, if any)."""
 
 
+class KVCompressor(ABC):
+    """After each chunk of a video was read, says which keys every layer keeps. Sees tensors, never a model or a cache.
+
+    A prompt is read in pieces: text as it stands, videos in chunks. For each chunk `observe` is called once per layer,
+    then `kept` and `positions` decide. `begin` may set any of the attributes below for the prompt at hand.
+    """
+
+    chunk_frames: int = 32
+    """How many frames of a video are read at once."""
+    guide: int = 0
+    """How many tokens, counted from the end, of the text after the last video are read behind every chunk as well, so
+    that they can score it; more than there are means all. Their keys are dropped."""
+    position_free: bool = False
+    """Whether `observe` gets queries and keys without their rotation."""
+    continuous: bool = False
+    """Whether each piece's time line goes on right after the last key that a layer kept."""
+    paper: ClassVar[str] = ""
+    """Where the method was published."""
+    active: bool = True
+    """False when the budget covers the prompt: nothing is observed, dropped or moved."""
+
+    @abstractmethod
+    def begin(self, plan: Plan) -> None:
+        """Get ready for a prompt."""
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Look at a layer's keys and values of the chunk [1,G,Q,E], and at the queries that may score them [1,h,n,E].
+
+        Those are the guide's where there is one, else the chunk's own.
+        """
+        return
+
+    def guide_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
+        """Where the guide stands [A,1,n] for a chunk; `positions` [A,1,M] are the prompt's. Default: right after it."""
+        guide, last = positions[:, :, -chunk.guide :], positions[0, 0, chunk.rows.stop - 1]
+        return guide - (guide[0, 0, 0] - last - 1)
+
+    @abstractmethod
+    def kept(self, chunk: Chunk) -> list[Tensor]:
+        """Per layer, the rows to keep, ascending: [n], or [G,n] where key heads differ.
+
+        They count the layer's whole cache: `chunk.past[layer]` older keys, then the chunk, then the guide.
+        """
+
+    def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
+        """Where the keys of a layer's whole cache [A,1 or G,K] stand from now on; default: where they stood."""
+        return old
+
+
 class Host(nn.Module, ABC):
     """One large model's habits: how it encodes, prompts and numbers positions. Wraps a stock model, changes none."""
 
@@ -81,7 +142,10 @@ class Host(nn.Module, ABC):
     encoders: nn.ModuleDict
     projectors: nn.ModuleDict
     segments: int
+    """How many segments a video is sampled in, unless the file decides."""
     frames_per_segment: int
+    frames_per_step: int = 1
+    """How many frames the encoder joins into one step T of a grid."""
     width: int
     """D."""
     stream_widths: dict[str, int]
@@ -90,14 +154,31 @@ class Host(nn.Module, ABC):
     """H = W of each encoder's grid, by stream name."""
     end_ids: list[int]
     """Ids that end a reply."""
+    generation_config: GenerationConfig
+    """The model's own settings of generation."""
+    needs_places: ClassVar[bool] = False
+    """Whether side features must follow a video's tokens, so that every token has to have a place."""
+    tells_saliency: ClassVar[bool] = False
+    """Whether it can say how much its encoder attends to each place."""
+    batched: bool = False
+    """Whether several prompts may be read as one padded batch."""
+    released_axes: Literal["time", "all"] = "time"
+    """Which axes of new tokens follow a shortened time line in the released code of ReTaKe for this model."""
+
+    def sampling(self, path: str | Path, start: float | None = None, end: float | None = None) -> Sampling:
+        """How to sample a file (between `start` and `end` seconds); default: every file the same."""
+        return Sampling(self.segments, self.frames_per_segment)
 
     @abstractmethod
-    def encoder_flops(self, frames: int) -> float:
-        """Floating-point operations of the encoders over T frames, up to the layer that is read."""
+    def encoder_flops(self, raw: Mapping[str, FeatureGrid]) -> float:
+        """Floating-point operations of the encoders behind one video's raw grids, up to the layer that is read."""
 
     @abstractmethod
-    def see(self, videos: list[Frames]) -> list[Mapping[str, FeatureGrid]]:
-        """Run the frozen encoders: raw grids by encoder name. This is what may be stored."""
+    def see(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
+        """Run the frozen encoders: raw grids by encoder name. This is what may be stored.
+
+        With "saliency" in `need` grids say what the encoder attends to, of hosts with `tells_saliency`.
+        """
 
     @abstractmethod
     def features(
@@ -107,15 +188,29 @@ class Host(nn.Module, ABC):
 
     def encode(self, videos: list[Frames], need: frozenset[str] = frozenset({"main"})) -> list[VideoFeatures]:
         """`see`, then `features`."""
-        return self.features(self.see(videos), [video.seconds for video in videos], need)
+        return self.features(self.see(videos, need), [video.seconds for video in videos], need)
 
     @abstractmethod
-    def prompt(self, messages: list[dict], learn: bool = False) -> Prompt:
+    def prompt(self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = ()) -> Prompt:
         """Turn chat messages into ids with slots for their videos; with `learn`, labels on the assistant's turns.
 
         A message is {"role": ..., "content": str or list of {"type": "text", "text": ...} and {"type": "video"}}.
+        `media`: the videos (and images, {"type": "image"}) in order; hosts whose prompt tells of them need them.
         """
+
+    def complete(self, tokens: VideoTokens, video: VideoFeatures) -> VideoTokens:
+        """Add to a video's tokens what the model was trained to see with them, such as newlines; default: nothing."""
+        return tokens
+
+    def positions(self, prompt: Prompt, tokens: list[VideoTokens]) -> Tensor:
+        """Where a spliced prompt's tokens stand [A,1,M]; default: one after the other, on one axis."""
+        length = len(prompt.ids) + sum(len(tokens[slot.video]) for slot in prompt.slots)
+        return torch.arange(length, device=prompt.ids.device)[None, None]
 
     @abstractmethod
     def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
         """Embed prompts (in one call) and put the tokens of each prompt's videos into its slots."""
+
+    def arguments(self, spliced: Spliced) -> Callable[[Tensor], Mapping[str, Any]] | None:
+        """What else the text model gets for given rows of a spliced prompt; default: nothing."""
+        return None

@@ -6,10 +6,15 @@ look-ups are not counted.
 """
 
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def synchronize(device: torch.device | str | None = None) -> None:
@@ -48,7 +53,7 @@ class StageTimer:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
-def matmul_flops(rows: int, inner: int, columns: int) -> float:
+def matmul_flops(rows: float, inner: float, columns: float) -> float:
     """A product of [rows,inner] and [inner,columns]."""
     return 2.0 * rows * inner * columns
 
@@ -61,7 +66,7 @@ def transformer_flops(
     head_width: int,
     mlp_width: int,
     new_tokens: int,
-    past_tokens: int = 0,
+    past_tokens: float = 0,
     gated: bool = True,
 ) -> float:
     """The blocks of a decoder that reads `new_tokens` after `past_tokens` cached ones; the head is `lm_head_flops`.
@@ -102,3 +107,38 @@ def vit_flops(
 def patch_flops(width: int, patch: int, patches: int) -> float:
     """Embedding the patches of one RGB frame."""
     return 2.0 * 3 * patch * patch * width * patches
+
+
+class _Watch(TorchDispatchMode):
+    """Adds up the storages that operations make, for as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:
+                self._note(leaf.untyped_storage())
+        return found
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self.alive:
+            return
+        self.alive[storage._cdata] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._gone, storage._cdata)
+
+    def _gone(self, number: int) -> None:
+        self.now -= self.alive.pop(number, 0)
+
+
+def most_live_bytes(work: Callable[[], object]) -> int:
+    """The highest sum of tensor storage that `work` made and held at one time, on the CPU."""
+    with _Watch() as watch:
+        work()
+    return watch.most

@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
@@ -76,3 +76,10 @@ def check_keywords(what: str, function: Callable, settings: Mapping[str, Any]) -
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in settings]
     if missing:
         raise ValueError(f"The {what} needs the setting{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+
+
+def check_choice(setting: str, given: object, literal: Any) -> None:
+    """Raise ValueError unless the value given for a setting is one of those of a `Literal` type."""
+    allowed = get_args(literal)
+    if given not in allowed:
+        raise ValueError(f"{setting}={given!r}; allowed are {', '.join(map(repr, allowed))}.")

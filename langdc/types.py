@@ -39,6 +39,19 @@ class Frames:
         return len(self.pixels)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames a model looks at: `frames_per_segment` in each of `segments` equal parts, resized to `size`.
+
+    `size` is (height, width), None for the file's own; `resample` is "bilinear" or "bicubic".
+    """
+
+    segments: int
+    frames_per_segment: int
+    size: tuple[int, int] | None = None
+    resample: str = "bilinear"
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureGrid:
     """What an encoder sees of a video: `values` [T,H,W,C].
@@ -125,10 +138,18 @@ class VideoTokens:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where tokens go: before `ids[position]` of the prompt stand the tokens of video number `video`."""
+    """Where tokens go: before `ids[position]` of the prompt stand the tokens of video number `video`.
+
+    `segment`: only those of that segment, where text stands between the segments of a video. `times` [T], `height` and
+    `width`: the video's whole grid as positions see it, for models that number tokens by time, row and column.
+    """
 
     position: int
     video: int
+    segment: int | None = None
+    times: tuple[int, ...] = ()
+    height: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +183,53 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Spliced:
-    """A prompt with its videos in place: `embeds` [M,D], `labels` [M], `branch` [M], `video` [M] true at its tokens."""
+    """A prompt with its videos in place: `embeds` [M,D], `labels` [M], `branch` [M].
+
+    `clip` [M]: which video a row belongs to, -1 at text; `extra` [n,D]: side features of the n rows of videos.
+    """
 
     embeds: Tensor
     labels: Tensor | None
-    video: Tensor
+    clip: Tensor
     branch: Tensor | None = None
+    extra: tuple[Tensor, ...] = ()
+
+    @property
+    def video(self) -> Tensor:
+        """True at rows of videos: [M]."""
+        return self.clip >= 0
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """A run of a prompt's rows that the language model reads at once; afterwards each layer drops keys.
+
+    `rows` of the prompt, Q of them; `clip`: which video they belong to; `video` [Q] is false at text between frames,
+    which is never dropped; `frame_tokens`: how many of them make a frame, None where that differs; `anchor` [Q] marks
+    tokens to keep first; `guide`: how many tokens of the question were read behind the chunk, for scoring only; `past`:
+    how many keys each layer held before.
+    """
+
+    rows: slice
+    clip: int
+    video: Tensor
+    frame_tokens: int | None = None
+    anchor: Tensor | None = None
+    guide: int = 0
+    past: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.rows.stop - self.rows.start
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is known before a prompt is read: its `chunks`, `embeds` [M,D], and the model's `layers` and `key_heads`."""
+
+    chunks: tuple[Chunk, ...]
+    embeds: Tensor
+    layers: int
+    key_heads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +238,9 @@ class Answer:
 
     `tokens`: video tokens the language model read; `segment_tokens`: how many of them each segment got; `flops` by
     part; `seconds` by stage (decode, encode, compress, prefill, generate); `peak_bytes` on an accelerator, else None;
-    `captions`: the caption behind each segment, for compressors that write one.
+    `captions`: the caption behind each segment, for compressors that write one; `tokens_before`: what the encoders
+    saw; `keys_per_layer`: keys that each layer held when the reply began, text included, where keys were dropped;
+    `kv_bytes`: what all layers held then, and how much of it, `kv_text_bytes`, was of the text, which is never dropped.
     """
 
     text: str
@@ -186,6 +250,10 @@ class Answer:
     flops: dict[str, float] = field(default_factory=dict)
     peak_bytes: int | None = None
     captions: list[str] | None = None
+    tokens_before: int = 0
+    keys_per_layer: list[int] | None = None
+    kv_bytes: int = 0
+    kv_text_bytes: int = 0
 
     def __str__(self) -> str:
         return self.text

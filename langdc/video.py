@@ -37,6 +37,7 @@ log = get_logger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 DECODERS = ("auto", "decord", "pyav")
+RESAMPLES = ("bilinear", "bicubic")
 ROUNDING_SECONDS = 1e-3  # annotated bounds are written with so many digits
 
 Decoder = Callable[[Path, "_Index", Sequence[int]], Iterator[np.ndarray]]
@@ -131,14 +132,15 @@ def read_frames(
     start: float | None = None,
     end: float | None = None,
     size: tuple[int, int] | None = None,
+    resample: str = "bilinear",
     decoder: str = "auto",
 ) -> Frames:
     """Read frames of a video: `frames` uniformly, or `frames_per_segment` in each of `segments`, or all of them.
 
     `start` and `end` (seconds since the first frame) cut a clip first: the frames shown from start up to, not
-    including, end. `size` (height, width) resizes, bilinear with antialiasing. A video or clip shorter than asked
-    repeats frames (see `uniform_indices`); an image is a video of one frame, so it is repeated too unless nothing is
-    asked (`is_image` tells). `decoder` is "auto", "decord" or "pyav".
+    including, end. `size` (height, width) resizes with antialiasing, `resample` being "bilinear" or "bicubic". A video
+    or clip shorter than asked repeats frames (see `uniform_indices`); an image is a video of one frame, so it is
+    repeated too unless nothing is asked (`is_image` tells). `decoder` is "auto", "decord" or "pyav".
 
     Returns pixels [T,3,height,width] uint8 RGB and seconds [T] float32. Raises ValueError that names the file, the
     reason and what to do if the file is missing, unreadable or has no video, or if an argument does not fit it.
@@ -146,6 +148,8 @@ def read_frames(
     path = _existing(path)
     _check_sampling(frames, segments, frames_per_segment)
     decode = _decoder(decoder)
+    if resample not in RESAMPLES:
+        raise ValueError(f"Unknown resample {resample!r}.{nearest(resample, RESAMPLES)}")
     if is_image(path):
         if start is not None or end is not None:
             raise ValueError(f"{path}: an image has no duration; leave out start={start} and end={end}.")
@@ -155,7 +159,7 @@ def read_frames(
         clip = _clip(path, index, start, end)
         picked, times = _sample(clip, frames, segments, frames_per_segment), index.times
         unique = decode(path, index, sorted(set(picked)))
-    pixels = torch.stack([_resize(image, size) for image in unique])
+    pixels = torch.stack([_resize(image, size, resample) for image in unique])
     position = {number: place for place, number in enumerate(sorted(set(picked)))}
     if len(position) < len(picked):
         pixels = pixels[[position[number] for number in picked]]
@@ -229,12 +233,12 @@ def _clip(path: Path, index: _Index, start: float | None, end: float | None) -> 
     return inside or [max(bisect_right(index.times, first) - 1, 0)]
 
 
-def _resize(image: np.ndarray, size: tuple[int, int] | None) -> Tensor:
+def _resize(image: np.ndarray, size: tuple[int, int] | None, resample: str) -> Tensor:
     """[height,width,3] uint8 to [3,*size] uint8."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     if size is None or tuple(pixels.shape[1:]) == tuple(size):
         return pixels.contiguous()
-    small = torch.nn.functional.interpolate(pixels[None].float(), size=tuple(size), mode="bilinear", antialias=True)
+    small = torch.nn.functional.interpolate(pixels[None].float(), size=tuple(size), mode=resample, antialias=True)
     return small[0].round().clamp(0, 255).to(torch.uint8)
 
 

@@ -2,11 +2,12 @@
 
 import importlib.metadata
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
 from langdc import registry
-from langdc.registry import Registry, check_keywords, nearest
+from langdc.registry import Registry, check_choice, check_keywords, nearest
 
 
 @dataclass
@@ -86,3 +87,11 @@ def test_check_keywords_ignores_catch_all_parameters():
     check_keywords("function", function, {"a": 1, "b": 2})
     with pytest.raises(ValueError, match="no setting 'others'"):
         check_keywords("function", function, {"a": 1, "others": 2})
+
+
+def test_check_choice_says_what_is_allowed():
+    choice = Literal["fixed", "released"]
+    check_choice("variant", "fixed", choice)
+    for wrong in ("Fixed", None, ["fixed"]):
+        with pytest.raises(ValueError, match=r"variant=.*; allowed are 'fixed', 'released'\.$"):
+            check_choice("variant", wrong, choice)

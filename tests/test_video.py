@@ -248,7 +248,7 @@ def test_only_what_was_asked_for_is_handled(tmp_path: Path, decoder: str, monkey
     write_video(tmp_path / "long.mp4", _textured(1, 64, 64).repeat(600, axis=0), 30)
     resized = []
     resize = video._resize
-    monkeypatch.setattr(video, "_resize", lambda image, size: resized.append(image.shape) or resize(image, size))
+    monkeypatch.setattr(video, "_resize", lambda image, *how: resized.append(image.shape) or resize(image, *how))
     frames = read_frames(tmp_path / "long.mp4", frames=6, size=(16, 16), decoder=decoder)
     assert frames.pixels.shape == (6, 3, 16, 16)
     assert resized == [(64, 64, 3)] * 6
