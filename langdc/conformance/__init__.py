@@ -1,0 +1,5 @@
+"""Tests that anyone's compressor should pass.
+
+pytest --pyargs langdc.conformance --compressor mypkg:MyCompressor --settings '{"strength": 2}'
+pytest --pyargs langdc.conformance --kvcompressor mypkg:MyKVCompressor
+"""

@@ -1,0 +1,128 @@
+"""The cache: layers of different lengths, time lines of their own, and memory that is really given back."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from langdc.conformance.prompts import small
+from langdc.kvcache import KVCache
+from langdc.rope import Rope
+
+GROUPS, WIDTH = 2, 16
+
+
+def noise(n: int, seed: int = 0) -> Tensor:
+    return torch.randn(1, GROUPS, n, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def filled(n: int = 10, layers: int = 2, axes: int = 1) -> tuple[KVCache, list[Tensor]]:
+    """A cache with n keys in each layer, at positions 0 to n-1."""
+    rotary = small("one axis" if axes == 1 else "sections").text_model.rotary_emb
+    cache = KVCache(layers, Rope(rotary))
+    cache.expect(torch.arange(n).expand(axes, 1, n))
+    keys = [noise(n, layer) for layer in range(layers)]
+    for layer, key in enumerate(keys):
+        cache.update(key, key + 1, layer)
+    return cache, keys
+
+
+def test_layers_keep_different_rows() -> None:
+    cache, keys = filled()
+    cache.keep(0, torch.tensor([0, 3, 9]))
+    cache.keep(1, torch.arange(1, 8))
+    assert cache.lengths == (3, 7)
+    assert torch.equal(cache.layers[0].keys, keys[0][:, :, [0, 3, 9]])
+    assert torch.equal(cache.layers[0].values, keys[0][:, :, [0, 3, 9]] + 1)
+    assert cache.layers[0].positions.flatten().tolist() == [0, 3, 9]
+
+
+def test_key_heads_may_keep_different_rows() -> None:
+    cache, keys = filled()
+    rows = torch.tensor([[0, 1], [4, 9]])
+    cache.keep(0, rows)
+    for head in range(GROUPS):
+        assert torch.equal(cache.layers[0].keys[:, head], keys[0][:, head, rows[head]])
+    assert cache.layers[0].positions.tolist() == [rows.tolist()]
+    cache.expect(torch.tensor([[[10]]]))
+    cache.update(noise(1), noise(1), 0)
+    assert cache.layers[0].positions.tolist() == [[[0, 1, 10], [4, 9, 10]]]
+
+
+@pytest.mark.parametrize("rows", [torch.arange(5), torch.arange(5, 10), torch.arange(0, 10, 2)])
+def test_dropped_keys_are_freed(rows: Tensor) -> None:
+    """Storage shrinks, also where the kept rows are a slice: no view holds on to the rest."""
+    cache, _ = filled(layers=1)
+    before = cache.held_bytes
+    assert before == 2 * GROUPS * 10 * WIDTH * 4
+    cache.keep(0, rows)
+    assert cache.held_bytes == before // 2
+    layer = cache.layers[0]
+    for kept in (layer.keys, layer.values):
+        assert kept.untyped_storage().nbytes() == kept.numel() * 4
+
+
+def test_kept_keys_move_to_new_positions() -> None:
+    cache, keys = filled(axes=3, layers=1)
+    new = cache.layers[0].positions.clone()
+    new[0, 0, 4:] -= 2
+    cache.keep(0, torch.tensor([1, 5, 8]), new)
+    delta = torch.zeros(3, 1, 3, dtype=torch.long)
+    delta[0, 0, 1:] = -2
+    assert torch.equal(cache.layers[0].keys, cache.rope.shift(keys[0][:, :, [1, 5, 8]], delta))
+    assert cache.layers[0].positions[:, 0].tolist() == [[1, 3, 6], [1, 5, 8], [1, 5, 8]]
+
+
+def test_nothing_is_copied_where_all_stays() -> None:
+    cache, _ = filled(layers=1)
+    before = cache.layers[0].keys
+    cache.keep(0, torch.arange(10))
+    assert cache.layers[0].keys is before
+
+
+def test_what_comes_next_goes_on_right_after_the_last_key() -> None:
+    cache, _ = filled(axes=3)
+    cache.keep(0, torch.tensor([0, 3]))
+    coming = torch.tensor([10, 11]).expand(3, 1, 2)
+    cache.expect(coming, continuous=True)
+    new = noise(2, 5)
+    for layer in range(2):
+        cache.update(new, new, layer)
+    assert cache.layers[0].positions[:, 0].tolist() == [[0, 3, 4, 5], [0, 3, 10, 11], [0, 3, 10, 11]]
+    assert cache.layers[1].positions[0, 0].tolist() == list(range(12))
+    moved = cache.rope.shift(new, torch.tensor([-6, 0, 0])[:, None, None])
+    assert torch.equal(cache.layers[0].keys[:, :, 2:], moved)
+    assert torch.equal(cache.layers[1].keys[:, :, 10:], new)
+    assert torch.equal(cache.follow(0, new), moved)
+
+
+def test_all_axes_may_follow() -> None:
+    cache, _ = filled(axes=3)
+    cache.keep(0, torch.tensor([0, 3]))
+    cache.expect(torch.full((3, 1, 1), 10), continuous=True, axes=3)
+    cache.update(noise(1), noise(1), 0)
+    assert cache.layers[0].positions[:, 0, -1].tolist() == [4, 4, 4]
+
+
+def test_settling_moves_the_past_instead() -> None:
+    """Scores between new queries and old keys are the same, whether the new or the old ones move."""
+    moving, settled = filled(axes=3)[0], filled(axes=3)[0]
+    query, at = noise(1, 7), torch.full((3, 1, 1), 10)
+    for cache in (moving, settled):
+        cache.keep(0, torch.tensor([0, 3]))
+    moving.expect(at, continuous=True)
+    settled.settle(10)
+    settled.expect(at)
+    assert settled.layers[0].positions[0, 0].tolist() == [6, 9]
+    assert settled.layers[0].positions[1, 0].tolist() == [0, 3]
+    torch.testing.assert_close(
+        moving.follow(0, query) @ moving.layers[0].keys.transpose(2, 3),
+        settled.follow(0, query) @ settled.layers[0].keys.transpose(2, 3),
+        atol=1e-4, rtol=1e-4,
+    )  # fmt: skip
+
+
+def test_cropping_crops_positions() -> None:
+    cache, _ = filled(layers=1)
+    cache.crop(-3)
+    assert cache.lengths == (7,)
+    assert cache.layers[0].positions.shape == (1, 1, 7)

@@ -1,0 +1,227 @@
+"""Reading in chunks: the pieces, what compressors are shown, and the plain model where nothing is dropped."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from langdc.chunks import chunks_of, tokens_per_chunk
+from langdc.conformance.prompts import (
+    FRAME,
+    FRAMES,
+    HEADS,
+    KEY_HEADS,
+    KINDS,
+    LAYERS,
+    QUESTION,
+    TEXT,
+    WIDTH,
+    plain,
+    prompt,
+    read,
+    small,
+)  # fmt: skip
+from langdc.interfaces import KVCompressor
+from langdc.kvcompressors import build
+from langdc.prefill import prefill
+from langdc.rope import Rope
+from langdc.types import Chunk, Plan
+
+
+class Everything(KVCompressor):
+    """Keeps everything and writes down what it was shown."""
+
+    def begin(self, plan: Plan) -> None:
+        self.plan, self.seen, self.chunks = plan, [], []
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        self.seen.append((layer, query, key, value))
+
+    def kept(self, chunk: Chunk) -> list[Tensor]:
+        self.chunks.append(chunk)
+        return [torch.arange(past + len(chunk)) for past in chunk.past]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk", [None, 1, 7, 16, 1000])
+def test_chunks_change_nothing_where_nothing_is_dropped(kind: str, chunk: int | None) -> None:
+    found = read(kind, chunk_tokens=chunk)
+    torch.testing.assert_close(found.logits, plain(kind), atol=1e-4, rtol=1e-4)
+    assert found.keys_per_layer == [len(prompt(kind).embeds)] * LAYERS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("guide", [0, 3, 1 << 30])
+def test_a_guide_leaves_no_trace(kind: str, guide: int) -> None:
+    watcher = Everything()
+    watcher.guide = guide
+    found = read(kind, watcher)
+    torch.testing.assert_close(found.logits, plain(kind), atol=1e-4, rtol=1e-4)
+    assert found.keys_per_layer == [len(prompt(kind).embeds)] * LAYERS
+    assert {chunk.guide for chunk in watcher.chunks} == {min(guide, QUESTION)}
+
+
+def test_what_a_compressor_is_shown() -> None:
+    watcher = Everything()
+    watcher.guide = 3
+    read("sections", watcher)
+    assert [layer for layer, *_ in watcher.seen] == list(range(LAYERS)) * 3
+    for _, query, key, value in watcher.seen:
+        assert query.shape == (1, HEADS, 3, WIDTH // HEADS)
+        assert key.shape == value.shape == (1, KEY_HEADS, 2 * FRAME, WIDTH // HEADS)
+    assert [chunk.past for chunk in watcher.chunks] == [(TEXT + 16 * i,) * LAYERS for i in range(3)]
+    assert (watcher.plan.layers, watcher.plan.key_heads) == (LAYERS, KEY_HEADS)
+    assert {chunk.frame_tokens for chunk in watcher.plan.chunks} == {FRAME}
+
+
+def test_without_positions_the_projections_are_shown() -> None:
+    turned, bare = Everything(), Everything()
+    bare.position_free = True
+    for watcher in (turned, bare):
+        read("interleaved", watcher)
+    rope, positions = Rope(small("interleaved").text_model.rotary_emb), prompt("interleaved").positions
+    for number, ((_, query, key, _), (_, bare_query, bare_key, _)) in enumerate(
+        zip(turned.seen, bare.seen, strict=True)
+    ):
+        start = TEXT + 2 * FRAME * (number // LAYERS)
+        stands = positions[..., start : start + 2 * FRAME]
+        torch.testing.assert_close(bare_query, rope.strip(query, stands), atol=1e-5, rtol=0)
+        torch.testing.assert_close(bare_key, rope.strip(key, stands), atol=1e-5, rtol=0)
+
+
+def test_a_guide_stands_right_after_its_chunk() -> None:
+    """In time; other axes move along."""
+    words = prompt("sections")
+    chunk = replace(next(iter(chunks_of(words.video, 2 * FRAME))), guide=QUESTION)
+    found = Everything().guide_positions(chunk, words.positions)
+    last = words.positions[0, 0, chunk.rows.stop - 1]
+    assert torch.equal(
+        found - found[:, :, :1], words.positions[:, :, -QUESTION:] - words.positions[:, :, -QUESTION:][..., :1]
+    )
+    assert found[0, 0, 0] == last + 1
+    assert found[1, 0, 0] - found[0, 0, 0] == words.positions[1, 0, -1] - words.positions[0, 0, -1]
+
+
+def slices(video: list[int] | list[bool], *sizes) -> list[tuple[int, int]]:
+    return [(c.rows.start, c.rows.stop) for c in chunks_of(torch.tensor(video), *sizes)]
+
+
+def test_runs_of_video_are_cut() -> None:
+    video = [False] * 2 + [True] * 5 + [False] + [True] * 3
+    assert slices(video, 2) == [(2, 4), (4, 6), (6, 7), (8, 10), (10, 11)]
+    assert slices(video, None) == [(2, 7), (8, 11)]
+    assert slices(video, [5, 3]) == [(2, 7), (8, 11)]
+    assert slices([False] * 4, 2) == []
+    assert [c.clip for c in chunks_of(torch.tensor(video))] == [0, 1]
+
+
+def test_videos_are_read_in_the_order_of_the_prompt() -> None:
+    found = list(chunks_of(torch.tensor([1, 1, -1, 0, 0]), [2, 1]))
+    assert [(c.clip, c.rows.start) for c in found] == [(1, 0), (0, 3), (0, 4)]
+    with pytest.raises(ValueError, match="Video 0 begins within video 1"):
+        list(chunks_of(torch.tensor([1, -1, 0, 1])))
+
+
+def test_text_between_frames_goes_with_the_frame_after_it() -> None:
+    """As in prompts that tell the time of each frame."""
+    video = [-1, 0, 0, -1, 0, 0, -1, 0, 0, -1, -1, 1, 1]
+    found = list(chunks_of(torch.tensor(video), 4))
+    assert [(c.rows.start, c.rows.stop) for c in found] == [(1, 6), (6, 9), (11, 13)]
+    assert found[0].video.tolist() == [True, True, False, True, True]
+    assert found[1].video.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["pivotkv", "flexreduc", "snapkv", "random", "streaming"])
+def test_text_between_frames_is_never_dropped(name: str) -> None:
+    words = prompt("one axis", frames=8)
+    numbers = torch.where(words.video, 0, -1)
+    stamps = torch.arange(TEXT, TEXT + 64, 16)  # the first token of every second frame is its time, say
+    numbers[stamps] = -1
+    compressor = build(name, keep=0.3)
+    chunks = []
+    inner = compressor.kept
+    compressor.kept = lambda chunk: chunks.append((chunk, inner(chunk))) or chunks[-1][1]
+    read("one axis", compressor, replace(words, video=numbers), chunk_tokens=15, frame_tokens=None)
+    assert len(chunks) == 4
+    for number, (chunk, rows) in enumerate(chunks):
+        text = set((~chunk.video).nonzero()[:, 0].tolist())
+        assert len(text) == (number > 0)
+        for of_layer, past in zip(rows, chunk.past, strict=True):
+            for head in of_layer.reshape(-1, of_layer.shape[-1]):
+                assert text <= set((head - past).tolist())
+
+
+def test_side_features_follow_their_rows() -> None:
+    """`arguments` is asked for the rows of each piece, the guide's included."""
+    words, model, asked = prompt("one axis"), small("one axis"), []
+    watcher = Everything()
+    watcher.guide = 2
+
+    def arguments(rows: Tensor) -> dict:
+        asked.append(rows.tolist())
+        return {}
+
+    prefill(
+        model.text_model, model.lm_head, words.embeds, words.positions, words.video, watcher,
+        chunk_tokens=FRAMES * FRAME, arguments=arguments,
+    )  # fmt: skip
+    length, end = len(words.embeds), TEXT + FRAMES * FRAME
+    assert asked == [list(range(TEXT)), [*range(TEXT, end), length - 2, length - 1], list(range(end, length))]
+
+
+def test_two_models_with_different_compressors_side_by_side() -> None:
+    alone = [
+        read("one axis", build("pivotkv", keep=0.5)).logits,
+        read("sections", build("flexreduc", keep=0.25)).logits,
+    ]
+    first, second = build("pivotkv", keep=0.5), build("flexreduc", keep=0.25)
+    for _ in range(2):
+        together = [read("one axis", first).logits, read("sections", second).logits]
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert small("one axis").text_model.config._attn_implementation != "langdc"
+
+
+def test_a_prompt_that_ends_with_a_video() -> None:
+    words = prompt("sections", question=0)
+    found = read("sections", build("pivotkv", keep=0.5), words)
+    assert found.keys_per_layer == [TEXT + FRAMES * FRAME // 2] * LAYERS
+    assert found.following.flatten().tolist() == [int(words.positions.max()) + 1] * 3
+    torch.testing.assert_close(read("sections", None, words).logits, plain("sections", words), atol=1e-4, rtol=1e-4)
+
+
+def test_no_video_at_all() -> None:
+    words = prompt("one axis", frames=0)
+    found = read("one axis", build("flexreduc", tokens=4), words)
+    torch.testing.assert_close(found.logits, plain("one axis", words), atol=1e-4, rtol=1e-4)
+
+
+def test_chunk_sizes() -> None:
+    assert tokens_per_chunk(32, 64, 64 * 196) == 32 * 196
+    assert tokens_per_chunk(32, 8, 8 * 196 + 1) == 8 * 196 + 1
+    assert tokens_per_chunk(3, 8, 2) == 1
+    with pytest.raises(ValueError, match="chunk_frames=0"):
+        tokens_per_chunk(0, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"embeds": torch.zeros(2, 60, WIDTH)}, "one prompt at a time"),
+        ({"embeds": torch.full((60, WIDTH), torch.nan)}, "NaN"),
+        ({"positions": torch.zeros(1, 60)}, r"\[A,1,M\]"),
+        ({"positions": torch.zeros(1, 1, 59)}, r"\[A,1,M\]"),
+        ({"video": torch.zeros(59, dtype=torch.bool)}, "60 tokens"),
+    ],
+)
+def test_bad_input(change: dict, said: str) -> None:
+    assert len(prompt("one axis").embeds) == 60
+    with pytest.raises(ValueError, match=said):
+        read("one axis", words=replace(prompt("one axis"), **change))
+
+
+def test_sizes_for_another_number_of_videos() -> None:
+    with pytest.raises(ValueError, match="2 sizes were given for 1 videos"):
+        read("one axis", chunk_tokens=[4, 4])
+    with pytest.raises(ValueError, match="at least one"):
+        read("one axis", chunk_tokens=0)
