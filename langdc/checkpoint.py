@@ -7,15 +7,17 @@ model, the sha256 of every part and the training record. Nothing is unpickled.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from langdc.adapters import attach_lora
-from langdc.config import LoraConfig, ModelConfig, check
+from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
+from langdc.hosts import host_of
 from langdc.model import VideoModel
 from langdc.sources import resolve
 from langdc.version import __version__
@@ -152,6 +154,21 @@ def load(directory: str | Path) -> VideoModel:
         attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
     load_tensors(model, _read_weights(folder, card), folder)
     return model.eval().requires_grad_(False)
+
+
+def open_model(directory: str | Path, host: Mapping[str, Any] | None = None) -> VideoModel:
+    """A checkpoint of a training stage, or a stock vision-language model in Hugging Face layout, ready to be asked.
+
+    `host`: settings of a stock model's host (frames, fps, ...), and its name where the directory serves several.
+    """
+    folder = locate(directory)
+    if (folder / CARD).is_file():
+        if host:
+            raise ValueError(f"{folder} brings its host's settings along; leave out {', '.join(host)}.")
+        return load(directory)
+    settings = {"name": host_of(folder), "source": str(folder), **(host or {})}
+    config = ModelConfig(host=check(MemberConfig, settings, "host"), compressor=MemberConfig(name="identity"))
+    return VideoModel(config).eval().requires_grad_(False)
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:

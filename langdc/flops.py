@@ -4,17 +4,19 @@ A multiply-add counts two. Counted: matrix products of encoders, projectors, cap
 included. Not counted: norms, activations, softmax, embedding look-ups, resizing. Letters: T frames, S segments.
 """
 
+from collections.abc import Sequence
+
 from torch import nn
 from transformers import PretrainedConfig
 
 from langdc.compressors.langdc import LangDC
-from langdc.interfaces import Host, TokenCompressor
+from langdc.interfaces import Host, LearnedCompressor, TokenCompressor
 from langdc.metering import lm_head_flops, transformer_flops
 from langdc.model import VideoModel
 
 
-def language_model_flops(config: PretrainedConfig, new: int, past: int = 0, predictions: int = 1) -> float:
-    """Reading `new` tokens after `past` ones, with the head at `predictions` positions."""
+def language_model_flops(config: PretrainedConfig, new: int, past: float = 0, predictions: int = 1) -> float:
+    """Reading `new` tokens after `past` ones (on average over layers), with the head at `predictions` positions."""
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     blocks = transformer_flops(
         layers=config.num_hidden_layers,
@@ -60,7 +62,10 @@ def compress_flops(
 ) -> float:
     """From encoder grids to tokens in host width, for one video. `captions` as text or as ids, if there are any."""
     if not isinstance(compressor, LangDC):
-        return project_flops(model.host.projectors, model.host, frames)
+        patches = {name: side**2 for name, side in model.host.stream_sides.items()}
+        own = compressor.flops(frames, patches) if isinstance(compressor, LearnedCompressor) else 0.0
+        projects = "main" in compressor.needs
+        return own + (project_flops(model.host.projectors, model.host, frames) if projects else 0.0)
     lengths = [len(compressor.captioner.encode(c)) if isinstance(c, str) else len(c) for c in captions or []]
     total = caption_flops(compressor, model.host, frames, lengths)
     total += linear_flops(compressor.post_projector, sum(lengths))
@@ -71,6 +76,12 @@ def compress_flops(
 
 def answer_flops(host: Host, prompt: int, written: int) -> dict[str, float]:
     """Reading a prompt up to the first token, and writing the rest of the reply."""
-    config = host.language_model.config
-    rest = sum(language_model_flops(config, 1, prompt + done) for done in range(written))
-    return {"prefill": language_model_flops(config, prompt), "generate": rest}
+    return reading_flops(host, [(prompt, 0)], prompt, written)
+
+
+def reading_flops(host: Host, calls: Sequence[tuple[int, float]], held: float, written: int) -> dict[str, float]:
+    """As `answer_flops`, for a prompt read in `calls` (tokens, keys before them) that left `held` keys per layer."""
+    config = host.language_model.config.get_text_config()
+    read = sum(language_model_flops(config, new, past, predictions=0) for new, past in calls)
+    rest = sum(language_model_flops(config, 1, held + done) for done in range(written))
+    return {"prefill": read + language_model_flops(config, 0), "generate": rest}

@@ -46,7 +46,8 @@ class VideoModel(nn.Module):
 
 def build_compressor(config: MemberConfig, host: Host) -> TokenCompressor:
     """Build a compressor for a host: settings that only the host knows are filled in where the class asks for them."""
-    known = {"width": host.width, "streams": host.stream_widths, "frames_per_segment": host.frames_per_segment}
+    steps = host.frames_per_segment // host.frames_per_step
+    known = {"width": host.width, "streams": host.stream_widths, "frames_per_segment": steps}
     asked = inspect.signature(compressors.get(config.name)).parameters
     filled = {name: value for name, value in known.items() if name in asked}
     return compressors.build(config.name, **{**filled, **config.settings})

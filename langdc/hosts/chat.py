@@ -4,6 +4,9 @@ The chat template alone decides what is prompt and what is reply: a reply is wha
 assistant's message is appended to the messages before it. No text is searched for.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -14,32 +17,40 @@ from langdc.types import Prompt, Slot
 IGNORED = -100
 
 
-def _as_text(message: dict) -> dict:
+Render = Callable[[list[dict], bool], str]
+"""From messages, and whether a reply comes next, to the text that a template makes of them."""
+
+
+def checked_parts(message: dict, kinds: Sequence[str], reserved: Sequence[str]) -> list[dict]:
+    """The parts of a message; ValueError for a kind of part or a text that the model cannot take."""
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    pieces = []
     for part in parts:
-        if part["type"] not in ("text", "video"):
-            raise ValueError(f"A message part has type {part['type']!r}; allowed are 'text' and 'video'.")
-        if VIDEO_MARK in part.get("text", ""):
-            raise ValueError(f"The text {part['text']!r} holds U+E000, which is reserved; remove it.")
-        pieces.append(VIDEO_MARK if part["type"] == "video" else part["text"])
+        if part["type"] not in kinds:
+            allowed = " and ".join(filter(None, [", ".join(map(repr, kinds[:-1])), repr(kinds[-1])]))
+            raise ValueError(f"A message part has type {part['type']!r}; allowed are {allowed}.")
+        for mark in reserved:
+            if mark in part.get("text", ""):
+                named = "U+E000" if mark == VIDEO_MARK else repr(mark)
+                raise ValueError(f"The text {part['text']!r} holds {named}, which is reserved for videos; remove it.")
+    return parts
+
+
+def _as_text(message: dict) -> dict:
+    parts = checked_parts(message, ("text", "video"), (VIDEO_MARK,))
+    pieces = [VIDEO_MARK if part["type"] == "video" else part["text"] for part in parts]
     return {"role": message["role"], "content": "".join(pieces)}
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, messages: list[dict], learn: bool) -> list[tuple[str, bool]]:
+def _pieces(render: Render, messages: list[dict], learn: bool) -> list[tuple[str, bool]]:
     """The laid-out conversation as (text, is a reply to learn)."""
-
-    def render(upto: int, reply_next: bool) -> str:
-        return str(tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=reply_next))
-
     if not learn:
-        return [(render(len(messages), True), False)]
+        return [(render(messages, True), False)]
     pieces, done = [], ""
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, after = render(number, True), render(number + 1, False)
+        before, after = render(messages[:number], True), render(messages[: number + 1], False)
         if not (before.startswith(done) and after.startswith(before)):
             raise ValueError(
                 "The chat template rewrites earlier turns when later ones are added, so replies cannot be told from "
@@ -60,17 +71,40 @@ def _reply_labels(ids: Tensor, end: list[int]) -> Tensor:
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], end: list[int], learn: bool) -> Prompt:
     """Lay out messages by the tokenizer's chat template; see `langdc.interfaces.Host.prompt`."""
+
+    def render(messages: list[dict], reply_next: bool) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next))
+
+    return marked_prompt(tokenizer, render, list(map(_as_text, messages)), end, learn)
+
+
+def marked_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    render: Render,
+    messages: list[dict],
+    end: list[int],
+    learn: bool,
+    slots: Sequence[Slot] | None = None,
+) -> Prompt:
+    """A prompt from messages whose rendered text has a mark, U+E000, wherever tokens of a video go.
+
+    `slots`: what is known of each mark, in order, but for its position; video after video where None.
+    """
     ids: list[Tensor] = []
     labels: list[Tensor] = []
-    slots: list[Slot] = []
-    for text, is_reply in _pieces(tokenizer, [_as_text(message) for message in messages], learn):
+    places: list[int] = []
+    for text, is_reply in _pieces(render, messages, learn):
         for number, part in enumerate(text.split(VIDEO_MARK)):
             if number:
-                slots.append(Slot(sum(map(len, ids)), len(slots)))
+                places.append(sum(map(len, ids)))
             found = ids_of(tokenizer, part)
             ids.append(found)
             labels.append(_reply_labels(found, end) if is_reply else torch.full_like(found, IGNORED))
-    return Prompt(torch.cat(ids), torch.cat(labels) if learn else None, tuple(slots))
+    known = [Slot(0, number) for number in range(len(places))] if slots is None else slots
+    if len(known) != len(places):
+        raise ValueError(f"The chat template made {len(places)} places for videos of the {len(known)} that are there.")
+    slotted = tuple(replace(slot, position=place) for slot, place in zip(known, places, strict=True))
+    return Prompt(torch.cat(ids), torch.cat(labels) if learn else None, slotted)
 
 
 def conversation(question: str, answer: str | None = None, video: bool = True) -> list[dict]:

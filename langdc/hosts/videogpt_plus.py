@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from langdc.encoders import Encoder, encoders
 from langdc.hosts.base import hosts
-from langdc.hosts.chat import IGNORED, chat_prompt
+from langdc.hosts.chat import chat_prompt
+from langdc.hosts.splice import splice_all
 from langdc.interfaces import Host
 from langdc.language_models import end_ids, load_language_model, load_tokenizer
 from langdc.projectors import build_projector
@@ -29,6 +31,8 @@ class VideoGPTPlus(Host):
     `video_encoder`: {"name": ..., ...} of the encoder zoo. `projector`: kind of both projectors, or "identity" for
     compressors that bring their own. `system`: system message, None for the chat template's own.
     """
+
+    batched = True
 
     def __init__(
         self,
@@ -90,13 +94,17 @@ class VideoGPTPlus(Host):
         return head
 
     @property
+    def generation_config(self) -> GenerationConfig:
+        return self.language_model.generation_config or GenerationConfig()
+
+    @property
     def end_ids(self) -> list[int]:
         return end_ids(self.language_model, self.tokenizer)
 
-    def encoder_flops(self, frames: int) -> float:
-        return sum(encoder.flops(frames) for encoder in self._encoders().values())
+    def encoder_flops(self, raw: Mapping[str, FeatureGrid]) -> float:
+        return sum(encoder.flops(len(raw[name].values)) for name, encoder in self._encoders().items())
 
-    def see(self, videos: list[Frames]) -> list[Mapping[str, FeatureGrid]]:
+    def see(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
         grids = {name: encoder(videos) for name, encoder in self.encoders.items()}
         return [{name: grids[name][number] for name in grids} for number in range(len(videos))]
 
@@ -115,44 +123,9 @@ class VideoGPTPlus(Host):
             streams.append([FeatureGrid(part) for part in values.split(lengths)])
         return list(zip(*streams, strict=True))
 
-    def prompt(self, messages: list[dict], learn: bool = False) -> Prompt:
+    def prompt(self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = ()) -> Prompt:
         opening = [] if self.system is None else [{"role": "system", "content": self.system}]
         return chat_prompt(self.tokenizer, opening + messages, self.end_ids, learn)
 
     def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
-        device = self.language_model.device
-        lengths = [len(prompt.ids) for prompt in prompts]
-        embed = self.language_model.get_input_embeddings()
-        words = embed(torch.cat([prompt.ids for prompt in prompts]).to(device)).split(lengths)
-        return [_splice(p, w, t) for p, w, t in zip(prompts, words, tokens, strict=True)]
-
-
-def _splice(prompt: Prompt, words: Tensor, videos: list[VideoTokens]) -> Spliced:
-    if len(prompt.slots) != len(videos):
-        raise ValueError(f"The prompt has places for {len(prompt.slots)} videos, {len(videos)} were given.")
-    cuts = [0, *(slot.position for slot in prompt.slots), len(prompt.ids)]
-    device = words.device
-    embeds: list[Tensor] = []
-    labels: list[Tensor] = []
-    video: list[Tensor] = []
-    branch: list[Tensor] = []
-    for number in range(len(cuts) - 1):
-        if number:
-            values = videos[prompt.slots[number - 1].video].values.to(words.dtype)
-            embeds.append(values)
-            labels.append(torch.full((len(values),), IGNORED, device=device))
-            branch.append(torch.zeros(len(values), dtype=torch.long, device=device))
-            video.append(torch.ones(len(values), dtype=torch.bool, device=device))
-        piece = slice(cuts[number], cuts[number + 1])
-        embeds.append(words[piece])
-        video.append(torch.zeros(len(words[piece]), dtype=torch.bool, device=device))
-        if prompt.labels is not None:
-            labels.append(prompt.labels[piece].to(device))
-        if prompt.branch is not None:
-            branch.append(prompt.branch[piece].to(device))
-    return Spliced(
-        torch.cat(embeds),
-        torch.cat(labels) if prompt.labels is not None else None,
-        torch.cat(video),
-        torch.cat(branch) if prompt.branch is not None else None,
-    )
+        return splice_all(self.language_model.get_input_embeddings(), prompts, tokens)

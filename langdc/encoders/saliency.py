@@ -1,0 +1,39 @@
+"""Which patches one block of an image encoder attends to, computed anew from its own queries and keys.
+
+Only the blocks of transformers' CLIP and SigLIP family are known. Nothing of the model is changed or asked for weights.
+
+Letters: n frames, P patches, C width, h heads, E head width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from langdc.blocks import at_once
+from langdc.metering import matmul_flops
+
+
+def attention_received(block: Any, states: Tensor) -> Tensor:
+    """How much attention each patch gets from all patches of its frame in a block that reads `states` [n,P,C]: [n,P].
+
+    The mean over queries and heads in float32; a frame's add up to 1. As VisionZip takes it of encoders without a class
+    token (arXiv 2412.04467, section 3.2).
+    """
+    attention = block.self_attn
+    normed = block.layer_norm1(states)
+    query, key = (
+        project(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).flatten(0, 1)
+        for project in (attention.q_proj, attention.k_proj)
+    )
+    step = at_once(4 * query.shape[1] * key.shape[1], states.device)
+    received = [
+        torch.softmax(some @ keys.mT * attention.scale, -1, dtype=torch.float32).mean(1)
+        for some, keys in zip(query.split(step), key.split(step), strict=True)
+    ]
+    return torch.cat(received).unflatten(0, (-1, attention.num_heads)).mean(1)
+
+
+def saliency_flops(width: int, patches: int) -> float:
+    """Queries, keys and their products for one frame of P patches."""
+    return 2 * matmul_flops(patches, width, width) + matmul_flops(patches, width, patches)

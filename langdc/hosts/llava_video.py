@@ -1,0 +1,83 @@
+"""LLaVA-Video: the weights of a LLaVA-OneVision directory, with the grid that its authors trained on.
+
+Letters: T frames, H W token grid, P = H*W, D host width, N tokens.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from langdc.hosts.base import hosts
+from langdc.hosts.llava_onevision import LlavaOnevision
+from langdc.sources import Source
+from langdc.types import VideoTokens
+
+Grid = Literal["authors", "onevision"]
+Newlines = Literal["rows", "all"]
+
+
+@hosts.register("llava_video")
+class LlavaVideo(LlavaOnevision):
+    """LLaVA-Video. `grid`: "authors" (default) averages 2x2 patches, 13x13 of 27x27, and ends each row with a newline
+    embedding, as the model was trained; "onevision" is transformers' rule, 14x14 and one newline, as in ReTaKe.
+
+    `newlines`: of a frame that a compressor thinned out, the newlines of "rows" that still have tokens, each after its
+    row (default), or "all" of them after the frame's tokens, as in VidCom2's released code.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        frames: int = 64,
+        fps: float | None = None,
+        grid: Grid = "authors",
+        newlines: Newlines = "rows",
+        tokenizer: str | None = None,
+        dtype: str = "auto",
+        attention: str = "sdpa",
+        yarn: float | None = None,
+    ) -> None:
+        for name, given, allowed in (
+            ("grid", grid, ("authors", "onevision")),
+            ("newlines", newlines, ("rows", "all")),
+        ):
+            if given not in allowed:
+                raise ValueError(f"{name}={given!r}; allowed are {' and '.join(map(repr, allowed))}.")
+        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn)
+        self.grid, self.newlines = grid, newlines
+
+    @property
+    def side(self) -> int:
+        return self.patch_side // 2 if self.grid == "authors" else super().side
+
+    def pool(self, projected: Tensor) -> Tensor:
+        if self.grid == "onevision":
+            return super().pool(projected)
+        patches = projected.unflatten(1, (self.patch_side, self.patch_side)).permute(0, 3, 1, 2)
+        return functional.avg_pool2d(patches, 2).permute(0, 2, 3, 1)
+
+    def newlines_after(self, tokens: VideoTokens) -> Tensor:
+        if self.grid == "onevision":
+            return super().newlines_after(tokens)
+        place = self._places(tokens)
+        row_ends = _last_of_run(place // self.side)
+        if self.newlines == "rows":
+            return row_ends.long()
+        frame = place // self.side**2
+        _, which, size = frame.unique_consecutive(return_inverse=True, return_counts=True)
+        return torch.where(size[which] == self.side**2, row_ends.long(), _last_of_run(frame) * self.side)
+
+    def _places(self, tokens: VideoTokens) -> Tensor:
+        """Flat places in the grid [N]; new tokens stand where their order puts them, within their segment."""
+        if tokens.source is not None:
+            return tokens.source
+        order = torch.arange(len(tokens), device=tokens.segment.device)
+        starts = torch.searchsorted(tokens.segment, tokens.segment)
+        return tokens.segment * self.side**2 + (order - starts).clamp(max=self.side**2 - 1)
+
+
+def _last_of_run(values: Tensor) -> Tensor:
+    """True at the last of each run of equal values."""
+    return torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)])

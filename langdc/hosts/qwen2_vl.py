@@ -1,0 +1,162 @@
+"""Qwen2-VL: two frames make one step of time, and tokens stand at a time, a row and a column.
+
+Letters: T steps of time, H W token grid, D host width, N tokens, A = 3 rotary axes, M prompt+video length.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+from langdc.hosts.base import hosts
+from langdc.hosts.splice import slot_tokens
+from langdc.hosts.stock import StockHost
+from langdc.metering import matmul_flops, transformer_flops
+from langdc.sources import Source
+from langdc.types import FeatureGrid, Frames, Prompt, Slot, VideoFeatures, VideoTokens
+
+Positions = Literal["trained", "transformers"]
+
+
+@hosts.register("qwen2_vl")
+class Qwen2VL(StockHost):
+    """Qwen2-VL. `pixels`: the most and the fewest pixels of a frame, [fewest, most], in place of the checkpoint's.
+
+    `positions`: where text goes on after a video. "trained" (default): after all that the video took, as the models
+    were trained; "transformers": as transformers 5 has it, after its rows and columns, so that positions of text fall
+    inside a long video.
+    """
+
+    model_types = ("qwen2_vl",)
+    image_processor_class = Qwen2VLImageProcessor
+    video_processor_class = Qwen2VLVideoProcessor
+    frames_per_step = 2
+    released_axes = "all"  # the authors' code shifts a view that all axes of a new token share
+
+    def __init__(
+        self,
+        source: Source,
+        frames: int = 32,
+        fps: float | None = None,
+        pixels: list[int] | None = None,
+        positions: Positions = "trained",
+        tokenizer: str | None = None,
+        dtype: str = "auto",
+        attention: str = "sdpa",
+        yarn: float | None = None,
+    ) -> None:
+        if positions not in ("trained", "transformers"):
+            raise ValueError(f"positions={positions!r}; allowed are 'trained' and 'transformers'.")
+        if pixels is not None and (len(pixels) != 2 or not 0 < pixels[0] <= pixels[1]):
+            raise ValueError(
+                f"pixels={pixels}; give the fewest and the most pixels of a frame, such as [3136, 200704]."
+            )
+        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn)
+        self.pixels, self.numbering = pixels, positions
+
+    # ---- from frames to features
+
+    @property
+    def _size(self) -> dict[str, int]:
+        size = self.video_processor.size
+        fewest, most = self.pixels or (size["shortest_edge"], size["longest_edge"])
+        return {"shortest_edge": fewest, "longest_edge": most}
+
+    def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        size, config = self._size, self.vision.config
+        return smart_resize(
+            height, width, config.patch_size * config.spatial_merge_size, size["shortest_edge"], size["longest_edge"]
+        )
+
+    def _processor_settings(self) -> dict[str, Any]:
+        config = self.vision.config
+        return {
+            "patch_size": config.patch_size,
+            "temporal_patch_size": config.temporal_patch_size,
+            "merge_size": config.spatial_merge_size,
+        }
+
+    def look(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
+        how: dict[str, Any] = {"return_tensors": "pt", **({"size": self._size} if self.pixels else {})}
+        if len(video) == 1:
+            found = self.image_processor(images=[video.pixels[0]], **how)
+            return {"video": self.read_patches(found["pixel_values"], found["image_grid_thw"])}
+        if hasattr(self.video_processor, "cap_pixels_per_frame"):
+            how["cap_pixels_per_frame"] = True  # the rule of the models' authors; transformers warns without a choice
+        found = self.video_processor(videos=[video.pixels], do_sample_frames=False, **how)
+        return {"video": self.read_patches(found["pixel_values_videos"], found["video_grid_thw"])}
+
+    @torch.no_grad()
+    def read_patches(self, patches: Tensor, grid: Tensor) -> FeatureGrid:
+        """Features of one video from its patches [n,values] in the stock processor's order and its `grid` [1,3]."""
+        grid = grid.to(self.model.device)
+        found = self.vision(patches.to(self.model.device, self.vision.dtype), grid_thw=grid)
+        merge = self.vision.spatial_merge_size
+        steps, rows, columns = grid[0].tolist()
+        shape = (steps, rows // merge, columns // merge)
+        sides = getattr(found, "deepstack_features", None) or ()
+        return FeatureGrid(found.pooler_output.unflatten(0, shape), None, tuple(s.unflatten(0, shape) for s in sides))
+
+    def encoder_flops(self, raw: Mapping[str, FeatureGrid]) -> float:
+        steps, rows, columns = raw["video"].values.shape[:3]
+        config, merge = self.vision.config, self.vision.spatial_merge_size
+        patches, wide = rows * columns * merge**2, self._vision_width()
+        values = 3 * config.temporal_patch_size * config.patch_size**2
+        inner = wide * merge**2
+        merger = matmul_flops(rows * columns, inner, inner) + matmul_flops(rows * columns, inner, self.width)
+        return steps * (matmul_flops(patches, values, wide) + self._block_flops(patches, wide) + merger)
+
+    def _vision_width(self) -> int:
+        return self.vision.config.embed_dim
+
+    def _block_flops(self, patches: int, wide: int) -> float:
+        """All blocks over the patches of one step; attention stays within a step."""
+        return self._plain_blocks(patches, wide, int(wide * self.vision.config.mlp_ratio))
+
+    def _plain_blocks(self, patches: int, wide: int, mlp: int) -> float:
+        config = self.vision.config
+        heads = config.num_heads
+        return transformer_flops(config.depth, wide, heads, heads, wide // heads, mlp, patches, gated=False)
+
+    # ---- where tokens stand
+
+    def slots(self, number: int, video: VideoFeatures) -> list[Slot]:
+        steps, height, width = video.main[0].values.shape[:3]
+        return [Slot(0, number, None, self.times(video, steps), height, width)]
+
+    def times(self, video: VideoFeatures, steps: int) -> tuple[int, ...]:
+        """Where each step of a video stands in time, from its first."""
+        return tuple(range(steps))
+
+    def positions(self, prompt: Prompt, tokens: list[VideoTokens]) -> Tensor:
+        return torch.cat(list(self._pieces(prompt, tokens)), 1)[:, None]
+
+    def _pieces(self, prompt: Prompt, tokens: list[VideoTokens]) -> Iterator[Tensor]:
+        """Positions [A,n] of each piece of text and each slot, in order."""
+        start, read = 0, 0
+        for slot, part in zip(prompt.slots, slot_tokens(prompt, tokens), strict=True):
+            yield torch.arange(start, start + slot.position - read).expand(3, -1)
+            start, read = start + slot.position - read, slot.position
+            stands = self._places(slot, part)
+            yield stands + start
+            start += self._extent(slot, stands)
+        yield torch.arange(start, start + len(prompt.ids) - read).expand(3, -1)
+
+    def _places(self, slot: Slot, part: VideoTokens) -> Tensor:
+        """Time, row and column of a slot's tokens [A,N]; tokens without a place stand one after the other, as words."""
+        if part.source is None:
+            return torch.arange(len(part)).expand(3, -1)
+        source, frame = part.source.cpu(), slot.height * slot.width
+        step = source // frame
+        time = torch.tensor(slot.times)[step if slot.segment is None else torch.zeros_like(step)]
+        return torch.stack([time, source % frame // slot.width, source % slot.width])
+
+    def _extent(self, slot: Slot, stands: Tensor) -> int:
+        """How far text after a slot is from where it began, whatever was dropped of it."""
+        sides = [slot.height, slot.width]
+        if self.numbering == "trained":
+            sides.append(slot.times[-1] + 1)
+        return max([*sides, int(stands[1].max()) + 1 if stands.shape[1] else 0])

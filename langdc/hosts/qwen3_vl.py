@@ -1,0 +1,96 @@
+"""Qwen3-VL: timestamps stand between the steps of a video, and features of several encoder depths follow its tokens.
+
+Letters: T steps of time, H W token grid, D host width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
+
+from langdc.hosts.base import hosts
+from langdc.hosts.qwen2_vl import Qwen2VL
+from langdc.language_models import VIDEO_MARK
+from langdc.metering import matmul_flops
+from langdc.types import FeatureGrid, Slot, Spliced, VideoFeatures
+
+START, END = "<|vision_start|>", "<|vision_end|>"
+
+
+@hosts.register("qwen3_vl")
+class Qwen3VL(Qwen2VL):
+    """Qwen3-VL; settings as for Qwen2-VL. `pixels` are those of a whole video here, as in its processor.
+
+    With positions="transformers" the prompt is transformers 5's, too, which leaves a second pair of marks around a
+    video; "trained" has one pair around each step alone.
+    """
+
+    model_types = ("qwen3_vl",)
+    image_processor_class = Qwen2VLImageProcessor
+    video_processor_class = Qwen3VLVideoProcessor
+    released_axes = "time"
+    needs_places = True
+
+    def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        size, config = self._size, self.vision.config
+        if frames == 1:
+            return height, width
+        return smart_resize(
+            frames,
+            height,
+            width,
+            config.temporal_patch_size,
+            config.patch_size * config.spatial_merge_size,
+            size["shortest_edge"],
+            size["longest_edge"],
+        )
+
+    def slots(self, number: int, video: VideoFeatures) -> list[Slot]:
+        steps, height, width = video.main[0].values.shape[:3]
+        segments = [None] if self.is_image(video) else list(range(steps))
+        return [Slot(0, number, segment, (0,), height, width) for segment in segments]
+
+    def marked(self, text: str, media: Sequence[VideoFeatures]) -> str:
+        videos = iter([self._stamped(video) for video in media if not self.is_image(video)])
+        wanted = self.placeholders["video"]
+        if self.numbering == "trained":
+            text = text.replace(f"{START}{wanted}{END}", wanted)
+        first, *rest = text.split(wanted)
+        text = first + "".join(next(videos, "") + part for part in rest)
+        return text.replace(self.placeholders["image"], VIDEO_MARK)
+
+    def _stamped(self, video: VideoFeatures) -> str:
+        """The text of a video: each step's time, the mean of its first and last frame's, before its tokens."""
+        times = video.seconds.tolist()
+        times += times[-1:] * (-len(times) % self.frames_per_step)
+        steps = range(0, len(times), self.frames_per_step)
+        stamps = [(times[i] + times[i + self.frames_per_step - 1]) / 2 for i in steps]
+        return "".join(f"<{stamp:.1f} seconds>{START}{VIDEO_MARK}{END}" for stamp in stamps)
+
+    def arguments(self, spliced: Spliced) -> Callable[[Tensor], Mapping[str, Any]] | None:
+        if not spliced.extra:
+            return None
+        place = spliced.video.cumsum(0) - 1
+
+        def of(rows: Tensor) -> Mapping[str, Any]:
+            shown = spliced.video[rows]
+            if not shown.any():
+                return {}
+            index = place[rows][shown]
+            return {"visual_pos_masks": shown[None], "deepstack_visual_embeds": [e[index] for e in spliced.extra]}
+
+        return of
+
+    def encoder_flops(self, raw: Mapping[str, FeatureGrid]) -> float:
+        steps, rows, columns = raw["video"].values.shape[:3]
+        inner = self._vision_width() * self.vision.spatial_merge_size**2
+        merger = matmul_flops(rows * columns, inner, inner) + matmul_flops(rows * columns, inner, self.width)
+        return super().encoder_flops(raw) + steps * merger * len(raw["video"].extra)
+
+    def _vision_width(self) -> int:
+        return self.vision.config.hidden_size
+
+    def _block_flops(self, patches: int, wide: int) -> float:
+        return self._plain_blocks(patches, wide, self.vision.config.intermediate_size)

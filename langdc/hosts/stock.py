@@ -1,0 +1,260 @@
+"""What all stock vision-language models of transformers share as hosts: loading, frames, prompts.
+
+Letters: T steps of time, H W token grid, D host width, A rotary axes, M prompt+video length.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from langdc.hosts.chat import checked_parts, marked_prompt
+from langdc.hosts.splice import splice_all
+from langdc.interfaces import Host
+from langdc.language_models import VIDEO_MARK, end_ids, load_tokenizer
+from langdc.rope import yarn as stretch
+from langdc.sources import Source, resolve
+from langdc.types import FeatureGrid, Frames, Prompt, Sampling, Slot, Spliced, VideoFeatures, VideoTokens
+from langdc.video import probe
+
+PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+TYPES = {"auto": "auto", "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class StockHost(Host):
+    """A vision-language model of transformers as it stands in a checkpoint directory; none of its classes is changed.
+
+    `source`: that directory (or {config: ..., init: random}). A video is sampled uniformly: `frames` of it, or `fps`
+    per second, at most `frames`. `tokenizer`: directory of a tokenizer, by default the model's own. `dtype`: "auto"
+    takes the type that the checkpoint states. `yarn`: how many times the range of positions is stretched, for prompts
+    longer than the model was trained on; ReTaKe and AdaReTaKe take 4.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    """What a checkpoint's config.json may call itself."""
+    placeholders: ClassVar[Mapping[str, str]] = {"video": "<|video_pad|>", "image": "<|image_pad|>"}
+    """What the chat template writes for each kind of part."""
+    image_processor_class: ClassVar[type]
+    video_processor_class: ClassVar[type]
+
+    def __init__(
+        self,
+        source: Source,
+        frames: int = 32,
+        fps: float | None = None,
+        tokenizer: str | None = None,
+        dtype: str = "auto",
+        attention: str = "sdpa",
+        yarn: float | None = None,
+    ) -> None:
+        super().__init__()
+        if frames < 1 or (fps is not None and fps <= 0):
+            raise ValueError(f"frames={frames}, fps={fps}: give at least one frame, and more than 0 per second.")
+        if dtype not in TYPES:
+            raise ValueError(f"dtype={dtype!r}; allowed are {', '.join(TYPES)}.")
+        self.frames, self.fps = frames, fps
+        self.source, self.yarn = source, yarn
+        self.model = self._load(source, TYPES[dtype], attention).eval().requires_grad_(False)
+        self._tokenizer_source = tokenizer
+        self.frames_per_segment = self.frames_per_step
+        self.segments = max(1, frames // self.frames_per_segment)
+
+    def _load(self, source: Source, dtype: Any, attention: str) -> PreTrainedModel:
+        found = resolve(source)
+        config: Any = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
+        self._check_type(str(config.model_type))
+        if self.yarn is not None:
+            stretch(config.get_text_config(), self.yarn)
+        if not isinstance(found, Path):
+            kind = None if dtype == "auto" else dtype
+            return AutoModelForImageTextToText.from_config(config, dtype=kind, attn_implementation=attention)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            found, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+        model, report = loaded
+        lacking = sorted(report["missing_keys"])
+        if lacking:
+            raise ValueError(
+                f"{found} lacks {len(lacking)} tensors of the model, which would stay random: "
+                f"{', '.join(lacking[:5])}. Copy the checkpoint again, or convert it first."
+            )
+        return model
+
+    def _check_type(self, found: str) -> None:
+        if found not in self.model_types:
+            raise ValueError(f"A {found!r} checkpoint was given; this host is for {', '.join(self.model_types)}.")
+
+    # ---- parts of the model
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        return self.model
+
+    @property
+    def text_model(self) -> nn.Module:
+        return self._inner.language_model
+
+    @property
+    def lm_head(self) -> nn.Module:
+        head = self.model.get_output_embeddings()
+        assert head is not None  # these models generate
+        return head
+
+    @property
+    def _inner(self) -> Any:
+        """The model without its head; its attributes differ by family."""
+        return self.model.base_model
+
+    @property
+    def vision(self) -> Any:
+        """The vision encoder."""
+        return self._inner.visual
+
+    @property
+    def encoders(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"video": self.vision})
+
+    @property
+    def projectors(self) -> nn.ModuleDict:
+        return nn.ModuleDict()
+
+    @property
+    def width(self) -> int:
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def stream_widths(self) -> dict[str, int]:
+        return {"video": self.width}
+
+    @property
+    def stream_sides(self) -> dict[str, int]:
+        return {}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self._tokenizer_source or self._folder())
+
+    @property
+    def end_ids(self) -> list[int]:
+        return end_ids(self.model, self.tokenizer)
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The checkpoint's own settings of generation."""
+        return self.model.generation_config or GenerationConfig()
+
+    def _folder(self) -> str:
+        if not isinstance(self.source, str):
+            raise ValueError("A model given by its architecture needs the setting 'tokenizer' (a directory).")
+        return self.source
+
+    def _processor(self, kind: type) -> Any:
+        """An image or video processor from the checkpoint's files; with the class's settings where there are none."""
+        folder = resolve(self.source)
+        if isinstance(folder, Path) and any((folder / name).is_file() for name in PREPROCESSOR_FILES):
+            return kind.from_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
+        return kind(**self._processor_settings())
+
+    def _processor_settings(self) -> dict[str, Any]:
+        return {}
+
+    @cached_property
+    def image_processor(self) -> Any:
+        """Turns an image into what the encoder takes."""
+        return self._processor(self.image_processor_class)
+
+    @cached_property
+    def video_processor(self) -> Any:
+        """Turns frames into what the encoder takes."""
+        return self._processor(self.video_processor_class)
+
+    # ---- from a file to features
+
+    def sampling(self, path: str | Path, start: float | None = None, end: float | None = None) -> Sampling:
+        info = probe(path)
+        count = self.frames
+        if self.fps is not None:
+            seconds = (info.seconds if end is None else end) - (start or 0.0)
+            count = min(count, max(self.frames_per_step, round(seconds * self.fps)))
+        count = -(-count // self.frames_per_step) * self.frames_per_step
+        return Sampling(1, count, self.read_size(count, info.height, info.width), "bicubic")
+
+    @abstractmethod
+    def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """The size that frames are resized to anyway, and so are read at."""
+
+    @torch.no_grad()
+    def see(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
+        return [self.look(video, need) for video in videos]
+
+    @abstractmethod
+    def look(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
+        """Run the vision encoder on one video, or on an image, which is a video of one frame."""
+
+    def features(
+        self, raw: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
+    ) -> list[VideoFeatures]:
+        return [VideoFeatures(tuple(g.values()), g, times) for g, times in zip(raw, seconds, strict=True)]
+
+    # ---- from messages to embeddings
+
+    def prompt(self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = ()) -> Prompt:
+        reserved = (VIDEO_MARK, *self.placeholders.values())
+        parts = [part for m in messages for part in checked_parts(m, ("text", "video", "image"), reserved)]
+        shown = [part["type"] for part in parts if part["type"] != "text"]
+        if len(shown) != len(media):
+            raise ValueError(f"The messages show {len(shown)} videos and images, {len(media)} were given.")
+        kinds = ["image" if self.is_image(video) else kind for kind, video in zip(shown, media, strict=True)]
+        renamed = _renamed(messages, kinds)
+        slots = [slot for number, video in enumerate(media) for slot in self.slots(number, video)]
+
+        def render(messages: list[dict], reply_next: bool) -> str:
+            text = str(self._template(messages, reply_next))
+            return self.marked(text, media)
+
+        return marked_prompt(self.tokenizer, render, renamed, self.end_ids, learn, slots)
+
+    def _template(self, messages: list[dict], reply_next: bool) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next))
+
+    @staticmethod
+    def is_image(video: VideoFeatures) -> bool:
+        """Whether features are an image's: a video of one frame."""
+        return len(video.seconds) == 1
+
+    def marked(self, text: str, media: Sequence[VideoFeatures]) -> str:
+        """The template's text with a mark for every slot."""
+        for placeholder in self.placeholders.values():
+            text = text.replace(placeholder, VIDEO_MARK)
+        return text
+
+    def slots(self, number: int, video: VideoFeatures) -> list[Slot]:
+        """The slots of one video, but for where they are."""
+        return [Slot(0, number)]
+
+    def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
+        return splice_all(self.model.get_input_embeddings(), prompts, tokens)
+
+
+def _renamed(messages: list[dict], kinds: list[str]) -> list[dict]:
+    """Messages whose videos and images are called what they turned out to be, with content as lists of parts."""
+    names = iter(kinds)
+
+    def part(given: dict) -> dict:
+        return given if given["type"] == "text" else {"type": next(names)}
+
+    def content(given: str | list[dict]) -> list[dict]:
+        return [{"type": "text", "text": given}] if isinstance(given, str) else [part(one) for one in given]
+
+    return [{**message, "content": content(message["content"])} for message in messages]
