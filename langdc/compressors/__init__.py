@@ -1,8 +1,8 @@
 """Token compressors, one file per method."""
 
-from langdc.compressors import langdc, pool
+from langdc.compressors import chain, dpselect, langdc, plain, pool, vidcom2
 from langdc.compressors.base import compressors
 
 build = compressors.build
 
-__all__ = ["build", "compressors", "langdc", "pool"]
+__all__ = ["build", "chain", "compressors", "dpselect", "langdc", "plain", "pool", "vidcom2"]

@@ -26,6 +26,8 @@ class LangDC(CaptionCompressor):
     before each segment's (ours; the paper has none), for up to `max_segments` segments.
     """
 
+    paper = "arXiv 2509.00969"
+
     def __init__(
         self,
         width: int,

@@ -19,6 +19,9 @@ class Pool(TokenCompressor):
     VideoGPT+ pools 24x24 and 16x16 patches to sides 12 and 8 ("2x2"), LangDC's base to 6 and 4 ("4x4").
     """
 
+    keeps_places = False
+    paper = "VideoGPT+, arXiv 2406.09418"
+
     def __init__(self, sides: list[int], frames_per_segment: int = 4) -> None:
         super().__init__()
         if not sides or min(sides) < 1:
@@ -27,15 +30,19 @@ class Pool(TokenCompressor):
         self.frames_per_segment = frames_per_segment
 
     def forward(self, video: VideoFeatures) -> VideoTokens:
-        if len(video.main) != len(self.sides):
-            raise ValueError(f"Pool has sides for {len(self.sides)} streams, the host has {len(video.main)}.")
         values: list[Tensor] = []
         segments: list[Tensor] = []
+        for pooled in self.grids(video):
+            values.append(pooled.flatten(0, 2))
+            frames = segment_of_frame(len(pooled), self.frames_per_segment, pooled.device)
+            segments.append(frames.repeat_interleave(pooled.shape[1:3].numel()))
+        return VideoTokens(torch.cat(values), torch.cat(segments))
+
+    def grids(self, video: VideoFeatures) -> list[Tensor]:
+        """The pooled grid of each stream: [T,side,side,D]."""
+        if len(video.main) != len(self.sides):
+            raise ValueError(f"Pool has sides for {len(self.sides)} streams, the host has {len(video.main)}.")
         for grid, side in zip(video.main, self.sides, strict=True):
             if side > grid.values.shape[1]:
                 raise ValueError(f"Pool side {side} is larger than the grid of {grid.values.shape[1]} patches a side.")
-            pooled = average_pool(grid.values, side)
-            values.append(pooled.flatten(0, 2))
-            frames = segment_of_frame(len(pooled), self.frames_per_segment, pooled.device)
-            segments.append(frames.repeat_interleave(side * side))
-        return VideoTokens(torch.cat(values), torch.cat(segments))
+        return [average_pool(grid.values, side) for grid, side in zip(video.main, self.sides, strict=True)]

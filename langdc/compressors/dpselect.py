@@ -1,0 +1,73 @@
+"""DPSelect: keep the frames, or of each place the moments, at which the picture changes most.
+
+Letters: T frames, P = H*W places of a frame, C width, N tokens kept.
+Source: ReTaKe (arXiv 2412.20504), section 3.2.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from langdc.compressors.base import Budget, GridCompressor, best_places, compressors, cosine, importance
+from langdc.registry import check_choice
+from langdc.types import FeatureGrid, VideoTokens
+
+Per = Literal["frame", "patch"]
+
+
+@compressors.register("dpselect")
+class DPSelect(GridCompressor):
+    """Keep what differs from the moment before; local peaks of that difference first, then the largest rest.
+
+    `per="frame"` keeps whole frames by the mean difference over their places; `per="patch"` lets each place keep its
+    own moments. The budget is rounded down to whole frames; where it is less than one, what one frame would keep is cut
+    down to the tokens that matter most to the encoder. The peaks become anchors: PivotKV never evicts them, and with
+    keep=1 nothing is dropped and anchors are all this does, as in ReTaKe.
+    `window`: how many frames a peak must top, centred on it. The first frame always counts as different.
+    """
+
+    paper = "ReTaKe, arXiv 2412.20504"
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        per: Per = "frame",
+        window: int = 3,
+        frames_per_segment: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens, frames_per_segment)
+        check_choice("dpselect per", per, Per)
+        if window < 1:
+            raise ValueError(f"dpselect window {window}; a peak must top at least itself: 1 or more frames.")
+        self.per = per
+        self.window = window
+
+    def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
+        values = grid.values.flatten(1, 2)
+        frames, places = values.shape[:2]
+        change = self.change(values)
+        peaks = find_peaks(change, self.window)
+        wanted = budget.of(grid.tokens)
+        count = max(1, wanted // places)
+        kept = (change + 2 * peaks).topk(count, dim=0).indices  # a difference is at most 2: peaks come first
+        chosen = torch.zeros_like(peaks).scatter(0, kept, True).expand(frames, places)
+        source = chosen.flatten().nonzero()[:, 0]
+        if wanted < places:
+            source = source[best_places(importance(grid).flatten()[source], wanted)]
+        return self.taken(grid, source, anchor=peaks.expand(frames, places).flatten()[source])
+
+    def change(self, values: Tensor) -> Tensor:
+        """One minus the cosine to the frame before, of every place or as their mean: [T,P] or [T,1]; the first is 1."""
+        change = values.new_ones(values.shape[:2], dtype=torch.float32)
+        change[1:] = 1 - cosine(values[:-1], values[1:])
+        return change if self.per == "patch" else change.mean(1, keepdim=True)
+
+
+def find_peaks(change: Tensor, window: int) -> Tensor:
+    """Where a series [T,n] tops all within a window centred there: [T,n] bool. Even windows reach one further back."""
+    _, best = F.max_pool1d_with_indices(change.T[None], [window], stride=[1], padding=[window // 2])
+    best = best[0, :, : len(change)].T
+    return best == torch.arange(len(change), device=change.device)[:, None]

@@ -1,0 +1,113 @@
+"""VidCom2: unusual frames get more tokens, and of each frame the unusual tokens stay.
+
+Letters: T frames, P = H*W places of a frame, C width.
+Source: VidCom2 (arXiv 2505.14454), section 3, and its released code.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from langdc.blocks import at_once
+from langdc.compressors.base import Budget, GridCompressor, apportioned, best_of_each, compressors
+from langdc.registry import check_choice
+from langdc.types import FeatureGrid, VideoTokens
+
+Variant = Literal["fixed", "released", "paper"]
+WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)  # of the kernels, released code
+TEMPERATURE = 0.01  # section 3.2
+
+
+@compressors.register("vidcom2")
+class VidCom2(GridCompressor):
+    """Keep what differs most from the video's mean and from its frame's mean; frames far from the mean keep more.
+
+    `variant`: "released" does as the released code (Gaussian kernels on the half of the channels that varies least);
+    "paper" is the printed rule (cosine, all channels); "fixed", the default, is the released rule with a budget that is
+    met exactly: rounding and the cap of a frame lose nothing, and keep=1 keeps all, where the released code drops
+    tokens of frames below the average.
+    """
+
+    paper = "arXiv 2505.14454"
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        frames_per_segment: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens, frames_per_segment)
+        check_choice("vidcom2 variant", variant, Variant)
+        self.variant = variant
+
+    def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
+        if self.variant == "fixed" and budget.covers(grid.tokens):
+            return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+        to_video, to_frame = self.likeness(grid)
+        kept = best_of_each(-(to_video + to_frame), self.shares(to_video, budget))
+        return self.taken(grid, kept.flatten().nonzero()[:, 0])
+
+    def likeness(self, grid: FeatureGrid) -> tuple[Tensor, Tensor]:
+        """How like the mean of the video, and of its frame, each token is: [T,P] twice."""
+        values = grid.values.flatten(1, 2)
+        if self.variant == "paper":
+            values = values.float()
+            frame = values.mean(1, keepdim=True)
+            return _cosine(values, frame.mean(0, keepdim=True)), _cosine(values, frame)
+        parts = values.split(at_once(4 * values[0].numel(), values.device))
+        quiet = _quiet_channels(parts, values.shape[:2].numel())
+        found = [_within_frames(part, quiet) for part in parts]
+        size, frame, to_frame = (torch.cat(column) for column in zip(*found, strict=True))
+        inverse = size.clamp_min(1e-12).reciprocal()
+        video = frame.mean(0)
+        to_video = torch.cat([part.float() @ video for part in parts])
+        here = (size * inverse).square()  # the squared length of a normalised token: 1, or 0 for one of zeros
+        of_frame = frame.square().sum(1, keepdim=True)
+        return (
+            _kernels(here + video.square().sum() - 2 * to_video * inverse),
+            _kernels(here + of_frame - 2 * to_frame * inverse),
+        )
+
+    def shares(self, to_video: Tensor, budget: Budget) -> Tensor:
+        """How many tokens each frame keeps: [T]."""
+        frames, places = to_video.shape
+        keep = budget.share(frames * places)
+        unusual = -to_video.mean(1)
+        lead = ((unusual - unusual.max()) / TEMPERATURE).softmax(0)
+        scale = (keep * (1 + lead - lead.mean())).clamp(max=1.0)
+        if self.variant == "released":
+            return (scale * places).round().clamp(min=1).long()
+        return apportioned(scale * places, budget.of(frames * places), torch.full_like(scale, places))
+
+
+def _cosine(values: Tensor, centre: Tensor) -> Tensor:
+    """Cosine of tokens [T,P,C] and their centre [T or 1,1,C]: [T,P]."""
+    size = values.norm(dim=-1) * centre.norm(dim=-1)
+    return (values @ centre.mT)[..., 0] / size.clamp_min(1e-12)
+
+
+def _quiet_channels(parts: Sequence[Tensor], tokens: int) -> Tensor:
+    """One at the half of the channels that varies least over a video in parts [t,P,C], zero elsewhere: [C]."""
+    mean = torch.stack([part.sum((0, 1), dtype=torch.float32) for part in parts]).sum(0) / tokens
+    spread = torch.stack([(part - mean).square_().sum((0, 1)) for part in parts]).sum(0)
+    return torch.zeros_like(mean).index_fill(0, spread.topk(len(mean) // 2, largest=False).indices, 1.0)
+
+
+def _within_frames(values: Tensor, quiet: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of frames [t,P,C], by their quiet channels: the tokens' lengths [t,P], the mean of the normalised tokens [t,C],
+    and the tokens' inner products with it [t,P].
+    """
+    values = values * quiet
+    size = values.norm(dim=-1)
+    inverse = size.clamp_min(1e-12).reciprocal()[:, None]
+    frame = (inverse @ values) / values.shape[1]
+    return size, frame[:, 0], (values @ frame.mT)[..., 0]
+
+
+def _kernels(distance: Tensor) -> Tensor:
+    """Sum of Gaussian kernels of squared distances."""
+    distance = distance.clamp_min(0)
+    return torch.stack([(-distance / (2 * width)).exp() for width in WIDTHS]).sum(0)

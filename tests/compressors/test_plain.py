@@ -1,0 +1,102 @@
+"""The plain controls: all tokens, any tokens, fewer frames, lower resolution."""
+
+import pytest
+import torch
+
+from tests.compressors.grids import SHAPES, check, compress, grid_of, lists, noise
+from tests.reference.uniform import averaged, middle_frames, smaller_side
+from tests.reference.vectors import evenly
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_identity(shape: tuple[int, int, int]) -> None:
+    grid = grid_of(noise(*shape))
+    check(compress("identity", grid), grid, list(range(grid.tokens)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("budget", [{"keep": 0.3}, {"keep": 0.77}, {"tokens": 1}, {"tokens": 9}])
+def test_random_takes_as_many_of_each_frame(shape: tuple[int, int, int], budget: dict) -> None:
+    grid, places = grid_of(noise(*shape)), shape[1] * shape[2]
+    found = compress("random", grid, **budget)
+    assert found.source is not None
+    wanted = min(budget.get("tokens") or max(1, int(budget["keep"] * grid.tokens)), grid.tokens)
+    per_frame = torch.bincount(found.source // places, minlength=shape[0]).tolist()
+    assert per_frame == evenly(wanted, shape[0], places)
+    check(found, grid, sorted(set(found.source.tolist())))
+
+
+def test_random_is_drawn_from_seed_and_content() -> None:
+    grid, other = grid_of(noise(6, 4, 5)), grid_of(noise(6, 4, 5, seed=1))
+
+    def kept(of, seed: int) -> list[int]:
+        return compress("random", of, keep=0.3, seed=seed).source.tolist()  # pyright: ignore[reportOptionalMemberAccess]
+
+    assert kept(grid, 0) == kept(grid, 0)
+    assert len({tuple(kept(grid, 0)), tuple(kept(grid, 1)), tuple(kept(other, 0))}) == 3
+
+
+def test_random_leaves_no_place_out() -> None:
+    """Of 400 draws of a quarter, each place gets about a hundred; five standard deviations are 43."""
+    grid, hits = grid_of(noise(1, 3, 4)), torch.zeros(12)
+    for seed in range(400):
+        hits[compress("random", grid, keep=0.25, seed=seed).source] += 1
+    assert hits.sum() == 1200 and (hits - 100).abs().max() < 43
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.99])
+def test_fewer_frames(shape: tuple[int, int, int], share: float) -> None:
+    """Whole frames; of less than a frame, places in the middle of equal parts of the middle frame."""
+    grid, places = grid_of(noise(*shape)), shape[1] * shape[2]
+    wanted = max(1, int(share * grid.tokens))
+    frames = middle_frames(shape[0], max(1, wanted // places))
+    within = range(places) if wanted >= places else middle_frames(places, wanted)
+    check(compress("uniform", grid, tokens=wanted), grid, [t * places + p for t in frames for p in within])
+
+
+def test_frames_are_spread_over_the_whole_video() -> None:
+    grid = grid_of(noise(9, 1, 2))
+    check(compress("uniform", grid, tokens=6), grid, [2, 3, 8, 9, 14, 15])
+    check(compress("uniform", grid_of(noise(3, 1, 8)), tokens=2), grid_of(noise(3, 1, 8)), [8 + 2, 8 + 6])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("per_frame", [1, 1.5, 4, 4.9])
+def test_lower_resolution(shape: tuple[int, int, int], per_frame: float) -> None:
+    frames, height, width = shape
+    grid = grid_of(noise(*shape))
+    wanted = int(per_frame * frames)
+    rows, columns = smaller_side(height, width, wanted / frames)
+    small = averaged(lists(grid.values), height, width, rows, columns)
+    found = compress("uniform", grid, tokens=wanted, by="resolution")
+    values = torch.tensor([token for frame in small for token in frame])
+    torch.testing.assert_close(found.values, values, atol=1e-5, rtol=0)
+    assert found.source is not None and found.source.tolist() == [
+        (t * height + i) * width + j
+        for t in range(frames)
+        for i in middle_frames(height, rows)
+        for j in middle_frames(width, columns)
+    ]
+    # side features are averaged as the tokens are, and with them the number of the place
+    places = averaged([[[s] for s in range(t * height * width, (t + 1) * height * width)] for t in range(frames)],
+                      height, width, rows, columns)  # fmt: skip
+    assert found.extra[0][:, 0].tolist() == pytest.approx([token[0] for frame in places for token in frame])
+
+
+def test_lower_resolution_keeps_the_shape_of_a_frame() -> None:
+    assert len(compress("uniform", grid_of(noise(2, 6, 12)), tokens=2 * 18, by="resolution")) == 2 * 3 * 6
+    assert len(compress("uniform", grid_of(noise(2, 12, 6)), tokens=2 * 17, by="resolution")) == 2 * 5 * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep": 0.5, "by": "time"}, "uniform by='time'; allowed are 'frames', 'resolution'"),
+        ({"tokens": 3, "by": "resolution"}, "3 tokens for 4 frames: .* use by='frames'"),
+        ({}, "neither was given"),
+    ],
+)
+def test_bad_settings(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compress("uniform", grid_of(noise(4, 3, 3)), **settings)
