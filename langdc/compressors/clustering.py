@@ -1,0 +1,84 @@
+"""Grouping tokens of many frames at once: density peaks as centres, everything else merged into the nearest one.
+
+Letters: B groups (frames or windows), P places of a group, C width.
+Source: density peaks by nearest neighbours (DPC-KNN), as FastVID (arXiv 2503.11187) and HoliTom (2505.21334) use it.
+"""
+
+import torch
+from torch import Tensor
+
+from langdc.compressors.base import best_of_each
+
+
+def distances(values: Tensor) -> Tensor:
+    """Euclidean distances within each group [B,P,C], per square root of the width: [B,P,P], in float32."""
+    values = values.float()
+    apart = torch.cdist(values, values) / values.shape[-1] ** 0.5
+    apart.diagonal(dim1=1, dim2=2).zero_()  # which the fast way to compute them misses by rounding
+    return apart
+
+
+def peaks(apart: Tensor, among: Tensor, count: Tensor, neighbours: Tensor, as_topk: bool = False) -> Tensor:
+    """The `count` [B] best centres of each group as a mask [B,P]: dense, and far from anything denser.
+
+    `apart` [B,P,P] are distances, `among` [B,P] says who takes part, `neighbours` [B] how many of the nearest (itself
+    among them) make the density. Of equals the earlier wins; with `as_topk` whichever torch.topk gives, as upstream.
+    """
+    nobody = ~among[:, None, :]
+    most = min(int(neighbours.max()), apart.shape[-1])
+    nearest = apart.masked_fill(nobody, torch.inf).topk(most, dim=-1, largest=False).values
+    counted = (torch.arange(nearest.shape[-1], device=apart.device) < neighbours[:, None])[:, None] & nearest.isfinite()
+    squares = torch.where(counted, nearest, 0.0).square().sum(-1) / counted.sum(-1).clamp(min=1)
+    density = (-squares).exp()
+    pairs = among[:, :, None] & among[:, None, :]
+    farthest = apart.masked_fill(~pairs, 0.0).amax((1, 2))[:, None, None]
+    denser = (density[:, None, :] > density[:, :, None]) & ~nobody
+    far = torch.where(denser, apart, farthest).amin(-1)
+    score = far * density
+    return _by_topk(score, among, count) if as_topk else best_of_each(score.masked_fill(~among, -torch.inf), count)
+
+
+def _by_topk(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """The `count` best of those who take part, each group as torch.topk orders them when it sees no others."""
+    chosen = torch.zeros_like(among)
+    kinds = torch.stack([among.sum(1), count], 1)
+    for size, wanted in kinds.unique(dim=0).tolist():
+        rows = (kinds == kinds.new_tensor([size, wanted])).all(1).nonzero()[:, 0]
+        places = among[rows].nonzero()[:, 1].view(len(rows), size)
+        best = score[rows].gather(1, places).topk(wanted, dim=1).indices
+        chosen[rows[:, None], places.gather(1, best)] = True
+    return chosen
+
+
+def listed(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The places of true entries of each row [B,P], padded to the same number K, and which are real: [B,K] twice."""
+    most = int(mask.sum(1).max())
+    order = mask.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return order, mask.gather(1, order)
+
+
+def sums(values: Tensor, place: Tensor, nearest: Tensor, joining: Tensor) -> tuple[Tensor, Tensor]:
+    """Of groups [B,P,C], the sum of the tokens `joining` [B,P] whose `nearest` [B,P] is each `place` [B,K]: [B,K,C] in
+    float32; and how many they are: [B,K].
+    """
+    weight = ((nearest[:, None] == place[..., None]) & joining[:, None]).float()
+    return weight @ values.float(), weight.sum(-1)
+
+
+def mixed(own: Tensor, total: Tensor, number: Tensor, share: Tensor | float) -> Tensor:
+    """`share` of centres `own` [...,C], the rest the mean of a `number` [...] of others with sum `total` [...,C]; a
+    centre without others as it is.
+    """
+    number = number[..., None]
+    return torch.where(number > 0, share * own + (1 - share) * total / number.clamp(min=1), own)
+
+
+def merged(values: Tensor, apart: Tensor, among: Tensor, centres: Tensor, share: float) -> Tensor:
+    """The centres of groups [B,P,C] in their order, with what is nearest: `share` of a centre, the rest the others'
+    mean: [K,C] in float32.
+    """
+    place, real = listed(centres)
+    nearest = apart.masked_fill(~centres[:, None, :], torch.inf).argmin(-1)
+    total, number = sums(values, place, nearest, among & ~centres)
+    own = values.gather(1, place[..., None].expand_as(total)).float()
+    return mixed(own, total, number, share)[real]
