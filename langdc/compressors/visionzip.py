@@ -1,0 +1,100 @@
+"""VisionZip: of each frame the tokens that the encoder looks at, and a few that stand for the rest.
+
+Letters: T frames, P = H*W places of a frame, C width.
+Source: VisionZip (arXiv 2412.04467), section 3, and its release for Qwen models beside VidCom2's.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from langdc.compressors.base import (
+    Budget,
+    BySalience,
+    best_of_each,
+    compressors,
+    frames_at_once,
+    spread_evenly,
+)
+from langdc.compressors.clustering import mixed, sums
+from langdc.registry import check_choice
+from langdc.types import FeatureGrid, VideoTokens
+
+Variant = Literal["fixed", "released"]
+
+
+@compressors.register("visionzip")
+class VisionZip(BySalience):
+    """Keep each frame's salient tokens as they are; merge the rest into the ones that have most company.
+
+    `dominant`: the salient part of what is kept. The other kept tokens are those whose `neighbours` nearest are most
+    like them; each becomes the mean of all that are most like it. Salience is the encoder's attention where the host
+    gives it, else the length of a token, which the release takes always.
+    `variant`: "released" keeps a whole number of tokens per frame, rounded down; "fixed", the default, gives what that
+    leaves of the budget to salient tokens.
+    """
+
+    paper = "arXiv 2412.04467"
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        dominant: float = 0.6,
+        neighbours: int = 5,
+        frames_per_segment: int = 4,
+    ) -> None:
+        check_choice("visionzip variant", variant, Variant)
+        super().__init__(keep, tokens, variant, frames_per_segment)
+        if not 0 < dominant <= 1 or neighbours < 1:
+            raise ValueError(f"dominant={dominant} must be in (0, 1] and neighbours={neighbours} at least 1.")
+        self.dominant, self.neighbours = dominant, neighbours
+
+    def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
+        if self.variant == "fixed" and budget.covers(grid.tokens):
+            return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+        values = grid.values.flatten(1, 2)
+        frames, places = values.shape[:2]
+        salient, others = self._counts(budget, frames, places, values.device)
+        dominant = best_of_each(self.salience(grid), salient)
+        if others == 0:
+            return self.taken(grid, dominant.flatten().nonzero()[:, 0])
+        step = frames_at_once(values)
+        blocks = list(zip(values.split(step), dominant.split(step), strict=True))
+        found = [_contexts(*block, others, self.neighbours) for block in blocks]
+        centres = torch.cat([chosen for chosen, _ in found])
+        kept = dominant | centres
+        tokens = self.taken(grid, kept.flatten().nonzero()[:, 0])
+        rows = centres[kept].nonzero().view(frames, others).split(step)
+        for (block, taken), (chosen, nearest), row in zip(blocks, found, rows, strict=True):
+            place = chosen.nonzero()[:, 1].view(-1, others)
+            total, number = sums(block, place, nearest, ~taken)
+            tokens.values[row] = mixed(tokens.values[row].float(), total, number, 0.0).to(values.dtype)
+        return tokens
+
+    def _counts(self, budget: Budget, frames: int, places: int, device: torch.device) -> tuple[Tensor, int]:
+        """Salient tokens of each frame [T], and how many others each keeps."""
+        total = budget.of(frames * places)
+        if self.variant == "released":
+            each = max(1, int(places * budget.share(frames * places)))
+            total = each * frames
+        each = total // frames
+        salient = min(each, max(1, int(each * self.dominant)))
+        return salient + spread_evenly(total - each * frames, frames, places, device), each - salient
+
+
+def _contexts(values: Tensor, dominant: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Which `count` of the others of frames [t,P,C] are most central: [t,P]; and which of them each is most like."""
+    values = values.float()
+    size = values.norm(dim=-1).clamp_min(1e-12)
+    alike = (values @ values.mT).div_(size[:, :, None] * size[:, None])  # of two, the same both ways
+    company = alike.masked_fill(dominant[:, None, :], -torch.inf)
+    most = int((~dominant).sum(1).max())
+    near = company.topk(min(neighbours + 1, most), dim=-1).values[..., 1:]  # the first is itself
+    there = near.isfinite()  # frames with one salient token more have one neighbour less
+    density = near.where(there, 0.0).sum(-1) / there.sum(-1).clamp(min=1)
+    wanted = torch.full((len(values),), count, device=values.device)
+    centres = best_of_each(density.masked_fill(dominant, -torch.inf), wanted)
+    return centres, alike.masked_fill_(~centres[:, None, :], -torch.inf).argmax(-1)
