@@ -1,0 +1,79 @@
+"""DyCoke's first stage: of every four frames one stays whole, the others keep what is new in them.
+
+Letters: T frames, P = H*W places of a frame.
+Source: DyCoke (arXiv 2411.15024), section 3.2, and its released code.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from langdc.compressors.base import Budget, Selector, compressors, cosine, spread_evenly
+from langdc.registry import check_choice
+from langdc.types import FeatureGrid
+
+Variant = Literal["fixed", "released"]
+GROUP = 4
+BACK = {1: 1, 2: 2, 3: 1}
+"""How many frames back each of a group is compared with; the first stays whole."""
+
+
+@compressors.register("dycoke")
+class DyCoke(Selector):
+    """Keep every fourth frame whole; of the frames between, the tokens least like those before at the same place.
+
+    The second and third frame of a group are compared with its first, the fourth with the third. Every fourth frame is
+    never thinned out, so that not much less than a quarter can be kept; a smaller budget is not met.
+    `variant`: "released" reads `keep` as the share of the frames between alone, drops the last frame of an odd number,
+    and leaves the third frame of the last group whole; `merging_ratio` is its name for 1 - keep. "fixed", the default,
+    has none of that: `keep` counts all tokens.
+    """
+
+    nominal = True
+    paper = "arXiv 2411.15024"
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        merging_ratio: float | None = None,
+        frames_per_segment: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens, frames_per_segment)
+        check_choice("dycoke variant", variant, Variant)
+        if merging_ratio is not None and (variant != "released" or not 0 <= merging_ratio <= 1):
+            raise ValueError(f"merging_ratio={merging_ratio} goes with variant='released' and is in [0, 1]; use keep.")
+        self.variant, self.merging_ratio = variant, merging_ratio
+
+    def score(self, grid: FeatureGrid) -> Tensor:
+        values = grid.values.flatten(1, 2)
+        score = torch.zeros(values.shape[:2], device=values.device)
+        for place, back in BACK.items():
+            later = values[place::GROUP]
+            score[place::GROUP] = 1 - cosine(later, values[place - back :: GROUP][: len(later)])
+        return score
+
+    def counts(self, grid: FeatureGrid, score: Tensor, budget: Budget) -> Tensor:
+        frames, places = score.shape
+        order = torch.arange(frames, device=score.device)
+        whole = order % GROUP == 0
+        if self.variant == "released":
+            return self._released(order, whole, places, budget.share(grid.tokens))
+        between = int((~whole).sum())
+        left = max(0, budget.of(grid.tokens) - int(whole.sum()) * places)
+        counts = torch.full_like(order, places)
+        if between:
+            counts[~whole] = spread_evenly(left, between, places, score.device)
+        return counts
+
+    def _released(self, order: Tensor, whole: Tensor, places: int, share: float) -> Tensor:
+        frames = len(order)
+        if frames == 1:
+            return torch.full_like(order, places)
+        merging = 1 - share if self.merging_ratio is None else self.merging_ratio
+        left_whole = (order % GROUP == 2) & (order - 2 >= frames - GROUP)
+        counts = torch.where(whole | left_whole, places, int((1 - merging) * places))
+        lost = (order == frames - 1) & (frames % 2 == 1)
+        return counts.masked_fill(lost, 0)
