@@ -1,0 +1,193 @@
+"""HoliTom outside the language model: what stays still in a window is kept once, the rest thinned out by frame.
+
+Letters: T frames, P = H*W places of a frame, C width, W windows.
+Source: HoliTom (arXiv 2505.21334), sections 3.2-3.3, and its release for Qwen models beside VidCom2's.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from langdc.compressors.base import (
+    Budget,
+    BySalience,
+    apportioned,
+    best_of_each,
+    compressors,
+    cosine,
+    frames_at_once,
+)
+from langdc.compressors.clustering import distances, merged, peaks
+from langdc.registry import check_choice
+from langdc.types import FeatureGrid, VideoTokens
+
+Variant = Literal["fixed", "released"]
+
+
+@compressors.register("holitom_outer")
+class HoliTomOuter(BySalience):
+    """Cut the video into windows such that most can be said once; keep still places once per window, as their mean.
+
+    A place is still in a window while its token is more than `still` like the one before; windows of at most
+    `max_window` frames are those with the most tokens to save. What remains is thinned to the budget: of still places
+    density peaks (from `neighbours`) that take in the others, `own` being the part of themselves that they keep; of the
+    other tokens of a frame the salient ones, and the part `context` as density peaks. Salience is the encoder's
+    attention where the host gives it, else the length of a token, which the release takes always.
+    `variant`: "released" rounds up in every frame, so that more is kept than asked, and says evenly spread places for
+    what it kept; "fixed", the default, meets the budget and says true places, in their order. The release's random
+    tie-break is left out of both. Only the part before the language model; the one inside is another kind of method.
+    """
+
+    paper = "arXiv 2505.21334"
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        still: float = 0.8,
+        own: float = 0.6,
+        context: float = 0.0,
+        neighbours: int = 7,
+        max_window: int = 1024,
+        frames_per_segment: int = 4,
+    ) -> None:
+        check_choice("holitom_outer variant", variant, Variant)
+        super().__init__(keep, tokens, variant, frames_per_segment)
+        if max_window < 1 or neighbours < 1 or not (0 <= own <= 1 and 0 <= context <= 1):
+            raise ValueError(
+                f"max_window={max_window} and neighbours={neighbours} must be at least 1, own={own} and "
+                f"context={context} in [0, 1]."
+            )
+        self.still, self.own, self.context = still, own, context
+        self.neighbours, self.max_window = neighbours, max_window
+
+    def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
+        if self.variant == "fixed" and budget.covers(grid.tokens):
+            return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+        values = grid.values.flatten(1, 2)
+        window, still = self.windows(values)
+        sizes = torch.cat([still.sum(1), (~still).sum(1)[window]])
+        counts = self._counts(sizes, len(still), budget, grid.tokens).to(values.device)
+        step = frames_at_once(values)
+        once, means = self._thinned(lambda some: _means(values, window, some), still, counts[: len(still)], step)
+        score = self.salience(grid)
+        among, count = ~still[window], counts[len(still) :]
+        salient = (count.double() * (1 - self.context)).round().long()
+        dominant = best_of_each(score.masked_fill(~among, -torch.inf), salient)
+        centres, mixed = self._thinned(lambda some: values[some], among & ~dominant, count - salient, step)
+        return self._tokens(grid, window, (dominant, centres, once), [*mixed, *means])
+
+    def windows(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Which window each frame belongs to [T], and which places are still in each [W,P]."""
+        alike = cosine(values[:-1], values[1:]) > self.still
+        ends = _best_ends(_run_ends(alike), self.max_window)
+        window = torch.zeros(len(values), dtype=torch.long)
+        window[torch.tensor(ends[:-1], dtype=torch.long) + 1] = 1
+        window = window.cumsum(0).to(values.device)
+        inside = window[1:] == window[:-1]  # a step that leaves a window does not count
+        moves = torch.zeros(len(ends), values.shape[1], device=values.device)
+        moves.index_add_(0, window[1:][inside], (~alike[inside]).float())
+        longer = torch.bincount(window) > 1
+        return window, (moves == 0) & longer[:, None]
+
+    def _counts(self, sizes: Tensor, windows: int, budget: Budget, total: int) -> Tensor:
+        """How many of each window's still places, then of each frame's other tokens, are kept."""
+        if self.variant == "fixed":
+            wanted = min(budget.of(total), int(sizes.sum()))
+            return apportioned(sizes.double() * wanted / sizes.sum(), wanted, sizes)
+        share = min(budget.share(total) / (int(sizes.sum()) / total), 1.0)
+        return torch.tensor(
+            [round(n * share) if i < windows else math.ceil(n * share) for i, n in enumerate(sizes.tolist())]
+        )
+
+    def _thinned(
+        self, values: Callable[[Tensor], Tensor], among: Tensor, count: Tensor, step: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Density peaks of B groups, `count` [B] each, as a mask [B,P]; and in their order, in parts [n,C], what they
+        are with what they took in. `values` gives [b,P,C] for `step` groups [b].
+        """
+        kept, parts = torch.zeros_like(among), []
+        having = count.nonzero()[:, 0]
+        for start in range(0, len(having), step):
+            some = having[start : start + step]
+            group = values(some)
+            apart = distances(group)
+            near = count[some].clamp(max=self.neighbours)
+            kept[some] = peaks(apart, among[some], count[some], near, as_topk=self.variant == "released")
+            parts.append(merged(group, apart, among[some], kept[some], self.own))
+        return kept, parts
+
+    def _tokens(
+        self, grid: FeatureGrid, window: Tensor, kinds: tuple[Tensor, Tensor, Tensor], merged: list[Tensor]
+    ) -> VideoTokens:
+        """Tokens in the order of their places; as released in the order of windows, frames and kinds.
+
+        `kinds` are masks of the salient tokens [T,P], the density peaks [T,P], and what windows show once [W,P];
+        `merged` what those of the latter two are, in parts.
+        """
+        dominant, centres, once = kinds
+        frames, places = dominant.shape
+        first = torch.searchsorted(window, torch.arange(len(once), device=window.device))
+        parts = []  # for each kind: where it stands, and its place in the order of the release
+        for number, mask in enumerate((dominant, centres)):
+            frame, place = mask.nonzero().unbind(1)
+            parts.append((frame * places + place, ((2 * window[frame] + 1) * frames + frame) * 2 + number))
+        of, place = once.nonzero().unbind(1)
+        parts.append((first[of] * places + place, 4 * of * frames))
+        source, turn = (torch.cat(column) for column in zip(*parts, strict=True))
+        order = (source if self.variant == "fixed" else turn * places + source % places).argsort()
+        tokens = self.taken(grid, source[order])
+        rows = order.argsort()[len(parts[0][0]) :]
+        for part, at in zip(merged, rows.split([len(part) for part in merged]), strict=True):
+            tokens.values[at] = part.to(tokens.values.dtype)
+        if self.variant == "fixed":
+            return tokens
+        spread = torch.linspace(0, frames * places - 1, len(source), dtype=torch.long, device=source.device)
+        return self.with_values(self.taken(grid, spread), tokens.values)
+
+
+def _means(values: Tensor, window: Tensor, some: Tensor) -> Tensor:
+    """Mean of the frames [T,P,C] of each window of `some` [w] (ascending): [w,P,C] in float32."""
+    total = torch.zeros(len(some), *values.shape[1:], device=values.device)
+    inside = torch.isin(window, some).nonzero()[:, 0]
+    for frames in inside.split(frames_at_once(values)):
+        total.index_add_(0, torch.searchsorted(some, window[frames]), values[frames].float())
+    return total / torch.bincount(window)[some, None, None]
+
+
+def _run_ends(alike: Tensor) -> Tensor:
+    """For each frame and place, the last frame that is reached without a change: [T,P], from `alike` [T-1,P]."""
+    steps = len(alike)
+    order = torch.arange(steps, device=alike.device)[:, None].expand_as(alike)
+    stops = torch.where(alike, steps, order)
+    ends = torch.cat([stops, stops.new_full((1, alike.shape[1]), steps)])
+    return ends.flip(0).cummin(0).values.flip(0)
+
+
+def _best_ends(run_ends: Tensor, most: int) -> list[int]:
+    """The last frames of the windows that save most tokens: a still place saves all but one of a window's frames.
+
+    Dynamic programming over frames, which is sequential; on the CPU, with all windows that end at a frame at once.
+    """
+    frames = len(run_ends)
+    start = torch.arange(frames, device=run_ends.device)[:, None]
+    reached = torch.bincount((start * frames + run_ends).flatten(), minlength=frames * frames).unflatten(
+        0, (frames, -1)
+    )
+    still = reached.flip(1).cumsum(1).flip(1).cpu().numpy()  # places still from a frame (row) to another (column)
+    best, begin = np.zeros(frames + 1), np.zeros(frames, dtype=int)
+    for end in range(frames):
+        starts = np.arange(end, max(-1, end - most), -1)  # of equal windows the shortest wins
+        saved = best[starts] + still[starts, end] * (end - starts)
+        choice = int(saved.argmax())
+        best[end + 1], begin[end] = saved[choice], starts[choice]
+    ends, end = [], frames - 1
+    while end >= 0:
+        ends.append(end)
+        end = int(begin[end]) - 1
+    return ends[::-1]
