@@ -1,0 +1,101 @@
+"""Token compressors against numbers from the authors' code (torch 2.13, float32, CPU)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from langdc.compressors import build
+from langdc.compressors.base import Budget
+from langdc.types import FeatureGrid, VideoFeatures
+
+FOLDER = Path(__file__).parent
+
+
+def cases(name: str, **wanted) -> list:
+    found = json.loads((FOLDER / f"{name}.json").read_text())["cases"]
+    return [pytest.param(c, id=c["id"]) for c in found if all(c.get(k) == v for k, v in wanted.items())]
+
+
+@pytest.fixture(scope="module")
+def numbers() -> dict[str, dict[str, Tensor]]:
+    return {name: load_file(FOLDER / f"{name}.safetensors") for name in ("vidcom2", "dpselect", "baselines_qwen")}
+
+
+def one_row(values: Tensor) -> VideoFeatures:
+    """Frames [T,P,C] as a video whose grid has one row."""
+    return VideoFeatures((FeatureGrid(values[:, None]),), {}, torch.arange(len(values)))
+
+
+@pytest.mark.parametrize("case", cases("vidcom2"))
+def test_vidcom2(numbers, case) -> None:
+    stored, name = numbers["vidcom2"], case["id"]
+    features = stored[case["feature_tensor"]].unflatten(0, (case["frames"], -1))
+    video, group = one_row(features), case["feature_tensor"].split(".")[0]
+    method = build("vidcom2", keep=case["retention_ratio"], variant="released")
+    to_video, to_frame = method.likeness(video.main[0])
+    torch.testing.assert_close(to_video, stored[f"{group}.video_score"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(to_frame, stored[f"{group}.frame_score"], atol=1e-5, rtol=0)
+    budgets = method.shares(to_video, Budget(keep=case["retention_ratio"]))
+    assert torch.equal(budgets, stored[f"{name}.budgets"])
+    found = method(video)
+    assert torch.equal(found.source % features.shape[1], stored[f"{name}.local_indices"])
+    assert torch.equal(found.values, features.flatten(0, 1)[found.source])
+
+
+@pytest.mark.parametrize("case", cases("dpselect", kind="keyframe"))
+def test_dpselect(numbers, case) -> None:
+    """Their order is slot by slot, each patch with its own frames; ours is that of the video."""
+    stored, name, places = numbers["dpselect"], case["id"], case["N"]
+    memory = stored[f"{name.split('.')[0]}.memory"][0]
+    method = build(
+        "dpselect", tokens=case["tgt"] * places, window=case["window"], per="frame" if case["sync"] else "patch"
+    )
+    found = method(one_row(memory))
+    frames = stored[f"{name}.frame_index"].reshape(case["tgt"], -1).expand(case["tgt"], places)
+    expected = (frames * places + torch.arange(places)).flatten()
+    order = expected.argsort()
+    assert torch.equal(found.source, expected[order])
+    assert torch.equal(found.anchor, stored[f"{name}.keypatches_mask"][order])
+
+
+@pytest.mark.parametrize("case", cases("dpselect", kind="mallm"))
+def test_ma_lmm(numbers, case) -> None:
+    stored, name, places = numbers["dpselect"], case["id"], case["N"]
+    memory = stored[f"{name.split('.')[0]}.memory"][0]
+    per = "frame" if case["sync"] else "patch"
+    method = build("ma_lmm", tokens=case["tgt"] * places, per=per, soft=not case["hard"])
+    found = method(one_row(memory)).values
+    expected = stored[f"{name}.output"][0]
+    if case["sync"]:
+        torch.testing.assert_close(found.unflatten(0, (-1, places)), expected, atol=1e-5, rtol=0)
+        return
+    # ours are in order of the frame a slot begins with: compare as sets, patch by patch
+    for rows in (found, expected.flatten(0, 1)):
+        assert len(rows) == case["tgt"] * places
+    apart = torch.cdist(expected.flatten(0, 1), found).min(1)
+    assert apart.values.max() < 1e-4 and len(set(apart.indices.tolist())) == len(found)
+
+
+NAMES = {"holitom": "holitom_outer"}
+SETTINGS = {
+    "visionzip_dominant_ratio": "dominant", "visionzip_k_neighbors": "neighbours", "DYCOKE_K": "merging_ratio",
+    "fastvid_DySeg_c": "segments", "fastvid_DySeg_tau": "change", "fastvid_STPrune_d": "context",
+    "fastvid_DTM_p": "stride", "fastvid_DTM_beta": "own", "HOLITOM_D": "context", "HOLITOM_T": "still",
+    "HOLITOM_K": "neighbours", "HOLITOM_BETA": "own", "HOLITOM_MAX_WINDOW_SIZE": "max_window",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", cases("baselines_qwen"))
+def test_others(numbers, case) -> None:
+    stored, name = numbers["baselines_qwen"], case["id"]
+    steps, rows, columns = case["grid_thw"]
+    features = stored[f"{case['video']}.features"].unflatten(0, (steps, rows * columns // 4))
+    settings = {SETTINGS[key]: value for key, value in case["env"].items()}
+    method = build(NAMES.get(case["method"], case["method"]), keep=case["ratio"], variant="released", **settings)
+    found = method(one_row(features))
+    assert torch.equal(found.source, stored[f"{name}.keep"])
+    torch.testing.assert_close(found.values, stored[f"{name}.output"], atol=1e-5, rtol=0)
