@@ -1,0 +1,106 @@
+"""How a budget is shared among layers: small pieces that any KV compressor combines.
+
+Letters: L layers, n keys scored.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from langdc.registry import Registry, check_choice
+
+allocators: Registry["Allocator"] = Registry("allocator")
+Smoothing = Literal["count", "floor"]
+
+
+class Allocator(ABC):
+    """Shares of every layer, from the mean share and the layers' scores."""
+
+    @abstractmethod
+    def __call__(self, share: float, scores: Tensor) -> Tensor:
+        """The share each layer keeps of its chunk [L], in float64; `scores` [L,n] are comparable across layers."""
+
+
+@allocators.register("even")
+class Even(Allocator):
+    """The same share for every layer."""
+
+    def __call__(self, share: float, scores: Tensor) -> Tensor:
+        return torch.full((len(scores),), share, dtype=torch.float64)
+
+
+@allocators.register("pyramid")
+class Pyramid(Allocator):
+    """Falls linearly, from nearly twice the share in the first layer to share / `beta` in the last.
+
+    PyramidKV (arXiv 2406.02069), as upstream has it.
+    """
+
+    def __init__(self, beta: float = 20.0) -> None:
+        if beta < 1:
+            raise ValueError(f"beta={beta}; the last layer keeps share / beta, so give 1 or more, such as 20.")
+        self.beta = beta
+
+    def __call__(self, share: float, scores: Tensor) -> Tensor:
+        layers = len(scores)
+        if layers == 1:
+            return torch.full((1,), share, dtype=torch.float64)
+        least, most = share / self.beta, 2 * share
+        order = torch.arange(layers, dtype=torch.float64)
+        return ((most - least) - (most - 2 * least) / (layers - 1) * order).clamp(max=1.0)
+
+
+@allocators.register("empirical")
+class Empirical(Allocator):
+    """A hand-made curve, scaled to the share: from 0.3 down to 0.1 over two thirds of the layers, then up to 0.2.
+
+    Upstream's "emprical". It divides by zero for 3 layers; the last layer gets the end of the curve there.
+    """
+
+    MEAN = 0.55 / 3
+
+    def __call__(self, share: float, scores: Tensor) -> Tensor:
+        layers = len(scores)
+        order = torch.arange(layers, dtype=torch.float64)
+        falling = 0.3 - (0.3 - 0.1) * 3 / layers / 2 * order
+        slope = 0.0 if layers <= 3 else (0.2 - 0.1) / (layers / 3 - 1)
+        rising = slope * order + 0.2 - (layers - 1) * slope
+        curve = torch.where(order < 2 * layers / 3, falling, rising)
+        return (share / self.MEAN * curve).clamp(0.01, 1.0)
+
+
+@allocators.register("adaptive")
+class Adaptive(Allocator):
+    """By how many of all layers' best scores a layer holds (AdaReTaKe, eqs. 11-15).
+
+    `smoothing`: "count" adds one hit to every layer, as the released code does; "floor" is the printed eq. 16, which
+    takes 0.01 off every layer's part and gives 0.01 to each.
+    """
+
+    FLOOR = 0.01
+
+    def __init__(self, smoothing: Smoothing = "count") -> None:
+        check_choice("smoothing", smoothing, Smoothing)
+        self.smoothing = smoothing
+
+    def __call__(self, share: float, scores: Tensor) -> Tensor:
+        layers, keys = scores.shape
+        best = scores.flatten().topk(min(scores.numel(), int(max(1, share * keys) * layers))).indices
+        return self.parts(torch.bincount(best // keys, minlength=layers)) * (layers * share)
+
+    def parts(self, hits: Tensor) -> Tensor:
+        """Each layer's part of the whole [L], from its number of hits."""
+        hits = hits.cpu().double()
+        if self.smoothing == "count":
+            return (hits + 1) / (hits + 1).sum()
+        over = (hits / hits.sum() - self.FLOOR).clamp(min=0)
+        return over / over.sum() * (1 - len(hits) * self.FLOOR) + self.FLOOR
+
+
+def build_allocator(allocator: "str | dict | Allocator") -> Allocator:
+    """An allocator from its name, from {"name": ..., settings}, or as it is."""
+    if isinstance(allocator, Allocator):
+        return allocator
+    return allocators.build(**({"name": allocator} if isinstance(allocator, str) else allocator))

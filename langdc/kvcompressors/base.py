@@ -1,0 +1,119 @@
+"""The zoo of KV compressors, and what most of them share: score a chunk's keys, share the budget, keep the best.
+
+Letters: G key heads, L layers, M prompt+video length, Q chunk length, n keys.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from langdc.budget import check_budget
+from langdc.interfaces import KVCompressor
+from langdc.kvcompressors.allocators import Allocator, build_allocator
+from langdc.kvcompressors.scorers import Scorer, build_scorer
+from langdc.registry import Registry
+from langdc.types import Chunk, Plan
+
+kvcompressors: Registry[KVCompressor] = Registry("kvcompressor")
+
+
+class BudgetedKV(KVCompressor):
+    """A KV compressor with a budget: `keep`, the fraction kept of every video, or `tokens` for the whole prompt.
+
+    With `tokens`, the fraction is tokens / M where the prompt is longer, as upstream has it: M counts text, which is
+    always kept, so somewhat more than `tokens` keys remain. A budget that covers the prompt changes nothing.
+    """
+
+    def __init__(self, keep: float | None = None, tokens: int | None = None, chunk_frames: int = 32) -> None:
+        check_budget(keep, tokens)
+        if chunk_frames < 1:
+            raise ValueError(f"chunk_frames={chunk_frames}; a chunk needs at least one frame, 32 is usual.")
+        self.keep, self.tokens, self.chunk_frames = keep, tokens, chunk_frames
+        self.share = 1.0
+
+    def begin(self, plan: Plan) -> None:
+        self.plan = plan
+        self.share = self._share(plan)
+        self.active = self.share < 1
+
+    def _share(self, plan: Plan) -> float:
+        if self.keep is not None:
+            return float(self.keep)
+        assert self.tokens is not None
+        return min(1.0, self.tokens / len(plan.embeds))
+
+    def count(self, share: float, keys: int) -> int:
+        """How many of `keys` keys a share means: rounded down, at least one, at most all."""
+        # 0.29 of 100 is 29, though the product is 28.999999999999996
+        return min(keys, max(1, math.floor(share * keys + 1e-9)))
+
+
+class BestKeysKV(BudgetedKV):
+    """Keeps each chunk's best keys in every layer: a `scorer` ranks them, an `allocator` says how many.
+
+    Both by name ("self", "question"; "even", "pyramid", "empirical", "adaptive"), as {"name": ..., settings} or as
+    objects. `per_head`: key heads choose on their own.
+    """
+
+    per_head = False
+
+    def __init__(
+        self,
+        keep: float | None,
+        tokens: int | None,
+        scorer: str | dict | Scorer,
+        allocator: str | dict | Allocator,
+        chunk_frames: int,
+    ) -> None:
+        super().__init__(keep, tokens, chunk_frames)
+        self.scorer, self.allocator = build_scorer(scorer), build_allocator(allocator)
+        self.guide = self.scorer.guide
+
+    def begin(self, plan: Plan) -> None:
+        super().begin(plan)
+        self._scores: list[Tensor] = []
+        self.guide = self.scorer.guide if self.active else 0
+        if self.active and self.guide and plan.chunks and plan.chunks[-1].rows.stop == len(plan.embeds):
+            raise ValueError(
+                "The prompt ends with a video, so no question can say what matters in it; put text after the video, "
+                "or give scorer='self'."
+            )
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        if layer == 0:
+            self._scores = []
+        self._scores.append(self.scorer(query, key))
+
+    def chunk_share(self, chunk: Chunk) -> float:
+        """The fraction kept of a chunk, averaged over layers."""
+        return self.share
+
+    def adjust(self, scores: Tensor, chunk: Chunk) -> Tensor:
+        """Last word on the scores [L,n] or [L,G,n]; default: none."""
+        return scores
+
+    def kept(self, chunk: Chunk) -> list[Tensor]:
+        scores = torch.stack([of_layer.to(self._scores[0].device) for of_layer in self._scores])
+        places = chunk.video.to(scores.device).nonzero()[:, 0]
+        scores = scores[..., places]
+        shares = self.shares(scores.mean(1), chunk)
+        ranked = self.adjust(scores if self.per_head else scores.mean(1), chunk)
+        best = [self.pick(layer, self.count(share, len(places))) for layer, share in zip(ranked, shares, strict=True)]
+        return [self._rows(chunk, number, places[rows]) for number, rows in enumerate(best)]
+
+    def shares(self, scores: Tensor, chunk: Chunk) -> list[float]:
+        """What each layer keeps of a chunk, from the scores [L,n]."""
+        share = self.chunk_share(chunk)
+        return self.allocator(share, scores).tolist() if share < 1 else [1.0] * len(scores)
+
+    def pick(self, scores: Tensor, count: int) -> Tensor:
+        """The best `count` of the last axis, in any order; of equals the earlier wins."""
+        return scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
+
+    def _rows(self, chunk: Chunk, layer: int, best: Tensor) -> Tensor:
+        """Older keys, text between frames, and the best: rows of the whole cache, ascending."""
+        text = (~chunk.video).nonzero()[:, 0].to(best.device)
+        new = torch.cat([best, text.expand(*best.shape[:-1], -1)], -1).sort(-1).values + chunk.past[layer]
+        old = torch.arange(chunk.past[layer], device=best.device).expand(*best.shape[:-1], -1)
+        return torch.cat([old, new], -1)

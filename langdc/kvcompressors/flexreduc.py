@@ -1,0 +1,178 @@
+"""AdaReTaKe, also released as FlexReduc: budgets that differ by chunk and by layer.
+
+Letters: A rotary axes, L layers, M prompt+video length, n keys, K keys cached.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from langdc.kvcompressors.allocators import Adaptive, Allocator
+from langdc.kvcompressors.base import BestKeysKV, kvcompressors
+from langdc.kvcompressors.pivotkv import closer
+from langdc.kvcompressors.scorers import Scorer
+from langdc.kvcompressors.temporal import means_of_frames, shares_by_change, shares_by_distance
+from langdc.registry import check_choice
+from langdc.types import Chunk, Plan
+
+Variant = Literal["fixed", "released-2026", "released", "paper"]
+VARIANTS = {
+    "fixed": (),
+    "released-2026": ("text_scores", "saturated_guide", "half_video", "text_clock"),
+    "released": ("text_scores",),
+    "paper": (),
+}
+NEVER = 1000.0
+"""What upstream scores text with."""
+
+
+@kvcompressors.register("flexreduc")
+class FlexReduc(BestKeysKV):
+    """Keep the tokens that the question attends to most, more in lively chunks and in layers where more stand out.
+
+    AdaReTaKe (arXiv 2503.12559), section 4. Every chunk is read together with the question (`scorer`; all of it, or its
+    last tokens). `temporal`: chunks that differ from their neighbours keep more, on average the budget. `allocator`:
+    layers keep as many as they hold of all layers' best (eqs. 11-15). `reforge`: kept tokens are moved closer together
+    in time by the budget's fraction, what follows goes on right after them, and scores are taken without positions.
+
+    "fixed" (default): the full release of 2026 without its defects. "released-2026": that release as it runs with the
+    transformers it pins. "released": the early release of 2025, in which a chunk's share grows with the part of its
+    scores above 1 % of the best (its square root times that of `boost`), and which mostly exceeds the budget. "paper":
+    the printed eqs. 8-16.
+    `defects`, by default those of the variant, puts some of them back: "text_scores": a video's first chunk is cut by
+    the scores of the text before it, so only its last tokens, by chance; "saturated_guide": a chunk that is kept whole
+    keeps the question's keys, too; "half_video": shares in time are measured on the first half of the video;
+    "text_clock": the question is placed by token numbers instead of time, and gaps between chunks stay.
+    """
+
+    paper = "AdaReTaKe, arXiv 2503.12559"
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        scorer: str | dict | Scorer = "question",
+        allocator: str | dict | Allocator | None = None,
+        temporal: bool = True,
+        reforge: bool = True,
+        chunk_frames: int = 32,
+        boost: float = 4.0,
+        defects: Collection[str] | None = None,
+    ) -> None:
+        check_choice("flexreduc variant", variant, Variant)
+        allocator = allocator or Adaptive("floor" if variant == "paper" else "count")
+        super().__init__(keep, tokens, scorer, allocator, chunk_frames)
+        self.variant, self.temporal, self.reforge, self.boost = variant, temporal, reforge, boost
+        self.defects = frozenset(VARIANTS[variant] if defects is None else defects)
+        unknown = self.defects - set(VARIANTS["released-2026"])
+        if unknown:
+            raise ValueError(f"Unknown defects {sorted(unknown)}; there are {sorted(VARIANTS['released-2026'])}.")
+        self.position_free = reforge
+        self.continuous = reforge and "text_clock" not in self.defects
+
+    @property
+    def released(self) -> bool:
+        """Whether rounding and ties are upstream's."""
+        return self.variant.startswith("released")
+
+    def begin(self, plan: Plan) -> None:
+        super().begin(plan)
+        self.active = self.active or self.released
+        self._read_to = 0
+        self._shares = self._chunk_shares(plan) if self.share < 1 else {}
+
+    def _share(self, plan: Plan) -> float:
+        if self.variant != "paper" or self.tokens is None:
+            return super()._share(plan)
+        video = sum(int(chunk.video.sum()) for chunk in plan.chunks)
+        room = self.tokens - len(plan.embeds) + video
+        if room < 1:
+            raise ValueError(f"tokens={self.tokens} does not cover the text of {len(plan.embeds) - video} tokens.")
+        return min(1.0, room / max(video, 1))
+
+    def _chunk_shares(self, plan: Plan) -> dict[int, float]:
+        """Every chunk's share, by the prompt row it starts at."""
+        shares: dict[int, float] = {}
+        for clip in {chunk.clip for chunk in plan.chunks}:
+            chunks = [chunk for chunk in plan.chunks if chunk.clip == clip]
+            found = [self.share] * len(chunks)
+            if self.temporal and self.variant != "released":
+                found = self._shares_in_time(plan, chunks)
+            shares |= {chunk.rows.start: share for chunk, share in zip(chunks, found, strict=True)}
+        return shares
+
+    def _shares_in_time(self, plan: Plan, chunks: list[Chunk]) -> list[float]:
+        parts = [plan.embeds[chunk.rows][chunk.video].float() for chunk in chunks]
+        size = chunks[0].frame_tokens
+        if self.variant == "paper":
+            if size is None:
+                raise ValueError("variant='paper' compares tokens frame by frame; every frame needs as many of them.")
+            return shares_by_change(self.share, [p[: len(p) // size * size].unflatten(0, (-1, size)) for p in parts])
+        if size is None:
+            return shares_by_distance(self.share, [part.mean(0) for part in parts])
+        whole = torch.cat(parts)
+        if "half_video" in self.defects:
+            whole, size = whole[: len(whole) // size * (size // 2)], size // 2
+        means = means_of_frames(whole, size, len(chunks)) if size else None
+        return [self.share] * len(chunks) if means is None else shares_by_distance(self.share, means)
+
+    def guide_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
+        if "text_clock" not in self.defects:
+            return super().guide_positions(chunk, positions)
+        return positions[:, :, -chunk.guide :] - (positions.shape[2] - chunk.guide - chunk.rows.stop)
+
+    def chunk_share(self, chunk: Chunk) -> float:
+        return self._shares.get(chunk.rows.start, 1.0)
+
+    def shares(self, scores: Tensor, chunk: Chunk) -> list[float]:
+        return self._final(self.allocator(self.chunk_share(chunk), scores), scores)
+
+    def _final(self, shares: Tensor, scores: Tensor) -> list[float]:
+        found = (shares.float() if self.released else shares).tolist()
+        if self.variant == "released" and self.temporal:
+            lively = (scores > 0.01 * scores.amax(1, keepdim=True)).double().mean(1).tolist()
+            grown = [min(2.0, max(0.5, math.sqrt(self.boost * part))) for part in lively]
+            found = [min(1.0, by * share) for by, share in zip(grown, found, strict=True)]
+        return [max(0.01, share) for share in found]
+
+    def count(self, share: float, keys: int) -> int:
+        return min(keys, max(1, int(share * keys))) if self.released else super().count(share, keys)
+
+    def pick(self, scores: Tensor, count: int) -> Tensor:
+        return scores.topk(count).indices if self.released else super().pick(scores, count)
+
+    def kept(self, chunk: Chunk) -> list[Tensor]:
+        text, self._read_to = chunk.rows.start - self._read_to, chunk.rows.stop
+        if self.chunk_share(chunk) >= 1:
+            guide = chunk.guide if "saturated_guide" in self.defects else 0
+            return [torch.arange(past + len(chunk) + guide, device=chunk.video.device) for past in chunk.past]
+        if text and "text_scores" in self.defects:
+            return self._kept_by_text(chunk, text)
+        return super().kept(chunk)
+
+    def _kept_by_text(self, chunk: Chunk, text: int) -> list[Tensor]:
+        """The rows that stay when the scores of `text` tokens before the chunk are taken for those of its last ones."""
+        layers, share = len(chunk.past), self.chunk_share(chunk)
+        stale = torch.full((layers, text), NEVER)
+        shares = self.allocator(share, stale)
+        if isinstance(
+            self.allocator, Adaptive
+        ):  # which of the equal scores are taken depends on what else is in the list
+            listed = torch.cat([stale.flatten(), torch.stack(self._scores).mean(1).flatten().cpu()])
+            best = listed.topk(int(max(1, share * text) * layers)).indices // text
+            shares = self.allocator.parts(torch.bincount(best, minlength=layers)[:layers]) * (layers * share)
+        ends = [past + len(chunk) for past in chunk.past]
+        parts = zip(ends, stale, self._final(shares, stale), strict=True)
+        best = [self.pick(of, self.count(share, text)).sort().values + end - text for end, of, share in parts]
+        pairs = zip(ends, best, strict=True)
+        return [torch.cat([torch.arange(end - text), rows]).to(chunk.video.device) for end, rows in pairs]
+
+    def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
+        if not self.reforge or self.chunk_share(chunk) >= 1:
+            return old
+        new = torch.arange(chunk.past[layer], old.shape[2], device=old.device)
+        return closer(old, new, new, self.share)

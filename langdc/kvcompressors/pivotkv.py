@@ -1,0 +1,90 @@
+"""PivotKV, the KV half of ReTaKe.
+
+Letters: A rotary axes, L layers, n keys, K keys cached.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from langdc.kvcompressors.allocators import Allocator
+from langdc.kvcompressors.base import BestKeysKV, kvcompressors
+from langdc.kvcompressors.scorers import Scorer
+from langdc.registry import check_choice
+from langdc.types import Chunk, Plan
+
+Variant = Literal["fixed", "released", "paper"]
+
+
+@kvcompressors.register("pivotkv")
+class PivotKV(BestKeysKV):
+    """Keep, of every chunk and in every layer, the tokens that the chunk's own tokens attend to most.
+
+    ReTaKe (arXiv 2412.20504), section 3.3 and eq. 6; anchors are DPSelect's key patches. `reforge`: kept tokens are
+    moved closer together in time, by the fraction kept, and what follows goes on right after them; scores are then
+    taken without positions. With scorer="question", and an allocator, this is upstream's VidLang cache.
+
+    "fixed" (default): the released rule, but anchors come first whatever they score (released: an anchor scores 1.0,
+    the average, so any better token beats it and a cut among anchors is decided by chance), and a budget that covers
+    the prompt changes nothing (released: gaps in time are closed all the same). "released": as the code of 2025 runs.
+    "paper": anchors first, positions stay.
+    """
+
+    paper = "ReTaKe, arXiv 2412.20504"
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        scorer: str | dict | Scorer = "self",
+        allocator: str | dict | Allocator = "even",
+        reforge: bool | None = None,
+        chunk_frames: int = 32,
+    ) -> None:
+        super().__init__(keep, tokens, scorer, allocator, chunk_frames)
+        check_choice("pivotkv variant", variant, Variant)
+        self.variant = variant
+        self.reforge = variant != "paper" if reforge is None else reforge
+        self.position_free = self.continuous = self.reforge
+
+    def begin(self, plan: Plan) -> None:
+        super().begin(plan)
+        self.active = self.active or self.variant == "released"
+
+    def adjust(self, scores: Tensor, chunk: Chunk) -> Tensor:
+        if chunk.anchor is None:
+            return scores
+        anchor = chunk.anchor[chunk.video].to(scores.device)
+        first = scores.new_ones(()) if self.variant == "released" else scores + scores.amax(-1, keepdim=True) + 1
+        return torch.where(anchor, first, scores)
+
+    def pick(self, scores: Tensor, count: int) -> Tensor:
+        return scores.topk(count).indices if self.variant == "released" else super().pick(scores, count)
+
+    def count(self, share: float, keys: int) -> int:
+        return max(1, int(share * keys)) if self.variant == "released" else super().count(share, keys)
+
+    def kept(self, chunk: Chunk) -> list[Tensor]:
+        rows = super().kept(chunk)
+        self._chosen = [of_layer[past:] for of_layer, past in zip(rows, chunk.past, strict=True)]
+        return rows
+
+    def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
+        chosen = self._chosen[layer]
+        if not self.reforge:
+            return old
+        return closer(old, chosen, chosen, len(chosen) / len(chunk))
+
+
+def closer(old: Tensor, moving: Tensor, among: Tensor, factor: float) -> Tensor:
+    """Positions [A,1,K] with the times of the rows `moving` pulled towards the earliest of the rows `among`.
+
+    In float32 and rounded down, as upstream does; other axes stay.
+    """
+    time = old[0, 0]
+    first = time[among].min()
+    new = old.clone()
+    new[0, 0, moving] = first + ((time[moving] - first) * factor).long()
+    return new

@@ -1,0 +1,49 @@
+"""SnapKV: what the last tokens look at, every head for itself.
+
+Letters: G key heads, L layers, n keys.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from langdc.kvcompressors.allocators import Allocator
+from langdc.kvcompressors.base import BestKeysKV, kvcompressors
+from langdc.kvcompressors.scorers import Scorer, WindowScorer
+from langdc.types import Chunk
+
+
+@kvcompressors.register("snapkv")
+class SnapKV(BestKeysKV):
+    """Keep, of every chunk and in each key head on its own, the places that the chunk's last `window` tokens attend to.
+
+    SnapKV (arXiv 2404.14469), section 4, applied chunk by chunk: scores are averaged over `kernel` neighbouring tokens,
+    so that what is kept comes with its surroundings, and the window itself stays (at most half of the budget). With
+    scorer="question" the question looks in place of the window. Heads that share a key head decide together.
+    """
+
+    paper = "arXiv 2404.14469"
+
+    per_head = True
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        window: int = 32,
+        kernel: int = 7,
+        scorer: str | dict | Scorer | None = None,
+        allocator: str | dict | Allocator = "even",
+        chunk_frames: int = 32,
+    ) -> None:
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel={kernel}; neighbours on both sides need an odd number, such as 7.")
+        super().__init__(keep, tokens, scorer or WindowScorer(window), allocator, chunk_frames)
+        self.kernel = kernel
+
+    def adjust(self, scores: Tensor, chunk: Chunk) -> Tensor:
+        window = self.scorer.size if isinstance(self.scorer, WindowScorer) else 0
+        window = min(window, self.count(self.chunk_share(chunk), scores.shape[-1]) // 2)
+        before = scores[..., : scores.shape[-1] - window]
+        smooth = functional.avg_pool1d(before, self.kernel, 1, self.kernel // 2, count_include_pad=False)
+        return torch.cat([smooth, scores.new_full((*scores.shape[:-1], window), torch.inf)], -1)

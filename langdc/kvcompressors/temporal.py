@@ -1,0 +1,78 @@
+"""How a budget is shared among the chunks of a video: by how much each differs from its neighbours, or changes within.
+
+Letters: D host width, N chunks, P tokens per frame.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+LEAST = 1e-3
+
+
+def shares_by_distance(share: float, chunks: Sequence[Tensor]) -> list[float]:
+    """Shares of N chunks with the mean `share`, larger where a chunk differs from the ones beside it.
+
+    `chunks`: one vector [D] each; its distance is the mean of 1 - cosine to both neighbours, a chunk at an end having
+    itself for the missing one. Equal shares where nothing differs.
+    """
+    each = torch.stack(list(chunks))
+    beside = torch.cat([each[:1], each, each[-1:]])
+    apart = [1 - functional.cosine_similarity(each, other, dim=-1) for other in (beside[:-2], beside[2:])]
+    distances = ((apart[0] + apart[1]) / 2).tolist()
+    mean = sum(distances) / len(distances)
+    if not mean > 0:
+        return [share] * len(distances)
+    return project([share * distance / mean for distance in distances], share * len(distances))
+
+
+def shares_by_change(share: float, chunks: Sequence[Tensor]) -> list[float]:
+    """Shares by the mean change from frame to frame within each chunk [frames,P,D], at most 1 (AdaReTaKe, eqs. 8-9).
+
+    With the factor that makes the shares' mean `share`, which the printed eq. 9 lacks. A chunk of one frame has no
+    change of its own and counts as the mean of the others.
+    """
+    changes = [float((1 - functional.cosine_similarity(c[1:], c[:-1], dim=-1)).mean()) for c in chunks if len(c) > 1]
+    mean = sum(changes) / max(len(changes), 1)
+    if not mean > 0:
+        return [share] * len(chunks)
+    found = iter(changes)
+    return [min(1.0, share * (next(found) if len(c) > 1 else mean) / mean) for c in chunks]
+
+
+def project(wanted: list[float], total: float, most: float = 1.0, tolerance: float = 1e-5) -> list[float]:
+    """The numbers of [0.001, `most`] nearest to `wanted` whose sum is `total`.
+
+    By bisection for what is taken off each, as upstream does, to the same `tolerance`, so that equal wishes come back
+    off by up to half of it.
+    """
+    if not wanted:
+        return []
+    wish = torch.tensor(wanted, dtype=torch.float64)
+    scale = wish / wish.sum() * total if wish.sum() > 0 else torch.full_like(wish, total / len(wish))
+    low, high = float(scale.min()) - most, float(scale.max()) - LEAST
+    for _ in range(100):
+        if high - low <= tolerance:
+            break
+        middle = (high + low) / 2
+        if float((scale - middle).clamp(LEAST, most).sum()) > total:
+            low = middle
+        else:
+            high = middle
+    return (scale - (high + low) / 2).clamp(LEAST, most).tolist()
+
+
+def means_of_frames(tokens: Tensor, frame_tokens: int, chunks: int) -> list[Tensor] | None:
+    """One vector [D] per chunk from a video's tokens [n,D]: the mean of an even N-th of its frames, each one's mean.
+
+    None where there are more chunks than frames.
+    """
+    frames = len(tokens) // frame_tokens
+    means = tokens[: frames * frame_tokens].unflatten(0, (frames, frame_tokens)).mean(1)
+    per_chunk = frames / chunks
+    cuts = [(int(i * per_chunk), min(int((i + 1) * per_chunk), frames)) for i in range(chunks)]
+    if any(stop <= start for start, stop in cuts):
+        return None
+    return [means[start:stop].mean(0) for start, stop in cuts]
