@@ -1,17 +1,20 @@
-"""The `langdc` command: ask a video, look at the environment."""
+"""The `langdc` command: ask a video, compare compressors, list them, look at the environment."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from langdc.config import MethodConfig, load
+from langdc.files import write_whole
 from langdc.types import Answer
 from langdc.version import __version__
 
 SAMPLE_QUESTION = "which segment has the most objects ?"
-BAR = 30
+BAR, SHOWN_SEGMENTS = 30, 32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,22 +38,126 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--sample", action="store_true", help="try the small model that ships, on a video drawn now")
     ask.add_argument("--seed", type=int, default=0, help="which video --sample draws (default: 0)")
     ask.add_argument("--max-new-tokens", type=int, default=64, help="length limit of the reply (default: 64)")
+    ask.add_argument("--compressor", help="a compressor by name, before the LLM or in its cache (see: compressors)")
+    ask.add_argument("--kv", help="a second one, in the cache, with the same budget")
+    ask.add_argument("--config", metavar="FILE", help="all of these from a file, such as configs/retake/*.yaml")
+    _add_budget(ask)
+    _add_host(ask)
     ask.set_defaults(run=_ask)
+    compare = commands.add_parser("compare", help="ask with several compressors, and show what each kept")
+    compare.add_argument("video", help="a video or image file")
+    compare.add_argument("question", help="what to ask")
+    compare.add_argument("--model", required=True, help="checkpoint directory, ours or a stock model's")
+    compare.add_argument("--compressors", nargs="+", metavar="NAME", help="which ones (default: all without training)")
+    compare.add_argument("--max-new-tokens", type=int, default=64, help="length limit of the replies (default: 64)")
+    compare.add_argument("--out", default="compare.html", help="the page to write (default: compare.html)")
+    _add_budget(compare)
+    _add_host(compare)
+    compare.set_defaults(run=_compare)
+    zoo = commands.add_parser("compressors", help="list all compressors")
+    zoo.set_defaults(run=_compressors)
     doctor = commands.add_parser("doctor", help="what is installed, and what is missing")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep", type=float, help="fraction of the visual tokens kept, such as 0.25")
+    parser.add_argument("--tokens", type=int, help="how many visual tokens are kept, in place of --keep")
+
+
+def _add_host(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="for stock models: a host by name, such as llava_video")
+    parser.add_argument("--frames", type=int, help="for stock models: how many frames are looked at")
+
+
+def _budget(options: argparse.Namespace) -> dict:
+    given = {"keep": options.keep, "tokens": options.tokens}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _host(options: argparse.Namespace) -> dict:
+    given = {"name": options.host, "frames": options.frames}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _chosen(options: argparse.Namespace) -> dict:
+    """What `--compressor` and `--kv` ask for, as keywords of `VideoLM.from_pretrained`."""
+    from langdc.tools.compare import resolved
+
+    budget = _budget(options)
+    if budget and not (options.compressor or options.kv):
+        raise ValueError(f"A budget {budget} needs a compressor: add --compressor NAME. See: langdc compressors")
+    chosen = resolved(options.compressor, budget) if options.compressor else {}
+    if options.kv:
+        if "kv" in chosen:
+            raise ValueError(f"--compressor {options.compressor} works in the cache already; leave out --kv.")
+        chosen["kv"] = {"name": options.kv, **budget}
+    return chosen
+
+
+def _from_file(options: argparse.Namespace) -> dict:
+    """What `--config` asks for, as keywords of `VideoLM.from_pretrained`."""
+    names = ("compressor", "kv", "keep", "tokens", "host", "frames", "sample")
+    given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
+    if given:
+        raise ValueError(f"--config {options.config} sets the whole method; leave out {', '.join(given)}.")
+    return load(MethodConfig, options.config).arguments
+
+
+def _compressors(options: argparse.Namespace) -> int:
+    from langdc.tools.zoo import entries
+
+    table = Table("name", "site", "needs", "hosts", "variants", "paper", box=None, pad_edge=False)
+    found = entries()
+    for entry in found:
+        table.add_row(entry.name, entry.site, entry.needs, entry.hosts, " ".join(entry.variants) or "-", entry.paper)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{len(found)} compressors. Try one: langdc ask VIDEO QUESTION --model DIR --compressor NAME --keep 0.25"
+    )
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from langdc.pipeline import VideoLM
+    from langdc.tools.compare import compare, page, training_free
+
+    budget = _budget(options)
+    if len(budget) != 1:
+        raise ValueError(f"langdc compare needs --keep or --tokens, one of them; given: {budget or 'neither'}.")
+    names = options.compressors or training_free()
+    console = Console()
+    table = Table("compressor", "tokens", "ms", "answer", box=None, pad_edge=False)
+    found = []
+    with console.status("asking ..."):
+        video = VideoLM.from_pretrained(options.model, host=_host(options)).open(options.video)
+        for one in compare(video, options.question, budget, names, max_new_tokens=options.max_new_tokens):
+            found.append(one)
+            said = one.trouble if one.answer is None else one.answer.text
+            costs = ["-", "-"] if one.answer is None else [str(one.answer.tokens), f"{one.milliseconds:.0f}"]
+            table.add_row(one.name, *costs, said, style="dim" if one.answer is None else "")
+    console.print(table)
+    assert video.frames is not None and found[0].answer is not None
+    before = found[0].answer.tokens_before
+    text = page(Path(options.video).name, options.question, video.frames.pixels, found, before)
+    write_whole(Path(options.out), text)
+    console.print(f"What each one kept: {options.out}")
+    return 0
 
 
 def _ask(options: argparse.Namespace) -> int:
     from langdc.pipeline import VideoLM
     from langdc.tools.sample_clip import sample_clip
 
+    chosen = _from_file(options) if options.config else {**_chosen(options), "host": _host(options)}
     console = Console()
     if options.sample:
         with sample_clip(options.seed) as (path, truth):
             question = options.question or options.video or SAMPLE_QUESTION
             console.print(f"A sample video (seed {options.seed}), {len(truth)} segments. Question: {question}")
-            answer = VideoLM.from_pretrained(options.model or "sample:langdc").ask(
+            answer = VideoLM.from_pretrained(options.model or "sample:langdc", **chosen).ask(
                 path, question, max_new_tokens=options.max_new_tokens
             )
             _show(console, answer, truth)
@@ -63,7 +170,7 @@ def _ask(options: argparse.Namespace) -> int:
             f"{', '.join(name for name, value in given.items() if not value)}.\nFor example: langdc ask clip.mp4 "
             "'what happens ?' --model runs/sample/langdc/stage3. Or try: langdc ask --sample"
         )
-    answer = VideoLM.from_pretrained(options.model).ask(
+    answer = VideoLM.from_pretrained(options.model, **chosen).ask(
         options.video, options.question, max_new_tokens=options.max_new_tokens
     )
     _show(console, answer, None)
@@ -77,13 +184,19 @@ def _show(console: Console, answer: Answer, truth: list[str] | None) -> None:
     if truth is not None:
         table.add_column("what was drawn", style="dim")
     most = max([*answer.segment_tokens, 1])
-    for number, count in enumerate(answer.segment_tokens):
+    for number, count in enumerate(answer.segment_tokens[:SHOWN_SEGMENTS]):
         said = answer.captions[number] if answer.captions is not None else ""
         row = [str(number + 1), str(count), "█" * round(BAR * count / most), said]
         table.add_row(*row, *([truth[number]] if truth is not None else []))
     console.print(table)
+    if len(answer.segment_tokens) > SHOWN_SEGMENTS:
+        console.print(f"... and {len(answer.segment_tokens) - SHOWN_SEGMENTS} more segments", style="dim")
     stages = "  ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in answer.seconds.items())
-    console.print(f"{answer.tokens} video tokens   {stages}", style="dim")
+    kept = f" of {answer.tokens_before}" if answer.tokens_before else ""
+    console.print(f"{answer.tokens}{kept} video tokens   {stages}", style="dim")
+    if answer.keys_per_layer is not None:
+        held = answer.keys_per_layer
+        console.print(f"{min(held)} to {max(held)} keys per layer after reading, text included", style="dim")
 
 
 def _doctor(options: argparse.Namespace) -> int:

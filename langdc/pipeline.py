@@ -8,7 +8,7 @@ print(video.ask("what shape is the red object ?"))
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,18 @@ from transformers.generation.streamers import BaseStreamer
 from langdc import checkpoint
 from langdc.compressors.langdc import LangDC
 from langdc.config import MemberConfig, check
+from langdc.continuation import Continuation
 from langdc.features import Clip
-from langdc.flops import answer_flops, compress_flops
+from langdc.flops import answer_flops, compress_flops, reading_flops
 from langdc.hosts.batch import read_together
 from langdc.hosts.chat import conversation
-from langdc.interfaces import TokenCompressor
+from langdc.interfaces import KVCompressor, TokenCompressor
+from langdc.kvcompressors import kvcompressors
 from langdc.metering import synchronize
 from langdc.model import VideoModel, build_compressor
+from langdc.prefill import Reading, read_prompt
 from langdc.types import Answer, FeatureGrid, Frames, Prompt, VideoFeatures, VideoTokens
-from langdc.video import IMAGE_SUFFIXES
+from langdc.video import is_image
 
 
 class FirstToken(BaseStreamer):
@@ -59,7 +62,15 @@ class OpenVideo:
 
     @cached_property
     def features(self) -> VideoFeatures:
-        """What the compressor gets."""
+        """What the compressor gets.
+
+        Raises ValueError if it needs to know what the encoder attends to and the video was opened without.
+        """
+        if self.lm.lacks_saliency(self.raw):
+            raise ValueError(
+                f"{type(self.lm.compressor).__name__} chooses by what the encoder attends to, which was not asked for "
+                "when this video was opened. Open it again without 'same'."
+            )
         return self.lm.model.host.features([self.raw], [self.times], self.lm.compressor.needs)[0]
 
     @cached_property
@@ -83,23 +94,41 @@ class OpenVideo:
 
 
 class VideoLM:
-    """A trained model, ready to be asked. `compressor` replaces the one it was trained with."""
+    """A model, ready to be asked: `compressor` replaces the one it was trained with, `kv` thins out its cache."""
 
-    def __init__(self, model: VideoModel, compressor: TokenCompressor | None = None) -> None:
+    def __init__(
+        self, model: VideoModel, compressor: TokenCompressor | None = None, kv: KVCompressor | None = None
+    ) -> None:
         self.model = model
         self.compressor = compressor if compressor is not None else model.compressor
+        self.kv = kv
+        if model.host.needs_places and not self.compressor.keeps_places:
+            raise ValueError(
+                f"{type(self.compressor).__name__} makes new tokens, but features of {type(model.host).__name__} that "
+                "follow each token need its place in the video. Choose a compressor that selects tokens."
+            )
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, compressor: TokenCompressor | Mapping[str, Any] | str | None = None
+        cls,
+        directory: str | Path,
+        compressor: TokenCompressor | Mapping[str, Any] | str | None = None,
+        kv: KVCompressor | Mapping[str, Any] | str | None = None,
+        host: Mapping[str, Any] | None = None,
     ) -> "VideoLM":
-        """Load a checkpoint directory; `compressor` may be a name, {"name": ..., settings} or an object."""
-        model = checkpoint.load(directory)
+        """Load a checkpoint directory, ours or a stock vision-language model's.
+
+        `compressor` and `kv` may be a name, {"name": ..., settings} or an object. `host`: settings of a stock model,
+        such as {"frames": 64}, with a name where the directory serves several hosts: {"name": "llava_video"}.
+        """
+        model = checkpoint.open_model(directory, host)
         if isinstance(compressor, str):
             compressor = {"name": compressor}
         if isinstance(compressor, Mapping):
             compressor = build_compressor(check(MemberConfig, dict(compressor), "compressor"), model.host)
-        return cls(model, compressor)
+        if isinstance(kv, str):
+            kv = {"name": kv}
+        return cls(model, compressor, kvcompressors.build(**kv) if isinstance(kv, Mapping) else kv)
 
     @property
     def device(self) -> torch.device:
@@ -114,10 +143,10 @@ class VideoLM:
 
     def clip(self, path: str | Path, start: float | None = None, end: float | None = None) -> Clip:
         """The frames this model samples of a file."""
-        host, path = self.model.host, Path(path)
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            return Clip(path, 1, 1)
-        return Clip(path, host.segments, host.frames_per_segment, start, end)
+        if is_image(path):
+            return Clip(Path(path), 1, 1)
+        how = self.model.host.sampling(path, start, end)
+        return Clip(Path(path), how.segments, how.frames_per_segment, start, end, how.size, how.resample)
 
     def open(
         self,
@@ -128,17 +157,27 @@ class VideoLM:
     ) -> OpenVideo:
         """Decode and encode a video or image once; `same` takes over another model's outputs of identical encoders.
 
+        Where those do not say what the encoder attends to and the compressor needs it, the frames are encoded again.
         Raises ValueError if the file cannot be read.
         """
         if same is not None:
+            if same.frames is not None and self.lacks_saliency(same.raw):
+                return self._encoded(same.frames, dict(same.seconds))
             return OpenVideo(self, same.frames, same.raw, same.times, dict(same.seconds))
         started = time.perf_counter()
         frames = self.clip(path, start, end).read()
-        decoded = time.perf_counter()
-        raw = self.model.host.see([frames])[0]
+        return self._encoded(frames, {"decode": time.perf_counter() - started})
+
+    def _encoded(self, frames: Frames, seconds: dict[str, float]) -> OpenVideo:
+        started = time.perf_counter()
+        raw = self.model.host.see([frames], self.compressor.needs)[0]
         synchronize(self.device)
-        seconds = {"decode": decoded - started, "encode": time.perf_counter() - decoded}
-        return OpenVideo(self, frames, raw, frames.seconds, seconds)
+        return OpenVideo(self, frames, raw, frames.seconds, {**seconds, "encode": time.perf_counter() - started})
+
+    def lacks_saliency(self, raw: Mapping[str, FeatureGrid]) -> bool:
+        """Whether the compressor chooses by what the encoder attends to, and these grids of a video do not say."""
+        wanted = self.model.host.tells_saliency and "saliency" in self.compressor.needs
+        return wanted and any(grid.saliency is None and len(grid.values) > 1 for grid in raw.values())
 
     @torch.no_grad()
     def compress(self, videos: Sequence[OpenVideo]) -> list[tuple[VideoTokens, list[str] | None, float]]:
@@ -152,6 +191,7 @@ class VideoLM:
             captions = [[self.compressor.captioner.decode(ids) for ids in of_video] for of_video in found.ids]
         else:
             tokens = self.compressor.batch(features)
+        tokens = [self.model.host.complete(t, video) for t, video in zip(tokens, features, strict=True)]
         synchronize(self.device)
         share = (time.perf_counter() - started) / max(len(videos), 1)
         return [(token, said, share) for token, said in zip(tokens, captions, strict=True)]
@@ -160,16 +200,17 @@ class VideoLM:
         """The tokens that stand for a video."""
         return video.tokens
 
-    def prompt(self, question: str, video: bool = True) -> Prompt:
-        """The prompt of a question, up to where the reply begins."""
+    def prompt(self, question: str, video: OpenVideo | None = None) -> Prompt:
+        """The prompt of a question about a video, or about nothing, up to where the reply begins."""
         if not question.strip():
             raise ValueError("The question is empty; ask something.")
-        return self.model.host.prompt(conversation(question, video=video))
+        media = [] if video is None else [video.features]
+        return self.model.host.prompt(conversation(question, video=video is not None), media=media)
 
     def ask(self, path: str | Path | None, question: str, **generation: Any) -> Answer:
         """Answer a question about a file; None asks the language model alone, without a video."""
         if path is None:
-            return self._reply([self.prompt(question, video=False)], [[]], None, **generation)[0]
+            return self._reply([self.prompt(question)], [[]], None, **generation)[0]
         return self.open(path).ask(question, **generation)
 
     def ask_one(self, video: OpenVideo, question: str, **generation: Any) -> Answer:
@@ -190,38 +231,100 @@ class VideoLM:
     def _answers(
         self, batch: Sequence[tuple[OpenVideo, str]], clock: FirstToken | None, **generation: Any
     ) -> list[Answer]:
-        prompts = [self.prompt(question) for _, question in batch]
-        replies = self._reply(prompts, [[video.tokens] for video, _ in batch], clock, **generation)
+        prompts = [self.prompt(question, video) for video, question in batch]
+        replies = self._reply(prompts, [[video] for video, _ in batch], clock, **generation)
         return [self._with_costs(reply, video) for reply, (video, _) in zip(replies, batch, strict=True)]
 
     def _with_costs(self, reply: Answer, video: OpenVideo) -> Answer:
         tokens, captions, compress = video.compressed
         flops = {
-            "encode": self.model.host.encoder_flops(len(video.times)),
+            "encode": self.model.host.encoder_flops(video.raw),
             "compress": compress_flops(self.model, self.compressor, len(video.times), captions),
         }
-        return Answer(
-            text=reply.text,
+        return replace(
+            reply,
             tokens=len(tokens),
+            tokens_before=sum(grid.tokens for grid in video.features.main or video.raw.values()),
             segment_tokens=tokens.per_segment(video.segments),
             seconds={**video.seconds, "compress": compress, **reply.seconds},
             flops={**flops, **reply.flops},
-            peak_bytes=reply.peak_bytes,
             captions=captions,
         )
 
     @torch.no_grad()
     def _reply(
-        self, prompts: list[Prompt], tokens: list[list[VideoTokens]], clock: FirstToken | None, **generation: Any
+        self, prompts: list[Prompt], videos: list[list[OpenVideo]], clock: FirstToken | None, **generation: Any
     ) -> list[Answer]:
+        options = {"max_new_tokens": 64, "do_sample": False, **generation}
+        if "stop_strings" in options:
+            options["tokenizer"] = self.model.host.tokenizer
+        if self.kv is not None or not self.model.host.batched:
+            return [self._reply_alone(p, v, options) for p, v in zip(prompts, videos, strict=True)]
+        return self._reply_together(prompts, [[v.tokens for v in of] for of in videos], clock, options)
+
+    @torch.no_grad()
+    def read(self, prompt: Prompt, videos: list[OpenVideo]) -> Reading:
+        """Read a prompt about videos, in chunks if keys are dropped."""
+        host, frames = self.model.host, [len(video.times) for video in videos]
+        steps = [-(-number // host.frames_per_step) for number in frames]
+        return read_prompt(host, prompt, [video.tokens for video in videos], self.kv, frames, steps)
+
+    def _reply_alone(self, prompt: Prompt, videos: list[OpenVideo], options: dict[str, Any]) -> Answer:
+        """Read one prompt and write the reply."""
+        host = self.model.host
+        for video in videos:
+            video.tokens  # noqa: B018 - compressed before the clock starts
+        started = time.perf_counter()
+        reading = self.read(prompt, videos)
+        synchronize(self.device)
+        first = time.perf_counter()
+        held, held_bytes = reading.keys_per_layer, reading.cache.held_bytes
+        ids = Continuation(reading, host.generation_config).write(
+            eos_token_id=host.end_ids, pad_token_id=host.tokenizer.pad_token_id, **options
+        )
+        synchronize(self.device)
+        seconds = {"prefill": first - started, "generate": time.perf_counter() - first}
+        flops = reading_flops(host, reading.calls, sum(held) / len(held), len(ids[0]))
+        return Answer(
+            self._text(ids[0]),
+            0,
+            [],
+            seconds,
+            flops,
+            self._peak(),
+            keys_per_layer=held if self.kv is not None else None,
+            kv_bytes=held_bytes,
+            kv_text_bytes=len(prompt.ids) * self._key_bytes(),
+        )
+
+    def _text(self, ids: Tensor) -> str:
+        return str(self.model.host.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _key_bytes(self) -> int:
+        """What all layers together hold of one token: a key and a value per key head."""
+        config: Any = self.model.host.text_model.config
+        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        element = self.model.host.language_model.dtype.itemsize
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * head_width * element
+
+    def _peak(self) -> int | None:
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    def _reply_together(
+        self,
+        prompts: list[Prompt],
+        tokens: list[list[VideoTokens]],
+        clock: FirstToken | None,
+        options: dict[str, Any],
+    ) -> list[Answer]:
+        """Read and answer several prompts in one padded batch."""
         host = self.model.host
         generate: Any = host.language_model.generate
         started = time.perf_counter()
         batch = read_together(host, prompts, tokens)
-        options = {"max_new_tokens": 64, "do_sample": False, **generation}
         ids = generate(
             **batch,
-            streamer=clock,
+            **({"streamer": clock} if clock is not None and "streamer" not in options else {}),
             eos_token_id=host.end_ids,
             pad_token_id=host.tokenizer.pad_token_id,
             **options,
@@ -231,11 +334,19 @@ class VideoLM:
         first = clock.at if clock is not None and clock.at is not None else finished
         share = 1 / len(prompts)
         seconds = {"prefill": (first - started) * share, "generate": (finished - first) * share}
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        texts = host.tokenizer.batch_decode(ids, skip_special_tokens=True)
         lengths = batch["attention_mask"].sum(1).tolist()
-        written = [int((~torch.isin(row, torch.tensor(host.end_ids, device=row.device))).sum()) for row in ids]
+        ends = torch.tensor(host.end_ids, device=ids.device)
+        written = (~torch.isin(ids, ends)).sum(1).tolist()
         return [
-            Answer(text.strip(), 0, [], dict(seconds), answer_flops(host, length, new), peak)
-            for text, length, new in zip(texts, lengths, written, strict=True)
+            Answer(
+                self._text(row),
+                0,
+                [],
+                dict(seconds),
+                answer_flops(host, length, new),
+                self._peak(),
+                kv_bytes=length * self._key_bytes(),
+                kv_text_bytes=len(prompt.ids) * self._key_bytes(),
+            )
+            for row, length, new, prompt in zip(ids, lengths, written, prompts, strict=True)
         ]

@@ -1,0 +1,105 @@
+"""`langdc compare` and `langdc ask --compressor`, on a real file and a tiny stock checkpoint."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from langdc.cli import main
+from langdc.tools.compare import strip
+from langdc.video import write_video
+from tests import stock
+
+QUESTION = "what is in the video ?"
+
+
+@pytest.fixture(scope="module")
+def mp4(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    pixels = stock.clip(0, count=16, height=48, width=64).pixels.permute(0, 2, 3, 1)
+    write_video(path, np.ascontiguousarray(pixels.numpy()), 8)
+    return path
+
+
+def command(name: str, mp4: Path, *more: str, model: str = "qwen2_5_vl") -> int:
+    return main([name, str(mp4), QUESTION, "--model", stock.folder(model), "--max-new-tokens", "3", *more])
+
+
+def test_every_compressor_gets_a_line_and_a_strip(mp4: Path, tmp_path: Path, capsys) -> None:
+    page = tmp_path / "out.html"
+    assert command("compare", mp4, "--keep", "0.25", "--frames", "8", "--out", str(page)) == 0
+    said, html = capsys.readouterr().out, page.read_text()
+    for name in ("identity", "random", "uniform", "vidcom2", "dpselect", "fastvid", "pivotkv", "flexreduc"):
+        assert re.search(rf"^{name}\s+\d+\s+\d+", said, re.MULTILINE), said
+        assert f"<h2>{name} " in html
+    assert html.count("data:image/jpeg;base64,") == html.count("<h2>") - 1, "all but ma_lmm, whose tokens are new"
+    assert "http" not in html.replace("http-equiv", "")
+
+
+def test_chosen_compressors_and_one_that_cannot_serve(mp4: Path, tmp_path: Path, capsys) -> None:
+    page = tmp_path / "out.html"
+    more = ("--keep", "0.5", "--compressors", "vidcom2", "ma_lmm", "--out", str(page))
+    assert command("compare", mp4, *more, model="qwen3_vl") == 0
+    said = capsys.readouterr().out
+    assert "needs its place" in said.replace("\n", " ") or "makes new tokens" in said
+    assert "pivotkv" not in said and "makes new tokens" in page.read_text()
+
+
+def test_a_strip_is_dark_where_patches_were_dropped() -> None:
+    frames = torch.full((4, 3, 32, 48), 200, dtype=torch.uint8)
+    kept = torch.zeros(2, 2, 3, dtype=torch.bool)
+    kept[0, 0] = True
+    kept[1, :, 2] = True
+    image = np.asarray(strip(frames, kept))
+    height, width = image.shape[0], image.shape[1] // 2
+    lit = image[:, :, 0] > 100
+    assert lit[: height // 2, :width].all() and not lit[height // 2 :, :width].any()
+    assert lit[:, width + 2 * width // 3 + 2 :].all() and not lit[:, width : width + 2 * width // 3 - 2].any()
+
+
+def test_pictures_of_the_page_can_be_opened(mp4: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    assert command("compare", mp4, "--tokens", "20", "--compressors", "random", "--out", str(page)) == 0
+    for data in re.findall(r"base64,([^\"]+)", page.read_text()):
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size[1] % 96 == 0
+
+
+def test_ask_says_tokens_before_and_after(mp4: Path, capsys) -> None:
+    assert command("ask", mp4, "--compressor", "vidcom2", "--keep", "0.25", "--frames", "8") == 0
+    said = capsys.readouterr().out
+    after, before = map(int, re.search(r"(\d+) of (\d+) video tokens", said).groups())
+    assert after <= before // 4 + 1
+    assert all(stage in said for stage in ("decode", "encode", "compress", "prefill", "generate"))
+
+
+def test_ask_drops_keys_by_name_or_beside_another(mp4: Path, capsys) -> None:
+    assert command("ask", mp4, "--compressor", "pivotkv", "--keep", "0.5") == 0
+    assert "keys per layer" in capsys.readouterr().out
+    assert command("ask", mp4, "--compressor", "dpselect", "--kv", "pivotkv", "--keep", "0.5") == 0
+    assert "keys per layer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--keep", "0.5"), "needs a compressor"),
+        (("--compressor", "vidcom3", "--keep", "0.5"), "Did you mean 'vidcom2'"),
+        (("--compressor", "vidcom2"), "A budget is either keep"),
+        (("--compressor", "vidcom2", "--keep", "1.5"), "not in (0, 1]"),
+        (("--compressor", "pivotkv", "--kv", "snapkv", "--keep", "0.5"), "leave out --kv"),
+        (("--host", "llava_video"), "this host is for"),
+    ],
+)
+def test_mistakes_are_told_in_one_screen(mp4: Path, capsys, more: tuple[str, ...], said: str) -> None:
+    assert command("ask", mp4, *more) == 2
+    assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_compare_needs_a_budget(mp4: Path, capsys) -> None:
+    assert command("compare", mp4) == 2
+    assert "--keep or --tokens" in capsys.readouterr().err

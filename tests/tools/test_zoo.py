@@ -1,0 +1,31 @@
+"""The list of compressors says what is true of them."""
+
+from langdc.cli import main
+from langdc.compressors import compressors
+from langdc.kvcompressors import kvcompressors
+from langdc.tools.zoo import entries
+
+
+def test_every_compressor_is_listed_once() -> None:
+    assert sorted(entry.name for entry in entries()) == sorted(compressors.names() + kvcompressors.names())
+
+
+def test_entries_tell_sites_needs_variants_and_papers() -> None:
+    found = {(entry.name, entry.site): entry for entry in entries()}
+    assert found["vidcom2", "before the LLM"].variants == ("fixed", "released", "paper")
+    assert (
+        found["flexreduc", "KV cache"].needs == "question"
+        and "released-2026" in found["flexreduc", "KV cache"].variants
+    )
+    assert found["pivotkv", "KV cache"].needs == "-"
+    assert found["langdc", "learned"].needs == "training" and found["langdc", "learned"].hosts == "videogpt_plus"
+    assert found["ma_lmm", "before the LLM"].hosts == "all but qwen3_vl"
+    assert all(entry.summary.endswith((".", ",", ";", ":")) or entry.summary for entry in entries())
+    published = {entry.name for entry in entries() if entry.paper != "-"}
+    assert {"identity", "random", "uniform", "chain"}.isdisjoint(published) and len(published) >= 15
+
+
+def test_the_command_prints_the_table(capsys) -> None:
+    assert main(["compressors"]) == 0
+    said = capsys.readouterr().out
+    assert "vidcom2" in said and "holitom_outer" in said and "langdc ask VIDEO QUESTION" in said
