@@ -3,93 +3,51 @@
 Each video is decoded and encoded once for all rows with the same encoders and sampling.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from langdc.checkpoint import locate, read_card
-from langdc.config import EvalConfig, RowConfig
+from langdc.config import CalibrationConfig, EvalConfig, RowConfig
 from langdc.data.records import Record, SegmentRecord
 from langdc.density import Cues, cue_recall
-from langdc.evaluation import controls
+from langdc.evaluation import controls, matching
 from langdc.evaluation.cost import training_record
+from langdc.evaluation.library import Asked, Library, Shelf, sight
 from langdc.evaluation.results import LineFile, RunFolder
 from langdc.evaluation.tasks import Task
-from langdc.features import module_hash
 from langdc.log import console, get_logger
 from langdc.pipeline import VideoLM
-from langdc.types import Answer, FeatureGrid
+from langdc.types import Answer
 
 logger = get_logger(__name__)
 
 
-class Asked(Protocol):
-    """What the loop needs of a model; `langdc.pipeline.VideoLM` is one."""
-
-    model: Any
-    compressor: Any
-
-    def open(self, path: Any, start: float | None = None, end: float | None = None, same: Any = None) -> Any:
-        """Decode and encode a video, or take over what `same` has seen."""
-        ...
-
-    def answer(self, batch: Any, **generation: Any) -> list[Answer]:
-        """Answer (video, question) pairs at once."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What encoders saw of a video, and the seconds it took; no model hangs on it."""
-
-    raw: Mapping[str, FeatureGrid]
-    times: Tensor
-    seconds: dict[str, float]
-    frames: None = None
-
-
-@dataclass(eq=False)
-class Library:
-    """Videos that were opened, by encoders and video. The seconds of the first opening are kept in `file`, so that
-    every row is charged the same, also when the run was interrupted.
-    """
-
-    file: LineFile
-    seen: dict[str, Seen] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-
-    def open(self, lm: Asked, sight: str, record: Record, path: Any) -> Any:
-        """The video of a record, open for a model whose encoders and sampling have the hash `sight`."""
-        key = f"{sight}/{record.id}"
-        if key not in self.seen:
-            video = lm.open(path, record.start, record.end)
-            line = {"type": "encoding", "key": key, "video": record.id, "seconds": dict(video.seconds)}
-            self.file.append([line])
-            self.seen[key] = Seen(video.raw, video.times, self.file.by_key[key]["seconds"])
-            self.names[controls.fingerprint(video.raw)] = record.id
-        return lm.open(path, record.start, record.end, same=self.seen[key])
-
-
-def sight(lm: Asked) -> str:
-    """A hash of all that decides what a model's encoders see of a file."""
-    host = lm.model.host
-    return f"{module_hash(host.encoders)[:16]}-{host.segments}x{host.frames_per_segment}"
-
-
 def load_row(row: RowConfig) -> Asked:
-    """Load the model of a row, with another compressor if the row says so."""
-    return VideoLM.from_pretrained(row.model, row.compressor.model_dump() if row.compressor else None)
+    """Load the model of a row, with other compressors if the row says so and their budgets are known."""
+    if row.calibrated:
+        return VideoLM.from_pretrained(row.model)
+    return VideoLM.from_pretrained(row.model, *(m.model_dump() if m else None for m in (row.compressor, row.kv)))
 
 
 def identity(config: EvalConfig, task: Task) -> dict:
-    """What must stay the same for a run to go on: settings, weights, questions."""
+    """What must stay the same for a run to go on: settings, weights, questions, and what budgets are set on."""
     weights = {row.name: read_card(locate(row.model))["weights_sha256"] for row in config.rows}
     settings = config.model_dump(mode="json", exclude={"output"})
-    return {"config": settings, "weights_sha256": weights, "data_sha256": task.data_hash()}
+    found = {"config": settings, "weights_sha256": weights, "data_sha256": task.data_hash()}
+    if (calibration := _needed(config)) is not None:
+        with calibration.data.open("rb") as file:
+            found["calibration_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _needed(config: EvalConfig) -> CalibrationConfig | None:
+    return config.calibration if any(row.calibrated for row in config.rows) else None
 
 
 def evaluate(
@@ -100,30 +58,26 @@ def evaluate(
     A video that cannot be read or answered scores 0 on its questions and is counted as failed; the run goes on. Raises
     ValueError for settings that cannot work and for a folder that holds a run of something else.
     """
+    others = matching.other_videos(calibration, task) if (calibration := _needed(config)) is not None else []
     info = {
         "target_kinds": list(task.target_kinds),
         "training": {row.name: training_record(row.model) for row in config.rows},
     }
     folder = RunFolder.start(config.output, identity(config, task), info, command)
     library = Library(LineFile(folder.directory / "encoding.jsonl"))
+    shelf = Shelf(others, Library(LineFile(folder.directory / "calibration.jsonl")))
     with _progress() as progress:
         for row in config.rows:
             out = LineFile(folder.row_path(row.name))
             if "finished" not in out:
-                _Row(config, row, task, out, library, progress).run(load(row), _counts(folder, row))
+                matched = LineFile(folder.row_path(row.match)).lines if row.match is not None else []
+                _Row(config, row, task, out, library, shelf, matched, progress).run(load(row))
     return folder
 
 
 def failures(folder: RunFolder) -> int:
     """How many answers of all rows failed."""
     return sum(line["failed"] for name in folder.names() for line in LineFile(folder.row_path(name)).of("answer"))
-
-
-def _counts(folder: RunFolder, row: RowConfig) -> dict[str, int]:
-    """Tokens by video of the row that a control copies."""
-    if row.match is None:
-        return {}
-    return {line["video"]: line["tokens"] for line in LineFile(folder.row_path(row.match)).of("video")}
 
 
 def _progress() -> Progress:
@@ -140,29 +94,67 @@ class _Row:
     task: Task
     out: LineFile
     library: Library
+    shelf: Shelf
+    matched: Sequence[Mapping[str, Any]]
+    """The lines of the row that this one copies or matches."""
     progress: Progress
 
-    def run(self, lm: Asked, counts: Mapping[str, int]) -> None:
-        """Answer, time, finish."""
-        if self.row.control is not None:
-            name_of = self.library.names.__getitem__
-            lm.compressor = controls.build(
-                self.row.control, lm.compressor, lm.model.host, counts, name_of, self.config.seed
-            )
+    def run(self, lm: Asked) -> None:
+        """Set the budget, answer, time, finish."""
         lm.model.to(self._device())
-        lm.compressor.to(self._device())
-        self.lm, self.sight = lm, sight(lm)
+        self.lm = self._equipped(lm)
+        self.sight = sight(self.lm)
+        self.lm.compressor.to(self._device())
         self.out.append([{"type": "row", "key": "row", **self._about()}])
-        records = self.task.records[: self.config.limit]
+        records = self._records()
         bar = self.progress.add_task(self.row.name, total=len(records))
         for chunk in _chunks(records, self.config.batch_size):
             self._answer([record for record in chunk if not self._done(record)])
             self.progress.advance(bar, len(chunk))
         self._time(records)
+        self._compare()
         answers = self.out.of("answer")
         failed, right = sum(line["failed"] for line in answers), sum(line["correct"] for line in answers)
         self.out.append([{"type": "finished", "key": "finished", "answers": len(answers), "failed": failed}])
         logger.info("%s: %d of %d answers right, %d failed.", self.row.name, right, len(answers), failed)
+
+    def _records(self) -> list[Record]:
+        limits = [limit for limit in (self.config.limit, self.row.limit) if limit is not None]
+        return self.task.records[: min(limits, default=None)]
+
+    def _equipped(self, lm: Asked) -> Asked:
+        if self.row.control is not None:
+            counts = {line["video"]: line["tokens"] for line in self.matched if line["type"] == "video"}
+            name_of, seed = self.library.names.__getitem__, self.config.seed
+            lm.compressor = controls.build(self.row.control, lm.compressor, lm.model.host, counts, name_of, seed)
+        if not self.row.calibrated:
+            return lm
+        if "calibration" not in self.out:
+            self.out.append([{"type": "calibration", "key": "calibration", **self._calibrated(lm)}])
+        return matching.equipped(lm, self.row, self.out.by_key["calibration"]["tokens"])
+
+    def _calibrated(self, lm: Asked) -> dict[str, Any]:
+        """Aims at what the matched row took for the videos that this row is asked about."""
+        asked = {record.id for record in self._records()}
+        lines = [line for line in self.matched if line.get("video") in asked]
+        took = matching.spent(lines, matching.measure_of(self.row), text=False)
+        if not took:
+            raise ValueError(
+                f"Row {self.row.name!r} matches what {self.row.match!r} took, and that row has no figure of it for "
+                "these videos. Look at its failures; delete its file if an earlier version wrote it."
+            )
+        videos = self.shelf.open(matching.equipped(lm, self.row, tokens=1))
+        return matching.calibrate(lm, self.row, fmean(took.values()), videos, self.config.batch_size)
+
+    def _compare(self) -> None:
+        """Write down how near the budget came to the matched row's."""
+        if self.row.match is None:
+            return
+        measure = matching.measure_of(self.row)
+        found = matching.compared(*(matching.spent(lines, measure) for lines in (self.out.lines, self.matched)))
+        self.out.append([{"type": "budget", "key": "budget", "match": self.row.match, "measure": measure, **found}])
+        if not found["equal"]:
+            logger.warning("%s: no equal budget with %s: %s.", self.row.name, self.row.match, found)
 
     def _device(self) -> torch.device:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -215,7 +207,8 @@ class _Row:
         for line, answer in zip(_questions(record), answers, strict=True):
             right = self.task.correct(line["expected"], answer.text)
             found = {"answer": answer.text, "correct": right, "failed": False, "reason": None, "tokens": answer.tokens}
-            lines.append({**line, **found, "flops": answer.flops})
+            held = {"kv_bytes": answer.kv_bytes, "kv_text_bytes": answer.kv_text_bytes}
+            lines.append({**line, **found, **held, "flops": answer.flops})
         self.out.append(lines)
 
     def _fail(self, record: Record, error: ValueError) -> None:

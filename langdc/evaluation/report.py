@@ -15,6 +15,11 @@ from langdc.evaluation.results import RunFolder, read_lines
 from langdc.evaluation.statistics import Difference, Estimate
 from langdc.registry import nearest
 
+APART = (
+    "Not at an equal budget: what these rows took is more than 2 % from the row they should match, as the column "
+    "budget says, so do not compare their accuracy with rows above."
+)
+
 
 @dataclass(frozen=True)
 class Share:
@@ -146,6 +151,22 @@ class Row:
         """Median seconds per stage and to the first token."""
         return median_seconds(self.of("timing"))
 
+    @property
+    def kv_bytes(self) -> float:
+        """Mean bytes that the cache held when a reply began; NaN where no line says."""
+        held = [line["kv_bytes"] for line in self.answers if line.get("kv_bytes")]
+        return sum(held) / len(held) if held else float("nan")
+
+    @cached_property
+    def budget(self) -> dict | None:
+        """How near its budget came to that of the row it matches: "match", "measure", "ratio", "equal"."""
+        return next(iter(self.of("budget")), None)
+
+    @property
+    def apart(self) -> bool:
+        """Whether its budget should be another row's and is not, so that the two must not be compared."""
+        return self.budget is not None and not self.budget["equal"]
+
     @cached_property
     def flops(self) -> dict[str, float]:
         """Mean operations for one question about one video, by part and in total."""
@@ -232,12 +253,15 @@ def cells(row: Row) -> dict[str, Cell]:
     accuracy, tokens, kinds = row.accuracy, row.tokens, row.kinds
     first = row.seconds.get("first_token")
     rho = row.density_correlation
+    held = row.kv_bytes
     return {
-        "row": Cell(row.name + ("" if row.finished else " (unfinished)"), row.name),
+        "row": Cell(_titled(row), row.name),
         "accuracy %": Cell("-" if accuracy is None else _percent(accuracy.value), accuracy and accuracy.value),
         "95 % interval": Cell(_interval(accuracy), accuracy and accuracy.low),
         **{kind: Cell(_percent(share.value), share.value) for kind, share in kinds.items()},
         "tokens/video": Cell("-" if tokens is None else f"{tokens.value:.1f}", tokens and tokens.value),
+        "KV bytes": Cell(quantity(held), _known(held)),
+        "budget": Cell(*_budget(row)),
         "first token ms": Cell("-" if first is None else f"{1000 * first:.1f}", first),
         "FLOPs/question": Cell(quantity(row.flops.get("total")), row.flops.get("total")),
         "exact captions %": Cell(_percent(row.exact_captions.value), _known(row.exact_captions.value)),
@@ -249,6 +273,18 @@ def cells(row: Row) -> dict[str, Cell]:
             f"train {name}": Cell(_trained(row, name), row.training.get(name)) for name in ("samples", "steps", "flops")
         },
     }
+
+
+def _titled(row: Row) -> str:
+    limit = row.settings.get("limit")
+    return row.name + (f" (first {limit} videos)" if limit else "") + ("" if row.finished else " (unfinished)")
+
+
+def _budget(row: Row) -> tuple[str, float | None]:
+    if row.budget is None or row.budget["ratio"] is None:
+        return "-", None
+    what = "" if row.budget["measure"] == "tokens" else " (KV)"
+    return f"{row.budget['ratio']:.3f} of {row.budget['match']}{what}", row.budget["ratio"]
 
 
 def _known(value: float) -> float | None:
@@ -287,8 +323,19 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
     return kept, [[line.get(title, Cell("-")) for title in kept] for line in [*lines, chance_cells(longest)]]
 
 
+def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows that may be compared, and those whose budget could not be matched."""
+    return [row for row in rows if not row.apart], [row for row in rows if row.apart]
+
+
 def as_markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown."""
+    """The table in Markdown; rows that could not be matched have one of their own below."""
+    equal, apart = split(rows)
+    parts = [_markdown(equal)] if equal else []
+    return "\n".join([*parts, f"{APART}\n\n{_markdown(apart)}"] if apart else parts)
+
+
+def _markdown(rows: Sequence[Row]) -> str:
     titles, lines = table(rows)
     body = ["| " + " | ".join(cell.text for cell in line) + " |" for line in lines]
     return "\n".join(["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles), *body]) + "\n"
@@ -305,6 +352,8 @@ def as_csv(rows: Sequence[Row]) -> str:
         record |= {f"accuracy_{kind}": share.value for kind, share in row.kinds.items()}
         record |= {f"n_{kind}": share.n for kind, share in row.kinds.items()}
         record |= _flat("tokens", tokens, "value", "low", "high")
+        record |= {"kv_bytes": row.kv_bytes}
+        record |= {f"budget_{name}": (row.budget or {}).get(name) for name in ("match", "measure", "ratio", "equal")}
         record |= _flat("difference", difference, "value", "low", "high", "verdict")
         record |= {f"seconds_{stage}": seconds for stage, seconds in row.seconds.items()}
         record |= {f"flops_{part}": flops for part, flops in row.flops.items()}

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from langdc.files import write_whole
 from langdc.version import __version__
 
 HEADER = "header.json"
@@ -112,7 +113,7 @@ class RunFolder:
             header = there
         header["sessions"].append(session)
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(header, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(header, indent=1, ensure_ascii=False) + "\n")
         return cls(directory, header)
 
     @classmethod
@@ -143,13 +144,6 @@ def _changes(before: Any, after: Any, path: str = "") -> list[str]:
         pairs = enumerate(zip(before, after, strict=True))
         return [line for number, (one, two) in pairs for line in _changes(one, two, f"{path}.{number}")]
     return [] if before == after else [f"{path}: {before!r} there, {after!r} now"]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def describe_machine(command: Sequence[str]) -> dict:

@@ -8,17 +8,23 @@ KINDS = ("count", "shape")
 
 
 def write(folder: Path, rows: dict[str, dict], videos: int = 20, reference: str | None = None) -> Path:
-    """`rows`: by name, {"right": questions answered right out of two per video, "tokens": of a density}."""
-    settings = [{"name": name, "model": "m", "compressor": None, "control": None, "match": None} for name in rows]
+    """`rows`: by name, {"right": questions answered right out of two per video, "tokens": of a density}.
+
+    Optional: "budget", how near it came to another row's; "limit", how many videos it is asked about.
+    """
+    same = {"model": "m", "compressor": None, "control": None, "match": None}
+    settings = [{"name": name, **same, "limit": row.get("limit")} for name, row in rows.items()]
     config = {"task": {"name": "sample"}, "rows": settings, "reference": reference}
     training = {name: {"samples": 1000, "steps": 50, "flops": 2.5e12, "complete": True} for name in rows}
     info = {"target_kinds": ["count"], "training": training}
     run = RunFolder.start(folder, {"config": config}, info, ["made", "up"])
     for name, row in rows.items():
         out = LineFile(run.row_path(name))
-        for number in range(videos):
+        for number in range(row.get("limit", videos)):
             out.append(_video(f"v{number:02}", number, row))
         out.append([_timing(row)])
+        if "budget" in row:
+            out.append([{"type": "budget", "key": "budget", **row["budget"]}])
         if row.get("finished", True):
             out.append([{"type": "finished", "key": "finished"}])
     return folder
@@ -39,7 +45,8 @@ def _video(name: str, number: int, row: dict) -> list[dict]:
             "type": "answer", "key": f"{name}/{place}", "video": name, "number": place, "kind": kind,
             "question": f"{kind} & <what> ?", "expected": "1" if number % 4 else "2", "correct": right and not failed,
             "answer": None if failed else "1", "failed": failed, "reason": "broken" if failed else None,
-            "tokens": sum(counts), "flops": None if failed else {"encode": 1e9, "prefill": 2e9},
+            "tokens": sum(counts), "kv_bytes": 100 * sum(counts),
+            "flops": None if failed else {"encode": 1e9, "prefill": 2e9},
         })  # fmt: skip
     return lines
 

@@ -15,9 +15,9 @@ from langdc.video import write_video
 from tests import tiny
 
 
-def write_data(folder: Path, videos: int = 3) -> Path:
+def write_data(folder: Path, videos: int = 3, seed: int = 5) -> Path:
     """A record file with real mp4 files, as data_prep/sample.py makes them."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     records = []
     for number in range(videos):
         scenes = sample_video(rng)

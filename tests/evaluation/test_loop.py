@@ -174,8 +174,8 @@ def test_a_control_on_the_wrong_model_says_so(prepared: Path, tmp_path: Path):
     ("rows", "message"),
     [
         ([{"name": "a", "model": "m"}, {"name": "a", "model": "m"}], "names must differ"),
-        ([{"name": "a", "model": "m", "control": "uniform_frames"}], "they need it"),
-        ([{"name": "a", "model": "m", "match": "b"}], "match belongs to the controls"),
+        ([{"name": "a", "model": "m", "control": "uniform_frames"}], "name the row that has it: match"),
+        ([{"name": "a", "model": "m", "match": "b"}], "match belongs to a compressor, a kv, or a control"),
         ([{"name": "a", "model": "m", "control": "uniform_frames", "match": "b"}], "rows before it"),
         ([{"name": "../a", "model": "m"}], "pattern"),
     ],

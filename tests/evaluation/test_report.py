@@ -93,6 +93,56 @@ def test_quantities(number: float | None, text: str):
     assert quantity(number) == text
 
 
+def _budget(ratio: float, measure: str = "tokens") -> dict:
+    return {"match": "pool", "measure": measure, "ratio": ratio, "equal": abs(ratio - 1) <= 0.02}
+
+
+@pytest.fixture
+def budgets(tmp_path: Path) -> Path:
+    """A run with a row at equal budget, one that is not, and one asked about fewer videos."""
+    rows = {
+        "pool": {"right": 8, "tokens": lambda density: 32},
+        "near": {"right": 20, "tokens": lambda density: 32, "budget": _budget(1.0)},
+        "far": {"right": 40, "tokens": lambda density: 34, "budget": _budget(1.0625)},
+        "keys": {"right": 10, "tokens": lambda density: 64, "budget": _budget(1.01, "kv_bytes"), "limit": 5},
+    }
+    return made_up.write(tmp_path / "budgets", rows, reference="pool")
+
+
+def test_rows_at_another_budget_are_printed_apart(budgets: Path):
+    rows = read_rows([budgets])
+    assert [row.apart for row in rows] == [False, False, True, False]
+    above, below = as_markdown(rows).split("Not at an equal budget")
+    assert "| far |" not in above and "| far |" in below and "1.062 of pool" in below
+    assert "| near |" in above and "1.000 of pool |" in above and "| near |" not in below
+    assert "| keys (first 5 videos) |" in above and "1.010 of pool (KV)" in above
+    text = page(rows)
+    assert "<h1>near is ahead: 50.0 %" in text  # though far, and keys on its few videos, have 100 %
+    together, apart = text.split("<h2>Not at an equal budget</h2>")
+    assert '<td data-value="far"' not in together and '<td data-value="far"' in apart
+    parser = _Strict()
+    parser.feed(text)
+    assert parser.stack == []
+    assert "equal budget" not in as_markdown([row for row in rows if not row.apart])
+
+
+def test_the_budget_is_in_the_full_numbers(budgets: Path):
+    pool, _, far, keys = csv.DictReader(io.StringIO(as_csv(read_rows([budgets]))))
+    assert (far["budget_match"], far["budget_ratio"], far["budget_equal"]) == ("pool", "1.0625", "False")
+    assert (keys["budget_measure"], pool["budget_match"], float(pool["kv_bytes"])) == ("kv_bytes", "", 6400)
+
+
+def test_a_row_asked_about_fewer_videos_is_compared_on_these(budgets: Path):
+    keys = read_rows([budgets])[3]
+    assert keys.difference is not None and keys.difference.clusters == 5
+    assert keys.difference.value == pytest.approx(5 / 5 - 4 / 5)
+
+
+def test_a_page_of_nothing_but_rows_apart(budgets: Path):
+    rows = [row for row in read_rows([budgets]) if row.apart]
+    assert "<h2>Not at an equal budget</h2>" in page(rows) and "| far |" in as_markdown(rows)
+
+
 class _Strict(HTMLParser):
     """Fails on elements that are not closed in order; gathers tags and attributes."""
 
