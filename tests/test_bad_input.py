@@ -335,7 +335,7 @@ def test_checkpoints_that_do_not_fit(
 def test_directories_that_are_no_checkpoint(place: Path, sample_video: Path, capsys: pytest.CaptureFixture[str]):
     for model, said in (
         (place / "gone", "There is no checkpoint directory"),
-        (place / "data", "holds no LangDC checkpoint (no langdc.json)"),
+        (place / "data", "holds no model: neither langdc.json nor config.json"),
         ("sample:lagdc", "no sample weights 'lagdc'; there is: captioner, clip, internvideo2, langdc, language_model"),
     ):
         assert_helps(ask(sample_video, QUESTION, model=model), capsys, said)
@@ -348,4 +348,4 @@ def test_segments_with_nothing_in_them(tmp_path: Path, capsys: pytest.CaptureFix
     assert answer.captions == [""] * 4
     assert answer.segment_tokens == [1] * 4 and answer.tokens == 4
     assert ask(tmp_path / "grey.mp4", QUESTION, model="sample:langdc") == 0
-    assert "4 video tokens" in capsys.readouterr().out
+    assert "4 of 2048 video tokens" in capsys.readouterr().out

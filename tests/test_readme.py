@@ -1,16 +1,13 @@
 """What the README tells people to type exists, and its Python snippets run."""
 
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
-import torch
+from pydantic import BaseModel
 
 import langdc.sample
-from langdc.compressors import compressors
-from langdc.config import EvalConfig, StageConfig, load
-from langdc.types import FeatureGrid, VideoFeatures
+from langdc.config import EvalConfig, MethodConfig, StageConfig, load
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -49,22 +46,6 @@ def test_python_snippets_run_in_order(workplace: Path):
         exec(compile(snippet, "README.md", "exec"), names)
 
 
-def test_the_compressor_in_contributing_keeps_the_contract(monkeypatch: pytest.MonkeyPatch):
-    """The example of "Add a compressor" is a working member: `step` 1 keeps all, larger steps fewer, in order."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    code = textwrap.dedent(re.findall(r"^ *```python\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)[0])
-    monkeypatch.setattr(compressors, "_members", dict(compressors._members))
-    exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "contributing"})
-    grids = (FeatureGrid(torch.randn(8, 2, 2, 5)), FeatureGrid(torch.randn(8, 1, 1, 5)))
-    video = VideoFeatures(grids, {}, torch.arange(8.0))
-    everything = compressors.build("stride", step=1)(video)
-    assert everything.per_segment(2) == [20, 20]
-    some = compressors.build("stride", step=3)(video)
-    assert len(some) == 11 + 3 and (some.segment.diff() >= 0).all()
-    with pytest.raises(ValueError, match="step is 0"):
-        compressors.build("stride", step=0)
-
-
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = {target for page in PAGES for target in re.findall(r"(?<=make )[a-z][a-z-]+(?=[`\n ]|$)", code_of(page))}
@@ -98,5 +79,11 @@ def test_overrides_in_commands_are_accepted():
         if given is None:
             continue
         overrides = re.findall(r"(?<=\s)[a-z_][\w.]*=\S+", command[given.end() :])
-        kind = EvalConfig if "eval/" in command.partition("--config")[0] else StageConfig
-        load(kind, ROOT / given[1], overrides)
+        load(kind_of(command.partition("--config")[0]), ROOT / given[1], overrides)
+
+
+def kind_of(application: str) -> type[BaseModel]:
+    """What the config file of a command is read as."""
+    if "langdc ask" in application:
+        return MethodConfig
+    return EvalConfig if "eval/" in application else StageConfig
