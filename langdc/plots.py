@@ -10,7 +10,10 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-PALETTE = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899", "#14b8a6", "#84cc16", "#a16207", "#64748b")
+PALETTE = (
+    "#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899", "#14b8a6", "#84cc16", "#a16207", "#64748b",
+    "#7dd3fc", "#9f1239", "#fdba74", "#4d7c0f", "#c4b5fd", "#0f766e",
+)  # fmt: skip
 INK = "#010203"  # a colour nothing else uses: becomes the page's text colour
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

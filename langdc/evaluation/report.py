@@ -258,16 +258,16 @@ def cells(row: Row) -> dict[str, Cell]:
         "row": Cell(_titled(row), row.name),
         "accuracy %": Cell("-" if accuracy is None else _percent(accuracy.value), accuracy and accuracy.value),
         "95 % interval": Cell(_interval(accuracy), accuracy and accuracy.low),
-        **{kind: Cell(_percent(share.value), share.value) for kind, share in kinds.items()},
         "tokens/video": Cell("-" if tokens is None else f"{tokens.value:.1f}", tokens and tokens.value),
         "KV bytes": Cell(quantity(held), _known(held)),
         "budget": Cell(*_budget(row)),
         "first token ms": Cell("-" if first is None else f"{1000 * first:.1f}", first),
         "FLOPs/question": Cell(quantity(row.flops.get("total")), row.flops.get("total")),
+        "against reference": Cell(*_difference(row)),
+        **{kind: Cell(_percent(share.value), share.value) for kind, share in kinds.items()},
         "exact captions %": Cell(_percent(row.exact_captions.value), _known(row.exact_captions.value)),
         "cue recall %": Cell(_percent(row.cue_recall), _known(row.cue_recall)),
         "density rho": Cell("-" if rho != rho else f"{rho:.3f}", _known(rho)),
-        "against reference": Cell(*_difference(row)),
         "failed": Cell(str(row.failed), row.failed),
         **{
             f"train {name}": Cell(_trained(row, name), row.training.get(name)) for name in ("samples", "steps", "flops")
