@@ -109,6 +109,7 @@ def _compressors(options: argparse.Namespace) -> int:
     from langdc.tools.zoo import entries
 
     table = Table("name", "site", "needs", "hosts", "variants", "paper", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True  # names are copied from here
     found = entries()
     for entry in found:
         table.add_row(entry.name, entry.site, entry.needs, entry.hosts, " ".join(entry.variants) or "-", entry.paper)

@@ -11,6 +11,9 @@ from langdc.interfaces import LearnedCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.kvcompressors.scorers import build_scorer
 
+NEEDS = {"question": "question", "saliency": "encoder attention"}
+"""What the table says for each of `TokenCompressor.needs` that is worth saying."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -37,7 +40,7 @@ def _token_entry(name: str) -> Entry:
     learned = issubclass(kind, LearnedCompressor)
     needs = ["training"] if learned else []
     stated = kind.needs if isinstance(getattr(kind, "needs", None), frozenset) else frozenset()  # some know it later
-    needs += sorted(stated & {"question", "saliency"})
+    needs += [said for name, said in NEEDS.items() if name in stated]
     return Entry(
         name,
         "learned" if learned else "before the LLM",
