@@ -152,7 +152,10 @@ def load(directory: str | Path) -> VideoModel:
     model = VideoModel(config)
     if card["lora"] is not None:
         attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
-    load_tensors(model, _read_weights(folder, card), folder)
+    tensors = _read_weights(folder, card)
+    load_tensors(model, tensors, folder)
+    drawn = (name for name, _ in model.named_parameters() if name.startswith("host.projectors."))
+    model.untrained = frozenset(drawn) - set(tensors)
     return model.eval().requires_grad_(False)
 
 

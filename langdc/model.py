@@ -17,7 +17,12 @@ from langdc.types import VideoFeatures, VideoTokens
 
 
 class VideoModel(nn.Module):
-    """A host with a compressor; `config` is what it was built from."""
+    """A host with a compressor; `config` is what it was built from.
+
+    `untrained`: names of the host's projectors that no stage has trained, where weights of a checkpoint were loaded.
+    """
+
+    untrained: frozenset[str] = frozenset()
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

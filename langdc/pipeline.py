@@ -102,10 +102,22 @@ class VideoLM:
         self.model = model
         self.compressor = compressor if compressor is not None else model.compressor
         self.kv = kv
+        self._refuse_untrained()
         if model.host.needs_places and not self.compressor.keeps_places:
             raise ValueError(
                 f"{type(self.compressor).__name__} makes new tokens, but features of {type(model.host).__name__} that "
                 "follow each token need its place in the video. Choose a compressor that selects tokens."
+            )
+
+    def _refuse_untrained(self) -> None:
+        """Refuse a compressor that would work on weights which were drawn at random and never trained."""
+        named = type(self.compressor).__name__
+        if "main" in self.compressor.needs and self.model.untrained:
+            raise ValueError(
+                f"{named} takes the features of the host's projectors, which this checkpoint does not hold: it was "
+                f"trained with {self.model.config.compressor.name!r}, which goes without "
+                f"({len(self.model.untrained)} tensors, such as {min(self.model.untrained)}, would be random). Take a "
+                "checkpoint that was trained with a compressor of these features, such as 'pool'."
             )
 
     @classmethod
@@ -126,6 +138,11 @@ class VideoLM:
             compressor = {"name": compressor}
         if isinstance(compressor, Mapping):
             compressor = build_compressor(check(MemberConfig, dict(compressor), "compressor"), model.host)
+            if any(True for _ in compressor.parameters()):
+                raise ValueError(
+                    f"The compressor {type(compressor).__name__} has weights of its own, which {directory} does not "
+                    "hold: they would be random. Give the checkpoint that it was trained in, without a compressor."
+                )
         if isinstance(kv, str):
             kv = {"name": kv}
         return cls(model, compressor, kvcompressors.build(**kv) if isinstance(kv, Mapping) else kv)

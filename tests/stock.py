@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -23,6 +24,7 @@ from transformers.video_utils import VideoMetadata
 from langdc.hosts import hosts
 from langdc.hosts.stock import StockHost
 from langdc.types import Frames
+from langdc.video import write_video
 
 GOLDEN = Path(__file__).parent / "golden"
 FOLDERS = {
@@ -115,6 +117,14 @@ def clip(number: int = 0, count: int = 8, height: int = 24, width: int = 32) -> 
     still = torch.rand(1, 3, height, width, generator=dice)
     change = torch.rand(count, 3, height, width, generator=dice)
     return Frames(((0.7 * still + 0.3 * change) * 255).to(torch.uint8), torch.arange(count) / FPS)
+
+
+def mp4(directory: Path, count: int, fps: int) -> Path:
+    """A file of `count` frames of such a clip."""
+    path = directory / "clip.mp4"
+    pixels = clip(0, count=count, height=48, width=64).pixels.permute(0, 2, 3, 1)
+    write_video(path, np.ascontiguousarray(pixels.numpy()), fps)
+    return path
 
 
 def conversation(media: Sequence[Frames], text: str = "what is in the video ?") -> list[dict]:

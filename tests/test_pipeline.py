@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from langdc import VideoLM
-from langdc.video import write_video
 from tests import stock
 
 QUESTION = "what is in the video ?"
@@ -16,10 +14,7 @@ QUESTION = "what is in the video ?"
 
 @pytest.fixture(scope="module")
 def mp4(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    pixels = stock.clip(0, count=24, height=48, width=64).pixels.permute(0, 2, 3, 1)
-    write_video(path, np.ascontiguousarray(pixels.numpy()), 12)
-    return path
+    return stock.mp4(tmp_path_factory.mktemp("clips"), count=24, fps=12)
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"])
@@ -124,6 +119,19 @@ def test_directories_without_a_model_that_is_served(tmp_path: Path) -> None:
 def test_a_checkpoint_of_ours_brings_its_host_along() -> None:
     with pytest.raises(ValueError, match="brings its host's settings along; leave out frames"):
         VideoLM.from_pretrained("sample:langdc", host={"frames": 8})
+
+
+@pytest.mark.parametrize(
+    ("compressor", "said"),
+    [
+        ({"name": "pool", "sides": [2, 2]}, r"projectors, which this checkpoint does not hold: .*4 tensors"),
+        ({"name": "vidcom2", "keep": 0.25}, "projectors, which this checkpoint does not hold"),
+        ({"name": "ldpv2", "sides": [2, 2]}, "has weights of its own"),
+    ],
+)
+def test_a_checkpoint_lends_no_random_weights(compressor: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        VideoLM.from_pretrained("sample:langdc", compressor)
 
 
 def test_tensors_that_are_missing_are_named(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from langdc.cli import main
 from langdc.tools.compare import strip
-from langdc.video import write_video
 from tests import stock
 
 QUESTION = "what is in the video ?"
@@ -20,10 +19,7 @@ QUESTION = "what is in the video ?"
 
 @pytest.fixture(scope="module")
 def mp4(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    pixels = stock.clip(0, count=16, height=48, width=64).pixels.permute(0, 2, 3, 1)
-    write_video(path, np.ascontiguousarray(pixels.numpy()), 8)
-    return path
+    return stock.mp4(tmp_path_factory.mktemp("clips"), count=16, fps=8)
 
 
 def command(name: str, mp4: Path, *more: str, model: str = "qwen2_5_vl") -> int:
