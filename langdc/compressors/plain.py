@@ -53,8 +53,8 @@ class Uniform(GridCompressor):
     """Watch fewer frames, or watch at a lower resolution.
 
     `by="frames"`: evenly spaced whole frames; where the budget is less than one, evenly spaced tokens of the middle
-    frame. `by="resolution"`: each frame averaged down to a smaller grid of about the same shape, at least one token.
-    Both keep at most the budget.
+    frame. `by="resolution"`: each frame averaged down to a smaller grid of about the same shape; where the budget is
+    less than one token a frame, evenly spaced frames averaged to one token. Both keep at most the budget.
     """
 
     def __init__(
@@ -82,16 +82,12 @@ class Uniform(GridCompressor):
 
     def _lower_resolution(self, grid: FeatureGrid, wanted: int) -> VideoTokens:
         frames, height, width, _ = grid.values.shape
-        if wanted < frames:
-            raise ValueError(
-                f"{wanted} tokens for {frames} frames: at one token a frame the lowest resolution is {frames}. Give "
-                "more tokens or use by='frames'."
-            )
-        rows = max(1, min(height, math.isqrt(wanted * height // (frames * width))))
-        columns = min(width, wanted // (frames * rows))
-        kept = self.taken(grid, _middles(frames, height, width, rows, columns, grid.values.device))
-        sides = tuple(_smaller(side, rows, columns) for side in grid.extra)
-        return replace(self.with_values(kept, _smaller(grid.values, rows, columns)), extra=sides)
+        watched = middles(frames, min(wanted, frames), grid.values.device)
+        rows = max(1, min(height, math.isqrt(wanted * height // (len(watched) * width))))
+        columns = min(width, wanted // (len(watched) * rows))
+        kept = self.taken(grid, _cells(watched, height, width, rows, columns))
+        sides = tuple(_smaller(side[watched], rows, columns) for side in grid.extra)
+        return replace(self.with_values(kept, _smaller(grid.values[watched], rows, columns)), extra=sides)
 
 
 def _smaller(values: Tensor, rows: int, columns: int) -> Tensor:
@@ -99,8 +95,7 @@ def _smaller(values: Tensor, rows: int, columns: int) -> Tensor:
     return F.adaptive_avg_pool2d(values.movedim(3, 1), (rows, columns)).movedim(1, 3).flatten(0, 2)
 
 
-def _middles(frames: int, height: int, width: int, rows: int, columns: int, device: torch.device) -> Tensor:
-    """The flat place in the middle of each cell of a smaller grid: [N]."""
-    row, column = middles(height, rows, device), middles(width, columns, device)
-    frame = torch.arange(frames, device=device)
+def _cells(frame: Tensor, height: int, width: int, rows: int, columns: int) -> Tensor:
+    """The flat place in the middle of each cell of a smaller grid of the given frames: [N]."""
+    row, column = middles(height, rows, frame.device), middles(width, columns, frame.device)
     return ((frame[:, None, None] * height + row[:, None]) * width + column).flatten()

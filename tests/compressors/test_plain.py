@@ -89,11 +89,19 @@ def test_lower_resolution_keeps_the_shape_of_a_frame() -> None:
     assert len(compress("uniform", grid_of(noise(2, 12, 6)), tokens=2 * 17, by="resolution")) == 2 * 5 * 3
 
 
+def test_less_than_a_token_a_frame_is_the_average_of_fewer_frames() -> None:
+    grid = grid_of(noise(7, 2, 4))
+    found = compress("uniform", grid, tokens=3, by="resolution")
+    watched = middle_frames(7, 3)
+    torch.testing.assert_close(found.values, grid.values[watched].mean((1, 2)), atol=1e-5, rtol=0)
+    assert found.source is not None and found.source.tolist() == [t * 8 + 1 * 4 + 2 for t in watched]
+    assert found.extra[0][:, 0].tolist() == pytest.approx([t * 8 + 3.5 for t in watched])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"keep": 0.5, "by": "time"}, "uniform by='time'; allowed are 'frames', 'resolution'"),
-        ({"tokens": 3, "by": "resolution"}, "3 tokens for 4 frames: .* use by='frames'"),
         ({}, "neither was given"),
     ],
 )
