@@ -5,7 +5,6 @@ of both: the highest sum of live tensor storage above what was there before (on 
 reference computes in float32 as published code does; times are the best of several runs, after one that is not counted.
 """
 
-import argparse
 import gc
 import sys
 import time
@@ -156,12 +155,8 @@ def run(cases: Iterator[Case], device: str) -> Iterator[Measured]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--frames", nargs="+", type=int, default=[32, 128, 1024], help="numbers of frames")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser = report.arguments(__doc__, [32, 128, 1024])
     parser.add_argument("--width", type=int, default=WIDTH, help=f"width of the features (default: {WIDTH})")
-    parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
     options = parser.parse_args(argv)
     dtype = getattr(torch, options.dtype)
 
@@ -171,12 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         yield from narrow_cases(options.device, dtype)
         yield from key_cases(options.device, dtype)
 
-    rows = []
-    for one in run(cases(), options.device):
-        rows.append(one.cells())
-        report.console.print(*rows[-1], sep="  ", style="dim", highlight=False)
-    command = f"`python benchmarks/compressors.py {' '.join(argv if argv is not None else sys.argv[1:])}`"
-    head = f"{command} on {report.machine(options.device)}, {options.dtype}. {NOTE}"
+    rows = report.follow(one.cells() for one in run(cases(), options.device))
+    head = f"{report.command(__file__, argv)} on {report.machine(options.device)}, {options.dtype}. {NOTE}"
     report.show(COLUMNS, rows, head)
     if options.out is not None:
         report.write(options.out, f"Compressors, {options.device}, {options.dtype}", head, COLUMNS, rows)

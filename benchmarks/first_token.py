@@ -5,7 +5,6 @@ the video read in chunks by AdaReTaKe with a budget of keys, and token compresso
 given as a share of what they save. Peak memory counts the weights. Random weights say nothing about answers.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -147,23 +146,15 @@ def _cells(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--frames", nargs="+", type=int, default=[256, 1024, 2048], help="numbers of frames")
+    parser = report.arguments(__doc__, [256, 1024, 2048])
     parser.add_argument("--tokens", type=int, default=16000, help="AdaReTaKe's budget (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=28, help="fewer than 28 to try it on a small machine")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
     options = parser.parse_args(argv)
     model = Model(options.layers, options.device, getattr(torch, options.dtype))
-    found = []
-    for frames in options.frames:
-        for line in rows(model, frames, options.tokens):
-            found.append(line)
-            report.console.print(*line, sep="  ", style="dim", highlight=False)
-    command = f"`python benchmarks/first_token.py {' '.join(argv if argv is not None else sys.argv[1:])}`"
+    found = report.follow(line for frames in options.frames for line in rows(model, frames, options.tokens))
     layers = "" if options.layers == 28 else f" Only {options.layers} of 28 layers."
-    head = f"{command} on {report.machine(options.device)}, {options.dtype}. Random weights.{layers}"
+    head = f"{report.command(__file__, argv)} on {report.machine(options.device)}, {options.dtype}."
+    head = f"{head} Random weights.{layers}"
     report.show(COLUMNS, found, head)
     if options.out is not None:
         report.write(options.out, f"Time to the first token, {options.device}, {options.dtype}", head, COLUMNS, found)

@@ -1,8 +1,10 @@
 """How benchmarks say what they found: a table on the screen, the same as a section of a page, and the machine."""
 
+import argparse
 import platform
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +14,30 @@ from rich.table import Table
 from langdc.files import write_whole
 
 console = Console(width=max(Console().width, 130))
+
+
+def arguments(described: str | None, frames: Sequence[int]) -> argparse.ArgumentParser:
+    """The options that every benchmark has; `described` is its docstring, `frames` the numbers of frames by default."""
+    parser = argparse.ArgumentParser(description=(described or "").partition("\n\n")[2])
+    parser.add_argument("--frames", nargs="+", type=int, default=list(frames), help="numbers of frames")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
+    return parser
+
+
+def command(file: str, argv: Sequence[str] | None) -> str:
+    """What was typed, as Markdown."""
+    return f"`python benchmarks/{Path(file).name} {' '.join(argv if argv is not None else sys.argv[1:])}`"
+
+
+def follow(rows: Iterable[Sequence[str]]) -> list[Sequence[str]]:
+    """The rows, each printed as it comes."""
+    found = []
+    for row in rows:
+        console.print(*row, sep="  ", style="dim", highlight=False)
+        found.append(row)
+    return found
 
 
 def machine(device: str) -> str:
