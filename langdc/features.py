@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from langdc.log import console, get_logger, is_first, rank, world_size
 from langdc.types import FeatureGrid, Frames
-from langdc.video import read_frames
+from langdc.video import frame_files, read_frames
 
 log = get_logger(__name__)
 
@@ -27,7 +27,7 @@ WAIT_SECONDS = 1800  # for another process's next file before giving up
 
 @dataclass(frozen=True)
 class Clip:
-    """Which frames of which file: the sampling that every part of a run uses."""
+    """Which frames of which file, or folder of frames: the sampling that every part of a run uses."""
 
     path: Path
     segments: int
@@ -37,6 +37,8 @@ class Clip:
     size: tuple[int, int] | None = None
     """Height and width that frames are resized to while reading; the file's own where None."""
     resample: str = "bilinear"
+    fps: float | None = None
+    """Frames per second, of a folder of frames only."""
 
     def read(self) -> Frames:
         """Decode the frames; ValueError as `langdc.video.read_frames`."""
@@ -48,12 +50,18 @@ class Clip:
             end=self.end,
             size=self.size,
             resample=self.resample,
+            fps=self.fps,
         )
 
     def key(self) -> str:
-        """A hash of the file's content and the sampling."""
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
+        """A hash of the content, of the file or the folder's frames, and the sampling."""
+        if self.path.is_dir():
+            digest = hashlib.sha256(f"{self.fps}".encode())
+            for frame in frame_files(self.path):
+                digest.update(hashlib.sha256(frame.read_bytes()).digest())
+        else:
+            with self.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
         digest.update(f"{self.segments} {self.frames_per_segment} {self.start} {self.end}".encode())
         if self.size is not None:
             digest.update(f"{self.size} {self.resample}".encode())

@@ -1,4 +1,4 @@
-"""Read frames from videos and images, and write videos: the only module that knows decoders.
+"""Read frames from videos, folders of frames and images, and write videos: the only module that knows decoders.
 
 PyAV is always there and owns the index of a file (which frame is shown when); the pixels come from decord where it is
 installed and can read the file, else from PyAV, so indices and times cannot differ between the two.
@@ -112,14 +112,20 @@ def is_image(path: str | Path) -> bool:
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def probe(path: str | Path) -> VideoInfo:
-    """Say what a video or image file holds, decoding one frame; ValueError as in `read_frames`."""
-    path = _existing(path)
-    if is_image(path):
+def frame_files(folder: str | Path) -> list[Path]:
+    """The images of a folder of frames, in the order of the numbers in their names ("9.jpg" comes before "10.jpg")."""
+    images = [file for file in Path(folder).iterdir() if is_image(file) and not file.name.startswith(".")]
+    return sorted(images, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
+
+
+def probe(path: str | Path, fps: float | None = None) -> VideoInfo:
+    """Say what a video, a folder of frames or an image holds, decoding one frame; ValueError as in `read_frames`."""
+    path = _existing(path, fps)
+    if path.is_file() and is_image(path):
         height, width = _read_image(path).shape[:2]
         return VideoInfo(1, 0.0, 0.0, height, width)
-    index = _index(path)
-    height, width = next(_from_pyav(path, index, [0])).shape[:2]
+    index = _index(path, fps)
+    height, width = next((_from_folder if path.is_dir() else _from_pyav)(path, index, [0])).shape[:2]
     return VideoInfo(len(index.pts), index.fps, index.seconds, height, width)
 
 
@@ -134,31 +140,33 @@ def read_frames(
     size: tuple[int, int] | None = None,
     resample: str = "bilinear",
     decoder: str = "auto",
+    fps: float | None = None,
 ) -> Frames:
     """Read frames of a video: `frames` uniformly, or `frames_per_segment` in each of `segments`, or all of them.
 
     `start` and `end` (seconds since the first frame) cut a clip first: the frames shown from start up to, not
     including, end. `size` (height, width) resizes with antialiasing, `resample` being "bilinear" or "bicubic". A video
     or clip shorter than asked repeats frames (see `uniform_indices`); an image is a video of one frame, so it is
-    repeated too unless nothing is asked (`is_image` tells). `decoder` is "auto", "decord" or "pyav".
+    repeated too unless nothing is asked (`is_image` tells). `decoder` is "auto", "decord" or "pyav". A folder of images
+    is a video, too, of `fps` frames per second, in the order of `frame_files`.
 
     Returns pixels [T,3,height,width] uint8 RGB and seconds [T] float32. Raises ValueError that names the file, the
     reason and what to do if the file is missing, unreadable or has no video, or if an argument does not fit it.
     """
-    path = _existing(path)
+    path = _existing(path, fps)
     _check_sampling(frames, segments, frames_per_segment)
     decode = _decoder(decoder)
     if resample not in RESAMPLES:
         raise ValueError(f"Unknown resample {resample!r}.{nearest(resample, RESAMPLES)}")
-    if is_image(path):
+    if path.is_file() and is_image(path):
         if start is not None or end is not None:
             raise ValueError(f"{path}: an image has no duration; leave out start={start} and end={end}.")
         picked, times, unique = _sample([0], frames, segments, frames_per_segment), [0.0], [_read_image(path)]
     else:
-        index = _index(path)
+        index = _index(path, fps)
         clip = _clip(path, index, start, end)
         picked, times = _sample(clip, frames, segments, frames_per_segment), index.times
-        unique = decode(path, index, sorted(set(picked)))
+        unique = (_from_folder if path.is_dir() else decode)(path, index, sorted(set(picked)))
     pixels = torch.stack([_resize(image, size, resample) for image in unique])
     position = {number: place for place, number in enumerate(sorted(set(picked)))}
     if len(position) < len(picked):
@@ -209,10 +217,20 @@ def _sample(clip: Sequence[int], frames: int | None, segments: int | None, per_s
     return [clip[i] for i in uniform_indices(len(clip), frames or len(clip))]
 
 
-def _existing(path: str | Path) -> Path:
+def _existing(path: str | Path, fps: float | None) -> Path:
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not path.is_dir():
         raise ValueError(f"{path}: there is no such file. Check the path and the folder it is relative to.")
+    if path.is_dir():
+        if fps is None or not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"{path}: a folder of frames does not say how fast they follow; give fps > 0, not {fps}.")
+        if not frame_files(path):
+            raise ValueError(
+                f"{path}: the folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}). Fetch it again."
+            )
+        return path
+    if fps is not None:
+        raise ValueError(f"{path}: fps={fps} is for a folder of frames, and this is none. Leave it out.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes). Fetch or make it again.")
     return path
@@ -254,8 +272,11 @@ class _NoVideo(Exception):
     """A file that opens but has nothing to show."""
 
 
-def _index(path: Path) -> _Index:
-    """Walk through the file's packets without decoding them."""
+def _index(path: Path, fps: float | None) -> _Index:
+    """Walk through the file's packets without decoding them; `fps` only of a folder of frames."""
+    if fps is not None:
+        numbers = list(range(len(frame_files(path))))
+        return _Index(numbers, numbers, 1 / Fraction(fps), fps, None)
     with _explained(path), av.open(str(path)) as container:
         stream = _video_stream(container)
         packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and p.pts is not None]
@@ -321,6 +342,20 @@ def _from_pyav(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.
             shown = index.pts[number]
             image = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
             yield np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+
+
+def _from_folder(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """The images of ascending numbers; ValueError if their sizes differ."""
+    files, first = frame_files(path), None
+    for number in wanted:
+        image = _read_image(files[number])
+        first = image.shape if first is None else first
+        if image.shape != first:
+            raise ValueError(
+                f"{files[number]}: {image.shape[0]}x{image.shape[1]} pixels, but frames before it in this folder have "
+                f"{first[0]}x{first[1]}. Frames of one video have one size; make the folder again."
+            )
+        yield image
 
 
 def _from_decord(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:

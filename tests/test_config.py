@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from langdc.config import EvalConfig, MemberConfig, StageConfig, check, load, save
+from langdc.config import MemberConfig, StageConfig, check, load, save
+from langdc.evaluation.settings import EvalConfig
 
 PHASE = {"name": "base", "objective": "caption", "data": ["train.jsonl"], "trainable": ["compressor.*"], "steps": 10}
 STAGE = {

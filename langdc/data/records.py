@@ -3,10 +3,12 @@
     {"id": "v7", "video": "videos/v7.mp4", "segments": [{"caption": "red square left", "density": 1}],
      "questions": [{"kind": "shape", "question": "what shape is the red object ?", "answer": "square"}]}
 
-Paths are relative to the file's folder; `start` and `end` are seconds. Every reading error names file and line.
+Paths are relative to the file's folder; `start` and `end` are seconds; a video may be a folder of frames, then
+`fps` says how many a second. Every reading error names file and line.
 """
 
 import json
+import string
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,6 +20,7 @@ from langdc.log import get_logger
 
 log = get_logger(__name__)
 
+LETTERS = string.ascii_uppercase
 SHOWN_MISTAKES = 10
 SHOWN_LETTERS = 300
 
@@ -45,6 +48,22 @@ class QuestionRecord(_Strict):
     kind: str = Field(min_length=1)
     question: str = Field(min_length=1)
     answer: str = Field(min_length=1)
+    """Of a multiple-choice question, the letter of the right option."""
+    options: list[str] = Field(default=[], max_length=26)
+    """What there is to choose from, without letters; empty for open questions."""
+    context: str = ""
+    """What is said before the question, such as subtitles."""
+    labels: dict[str, str] = {}
+    """What else results are broken down by, such as {"duration": "short"}."""
+
+    @model_validator(mode="after")
+    def _choice(self) -> Self:
+        if self.options and self.answer not in LETTERS[: len(self.options)]:
+            raise ValueError(
+                f"the answer {self.answer!r} is none of the {len(self.options)} options; give its letter, "
+                f"A to {LETTERS[len(self.options) - 1]}"
+            )
+        return self
 
 
 class Record(_Strict):
@@ -55,6 +74,8 @@ class Record(_Strict):
     image: str | None = Field(default=None, min_length=1)
     start: float | None = Field(default=None, ge=0)
     end: float | None = Field(default=None, gt=0)
+    fps: float | None = Field(default=None, gt=0)
+    """Of a video that is a folder of frames: how many a second."""
     segments: list[SegmentRecord] = []
     questions: list[QuestionRecord] = []
     _line: int | None = PrivateAttr(None)
@@ -65,6 +86,8 @@ class Record(_Strict):
             raise ValueError("give video or image, not both")
         if self.video is None and (self.start is not None or self.end is not None):
             raise ValueError("start and end cut a clip out of a video, and there is none")
+        if self.video is None and self.fps is not None:
+            raise ValueError("fps says how fast a video's frames follow, and there is none")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise ValueError(f"start {self.start} must come before end {self.end}")
         return self
@@ -86,10 +109,21 @@ def read_records(path: str | Path) -> list[Record]:
     Raises ValueError if the file is missing or holds none, and one that lists the bad lines by number and reason:
     invalid JSON, a wrong value, an unknown key (with the nearest known one), an id given twice.
     """
+    records, mistakes = read_readable(path)
+    if mistakes:
+        raise _bad_lines(Path(path), mistakes)
+    return records
+
+
+def read_readable(path: str | Path) -> tuple[list[Record], dict[int, str]]:
+    """The records of a JSON-lines file that can be read, and why the other lines cannot be, by line number.
+
+    For whoever counts what is broken. Raises ValueError if the file is missing or no line can be read.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no record file {path}. Check the path; data_prep/ has a script per source.")
-    records, mistakes, seen = [], [], {}
+    records, mistakes, seen = [], {}, {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
@@ -98,15 +132,15 @@ def read_records(path: str | Path) -> list[Record]:
             if record.id in seen:
                 raise ValueError(f"the id {record.id!r} is already on line {seen[record.id]}; ids must differ.")
         except ValueError as error:
-            mistakes.append(_shortened(f"line {number}: {error}"))
+            mistakes[number] = _shortened(str(error))
             continue
         seen[record.id] = number
         records.append(record)
-    if mistakes:
-        raise ValueError(_list_up(f"{path} has {len(mistakes)} bad line(s)", mistakes))
+    if mistakes and not records:
+        raise _bad_lines(path, mistakes)
     if not records:
         raise ValueError(f"{path} holds no records. Make it again; data_prep/ has a script per source.")
-    return records
+    return records, mistakes
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
@@ -134,7 +168,7 @@ def check_media(
     kept, left_out, mistakes = [], [], []
     for record in records:
         media = record.media_path(path.parent)
-        if media is None or media.is_file():
+        if media is None or media.is_file() or (record.fps is not None and media.is_dir()):
             kept.append(record)
             continue
         left_out.append(record)
@@ -160,6 +194,11 @@ def _parse(line: bytes, number: int) -> Record:
     record = check(Record, tree, "the record")
     record._line = number
     return record
+
+
+def _bad_lines(path: Path, mistakes: dict[int, str]) -> ValueError:
+    listed = [f"line {number}: {reason}" for number, reason in mistakes.items()]
+    return ValueError(_list_up(f"{path} has {len(mistakes)} bad line(s)", listed))
 
 
 def _shortened(text: str) -> str:
