@@ -114,6 +114,14 @@ def locate(directory: str | Path) -> Path:
     return found
 
 
+def weights_hash(directory: Path) -> str:
+    """The sha256 of a checkpoint's weights; of a stock model's files of weights and settings, all of them read."""
+    if (directory / CARD).is_file():
+        return read_card(directory)["weights_sha256"]
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")])
+    return hashlib.sha256("".join(f"{path.name} {file_hash(path)}\n" for path in files).encode()).hexdigest()
+
+
 def read_card(directory: Path) -> dict:
     """The contents of `langdc.json`; ValueError if the directory holds no checkpoint or that file is damaged."""
     file = Path(directory) / CARD

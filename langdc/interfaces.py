@@ -35,15 +35,18 @@ class TokenCompressor(nn.Module, ABC):
         """Compress several videos; the same as one by one, in one call where a method can."""
         return [self(video) for video in videos]
 
+    def flops(self, video: VideoFeatures) -> float:
+        """Matrix products of compressing a video, for its report; projecting it and its captions are counted elsewhere.
+
+        By closed form; a method whose sizes depend on what it sees works them out again. Default: there are none.
+        """
+        return 0.0
+
 
 class LearnedCompressor(TokenCompressor):
     """A compressor with weights of its own, trained by stages."""
 
     keeps_places = False
-
-    def flops(self, frames: int, patches: dict[str, int]) -> float:
-        """Matrix products of compressing T frames of `patches` per stream; captions are counted elsewhere."""
-        return 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +104,8 @@ class KVCompressor(ABC):
     """Where the method was published."""
     active: bool = True
     """False when the budget covers the prompt: nothing is observed, dropped or moved."""
+    flops: float = 0.0
+    """Matrix products of `observe` since `begin`, for the report; stays 0 where it makes none."""
 
     @abstractmethod
     def begin(self, plan: Plan) -> None:
@@ -162,11 +167,22 @@ class Host(nn.Module, ABC):
     """Whether it can say how much its encoder attends to each place."""
     batched: bool = False
     """Whether several prompts may be read as one padded batch."""
+
+    @property
+    def sight(self) -> str:
+        """All that decides, beside the encoders' weights, what they see of a file."""
+        return f"{self.segments}x{self.frames_per_segment}"
+
     released_axes: Literal["time", "all"] = "time"
     """Which axes of new tokens follow a shortened time line in the released code of ReTaKe for this model."""
 
-    def sampling(self, path: str | Path, start: float | None = None, end: float | None = None) -> Sampling:
-        """How to sample a file (between `start` and `end` seconds); default: every file the same."""
+    def sampling(
+        self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
+    ) -> Sampling:
+        """How to sample a file (between `start` and `end` seconds), or a folder of frames with `fps` of them a second.
+
+        By default every video is sampled the same.
+        """
         return Sampling(self.segments, self.frames_per_segment)
 
     @abstractmethod

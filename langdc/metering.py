@@ -1,14 +1,12 @@
-"""What things cost: seconds per stage, and floating-point operations by closed form.
+"""What things cost: floating-point operations by closed form, and memory.
 
 A multiply-add counts two operations. Attention counts every query against every key, the masked half included, as
 kernels without block skipping and `torch.utils.flop_counter` do. Norms, activations, softmax, rotations and embedding
 look-ups are not counted.
 """
 
-import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,31 +24,6 @@ def synchronize(device: torch.device | str | None = None) -> None:
         kind = found.type if found is not None and torch.accelerator.is_available() else "cpu"
     if kind not in ("cpu", "meta"):
         torch.get_device_module(kind).synchronize()
-
-
-class StageTimer:
-    """Seconds per stage, summed over the times a stage is entered; waits for the accelerator at both ends.
-
-    timer = StageTimer()
-    with timer("encode"):
-        ...
-    timer.seconds["encode"]
-    """
-
-    def __init__(self, device: torch.device | str | None = None) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Time what is inside; a stage that fails counts too."""
-        synchronize(self.device)
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            synchronize(self.device)
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
 def matmul_flops(rows: float, inner: float, columns: float) -> float:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
 
 from langdc import checkpoint
 from langdc.compressors.langdc import LangDC
@@ -23,6 +22,7 @@ from langdc.config import MemberConfig, check
 from langdc.continuation import Continuation
 from langdc.features import Clip
 from langdc.flops import answer_flops, compress_flops, reading_flops
+from langdc.generation import FirstToken, ScoreWatch, refuse_nan
 from langdc.hosts.batch import read_together
 from langdc.hosts.chat import conversation
 from langdc.interfaces import KVCompressor, TokenCompressor
@@ -30,24 +30,9 @@ from langdc.kvcompressors import kvcompressors
 from langdc.metering import synchronize
 from langdc.model import VideoModel, build_compressor
 from langdc.prefill import Reading, read_prompt
+from langdc.stages import StageTimer, note, stage
 from langdc.types import Answer, FeatureGrid, Frames, Prompt, VideoFeatures, VideoTokens
 from langdc.video import is_image
-
-
-class FirstToken(BaseStreamer):
-    """Notes when generation delivers its first new token."""
-
-    def __init__(self) -> None:
-        self.at: float | None = None
-        self._calls = 0
-
-    def put(self, value: Tensor) -> None:
-        self._calls += 1
-        if self._calls == 2:  # the first call hands over the prompt
-            self.at = time.perf_counter()
-
-    def end(self) -> None:
-        pass
 
 
 @dataclass(eq=False)
@@ -74,8 +59,8 @@ class OpenVideo:
         return self.lm.model.host.features([self.raw], [self.times], self.lm.compressor.needs)[0]
 
     @cached_property
-    def compressed(self) -> tuple[VideoTokens, list[str] | None, float]:
-        """The tokens, the captions behind them if there are any, and the seconds it took."""
+    def compressed(self) -> tuple[VideoTokens, list[str] | None, float, float]:
+        """The tokens, the captions behind them if there are any, and the seconds and FLOPs it took."""
         return self.lm.compress([self])[0]
 
     @property
@@ -158,12 +143,14 @@ class VideoLM:
         self.compressor.to(device)
         return self
 
-    def clip(self, path: str | Path, start: float | None = None, end: float | None = None) -> Clip:
-        """The frames this model samples of a file."""
-        if is_image(path):
+    def clip(
+        self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
+    ) -> Clip:
+        """The frames this model samples of a file, or of a folder of frames with `fps` of them a second."""
+        if is_image(path) and fps is None:
             return Clip(Path(path), 1, 1)
-        how = self.model.host.sampling(path, start, end)
-        return Clip(Path(path), how.segments, how.frames_per_segment, start, end, how.size, how.resample)
+        how = self.model.host.sampling(path, start, end, fps)
+        return Clip(Path(path), how.segments, how.frames_per_segment, start, end, how.size, how.resample, fps)
 
     def open(
         self,
@@ -171,25 +158,36 @@ class VideoLM:
         start: float | None = None,
         end: float | None = None,
         same: OpenVideo | None = None,
+        fps: float | None = None,
+        need: frozenset[str] = frozenset(),
     ) -> OpenVideo:
         """Decode and encode a video or image once; `same` takes over another model's outputs of identical encoders.
 
+        A folder of images counts as a video of `fps` frames per second.
         Where those do not say what the encoder attends to and the compressor needs it, the frames are encoded again.
-        Raises ValueError if the file cannot be read.
+        `need`: what other compressors need that will take it over. Raises ValueError if the file cannot be read.
         """
         if same is not None:
             if same.frames is not None and self.lacks_saliency(same.raw):
-                return self._encoded(same.frames, dict(same.seconds))
-            return OpenVideo(self, same.frames, same.raw, same.times, dict(same.seconds))
-        started = time.perf_counter()
-        frames = self.clip(path, start, end).read()
-        return self._encoded(frames, {"decode": time.perf_counter() - started})
+                return self._encoded(same.frames, {"decode": same.seconds.get("decode", 0.0)}, need)
+            return self._as_needed(same)
+        with StageTimer(self.device) as timer, stage("decode"):
+            frames = self.clip(path, start, end, fps).read()
+        return self._encoded(frames, timer.seconds, need)
 
-    def _encoded(self, frames: Frames, seconds: dict[str, float]) -> OpenVideo:
-        started = time.perf_counter()
-        raw = self.model.host.see([frames], self.compressor.needs)[0]
-        synchronize(self.device)
-        return OpenVideo(self, frames, raw, frames.seconds, {**seconds, "encode": time.perf_counter() - started})
+    def _encoded(self, frames: Frames, seconds: dict[str, float], need: frozenset[str]) -> OpenVideo:
+        with StageTimer(self.device) as timer, stage("encode"):
+            raw = self.model.host.see([frames], self.compressor.needs | need)[0]
+        refuse_nan(raw)
+        return OpenVideo(self, frames, raw, frames.seconds, {**seconds, **timer.seconds})
+
+    def _as_needed(self, same: OpenVideo) -> OpenVideo:
+        """A video that another model opened, without what this compressor has no use for, nor its seconds."""
+        raw, seconds = same.raw, dict(same.seconds)
+        if "saliency" not in self.compressor.needs:
+            raw = {name: replace(grid, saliency=None) for name, grid in raw.items()}
+            seconds.pop("saliency", None)
+        return OpenVideo(self, same.frames, raw, same.times, seconds)
 
     def lacks_saliency(self, raw: Mapping[str, FeatureGrid]) -> bool:
         """Whether the compressor chooses by what the encoder attends to, and these grids of a video do not say."""
@@ -197,21 +195,26 @@ class VideoLM:
         return wanted and any(grid.saliency is None and len(grid.values) > 1 for grid in raw.values())
 
     @torch.no_grad()
-    def compress(self, videos: Sequence[OpenVideo]) -> list[tuple[VideoTokens, list[str] | None, float]]:
-        """Compress videos in one batch: tokens, captions and each one's share of the seconds."""
-        started = time.perf_counter()
-        features = [video.features for video in videos]
-        captions: list[list[str] | None] = [None] * len(videos)
-        if isinstance(self.compressor, LangDC):
-            found = self.compressor.caption(features)
-            tokens = self.compressor.project(features, found.states)
-            captions = [[self.compressor.captioner.decode(ids) for ids in of_video] for of_video in found.ids]
-        else:
-            tokens = self.compressor.batch(features)
-        tokens = [self.model.host.complete(t, video) for t, video in zip(tokens, features, strict=True)]
-        synchronize(self.device)
-        share = (time.perf_counter() - started) / max(len(videos), 1)
-        return [(token, said, share) for token, said in zip(tokens, captions, strict=True)]
+    def compress(self, videos: Sequence[OpenVideo]) -> list[tuple[VideoTokens, list[str] | None, float, float]]:
+        """Compress videos in one batch: tokens, captions, each one's share of the seconds, and its FLOPs if alone."""
+        with StageTimer(self.device) as timer, stage("compress"):
+            features = [video.features for video in videos]
+            captions: list[list[str] | None] = [None] * len(videos)
+            written: list[list[int]] = [[]] * len(videos)
+            if isinstance(self.compressor, LangDC):
+                found = self.compressor.caption(features)
+                tokens = self.compressor.project(features, found.states)
+                captions = [[self.compressor.captioner.decode(ids) for ids in of_video] for of_video in found.ids]
+                written = [list(map(len, of_video)) for of_video in found.ids]
+            else:
+                tokens = self.compressor.batch(features)
+            tokens = [self.model.host.complete(t, video) for t, video in zip(tokens, features, strict=True)]
+        share = timer.seconds["compress"] / max(len(videos), 1)
+        flops = [
+            compress_flops(self.model.host, self.compressor, video, lengths)
+            for video, lengths in zip(features, written, strict=True)
+        ]
+        return [(token, said, share, count) for token, said, count in zip(tokens, captions, flops, strict=True)]
 
     def tokens(self, video: OpenVideo) -> VideoTokens:
         """The tokens that stand for a video."""
@@ -230,8 +233,18 @@ class VideoLM:
             return self._reply([self.prompt(question)], [[]], None, **generation)[0]
         return self.open(path).ask(question, **generation)
 
+    def converse(self, messages: list[dict], videos: Sequence[OpenVideo], **generation: Any) -> Answer:
+        """Reply to chat messages about any number of videos and images, in the order of their {"type": "video"} parts.
+
+        What compressing cost is not in the answer.
+        """
+        prompt = self.model.host.prompt(messages, media=[video.features for video in videos])
+        return self._reply([prompt], [list(videos)], None, **generation)[0]
+
     def ask_one(self, video: OpenVideo, question: str, **generation: Any) -> Answer:
-        """Answer one question about an open video, with the seconds of every stage."""
+        """Answer one question about an open video, with the seconds of every stage and the memory it took at most."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         return self._answers([(video, question)], FirstToken(), **generation)[0]
 
     def answer(self, batch: Sequence[tuple[OpenVideo, str]], **generation: Any) -> list[Answer]:
@@ -248,22 +261,25 @@ class VideoLM:
     def _answers(
         self, batch: Sequence[tuple[OpenVideo, str]], clock: FirstToken | None, **generation: Any
     ) -> list[Answer]:
-        prompts = [self.prompt(question, video) for video, question in batch]
+        for video, _ in batch:
+            video.tokens  # noqa: B018 - compressed before the clock starts; a prompt may ask for the features
+        with StageTimer(self.device) as timer, stage("preprocess"):
+            prompts = [self.prompt(question, video) for video, question in batch]
+        share = timer.seconds["preprocess"] / max(len(batch), 1)
         replies = self._reply(prompts, [[video] for video, _ in batch], clock, **generation)
-        return [self._with_costs(reply, video) for reply, (video, _) in zip(replies, batch, strict=True)]
+        return [self._with_costs(reply, video, share) for reply, (video, _) in zip(replies, batch, strict=True)]
 
-    def _with_costs(self, reply: Answer, video: OpenVideo) -> Answer:
-        tokens, captions, compress = video.compressed
-        flops = {
-            "encode": self.model.host.encoder_flops(video.raw),
-            "compress": compress_flops(self.model, self.compressor, len(video.times), captions),
-        }
+    def _with_costs(self, reply: Answer, video: OpenVideo, worded: float) -> Answer:
+        """An answer with what came before it. `worded`: seconds to make its prompt."""
+        tokens, captions, compress, compressing = video.compressed
+        before = {**video.seconds, "preprocess": video.seconds.get("preprocess", 0.0) + worded}
+        flops = {"encode": self.model.host.encoder_flops(video.raw), "compress": compressing}
         return replace(
             reply,
             tokens=len(tokens),
             tokens_before=sum(grid.tokens for grid in video.features.main or video.raw.values()),
             segment_tokens=tokens.per_segment(video.segments),
-            seconds={**video.seconds, "compress": compress, **reply.seconds},
+            seconds={**before, "compress": compress, **reply.seconds},
             flops={**flops, **reply.flops},
             captions=captions,
         )
@@ -272,12 +288,17 @@ class VideoLM:
     def _reply(
         self, prompts: list[Prompt], videos: list[list[OpenVideo]], clock: FirstToken | None, **generation: Any
     ) -> list[Answer]:
+        watch = ScoreWatch()
         options = {"max_new_tokens": 64, "do_sample": False, **generation}
+        options["logits_processor"] = watch.beside(options.get("logits_processor"))
         if "stop_strings" in options:
             options["tokenizer"] = self.model.host.tokenizer
         if self.kv is not None or not self.model.host.batched:
-            return [self._reply_alone(p, v, options) for p, v in zip(prompts, videos, strict=True)]
-        return self._reply_together(prompts, [[v.tokens for v in of] for of in videos], clock, options)
+            replies = [self._reply_alone(p, v, options) for p, v in zip(prompts, videos, strict=True)]
+        else:
+            replies = self._reply_together(prompts, [[v.tokens for v in of] for of in videos], clock, options)
+        watch.refuse_nan(video.tokens for of in videos for video in of)
+        return replies
 
     @torch.no_grad()
     def read(self, prompt: Prompt, videos: list[OpenVideo]) -> Reading:
@@ -291,27 +312,26 @@ class VideoLM:
         host = self.model.host
         for video in videos:
             video.tokens  # noqa: B018 - compressed before the clock starts
-        started = time.perf_counter()
-        reading = self.read(prompt, videos)
-        synchronize(self.device)
-        first = time.perf_counter()
-        held, held_bytes = reading.keys_per_layer, reading.cache.held_bytes
-        ids = Continuation(reading, host.generation_config).write(
-            eos_token_id=host.end_ids, pad_token_id=host.tokenizer.pad_token_id, **options
-        )
-        synchronize(self.device)
-        seconds = {"prefill": first - started, "generate": time.perf_counter() - first}
-        flops = reading_flops(host, reading.calls, sum(held) / len(held), len(ids[0]))
+        with StageTimer(self.device) as timer:
+            with stage("prefill"):
+                reading = self.read(prompt, videos)
+            held, held_bytes = reading.keys_per_layer, reading.cache.held_bytes
+            with stage("generate"):
+                ids = Continuation(reading, host.generation_config).write(
+                    eos_token_id=host.end_ids, pad_token_id=host.tokenizer.pad_token_id, **options
+                )
+        flops = reading_flops(host, reading.calls, sum(held) / len(held), len(ids[0]) - 1, reading.scoring)
         return Answer(
             self._text(ids[0]),
             0,
             [],
-            seconds,
+            timer.seconds,
             flops,
             self._peak(),
             keys_per_layer=held if self.kv is not None else None,
             kv_bytes=held_bytes,
             kv_text_bytes=len(prompt.ids) * self._key_bytes(),
+            reply_tokens=len(ids[0]),
         )
 
     def _text(self, ids: Tensor) -> str:
@@ -349,21 +369,26 @@ class VideoLM:
         synchronize(self.device)
         finished = time.perf_counter()
         first = clock.at if clock is not None and clock.at is not None else finished
-        share = 1 / len(prompts)
-        seconds = {"prefill": (first - started) * share, "generate": (finished - first) * share}
+        spent = {"prefill": first - started, "generate": finished - first}
+        for name, taken in spent.items():
+            note(name, taken)
+        seconds = {name: taken / len(prompts) for name, taken in spent.items()}
         lengths = batch["attention_mask"].sum(1).tolist()
         ends = torch.tensor(host.end_ids, device=ids.device)
-        written = (~torch.isin(ids, ends)).sum(1).tolist()
+        ended = torch.isin(ids, ends)
+        # replies that end early are filled up
+        written = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1]).tolist()
         return [
             Answer(
                 self._text(row),
                 0,
                 [],
                 dict(seconds),
-                answer_flops(host, length, new),
+                answer_flops(host, length, new - 1),
                 self._peak(),
                 kv_bytes=length * self._key_bytes(),
                 kv_text_bytes=len(prompt.ids) * self._key_bytes(),
+                reply_tokens=new,
             )
             for row, length, new, prompt in zip(ids, lengths, written, prompts, strict=True)
         ]

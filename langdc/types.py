@@ -237,10 +237,11 @@ class Answer:
     """What a model said about a video and what it cost.
 
     `tokens`: video tokens the language model read; `segment_tokens`: how many of them each segment got; `flops` by
-    part; `seconds` by stage (decode, encode, compress, prefill, generate); `peak_bytes` on an accelerator, else None;
+    part; `seconds` by stage (as in `langdc.stages`); `peak_bytes` on an accelerator, else None;
     `captions`: the caption behind each segment, for compressors that write one; `tokens_before`: what the encoders
     saw; `keys_per_layer`: keys that each layer held when the reply began, text included, where keys were dropped;
-    `kv_bytes`: what all layers held then, and how much of it, `kv_text_bytes`, was of the text, which is never dropped.
+    `kv_bytes`: what all layers held then, and how much of it, `kv_text_bytes`, was of the text, which is never dropped;
+    `reply_tokens`: how many were written, the one that ends the reply included.
     """
 
     text: str
@@ -254,6 +255,7 @@ class Answer:
     keys_per_layer: list[int] | None = None
     kv_bytes: int = 0
     kv_text_bytes: int = 0
+    reply_tokens: int = 0
 
     def __str__(self) -> str:
         return self.text

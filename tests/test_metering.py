@@ -1,13 +1,11 @@
 """FLOP formulas agree with what torch counts on real models, and the stage timer sums what it should."""
 
-import time
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-from langdc.metering import StageTimer, lm_head_flops, matmul_flops, synchronize, transformer_flops, vit_flops
+from langdc.metering import lm_head_flops, matmul_flops, synchronize, transformer_flops, vit_flops
 
 QWEN2 = {
     "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
@@ -66,31 +64,6 @@ def test_vision_transformer():
     assert vit_flops(2, 32, 72, patches=36, patch_values=48, clips=5) == pytest.approx(counted, rel=0.02)
 
 
-def test_stages_are_summed_also_when_they_fail():
-    timer = StageTimer("cpu")
-    with timer("encode"):
-        time.sleep(0.01)
-    first = timer.seconds["encode"]
-    with pytest.raises(ValueError, match="broken"), timer("encode"):
-        time.sleep(0.01)
-        raise ValueError("broken")
-    assert 0.01 <= first < timer.seconds["encode"]
-    assert timer.seconds["encode"] >= 0.02
-    assert list(timer.seconds) == ["encode"]
-
-
 def test_waiting_on_a_cpu_returns_at_once():
     synchronize()
     synchronize("cpu")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_timer_waits_for_the_accelerator():
-    big = torch.randn(8192, 8192, device="cuda")
-    big @ big
-    timer = StageTimer("cuda")
-    with timer("product"):
-        for _ in range(10):
-            big = big @ big
-    assert timer.seconds["product"] > 0.01

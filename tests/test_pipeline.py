@@ -25,7 +25,7 @@ def test_a_stock_directory_is_asked_about_a_file(name: str, mp4: Path) -> None:
     shorter = less.ask(mp4, QUESTION, max_new_tokens=4)
     assert shorter.tokens_before == answer.tokens_before
     assert shorter.tokens <= 0.25 * answer.tokens_before + 1 < answer.tokens
-    assert set(answer.seconds) == {"decode", "encode", "compress", "prefill", "generate"}
+    assert set(answer.seconds) == {"decode", "preprocess", "encode", "compress", "prefill", "generate"}
     assert sum(answer.segment_tokens) == answer.tokens
     assert shorter.flops["prefill"] < answer.flops["prefill"] and answer.flops["encode"] > 0
     assert answer.keys_per_layer is None

@@ -82,7 +82,7 @@ COMPRESSORS = {"langdc": langdc_settings(), "pool": {"sides": [3, 2]}}
 
 def config(compressor: str = "langdc", host: dict | None = None, **changes) -> ModelConfig:
     """What a small model is built from; `changes` are settings of the compressor."""
-    settings = {**COMPRESSORS[compressor], **changes}
+    settings = {**COMPRESSORS.get(compressor, {}), **changes}
     return ModelConfig(
         host=MemberConfig(name="videogpt_plus", **(host or host_settings())),
         compressor=MemberConfig(name=compressor, **settings),

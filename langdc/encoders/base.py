@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langdc.registry import Registry
+from langdc.stages import stage
 from langdc.types import FeatureGrid, Frames
 
 encoders: Registry["Encoder"] = Registry("encoder")
@@ -40,7 +41,8 @@ class Encoder(nn.Module, ABC):
     @torch.no_grad()
     def forward(self, videos: list[Frames]) -> list[FeatureGrid]:
         """Encode all frames of all videos in one batch."""
-        pixels = torch.cat([self.prepare(video.pixels) for video in videos])
+        with stage("preprocess"):
+            pixels = torch.cat([self.prepare(video.pixels) for video in videos])
         lengths = [len(video) for video in videos]
         return [FeatureGrid(part) for part in self.run(pixels, lengths).split(lengths)]
 

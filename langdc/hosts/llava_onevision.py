@@ -16,7 +16,8 @@ from transformers.models.llava_onevision.video_processing_llava_onevision import
 from langdc.encoders.saliency import attention_received, saliency_flops
 from langdc.hosts.base import hosts
 from langdc.hosts.stock import StockHost
-from langdc.metering import patch_flops, transformer_flops
+from langdc.metering import matmul_flops, patch_flops, transformer_flops
+from langdc.stages import stage
 from langdc.types import FeatureGrid, Frames, VideoFeatures, VideoTokens
 
 FRAMES_AT_ONCE = 32
@@ -77,11 +78,13 @@ class LlavaOnevision(StockHost):
     def look(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
         if len(video) == 1:
             return {"image": self._look_at_image(video)}
-        found = self.video_processor(videos=[video.pixels], do_sample_frames=False, return_tensors="pt")
+        with stage("preprocess"):
+            found = self.video_processor(videos=[video.pixels], do_sample_frames=False, return_tensors="pt")
         return {"video": self.read_pixels(found["pixel_values_videos"][0], "saliency" in need)}
 
     def _look_at_image(self, image: Frames) -> FeatureGrid:
-        found = self.image_processor(images=[image.pixels[0]], return_tensors="pt")
+        with stage("preprocess"):
+            found = self.image_processor(images=[image.pixels[0]], return_tensors="pt")
         pixels = found["pixel_values"].to(self.model.device, self.model.dtype)
         packed = self._inner.get_image_features(pixels, found["image_sizes"]).pooler_output[0]
         return FeatureGrid(packed[None, None])
@@ -110,7 +113,8 @@ class LlavaOnevision(StockHost):
         attended = None
         if saliency:
             layer = layers[-1] % len(states)
-            attended = attention_received(self.vision.encoder.layers[layer - 1], states[layer - 1])
+            with stage("saliency"):
+                attended = attention_received(self.vision.encoder.layers[layer - 1], states[layer - 1])
         first = 1 if config.vision_feature_select_strategy == "default" else 0
         return chosen[:, first:], attended if attended is None else attended[:, first:]
 
@@ -137,13 +141,14 @@ class LlavaOnevision(StockHost):
         config = self.model.config.vision_config
         patches, wide, heads = self.patch_side**2, config.hidden_size, config.num_attention_heads
         shape = next(iter(raw.values())).values.shape
-        # an image's crops are packed into one row of tokens
+        # an image's crops are packed into one row of tokens, and projected before
         seen = shape[0] if "video" in raw else max(1, round(shape[2] / patches))
+        projected = 0.0 if "video" in raw else matmul_flops(patches, wide + self.width, self.width)
         blocks = transformer_flops(
             config.num_hidden_layers, wide, heads, heads, wide // heads, config.intermediate_size, patches, gated=False
         )
         attended = saliency_flops(wide, patches) if any(grid.saliency is not None for grid in raw.values()) else 0.0
-        return seen * (blocks + patch_flops(wide, config.patch_size, patches) + attended)
+        return seen * (blocks + patch_flops(wide, config.patch_size, patches) + attended + projected)
 
     # ---- what the model adds to a video's tokens
 

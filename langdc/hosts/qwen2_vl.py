@@ -16,6 +16,7 @@ from langdc.hosts.splice import slot_tokens
 from langdc.hosts.stock import StockHost
 from langdc.metering import matmul_flops, transformer_flops
 from langdc.sources import Source
+from langdc.stages import stage
 from langdc.types import FeatureGrid, Frames, Prompt, Slot, VideoFeatures, VideoTokens
 
 Positions = Literal["trained", "transformers"]
@@ -65,6 +66,10 @@ class Qwen2VL(StockHost):
         fewest, most = self.pixels or (size["shortest_edge"], size["longest_edge"])
         return {"shortest_edge": fewest, "longest_edge": most}
 
+    @property
+    def sight(self) -> str:
+        return f"{super().sight} {self.pixels}"
+
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         size, config = self._size, self.vision.config
         return smart_resize(
@@ -82,11 +87,13 @@ class Qwen2VL(StockHost):
     def look(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
         how: dict[str, Any] = {"return_tensors": "pt", **({"size": self._size} if self.pixels else {})}
         if len(video) == 1:
-            found = self.image_processor(images=[video.pixels[0]], **how)
+            with stage("preprocess"):
+                found = self.image_processor(images=[video.pixels[0]], **how)
             return {"video": self.read_patches(found["pixel_values"], found["image_grid_thw"])}
         if hasattr(self.video_processor, "cap_pixels_per_frame"):
             how["cap_pixels_per_frame"] = True  # the rule of the models' authors; transformers warns without a choice
-        found = self.video_processor(videos=[video.pixels], do_sample_frames=False, **how)
+        with stage("preprocess"):
+            found = self.video_processor(videos=[video.pixels], do_sample_frames=False, **how)
         return {"video": self.read_patches(found["pixel_values_videos"], found["video_grid_thw"])}
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 Letters: T steps of time, H W token grid, D host width, A rotary axes, M prompt+video length.
 """
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -181,14 +182,21 @@ class StockHost(Host):
 
     # ---- from a file to features
 
-    def sampling(self, path: str | Path, start: float | None = None, end: float | None = None) -> Sampling:
-        info = probe(path)
+    def sampling(
+        self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
+    ) -> Sampling:
+        info = probe(path, fps)
         count = self.frames
         if self.fps is not None:
             seconds = (info.seconds if end is None else end) - (start or 0.0)
             count = min(count, max(self.frames_per_step, round(seconds * self.fps)))
         count = -(-count // self.frames_per_step) * self.frames_per_step
         return Sampling(1, count, self.read_size(count, info.height, info.width), "bicubic")
+
+    @property
+    def sight(self) -> str:
+        processors = [vars(self.image_processor), vars(self.video_processor)]
+        return f"{type(self).__name__} {self.frames} {self.fps} {json.dumps(processors, default=str, sort_keys=True)}"
 
     @abstractmethod
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:

@@ -50,6 +50,7 @@ class VideoGPTPlus(Host):
         self.segments = segments
         self.frames_per_segment = frames_per_segment
         self.system = system
+        self._members = (image_encoder, video_encoder)
         self.language_model = load_language_model(language_model, attention)
         self.tokenizer = self._tokenizer(tokenizer, language_model)
         self.encoders = nn.ModuleDict(
@@ -70,6 +71,10 @@ class VideoGPTPlus(Host):
 
     def _encoders(self) -> dict[str, Encoder]:
         return {name: encoder for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)}
+
+    @property
+    def sight(self) -> str:
+        return f"{super().sight} {self._members}"
 
     @property
     def width(self) -> int:

@@ -1,0 +1,78 @@
+"""Seconds per stage of an answer, measured where the work is done and kept by whoever listens.
+
+with StageTimer(device) as timer:
+    with stage("encode"):
+        ...
+        with stage("preprocess"):  # not counted under "encode" again
+            ...
+timer.seconds == {"preprocess": ..., "encode": ...}
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+
+import torch
+
+from langdc.metering import synchronize
+
+STAGES = ("decode", "preprocess", "encode", "saliency", "compress", "prefill", "generate")
+"""What answering a question is made of. "saliency": what an encoder attends to, for the methods that choose by it."""
+
+_listening: ContextVar[tuple["StageTimer", ...]] = ContextVar("listening", default=())
+# seconds of the stages inside the one that is under way
+_inner: ContextVar[list[float] | None] = ContextVar("inner", default=None)
+
+
+class StageTimer:
+    """Listens to the stages inside its `with` block and sums their seconds; timers inside one another all hear them."""
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self._before: Token[tuple[StageTimer, ...]] | None = None
+
+    def __enter__(self) -> "StageTimer":
+        self._before = _listening.set((*_listening.get(), self))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._before is not None  # entered
+        _listening.reset(self._before)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Time what is inside for all who listen, also when it fails; nothing is waited for where nobody does.
+
+    The accelerator is waited for at both ends. Seconds of a stage inside another count for the inner one alone.
+    """
+    listening = _listening.get()
+    if not listening:
+        yield
+        return
+    device = listening[-1].device
+    synchronize(device)
+    started, inner = time.perf_counter(), [0.0]
+    token = _inner.set(inner)
+    try:
+        yield
+    finally:
+        synchronize(device)
+        _inner.reset(token)
+        taken = time.perf_counter() - started
+        _tell(name, taken - inner[0], taken)
+
+
+def note(name: str, seconds: float) -> None:
+    """Tell all who listen of seconds that were measured otherwise."""
+    _tell(name, seconds, seconds)
+
+
+def _tell(name: str, own: float, taken: float) -> None:
+    around = _inner.get()
+    if around is not None:
+        around[0] += taken
+    for timer in _listening.get():
+        timer.seconds[name] = timer.seconds.get(name, 0.0) + own
