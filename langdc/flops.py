@@ -1,18 +1,22 @@
 """How many floating-point operations a model's parts take, by closed form.
 
-A multiply-add counts two. Counted: matrix products of encoders, projectors, captioner and language model, attention
-included. Not counted: norms, activations, softmax, embedding look-ups, resizing. Letters: T frames, S segments.
+A multiply-add counts two. Counted: matrix products and convolutions of encoders, projectors, compressors, captioner and
+language model, attention included. Not counted: norms, activations, softmax, rotations, similarities made of
+element-wise products, sums of rows, embedding look-ups, resizing. docs/flops.md has the list by stage.
+
+Letters: S segments, n tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from transformers import PretrainedConfig
 
 from langdc.compressors.langdc import LangDC
-from langdc.interfaces import Host, LearnedCompressor, TokenCompressor
+from langdc.decoding import CHECK_EVERY
+from langdc.interfaces import Host, TokenCompressor
 from langdc.metering import lm_head_flops, transformer_flops
-from langdc.model import VideoModel
+from langdc.types import FeatureGrid, VideoFeatures
 
 
 def language_model_flops(config: PretrainedConfig, new: int, past: float = 0, predictions: int = 1) -> float:
@@ -36,52 +40,65 @@ def linear_flops(module: nn.Module, rows: int) -> float:
     return sum(2.0 * rows * m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def project_flops(projectors: nn.ModuleDict, host: Host, frames: int) -> float:
-    """One projector per stream over every patch of T frames."""
-    return sum(linear_flops(projectors[name], frames * side**2) for name, side in host.stream_sides.items())
+def project_flops(projectors: nn.ModuleDict, raw: Mapping[str, FeatureGrid]) -> float:
+    """One projector per stream over every place of a video's raw grids; streams without one cost nothing."""
+    return sum(linear_flops(projector, raw[name].tokens) for name, projector in projectors.items() if name in raw)
 
 
-def caption_flops(compressor: LangDC, host: Host, frames: int, lengths: list[int], given: bool = False) -> float:
-    """Projecting and captioning T frames. `lengths`: caption tokens per segment; `given`: read, not written."""
-    config = compressor.captioner.language_model.config
-    prompt = len(compressor.captioner.before) + len(compressor.captioner.after)
-    total = project_flops(compressor.projectors, host, frames)
-    for number, length in enumerate(lengths):
-        held = min(compressor.frames_per_segment, frames - number * compressor.frames_per_segment)
-        start = prompt + held * sum(side**2 for side in compressor.pool.values())
-        if given:
-            total += language_model_flops(config, start + length, predictions=length + 1)
-            continue
-        total += language_model_flops(config, start)
-        total += sum(language_model_flops(config, 1, start + done) for done in range(length))
-    return total
-
-
-def compress_flops(
-    model: VideoModel, compressor: TokenCompressor, frames: int, captions: list[list[int]] | list[str] | None
+def caption_flops(
+    compressor: LangDC, raw: Mapping[str, FeatureGrid], lengths: Sequence[int], given: bool = False
 ) -> float:
-    """From encoder grids to tokens in host width, for one video. `captions` as text or as ids, if there are any."""
+    """Projecting and captioning a video. `lengths`: caption tokens of each segment; `given`: read, not written."""
+    config = compressor.captioner.language_model.config
+    frames = len(next(iter(raw.values())).values)
+    prompt = len(compressor.captioner.before) + len(compressor.captioner.after)
+    of_frame = sum(side**2 for side in compressor.pool.values())
+    size = compressor.frames_per_segment
+    starts = [prompt + of_frame * min(size, frames - number * size) for number in range(len(lengths))]
+    total = project_flops(compressor.projectors, raw)
+    if not given:
+        return total + writing_flops(config, max(starts), lengths, compressor.captioner.max_soft_tokens)
+    return total + sum(
+        language_model_flops(config, start + length, predictions=length + 1)
+        for start, length in zip(starts, lengths, strict=True)
+    )
+
+
+def writing_flops(config: PretrainedConfig, start: int, lengths: Sequence[int], most: int) -> float:
+    """Writing S captions of `lengths` tokens greedily, all after `start` others.
+
+    All go on until the longest has ended and that was noticed, which it is every few steps; at most `most` are kept.
+    """
+    noticed = -(-(max(lengths) + 1) // CHECK_EVERY) * CHECK_EVERY
+    later = min(most + 1, noticed) - 1
+    each = language_model_flops(config, start)
+    each += sum(language_model_flops(config, 1, start + done) for done in range(later))
+    return len(lengths) * each
+
+
+def compress_flops(host: Host, compressor: TokenCompressor, video: VideoFeatures, written: Sequence[int] = ()) -> float:
+    """From encoder grids to tokens in host width, for one video. `written`: caption tokens of each segment, if any."""
+    total = project_flops(host.projectors, video.raw) if video.main else 0.0
     if not isinstance(compressor, LangDC):
-        patches = {name: side**2 for name, side in model.host.stream_sides.items()}
-        own = compressor.flops(frames, patches) if isinstance(compressor, LearnedCompressor) else 0.0
-        projects = "main" in compressor.needs
-        return own + (project_flops(model.host.projectors, model.host, frames) if projects else 0.0)
-    lengths = [len(compressor.captioner.encode(c)) if isinstance(c, str) else len(c) for c in captions or []]
-    total = caption_flops(compressor, model.host, frames, lengths)
-    total += linear_flops(compressor.post_projector, sum(lengths))
-    if compressor.base is not None:
-        total += project_flops(model.host.projectors, model.host, frames)
-    return total
+        return total + compressor.flops(video)
+    total += caption_flops(compressor, video.raw, written)
+    total += linear_flops(compressor.post_projector, sum(written))
+    return total + (compressor.base.flops(video) if compressor.base is not None else 0.0)
 
 
-def answer_flops(host: Host, prompt: int, written: int) -> dict[str, float]:
-    """Reading a prompt up to the first token, and writing the rest of the reply."""
-    return reading_flops(host, [(prompt, 0)], prompt, written)
+def answer_flops(host: Host, prompt: int, steps: int) -> dict[str, float]:
+    """Reading a prompt up to the first token, and `steps` more calls of the model for the rest of the reply."""
+    return reading_flops(host, [(prompt, 0)], prompt, steps)
 
 
-def reading_flops(host: Host, calls: Sequence[tuple[int, float]], held: float, written: int) -> dict[str, float]:
-    """As `answer_flops`, for a prompt read in `calls` (tokens, keys before them) that left `held` keys per layer."""
+def reading_flops(
+    host: Host, calls: Sequence[tuple[int, float]], held: float, steps: int, scoring: float = 0.0
+) -> dict[str, float]:
+    """As `answer_flops`, for a prompt read in `calls` (tokens, keys before them) that left `held` keys per layer.
+
+    `scoring`: what a KV compressor took to say which.
+    """
     config = host.language_model.config.get_text_config()
     read = sum(language_model_flops(config, new, past, predictions=0) for new, past in calls)
-    rest = sum(language_model_flops(config, 1, held + done) for done in range(written))
-    return {"prefill": read + language_model_flops(config, 0), "generate": rest}
+    rest = sum(language_model_flops(config, 1, held + done) for done in range(steps))
+    return {"prefill": read + language_model_flops(config, 0) + scoring, "generate": rest}

@@ -40,6 +40,8 @@ class Reading:
     """Tokens read by each call of the text model, and keys cached before it, on average over layers."""
     origins: tuple[Tensor, ...] = ()
     """Per layer, the rows of the prompt that its keys came from: [K], or [G,K] where key heads differ."""
+    scoring: float = 0.0
+    """FLOPs that the compressor took to look at the chunks."""
 
     @property
     def keys_per_layer(self) -> list[int]:
@@ -81,7 +83,15 @@ def prefill(
         logits = lm_head(reader.read(settle=later_axes == "time"))
     moved = len(positions) if reader.continuous else 0
     return Reading(
-        text_model, lm_head, reader.cache, logits, reader.following, moved, tuple(reader.calls), tuple(reader.origins)
+        text_model,
+        lm_head,
+        reader.cache,
+        logits,
+        reader.following,
+        moved,
+        tuple(reader.calls),
+        tuple(reader.origins),
+        compressor.flops if compressor is not None and chunks else 0.0,
     )
 
 

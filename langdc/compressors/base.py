@@ -113,6 +113,14 @@ class GridCompressor(TokenCompressor):
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         """Few tokens for one grid; `source` indexes its T*H*W places."""
 
+    def grid_flops(self, grid: FeatureGrid, budget: Budget) -> float:
+        """Matrix products of `compress`; default: there are none."""
+        return 0.0
+
+    def flops(self, video: VideoFeatures) -> float:
+        budgets = self.allowed.split([grid.tokens for grid in video.main])
+        return sum(self.grid_flops(grid, budget) for grid, budget in zip(video.main, budgets, strict=True))
+
     def forward(self, video: VideoFeatures) -> VideoTokens:
         if not video.main:
             raise ValueError(

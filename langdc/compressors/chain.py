@@ -50,6 +50,15 @@ class Chain(TokenCompressor):
             found = _through(found, then)
         return found
 
+    def flops(self, video: VideoFeatures) -> float:
+        """What the members take; all but the last compress once more, for what the next one was given."""
+        total = 0.0
+        members: list[Any] = list(self.members)
+        for member in members[:-1]:
+            total += member.flops(video)
+            video = as_grid(member(video), video)
+        return total + members[-1].flops(video)
+
 
 def _through(found: VideoTokens, then: VideoTokens) -> VideoTokens:
     """What is left of `found` after a member that kept or made `then` of it."""

@@ -4,6 +4,7 @@ Letters: T frames, P = H*W places of a frame, C width, G segments, L frames of a
 Source: FastVID (arXiv 2503.11187), sections 3.2-3.4, and its release for Qwen models beside VidCom2's.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -18,7 +19,8 @@ from langdc.compressors.base import (
     compressors,
     frames_at_once,
 )
-from langdc.compressors.clustering import distances, listed, mixed, peaks
+from langdc.compressors.clustering import distances, distances_flops, listed, mixed, peaks
+from langdc.metering import matmul_flops
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
@@ -77,13 +79,23 @@ class FastVID(BySalience):
         kept = (salient | centres).flatten()
         tokens = self.taken(grid, kept.nonzero()[:, 0])
         row = kept.cumsum(0) - 1
-        step = at_once(4 * max(1, int(context_count.max())) * values.shape[2], values.device)
-        for start, end in _bounds(segment):
-            having = (start + context_count[start:end].nonzero()[:, 0]).to(values.device)
-            for i in range(0, len(having), step):
-                place, found = self._take_in(values, (start, end), salient, centres, having[i : i + step])
-                tokens.values[row[place]] = found.to(values.dtype)
+        for bounds, having in _takers(segment, context_count, values):
+            place, found = self._take_in(values, bounds, salient, centres, having.to(values.device))
+            tokens.values[row[place]] = found.to(values.dtype)
         return tokens
+
+    def grid_flops(self, grid: FeatureGrid, budget: Budget) -> float:
+        if budget.covers(grid.tokens):
+            return 0.0
+        values = grid.values.flatten(1, 2)
+        places, width = values.shape[1:]
+        segment, stretch = self.cuts(values)
+        _, count = self.plan(segment, stretch, places, budget)
+        total = distances_flops(int((count > 0).sum()), places, width)
+        for (start, end), having in _takers(segment, count, values):
+            # frames with fewer centres than another of theirs are filled up
+            total += matmul_flops((end - start) * places, width, len(having) * int(count[having].max()))
+        return total
 
     def cuts(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Which segment, and which stretch (counted through the video), each frame belongs to: [T] twice."""
@@ -176,6 +188,15 @@ def _bounds(segment: Tensor) -> list[tuple[int, int]]:
     lengths = torch.bincount(segment)
     ends = lengths.cumsum(0)
     return list(zip((ends - lengths).tolist(), ends.tolist(), strict=True))
+
+
+def _takers(segment: Tensor, count: Tensor, values: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """Segments and which of their frames take in tokens at once, in turn; of [T,P,C] with `count` [T] centres each."""
+    step = at_once(4 * max(1, int(count.max())) * values.shape[2], values.device)
+    for start, end in _bounds(segment):
+        having = start + count[start:end].nonzero()[:, 0]
+        for some in having.split(step) if len(having) else ():
+            yield (start, end), some
 
 
 def _even(total: Tensor, parts: Tensor, of: Tensor, order: Tensor) -> Tensor:

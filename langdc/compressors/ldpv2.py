@@ -67,11 +67,11 @@ class LDPv2(LearnedCompressor):
     def forward(self, video: VideoFeatures) -> VideoTokens:
         return self.batch([video])[0]
 
-    def flops(self, frames: int, patches: dict[str, int]) -> float:
+    def flops(self, video: VideoFeatures) -> float:
         total = 0.0
         for name, side in self.sides.items():
             first, _, second = self.projectors[name]  # pyright: ignore[reportGeneralTypeIssues]
-            rows = frames * patches[name]
+            rows, frames = video.raw[name].tokens, len(video.raw[name].values)
             total += matmul_flops(rows, first.in_features, first.out_features)
             total += matmul_flops(rows, second.in_features, second.out_features)
             total += 2.0 * 9 * frames * side**2 * second.out_features

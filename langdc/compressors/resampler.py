@@ -103,14 +103,15 @@ class Resampler(LearnedCompressor):
     def forward(self, video: VideoFeatures) -> VideoTokens:
         return self.batch([video])[0]
 
-    def flops(self, frames: int, patches: dict[str, int]) -> float:
+    def flops(self, video: VideoFeatures) -> float:
         asked, width = self.queries.shape
-        segments = -(-frames // self.frames_per_segment)
+        patches = {name: video.raw[name].tokens for name in self.projectors}
+        segments = -(-len(next(iter(video.raw.values())).values) // self.frames_per_segment)
         total = sum(
-            matmul_flops(frames * patches[name], p.in_features, width)  # pyright: ignore[reportArgumentType]
+            matmul_flops(patches[name], p.in_features, width)  # pyright: ignore[reportArgumentType]
             for name, p in self.projectors.items()
         )
-        keys = frames * sum(patches[name] for name in self.projectors) + segments * asked
+        keys = sum(patches.values()) + segments * asked
         rows = segments * asked
         attention = matmul_flops(2 * rows + 2 * keys, width, width) + 2 * matmul_flops(asked, width, keys)
         mlp = 2 * matmul_flops(rows, width, 4 * width)

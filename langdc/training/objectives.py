@@ -67,7 +67,8 @@ def clip_of(record: Record, file: Path, model: VideoModel) -> Clip | None:
         return None
     if record.image is not None:
         return Clip(media, 1, 1)
-    return Clip(media, model.host.segments, model.host.frames_per_segment, record.start, record.end)
+    host = model.host
+    return Clip(media, host.segments, host.frames_per_segment, record.start, record.end, fps=record.fps)
 
 
 class Objective(Dataset, ABC):
@@ -167,16 +168,16 @@ class CaptionModule(LossModule):
         labels: Tensor,
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        found = self.model.captioner.supervised(as_features(self.model, grids), captions)
-        self.flops = self._flops(grids, captions)
+        videos = as_features(self.model, grids)
+        found = self.model.captioner.supervised(videos, captions)
+        self.flops = self._flops(videos, captions)
         return {"loss": scaled(found.loss, found.targets, num_items_in_batch)}
 
-    def _flops(self, grids: dict[str, list[Tensor]], captions: list[list[Tensor]]) -> float:
+    def _flops(self, videos: list[VideoFeatures], captions: list[list[Tensor]]) -> float:
         compressor = self.model.captioner
-        frames = [len(grid) for grid in next(iter(grids.values()))]
         forward = sum(
-            caption_flops(compressor, self.model.host, count, [len(caption) for caption in of_video], given=True)
-            for count, of_video in zip(frames, captions, strict=True)
+            caption_flops(compressor, video.raw, [len(caption) for caption in of_video], given=True)
+            for video, of_video in zip(videos, captions, strict=True)
         )
         return forward * passes(compressor.captioner)
 
@@ -230,7 +231,7 @@ class AnswerModule(LossModule):
         learned = batch.labels[:, 1:] != IGNORED
         logits = self.model.host.lm_head(found.last_hidden_state[:, :-1][learned])
         loss = F.cross_entropy(logits.float(), batch.labels[:, 1:][learned], reduction="sum")
-        self.flops = self._flops([len(item.embeds) for item in spliced], len(logits), grids, states)
+        self.flops = self._flops([len(item.embeds) for item in spliced], len(logits), videos, states)
         return {"loss": scaled(loss, len(logits), num_items_in_batch)}
 
     def _idle(self) -> Tensor:
@@ -252,7 +253,7 @@ class AnswerModule(LossModule):
         self,
         lengths: list[int],
         learned: int,
-        grids: dict[str, list[Tensor]] | None,
+        videos: list[VideoFeatures],
         states: list[list[Tensor]] | None,
     ) -> float:
         host, compressor = self.model.host, self.model.compressor
@@ -263,10 +264,10 @@ class AnswerModule(LossModule):
         if isinstance(compressor, LangDC) and states is not None:
             rows = sum(len(state) for of_video in states for state in of_video)
             total += linear_flops(compressor.post_projector, rows) * passes(compressor.post_projector)
-        if grids and "main" in compressor.needs:
-            frames = sum(len(grid) for grid in next(iter(grids.values())))
-            total += project_flops(host.projectors, host, frames) * passes(host.projectors)
-        return total
+        if "main" in compressor.needs:
+            projected = sum(project_flops(host.projectors, video.raw) for video in videos)
+            total += projected * passes(host.projectors)
+        return total + sum(compressor.flops(video) for video in videos) * passes(compressor)
 
 
 class AnswerObjective(Objective):

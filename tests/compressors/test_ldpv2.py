@@ -48,7 +48,7 @@ def test_work_is_counted() -> None:
     """By hand: two linear layers for each patch, nine products for each channel of each token."""
     image = 2 * 5 * 36 * (24 * 12 + 12 * 12) + 2 * 9 * 5 * 3 * 3 * 12
     video = 2 * 5 * 16 * (32 * 12 + 12 * 12) + 2 * 9 * 5 * 2 * 2 * 12
-    assert make([3, 2]).flops(5, {"image": 36, "video": 16}) == image + video
+    assert make([3, 2]).flops(tiny.features(count=5)) == image + video
 
 
 @pytest.mark.parametrize("sides", [[3], [3, 2, 2], [3, 0]])

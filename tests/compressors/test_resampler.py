@@ -64,7 +64,7 @@ def test_work_is_counted() -> None:
     mlp = 2 * 2 * rows * WIDTH * 4 * WIDTH
     expected = project + 2 * (attention + mlp) + 2 * rows * WIDTH * WIDTH
     assert segments * 3 == rows
-    assert make().flops(frames, {"image": 12, "video": 4}) == expected
+    assert make().flops(features(frames)) == expected
 
 
 @pytest.mark.parametrize(
