@@ -58,5 +58,7 @@ def test_unknown_tasks_and_settings_are_named():
 )
 def test_replies_are_right_when_they_are_the_answer(tmp_path: Path, expected: str, text: str, right: bool):
     task = tasks.build("sample", data=str(_write(tmp_path / "test.jsonl")))
-    assert task.correct(expected, text) is right
+    question = QuestionRecord(kind="shape", question="what ?", answer=expected)
+    said = task.parse(question, text)
+    assert (said is not None and task.score(question, said) == 1) is right
     assert (normalise(expected) == normalise(text)) is right
