@@ -1,45 +1,49 @@
 """Ask every row's model the task's questions and write down what it says, so that a run can stop and go on anywhere.
 
-Each video is decoded and encoded once for all rows with the same encoders and sampling.
+Rows of one model take turns on each video, which is decoded and encoded once for all of them. Started by `torchrun`,
+each process takes its share of the videos; what one that died has left is shared out again at the next start.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from langdc.checkpoint import locate, read_card
-from langdc.config import CalibrationConfig, EvalConfig, RowConfig
-from langdc.data.records import Record, SegmentRecord
-from langdc.density import Cues, cue_recall
-from langdc.evaluation import controls, matching
+from langdc.checkpoint import locate, weights_hash
+from langdc.data.records import Record
+from langdc.evaluation import matching, ranks
 from langdc.evaluation.cost import training_record
+from langdc.evaluation.judge import Judge, judge_rows
 from langdc.evaluation.library import Asked, Library, Shelf, sight
-from langdc.evaluation.results import LineFile, RunFolder
+from langdc.evaluation.results import RunFolder, sources_hash
+from langdc.evaluation.row import Row
+from langdc.evaluation.settings import CalibrationConfig, EvalConfig, RowConfig, own_compressor
 from langdc.evaluation.tasks import Task
-from langdc.log import console, get_logger
+from langdc.log import console
 from langdc.pipeline import VideoLM
-from langdc.types import Answer
-
-logger = get_logger(__name__)
+from langdc.stages import StageTimer
 
 
-def load_row(row: RowConfig) -> Asked:
-    """Load the model of a row, with other compressors if the row says so and their budgets are known."""
-    if row.calibrated:
-        return VideoLM.from_pretrained(row.model)
-    return VideoLM.from_pretrained(row.model, *(m.model_dump() if m else None for m in (row.compressor, row.kv)))
+def load_model(row: RowConfig) -> Asked:
+    """Load the model of a row as it is; its compressors are put on it afterwards."""
+    return VideoLM.from_pretrained(row.model, host=row.host.model_dump() if row.host is not None else None)
 
 
-def identity(config: EvalConfig, task: Task) -> dict:
-    """What must stay the same for a run to go on: settings, weights, questions, and what budgets are set on."""
-    weights = {row.name: read_card(locate(row.model))["weights_sha256"] for row in config.rows}
-    settings = config.model_dump(mode="json", exclude={"output"})
-    found = {"config": settings, "weights_sha256": weights, "data_sha256": task.data_hash()}
+def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
+    """What must stay the same for a run to go on: settings, weights, sources, questions, what budgets are set on."""
+    hashes: dict[Any, str] = {}
+    for row in config.all_rows:
+        hashes[row.model] = hashes.get(row.model) or weights_hash(locate(row.model))
+    found = {
+        "config": config.model_dump(mode="json", exclude={"output", *config.judging}),
+        "weights_sha256": {row.name: hashes[row.model] for row in config.all_rows},
+        "data_sha256": task.data_hash(),
+        "sources_sha256": sources_hash(),
+    }
     if (calibration := _needed(config)) is not None:
         with calibration.data.open("rb") as file:
             found["calibration_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -47,187 +51,143 @@ def identity(config: EvalConfig, task: Task) -> dict:
 
 
 def _needed(config: EvalConfig) -> CalibrationConfig | None:
-    return config.calibration if any(row.calibrated for row in config.rows) else None
+    return config.calibration if any(row.calibrated for row in config.all_rows) else None
 
 
 def evaluate(
-    config: EvalConfig, task: Task, command: Sequence[str] = (), load: Callable[[RowConfig], Asked] = load_row
+    config: EvalConfig,
+    task: Task,
+    command: Sequence[str] = (),
+    load: Callable[[RowConfig], Asked] = load_model,
+    judge: Judge | None = None,
+    retry_failed: bool = False,
 ) -> RunFolder:
     """Evaluate all rows, or what is missing of them, into `config.output`.
 
-    A video that cannot be read or answered scores 0 on its questions and is counted as failed; the run goes on. Raises
+    A video that cannot be read or answered scores 0 on its questions and is counted as failed; the run goes on. The
+    replies are put to the `judge`, if any, once all are there. `retry_failed` asks again what failed before. Raises
     ValueError for settings that cannot work and for a folder that holds a run of something else.
     """
     others = matching.other_videos(calibration, task) if (calibration := _needed(config)) is not None else []
+    rows = config.all_rows
     info = {
         "target_kinds": list(task.target_kinds),
-        "training": {row.name: training_record(row.model) for row in config.rows},
+        "kind_weights": None if task.kind_weights is None else dict(task.kind_weights),
+        "training": {row.name: training_record(row.model) for row in rows},
+        "rows": [row.model_dump(mode="json") for row in rows],
+        "own_compressors": {row.name: own_compressor(row.model) for row in rows},
     }
-    folder = RunFolder.start(config.output, identity(config, task), info, command)
-    library = Library(LineFile(folder.directory / "encoding.jsonl"))
-    shelf = Shelf(others, Library(LineFile(folder.directory / "calibration.jsonl")))
-    with _progress() as progress:
-        for row in config.rows:
-            out = LineFile(folder.row_path(row.name))
-            if "finished" not in out:
-                matched = LineFile(folder.row_path(row.match)).lines if row.match is not None else []
-                _Row(config, row, task, out, library, shelf, matched, progress).run(load(row))
+    with RunFolder.held(config.output):
+        ranks.first(lambda: RunFolder.start(config.output, identity(config, task), info, command, config.judging))
+        folder = RunFolder.read(config.output)
+        if retry_failed:
+            ranks.first(lambda: [folder.forget_failures(name) for name in folder.names()])
+        _ask(config, task, folder, others, load)
+        if judge is not None and ranks.is_first():
+            judge_rows(folder, task, judge)
     return folder
+
+
+def _ask(config: EvalConfig, task: Task, folder: RunFolder, others: list, load: Callable[[RowConfig], Asked]) -> None:
+    named = any(row.control is not None for row in config.all_rows)
+    library = Library(folder.file("encoding"), config.memory_gib * 2**30, config.batch_size, named, task.clip)
+    shelf = Shelf(others, Library(folder.file("calibration"), named=False))
+    with _accounted(folder, library, shelf.library), _progress() as progress:
+        for together in _in_turn(config.all_rows):
+            _together(together, config, task, folder, library, shelf, load, progress)
+
+
+@contextmanager
+def _accounted(folder: RunFolder, *libraries: Library) -> Iterator[None]:
+    """Write down what all took, in stages and otherwise, and how often videos were decoded, however it ends."""
+    started = time.perf_counter()
+    with StageTimer() as timer:
+        try:
+            yield
+        finally:
+            counts = {name: sum(getattr(one, name) for one in libraries) for name in ("videos", "decoded")}
+            spent = {"seconds": time.perf_counter() - started, "stages": timer.seconds, **counts}
+            number = len(folder.header["sessions"])
+            folder.file("sessions").append([{"type": "session", "key": f"session/{number}", **spent}])
 
 
 def failures(folder: RunFolder) -> int:
     """How many answers of all rows failed."""
-    return sum(line["failed"] for name in folder.names() for line in LineFile(folder.row_path(name)).of("answer"))
+    return sum(line["failed"] for name in folder.names() for line in folder.lines(name) if line["type"] == "answer")
 
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+def _in_turn(rows: Sequence[RowConfig]) -> Iterator[list[RowConfig]]:
+    """Rows that may be asked together: of one model, and none matching another that is yet to come."""
+    depth: dict[str, int] = {}
+    for row in rows:
+        depth[row.name] = 0 if row.match is None else depth[row.match] + 1
+    groups: dict[Any, list[RowConfig]] = {}
+    for row in rows:
+        groups.setdefault((depth[row.name], _host(row)), []).append(row)
+    for key in sorted(groups, key=lambda key: key[0]):
+        yield groups[key]
 
 
-@dataclass(eq=False)
-class _Row:
-    """One row at work."""
+def _host(row: RowConfig) -> tuple[str, str]:
+    """What rows must have in common to be asked by one model."""
+    return str(row.model), repr(row.host)
 
-    config: EvalConfig
-    row: RowConfig
-    task: Task
-    out: LineFile
-    library: Library
-    shelf: Shelf
-    matched: Sequence[Mapping[str, Any]]
-    """The lines of the row that this one copies or matches."""
-    progress: Progress
 
-    def run(self, lm: Asked) -> None:
-        """Set the budget, answer, time, finish."""
-        lm.model.to(self._device())
-        self.lm = self._equipped(lm)
-        self.sight = sight(self.lm)
-        self.lm.compressor.to(self._device())
-        self.out.append([{"type": "row", "key": "row", **self._about()}])
-        records = self._records()
-        bar = self.progress.add_task(self.row.name, total=len(records))
-        for chunk in _chunks(records, self.config.batch_size):
-            self._answer([record for record in chunk if not self._done(record)])
-            self.progress.advance(bar, len(chunk))
-        self._time(records)
-        self._compare()
-        answers = self.out.of("answer")
-        failed, right = sum(line["failed"] for line in answers), sum(line["correct"] for line in answers)
-        self.out.append([{"type": "finished", "key": "finished", "answers": len(answers), "failed": failed}])
-        logger.info("%s: %d of %d answers right, %d failed.", self.row.name, right, len(answers), failed)
+def _needs(lm: Asked, rows: Sequence[RowConfig]) -> frozenset[str]:
+    """What the compressors of a model's rows need to know of a video, those of later passes included."""
+    built = [lm, *(matching.equipped(lm, row, 1 if row.calibrated else None) for row in rows if row.control is None)]
+    return frozenset().union(*(one.compressor.needs for one in built))
 
-    def _records(self) -> list[Record]:
-        limits = [limit for limit in (self.config.limit, self.row.limit) if limit is not None]
-        return self.task.records[: min(limits, default=None)]
 
-    def _equipped(self, lm: Asked) -> Asked:
-        if self.row.control is not None:
-            counts = {line["video"]: line["tokens"] for line in self.matched if line["type"] == "video"}
-            name_of, seed = self.library.names.__getitem__, self.config.seed
-            lm.compressor = controls.build(self.row.control, lm.compressor, lm.model.host, counts, name_of, seed)
-        if not self.row.calibrated:
-            return lm
-        if "calibration" not in self.out:
-            self.out.append([{"type": "calibration", "key": "calibration", **self._calibrated(lm)}])
-        return matching.equipped(lm, self.row, self.out.by_key["calibration"]["tokens"])
+def _together(
+    rows: Sequence[RowConfig],
+    config: EvalConfig,
+    task: Task,
+    folder: RunFolder,
+    library: Library,
+    shelf: Shelf,
+    load: Callable[[RowConfig], Asked],
+    progress: Progress,
+) -> None:
+    """Ask some rows of one model."""
+    ranks.first(lambda: [folder.merge(row.name) for row in rows])
+    every = [
+        Row(config, row, task, folder.row_file(row.name), library, shelf, folder.lines(row.match) if row.match else [])
+        for row in rows
+    ]
+    work = [row for row in every if "finished" not in row.out]
+    if not work:
+        return
+    lm = load(work[0].row)
+    lm.model.to(ranks.device(config.device))
+    seen, need = sight(lm), _needs(lm, [row for row in config.all_rows if _host(row) == _host(work[0].row)])
+    for row in work:
+        ranks.first(lambda row=row: _calibrate(row, lm, seen, folder))
+        row.out.reread()
+        row.equip(lm, seen, need)
+        ranks.first(row.introduce)
+    mine = ranks.share([record for record in task.records if any(row.lacks(record) for row in work)])
+    bar = progress.add_task(", ".join(row.row.name for row in work)[:40], total=len(mine))
+    for chunk in _chunks(mine, config.batch_size):
+        for row in work:
+            row.answer([record for record in chunk if row.lacks(record)])
+        progress.advance(bar, len(chunk))
+    for _ in zip_longest(*(row.time(ranks.share(row.records)) for row in work)):
+        pass
+    ranks.wait()
+    ranks.first(lambda: [_finish(row, folder) for row in work])
 
-    def _calibrated(self, lm: Asked) -> dict[str, Any]:
-        """Aims at what the matched row took for the videos that this row is asked about."""
-        asked = {record.id for record in self._records()}
-        lines = [line for line in self.matched if line.get("video") in asked]
-        took = matching.spent(lines, matching.measure_of(self.row), text=False)
-        if not took:
-            raise ValueError(
-                f"Row {self.row.name!r} matches what {self.row.match!r} took, and that row has no figure of it for "
-                "these videos. Look at its failures; delete its file if an earlier version wrote it."
-            )
-        videos = self.shelf.open(matching.equipped(lm, self.row, tokens=1))
-        return matching.calibrate(lm, self.row, fmean(took.values()), videos, self.config.batch_size)
 
-    def _compare(self) -> None:
-        """Write down how near the budget came to the matched row's."""
-        if self.row.match is None:
-            return
-        measure = matching.measure_of(self.row)
-        found = matching.compared(*(matching.spent(lines, measure) for lines in (self.out.lines, self.matched)))
-        self.out.append([{"type": "budget", "key": "budget", "match": self.row.match, "measure": measure, **found}])
-        if not found["equal"]:
-            logger.warning("%s: no equal budget with %s: %s.", self.row.name, self.row.match, found)
+def _calibrate(row: Row, lm: Asked, seen: str, folder: RunFolder) -> None:
+    row.calibrate(lm, seen)
+    folder.merge(row.row.name)
 
-    def _device(self) -> torch.device:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device(self.config.device or found or "cpu")
 
-    def _about(self) -> dict:
-        parameters = list(self.lm.model.parameters())
-        return {
-            "name": self.row.name,
-            "dtype": str(parameters[0].dtype).removeprefix("torch."),
-            "device": str(parameters[0].device),
-            "parameters": sum(p.numel() for p in parameters),
-        }
-
-    def _done(self, record: Record) -> bool:
-        asked = all(_key(record, number) in self.out for number in range(len(record.questions)))
-        return asked and (f"video/{record.id}" in self.out or self.out.by_key[_key(record, 0)]["failed"])
-
-    def _open(self, record: Record) -> Any:
-        return self.library.open(self.lm, self.sight, record, self.task.path(record))
-
-    def _answer(self, records: list[Record]) -> None:
-        opened = []
-        for record in records:
-            try:
-                opened.append((record, self._open(record)))
-            except ValueError as error:
-                self._fail(record, error)
-        if not opened:
-            return
-        try:
-            batch = [(video, question.question) for record, video in opened for question in record.questions]
-            answers = iter(self.lm.answer(batch, max_new_tokens=self.config.max_new_tokens))
-        except ValueError as error:
-            if len(opened) == 1:
-                self._fail(opened[0][0], error)
-            else:  # find out which
-                for record, _ in opened:
-                    self._answer([record])
-            return
-        for record, _ in opened:
-            self._write(record, [next(answers) for _ in record.questions])
-
-    def _write(self, record: Record, answers: list[Answer]) -> None:
-        first = answers[0]
-        sizes = {"tokens": first.tokens, "segment_tokens": first.segment_tokens}
-        truth = {"densities": _densities(record), "targets": [segment.caption for segment in record.segments]}
-        video = {"type": "video", "key": f"video/{record.id}", "video": record.id, **sizes, **truth}
-        lines = [{**video, "captions": first.captions, "cue_recall": _recall(record, first.captions)}]
-        for line, answer in zip(_questions(record), answers, strict=True):
-            right = self.task.correct(line["expected"], answer.text)
-            found = {"answer": answer.text, "correct": right, "failed": False, "reason": None, "tokens": answer.tokens}
-            held = {"kv_bytes": answer.kv_bytes, "kv_text_bytes": answer.kv_text_bytes}
-            lines.append({**line, **found, **held, "flops": answer.flops})
-        self.out.append(lines)
-
-    def _fail(self, record: Record, error: ValueError) -> None:
-        logger.warning("%s: %s failed: %s", self.row.name, record.id, error)
-        found = {"answer": None, "correct": False, "failed": True, "reason": str(error), "tokens": None, "flops": None}
-        self.out.append({**line, **found} for line in _questions(record))
-
-    def _time(self, records: list[Record]) -> None:
-        """Ask each of the first videos its first question alone. The warm-up is repeated when a run goes on."""
-        warmup, most = self.config.warmup_videos, self.config.timing_videos
-        if not most:
-            return
-        readable = [record for record in records if f"video/{record.id}" in self.out][: warmup + most]
-        if all(f"timing/{record.id}" in self.out for record in readable):
-            return
-        for number, record in enumerate(readable):
-            answer = self._open(record).ask(record.questions[0].question, max_new_tokens=self.config.max_new_tokens)
-            about = {"type": "timing", "key": f"timing/{record.id}", "video": record.id, "warm": number >= warmup}
-            self.out.append([{**about, "seconds": answer.seconds, "peak_bytes": answer.peak_bytes}])
+def _finish(row: Row, folder: RunFolder) -> None:
+    folder.merge(row.row.name)
+    row.out.reread()
+    row.finish()
+    folder.merge(row.row.name)
 
 
 def _chunks(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
@@ -235,36 +195,6 @@ def _chunks(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
         yield list(records[first : first + size])
 
 
-def _key(record: Record, number: int) -> str:
-    return f"{record.id}/{number}"
-
-
-def _cues(part: SegmentRecord) -> Cues:
-    return Cues(tuple(part.subjects), tuple(part.attributes), tuple(part.actions), tuple(part.background))
-
-
-def _densities(record: Record) -> list[int]:
-    return [part.density if part.density is not None else _cues(part).density for part in record.segments]
-
-
-def _recall(record: Record, captions: list[str] | None) -> list[float | None] | None:
-    """The share of each segment's cues that its caption mentions; None where the record names no cues."""
-    if captions is None or len(captions) != len(record.segments):
-        return None
-    cues = [_cues(part) for part in record.segments]
-    return [cue_recall(said, wanted) if wanted.all() else None for said, wanted in zip(captions, cues, strict=True)]
-
-
-def _questions(record: Record) -> list[dict]:
-    return [
-        {
-            "type": "answer",
-            "key": _key(record, number),
-            "video": record.id,
-            "number": number,
-            "kind": question.kind,
-            "question": question.question,
-            "expected": question.answer,
-        }
-        for number, question in enumerate(record.questions)
-    ]
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)

@@ -11,8 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from langdc.compressors.pool import Pool
-from langdc.config import CalibrationConfig, MemberConfig, RowConfig
+from langdc.config import MemberConfig
 from langdc.data.records import Record, read_records
+from langdc.evaluation.settings import CalibrationConfig, RowConfig
 from langdc.evaluation.tasks import Task
 from langdc.interfaces import LearnedCompressor, TokenCompressor
 from langdc.kvcompressors import kvcompressors
@@ -54,12 +55,12 @@ class OnPool(TokenCompressor):
         return self.method(replace(video, main=pooled))
 
 
-def equipped(lm: Any, row: RowConfig, tokens: int) -> VideoLM:
-    """The row's model with its compressors, the one whose budget is set given `tokens`; other budgets are the row's.
+def equipped(lm: Any, row: RowConfig, tokens: int | None) -> VideoLM:
+    """The row's model with its compressors; `tokens` is the budget of the one whose budget the row leaves open.
 
     Raises ValueError for a model whose own compressor leaves nothing to choose from.
     """
-    own, budget = lm.model.compressor, {"tokens": tokens}
+    own, budget = lm.model.compressor, {} if tokens is None else {"tokens": tokens}
     compressor, kv = own, None
     if row.kv is not None:
         kv = kvcompressors.build(row.kv.name, **row.kv.settings, **budget)
@@ -86,7 +87,7 @@ def other_videos(config: CalibrationConfig, task: Task) -> list[tuple[Record, Pa
             f"calibration.data: there is no record file {config.data}. Budgets of rows with 'match' are set on it; "
             "give videos that the task does not ask about, such as those for training."
         )
-    tested = {task.path(record).resolve() for record in task.records}
+    tested = {task.path(record).resolve() for record in task.records if record.id not in task.broken}
     found: list[tuple[Record, Path]] = []
     for record in read_records(config.data):
         path = record.media_path(config.data.parent)

@@ -4,6 +4,7 @@ Lines of a row, told apart by "type": "row" (how the model was loaded), "video" 
 question), "timing" (one video alone), "finished". A line has a "key"; a key that is there is not made again.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -11,17 +12,22 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from langdc.files import write_whole
+from langdc.log import rank, world_size
 from langdc.version import __version__
 
 HEADER = "header.json"
+BEGUN = {f"{HEADER}.partial"}
+"""What a run leaves that was ended before it began, such as by a full disk."""
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "safetensors", "av", "decord", "numpy", "scipy")
 
 
@@ -52,14 +58,24 @@ def _parse(path: Path) -> tuple[list[dict], int]:
 
 
 class LineFile:
-    """A file that grows by lines, each with a "key", and goes on where it stopped."""
+    """A file that grows by lines, each with a "key", and goes on where it stopped.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines, size = _parse(path)
-        if path.is_file() and path.stat().st_size > size:
-            os.truncate(path, size)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    `part`: where this process writes, if several read the file; the lines of both are known.
+    """
+
+    def __init__(self, path: Path, part: Path | None = None) -> None:
+        self.path, self.part = path, path if part is None else part
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        self.reread()
+
+    def reread(self) -> None:
+        """Know what is in the files now; a last line of its own that was cut short is taken off."""
+        self.lines = [] if self.part == self.path else read_lines(self.path)
+        own, size = _parse(self.part)
+        if self.part.is_file() and self.part.stat().st_size > size:
+            os.truncate(self.part, size)
+        known = {line["key"] for line in self.lines}
+        self.lines += [line for line in own if line["key"] not in known]
         self.by_key = {line["key"]: line for line in self.lines}
 
     def __contains__(self, key: str) -> bool:
@@ -68,7 +84,7 @@ class LineFile:
     def append(self, lines: Iterable[dict]) -> None:
         """Write lines, all but those whose key is there."""
         new = [line for line in lines if line["key"] not in self.by_key]
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.part.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in new)
         self.lines += new
         self.by_key |= {line["key"]: line for line in new}
@@ -76,6 +92,20 @@ class LineFile:
     def of(self, kind: str) -> list[dict]:
         """The lines of a type."""
         return [line for line in self.lines if line["type"] == kind]
+
+
+REPORTING = ("report", "rows", "page", "sections", "adaptive", "plots", "statistics", "style", "judge", "gate", "notes")
+"""Modules that read answers and make none."""
+
+
+def sources_hash() -> str:
+    """The sha256 of this package's sources, but for what only reads answers."""
+    root = Path(__file__).parent.parent
+    files = sorted(path for path in root.rglob("*.py") if path.stem not in REPORTING)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def identity_hash(identity: dict) -> str:
@@ -91,14 +121,21 @@ class RunFolder:
         self.header = header
 
     @classmethod
-    def start(cls, directory: Path, identity: dict, info: dict, command: Sequence[str]) -> "RunFolder":
+    def start(
+        cls,
+        directory: Path,
+        identity: dict,
+        info: dict,
+        command: Sequence[str],
+        judging: Mapping[str, Any] | None = None,
+    ) -> "RunFolder":
         """Begin a run or go on with it. `identity`: config, weights and data, which must be those of the run there.
 
-        `info` joins the header. Raises ValueError that lists what differs.
+        `info` joins the header, and `judging`, of which it keeps the newest. Raises ValueError that lists what differs.
         """
         path = directory / HEADER
         session = describe_machine(command)
-        if not path.is_file() and directory.is_dir() and any(directory.iterdir()):
+        if not path.is_file() and directory.is_dir() and {file.name for file in directory.iterdir()} - BEGUN:
             raise ValueError(f"{directory} holds files that are no evaluation. Choose another place with output=...")
         header = {**info, **identity, "identity_sha256": identity_hash(identity), "sessions": []}
         if path.is_file():
@@ -111,6 +148,7 @@ class RunFolder:
                     "Choose another place with output=..., or delete that folder."
                 )
             header = there
+        header.update(judging or {})
         header["sessions"].append(session)
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(header, indent=1, ensure_ascii=False) + "\n")
@@ -128,9 +166,87 @@ class RunFolder:
         """The file of a row."""
         return self.directory / "rows" / f"{name}.jsonl"
 
+    @staticmethod
+    @contextmanager
+    def held(directory: Path) -> Iterator[None]:
+        """Keep others from writing into a run's folder meanwhile, until this process ends, however it ends.
+
+        Raises ValueError if a process of another run is still there, such as one whose launcher was killed.
+        """
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        mine = directory.parent / f".{directory.name}.{rank()}.lock"
+        there = directory.parent.glob(f".{glob.escape(directory.name)}.*.lock") if rank() == 0 else ()
+        # each process of this run looks for its own predecessor, and the first one for those that had higher numbers
+        others = [path for path in there if int(path.suffixes[-2][1:]) >= world_size()]
+        held = []
+        try:
+            for path in [mine, *others]:
+                held.append(FileLock(path))
+                held[-1].acquire(blocking=False)
+            for other in held[1:]:
+                other.release()
+            yield
+        except Timeout:
+            raise ValueError(
+                f"Another process still writes into {directory}. Wait until it is done, or end it: it may have "
+                "outlived a launcher that was killed."
+            ) from None
+        finally:
+            for lock in held:
+                lock.release()
+
+    def row_file(self, name: str) -> LineFile:
+        """The file of a row, as this process writes it."""
+        return LineFile(self.row_path(name), None if world_size() == 1 else self._part(rank(), name))
+
+    def file(self, name: str) -> LineFile:
+        """A file beside the rows, one per process."""
+        return LineFile(self.directory / f"{name}{'' if world_size() == 1 else f'.{rank()}'}.jsonl")
+
+    def _part(self, number: int | str, name: str) -> Path:
+        return self.directory / "parts" / str(number) / f"{name}.jsonl"
+
+    def _parts(self, name: str) -> list[Path]:
+        return sorted(path for path in self.directory.glob("parts/*/*.jsonl") if path.name == f"{name}.jsonl")
+
+    def lines(self, name: str) -> list[dict]:
+        """All lines of a row, those of processes that did not come to their end included; a key counts once."""
+        found = [line for path in (self.row_path(name), *self._parts(name)) for line in read_lines(path)]
+        return list({line["key"]: line for line in found[::-1]}.values())[::-1]
+
+    def merge(self, name: str) -> None:
+        """Put the parts of a row into its file. Nothing is lost or doubled wherever this stops."""
+        parts = self._parts(name)
+        if not parts:
+            return
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines(name))
+        self.row_path(name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.row_path(name), text)
+        for part in parts:
+            part.unlink()
+
+    def forget_failures(self, name: str) -> None:
+        """Take failed answers out of a row, and what was concluded from them, so that they are asked again."""
+        self.merge(name)
+        lines = self.lines(name)
+        if not any(line["type"] == "answer" and line["failed"] for line in lines):
+            return
+        over = ("budget", "finished")
+        kept = [line for line in lines if line["type"] not in over and not line.get("failed")]
+        write_whole(self.row_path(name), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+    def sessions(self) -> list[dict]:
+        """What each start took, of each of its processes."""
+        return [line for path in sorted(self.directory.glob("sessions*.jsonl")) for line in read_lines(path)]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The settings of all rows, in order."""
+        return self.header.get("rows") or self.header["config"]["rows"]
+
     def names(self) -> list[str]:
-        """The rows that were begun, in the order of the config."""
-        return [row["name"] for row in self.header["config"]["rows"] if self.row_path(row["name"]).is_file()]
+        """The rows that were begun, in order."""
+        return [name for row in self.rows if self.row_path(name := row["name"]).is_file() or self._parts(name)]
 
 
 def _changes(before: Any, after: Any, path: str = "") -> list[str]:

@@ -1,13 +1,17 @@
-"""One finished evaluation of tiny models, for tests that only look at it."""
+"""One finished evaluation of tiny models, for tests that only look at it; and endpoints for judges."""
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from langdc.evaluation import tasks
 from langdc.evaluation.loop import evaluate
 from tests.evaluation import runs
+from tests.evaluation.endpoint import Endpoint
+from tests.evaluation.place import Place
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +31,26 @@ def finished(prepared: Path) -> Path:
 def copied(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished evaluation."""
     return Path(shutil.copytree(finished, tmp_path / "eval"))
+
+
+@pytest.fixture
+def place(prepared: Path, tmp_path: Path) -> Place:
+    """A small run that may be broken."""
+    return Place(tmp_path, prepared)
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint]]:
+    """Starts local servers that judge, and ends them."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    started = []
+
+    def start(reply: Any) -> Endpoint:
+        started.append(Endpoint(reply if callable(reply) else lambda number, body: reply))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.server.shutdown()
+        one.server.server_close()

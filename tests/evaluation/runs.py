@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from langdc import checkpoint
-from langdc.config import EvalConfig, check
+from langdc.config import check
 from langdc.data.records import QuestionRecord, Record, SegmentRecord, write_records
+from langdc.evaluation.settings import EvalConfig
 from langdc.pipeline import VideoLM
 from langdc.sample.questions import ask_all
 from langdc.sample.render import draw_video
@@ -69,7 +70,7 @@ class Counting(VideoLM):
 
     opened: list[str]
 
-    def open(self, path, start=None, end=None, same=None):
+    def open(self, path, start=None, end=None, same=None, fps=None, need=frozenset()):
         if same is None:
             type(self).opened.append(Path(path).name)
-        return super().open(path, start, end, same)
+        return super().open(path, start, end, same, fps, need)

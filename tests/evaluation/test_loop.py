@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from langdc.config import EvalConfig
 from langdc.evaluation import tasks
 from langdc.evaluation.loop import evaluate, failures
 from langdc.evaluation.results import RunFolder, read_lines
+from langdc.evaluation.settings import EvalConfig
 from tests.evaluation import runs
 
 
@@ -82,10 +82,13 @@ def test_each_video_is_decoded_once_for_all_rows(prepared: Path, tmp_path: Path)
     class Lm(runs.Counting):
         opened = []  # noqa: RUF012
 
-    config = runs.config(prepared, output=str(tmp_path / "eval"), timing_videos=0)
-    config = config.model_copy(update={"rows": config.rows[:2]})
-    evaluate(config, _task(config), load=lambda row: Lm.from_pretrained(row.model))
+    config = runs.config(prepared, output=str(tmp_path / "eval"))
+    folder = evaluate(config, _task(config), load=lambda row: Lm.from_pretrained(row.model))
     assert sorted(Lm.opened) == ["v0.mp4", "v1.mp4", "v2.mp4"]
+    session = folder.file("sessions").by_key["session/1"]
+    assert (session["videos"], session["decoded"]) == (3, 3)
+    assert set(session["stages"]) == {"decode", "preprocess", "encode", "compress", "prefill", "generate"}
+    assert 0 < sum(session["stages"].values()) < session["seconds"]
 
 
 def test_a_run_cut_off_anywhere_goes_on_to_the_same_lines(prepared: Path, finished: Path, tmp_path: Path):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from langdc.compressors import compressors
-from langdc.config import EvalConfig, RowConfig
 from langdc.evaluation import tasks
-from langdc.evaluation.loop import evaluate, load_row
+from langdc.evaluation.loop import evaluate, load_model
 from langdc.evaluation.matching import OnPool, Search, compared, equipped, other_videos
 from langdc.evaluation.results import RunFolder, read_lines
+from langdc.evaluation.settings import EvalConfig, RowConfig
 from langdc.pipeline import VideoLM
 from langdc.prefill import read_prompt
 from tests import tiny
@@ -138,12 +138,14 @@ def test_a_budget_is_set_on_other_videos_only(prepared: Path, others: Path, tmp_
     out = tmp_path / "eval"
 
     class Lm(VideoLM):
-        def open(self, path, start=None, end=None, same=None):
+        def open(self, path, start=None, end=None, same=None, fps=None, need=frozenset()):
             decoded.extend([] if same is not None else [Path(path)])
-            return super().open(path, start, end, same)
+            return super().open(path, start, end, same, fps, need)
 
     config = _config(prepared, others, out, {"name": "fastvid", "compressor": {"name": "fastvid"}})
-    evaluate(config, _task(config), load=lambda row: Lm.from_pretrained(row.model) if row.calibrated else load_row(row))
+    evaluate(
+        config, _task(config), load=lambda row: Lm.from_pretrained(row.model) if row.calibrated else load_model(row)
+    )
     assert decoded == [others.parent / "videos" / f"v{number}.mp4" for number in range(4)]
     lines = read_lines(out / "rows" / "fastvid.jsonl")
     assert [line["type"] for line in lines[:2]] == ["calibration", "row"]  # found before a question was asked

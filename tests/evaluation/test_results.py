@@ -1,6 +1,9 @@
 """Run folders survive being cut off, and refuse to be mixed."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +50,44 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path):
         RunFolder.start(tmp_path, {"config": {}}, {}, [])
     with pytest.raises(ValueError, match="holds no evaluation"):
         RunFolder.read(tmp_path)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from langdc.evaluation.results import RunFolder
+with RunFolder.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path):
+    run = tmp_path / "run"
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="Another process still writes into"), RunFolder.held(run):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with RunFolder.held(run):  # whoever is killed holds nothing any more
+        assert not run.exists()
+
+
+def test_processes_of_one_run_do_not_shut_each_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = tmp_path / "my.run"
+    second = {**os.environ, "RANK": "1", "WORLD_SIZE": "2"}
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True, env=second)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with RunFolder.held(run):
+            pass
+        monkeypatch.setenv("WORLD_SIZE", "1")  # a later run of one process
+        with pytest.raises(ValueError, match="Another process still writes into"), RunFolder.held(run):
+            pass
+    finally:
+        other.kill()
+        other.wait()

@@ -1,0 +1,63 @@
+"""How much there is to see in each part of a video, from its pixels: for records that do not say it.
+
+Letters: T frames, S segments.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from langdc.types import Frames
+
+SIDE = 112
+"""Frames are looked at no larger than this, so that richness costs little and does not depend on resolution."""
+LEVELS = 32
+STRONGEST = 128.0
+"""Gradients of grey levels (0 to 255) at least this steep share the last of the LEVELS bins."""
+
+
+@torch.no_grad()
+def richness(frames: Frames, frames_per_segment: int) -> dict[str, list[float]]:
+    """The motion and the edge entropy of each segment: two lists of S numbers.
+
+    "motion": mean absolute change of grey levels (0 to 255) from the frame before, the step into the segment included;
+    0 for a single image. "edges": Shannon entropy in bits of the gradient's magnitude over LEVELS bins, mean over the
+    segment's frames; 0 for a frame of one colour.
+    """
+    grey = _small(frames.pixels)
+    motion = torch.cat([grey.new_zeros(1), grey.diff(dim=0).abs().mean((1, 2))])
+    counted = torch.ones(len(grey))
+    counted[0] = 0  # nothing came before the first frame
+    segment = torch.arange(len(grey)) // frames_per_segment
+    return {
+        "motion": _mean(motion, segment, counted),
+        "edges": _mean(edge_entropy(grey), segment, torch.ones(len(grey))),
+    }
+
+
+def _small(pixels: Tensor) -> Tensor:
+    """Grey frames [T,height,width] as floats, of at most SIDE pixels a side."""
+    height, width = pixels.shape[-2:]
+    scale = min(1.0, SIDE / max(height, width))
+    size = (max(2, round(height * scale)), max(2, round(width * scale)))
+    grey = pixels.cpu().float().mean(1, keepdim=True)
+    return F.interpolate(grey, size, mode="area")[:, 0]
+
+
+def edge_entropy(grey: Tensor) -> Tensor:
+    """Entropy in bits of the gradients' magnitudes of each frame [T,height,width]: [T]."""
+    across, down = grey[:, :-1].diff(dim=2), grey[:, :, :-1].diff(dim=1)
+    strength = (across**2 + down**2).sqrt().flatten(1)
+    level = (strength * (LEVELS / STRONGEST)).long().clamp(max=LEVELS - 1)
+    frame = torch.arange(len(grey))[:, None] * LEVELS
+    counts = torch.bincount((level + frame).flatten(), minlength=len(grey) * LEVELS).view(-1, LEVELS)
+    share = counts / counts.sum(1, keepdim=True)
+    return -torch.xlogy(share, share).sum(1) / torch.log(torch.tensor(2.0))
+
+
+def _mean(values: Tensor, segment: Tensor, weights: Tensor) -> list[float]:
+    """The weighted mean of each segment; 0 where nothing counts."""
+    number = int(segment[-1]) + 1
+    sums = torch.zeros(number).index_add(0, segment, values * weights)
+    counts = torch.zeros(number).index_add(0, segment, weights)
+    return [round(value, 4) for value in (sums / counts.clamp(min=1)).tolist()]
