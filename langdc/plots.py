@@ -3,20 +3,26 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 PALETTE = (
     "#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899", "#14b8a6", "#84cc16", "#a16207", "#64748b",
     "#7dd3fc", "#9f1239", "#fdba74", "#4d7c0f", "#c4b5fd", "#0f766e",
 )  # fmt: skip
+DISCRETE = 12  # so many different values are marked one by one
+WIDE = 4  # costs that differ by more than this factor are shown on a log scale
 INK = "#010203"  # a colour nothing else uses: becomes the page's text colour
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "font.size": 11,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -59,53 +65,97 @@ def _for_page(svg: str, name: str) -> str:
     ).replace('height="', 'data-height="', 1)
 
 
-def accuracy_against_tokens(
-    names: Sequence[str],
-    tokens: Sequence[float],
-    values: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
-    chance: float,
-) -> str:
-    """Accuracy (0 to 1, with its interval) of each row against its video tokens, which are on a log scale."""
+@dataclass(frozen=True)
+class Point:
+    """A row on a plot: its number (for the colour; None for a grey dot without a name), what it costs, its accuracy
+    (0 to 1) with its interval.
+    """
+
+    name: str
+    number: int | None
+    cost: float
+    value: float
+    low: float
+    high: float
+
+
+def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
+    """The Pareto front: which entries none other beats, cheapest first.
+
+    One beats another when it costs no more and is worth no less, and one of the two differs; equal entries all stay.
+    """
+    order = sorted(range(len(costs)), key=lambda n: (costs[n], -values[n]))
+    found: list[int] = []
+    for number in order:
+        best = found[-1] if found else None
+        equal = best is not None and (costs[number], values[number]) == (costs[best], values[best])
+        if best is None or equal or values[number] > values[best]:
+            found.append(number)
+    return found
+
+
+def accuracy_against(cost: str, points: Sequence[Point], ahead: Sequence[Point], chance: float) -> str:
+    """Accuracy of each row against a `cost`, and a line through those `ahead`. Costs far apart are on a log scale."""
 
     def draw(axes: Any) -> None:
         axes.axhline(100 * chance, color=INK, linestyle=":", linewidth=1)
         across = axes.get_yaxis_transform()
         axes.text(0.99, 100 * chance + 1, "majority answer", transform=across, ha="right", va="bottom", size=9)
-        for number, (x, y, low, high) in enumerate(zip(tokens, values, lows, highs, strict=True)):
-            reach = [[100 * (y - low)], [100 * (high - y)]]
-            style = {"color": colour(number), "capsize": 3, "markersize": 8}
-            axes.errorbar([x], [100 * y], yerr=reach, fmt="o", label=names[number], **style)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        front = ([point.cost for point in ahead], [100 * point.value for point in ahead])
+        axes.plot(*front, color=INK, alpha=0.45, linewidth=1.5, zorder=1)
+        for point in sorted(points, key=lambda point: point.number is not None):  # named ones are drawn on top
+            plain = point.number is None
+            style: dict[str, Any] = {"color": INK, "alpha": 0.2} if plain else {"color": colour(point.number or 0)}
+            reach = [[100 * (point.value - point.low)], [100 * (point.high - point.value)]]
+            name = None if plain else point.name
+            axes.errorbar([point.cost], [100 * point.value], yerr=reach, fmt="o", label=name, capsize=3, **style)
+        costs = [point.cost for point in points]
+        if max(costs) > WIDE * min(costs):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        units = EngFormatter()
+        axes.xaxis.set_major_formatter(lambda x, _: units(x) if abs(x) >= 1000 else f"{x:g}")
         axes.margins(x=0.15)
         axes.set_ylim(0, 103)
-        axes.set_xlabel("video tokens the language model reads, mean per video")
+        axes.set_xlabel(cost)
         axes.set_ylabel("target questions answered right, %")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10)
+        if any(point.number is not None for point in points):
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10)
 
-    return _draw(9, 4.2, draw, "Accuracy against tokens per video")
+    return _draw(9, 4.2, draw, f"Accuracy against {cost}")
 
 
-def tokens_against_density(name: str, number: int, densities: Sequence[int], tokens: Sequence[int]) -> str:
-    """Tokens per segment of a row at each density: a box, and every segment as a dot."""
-    density, count = np.asarray(densities), np.asarray(tokens)
+def calibration(
+    name: str,
+    number: int,
+    measure: str,
+    segments: tuple[Sequence[float], Sequence[int]],
+    means: Sequence[tuple[float, float, float, float]],
+) -> str:
+    """Tokens of each segment against its richness (`segments`: richness, tokens), and `means` of bins with intervals.
+
+    A mean is (richness, tokens, low, high).
+    """
+    rich, count = (np.asarray(values, dtype=float) for values in segments)
 
     def draw(axes: Any) -> None:
-        levels = np.unique(density)
-        boxes = [count[density == level] for level in levels]
-        ink = {"color": INK}
-        styles = {"boxprops": ink, "whiskerprops": ink, "capprops": ink, "medianprops": {**ink, "linewidth": 2}}
-        axes.boxplot(boxes, positions=levels, widths=0.5, showfliers=False, **styles)
-        across, up = np.random.default_rng(0).uniform(-0.2, 0.2, (2, len(density)))  # equal counts stay visible
-        axes.scatter(density + across, count + up, s=10, color=colour(number), alpha=0.3, linewidths=0, zorder=3)
-        axes.set_xticks(levels, [f"{level:g}" for level in levels])
+        levels = np.unique(rich)
+        dice = np.random.default_rng(0)
+        # equal ones stay visible beside each other
+        apart = np.diff(levels).min() if 1 < len(levels) <= DISCRETE else 0.0
+        across, up = dice.uniform(-0.2, 0.2, (2, len(rich)))
+        axes.scatter(rich + apart * across, count + up, s=10, color=colour(number), alpha=0.3, linewidths=0)
+        centre, tokens, low, high = (np.array(column) for column in zip(*means, strict=True))
+        reach = np.stack([tokens - low, high - tokens]).clip(min=0)
+        axes.errorbar(centre, tokens, yerr=reach, color=INK, marker="o", markersize=4, capsize=3, linewidth=1.5)
+        if len(levels) <= DISCRETE:
+            axes.set_xticks(levels, [f"{level:g}" for level in levels])
         axes.set_ylim(bottom=-0.5)
-        axes.set_xlabel("density of the segment (cues or objects)")
+        axes.set_xlabel(f"{measure} of the segment")
         axes.set_ylabel("tokens of the segment")
 
-    return _draw(5.5, 3.6, draw, f"Tokens per segment against density: {name}")
+    return _draw(5.5, 3.6, draw, f"Tokens per segment against {measure}: {name}")
 
 
 def kind_bars(

@@ -1,29 +1,55 @@
 """The report as one HTML file that needs nothing else: style, script and plots are in it."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from html import escape
 
 import yaml
 
 from langdc import plots
-from langdc.evaluation.report import APART, Cell, Row, split, table
+from langdc.evaluation.adaptive import Pictures
+from langdc.evaluation.notes import notes
+from langdc.evaluation.report import APART, Cell, marked, split, table
+from langdc.evaluation.rows import Row, score
+from langdc.evaluation.sections import (
+    adaptive_budgets,
+    against_costs,
+    citations,
+    failures,
+    figure,
+    filtered,
+    quoted,
+    section,
+    stages,
+)
 from langdc.evaluation.style import SCRIPT, STYLE
 
 EXAMPLES = 6
 TABLE = (
-    "Accuracy is over the target kinds, its interval treats videos as what was sampled. Differences are paired over "
-    "the same questions, with a bootstrap over videos. Time to the first token: a video alone, warm, median; decoding "
-    "and encoding are measured once per video and charged to every row. FLOPs: one question about one video. KV bytes: "
-    "what the language model's cache held when a reply began. Budget: what a row took, as a share of the row it "
-    "should match; equal means within 2 %, and budgets were set on other videos. Click a column to sort."
+    "Better, worse and not distinguishable go by p values after Holm's correction over all rows compared. The interval "
+    "beside a difference is the row's own, 95 % and not corrected, so one without 0 may stand beside not "
+    "distinguishable. Click a column to sort."
+)
+COLUMNS = (
+    "Accuracy is the mean score over the target kinds; its interval treats videos as what was sampled. Differences are "
+    "paired over the same questions, with a bootstrap over videos.",
+    "Videos to see 1 point: how many it takes to find a difference of one point in 80 of 100 tries (two-sided, 5 %), "
+    "judged by how much this row's difference varies from video to video.",
+    "Time to the first token: a video alone, warm, median; decoding and encoding are measured once per video and "
+    "charged to every row. FLOPs: one question about one video. KV bytes: what the language model's cache held when a "
+    "reply began.",
+    "Budget: what a row took, as a share of the row it should match; equal means within 2 %, and budgets were set on "
+    "other videos. Failed questions got no answer, and in unparsed replies none was found; both score 0.",
 )
 
 
-def page(rows: Sequence[Row]) -> str:
-    """The whole page."""
-    parts = [_head(rows), _tables(rows), _tokens(rows), _kinds(rows), _density(rows), _captions(rows), _examples(rows)]
-    body = "\n".join(part for part in [*parts, _meaning(rows), _settings(rows)] if part)
+def page(rows: Sequence[Row], pictures: Callable[[Row], Pictures] | None = None) -> str:
+    """The whole page. `pictures`: frames of a row's videos; without, cases are told in words alone."""
+    figures = [_tables(rows), against_costs(rows), stages(rows), _kinds(rows), adaptive_budgets(rows, pictures)]
+    rest = [_captions(rows), _examples(rows), failures(rows), _meaning(rows), citations(rows), _settings(rows)]
+    parts = "\n".join(part for part in [_remarks(rows), *figures, *rest] if part)
+    body = f"{_head(rows)}\n{_contents(parts)}\n{parts}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -33,8 +59,16 @@ def page(rows: Sequence[Row]) -> str:
     )
 
 
-def _section(title: str, text: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2><p>{text}</p>\n{body}</section>"
+def _contents(parts: str) -> str:
+    """Links to the sections."""
+    found = re.findall(r"<section id=(\S+)><h2>(.*?)</h2>", parts)
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in found)
+    return f"<nav>{links}</nav>"
+
+
+def _remarks(rows: Sequence[Row]) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes(rows))
+    return section("To know first", "", f"<ul>{items}</ul>") if items else ""
 
 
 def _head(rows: Sequence[Row]) -> str:
@@ -59,13 +93,13 @@ def _headline(rows: Sequence[Row]) -> str:
         return "No question has been answered yet."
     best = max(answered, key=lambda row: row.accuracy.value if row.accuracy else 0)
     assert best.accuracy is not None
+    name = best.name + (f" ({mark})" if (mark := marked(best)) else "")
     tokens = f" at {best.tokens.value:.0f} video tokens" if best.tokens else ""
     reference = next((row for row in answered if row.difference is None), best)
-    apart = best.difference
-    if apart is not None and apart.low <= 0 <= apart.high:
+    if best.difference is not None and best.difference.verdict != "better":
         share = f"{100 * best.accuracy.value:.1f} % of the target questions{tokens}"
-        return f"{best.name} answers {share}, and {reference.name} cannot be told apart from it"
-    return f"{best.name} is ahead: {100 * best.accuracy.value:.1f} % of the target questions{tokens}"
+        return f"{name} answers {share}, and {reference.name} cannot be told apart from it"
+    return f"{name} is ahead: {100 * best.accuracy.value:.1f} % of the target questions{tokens}"
 
 
 def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -76,6 +110,7 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
         (str(len(rows)), "rows"),
         (f"{100 * most.target_chance:.1f} %", "majority answer on target kinds"),
         (str(sum(row.failed for row in rows)), "failed answers, counted as wrong"),
+        (str(sum(len(row.unparsed) for row in rows)), "unparsed answers, counted as wrong"),
     ]
     captioned = next((row for row in rows if row.captions), None)
     if captioned is not None:
@@ -86,8 +121,10 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _tables(rows: Sequence[Row]) -> str:
     equal, apart = split(rows)
-    parts = [_section("All rows" if not apart else "Rows", TABLE, _table(equal))] if equal else []
-    return "\n".join([*parts, _section("Not at an equal budget", APART, _table(apart))] if apart else parts)
+    told = "".join(f"<p>{escape(text)}</p>" for text in COLUMNS)
+    legend = f"<details><summary>What the columns say</summary>{told}</details>"
+    parts = [section("All rows" if not apart else "Rows", TABLE, _table(equal) + legend)] if equal else []
+    return "\n".join([*parts, section("Not at an equal budget", APART, _table(apart))] if apart else parts)
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -96,36 +133,13 @@ def _table(rows: Sequence[Row]) -> str:
     body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in lines[:-1])
     foot = "".join(f"<td>{escape(cell.text)}</td>" for cell in lines[-1])
     inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody><tfoot><tr>{foot}</tr></tfoot>"
-    return f"<div class=wide><table class=sortable>{inside}</table></div>"
+    return filtered(f"<div class=wide><table class=sortable>{inside}</table></div>")
 
 
 def _cell(cell: Cell) -> str:
     verdict = next((word for word in ("better", "worse") if cell.text.endswith(f": {word}")), "")
     value = "" if cell.value is None else escape(str(cell.value))
     return f'<td data-value="{value}" class="{verdict}">{escape(cell.text)}</td>'
-
-
-def _tokens(rows: Sequence[Row]) -> str:
-    shown = [row for row in rows if row.accuracy and row.tokens and row.tokens.value > 0]
-    if not shown:
-        return ""
-    found = [row.accuracy for row in shown if row.accuracy]
-    figure = plots.accuracy_against_tokens(
-        [row.name for row in shown],
-        [row.tokens.value for row in shown if row.tokens],
-        [estimate.value for estimate in found],
-        [estimate.low for estimate in found],
-        [estimate.high for estimate in found],
-        shown[0].target_chance,
-    )
-    return _section(
-        "Accuracy against tokens", "Bars are 95 % intervals. Up and to the left is better.", _figure(figure)
-    )
-
-
-def _figure(svg: str, caption: str = "") -> str:
-    told = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{svg}{told}</figure>"
 
 
 def _kinds(rows: Sequence[Row]) -> str:
@@ -137,25 +151,26 @@ def _kinds(rows: Sequence[Row]) -> str:
     values = {row.name: [row.kinds[k].value if k in row.kinds else 0.0 for k in kinds] for _, row in shown}
     chance = [longest.chance[kind] for kind in kinds]
     target = ", ".join(kind.replace("_", " ") for kind in longest.header["target_kinds"])
-    figure = plots.kind_bars(kinds, values, chance, [number for number, _ in shown])
+    if len(shown) > len(plots.PALETTE):
+        text = f"Accuracy in percent, the fuller the bar the higher. The target kinds are {escape(target)}."
+        return section("By kind of question", text, _shares(kinds, values, chance))
+    drawn = plots.kind_bars(kinds, values, chance, [number for number, _ in shown])
     text = f"Dotted: always giving the most frequent answer of the kind. The target kinds are {escape(target)}."
-    return _section("By kind of question", text, _figure(figure))
+    return section("By kind of question", text, figure(drawn))
 
 
-def _density(rows: Sequence[Row]) -> str:
-    figures = []
-    for number, row in enumerate(rows):
-        rho = row.density_correlation
-        if rho == rho and row.settings["control"] is None:
-            densities, tokens = row.segments
-            figure = plots.tokens_against_density(row.name, number, densities, tokens)
-            figures.append(_figure(figure, f"{row.name}: Spearman rho = {rho:.3f} over {len(densities)} segments"))
-    if not figures:
-        return ""
-    text = (
-        "Rows whose number of tokens depends on the video: how many tokens a segment gets, by how much there is to say."
+def _shares(kinds: Sequence[str], values: dict[str, list[float]], chance: Sequence[float]) -> str:
+    """Accuracies by kind as a table of bars, for more rows than a plot can hold."""
+    head = "".join(f"<th>{escape(kind.replace('_', ' '))}</th>" for kind in kinds)
+    lines = {**values, "majority answer": list(chance)}
+    body = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f"<td class=share style='--share:{share:.3f}'>{100 * share:.1f}</td>" for share in shares)
+        + "</tr>"
+        for name, shares in lines.items()
     )
-    return _section("Tokens follow density", text, f"<div class=grid>{''.join(figures)}</div>")
+    table = f"<table><thead><tr><th>row</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return filtered(f"<div class=wide>{table}</div>")
 
 
 def _captions(rows: Sequence[Row]) -> str:
@@ -175,7 +190,7 @@ def _captions(rows: Sequence[Row]) -> str:
         lines.append(f"<tr><td>{escape(row.name)}</td>{every}{cells}</tr>")
     html = f"<table><thead><tr><th>row</th><th>all</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     text = "Share of segments whose written caption is, word for word, the record's."
-    return _section("Captions", text, f"<div class=wide>{html}</div>")
+    return section("Captions", text, f"<div class=wide>{html}</div>")
 
 
 def _examples(rows: Sequence[Row]) -> str:
@@ -188,14 +203,14 @@ def _examples(rows: Sequence[Row]) -> str:
     text = (
         f"The first {len(shown)} videos. Captions and bars (tokens per segment) are those of {escape(captioned.name)}."
     )
-    return _section("Examples", text, html)
+    return section("Examples", text, html)
 
 
 def _example(video: dict, captioned: Row, rows: Sequence[Row], most: int) -> str:
     captions = video["captions"] or [None] * len(video["segment_tokens"])
     targets = video["targets"] if len(video["targets"]) == len(captions) else [None] * len(captions)
     bars = "".join(
-        f"<li><i class=bar style='--share:{count / max(most, 1):.3f}'></i><b>{count}</b>{_said(said, target)}</li>"
+        f"<li><i class=bar style='--share:{count / max(most, 1):.3f}'></i><b>{count}</b>{quoted(said, target)}</li>"
         for count, said, target in zip(video["segment_tokens"], captions, targets, strict=True)
     )
     asked = [line for line in captioned.answers if line["video"] == video["video"]]
@@ -214,22 +229,15 @@ def _example(video: dict, captioned: Row, rows: Sequence[Row], most: int) -> str
     )
 
 
-def _said(said: str | None, target: str | None) -> str:
-    if said is None:
-        return ""
-    shown = escape(said) or "<i>nothing</i>"
-    if target is None or said.split() == target.split():
-        return f"<q>{shown}</q>"
-    return f"<q class=worse>{shown}</q> <small>record: {escape(target) or '<i>nothing</i>'}</small>"
-
-
 def _reply(line: dict | None) -> str:
     if line is None:
         return "<td>-</td>"
     if line["failed"]:
         return f'<td class=worse title="{escape(line["reason"] or "")}">failed</td>'
     right = "better" if line["correct"] else "worse"
-    return f"<td class={right}>{'✓' if line['correct'] else '✗'} {escape(line['answer'])}</td>"
+    worth = score(line)
+    mark = f"{worth:.2f}" if 0 < worth < 1 else "✓" if worth else "✗"
+    return f"<td class={right}>{mark} {escape(line['answer'])}</td>"
 
 
 def _meaning(rows: Sequence[Row]) -> str:
@@ -246,7 +254,7 @@ def _meaning(rows: Sequence[Row]) -> str:
         "show that the captioner learned its task, not that real videos behave so; and a ranking here says nothing "
         "about real videos."
     )
-    return f"<section><h2>What this shows, and what not</h2><p>{text}{more if sample else ''}</p></section>"
+    return section("What this shows, and what not", text + (more if sample else ""), "")
 
 
 def _settings(rows: Sequence[Row]) -> str:
@@ -261,6 +269,4 @@ def _settings(rows: Sequence[Row]) -> str:
         parts.append(
             f"<details><summary>Machine, packages, hashes, training</summary><pre>{escape(rest)}</pre></details>"
         )
-    return _section(
-        "How it was made", "All settings, versions and hashes, as kept in the run's header.", "".join(parts)
-    )
+    return section("How it was made", "All settings, versions and hashes, as kept in the run's header.", "".join(parts))

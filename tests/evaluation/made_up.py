@@ -10,7 +10,8 @@ KINDS = ("count", "shape")
 def write(folder: Path, rows: dict[str, dict], videos: int = 20, reference: str | None = None) -> Path:
     """`rows`: by name, {"right": questions answered right out of two per video, "tokens": of a density}.
 
-    Optional: "budget", how near it came to another row's; "limit", how many videos it is asked about.
+    Optional: "budget", how near it came to another row's; "limit", how many videos it is asked about; "scored", by
+    (video, question) the score of a reply, None where it cannot be parsed; "timings", lines in place of the one.
     """
     same = {"model": "m", "compressor": None, "control": None, "match": None}
     settings = [{"name": name, **same, "limit": row.get("limit")} for name, row in rows.items()]
@@ -22,7 +23,7 @@ def write(folder: Path, rows: dict[str, dict], videos: int = 20, reference: str 
         out = LineFile(run.row_path(name))
         for number in range(row.get("limit", videos)):
             out.append(_video(f"v{number:02}", number, row))
-        out.append([_timing(row)])
+        out.append(row.get("timings") or [_timing(row)])
         if "budget" in row:
             out.append([{"type": "budget", "key": "budget", **row["budget"]}])
         if row.get("finished", True):
@@ -48,6 +49,10 @@ def _video(name: str, number: int, row: dict) -> list[dict]:
             "tokens": sum(counts), "kv_bytes": 100 * sum(counts),
             "flops": None if failed else {"encode": 1e9, "prefill": 2e9},
         })  # fmt: skip
+        if "scored" in row:
+            worth = row["scored"].get((number, place), float(right and not failed))
+            parsed = None if failed or worth is None else "1"
+            lines[-1] |= {"parsed": parsed, "score": worth or 0.0, "correct": worth == 1}
     return lines
 
 

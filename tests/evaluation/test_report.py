@@ -1,8 +1,12 @@
 """Tables and pages say what the files say."""
 
 import csv
+import hashlib
+import html
 import io
+import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,8 +14,11 @@ from xml.etree import ElementTree
 import pytest
 
 from langdc.evaluation.page import page
-from langdc.evaluation.report import as_csv, as_markdown, cells, quantity, read_rows
+from langdc.evaluation.report import as_csv, as_markdown, cells, citation, quantity
+from langdc.evaluation.rows import read_rows
+from langdc.evaluation.sections import against_costs
 from langdc.evaluation.style import STYLE
+from langdc.plots import PALETTE
 from tests.evaluation import made_up
 
 ROWS = {
@@ -61,7 +68,7 @@ def test_only_the_same_questions_are_compared(tmp_path: Path, run: Path):
 
 
 def test_markdown_holds_every_row_and_chance(run: Path):
-    lines = as_markdown(read_rows([run])).splitlines()
+    lines = as_markdown(read_rows([run])).partition("\n\n")[0].splitlines()
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
     assert "| 90.0 |" in lines[2] and "2.5 T" in lines[2] and ": better" in lines[2]
     assert lines[4].startswith("| majority answer | 75.0 |")
@@ -143,10 +150,127 @@ def test_a_page_of_nothing_but_rows_apart(budgets: Path):
     assert "<h2>Not at an equal budget</h2>" in page(rows) and "| far |" in as_markdown(rows)
 
 
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    """A run with scores: one half right, one unparsed, one failed."""
+    some = {(0, 0): 0.5, (1, 0): None, (2, 1): None}
+    return made_up.write(
+        tmp_path / "scored",
+        {
+            "ours": {"right": 20, "tokens": lambda _: 8, "scored": some, "failed": (3, 0), "timings": _timings(30)},
+            "pool": {"right": 20, "tokens": lambda _: 16, "scored": {}},
+        },
+        reference="pool",
+    )
+
+
+def _timings(videos: int) -> list[dict]:
+    """Stage "decode" takes 1, 2, 3 ... milliseconds, after one cold video; replies of 5 tokens at 40 per second."""
+    about = {"type": "timing", "reply_tokens": 5, "peak_bytes": 3_000_000}
+    return [
+        {
+            **about,
+            "key": f"timing/{n}",
+            "video": str(n),
+            "warm": n > 0,
+            "seconds": {"decode": n / 1000, "generate": 0.1},
+        }
+        for n in range(videos + 1)
+    ]
+
+
+def test_accuracy_is_the_mean_score(scored: Path):
+    ours, pool = read_rows([scored])
+    assert ours.accuracy is not None and ours.accuracy.value == pytest.approx((10 - 0.5 - 1 - 1) / 20)
+    assert ours.kinds["shape"].value == 9 / 20
+    assert ours.difference is not None and ours.difference.value == pytest.approx(-2.5 / 20)
+    assert (ours.failed, len(ours.unparsed), len(pool.unparsed)) == (1, 2, 0)
+    assert cells(ours)["unparsed"].text == "2" and cells(ours)["failed"].text == "1"
+
+
+def test_no_interval_of_scores_leaves_0_to_1(tmp_path: Path):
+    some = {(number, 0): 0.9 if number else 0.1 for number in range(3)}
+    (row,) = read_rows([made_up.write(tmp_path / "r", {"a": {"right": 9, "tokens": lambda _: 1, "scored": some}}, 3)])
+    assert row.accuracy is not None and (row.accuracy.low, row.accuracy.high) == (0.0, 1.0)
+
+
+def test_verdicts_are_corrected_over_all_rows(tmp_path: Path):
+    """Six more videos right out of 20 are found alone; among many rows they are not."""
+    better = {"right": 14, "tokens": lambda _: 8}
+    alone = {"pool": {"right": 2, "tokens": lambda _: 8}, "row 0": better}
+    many = {**alone, **{f"row {n}": {"right": 2 + n % 3, "tokens": lambda _: 8} for n in range(1, 30)}}
+    one = read_rows([made_up.write(tmp_path / "alone", alone, reference="pool")])[1].difference
+    found = [row.difference for row in read_rows([made_up.write(tmp_path / "many", many, reference="pool")])[1:]]
+    assert one is not None and one.verdict == "better" and one.corrected == one.p
+    first = found[0]
+    assert first is not None and first.low > 0 and first.p < 0.05 < (first.corrected or 0)
+    assert first.verdict == "not distinguishable at n = 20 videos"
+
+
+def test_comparisons_in_the_full_numbers(run: Path):
+    learned, pool = csv.DictReader(io.StringIO(as_csv(read_rows([run]))))
+    assert 0 < float(learned["difference_p"]) <= float(learned["difference_corrected"]) < 0.05
+    assert pool["difference_p"] == pool["difference_needed"] == ""
+    # 14 of 20 videos were gained and none lost: variance 0.7 * 0.3 * 20/19 per video
+    gained = read_rows([run])[0].difference
+    assert gained is not None and gained.value == 0.7
+    assert int(learned["difference_needed"]) == math.ceil(7.848879734 * (0.7 * 0.3) * 20 / 19 / 1e-4)
+    assert cells(read_rows([run])[0])["videos to see 1 point"].text == "17 351"
+
+
+def test_stages_in_the_full_numbers_and_on_the_page(scored: Path):
+    ours, pool = csv.DictReader(io.StringIO(as_csv(read_rows([scored]))))
+    assert float(ours["seconds_decode"]) == pytest.approx(0.0155)
+    assert float(ours["seconds_decode_p95"]) == pytest.approx(0.02855)
+    assert (float(ours["tokens_per_second"]), ours["timed_videos"]) == (pytest.approx(40), "30")
+    assert (float(ours["peak_bytes"]), pool["peak_bytes"]) == (3e6, "nan")
+    text = page(read_rows([scored]))
+    shown = text.split("<h2>Cost per stage</h2>")[1].split("</section>")[0]
+    assert "<td>15.5 / 28.6</td>" in shown and "<td>40.0</td>" in shown and "<td>3 MB</td>" in shown
+    assert "end to end if the LLM were free" in shown and "With 1 video timed, a" in shown
+    assert "bytes of accelerator memory, peak" in text
+
+
+def test_the_front_is_told_and_leaves_out_rows_of_fewer_videos(tmp_path: Path):
+    rows = {
+        "pool": {"right": 8, "tokens": lambda _: 32},
+        "near": {"right": 20, "tokens": lambda _: 32},
+        "far": {"right": 40, "tokens": lambda _: 34},
+        "few": {"right": 10, "tokens": lambda _: 4, "limit": 5},  # all right, and cheapest
+    }
+    text = page(read_rows([made_up.write(tmp_path / "run", rows)]))
+    text = text.split("<h2>Accuracy against cost</h2>")[1].split("</section>")[0]
+    told = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert told[0] == "On the front, cheapest first: near, far."  # pool has fewer right for as many tokens
+    assert ">few</text>" in text
+
+
+def test_failures_and_unparsed_replies_are_listed(scored: Path, run: Path):
+    text = page(read_rows([scored])).split("<h2>Failures</h2>")[1].split("</section>")[0]
+    failed, unparsed = text.split("<h3>Unparsed</h3>")
+    assert "<td>ours</td><td>v03</td><td>1</td><td>broken</td>" in failed and "pool" not in text
+    assert "<td>ours</td><td>2</td><td>5.0 %</td><td>v01/0: “1” · v02/1: “1”</td>" in unparsed
+    assert "<h3>Unparsed</h3>" not in page(read_rows([run]))
+    quiet = page([row for row in read_rows([scored]) if row.name == "pool"])
+    assert "Every question was answered, and every reply could be read." in quiet
+
+
+def test_a_row_can_be_cited(run: Path):
+    row = read_rows([run])[0]
+    said = citation(row)
+    assert said.startswith("learned on sample: 90.0 % (95 % interval ") and said.endswith("Command: made up")
+    assert "of 20 questions about 20 videos" in said and "weights unknown, data unknown" in said
+    row.header |= {"weights_sha256": {"learned": "ab" * 32, "other": "x"}, "data_sha256": "cd" * 32}
+    row.header["sessions"] = [{**row.header["sessions"][0], "commit": commit} for commit in ("1", "2+", "1")]
+    config = hashlib.sha256(json.dumps(row.header["config"], sort_keys=True).encode()).hexdigest()
+    assert f"commit 1 and 2+, sha256 of config {config[:12]}, weights abababababab, data cdcdcdcdcdcd." in citation(row)
+    assert f"<code>{html.escape(citation(row))}</code>" in page([row])
+
+
 class _Strict(HTMLParser):
     """Fails on elements that are not closed in order; gathers tags and attributes."""
 
-    VOID = frozenset({"meta", "br", "path", "use", "rect", "circle"})
+    VOID = frozenset({"meta", "br", "path", "use", "rect", "circle", "input"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +300,7 @@ def test_the_page_stands_alone_and_is_well_formed(run: Path):
         assert not attributes.get("href", "#").startswith(("http", "//"))
     assert "url(http" not in text and "@import" not in text
     figures = [part.split("</svg>")[0] + "</svg>" for part in text.split("<figure>")[1:]]
-    assert len(figures) == 3  # accuracy against tokens, kinds, and density for the one row whose tokens vary
+    assert len(figures) == 5  # accuracy against three costs, kinds, and density for the one row whose tokens vary
     for figure in figures:
         assert ElementTree.fromstring(figure).tag.endswith("svg")
 
@@ -207,3 +331,14 @@ def test_a_page_before_the_first_answer(tmp_path: Path):
     run = made_up.write(tmp_path / "run", {"new": {"right": 0, "tokens": lambda _: 1, "finished": False}}, videos=0)
     assert "No question has been answered yet." in page(read_rows([run]))
     assert "new (unfinished)" in as_markdown(read_rows([run]))
+
+
+def test_of_many_rows_the_reference_and_those_on_a_front_are_named(tmp_path: Path):
+    many = {f"row {n}": {"right": 10 + n % 7, "tokens": lambda _, n=n: 8 + n} for n in range(len(PALETTE) + 4)}
+    run = made_up.write(tmp_path / "run", many, reference="row 19")
+    text = against_costs(read_rows([run]))
+    plot = text.split("</svg>")[0]
+    assert "row 19<" in plot and "row 0<" in plot and "row 6<" in plot  # the reference; cheapest, and best for it
+    assert "row 7<" not in plot and "those on a front and the reference are coloured" in text
+    few = made_up.write(tmp_path / "few", dict(list(many.items())[: len(PALETTE)]), reference="row 1")
+    assert "row 7<" in against_costs(read_rows([few])).split("</svg>")[0]
