@@ -4,17 +4,19 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
+LMMS := .venv-lmms
+LMMS_READY := $(LMMS)/.installed
 
 # Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
-test test-slow: export OMP_NUM_THREADS ?= 1
+test test-slow test-lmms-eval: export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample-full test test-slow check format clean
+.PHONY: help venv quickstart sample-full sweep test test-slow test-lmms-eval check format clean
 
 help: ## show this list
 	@echo "Usage: make TARGET    (the first one that needs packages installs them into $(VENV))"
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
 
 venv: $(READY) ## make the virtual environment with the tested versions
 
@@ -24,11 +26,18 @@ quickstart: $(READY) ## make sample data, train LangDC and a baseline, evaluate,
 sample-full: $(READY) ## quickstart, and all other rows, ablations and seeds of the sample
 	@$(RUN) scripts/quickstart.py --full
 
+sweep: $(READY) ## every training-free method at four budgets on the sample, after quickstart
+	$(RUN) eval/run.py --config configs/sample/sweep.yaml
+	$(RUN) eval/table.py runs/sample/sweep
+
 test: $(READY) ## run the tests (all but the slow ones and those for a GPU)
 	$(RUN) -m pytest -m "not slow and not gpu"
 
 test-slow: $(READY) ## run the tests that take longer
 	$(RUN) -m pytest -m slow
+
+test-lmms-eval: $(LMMS_READY) ## run the tests with lmms-eval, in an environment of its own, .venv-lmms
+	$(LMMS)/bin/python -m pytest tests/lmms_eval
 
 check: $(READY) ## lint, format, types and the rule of who imports whom
 	$(VENV)/bin/ruff check .
@@ -40,9 +49,9 @@ format: $(READY) ## sort imports and format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-clean: ## remove caches and build files; data/, runs/ and the virtual environment stay
+clean: ## remove caches and build files; data/, runs/ and the virtual environments stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints/test.txt
 	@echo "About 3 GB will be downloaded (torch with its CUDA libraries is most of it) and 7 GB written to $(VENV)."
@@ -50,4 +59,16 @@ $(READY): pyproject.toml constraints/test.txt
 		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "Making $(VENV) failed; on Debian: apt install python3-venv"; exit 1; }
 	$(RUN) -m pip install --disable-pip-version-check --progress-bar on -c constraints/test.txt -e ".[dev]"
+	@touch $@
+
+# lmms-eval needs other versions of a few packages. They come first here; all else, such as torch, is that of $(VENV).
+SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+$(LMMS_READY): $(READY) constraints/lmms-eval.txt
+	@echo "About 300 MB will be downloaded and 800 MB written to $(LMMS), which stands on $(VENV)."
+	$(RUN) -m venv --clear $(LMMS)
+	@echo "import site; site.addsitedir('$$($(RUN) -c $(SITE))')" > "$$($(LMMS)/bin/python -c $(SITE))/langdc_base.pth"
+	@grep -vE '^(av|wandb|protobuf)==' constraints/test.txt > $(LMMS)/kept.txt
+	$(LMMS)/bin/python -m pip install --disable-pip-version-check \
+		-c $(LMMS)/kept.txt -c constraints/lmms-eval.txt -e ".[lmms-eval]"
 	@touch $@
