@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel
 
 import langdc.sample
-from langdc.config import EvalConfig, MethodConfig, StageConfig, load
+from langdc.config import MethodConfig, StageConfig, load
+from langdc.evaluation.settings import EvalConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
