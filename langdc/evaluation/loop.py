@@ -14,18 +14,24 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from langdc.checkpoint import locate, weights_hash
+from langdc.compressors.base import compressors
 from langdc.data.records import Record
+from langdc.encoders import encoders
 from langdc.evaluation import matching, ranks
 from langdc.evaluation.cost import training_record
 from langdc.evaluation.judge import Judge, judge_rows
 from langdc.evaluation.library import Asked, Library, Shelf, sight
-from langdc.evaluation.results import RunFolder, sources_hash
+from langdc.evaluation.results import RunFolder, foreign_sources, sources_hash
 from langdc.evaluation.row import Row
 from langdc.evaluation.settings import CalibrationConfig, EvalConfig, RowConfig, own_compressor
-from langdc.evaluation.tasks import Task
+from langdc.evaluation.tasks import Task, tasks
+from langdc.hosts import hosts
+from langdc.kvcompressors import kvcompressors
 from langdc.log import console
 from langdc.pipeline import VideoLM
 from langdc.stages import StageTimer
+
+ZOOS = (compressors, kvcompressors, hosts, tasks, encoders)
 
 
 def load_model(row: RowConfig) -> Asked:
@@ -44,10 +50,24 @@ def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
         "data_sha256": task.data_hash(),
         "sources_sha256": sources_hash(),
     }
+    if foreign := foreign_sources(_members(found["config"])):
+        found["foreign_sources_sha256"] = foreign
     if (calibration := _needed(config)) is not None:
         with calibration.data.open("rb") as file:
             found["calibration_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def _members(settings: Any) -> Iterator[Callable]:
+    """The members of zoos that settings name, at any depth."""
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _members(value)
+    elif isinstance(settings, dict):
+        for zoo in ZOOS:
+            if settings.get("name") in zoo.names():
+                yield zoo.get(settings["name"])
+        yield from _members(list(settings.values()))
 
 
 def _needed(config: EvalConfig) -> CalibrationConfig | None:

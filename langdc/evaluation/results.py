@@ -6,13 +6,14 @@ question), "timing" (one video alone), "finished". A line has a "key"; a key tha
 
 import glob
 import hashlib
+import inspect
 import json
 import os
 import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -106,6 +107,17 @@ def sources_hash() -> str:
     for path in files:
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def foreign_sources(members: Iterable[Callable]) -> dict[str, str]:
+    """By module the sha256 of the files in which those members of zoos are defined that come from elsewhere."""
+    root = Path(__file__).parent.parent
+    found = {}
+    for member in members:
+        path = Path(inspect.getsourcefile(member) or "")
+        if path.is_file() and not path.resolve().is_relative_to(root.resolve()):
+            found[member.__module__] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def identity_hash(identity: dict) -> str:

@@ -1,13 +1,15 @@
 """The loop answers every question once, can be cut off anywhere, counts failures, and decodes each video once."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from langdc.compressors.base import compressors
 from langdc.evaluation import tasks
-from langdc.evaluation.loop import evaluate, failures
+from langdc.evaluation.loop import evaluate, failures, identity
 from langdc.evaluation.results import RunFolder, read_lines
 from langdc.evaluation.settings import EvalConfig
 from tests.evaluation import runs
@@ -123,6 +125,33 @@ def test_other_settings_are_refused_by_name(prepared: Path, copied: Path):
     config = runs.config(prepared, output=str(copied), max_new_tokens=4)
     with pytest.raises(ValueError, match=r"config\.max_new_tokens: 3 there, 4 now"):
         evaluate(config, _task(config))
+
+
+MINE = """
+from langdc.compressors.base import compressors
+from langdc.compressors.plain import Random
+
+@compressors.register("mine")
+class Mine(Random):
+    pass
+"""
+
+
+def test_a_compressor_from_elsewhere_is_known_by_its_source(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "my_compressor.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(compressors, "_members", dict(compressors._members))
+    importlib.import_module("my_compressor")
+    chain = {"name": "chain", "members": [{"name": "mine", "keep": 0.5}]}
+    row = {"name": "a", "model": str(prepared / "pool"), "compressor": chain}
+    config = runs.config(prepared, rows=[row], reference=None)
+    before = identity(config, _task(config))
+    assert set(before["foreign_sources_sha256"]) == {"my_compressor"}
+    (tmp_path / "my_compressor.py").write_text(MINE.replace("pass", "seed = 1"))
+    assert identity(config, _task(config))["foreign_sources_sha256"] != before["foreign_sources_sha256"]
+    assert "foreign_sources_sha256" not in identity(runs.config(prepared), _task(config))
 
 
 def test_a_broken_video_scores_0_and_the_run_goes_on(prepared: Path, tmp_path: Path):
