@@ -1,6 +1,5 @@
 """Low-rank adapters on a host's language model, through PEFT."""
 
-import peft
 from torch import nn
 
 from langdc.config import LoraConfig
@@ -9,6 +8,8 @@ from langdc.interfaces import Host
 
 def attach_lora(host: Host, config: LoraConfig) -> None:
     """Put LoRA layers into the text model, in place: names and classes of everything else stay as they are."""
+    import peft  # takes seconds, and few who import this module have an adapter
+
     targets = config.targets
     if targets == "all-linear":
         targets = sorted(

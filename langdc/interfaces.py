@@ -176,6 +176,15 @@ class Host(nn.Module, ABC):
     released_axes: Literal["time", "all"] = "time"
     """Which axes of new tokens follow a shortened time line in the released code of ReTaKe for this model."""
 
+    @property
+    def key_bytes(self) -> int:
+        """What all layers together hold of one token: a key and a value per key head."""
+        config: Any = self.text_model.config
+        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return (
+            2 * config.num_hidden_layers * config.num_key_value_heads * head_width * self.language_model.dtype.itemsize
+        )
+
     def sampling(
         self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
     ) -> Sampling:

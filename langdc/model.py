@@ -42,6 +42,22 @@ class VideoModel(nn.Module):
             raise ValueError(f"The compressor {self.config.compressor.name!r} writes no captions; 'langdc' does.")
         return self.compressor
 
+    def check_serves(self, compressor: TokenCompressor) -> None:
+        """ValueError for a compressor whose tokens the host cannot place, or that would work on untrained weights."""
+        named = type(compressor).__name__
+        if self.host.needs_places and not compressor.keeps_places:
+            raise ValueError(
+                f"{named} makes new tokens, but features of {type(self.host).__name__} that follow each token need its "
+                "place in the video. Choose a compressor that selects tokens."
+            )
+        if "main" in compressor.needs and self.untrained:
+            raise ValueError(
+                f"{named} takes the features of the host's projectors, which this checkpoint does not hold: it was "
+                f"trained with {self.config.compressor.name!r}, which goes without ({len(self.untrained)} tensors, "
+                f"such as {min(self.untrained)}, would be random). Take a checkpoint that was trained with a "
+                "compressor of these features, such as 'pool'."
+            )
+
     def tokens(self, videos: list[VideoFeatures], states: list[list[Tensor]] | None = None) -> list[VideoTokens]:
         """Compress videos; `states` are a captioner's, when they are known already."""
         if states is not None:

@@ -63,10 +63,20 @@ class OpenVideo:
         """The tokens, the captions behind them if there are any, and the seconds and FLOPs it took."""
         return self.lm.compress([self])[0]
 
+    @cached_property
+    def encoder_flops(self) -> float:
+        """What the encoders took for it."""
+        return self.lm.model.host.encoder_flops(self.raw)
+
     @property
     def tokens(self) -> VideoTokens:
         """The tokens that stand for this video."""
         return self.compressed[0]
+
+    @cached_property
+    def segment_tokens(self) -> list[int]:
+        """How many of them each segment got."""
+        return self.tokens.per_segment(self.segments)
 
     @property
     def segments(self) -> int:
@@ -87,23 +97,7 @@ class VideoLM:
         self.model = model
         self.compressor = compressor if compressor is not None else model.compressor
         self.kv = kv
-        self._refuse_untrained()
-        if model.host.needs_places and not self.compressor.keeps_places:
-            raise ValueError(
-                f"{type(self.compressor).__name__} makes new tokens, but features of {type(model.host).__name__} that "
-                "follow each token need its place in the video. Choose a compressor that selects tokens."
-            )
-
-    def _refuse_untrained(self) -> None:
-        """Refuse a compressor that would work on weights which were drawn at random and never trained."""
-        named = type(self.compressor).__name__
-        if "main" in self.compressor.needs and self.model.untrained:
-            raise ValueError(
-                f"{named} takes the features of the host's projectors, which this checkpoint does not hold: it was "
-                f"trained with {self.model.config.compressor.name!r}, which goes without "
-                f"({len(self.model.untrained)} tensors, such as {min(self.model.untrained)}, would be random). Take a "
-                "checkpoint that was trained with a compressor of these features, such as 'pool'."
-            )
+        model.check_serves(self.compressor)
 
     @classmethod
     def from_pretrained(
@@ -273,12 +267,12 @@ class VideoLM:
         """An answer with what came before it. `worded`: seconds to make its prompt."""
         tokens, captions, compress, compressing = video.compressed
         before = {**video.seconds, "preprocess": video.seconds.get("preprocess", 0.0) + worded}
-        flops = {"encode": self.model.host.encoder_flops(video.raw), "compress": compressing}
+        flops = {"encode": video.encoder_flops, "compress": compressing}
         return replace(
             reply,
             tokens=len(tokens),
             tokens_before=sum(grid.tokens for grid in video.features.main or video.raw.values()),
-            segment_tokens=tokens.per_segment(video.segments),
+            segment_tokens=video.segment_tokens,
             seconds={**before, "compress": compress, **reply.seconds},
             flops={**flops, **reply.flops},
             captions=captions,
@@ -320,9 +314,10 @@ class VideoLM:
                 ids = Continuation(reading, host.generation_config).write(
                     eos_token_id=host.end_ids, pad_token_id=host.tokenizer.pad_token_id, **options
                 )
+                said = self._text(ids[0])
         flops = reading_flops(host, reading.calls, sum(held) / len(held), len(ids[0]) - 1, reading.scoring)
         return Answer(
-            self._text(ids[0]),
+            said,
             0,
             [],
             timer.seconds,
@@ -330,22 +325,38 @@ class VideoLM:
             self._peak(),
             keys_per_layer=held if self.kv is not None else None,
             kv_bytes=held_bytes,
-            kv_text_bytes=len(prompt.ids) * self._key_bytes(),
+            kv_text_bytes=len(prompt.ids) * self.model.host.key_bytes,
             reply_tokens=len(ids[0]),
         )
 
     def _text(self, ids: Tensor) -> str:
         return str(self.model.host.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def _key_bytes(self) -> int:
-        """What all layers together hold of one token: a key and a value per key head."""
-        config: Any = self.model.host.text_model.config
-        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        element = self.model.host.language_model.dtype.itemsize
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * head_width * element
-
     def _peak(self) -> int | None:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    def _written(
+        self,
+        prompts: list[Prompt],
+        tokens: list[list[VideoTokens]],
+        clock: FirstToken | None,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, list[int]]:
+        """The ids of the replies, filled up to the longest, and the lengths of what was read.
+
+        On its own, so that what it held is given back before the clock stops.
+        """
+        host = self.model.host
+        generate: Any = host.language_model.generate
+        batch = read_together(host, prompts, tokens)
+        ids = generate(
+            **batch,
+            **({"streamer": clock} if clock is not None and "streamer" not in options else {}),
+            eos_token_id=host.end_ids,
+            pad_token_id=host.tokenizer.pad_token_id,
+            **options,
+        )
+        return ids, batch["attention_mask"].sum(1).tolist()
 
     def _reply_together(
         self,
@@ -356,39 +367,32 @@ class VideoLM:
     ) -> list[Answer]:
         """Read and answer several prompts in one padded batch."""
         host = self.model.host
-        generate: Any = host.language_model.generate
         started = time.perf_counter()
-        batch = read_together(host, prompts, tokens)
-        ids = generate(
-            **batch,
-            **({"streamer": clock} if clock is not None and "streamer" not in options else {}),
-            eos_token_id=host.end_ids,
-            pad_token_id=host.tokenizer.pad_token_id,
-            **options,
-        )
+        ids, lengths = self._written(prompts, tokens, clock, options)
         synchronize(self.device)
+        said = [self._text(row) for row in ids]
         finished = time.perf_counter()
         first = clock.at if clock is not None and clock.at is not None else finished
         spent = {"prefill": first - started, "generate": finished - first}
         for name, taken in spent.items():
             note(name, taken)
         seconds = {name: taken / len(prompts) for name, taken in spent.items()}
-        lengths = batch["attention_mask"].sum(1).tolist()
+        each = host.key_bytes
         ends = torch.tensor(host.end_ids, device=ids.device)
         ended = torch.isin(ids, ends)
         # replies that end early are filled up
         written = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1]).tolist()
         return [
             Answer(
-                self._text(row),
+                text,
                 0,
                 [],
                 dict(seconds),
                 answer_flops(host, length, new - 1),
                 self._peak(),
-                kv_bytes=length * self._key_bytes(),
-                kv_text_bytes=len(prompt.ids) * self._key_bytes(),
+                kv_bytes=length * each,
+                kv_text_bytes=len(prompt.ids) * each,
                 reply_tokens=new,
             )
-            for row, length, new, prompt in zip(ids, lengths, written, prompts, strict=True)
+            for text, length, new, prompt in zip(said, lengths, written, prompts, strict=True)
         ]

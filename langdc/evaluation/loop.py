@@ -18,13 +18,13 @@ from langdc.compressors.base import compressors
 from langdc.data.records import Record
 from langdc.encoders import encoders
 from langdc.evaluation import matching, ranks
-from langdc.evaluation.cost import training_record
 from langdc.evaluation.judge import Judge, judge_rows
 from langdc.evaluation.library import Asked, Library, Shelf, sight
 from langdc.evaluation.results import RunFolder, foreign_sources, sources_hash
 from langdc.evaluation.row import Row
 from langdc.evaluation.settings import CalibrationConfig, EvalConfig, RowConfig, own_compressor
 from langdc.evaluation.tasks import Task, tasks
+from langdc.evaluation.training import training_record
 from langdc.hosts import hosts
 from langdc.kvcompressors import kvcompressors
 from langdc.log import console

@@ -134,14 +134,14 @@ class Row:
         """What its run's published score makes of it: "uncalibrated", "not calibrated yet" or nothing."""
         return self.gate.mark if self.gate is not None else ""
 
-    @property
+    @cached_property
     def kinds(self) -> dict[str, Share]:
         """Right answers by kind of question, target kinds first."""
         order = [*self.header["target_kinds"], *(line["kind"] for line in self.answers)]
         by_kind = {kind: [score(a) for a in self.answers if a["kind"] == kind] for kind in dict.fromkeys(order)}
         return {kind: Share(sum(right), len(right)) for kind, right in by_kind.items() if right}
 
-    @property
+    @cached_property
     def chance(self) -> dict[str, float]:
         """What always giving the most frequent answer of a kind would reach, by kind."""
         return {
