@@ -17,8 +17,9 @@ import torch
 
 from langdc.metering import synchronize
 
-STAGES = ("decode", "preprocess", "encode", "saliency", "compress", "prefill", "generate")
-"""What answering a question is made of. "saliency": what an encoder attends to, for the methods that choose by it."""
+STAGES = ("read", "decode", "preprocess", "encode", "saliency", "compress", "prefill", "generate")
+"""What answering a question is made of. "read": stored encoder outputs, in place of decoding and encoding; "saliency":
+what an encoder attends to, for the methods that choose by it."""
 
 _listening: ContextVar[tuple["StageTimer", ...]] = ContextVar("listening", default=())
 # seconds of the stages inside the one that is under way

@@ -1,5 +1,6 @@
 """What all tests share: one thread per process, and one real sample video."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from langdc.video import write_video
 torch.set_num_threads(1)
 # What is tested heeds this and opens no thread pool; a process forked beside one waits for ever at its first product.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays; every phase of a training collects garbage, and would look through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

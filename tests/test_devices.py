@@ -1,0 +1,100 @@
+"""The kind of device is chosen in one place; an Ascend NPU is played by a stand-in for torch-npu."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from langdc import devices
+
+ROOT = Path(__file__).parents[1]
+
+STAND_IN = """
+import types, torch
+torch.utils.rename_privateuse1_backend("npu")
+calls = []
+def told(name, answer=None):
+    return lambda *given: (calls.append([name, *map(str, given)]), answer)[1]
+module = types.ModuleType("torch.npu")
+module.is_available = told("is_available", {there})
+module.set_device = told("set_device")
+module.synchronize = told("synchronize")
+module.reset_peak_memory_stats = told("reset_peak_memory_stats")
+module.max_memory_allocated = told("max_memory_allocated", 4096)
+torch._register_device_module("npu", module)
+"""
+
+PROGRAM = """
+import json, os, torch, torch_npu
+import torch.distributed as dist
+from langdc import devices, metering
+joined = []
+dist.init_process_group = lambda backend, **more: joined.append(backend)
+from langdc.training import processes
+processes.start()
+where = processes.device()
+devices.synchronize(); metering.synchronize(where); devices.reset_peak(where)
+found = {"device": str(where), "kind": devices.kind().name, "deepspeed": os.environ.get("DS_ACCELERATOR")}
+found.update(joined=joined, peak=devices.peak_bytes(where), calls=torch_npu.calls)
+print(json.dumps(found))
+"""
+
+
+def with_npu(folder: Path, there: bool) -> dict:
+    """What a process with a torch-npu (whose device is there, or not) chooses, as local rank 3 of a run."""
+    (folder / "torch_npu.py").write_text(STAND_IN.format(there=there))
+    launcher = {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, **launcher, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    environment.pop("DS_ACCELERATOR", None)
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_an_npu_is_found_and_talks_by_hccl(tmp_path: Path):
+    found = with_npu(tmp_path, there=True)
+    assert (found["kind"], found["device"], found["joined"]) == ("npu", "npu:3", ["hccl"])
+    assert found["deepspeed"] == "npu" and found["peak"] == 4096
+    names = [call[0] for call in found["calls"]]
+    assert ["set_device", "3"] in found["calls"] and names.count("synchronize") == 2
+    assert ["reset_peak_memory_stats", "npu:3"] in found["calls"]
+
+
+def test_torch_npu_without_a_device_leaves_the_cpu(tmp_path: Path):
+    found = with_npu(tmp_path, there=False)
+    assert (found["kind"], found["device"], found["joined"]) == ("cpu", "cpu", ["gloo"])
+    assert found["deepspeed"] == "cpu" and found["peak"] is None
+
+
+@pytest.fixture
+def fresh():
+    devices.kind.cache_clear()
+    yield
+    devices.kind.cache_clear()
+
+
+def test_cards_talk_by_nccl(monkeypatch, fresh):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.kind() == devices.Kind("cuda", "nccl")
+    assert devices.device(2) == torch.device("cuda", 2)
+
+
+def test_a_machine_without_any_is_a_cpu(monkeypatch, fresh):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert devices.kind() == devices.CPU and devices.device(1) == torch.device("cpu")
+    devices.select(torch.device("cpu"))
+    devices.synchronize()
+    devices.reset_peak(torch.device("cpu"))
+    assert devices.peak_bytes(torch.device("cpu")) is None
+
+
+def test_the_users_choice_for_deepspeed_stays(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "xpu")
+    devices.tell_deepspeed()
+    assert os.environ["DS_ACCELERATOR"] == "xpu"
