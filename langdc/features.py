@@ -1,28 +1,38 @@
-"""Frozen outputs kept: what encoders saw and what a frozen captioner thought, computed once per video.
+"""Frozen outputs kept: what encoders saw of a video, computed once.
 
-Each file holds one video's tensors under a key made of everything that can change them. Several processes divide the
-work and wait for each other's files.
+Each video's tensors are kept under a key made of everything that can change them. Several processes divide the work and
+wait for each other's files. Letters: T frames, H W patch grid, C encoder width.
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from langdc.log import console, get_logger, is_first, rank, world_size
+from langdc.config import FeatureType
+from langdc.generation import refuse_nan
+from langdc.interfaces import Host
+from langdc.log import get_logger
+from langdc.shards import SHARD_BYTES, TensorStore
 from langdc.types import FeatureGrid, Frames
 from langdc.video import frame_files, read_frames
 
-log = get_logger(__name__)
+logger = get_logger(__name__)
 
-WAIT_SECONDS = 1800  # for another process's next file before giving up
+TYPES: dict[FeatureType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8": torch.float8_e4m3fn,
+}
+LARGEST_FLOAT8 = 448.0
+READERS, AHEAD = 2, 4
+"""Threads that decode, and how many videos may be decoded while others are encoded."""
 
 
 @dataclass(frozen=True)
@@ -78,85 +88,47 @@ def module_hash(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class TensorStore:
-    """Tensors by key, in memory and, with a folder, on disk, one file a key, written whole or not at all."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._memory: dict[str, dict[str, Tensor]] = {}
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._memory or (self.folder is not None and self._file(key).is_file())
-
-    def __getitem__(self, key: str) -> dict[str, Tensor]:
-        if key not in self._memory:
-            if self.folder is None:
-                raise KeyError(key)
-            self._memory[key] = load_file(self._file(key))
-        return self._memory[key]
-
-    def __setitem__(self, key: str, tensors: dict[str, Tensor]) -> None:
-        self._memory[key] = tensors
-        if self.folder is None:
-            return
-        file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".partial{rank()}")
-        save_file(tensors, partial)
-        partial.rename(file)
-
-    def _file(self, key: str) -> Path:
-        assert self.folder is not None
-        return self.folder / key[:2] / f"{key}.safetensors"
-
-    def fill(
-        self, keys: Sequence[str], compute: Callable[[list[int]], list[dict[str, Tensor]]], size: int, what: str
-    ) -> None:
-        """Compute what is missing, `size` keys at a time; processes take turns and wait for the others' files."""
-        missing = [number for number, key in enumerate(keys) if key not in self]
-        # shares of all keys, not of the missing ones: a process that starts later finds fewer missing
-        mine = [n for n in missing if self.folder is None or n % world_size() == rank()]
-        with Progress(console=console, disable=not is_first() or not mine) as progress:
-            task = progress.add_task(what, total=len(mine))
-            for first in range(0, len(mine), size):
-                chunk = mine[first : first + size]
-                for number, tensors in zip(chunk, compute(chunk), strict=True):
-                    self[keys[number]] = tensors
-                progress.advance(task, len(chunk))
-        self._wait([keys[number] for number in missing], what)
-
-    def _wait(self, keys: list[str], what: str) -> None:
-        for key in keys:
-            deadline = time.monotonic() + WAIT_SECONDS  # a new one with each file: slow is not stuck
-            while key not in self:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(
-                        f"{what}: another process delivered nothing for {WAIT_SECONDS} s. Look at what it printed and "
-                        "start again."
-                    )
-                time.sleep(0.05)
+def sight_hash(host: Host) -> str:
+    """A hash of all that decides what a host's encoders see of frames: their tensors and settings."""
+    return hashlib.sha256(f"{module_hash(host.encoders)} {host.sight}".encode()).hexdigest()
 
 
 class FeatureStore:
     """Raw encoder grids of clips. `see` runs the encoders on decoded frames, `identity` names their weights.
 
-    Values are kept as `dtype`; the same clip is never decoded or encoded twice.
+    Values are kept as `dtype`; the same clip is never decoded or encoded twice. Clips are encoded one at a time, so
+    that what is stored of one depends on no other. `found` and `made` count the clips to fill in that were there, and
+    those that were not.
     """
 
     def __init__(
         self,
-        see: Callable[[list[Frames]], list[Mapping[str, FeatureGrid]]],
+        see: Callable[[list[Frames]], Sequence[Mapping[str, FeatureGrid]]],
         identity: str,
         folder: Path | None = None,
         dtype: torch.dtype = torch.bfloat16,
-        size: int = 16,
+        shard_bytes: float = SHARD_BYTES,
     ) -> None:
         self.see = see
         self.identity = identity
         self.dtype = dtype
-        self.size = size
-        self.store = TensorStore(folder)
+        self.store = TensorStore(folder, shard_bytes=shard_bytes)
+        self.found = self.made = 0
         self._keys: dict[Clip, str] = {}
+
+    @classmethod
+    def of(
+        cls,
+        host: Host,
+        folder: Path | None,
+        dtype: FeatureType = "bfloat16",
+        saliency: bool = False,
+        shard_bytes: float = SHARD_BYTES,
+    ) -> "FeatureStore":
+        """The store of what a host's encoders see; with `saliency`, also what they attend to."""
+        need = frozenset({"saliency"} if saliency else ())
+        identity = f"{sight_hash(host)}{' saliency' if saliency else ''}"
+        return cls(lambda videos: host.see(videos, need), identity, folder, TYPES[dtype], shard_bytes)
 
     def key(self, clip: Clip) -> str:
         """The key of a clip under these encoders."""
@@ -165,25 +137,146 @@ class FeatureStore:
             self._keys[clip] = hashlib.sha256(text.encode()).hexdigest()
         return self._keys[clip]
 
-    def fill(self, clips: Sequence[Clip]) -> None:
-        """Decode and encode every clip that is not there yet."""
+    def fresh(self) -> "FeatureStore":
+        """The same store as another process finds it, nothing being in memory."""
+        other = FeatureStore(self.see, self.identity, self.store.folder, self.dtype)
+        other._keys = self._keys
+        return other
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of the clips to fill in that were there."""
+        return self.found / max(self.found + self.made, 1)
+
+    def fill(self, clips: Sequence[Clip], failed: Callable[[Clip, ValueError], None] | None = None) -> None:
+        """Decode and encode every clip that is not there yet.
+
+        What cannot be decoded or encoded raises ValueError, or is told to `failed` and left out; then other processes
+        are not waited for.
+        """
         clips = list(dict.fromkeys(clips))
-        with ThreadPoolExecutor(2) as readers:
+        keys = [self.key(clip) for clip in clips]
+        missing = len(self.store.missing(keys))
+        self.found, self.made = self.found + len(keys) - missing, self.made + missing
+        if self.store.folder is not None and keys:
+            logger.info(
+                "Of %d videos and images %d are stored in %s (hit rate %.1f %%).",
+                len(keys),
+                len(keys) - missing,
+                self.store.folder,
+                100 * (1 - missing / len(keys)),
+            )
+        self.store.stream(keys, lambda numbers: self._encoded(clips, numbers, failed), "Encoding videos")
+        if failed is None:
+            self.store.wait(keys, "Encoding videos")
 
-            def compute(chunk: list[int]) -> list[dict[str, Tensor]]:
-                videos = list(readers.map(Clip.read, [clips[number] for number in chunk]))
-                return [self._pack(video, grids) for video, grids in zip(videos, self.see(videos), strict=True)]
+    def _encoded(
+        self, clips: list[Clip], numbers: list[int], failed: Callable[[Clip, ValueError], None] | None
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        with ThreadPoolExecutor(READERS) as readers:
+            for number, frames in _ahead(readers, clips, numbers):
+                try:
+                    found = self.encode(frames.result(), clips[number].path)
+                except ValueError as error:
+                    if failed is None:
+                        raise
+                    failed(clips[number], error)
+                else:
+                    yield number, found
 
-            self.store.fill([self.key(clip) for clip in clips], compute, self.size, "Encoding videos")
+    def encode(self, video: Frames, path: Path) -> dict[str, Tensor]:
+        """What is stored of the frames of a file; ValueError if an encoder's output is not finite."""
+        (grids,) = self.see([video])
+        try:
+            refuse_nan(grids)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        packed = {"seconds": video.seconds.double()}
+        for name, grid in grids.items():
+            packed |= pack(name, grid.values, self.dtype)
+            for number, values in enumerate(grid.extra):
+                packed |= pack(f"{name}.extra{number}", values, self.dtype)
+            if grid.saliency is not None:
+                packed[f"{name}.saliency"] = grid.saliency.cpu().contiguous()
+        return packed
 
-    def _pack(self, video: Frames, grids: Mapping[str, FeatureGrid]) -> dict[str, Tensor]:
-        packed = {name: grid.values.to("cpu", self.dtype).contiguous() for name, grid in grids.items()}
-        return {**packed, "seconds": video.seconds.double()}
-
-    def get(self, clip: Clip, dtype: torch.dtype = torch.float32) -> tuple[dict[str, FeatureGrid], Tensor]:
-        """The raw grids and frame times [T] of a clip; encodes it if need be."""
+    def get(self, clip: Clip, dtype: torch.dtype | None = torch.float32) -> tuple[dict[str, FeatureGrid], Tensor]:
+        """The raw grids and frame times [T] of a clip; encodes it if need be. None: in the type encoders gave."""
         if self.key(clip) not in self.store:
             self.fill([clip])
-        tensors = dict(self.store[self.key(clip)])
-        seconds = tensors.pop("seconds")
-        return {name: FeatureGrid(values.to(dtype)) for name, values in tensors.items()}, seconds
+        return self._unpacked(self.key(clip), dtype)
+
+    def kept(self, clip: Clip) -> dict[str, Tensor]:
+        """The raw grids [T,H,W,C] of a clip in the type they are kept in (float8: float32); encodes it if need be."""
+        if self.dtype == torch.float8_e4m3fn:
+            return {name: grid.values for name, grid in self.get(clip)[0].items()}
+        if self.key(clip) not in self.store:
+            self.fill([clip])
+        tensors = self.store[self.key(clip)]
+        return {name: values for name, values in tensors.items() if "." not in name and name != "seconds"}
+
+    def look(self, videos: list[Frames]) -> list[dict[str, Tensor]]:
+        """The raw grids [T,H,W,C] of decoded videos, rounded as those that are kept, all in one call; keeps nothing."""
+        return [{name: rounded(grid.values, self.dtype) for name, grid in grids.items()} for grids in self.see(videos)]
+
+    def find(self, clip: Clip, dtype: torch.dtype | None = None) -> tuple[dict[str, FeatureGrid], Tensor] | None:
+        """As `get`, or None for a clip that is not there."""
+        if self.key(clip) not in self.store:
+            return None
+        return self._unpacked(self.key(clip), dtype)
+
+    def _unpacked(self, key: str, dtype: torch.dtype | None) -> tuple[dict[str, FeatureGrid], Tensor]:
+        tensors = self.store[key]
+        grids = {}
+        for name in (name for name in tensors if "." not in name and name != "seconds"):
+            extra = [part for part in tensors if part.startswith(f"{name}.extra") and part.count(".") == 1]
+            grids[name] = FeatureGrid(
+                unpack(name, tensors, dtype),
+                tensors.get(f"{name}.saliency"),
+                tuple(unpack(f"{name}.extra{number}", tensors, dtype) for number in range(len(extra))),
+            )
+        return grids, tensors["seconds"]
+
+
+def _ahead(readers: ThreadPoolExecutor, clips: list[Clip], numbers: list[int]) -> Iterator[tuple[int, Future[Frames]]]:
+    """Clips one after the other, the next few being decoded meanwhile."""
+    waiting: deque[tuple[int, Future[Frames]]] = deque()
+    for number in numbers:
+        waiting.append((number, readers.submit(clips[number].read)))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def pack(name: str, values: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Values [T,H,W,C] as `dtype`, and an empty tensor of the type that they had.
+
+    float8 has 3 bits of mantissa and a range of 2^-9 to 448: each channel C is divided by a scale of its own, such that
+    its largest value becomes 448. A few channels of a vision transformer are far larger than all others.
+    """
+    packed = {f"{name}.was": values.new_empty(0, device="cpu")}
+    if dtype != torch.float8_e4m3fn:
+        return {**packed, name: values.to("cpu", dtype).contiguous()}
+    small, scale = _scaled(values.detach().to("cpu", torch.float32))
+    return {**packed, name: small.contiguous(), f"{name}.scale": scale}
+
+
+def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 values [T,H,W,C] as float8, and the scale [C] that they were divided by."""
+    scale = values.abs().amax(dim=(0, 1, 2)).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST_FLOAT8
+    return (values / scale).clamp(-LARGEST_FLOAT8, LARGEST_FLOAT8).to(torch.float8_e4m3fn), scale
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values [T,H,W,C] as they come back from being kept as `dtype`."""
+    if dtype != torch.float8_e4m3fn:
+        return values.to(dtype)
+    small, scale = _scaled(values.float())
+    return small.float() * scale
+
+
+def unpack(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+    """What `pack` made of values, as `dtype`; None: as the type that they had."""
+    values, scale = tensors[name], tensors.get(f"{name}.scale")
+    values = values if scale is None else values.float() * scale
+    return values.to(tensors[f"{name}.was"].dtype if dtype is None else dtype)

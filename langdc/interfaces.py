@@ -53,7 +53,8 @@ class LearnedCompressor(TokenCompressor):
 class Captioned:
     """What a captioner made of the segments of several videos.
 
-    `states`: per video and segment, one vector [n,Z] per caption token (the soft tokens before their projection);
+    `states`: per video and segment, one vector [n,Z] per caption token (the soft tokens before their projection), and
+    one more where the end counts as said;
     `ids`: the caption tokens, without the end token; `loss`: summed cross-entropy (nats) over `targets` predictions,
     zero when the captions were generated.
     """

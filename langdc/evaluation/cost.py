@@ -71,13 +71,14 @@ def mean_flops(answers: Sequence[dict]) -> dict[str, float]:
 @dataclass(frozen=True)
 class LoopCost:
     """What the loop itself took: `seconds` of all processes and sessions, those of them in stages, and how often its
-    `videos` were `decoded`, which is how often they were encoded, too.
+    `videos` were `decoded`, which is how often they were encoded, too, or `read` from stored encoder outputs.
     """
 
     seconds: float
     staged: float
     videos: int
     decoded: int
+    read: int = 0
 
     @property
     def overhead(self) -> float:
@@ -85,8 +86,9 @@ class LoopCost:
         return 1 - self.staged / self.seconds
 
     def __str__(self) -> str:
+        read = f" and read {self.read} times from stored encoder outputs" if self.read else ""
         return (
-            f"{self.videos} videos were decoded and encoded {self.decoded} times in all; the loop spent "
+            f"{self.videos} videos were decoded and encoded {self.decoded} times{read} in all; the loop spent "
             f"{100 * self.overhead:.1f} % of {self.seconds:.1f} s outside decoding, preprocessing, encoding, "
             "compressing, prefill and generation."
         )
@@ -97,5 +99,5 @@ def loop_cost(sessions: Sequence[dict]) -> LoopCost | None:
     if not sessions:
         return None
     staged = sum(seconds for line in sessions for seconds in line["stages"].values())
-    sums = {name: sum(line[name] for line in sessions) for name in ("seconds", "videos", "decoded")}
-    return LoopCost(sums["seconds"], staged, sums["videos"], sums["decoded"])
+    sums = {name: sum(line.get(name, 0) for line in sessions) for name in ("seconds", "videos", "decoded", "read")}
+    return LoopCost(sums["seconds"], staged, sums["videos"], sums["decoded"], sums["read"])

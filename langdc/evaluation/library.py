@@ -1,20 +1,22 @@
 """Videos that were opened, decoded and encoded once for all rows with the same encoders and sampling."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from langdc.config import FeatureType
 from langdc.data.records import Record
 from langdc.evaluation import controls
 from langdc.evaluation.results import LineFile
 from langdc.evaluation.richness import richness
-from langdc.features import module_hash
+from langdc.features import Clip, FeatureStore, sight_hash
 from langdc.log import get_logger
+from langdc.stages import StageTimer, stage
 from langdc.types import Answer, FeatureGrid
 
 logger = get_logger(__name__)
@@ -37,6 +39,10 @@ class Asked(Protocol):
         need: frozenset[str] = frozenset(),
     ) -> Any:
         """Decode and encode a video, or take over what `same` has seen."""
+        ...
+
+    def clip(self, path: Any, start: float | None = None, end: float | None = None, fps: float | None = None) -> Clip:
+        """The frames that it samples of a file."""
         ...
 
     def lacks_saliency(self, raw: Mapping[str, FeatureGrid]) -> bool:
@@ -65,6 +71,38 @@ class Seen:
         return sum(tensor.nbytes for tensor in tensors)
 
 
+@dataclass
+class Stored:
+    """Encoder outputs in a folder, kept as a type, of which those that are there are read instead of videos."""
+
+    folder: Path
+    dtype: FeatureType
+    _stores: dict[tuple[str, bool], FeatureStore] = field(default_factory=dict, init=False)
+
+    def find(self, lm: Asked, sight: str, clip: Clip, salient: bool) -> Seen | None:
+        """What the encoders of `lm` saw of a clip, as they gave it; with what they attend to where `salient`."""
+        device = next(lm.model.parameters()).device
+        with StageTimer(device) as timer, stage("read"):
+            # what was stored with it serves those who have no use for it, too
+            kinds = (salient,) if salient or not lm.model.host.tells_saliency else (False, True)
+            found = (self._store(lm, sight, kind).find(clip) for kind in kinds)
+            raw, times = next((one for one in found if one is not None), (None, None))
+            if raw is None or times is None:
+                return None
+            raw = {name: _moved(grid, device) for name, grid in raw.items()}
+        return Seen(raw, times, timer.seconds)
+
+    def _store(self, lm: Asked, sight: str, salient: bool) -> FeatureStore:
+        if (sight, salient) not in self._stores:
+            self._stores[sight, salient] = FeatureStore.of(lm.model.host, self.folder, self.dtype, salient)
+        return self._stores[sight, salient]
+
+
+def _moved(grid: FeatureGrid, device: torch.device) -> FeatureGrid:
+    saliency = None if grid.saliency is None else grid.saliency.to(device)
+    return FeatureGrid(grid.values.to(device), saliency, tuple(extra.to(device) for extra in grid.extra))
+
+
 def _as_it_stands(record: Record) -> Record:
     return record
 
@@ -84,8 +122,12 @@ class Library:
     named: bool = True
     clip: Callable[[Record], Record] = _as_it_stands
     """Says which part of its file a record is about."""
+    stored: Stored | None = None
+    """Where to look before a video is decoded and encoded."""
     decoded: int = field(default=0, init=False)
     """How often a video was decoded and encoded."""
+    read: int = field(default=0, init=False)
+    """How often it was read from what is stored instead."""
     names: dict[str, str] = field(default_factory=dict, init=False)
     _seen: OrderedDict[str, Seen] = field(default_factory=OrderedDict, init=False)
     _opened: set[str] = field(default_factory=set, init=False)
@@ -115,16 +157,10 @@ class Library:
         return len(self._opened)
 
     def _read(self, lm: Asked, key: str, record: Record, path: Any, need: frozenset[str]) -> None:
-        self.decoded += 1
         self._opened.add(key)
-        try:
-            clip = self.clip(record)
-            video = lm.open(path, clip.start, clip.end, fps=clip.fps, need=need)
-        except ValueError as error:
-            self._unreadable[key] = str(error)
-            raise
+        video = self._stored(lm, key, record, path, need) or self._decoded(lm, key, record, path, need)
         line = {"type": "encoding", "key": key, "video": record.id, "seconds": dict(video.seconds)}
-        if not record.segments:
+        if not record.segments and video.frames is not None:  # of what is stored there are no pixels to look at
             line |= richness(video.frames, lm.model.host.frames_per_segment)
         self.file.append([line])
         first = self.file.by_key[key]["seconds"]
@@ -132,6 +168,28 @@ class Library:
         if self.named:
             self.names[controls.fingerprint(video.raw)] = record.id
         self._drop()
+
+    def _decoded(self, lm: Asked, key: str, record: Record, path: Any, need: frozenset[str]) -> Any:
+        self.decoded += 1
+        try:
+            clip = self.clip(record)
+            return lm.open(path, clip.start, clip.end, fps=clip.fps, need=need)
+        except ValueError as error:
+            self._unreadable[key] = str(error)
+            raise
+
+    def _stored(self, lm: Asked, key: str, record: Record, path: Any, need: frozenset[str]) -> Seen | None:
+        if self.stored is None or not Path(path).exists():
+            return None
+        try:
+            part = self.clip(record)
+            clip = lm.clip(path, part.start, part.end, part.fps)
+        except ValueError:  # opening it will tell
+            return None
+        salient = lm.model.host.tells_saliency and "saliency" in lm.compressor.needs | need
+        found = self.stored.find(lm, key.partition("/")[0], clip, salient)
+        self.read += found is not None
+        return found
 
     def _drop(self) -> None:
         held = sum(seen.bytes for seen in self._seen.values())
@@ -166,5 +224,4 @@ class Shelf:
 
 def sight(lm: Asked) -> str:
     """A hash of all that decides what a model's encoders see of a file."""
-    host = lm.model.host
-    return hashlib.sha256(f"{module_hash(host.encoders)} {host.sight}".encode()).hexdigest()[:16]
+    return sight_hash(lm.model.host)[:16]

@@ -19,7 +19,7 @@ from langdc.data.records import Record
 from langdc.encoders import encoders
 from langdc.evaluation import matching, ranks
 from langdc.evaluation.judge import Judge, judge_rows
-from langdc.evaluation.library import Asked, Library, Shelf, sight
+from langdc.evaluation.library import Asked, Library, Shelf, Stored, sight
 from langdc.evaluation.results import RunFolder, foreign_sources, sources_hash
 from langdc.evaluation.row import Row
 from langdc.evaluation.settings import CalibrationConfig, EvalConfig, RowConfig, own_compressor
@@ -110,8 +110,9 @@ def evaluate(
 
 def _ask(config: EvalConfig, task: Task, folder: RunFolder, others: list, load: Callable[[RowConfig], Asked]) -> None:
     named = any(row.control is not None for row in config.all_rows)
-    library = Library(folder.file("encoding"), config.memory_gib * 2**30, config.batch_size, named, task.clip)
-    shelf = Shelf(others, Library(folder.file("calibration"), named=False))
+    stored = Stored(config.features, config.features_dtype) if config.features is not None else None
+    library = Library(folder.file("encoding"), config.memory_gib * 2**30, config.batch_size, named, task.clip, stored)
+    shelf = Shelf(others, Library(folder.file("calibration"), named=False, stored=stored))
     with _accounted(folder, library, shelf.library), _progress() as progress:
         for together in _in_turn(config.all_rows):
             _together(together, config, task, folder, library, shelf, load, progress)
@@ -125,7 +126,7 @@ def _accounted(folder: RunFolder, *libraries: Library) -> Iterator[None]:
         try:
             yield
         finally:
-            counts = {name: sum(getattr(one, name) for one in libraries) for name in ("videos", "decoded")}
+            counts = {name: sum(getattr(one, name) for one in libraries) for name in ("videos", "decoded", "read")}
             spent = {"seconds": time.perf_counter() - started, "stages": timer.seconds, **counts}
             number = len(folder.header["sessions"])
             folder.file("sessions").append([{"type": "session", "key": f"session/{number}", **spent}])

@@ -15,6 +15,7 @@ EXAMPLES = 5
 PLOTTED = 3
 """So many rows that adapt are drawn where none writes captions."""
 STAGES = {
+    "read": "read features",
     "decode": "decode",
     "preprocess": "preprocess",
     "encode": "encode",

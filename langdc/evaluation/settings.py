@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from langdc.checkpoint import CARD, locate, read_card
-from langdc.config import MemberConfig, Settings
+from langdc.config import FeatureType, MemberConfig, Settings
 from langdc.registry import nearest
 
 
@@ -90,6 +90,11 @@ class EvalConfig(Settings):
     """The first videos, whose times do not count."""
     memory_gib: float = Field(4.0, gt=0)
     """Encoder outputs kept for the next row or model; what is dropped is decoded and encoded again."""
+    features: Path | None = None
+    """Where encoder outputs are kept that `data_prep/features.py` or a training made; videos that are there are not
+    decoded and encoded again, and are not charged for it."""
+    features_dtype: FeatureType = "bfloat16"
+    """What those were rounded to when kept."""
     device: str | None = None
     """Where models run, as torch names it; null takes an accelerator if there is one."""
     reference: str | None = None
