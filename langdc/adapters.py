@@ -1,4 +1,4 @@
-"""Low-rank adapters on a host's language model, through PEFT."""
+"""Low-rank adapters on language models, through PEFT."""
 
 from torch import nn
 
@@ -8,14 +8,30 @@ from langdc.interfaces import Host
 
 def attach_lora(host: Host, config: LoraConfig) -> None:
     """Put LoRA layers into the text model, in place: names and classes of everything else stay as they are."""
+    adapt(host.text_model, config)
+
+
+def adapt(model: nn.Module, config: LoraConfig) -> None:
+    """Put LoRA layers into a model without its head, in place."""
     import peft  # takes seconds, and few who import this module have an adapter
 
     targets = config.targets
     if targets == "all-linear":
-        targets = sorted(
-            {name.rpartition(".")[2] for name, m in host.text_model.named_modules() if isinstance(m, nn.Linear)}
-        )
+        targets = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
     )
-    peft.inject_adapter_in_model(settings, host.text_model)
+    peft.inject_adapter_in_model(settings, model)
+
+
+def merge(model: nn.Module) -> list[str]:
+    """Add what the adapters learned to the layers they sit on and take them away; names of the weights changed."""
+    from peft.tuners.lora import LoraLayer
+
+    changed = []
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            model.set_submodule(name, layer.get_base_layer())
+            changed.append(f"{name}.weight")
+    return changed

@@ -1,30 +1,116 @@
 """Causal language models and their tokenizers, loaded from a source."""
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
+from langdc import devices
+from langdc.log import get_logger
 from langdc.sources import Source, resolve
 
+logger = get_logger(__name__)
+
+Quantize = Literal["nf4"]
+FLASH = "flash_attention_2"
 VIDEO_MARK = "\ue000"  # a private-use character: stands for a video while a chat template lays out the text
 
 
-def load_language_model(source: Source, attention: str = "sdpa", dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load any causal language model of transformers; weights of random init come from torch's seed."""
+def load_language_model(
+    source: Source, attention: str = "sdpa", dtype: torch.dtype | None = None, quantize: Quantize | None = None
+) -> PreTrainedModel:
+    """Load any causal language model of transformers; weights of random init come from torch's seed.
+
+    `quantize`: "nf4" keeps the linear layers in 4 bits, for training adapters on a small card (QLoRA, arXiv
+    2305.14314). It needs bitsandbytes; ValueError where that is missing.
+    """
     found = resolve(source)
+    if quantize is not None:
+        return _load_quantized(found, attention, quantize)
     if isinstance(found, Path):
         return AutoModelForCausalLM.from_pretrained(found, attn_implementation=attention, dtype=dtype or torch.float32)
     return AutoModelForCausalLM.from_config(found.sizes(), attn_implementation=attention, dtype=dtype or torch.float32)
+
+
+def _load_quantized(found: object, attention: str, quantize: str) -> PreTrainedModel:
+    if quantize != "nf4":
+        raise ValueError(f"quantize is {quantize!r}; allowed is 'nf4', or leave it out for whole weights.")
+    if not isinstance(found, Path):
+        raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("quantize: nf4 needs the package bitsandbytes (pip install 'langdc[qlora]'), or leave it out.")
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        found,
+        attn_implementation=attention,
+        dtype=torch.float32,  # of embeddings and norms; products are in bfloat16
+        quantization_config=settings,
+        device_map={"": torch.accelerator.current_device_index() if devices.has_accelerator() else "cpu"},
+    )
+    # PEFT looks for this mark on the module that it is given, which is the model without its head
+    marked: Any = model.base_model
+    marked.is_loaded_in_4bit = True
+    return model
+
+
+def fastest_attention(half: bool) -> tuple[str, str]:
+    """The fastest attention kernel of this machine, as transformers names it, and why it is that one.
+
+    `half`: whether the model runs in bfloat16 or float16, the types that flash-attn knows.
+    """
+    if importlib.util.find_spec("flash_attn") is None:
+        return "sdpa", "flash-attn is not installed"
+    if devices.kind().name != "cuda":
+        return "sdpa", "flash-attn needs a CUDA device"
+    if not half:
+        return "sdpa", "flash-attn knows bfloat16 and float16 only"
+    return FLASH, "flash-attn is installed"
+
+
+def use_liger(model: PreTrainedModel, wanted: bool | Literal["auto"]) -> bool:
+    """Give a model's norms and feed-forward layers the fused kernels of liger-kernel; whether it was done.
+
+    Only this model is changed. With "auto" what cannot be done is left; else ValueError says what is missing.
+    """
+    if not wanted:
+        return False
+    missing = _missing_for_liger()
+    if missing is not None and wanted != "auto":
+        raise ValueError(f"liger: {missing}. Set it to auto or false.")
+    if missing is not None:
+        logger.info("liger: %s; the model's own layers are used.", missing)
+        return False
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance  # pyright: ignore[reportMissingImports]
+
+    # rotation and losses are replaced in modules that all models share, so they stay as they are
+    _apply_liger_kernel_to_instance(
+        model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=True, swiglu=True
+    )
+    logger.info("liger: fused norms and feed-forward layers in %s.", type(model).__name__)
+    return True
+
+
+def _missing_for_liger() -> str | None:
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "the package liger-kernel is not installed (pip install 'langdc[liger]')"
+    return None if devices.kind().name == "cuda" else "its kernels need a CUDA device"
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:

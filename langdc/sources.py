@@ -1,21 +1,18 @@
 """Where weights come from: a directory, a packaged sample backbone, or an architecture drawn at random."""
 
 import difflib
-import os
 from pathlib import Path
 from typing import Literal
 
-import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from langdc import sample
+from langdc import devices, sample
 from langdc.config import Settings, check
 
 # Every part that loads weights passes here first: no progress bars of others, no loud guess at the accelerator.
 transformers_logging.disable_progress_bar()
-if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+devices.tell_deepspeed()
 
 
 class Architecture(Settings):

@@ -15,7 +15,7 @@ from langdc.hosts.base import hosts
 from langdc.hosts.chat import chat_prompt
 from langdc.hosts.splice import splice_all
 from langdc.interfaces import Host
-from langdc.language_models import end_ids, load_language_model, load_tokenizer
+from langdc.language_models import Quantize, end_ids, load_language_model, load_tokenizer
 from langdc.projectors import build_projector
 from langdc.sources import Source
 from langdc.types import FeatureGrid, Frames, Prompt, Spliced, VideoFeatures, VideoTokens
@@ -29,7 +29,8 @@ class VideoGPTPlus(Host):
 
     `language_model`, `tokenizer`: sources; the tokenizer's defaults to the model's directory. `image_encoder`,
     `video_encoder`: {"name": ..., ...} of the encoder zoo. `projector`: kind of both projectors, or "identity" for
-    compressors that bring their own. `system`: system message, None for the chat template's own.
+    compressors that bring their own. `system`: system message, None for the chat template's own. `quantize`: "nf4" to
+    keep the language model's linear layers in 4 bits (QLoRA).
     """
 
     batched = True
@@ -45,13 +46,14 @@ class VideoGPTPlus(Host):
         frames_per_segment: int = 4,
         system: str | None = None,
         attention: str = "sdpa",
+        quantize: Quantize | None = None,
     ) -> None:
         super().__init__()
         self.segments = segments
         self.frames_per_segment = frames_per_segment
         self.system = system
         self._members = (image_encoder, video_encoder)
-        self.language_model = load_language_model(language_model, attention)
+        self.language_model = load_language_model(language_model, attention, quantize=quantize)
         self.tokenizer = self._tokenizer(tokenizer, language_model)
         self.encoders = nn.ModuleDict(
             {

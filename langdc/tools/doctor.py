@@ -95,6 +95,18 @@ def _wandb() -> Finding:
     return _package("wandb", "runs are logged to JSON lines; pip install wandb to track them there too")
 
 
+def _tensorboard() -> Finding:
+    return _package("tensorboard", "another tracker; pip install 'langdc[tensorboard]'")
+
+
+def _bitsandbytes() -> Finding:
+    return _package("bitsandbytes", "quantize: nf4 (QLoRA) needs it; pip install 'langdc[qlora]'")
+
+
+def _liger() -> Finding:
+    return _package("liger-kernel", "norms and feed-forward layers are the model's own; pip install 'langdc[liger]'")
+
+
 def _compiler() -> Finding:
     """DeepSpeed compiles some operations when they are first used, such as Adam for weights kept in main memory."""
     compilers = [name for name in ("c++", "g++", "clang++") if shutil.which(name)]
@@ -119,5 +131,8 @@ OPTIONAL: tuple[Callable[[], Finding], ...] = (
     _flash_attention,
     _torch_npu,
     _wandb,
+    _tensorboard,
+    _bitsandbytes,
+    _liger,
     _compiler,
 )
