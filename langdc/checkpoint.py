@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from langdc.version import __version__
 
 WEIGHTS = "model.safetensors"
 CARD = "langdc.json"
+HERE = "./"  # begins the path of a part that lies in the checkpoint's own directory
 NEEDED = frozenset({"model", "lora", "parts", "weights_sha256"})
 ADVICE = "Give the directory that a training stage printed at its end, or 'sample:langdc' for the one that ships."
 
@@ -62,16 +64,23 @@ def save(
     `info` joins `langdc.json`: stage, data hash, training record. The directory appears whole or not at all; files of a
     run that are in it already stay.
     """
+    write(model.config, directory, tensors=tensors, lora=lora, info=info)
+
+
+def write(
+    config: ModelConfig, directory: Path, *, tensors: dict[str, Tensor], lora: LoraConfig | None = None, info: dict
+) -> None:
+    """As `save`, of a model that was never built. Parts that lie in the directory itself are found after it moved."""
     beside = directory.with_name(directory.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, beside / WEIGHTS)
     card = {
         "version": __version__,
-        "model": model.config.model_dump(mode="json"),
+        "model": _inside(config.model_dump(mode="json"), directory),
         "lora": lora.model_dump(mode="json") if lora else None,
         "weights_sha256": file_hash(beside / WEIGHTS),
-        "parts": _parts(model.config),
+        "parts": {_inside(source, directory): found for source, found in _parts(config).items()},
         **info,
     }
     (beside / CARD).write_text(json.dumps(card, indent=1))
@@ -79,6 +88,21 @@ def save(
     for name in (WEIGHTS, CARD):
         (beside / name).replace(directory / name)
     beside.rmdir()
+
+
+def _inside(tree: Any, directory: Path) -> Any:
+    """Settings with every path below a directory written as "./..."."""
+    if isinstance(tree, dict):
+        return {key: _inside(value, directory) for key, value in tree.items()}
+    below = isinstance(tree, str) and tree.startswith(f"{directory}/")
+    return f"{HERE}{tree.removeprefix(f'{directory}/')}" if below else tree
+
+
+def _placed(tree: Any, directory: Path) -> Any:
+    """The opposite of `_inside`."""
+    if isinstance(tree, dict):
+        return {_placed(key, directory): _placed(value, directory) for key, value in tree.items()}
+    return str(directory / tree) if isinstance(tree, str) and tree.startswith(HERE) else tree
 
 
 def _sources(settings: object) -> list[str]:
@@ -137,7 +161,7 @@ def read_card(directory: Path) -> dict:
             f"{file} lacks {', '.join(sorted(lacking))}: it was changed, or another version of langdc than this one "
             f"({__version__}) wrote it. Copy or train the checkpoint again."
         )
-    return card
+    return {**card, "model": _placed(card["model"], file.parent), "parts": _placed(card["parts"], file.parent)}
 
 
 def _read_weights(directory: Path, card: dict) -> dict[str, Tensor]:
@@ -147,15 +171,24 @@ def _read_weights(directory: Path, card: dict) -> dict[str, Tensor]:
     return load_file(file)
 
 
-def load(directory: str | Path) -> VideoModel:
+def saved_names(directory: str | Path) -> list[str]:
+    """Names of the tensors that a checkpoint's own file holds."""
+    with safe_open(locate(directory) / WEIGHTS, "pt") as opened:
+        return list(opened.keys())
+
+
+def load(directory: str | Path, plain: bool = False) -> VideoModel:
     """Build the model of a checkpoint with its weights, in evaluation mode.
+
+    `plain`: as any CPU can, whatever the settings say: whole weights instead of 4 bits, attention by sdpa.
 
     ValueError names every tensor that is unexpected or of another shape, every part whose file has changed since
     training, and a weights file that is not the one saved.
     """
     folder = locate(directory)
     card = read_card(folder)
-    config = check(ModelConfig, card["model"], f"{folder / CARD}")
+    settings = {name: {**part, **_plain(part)} for name, part in card["model"].items()} if plain else card["model"]
+    config = check(ModelConfig, settings, f"{folder / CARD}")
     _check_parts(config, card, folder)
     model = VideoModel(config)
     if card["lora"] is not None:
@@ -165,6 +198,10 @@ def load(directory: str | Path) -> VideoModel:
     drawn = (name for name, _ in model.named_parameters() if name.startswith("host.projectors."))
     model.untrained = frozenset(drawn) - set(tensors)
     return model.eval().requires_grad_(False)
+
+
+def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in (("quantize", None), ("attention", "sdpa")) if key in part}
 
 
 def open_model(directory: str | Path, host: Mapping[str, Any] | None = None) -> VideoModel:
@@ -211,7 +248,8 @@ def start(config: ModelConfig, directory: Path | None) -> tuple[VideoModel, dict
     """
     model = VideoModel(config)
     if directory is None:
-        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        # what is in 4 bits comes from a directory, so it was not drawn
+        names = [name for name, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()]
         return model, own_tensors(model, names) if _has_random_parts(config.model_dump()) else {}
     card = read_card(directory)
     _check_parts(config, card, directory)

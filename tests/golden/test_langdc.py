@@ -1,54 +1,35 @@
-"""Agreement with the LangDC authors' code on a tiny random model; what the numbers are, README.md here says.
+"""Agreement with the LangDC authors' code, from the checkpoint that the converter makes of a release with tiny random
+weights (`langdc_ckpt/`); what the numbers are, README.md here says.
 
-On purpose the project differs from the released code in three ways, and compares around them: an end token has no soft
-token (upstream keeps its state, then those of padding), segments follow each other without padding (upstream masks
-padding inside the host's input and lets it use up positions), and the dual form reads the layer it is told to (upstream
-always the embeddings, layer 0, and drops the last token of captions that reach the limit).
+On purpose the project differs from the released code in two ways, and compares around them: segments follow each other
+without padding (upstream masks padding inside the host's input and lets it use up positions), and the dual form reads
+the layer it is told to (upstream always the embeddings, layer 0, and drops the last token of captions that reach the
+limit). That an end token has no soft token is so too, but for "released", the way of converted checkpoints.
 """
 
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from langdc import checkpoint
+from langdc.captioner import SoftToken
+from langdc.conversion.videogpt import Branch, Options, convert
 from langdc.decoding import greedy
 from langdc.hosts.batch import pad
 from langdc.model import VideoModel
-from langdc.training.objectives import AnswerModule
+from langdc.training.answers import AnswerModule
 from langdc.types import FeatureGrid, Prompt, Slot, Spliced, VideoFeatures
-from tests import tiny
 
-TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
-PAD, END, LAYERS = 256, [67, 256], (-1, -3)
-QWEN2 = {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
-CAPTIONER = tiny.qwen2(32, 4, vocab_size=300, intermediate_size=64, max_position_embeddings=8192, **QWEN2)
-HOST = tiny.host_settings(
-    language_model=tiny.qwen2(
-        48, 3, vocab_size=260, intermediate_size=80, max_position_embeddings=8192, tie_word_embeddings=False, **QWEN2
-    ),
-    image_encoder={
-        "name": "image",
-        "source": tiny.random_weights(
-            {
-                **tiny.CLIP,
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_attention_heads": 4,
-                "image_size": 48,
-                "patch_size": 2,
-            }
-        ),
-    },
-    video_encoder={
-        "name": "internvideo2",
-        "source": tiny.random_weights(
-            {"width": 48, "depth": 4, "heads": 4, "mlp_width": 209, "image_size": 32, "patch_size": 2}
-        ),
-    },
-)
+TOLERANCE: dict[str, Any] = {"atol": 1e-4, "rtol": 0.0}
+END, LAYERS = [67, 256], (-1, -3)
+RELEASE = Path(__file__).with_name("langdc_ckpt")
+HEADS = 4  # of its video encoder
 
 
 @cache
@@ -56,52 +37,30 @@ def golden() -> dict[str, Tensor]:
     return load_file(Path(__file__).with_name("langdc.safetensors"))
 
 
-def _part(prefix: str) -> dict[str, Tensor]:
-    start = f"weights.model.{prefix}"
-    return {name.removeprefix(start): t.float() for name, t in golden().items() if name.startswith(start)}
-
-
-def _load(module: torch.nn.Module, prefix: str, unread: tuple[str, ...] = ()) -> None:
-    """Load a part; only blocks that no output depends on may be missing."""
-    result = module.load_state_dict(_part(prefix), strict=False)
-    assert not result.unexpected_keys
-    assert all(any(part in name for part in unread) for name in result.missing_keys), result.missing_keys
+@cache
+def converted(branch: Branch) -> Path:
+    """The checkpoint that the converter makes of the authors' layout, in one form: "pool", "cap" or "dual"."""
+    out = Path(mkdtemp(prefix="langdc")) / branch
+    convert("langdc", RELEASE, out, Options(heads=HEADS, branch=branch))
+    return out
 
 
 @cache
-def build(kind: str, layer: int = -1, soft_token: str = "at", most: int = 12) -> VideoModel:
-    """The project's model with upstream's weights: "pool", "cap" (captions only) or "dual"."""
-    base = {"name": "pool", "sides": [6, 4]}
-    if kind == "pool":
-        model = tiny.model("pool", host=HOST, sides=base["sides"])
-    else:
-        model = tiny.model(
-            "langdc", host=HOST, captioner=CAPTIONER, pool=[12, 8], layer=layer, soft_token=soft_token,
-            max_soft_tokens=most, base=base if kind == "dual" else None,
-        )  # fmt: skip
-        captioner = model.compressor.captioner
+def build(kind: Branch, layer: int = -1, soft_token: SoftToken = "at", most: int = 12) -> VideoModel:
+    """That checkpoint as loaded, with the recorded prompt and limit in place of the released ones."""
+    model = checkpoint.load(converted(kind))
+    if kind != "pool":
+        captioner = model.captioner.captioner
+        assert captioner.end == END
         ids = golden()["in.cap_ids"][0].long()
-        captioner.before, captioner.after, captioner.end = ids[:6], ids[10:17], END
-        _load(captioner.language_model, "cap_light_llm.", unread=("lm_head",))
-        _load(model.compressor.projectors["image"], "cap_image_mm_projector.")
-        _load(model.compressor.projectors["video"], "cap_mm_projector.")
-        _load(model.compressor.post_projector, "llm_projector.")
-    host = model.host
-    _load(
-        host.encoders["image"].model, "image_vision_tower.vision_tower.vision_model.", ("layers.2.", "post_layernorm")
-    )
-    _load(host.encoders["video"].model, "vision_tower.vision_encoder.", ("blocks.3.",))
-    _load(host.projectors["image"], "image_mm_projector.")
-    _load(host.projectors["video"], "mm_projector.")
-    text = {name: t for name, t in _part("").items() if name.startswith(("layers.", "norm.", "embed_tokens."))}
-    host.text_model.load_state_dict(text)
-    host.lm_head.load_state_dict({"weight": golden()["weights.lm_head.weight"].float()})
+        captioner.before, captioner.after = ids[:6], ids[10:17]
+        captioner.layer, captioner.soft_token, captioner.max_soft_tokens = layer, soft_token, most
     return model
 
 
 @cache
 def raw() -> dict[str, FeatureGrid]:
-    encoders = build("pool").host.encoders
+    encoders: Any = build("pool").host.encoders
     frames = {"image": "in.context_images", "video": "in.images"}
     with torch.no_grad():
         return {n: FeatureGrid(encoders[n].run(golden()[key].float(), [16])) for n, key in frames.items()}
@@ -158,8 +117,40 @@ def _no_gradients():
         yield
 
 
+UPSTREAM = (
+    ("model.cap_light_llm.", "compressor.captioner.language_model."),
+    ("model.cap_image_mm_projector.", "compressor.projectors.image."),
+    ("model.cap_mm_projector.", "compressor.projectors.video."),
+    ("model.llm_projector.", "compressor.post_projector."),
+    ("model.image_mm_projector.", "host.projectors.image."),
+    ("model.mm_projector.", "host.projectors.video."),
+    ("model.vision_tower.vision_encoder.", "host.encoders.video.model."),
+    ("model.image_vision_tower.vision_tower.vision_model.", "host.encoders.image.model."),
+    ("", "host.language_model."),
+)
+
+
+def test_the_converted_weights_are_those_of_the_authors_loader_to_the_last_bit() -> None:
+    found = {n.replace("vision_model.", ""): t for n, t in build("dual", 0).named_parameters(remove_duplicate=False)}
+    stored = {name.removeprefix("weights."): t for name, t in golden().items() if name.startswith("weights.")}
+    assert len(stored) > 150
+    for name, tensor in stored.items():
+        new = next(new + name.removeprefix(old) for old, new in UPSTREAM if name.startswith(old))
+        assert torch.equal(found[new], tensor.float()), name
+
+
+def test_the_form_and_the_layer_are_the_released_ones_unless_told_otherwise(tmp_path: Path) -> None:
+    convert("langdc", RELEASE, tmp_path / "out", Options(heads=HEADS))
+    settings = checkpoint.load(tmp_path / "out").config.compressor.settings
+    assert (settings["base"], settings["layer"], settings["soft_token"]) == (None, -1, "released")
+    assert settings["max_soft_tokens"] == 128
+    dual = checkpoint.load(converted("dual")).config.compressor.settings
+    assert (dual["base"], dual["layer"], dual["max_soft_tokens"]) == ({"name": "pool", "sides": [6, 4]}, 0, 256)
+
+
 def test_internvideo2() -> None:
-    encoder = build("pool").host.encoders["video"].model
+    encoders: Any = build("pool").host.encoders
+    encoder = encoders["video"].model
     clips = golden()["in.images"].float().unflatten(0, (4, 4))
     whole = encoder.with_class_token(clips)
     close(whole[:2, 1:], "enc.video", every=8)
@@ -174,7 +165,7 @@ def test_clip_hidden_state_before_the_last_block() -> None:
 
 def test_visual_tokens_of_the_captioner() -> None:
     model = build("cap")
-    close(torch.stack(model.compressor.visual([video(model)])), "cap.project", every=8)
+    close(torch.stack(model.captioner.visual([video(model)])), "cap.project", every=8)
 
 
 def test_pooled_tokens_of_the_host() -> None:
@@ -185,14 +176,14 @@ def test_pooled_tokens_of_the_host() -> None:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_soft_tokens_of_given_captions_are_read_at_their_positions(layer: int) -> None:
     model = build("cap", layer)
-    found = model.compressor.supervised([video(model)], [captions()])
+    found = model.captioner.supervised([video(model)], [captions()])
     reference = golden()[f"tf.cap.L{layer}.soft_tokens"][0].view(4, 8, -1)
     projected = golden()[f"tf.cap.L{layer}.soft_projected"][0].view(4, 8, -1)
     lengths = [len(caption) for caption in captions()]
     assert [len(states) for states in found.states[0]] == lengths == [5, 8, 3, 6]
     for states, expected, n in zip(found.states[0], reference, lengths, strict=True):
         torch.testing.assert_close(states, expected[:n], **TOLERANCE)
-    tokens = model.compressor.project([video(model)], found.states)[0]
+    tokens = model.captioner.project([video(model)], found.states)[0]
     for number, n in enumerate(lengths):
         torch.testing.assert_close(tokens.values[tokens.segment == number], projected[number, :n], **TOLERANCE)
 
@@ -201,7 +192,7 @@ def test_soft_tokens_of_given_captions_are_read_at_their_positions(layer: int) -
 def test_written_captions_and_the_states_that_predict_them(layer: int) -> None:
     """A row's end token has no state here; upstream keeps that one and those of the padding after it."""
     model = build("cap", layer, "predicting")
-    found = model.compressor.caption([video(model)])
+    found = model.captioner.caption([video(model)])
     expected_ids = written("gen.caption_ids_cap")
     assert [ids.tolist() for ids in found.ids[0]] == [ids.tolist() for ids in expected_ids]
     assert [len(ids) for ids in expected_ids] == [2, 12, 12, 5]
@@ -212,18 +203,39 @@ def test_written_captions_and_the_states_that_predict_them(layer: int) -> None:
 
 def test_the_released_mode_is_at_for_given_and_predicting_for_written_captions() -> None:
     model = build("cap", -3, "released")
-    given = model.compressor.supervised([video(model)], [captions()]).states[0]
-    chosen = model.compressor.caption([video(model)]).states[0]
+    given = model.captioner.supervised([video(model)], [captions()]).states[0]
+    chosen = model.captioner.caption([video(model)]).states[0]
     for number, (states, n) in enumerate(zip(given, (5, 8, 3, 6), strict=True)):
         expected = golden()["tf.cap.L-3.soft_tokens"][0].view(4, 8, -1)[number, :n]
         torch.testing.assert_close(states, expected, **TOLERANCE)
-    for states, expected in zip(chosen, golden()["gen.cap.L-3.soft_tokens"][0].view(4, 12, -1), strict=True):
-        torch.testing.assert_close(states, expected[: len(states)], **TOLERANCE)
+    reference = golden()["gen.cap.L-3.soft_tokens"][0].view(4, 12, -1)
+    for states, expected, seen in zip(chosen, reference, visible("gen.cap.L-3"), strict=True):
+        torch.testing.assert_close(states, expected[seen], **TOLERANCE)
+    assert [len(states) for states in chosen] == [
+        3,
+        12,
+        12,
+        6,
+    ]  # two captions end, both with a token that is no padding
+
+
+def visible(case: str) -> Tensor:
+    """Which of the 12 states of each caption upstream lets the host see [4,12]."""
+    mask = golden()[f"{case}.attention_mask"][0]
+    before = prompt().slots[0].position
+    return mask[before : before + 48].view(4, 12)
+
+
+def test_host_input_of_written_captions_is_what_upstream_lets_the_host_see() -> None:
+    spliced = splice(build("cap", -1, "released"))
+    mask = golden()["gen.cap.L-1.attention_mask"][0]
+    assert spliced.video.sum() == visible("gen.cap.L-1").sum() == 33
+    torch.testing.assert_close(spliced.embeds, golden()["gen.cap.L-1.inputs_embeds"][0, mask], **TOLERANCE)
 
 
 def test_dual_form_of_given_captions_holds_embeddings() -> None:
     model = build("dual", layer=0)
-    found = model.compressor.supervised([video(model)], [captions()])
+    found = model.captioner.supervised([video(model)], [captions()])
     for states, expected in zip(found.states[0], golden()["tf.dual.L-1.soft_tokens"][0].view(4, 8, -1), strict=True):
         torch.testing.assert_close(states, expected[: len(states)], **TOLERANCE)
     mask = golden()["tf.dual.L-1.attention_mask"][0]
@@ -238,18 +250,19 @@ def test_dual_form_of_given_captions_holds_embeddings() -> None:
 
 def test_dual_form_of_written_captions() -> None:
     """Upstream's segments hold 3, 9, 9, 6 states: with the end token's, without the last of a caption at the limit."""
-    model = build("dual", 0, "predicting", most=10)
-    found = model.compressor.caption([video(model)])
+    model = build("dual", 0, "released", most=10)
+    found = model.captioner.caption([video(model)])
     assert [i.tolist() for i in found.ids[0]] == [i.tolist() for i in written("gen.caption_ids_dual")]
     reference = golden()["gen.dual.L-1.soft_tokens"][0].split([3, 9, 9, 6])
-    for states, expected, same in zip(found.states[0], reference, (2, 9, 9, 5), strict=True):
+    assert [len(states) for states in found.states[0]] == [3, 10, 10, 6]
+    for states, expected, same in zip(found.states[0], reference, (3, 9, 9, 6), strict=True):
         torch.testing.assert_close(states[:same], expected[:same], **TOLERANCE)
 
 
 def test_host_input_of_given_captions() -> None:
     """Equal at every position that upstream does not mask."""
     model = build("cap")
-    spliced = splice(model, model.compressor.supervised([video(model)], [captions()]).states[0])
+    spliced = splice(model, model.captioner.supervised([video(model)], [captions()]).states[0])
     mask = golden()["tf.cap.L-1.attention_mask"][0]
     torch.testing.assert_close(spliced.embeds, golden()["tf.cap.L-1.inputs_embeds"][0, mask], **TOLERANCE)
     assert spliced.video.sum() == 22
@@ -279,7 +292,9 @@ def test_pool_from_pixels_to_logits_and_loss() -> None:
     close(spliced.embeds[None], "tf.pool.inputs_embeds", every=8)
     close(logits(model, spliced), "tf.pool.logits_tail")
     grids = {name: [grid.values] for name, grid in raw().items()}
-    found = AnswerModule(model)([prompt()], prompt().labels[None], grids)
+    labels = prompt().labels
+    assert labels is not None  # as written
+    found = AnswerModule(model)([prompt()], labels[None], grids)
     torch.testing.assert_close(found["loss"], golden()["tf.pool.loss"], **TOLERANCE)
 
 

@@ -1,0 +1,84 @@
+"""CLIP's vision half, as published alone or with its text half, to a directory that `ImageEncoder` loads."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel
+
+from langdc.conversion.names import NameReport, check_complete
+
+VISION = "vision_model."
+ALONE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+"""How names of a vision half alone begin, as transformers writes them since its version 5."""
+DROPPED = (
+    (r"(text_model|text_projection)\.|logit_scale$", "CLIP's text half is not used"),
+    (r"visual_projection\.", "CLIP's projection to the text half is not used"),
+    (r".*\.position_ids$", "position numbers are computed"),
+)
+
+
+def vision_config(folder: Path) -> CLIPVisionConfig:
+    """The sizes that a CLIP directory states; ValueError if it is of another kind."""
+    try:
+        found = AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"{folder} holds no settings of an encoder ({error}). Give a CLIP directory.") from None
+    config = getattr(found, "vision_config", found)
+    if not isinstance(config, CLIPVisionConfig):
+        raise ValueError(f"{folder} is a {found.model_type!r} model; the image encoder of these releases is a CLIP.")
+    return config
+
+
+def plan(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], NameReport]:
+    """The vision half's tensors by the names that CLIP gives them, and what became of all others."""
+    report, taken = NameReport(), {}
+    for name, tensor in published.items():
+        reason = next((reason for pattern, reason in DROPPED if re.match(pattern, name)), None)
+        if reason is not None:
+            report.dropped[name] = reason
+        elif name.startswith((VISION, *ALONE)):
+            full = VISION + name.removeprefix(VISION)
+            taken[full], report.taken[full] = tensor, name
+        else:
+            report.unknown.append(name)
+    return taken, report
+
+
+def convert(
+    published: Mapping[str, Tensor], config: CLIPVisionConfig, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], NameReport]:
+    """The vision half's tensors; ValueError names all that are missing, unknown or misshapen."""
+    taken, report = plan(published)
+    with torch.device("meta"):
+        states = CLIPVisionModel(config).state_dict()
+    expected = {VISION + name.removeprefix(VISION): tuple(tensor.shape) for name, tensor in states.items()}
+    expected = {name: shape for name, shape in expected.items() if not name.endswith("position_ids")}
+    check_complete("the image encoder", taken, expected, report.unknown)
+    return {name: tensor.to(dtype) for name, tensor in taken.items()}, report
+
+
+def loaded_name(name: str) -> str:
+    """What the loaded model calls a tensor of a published directory."""
+    with torch.device("meta"):
+        nested = hasattr(CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=1)), "vision_model")
+    return name if nested else name.removeprefix(VISION)
+
+
+def write(folder: Path, config: CLIPVisionConfig, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Write the directory, with the statistics of pixels that lie beside the published weights."""
+    folder.mkdir(parents=True)
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    settings = {**config.to_dict(), "architectures": ["CLIPVisionModel"]}
+    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    if (source / "preprocessor_config.json").is_file():
+        shutil.copyfile(source / "preprocessor_config.json", folder / "preprocessor_config.json")

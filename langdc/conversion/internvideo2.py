@@ -1,0 +1,112 @@
+"""InternVideo2-stage2 as published, one pickled training state, to a directory that `VideoEncoder` loads.
+
+The sizes are read off the tensors, but for the number of heads, which no shape tells.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from langdc.conversion.files import read_json, read_tensors
+from langdc.conversion.names import NameReport, check_complete
+from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
+
+PREFIX = "vision_encoder."
+HEADS = {1408: 16, 3200: 25}
+"""Heads of the published sizes by width: 1B and 6B."""
+DROPPED = (
+    (r"vision_encoder\.(clip_decoder|final_clip_decoder|clip_projector)\.", "heads of the pre-training are not used"),
+    (r"vision_encoder\.clip_(img_)?pos_embed$", "heads of the pre-training are not used"),
+    (r"(vision_proj|text_proj|itm_head|mlm_head|text_encoder)\.", "the half that reads text is not used"),
+    (r"(temp|logit_scale)$", "the half that reads text is not used"),
+)
+
+
+def plan(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], NameReport]:
+    """The encoder's tensors under this project's names, and what became of all others."""
+    report, taken = NameReport(), {}
+    for name, tensor in published.items():
+        reason = next((reason for pattern, reason in DROPPED if re.match(pattern, name)), None)
+        if reason is not None:
+            report.dropped[name] = reason
+        elif name.startswith(PREFIX):
+            taken[name.removeprefix(PREFIX)] = tensor
+            report.taken[name.removeprefix(PREFIX)] = name
+        else:
+            report.unknown.append(name)
+    return taken, report
+
+
+def sizes(tensors: Mapping[str, Tensor], heads: int | None = None) -> InternVideo2Config:
+    """The settings that the shapes tell; ValueError where they tell none, or contradict each other."""
+    needed = ("cls_token", "pos_embed", "img_pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+    lacking = [f"{PREFIX}{name}" for name in needed if name not in tensors]
+    if lacking:
+        raise ValueError(
+            f"This is no whole InternVideo2-stage2: {len(lacking)} missing: {', '.join(lacking)}. Give the published "
+            "file, or copy it again."
+        )
+    width, patches = tensors["cls_token"].shape[-1], tensors["img_pos_embed"].shape[1] - 1
+    kernel = tuple(tensors["patch_embed.proj.weight"].shape[2:])
+    side, frames = round(patches**0.5), (tensors["pos_embed"].shape[1] - 1) // max(patches, 1)
+    if kernel[0] != 1 or side**2 != patches or frames * patches + 1 != tensors["pos_embed"].shape[1]:
+        raise ValueError(
+            f"Positions of {tensors['pos_embed'].shape[1]} patches per clip and {patches} per image with kernels of "
+            f"{kernel} do not fit each other: an encoder of square frames is needed that embeds them one by one."
+        )
+    return InternVideo2Config(
+        width=width,
+        depth=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        heads=_heads(width, heads),
+        mlp_width=tensors["blocks.0.mlp.fc1.weight"].shape[0],
+        image_size=side * kernel[1],
+        patch_size=kernel[1],
+        frames=frames,
+    )
+
+
+def _heads(width: int, given: int | None) -> int:
+    heads = given if given is not None else HEADS.get(width)
+    if heads is None:
+        known = ", ".join(f"{count} at width {size}" for size, count in HEADS.items())
+        raise ValueError(
+            f"No shape tells how many heads an encoder of width {width} has (published: {known}). Say it: --heads N."
+        )
+    if heads < 1 or width % heads:
+        raise ValueError(f"{heads} heads do not divide the width of {width}.")
+    return heads
+
+
+def convert(
+    published: Mapping[str, Tensor], heads: int | None = None, dtype: torch.dtype | None = None
+) -> tuple[InternVideo2Config, dict[str, Tensor], NameReport]:
+    """Settings and tensors of the encoder; ValueError names all that are missing, unknown or misshapen."""
+    taken, report = plan(published)
+    config = sizes(taken, heads)
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in InternVideo2(config).state_dict().items()}
+    check_complete("InternVideo2", taken, expected, report.unknown)
+    return config, {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in taken.items()}, report
+
+
+def read(source: Path, heads: int | None = None) -> tuple[dict[str, Tensor], int | None]:
+    """Tensors under their published names, of a published file or of a directory made of one, and the heads."""
+    if not source.is_dir():
+        return read_tensors(source), heads
+    settings = read_json(source / "config.json", "to know the encoder's sizes")
+    tensors = read_tensors(source / "model.safetensors")
+    stated: Any = settings.get("heads", InternVideo2Config().heads)
+    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}, stated if heads is None else heads
+
+
+def write(folder: Path, config: InternVideo2Config, tensors: Mapping[str, Tensor]) -> None:
+    """Write config.json and model.safetensors into a directory, which is made."""
+    folder.mkdir(parents=True)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.model_dump(), indent=1) + "\n")

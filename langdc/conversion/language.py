@@ -1,0 +1,150 @@
+"""A causal language model from published tensors, with the adapter of a release merged into it or kept apart.
+
+Weights pass through the type of the release (float16) before and after merging, as in the authors' code, so that the
+result is theirs to the last bit; the merging itself is done in float32.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from langdc.conversion.files import ADAPTER, read_json, read_tensors
+from langdc.conversion.names import NameReport, check_complete
+
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+COMPUTED = re.compile(r".*\.(inv_freq|cos_cached|sin_cached)$")
+
+
+def causal_config(folder: Path) -> PretrainedConfig:
+    """The settings of a language model's directory; ValueError if transformers knows no such model."""
+    read_json(folder / "config.json", "to know the language model's sizes")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"{folder} holds no language model that transformers knows ({error}).") from None
+
+
+def build(
+    what: str, config: PretrainedConfig, published: Mapping[str, Tensor], dtype: torch.dtype, rows: int | None = None
+) -> tuple[PreTrainedModel, NameReport]:
+    """The model with exactly the published tensors, rounded to `dtype` and held in float32.
+
+    `rows`: how many tokens to keep of the embeddings and the head; None keeps all. ValueError names all tensors that
+    are missing, unknown or misshapen.
+    """
+    config = type(config).from_dict({**config.to_dict(), "vocab_size": _vocabulary(what, published, rows)})
+    report, taken = NameReport(), {}
+    for name, tensor in published.items():
+        if COMPUTED.match(name):
+            report.dropped[name] = "rotary frequencies are computed"
+        elif name == HEAD and config.tie_word_embeddings:
+            report.dropped[name] = "the head is tied to the embeddings"
+            _check_tied(what, published)
+        else:
+            taken[name] = tensor[:rows] if name in (EMBEDDINGS, HEAD) else tensor
+            report.taken[name] = name
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        expected.pop(HEAD, None)
+    check_complete(what, taken, expected, report.unknown)
+    # copies, since a parameter of a file that is mapped into memory could not be merged into
+    ready = {name: tensor.to(dtype).to(torch.float32, copy=True) for name, tensor in taken.items()}
+    model.load_state_dict(ready, strict=False, assign=True)
+    model.tie_weights()
+    return model, report
+
+
+def _vocabulary(what: str, published: Mapping[str, Tensor], rows: int | None) -> int:
+    if EMBEDDINGS not in published:
+        raise ValueError(f"The tensors do not make up {what}: 1 missing: {EMBEDDINGS}. Copy the published files again.")
+    there = published[EMBEDDINGS].shape[0]
+    if rows is not None and rows > there:
+        raise ValueError(
+            f"The tokenizer of {what} has {rows} tokens, but there are embeddings of {there}: the others would be "
+            "random. Give the tokenizer that belongs to these weights."
+        )
+    return there if rows is None else rows
+
+
+def _check_tied(what: str, published: Mapping[str, Tensor]) -> None:
+    if not torch.equal(published[HEAD], published[EMBEDDINGS]):
+        raise ValueError(
+            f"The settings of {what} tie its head to the embeddings, but its weights differ. Copy it again."
+        )
+
+
+def adapter_files(folder: Path) -> Path | None:
+    """The file of a PEFT adapter in a directory, None if there is none."""
+    return next((folder / name for name in ADAPTER if (folder / name).is_file()), None)
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, NameReport]:
+    """Merge a PEFT adapter into a model held in float32, and round the result to `dtype`.
+
+    ValueError names the adapter's tensors that fit nothing in the model, and those that it lacks.
+    """
+    file = adapter_files(folder)
+    if file is None:
+        raise ValueError(f"{folder} holds no adapter ({' or '.join(ADAPTER)}). Copy it whole.")
+    tensors = read_tensors(file)
+    read_json(folder / "adapter_config.json", "to know rank and scale of the adapter")
+    settings = peft.PeftConfig.from_pretrained(str(folder))
+    settings.base_model_name_or_path = None  # where its maker kept the model, which is here by now
+    adapted: Any = peft.get_peft_model(model, settings)
+    # False, since "auto" would look a resized model up on the network
+    states = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    expected = {name: tuple(tensor.shape) for name, tensor in states.items()}
+    check_complete("the adapter", tensors, expected, advice="Does the base model belong to this adapter?")
+    peft.set_peft_model_state_dict(adapted, {name: tensor.float() for name, tensor in tensors.items()})
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    with torch.no_grad():
+        for parameter in merged.parameters():
+            parameter.copy_(parameter.to(dtype))
+    reason = "merged into the language model"
+    return merged, NameReport(dropped=dict.fromkeys(tensors, reason))
+
+
+def load_tokenizer(folder: Path, added: list[str], template: str | None) -> PreTrainedTokenizerBase:
+    """A tokenizer with the marks that a release adds, and its own chat template; ValueError if there is none."""
+    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
+        raise ValueError(
+            f"{folder} holds no tokenizer. Give the whole directory of the language model: --language DIR."
+        )
+    file = folder / "tokenizer_config.json"
+    stated = read_json(file, "to know the kind of tokenizer").get("tokenizer_class") if file.is_file() else None
+    # AutoTokenizer takes the class of the model type beside it, even where the files say that they stand for themselves
+    kind = PreTrainedTokenizerFast if stated in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
+    tokenizer = kind.from_pretrained(folder)
+    tokenizer.add_tokens(added, special_tokens=True)
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def write(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Path, dtype: torch.dtype
+) -> None:
+    """Write a plain Hugging Face directory; where replies end is copied from `source`, which states it."""
+    stated = source / "generation_config.json"
+    stored: Any = model
+    stored.to(dtype).save_pretrained(folder)
+    if stated.is_file():
+        shutil.copyfile(stated, folder / stated.name)
+    tokenizer.save_pretrained(folder)

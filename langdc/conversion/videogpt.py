@@ -1,0 +1,283 @@
+"""A release of VideoGPT+ or LangDC as one checkpoint of this project, with all its parts inside it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from langdc import checkpoint
+from langdc.captioner import SoftToken
+from langdc.config import ModelConfig, check
+from langdc.conversion import files, internvideo2, language, parts, release
+from langdc.conversion.names import NameReport, check_complete
+from langdc.projectors import build_projector
+
+REPORT = "conversion.json"
+Branch = Literal["cap", "pool", "dual"]
+SYSTEM = "You are a helpful AI assistant."
+# How the authors lay out a conversation; the host puts the system message first.
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PHI3_TEMPLATE = (
+    "{% for message in messages %}{% if not loop.first %}{{ '\n' }}{% endif %}<|{{ message['role'] }}|>\n"
+    "{{ message['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}"
+)
+CAPTION_PROMPT = (
+    f"<|im_start|>system\n{SYSTEM}<|im_end|><|im_start|>user\n{{video}}\nPlease provide a brief description of the "
+    "video, focusing on the main subjects, their actions, the background scenes.\n<|im_end|><|im_start|>assistant\n"
+)
+STREAMS = {"image": "image_mm_projector", "video": "mm_projector"}
+SEEN, POOLED = [12, 8], [6, 4]
+"""Sides per stream: of what VideoGPT+'s host and LangDC's captioner see, and of what LangDC's host sees beside."""
+DUAL_LAYER = 0
+"""The released dual form feeds the embeddings of captions, whatever layer its settings name."""
+LONGEST = {"cap": 128, "dual": 256}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tells a family of releases from the other."""
+
+    model_type: str
+    text_type: str
+    template: str
+
+
+KINDS = {
+    "langdc": Kind("VideoQwenVQA", "qwen2", QWEN_TEMPLATE),
+    "videogpt_plus": Kind("VideoGPT+", "phi3", PHI3_TEMPLATE),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where parts lie that the release does not name, and what its files do not tell. None: as released."""
+
+    language: Path | None = None
+    captioner: Path | None = None
+    image_encoder: Path | None = None
+    video_encoder: Path | None = None
+    projectors: Path | None = None
+    heads: int | None = None
+    branch: Branch | None = None
+    layer: int | None = None
+    soft_token: SoftToken = "released"
+    max_soft_tokens: int | None = None
+    dtype: torch.dtype = torch.float16
+
+
+def convert(kind: str, source: Path, out: Path, options: Options) -> parts.Made:
+    """Write the checkpoint `out`, whole or not at all.
+
+    ValueError names every tensor that is missing, unknown or misshapen, and every part that was not found.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already; give a directory that is yet to be made.")
+    found = release.open_release(source, KINDS[kind].model_type)
+    if found.settings.get("mm_use_im_start_end"):
+        raise ValueError(f"{found.folder} has mm_use_im_start_end, marks around videos that no host here writes.")
+    made = parts.Made(out.with_name(f"{out.name}.partial"), options.dtype)
+    parts.clear(made.folder)
+    try:
+        _write(kind, found, options, made)
+        (made.folder / REPORT).write_text(json.dumps(made.report.as_json(), indent=1) + "\n")
+        made.folder.replace(out)
+    finally:
+        shutil.rmtree(made.folder, ignore_errors=True)
+    return made
+
+
+def _write(kind: str, found: release.Release, options: Options, made: parts.Made) -> None:
+    branch = _branch(kind, found.settings, options)
+    text_source, tokenizer_source, width = _language(KINDS[kind], found, options, made)
+    video = _video_encoder(found, options, made)
+    image_source = _part("image_mm_vision_tower", found, options.image_encoder, "--image-encoder", "The image encoder")
+    image_width = parts.write_image_encoder(made, image_source, found.parts["image"])
+    projectors: dict[str, Tensor] = {} if options.projectors is None else release.projectors_of(options.projectors)
+    widths = {"image": image_width, "video": video.width, "host": width}
+    captioned = kind == "langdc" and branch != "pool"
+    if captioned:
+        captioner, widths["captioner"] = _captioner(found, options, made, tokenizer_source)
+        if (captioner / release.PROJECTORS).is_file():
+            projectors |= release.projectors_of(captioner / release.PROJECTORS)
+    projectors |= found.parts["projectors"]
+    host = _host(kind, found.settings, made, video)
+    compressor = {"name": "pool", "sides": POOLED if kind == "langdc" else SEEN}
+    if captioned:
+        compressor = _compressor(found.settings, options, made, branch)
+    tensors = _projectors(projectors, host, compressor, widths, branch, made)
+    made.expect("", tensors)
+    model = check(ModelConfig, {"host": host, "compressor": compressor}, str(found.folder))
+    info = {"converted_from": f"{found.settings['model_type']} {found.folder.name}", "base": text_source.name}
+    checkpoint.write(model, made.folder, tensors=tensors, info=info)
+
+
+def _branch(kind: str, settings: Mapping[str, Any], options: Options) -> Branch:
+    if options.branch is not None:
+        return options.branch
+    if kind == "videogpt_plus":
+        return "pool"
+    said = bool(settings.get("is_cap_branch")), bool(settings.get("is_pool_branch"))
+    known: dict[tuple[bool, bool], Branch] = {(True, True): "dual", (True, False): "cap", (False, True): "pool"}
+    if said not in known:
+        allowed = ", ".join(get_args(Branch))
+        raise ValueError(
+            f"config.json names neither branch (is_cap_branch, is_pool_branch); say it: --branch {allowed}."
+        )
+    return known[said]
+
+
+def _part(key: str, found: release.Release, given: Path | None, option: str, what: str) -> Path:
+    return release.locate(found.settings.get(key), given, found.folder, option, what)
+
+
+def _language(kind: Kind, found: release.Release, options: Options, made: parts.Made) -> tuple[Path, Path, int]:
+    """Write the language model: where its settings and its tokenizer come from, and its width."""
+    settings_of = found.folder
+    if found.adapted:
+        stated = files.read_json(found.folder / "adapter_config.json", "to know the model below the adapter")
+        named = stated.get("base_model_name_or_path")
+        settings_of = release.locate(named, options.language, found.folder, "--language", "The language model")
+        config, published = language.causal_config(settings_of), files.read_folder(settings_of)
+    else:
+        config, published = _own_config(kind, found.settings), found.parts["language"]
+    tokenizer_of = settings_of if options.language is None else options.language
+    tokenizer = language.load_tokenizer(tokenizer_of, _added(found.settings), kind.template)
+    model, report = language.build("the language model", config, published, options.dtype, len(tokenizer))
+    _account(made, report, found, parts.LANGUAGE)
+    if found.adapted:
+        model, merged = language.merge_adapter(model, found.folder, options.dtype)
+        made.report.join(merged)
+    parts.write_language(made, parts.LANGUAGE, "host.language_model.", model, tokenizer, settings_of)
+    return settings_of, tokenizer_of, config.hidden_size
+
+
+def _account(made: parts.Made, report: NameReport, found: release.Release, part: str) -> None:
+    """Add a language model's report; tensors beside an adapter that belong to no part are refused."""
+    made.report.join(report, f"{part}: ")
+    others = found.parts["language"] if found.adapted else {}
+    if others:
+        named = ", ".join(sorted(others)[: release.SHOWN])
+        raise ValueError(f"{found.folder / release.EXTRA} holds {len(others)} tensors of no part known here: {named}.")
+
+
+def _own_config(kind: Kind, settings: Mapping[str, Any]) -> PretrainedConfig:
+    """The language model's settings, of a release that states them among its own."""
+    known = {*CONFIG_MAPPING[kind.text_type]().to_dict(), "rope_theta", "rope_scaling"}
+    kept = {name: value for name, value in settings.items() if name in known - {"model_type", "architectures"}}
+    return CONFIG_MAPPING[kind.text_type](**kept)
+
+
+def _added(settings: Mapping[str, Any]) -> list[str]:
+    """The mark that the authors' loader adds to the tokenizer unless told otherwise; it takes a row, and no part."""
+    return ["<im_patch>"] if settings.get("mm_use_im_patch_token", True) else []
+
+
+def _video_encoder(found: release.Release, options: Options, made: parts.Made) -> internvideo2.InternVideo2Config:
+    own = found.parts["video"]
+    if own:
+        return parts.write_video_encoder(made, None, own, options.heads)
+    source = _part("mm_vision_tower", found, options.video_encoder, "--video-encoder", "The video encoder")
+    return parts.write_video_encoder(made, source, {}, options.heads)
+
+
+def _captioner(found: release.Release, options: Options, made: parts.Made, tokenizer_of: Path) -> tuple[Path, int]:
+    """Write the captioner: where its settings come from, and its width."""
+    named = found.settings.get("cap_light_llm") or "cap_light_llm"
+    source = release.locate(named, options.captioner, found.folder, "--captioner", "The captioner")
+    published = found.parts["captioner"]
+    if not published or (found.adapted and files.weight_files(source)):
+        published = files.read_folder(source) | published  # what was trained with the adapter is newer
+    model, report = language.build("the captioner", language.causal_config(source), published, options.dtype)
+    made.report.join(report, f"{parts.CAPTIONER}: ")
+    tokenizer = parts.captioner_tokenizer(tokenizer_of, source)
+    tokenizer.chat_template = QWEN_TEMPLATE
+    parts.write_language(made, parts.CAPTIONER, "compressor.captioner.language_model.", model, tokenizer, source)
+    return source, model.config.hidden_size
+
+
+def _host(
+    kind: str, settings: Mapping[str, Any], made: parts.Made, video: internvideo2.InternVideo2Config
+) -> dict[str, Any]:
+    key = "basepruner_type" if kind == "langdc" else "mm_projector_type"
+    return {
+        "name": "videogpt_plus",
+        "language_model": str(made.folder / parts.LANGUAGE),
+        "image_encoder": {
+            "name": "image",
+            "source": str(made.folder / parts.IMAGE),
+            "layer": settings.get("mm_vision_select_layer", -2),
+        },
+        "video_encoder": {"name": "internvideo2", "source": str(made.folder / parts.VIDEO)},
+        "projector": settings.get(key, "mlp2x_gelu"),
+        "segments": 4,
+        "frames_per_segment": video.frames,
+        "system": SYSTEM,
+    }
+
+
+def _compressor(settings: Mapping[str, Any], options: Options, made: parts.Made, branch: Branch) -> dict[str, Any]:
+    kinds = {settings.get("mm_projector_type", "linear"), settings.get("image_mm_projector_type", "linear")}
+    if len(kinds) > 1:
+        raise ValueError(f"The captioner's projectors are of two kinds ({', '.join(sorted(kinds))}); one is supported.")
+    layer = DUAL_LAYER if branch == "dual" else settings.get("hidden_state_layer", -1)
+    return {
+        "name": "langdc",
+        "captioner": str(made.folder / parts.CAPTIONER),
+        "prompt": CAPTION_PROMPT,
+        "layer": layer if options.layer is None else options.layer,
+        "pool": SEEN,
+        "soft_token": options.soft_token,
+        "max_soft_tokens": options.max_soft_tokens or LONGEST[branch],
+        "projector": kinds.pop(),
+        "post_projector": settings.get("llm_projector_type", "linear"),
+        "base": {"name": "pool", "sides": POOLED} if branch == "dual" else None,
+    }
+
+
+def _projectors(
+    published: Mapping[str, Tensor],
+    host: Mapping[str, Any],
+    compressor: Mapping[str, Any],
+    widths: Mapping[str, int],
+    branch: Branch,
+    made: parts.Made,
+) -> dict[str, Tensor]:
+    """The checkpoint's own tensors; ValueError names those that are missing, unknown or misshapen."""
+    wanted = {old: (f"host.projectors.{s}", host["projector"], widths[s], widths["host"]) for s, old in STREAMS.items()}
+    if compressor["name"] == "langdc":
+        for stream, old in STREAMS.items():
+            place = f"compressor.projectors.{stream}"
+            wanted[f"cap_{old}"] = (place, compressor["projector"], widths[stream], widths["captioner"])
+        post = ("compressor.post_projector", compressor["post_projector"], widths["captioner"], widths["host"])
+        wanted["llm_projector"] = post
+    if branch == "cap" and not any(name.startswith(tuple(f"{old}." for old in STREAMS.values())) for name in published):
+        # the authors' loader draws these at random here, and this form never reads them
+        made.notes.append("The host's own projectors are not in the release: captions alone can be its tokens.")
+        for old in STREAMS.values():
+            del wanted[old]
+    unread = {} if compressor["name"] == "langdc" else _captions_only(published, made)
+    expected, places = {}, {}
+    for old, (place, kind, width_in, width_out) in wanted.items():
+        with torch.device("meta"):
+            states = build_projector(kind, width_in, width_out).state_dict()
+        expected |= {f"{old}.{name}": tuple(tensor.shape) for name, tensor in states.items()}
+        places |= {f"{old}.{name}": f"{place}.{name}" for name in states}
+    kept = {name: tensor for name, tensor in published.items() if name not in unread}
+    check_complete("the projectors", kept, expected, advice="Others lie in another file? Give it: --projectors FILE.")
+    made.report.taken |= {places[name]: name for name in kept}
+    return {places[name]: tensor.to(made.dtype).clone() for name, tensor in kept.items()}
+
+
+def _captions_only(published: Mapping[str, Tensor], made: parts.Made) -> dict[str, str]:
+    unread = [name for name in published if name.startswith(("cap_", "llm_projector"))]
+    made.report.dropped |= dict.fromkeys(unread, "this form writes no captions")
+    return dict.fromkeys(unread, "")
