@@ -4,8 +4,9 @@ Letters: S segments (of all videos of a batch), n caption tokens, Z captioner wi
 Source: LangDC (arXiv 2509.00969), section 4.1.
 """
 
+from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,10 @@ IGNORED = -100
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats)."""
+    """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
+
+    Captions that were written in the "released" way may have the state that chose their end after the others [n+1,Z].
+    """
 
     ids: list[Tensor]
     states: list[Tensor]
@@ -39,8 +43,9 @@ class Captioner(nn.Module):
     `prompt`: the request, laid out by the tokenizer's chat template around the visual tokens; or, if it holds
     "{video}", the literal text to use. `layer` indexes the hidden states, 0 being the embeddings: the paper's layer 15
     of 24 is index 16. `soft_token`: "at" takes the state at the position whose input is the caption token, "predicting"
-    the one before, which chose it; "released" does as the authors' code: "at" for given captions, "predicting" for
-    written ones. n caption tokens give n states, the end token none; an empty caption gives none.
+    the one before, which chose it. n caption tokens give n states, the end token none; an empty caption gives none.
+    "released" does as the authors' code: "at" for given captions, "predicting" for written ones, where an end token
+    counts as said unless it is the one that also pads.
     """
 
     def __init__(
@@ -74,6 +79,14 @@ class Captioner(nn.Module):
     def width(self) -> int:
         """Z."""
         return self.language_model.config.hidden_size
+
+    @property
+    def pad(self) -> int | None:
+        """The id that fills up shorter captions in the authors' code, which takes it for no token of a caption."""
+        settings = self.language_model.generation_config
+        stated = settings.pad_token_id if settings is not None else None
+        found: Any = self.tokenizer.pad_token_id if stated is None else stated
+        return found
 
     def _prompt_ids(self, prompt: str) -> tuple[Tensor, Tensor]:
         if "{video}" in prompt:
@@ -109,24 +122,67 @@ class Captioner(nn.Module):
         device = visual[0].device
         end = torch.tensor([self.tokenizer.eos_token_id], device=device)
         captions = [caption.to(device) for caption in captions]
-        rows, starts = self._rows(visual, captions)
-        mask = pad_sequence([torch.ones(len(row), device=device) for row in rows], batch_first=True).long()
-        found = self.language_model.model(
-            inputs_embeds=pad_sequence(rows, batch_first=True),
-            attention_mask=mask,
-            position_ids=torch.arange(mask.shape[1], device=device).expand_as(mask),
-            output_hidden_states=True,
-            use_cache=False,
-        )
+        inputs, starts = self._inputs(visual, captions)
+        found = self.language_model.model(**inputs, output_hidden_states=True, use_cache=False)
         # the position before the first caption token predicts it; the last caption token predicts the end
-        spans = [(start, start + len(caption)) for start, caption in zip(starts, captions, strict=True)]
-        predicting = torch.cat([found.last_hidden_state[i, a - 1 : b] for i, (a, b) in enumerate(spans)])
+        lengths = [len(caption) + 1 for caption in captions]
+        places = self._places([start - 1 for start in starts], lengths, inputs["attention_mask"])
+        predicting = found.last_hidden_state.flatten(0, 1).index_select(0, places)
         targets = torch.cat([torch.cat([caption, end]) for caption in captions])
         loss = F.cross_entropy(self.language_model.lm_head(predicting).float(), targets, reduction="sum")
-        shift = 1 if self.soft_token == "predicting" else 0
-        hidden = found.hidden_states[self.layer]
-        states = [hidden[i, a - shift : b - shift] for i, (a, b) in enumerate(spans)]
+        states = self._states(found.hidden_states[self.layer], starts, captions)
         return Written(captions, states, loss, len(targets))
+
+    def read(self, visual: list[Tensor], captions: list[Tensor]) -> list[Tensor]:
+        """The states [n,Z] of given captions, as `supervised` has them, by the layers below them alone."""
+        captions = [caption.to(visual[0].device) for caption in captions]
+        inputs, starts = self._inputs(visual, captions)
+        return self._states(self._reader()(**inputs, use_cache=False).last_hidden_state, starts, captions)
+
+    @property
+    def depth(self) -> int:
+        """How many layers there are below the states."""
+        layers = self.language_model.config.num_hidden_layers
+        return self.layer if self.layer >= 0 else layers + 1 + self.layer
+
+    def _reader(self) -> nn.Module:
+        """The language model up to the states: the same layers, without those above and the norm after them."""
+        whole = self.language_model.model
+        if self.depth == self.language_model.config.num_hidden_layers:
+            return whole
+        reader = copy(whole)
+        reader.config = deepcopy(whole.config)
+        reader.config.num_hidden_layers = self.depth
+        reader._modules = {**whole._modules, "norm": nn.Identity()}
+        return reader
+
+    def _inputs(self, visual: list[Tensor], captions: list[Tensor]) -> tuple[dict[str, Tensor], list[int]]:
+        """What the model is given to read all segments at once, and where each caption starts."""
+        rows, starts = self._rows(visual, captions)
+        device = visual[0].device
+        mask = pad_sequence([torch.ones(len(row), device=device) for row in rows], batch_first=True).long()
+        inputs = {
+            "inputs_embeds": pad_sequence(rows, batch_first=True),
+            "attention_mask": mask,
+            "position_ids": torch.arange(mask.shape[1], device=device).expand_as(mask),
+        }
+        return inputs, starts
+
+    def _states(self, hidden: Tensor, starts: list[int], captions: list[Tensor]) -> list[Tensor]:
+        shift = 1 if self.soft_token == "predicting" else 0
+        lengths = [len(caption) for caption in captions]
+        places = self._places([start - shift for start in starts], lengths, hidden)
+        return list(hidden.flatten(0, 1).index_select(0, places).split(lengths))
+
+    @staticmethod
+    def _places(starts: list[int], lengths: list[int], padded: Tensor) -> Tensor:
+        """Numbers, in a padded batch [S,M,...] laid out as one row, of `lengths` places from `starts` in each row.
+
+        One look-up for all rows: the gradient of a slice is a tensor as large as the whole batch, for every slice.
+        """
+        longest = padded.shape[1]
+        ranges = [torch.arange(n) + i * longest + a for i, (a, n) in enumerate(zip(starts, lengths, strict=True))]
+        return torch.cat(ranges).to(padded.device)
 
     def write(self, visual: list[Tensor], synced: bool = False) -> Written:
         """Write the captions of all segments greedily, in one batch. `visual`: [n_visual,Z] per segment."""
@@ -136,7 +192,10 @@ class Captioner(nn.Module):
             [torch.ones(len(row), device=device) for row in rows], batch_first=True, padding_side="left"
         )
         embeds = pad_sequence(rows, batch_first=True, padding_side="left")
-        found = greedy(self.language_model, embeds, mask.long(), self.end, self.max_soft_tokens, self.layer, synced)
+        said = [number for number in self.end if number != self.pad] if self.soft_token == "released" else []
+        found = greedy(
+            self.language_model, embeds, mask.long(), self.end, self.max_soft_tokens, self.layer, synced, said
+        )
         states = found.at if self.soft_token == "at" else found.predicting
         return Written(found.ids, states, embeds.new_zeros(()), 0)
 

@@ -3,6 +3,7 @@
 Letters: B rows, M prompt length, Z width of the model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ CHECK_EVERY = 8  # steps between looks at the stop flags, each of which waits fo
 class Decoded:
     """What was written: `ids` per row without the end token; `at` and `predicting`, [n,Z] per row.
 
-    `at` is the state at the position whose input is the token, `predicting` the state one earlier, that chose it.
+    `at` is the state at the position whose input is the token, `predicting` the state one earlier, that chose it; with
+    one more [n+1,Z] for an end token that counts as said.
     """
 
     ids: list[Tensor]
@@ -26,12 +28,20 @@ class Decoded:
 
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel, embeds: Tensor, mask: Tensor, end: list[int], most: int, layer: int, synced: bool = False
+    model: PreTrainedModel,
+    embeds: Tensor,
+    mask: Tensor,
+    end: list[int],
+    most: int,
+    layer: int,
+    synced: bool = False,
+    said: Sequence[int] = (),
 ) -> Decoded:
     """Write at most `most` tokens per row after left-padded prompts; every row stops at its own end token.
 
     `embeds` [B,M,Z]; `mask` [B,M] 1 at real positions; `layer` indexes the model's hidden states (0: embeddings).
-    `synced`: all ranks of a sharded model run the same number of steps.
+    `synced`: all ranks of a sharded model run the same number of steps. `said`: those of `end` that count as one of
+    the `most` tokens, so that the state that chose them is kept.
     """
     ends = torch.tensor(end, device=embeds.device)
     cache = DynamicCache(config=model.config)
@@ -58,7 +68,7 @@ def greedy(
         inputs = model.get_input_embeddings()(token)[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = positions[:, -1:] + 1
-    return _cut(torch.stack(written, 1), torch.stack(states, 1), ends, most)
+    return _cut(torch.stack(written, 1), torch.stack(states, 1), ends, most, ends.new_tensor(said))
 
 
 def _all_finished(finished: Tensor, synced: bool) -> bool:
@@ -68,12 +78,15 @@ def _all_finished(finished: Tensor, synced: bool) -> bool:
     return bool(flag)
 
 
-def _cut(ids: Tensor, states: Tensor, ends: Tensor, most: int) -> Decoded:
+def _cut(ids: Tensor, states: Tensor, ends: Tensor, most: int, said: Tensor) -> Decoded:
     """Rows up to their end token. `states[:, i]` chose token i, and is the state at the position of token i - 1."""
     stopped = torch.isin(ids, ends)
-    lengths = torch.where(stopped.any(1), stopped.int().argmax(1), ids.shape[1]).clamp(max=most).tolist()
+    lengths = torch.where(stopped.any(1), stopped.int().argmax(1), ids.shape[1]).clamp(max=most)
+    counted = torch.isin(ids.gather(1, lengths[:, None])[:, 0], said) & (lengths < most)
+    chosen = (lengths + counted).tolist()
+    lengths = lengths.tolist()
     return Decoded(
         ids=[row[:n] for row, n in zip(ids, lengths, strict=True)],
         at=[row[1 : n + 1] for row, n in zip(states, lengths, strict=True)],
-        predicting=[row[:n] for row, n in zip(states, lengths, strict=True)],
+        predicting=[row[:n] for row, n in zip(states, chosen, strict=True)],
     )

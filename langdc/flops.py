@@ -8,6 +8,7 @@ Letters: S segments, n tokens.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -46,9 +47,15 @@ def project_flops(projectors: nn.ModuleDict, raw: Mapping[str, FeatureGrid]) -> 
 
 
 def caption_flops(
-    compressor: LangDC, raw: Mapping[str, FeatureGrid], lengths: Sequence[int], given: bool = False
+    compressor: LangDC,
+    raw: Mapping[str, FeatureGrid],
+    lengths: Sequence[int],
+    given: Literal["scored", "read"] | None = None,
 ) -> float:
-    """Projecting and captioning a video. `lengths`: caption tokens of each segment; `given`: read, not written."""
+    """Projecting and captioning a video. `lengths`: caption tokens of each segment.
+
+    `given` captions are not written but "scored", every token of them predicted, or only "read" up to their states.
+    """
     config = compressor.captioner.language_model.config
     frames = len(next(iter(raw.values())).values)
     prompt = len(compressor.captioner.before) + len(compressor.captioner.after)
@@ -56,12 +63,15 @@ def caption_flops(
     size = compressor.frames_per_segment
     starts = [prompt + of_frame * min(size, frames - number * size) for number in range(len(lengths))]
     total = project_flops(compressor.projectors, raw)
-    if not given:
+    if given is None:
         return total + writing_flops(config, max(starts), lengths, compressor.captioner.max_soft_tokens)
-    return total + sum(
-        language_model_flops(config, start + length, predictions=length + 1)
+    whole = sum(
+        language_model_flops(config, start + length, predictions=0)
         for start, length in zip(starts, lengths, strict=True)
     )
+    if given == "read":
+        return total + whole * compressor.captioner.depth / config.num_hidden_layers
+    return total + whole + language_model_flops(config, 0, predictions=sum(lengths) + len(lengths))
 
 
 def writing_flops(config: PretrainedConfig, start: int, lengths: Sequence[int], most: int) -> float:

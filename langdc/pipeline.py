@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langdc import checkpoint
+from langdc import checkpoint, devices
 from langdc.compressors.langdc import LangDC
 from langdc.config import MemberConfig, check
 from langdc.continuation import Continuation
@@ -237,8 +237,7 @@ class VideoLM:
 
     def ask_one(self, video: OpenVideo, question: str, **generation: Any) -> Answer:
         """Answer one question about an open video, with the seconds of every stage and the memory it took at most."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        devices.reset_peak(self.device)
         return self._answers([(video, question)], FirstToken(), **generation)[0]
 
     def answer(self, batch: Sequence[tuple[OpenVideo, str]], **generation: Any) -> list[Answer]:
@@ -333,7 +332,7 @@ class VideoLM:
         return str(self.model.host.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def _peak(self) -> int | None:
-        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        return devices.peak_bytes(self.device)
 
     def _written(
         self,

@@ -177,3 +177,22 @@ def test_text_and_ids() -> None:
 def test_bad_settings(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny.captioner(**settings)
+
+
+def test_an_end_that_does_not_pad_has_a_state_in_the_released_way() -> None:
+    captioner = tiny.captioner(soft_token="released")
+    visual = tiny.visual([6, 4], seed=2)
+    captioner.end = [-1]
+    free = captioner.write(visual)
+    end = int(free.ids[0][3])
+    captioner.end = [end]
+    settings = captioner.language_model.generation_config
+    assert settings is not None  # a language model of transformers has them
+    for pad, more in ((end, 0), (end + 1, 1)):
+        settings.pad_token_id = pad
+        found = captioner.write(visual)
+        count = len(found.ids[0])
+        assert count <= 3 and len(found.states[0]) == count + more
+        torch.testing.assert_close(found.states[0], free.states[0][: count + more], atol=1e-5, rtol=1e-5)
+    captioner.soft_token = "predicting"
+    assert len(captioner.write(visual).states[0]) == count

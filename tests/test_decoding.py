@@ -57,3 +57,18 @@ def test_every_row_stops_at_its_own_end(model) -> None:
         assert row.tolist() == whole.tolist()[: stops[0] if stops else None]
         assert len(at) == len(row)
     assert len(found.ids[0]) <= 2
+
+
+def test_an_end_that_counts_as_said_has_the_state_that_chose_it(model) -> None:
+    embeds = torch.stack(tiny.visual([6, 6, 6, 6], seed=1))
+    mask = torch.ones(4, 6, dtype=torch.long)
+    free = greedy(model, embeds, mask, [-1], 12, 2)
+    said, silent = int(free.ids[0][2]), int(free.ids[1][5])
+    for most in (12, 2):
+        found = greedy(model, embeds, mask, [said, silent], most, 2, said=[said])
+        for row, whole, states, chosen in zip(found.ids, free.ids, found.predicting, free.predicting, strict=True):
+            counted = len(row) < most and int(whole[len(row)]) == said
+            assert len(states) == len(row) + counted
+            torch.testing.assert_close(states, chosen[: len(states)], atol=1e-5, rtol=1e-5)
+        assert [len(row) for row in found.at] == [len(row) for row in found.ids]
+        assert (len(found.predicting[0]) > len(found.ids[0])) == (most == 12)

@@ -13,7 +13,8 @@ from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
 from langdc.hosts.chat import conversation, share_video
 from langdc.model import VideoModel, build_compressor
-from langdc.training.objectives import AnswerModule, CaptionModule
+from langdc.training.answers import AnswerModule
+from langdc.training.captions import CaptionModule
 from langdc.training.trainable import unfreeze
 from langdc.types import Prompt
 from tests import tiny
@@ -153,7 +154,7 @@ def test_the_caption_loss_is_the_mean_over_all_targets() -> None:
     model = tiny.model()
     captioner = model.captioner.captioner
     captions = [[captioner.encode(text) for text in ("red square", "", "blue", "green ring up")]]
-    found = CaptionModule(model)(grids(model), captions, labels=torch.empty(0))["loss"].item()
+    found = CaptionModule(model)(captions, torch.empty(0), grids(model))["loss"].item()
     visual = model.captioner.visual(model.host.encode([tiny.frames(0)], frozenset({"raw"})))
     slow, end = SlowCaptioner(captioner), captioner.tokenizer.eos_token_id
     nats = [slow.loss(v.detach(), c.tolist(), end) for v, c in zip(visual, captions[0], strict=True)]
@@ -199,7 +200,7 @@ def test_one_training_step_of_each_kind_at_full_width_and_depth_two() -> None:
     captions = [[captioner.encode(text) for text in ("red square left", "", "blue ring", "green cross up")]]
     prompt = shared(model)
     steps = {
-        "compressor.captioner.": lambda: CaptionModule(model)(seen, captions, torch.empty(0)),
+        "compressor.captioner.": lambda: CaptionModule(model)(captions, torch.empty(0), seen),
         "host.language_model.": lambda: AnswerModule(model)([prompt], prompt.labels[None], seen),
     }
     for trained, loss in steps.items():

@@ -20,10 +20,10 @@ class LangDC(CaptionCompressor):
     """Caption every segment and hand the language model the states of the caption tokens.
 
     `streams`: encoder widths by name and `width`: the host's, both filled in from the host. `pool`: side per stream of
-    the captioner's visual tokens (12 and 8 at full size: 832 per segment). `captioner`: source of the light language
-    model; `prompt`, `layer`, `soft_token`, `max_soft_tokens` as in `Captioner`. `base`: {"name": ..., ...} of a
-    compressor whose tokens come first (the dual form), None for captions only. `segment_marker`: a learned token
-    before each segment's (ours; the paper has none), for up to `max_segments` segments.
+    the captioner's visual tokens (12 and 8 at full size: 832 per segment; 0 leaves a stream out). `captioner`: source
+    of the light language model; `prompt`, `layer`, `soft_token`, `max_soft_tokens` as in `Captioner`. `base`: {"name":
+    ..., ...} of a compressor whose tokens come first (the dual form), None for captions only. `segment_marker`: a
+    learned token before each segment's (ours; the paper has none), for up to `max_segments` segments.
     """
 
     paper = "arXiv 2509.00969"
@@ -50,6 +50,8 @@ class LangDC(CaptionCompressor):
         super().__init__()
         if len(pool) != len(streams):
             raise ValueError(f"pool has {len(pool)} sides, the host has the streams {', '.join(streams)}.")
+        if not any(pool):
+            raise ValueError(f"pool is {pool}, which leaves every stream out; give a positive side, such as [12, 8].")
         self.pool = dict(zip(streams, pool, strict=True))
         self.frames_per_segment = frames_per_segment
         self.captioner = Captioner(
@@ -72,6 +74,8 @@ class LangDC(CaptionCompressor):
         """The captioner's visual tokens of every segment: per segment, all frames of each stream in turn [n,Z]."""
         streams = []
         for name, projector in self.projectors.items():
+            if not self.pool[name]:
+                continue
             grids = [video.raw[name].values for video in videos]
             pooled = average_pool(projector(torch.cat(grids)), self.pool[name])
             frames = pooled.flatten(1, 2).split([len(grid) for grid in grids])
@@ -89,6 +93,11 @@ class LangDC(CaptionCompressor):
                 raise ValueError(f"{len(captions)} captions for a video of {self.segments(video)} segments.")
         written = self.captioner.supervised(self.visual(videos), [ids for captions in targets for ids in captions])
         return self._grouped(videos, written)
+
+    def read(self, videos: list[VideoFeatures], captions: list[list[Tensor]]) -> list[list[Tensor]]:
+        """The states [n,Z] of given captions by segment, as `supervised` has them, without their loss."""
+        states = iter(self.captioner.read(self.visual(videos), [ids for of_video in captions for ids in of_video]))
+        return [[next(states) for _ in range(self.segments(video))] for video in videos]
 
     def caption(self, videos: list[VideoFeatures], synced: bool = False) -> Captioned:
         return self._grouped(videos, self.captioner.write(self.visual(videos), synced))

@@ -16,7 +16,8 @@ from langdc.types import VideoFeatures, VideoTokens
 class Pool(TokenCompressor):
     """Average every frame's grid to `sides[i]` x `sides[i]` tokens: all image tokens, then all video tokens.
 
-    VideoGPT+ pools 24x24 and 16x16 patches to sides 12 and 8 ("2x2"), LangDC's base to 6 and 4 ("4x4").
+    VideoGPT+ pools 24x24 and 16x16 patches to sides 12 and 8 ("2x2"), LangDC's base to 6 and 4 ("4x4"). A side of 0
+    leaves a stream out, as where projectors are trained one by one.
     """
 
     keeps_places = False
@@ -24,7 +25,7 @@ class Pool(TokenCompressor):
 
     def __init__(self, sides: list[int], frames_per_segment: int = 4) -> None:
         super().__init__()
-        if not sides or min(sides) < 1:
+        if not sides or min(sides) < 0 or max(sides) < 1:
             raise ValueError(f"Pool sides are {sides}; give one positive side per stream, such as [12, 8].")
         self.sides = sides
         self.frames_per_segment = frames_per_segment
@@ -39,10 +40,10 @@ class Pool(TokenCompressor):
         return VideoTokens(torch.cat(values), torch.cat(segments))
 
     def grids(self, video: VideoFeatures) -> list[Tensor]:
-        """The pooled grid of each stream: [T,side,side,D]."""
+        """The pooled grid of each stream that is not left out: [T,side,side,D]."""
         if len(video.main) != len(self.sides):
             raise ValueError(f"Pool has sides for {len(self.sides)} streams, the host has {len(video.main)}.")
         for grid, side in zip(video.main, self.sides, strict=True):
             if side > grid.values.shape[1]:
                 raise ValueError(f"Pool side {side} is larger than the grid of {grid.values.shape[1]} patches a side.")
-        return [average_pool(grid.values, side) for grid, side in zip(video.main, self.sides, strict=True)]
+        return [average_pool(grid.values, side) for grid, side in zip(video.main, self.sides, strict=True) if side]

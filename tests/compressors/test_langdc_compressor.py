@@ -42,6 +42,19 @@ def test_visual_tokens_are_projected_then_pooled_per_segment_image_first() -> No
         torch.testing.assert_close(tokens, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_pool_of_0_leaves_a_stream_out() -> None:
+    both, image, video = (make(pool=pool).visual([tiny.features(0)]) for pool in ([3, 2], [3, 0], [0, 2]))
+    for first, second, expected in zip(image, video, both, strict=True):
+        torch.testing.assert_close(torch.cat([first, second]), expected)
+    compressor, called = make(pool=[3, 0]), []
+    for name, projector in compressor.projectors.items():
+        projector.register_forward_hook(lambda *_, name=name: called.append(name))
+    compressor.visual([tiny.features(0)])
+    assert called == ["image"]
+    with pytest.raises(ValueError, match="leaves every stream out"):
+        make(pool=[0, 0])
+
+
 def test_tokens_are_the_projected_states_of_each_segment() -> None:
     compressor = make(max_soft_tokens=16)
     videos = [tiny.features(0), tiny.features(1)]

@@ -24,11 +24,21 @@ def test_a_side_of_the_grid_itself_changes_nothing() -> None:
     assert torch.equal(found.values, torch.cat([grid.values.flatten(0, 2) for grid in video.main]))
 
 
+@pytest.mark.parametrize(("sides", "stream", "side"), [([3, 0], 0, 3), ([0, 2], 1, 2)])
+def test_a_side_of_0_leaves_a_stream_out(sides: list[int], stream: int, side: int) -> None:
+    video = tiny.features(count=4)
+    found = build("pool", sides=sides)(video)
+    expected = slow_pool(video.main[stream].values, side).flatten(0, 2)
+    torch.testing.assert_close(found.values, expected, atol=1e-6, rtol=0)
+    assert len(found.segment) == len(expected)
+
+
 @pytest.mark.parametrize(
     ("sides", "message"),
     [
         ([], r"sides are \[\]"),
-        ([3, 0], r"sides are \[3, 0\]"),
+        ([3, -1], r"sides are \[3, -1\]"),
+        ([0, 0], r"sides are \[0, 0\]"),
         ([3], "1 streams, the host has 2"),
         ([7, 2], "side 7 is larger"),
     ],
