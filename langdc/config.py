@@ -17,6 +17,9 @@ from langdc.registry import nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 
+FeatureType = Literal["float32", "float16", "bfloat16", "float8"]
+"""What encoder outputs may be kept as."""
+
 
 class Settings(BaseModel):
     """Base of all config models: an unknown key is an error, values do not change after loading."""
@@ -90,6 +93,8 @@ class PhaseConfig(Settings):
     trainable: list[str] = Field(min_length=1)
     """Glob patterns over parameter names; each must match at least one."""
     lora: LoraConfig | None = None
+    captioner_lora: LoraConfig | None = None
+    """Train the captioner through adapters, which are merged into it when the phase is done."""
     segment_text: str | None = None
     """For the align objective: what the language model would read before segment {number} in place of its marker."""
     captions: Literal["file", "captioner"] = "file"
@@ -120,6 +125,21 @@ class PhaseConfig(Settings):
         return self
 
 
+class WatchConfig(Settings):
+    """Videos kept aside that the captioner describes while it learns."""
+
+    data: Path
+    """A record file with captions that no phase learns from."""
+    every: int = Field(100, gt=0)
+    """Steps between two looks; there is one more at the end."""
+    captions: int = Field(4, ge=0)
+    """Of so many records, the first, the captions are written down."""
+    density: int = Field(32, ge=0)
+    """Over so many records the lengths of captions are compared with the density of segments."""
+    batch_size: int = Field(8, gt=0)
+    """Videos described at a time."""
+
+
 class StageConfig(Settings):
     """A training stage: the model, what it starts from, and its phases one after the other."""
 
@@ -132,18 +152,36 @@ class StageConfig(Settings):
     phases: list[PhaseConfig] = Field(min_length=1)
     seed: int = 0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    tf32: bool = False
+    """Let an accelerator round the factors of float32 products to 10 bits of mantissa."""
     attention: str | None = None
-    """Attention kernel of every transformers part; null leaves what the model's settings say."""
+    """Attention kernel of every transformers part; null leaves what the model's settings say, "auto" takes flash-attn
+    where it is installed and can be used."""
+    liger: bool | Literal["auto"] = False
+    """Fused norms and feed-forward layers from the package liger-kernel; "auto" takes them where they can be used."""
     gradient_checkpointing: bool = False
     deepspeed: Path | None = None
     """ZeRO settings file (configs/deepspeed/*.json)."""
     save_steps: int = Field(200, gt=0)
     keep_checkpoints: int = Field(1, gt=0)
+    verify_save: bool = True
+    """After each phase a fresh process loads what was saved and compares all tensors and one vector of logits; only
+    then the phase counts as finished."""
     log_steps: int = Field(10, gt=0)
     workers: int = Field(0, ge=0)
     features: Path | None = None
-    """Where encoder outputs are kept; null keeps them in memory for the run."""
+    """Where encoder outputs are kept; null keeps them in memory for the run, if they fit."""
+    feature_memory: float = Field(16.0, ge=0)
+    """GB of them that a process keeps in memory at most; if a phase has more, each step encodes its own videos."""
+    features_dtype: FeatureType = "bfloat16"
+    """What they are rounded to when kept; with the type that encoders compute in, nothing is rounded."""
+    watchdog: float | None = Field(1800.0, gt=0)
+    """Seconds without a finished step after which every process says where it is and ends; null waits for ever."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
+    watch: WatchConfig | None = None
+    """In phases of the caption objective."""
+    peak_flops: float | None = Field(None, gt=0)
+    """Operations per second of one device at best, for the share that is used (mfu); null looks the device up."""
 
 
 def load(kind: type[Model], path: str | Path, overrides: Iterable[str] = ()) -> Model:

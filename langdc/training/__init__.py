@@ -1,9 +1,5 @@
 """Stages on the transformers Trainer, DeepSpeed and PEFT: what is trained, how a run is kept, and how it goes on."""
 
-import os
+from langdc import devices
 
-import torch
-
-if not torch.accelerator.is_available():
-    # transformers imports DeepSpeed, which else warns at every start that it falls back to the CPU.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+devices.tell_deepspeed()  # before transformers is imported, which imports DeepSpeed

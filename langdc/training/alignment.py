@@ -16,8 +16,10 @@ from langdc.data.records import Record
 from langdc.hosts.chat import IGNORED
 from langdc.language_models import ids_of
 from langdc.model import VideoModel
-from langdc.training.objectives import Objective, Sample, caption_states, check_segments
+from langdc.training.answers import CaptionStates
+from langdc.training.objectives import Objective
 from langdc.training.phases import Outcome
+from langdc.training.samples import Sample, check_segments
 
 RIDGE = 1e-6  # of the mean square state: keeps the equations solvable where states vary in fewer directions than Z
 
@@ -29,10 +31,12 @@ class Alignment(Objective):
     would read before a segment, "[{number}]" in the sample; the segment markers become the embeddings of that.
     """
 
+    can_be_online = False
+
     def __init__(self, model: VideoModel, *args, **settings) -> None:
         self.compressor = model.captioner
         super().__init__(model, *args, **settings)
-        self.states = caption_states(self)
+        self.states = CaptionStates(self)
 
     def wants(self, record: Record) -> bool:
         return bool(record.segments) and (record.video is not None or record.image is not None)

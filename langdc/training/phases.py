@@ -5,7 +5,6 @@ What is trained is an `nn.Module` whose forward(**batch) returns {"loss": ...}; 
 
 import gc
 import importlib.util
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sized
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from typing import Any
 
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import SchedulerType
 
@@ -24,14 +23,18 @@ from langdc.config import PhaseConfig, StageConfig
 from langdc.log import get_logger, is_first, world_size
 from langdc.registry import nearest
 from langdc.training import processes
+from langdc.training.meter import Meter
 from langdc.training.progress import Bar, JsonLog, read_log
+from langdc.training.stopping import Stop, Stopped
+from langdc.training.tracking import close_trackers, open_trackers
 from langdc.training.trainer import Flow, StageTrainer, checkpoints, trained_parameters
+from langdc.training.watchdog import Watchdog
 
 logger = get_logger(__name__)
 
 ADVICE = {
     "wandb": "pip install wandb (WANDB_MODE=offline needs no account)",
-    "tensorboard": "pip install tensorboard",
+    "tensorboard": "pip install 'langdc[tensorboard]'",
 }
 
 
@@ -55,44 +58,64 @@ def run_phase(
     directory: Path,
     *,
     save: Callable[[Outcome], None],
+    before_save: Callable[[], None] = lambda: None,
     gather: Iterable[nn.Parameter] = (),
     samples_per_item: int = 1,
     flops: Callable[[dict], float] | None = None,
+    meter: Meter | None = None,
+    callbacks: Iterable[TrainerCallback] = (),
 ) -> Outcome:
     """Train a module on a dataset as a phase says; goes on from the newest complete checkpoint of the same phase.
 
     `directory` is the run's: `log.jsonl` grows in it, checkpoints to continue from live in `resume/<phase>` until the
-    phase is done. At the end `save` is called on the first process while it sees all trained parameters, and those in
-    `gather`, whole (ZeRO-3 cuts them up otherwise). Needs `processes.start`. The module is not for use afterwards when
-    DeepSpeed trained it.
+    phase is done. At the end `before_save` is called on all processes, then `save` on the first while it sees all
+    trained parameters, and those in `gather`, whole (ZeRO-3 cuts them up otherwise); a ValueError of it is raised in
+    all, and the checkpoints stay. Needs `processes.start`. The module is not for use afterwards when DeepSpeed trained
+    it. Raises Stopped, after saving, when a signal asked for it.
     """
     resume = directory / "resume" / phase.name
     arguments = training_arguments(phase, config, resume, f"{directory.name}/{phase.name}")
     samples_at = _sample_counter(_size(dataset), phase, samples_per_item)
     log, bar = JsonLog(directory / "log.jsonl", phase.name, samples_at), Bar(phase.name)
+    stop, watchdog = Stop(), Watchdog(module, config.watchdog) if config.watchdog is not None else None
+    own = [stop, Flow(dataset), *callbacks, *((log, bar) if is_first() else ()), *([watchdog] if watchdog else ())]
     trainer = StageTrainer(
         model=module,
         args=arguments,
         train_dataset=dataset,
         data_collator=collate,
-        callbacks=[Flow(dataset), *((log, bar) if is_first() else ())],
+        callbacks=own,
         projector_learning_rate=phase.projector_learning_rate,
         keep_checkpoints=config.keep_checkpoints,
         flops=flops,
+        meter=meter or Meter(module, config.precision, config.peak_flops),
     )
+    open_trackers(trainer, directory, phase.name)
     try:
         newest = processes.share(str(next(reversed(checkpoints(resume)), "")))
         if newest:
             logger.info("%s goes on after step %s.", phase.name, newest.rpartition("-")[2])
-        trainer.train(resume_from_checkpoint=newest or None)
+        stop.listen()
+        try:
+            trainer.train(resume_from_checkpoint=newest or None)
+            stop.agree()  # a signal may have come after the last step
+        finally:
+            stop.close()
+            if watchdog is not None:
+                watchdog.close()
+        if trainer.state.global_step < trainer.state.max_steps:
+            raise Stopped(f"{phase.name} stopped after step {trainer.state.global_step} of {trainer.state.max_steps}")
         outcome = _outcome(trainer, log, samples_at)
-        _finish(trainer, gather, lambda: save(outcome))
+        _finish(trainer, gather, before_save, lambda: save(outcome))
     finally:
         bar.close()
+        close_trackers()
         _release(trainer)
     if is_first():
         shutil.rmtree(resume, ignore_errors=True)
     processes.wait()
+    if stop.asked:
+        raise Stopped(f"{phase.name} is done, all {outcome.steps} steps of it")
     return outcome
 
 
@@ -105,7 +128,6 @@ def training_arguments(phase: PhaseConfig, config: StageConfig, directory: Path,
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ValueError(f"trackers: {tracker} is not installed. {ADVICE[tracker]}, or take it off the list.")
-    os.environ.setdefault("WANDB_PROJECT", "langdc")
     arguments = TrainingArguments(
         output_dir=str(directory),
         run_name=name,
@@ -171,16 +193,20 @@ def _outcome(trainer: StageTrainer, log: JsonLog, samples_at: Callable[[int], in
     return outcome
 
 
-def _finish(trainer: StageTrainer, gather: Iterable[nn.Parameter], save: Callable[[], None]) -> None:
+def _finish(
+    trainer: StageTrainer, gather: Iterable[nn.Parameter], before: Callable[[], None], save: Callable[[], None]
+) -> None:
     whole: Any = nullcontext()
+    before()
     if trainer.is_deepspeed_enabled:
         import deepspeed
 
+        engine: Any = trainer.deepspeed
+        engine.empty_partition_cache()  # what was fetched ahead, of whatever ran last
         cut = {id(p): p for p in (*(p for _, p in trained_parameters(trainer.model)), *gather) if hasattr(p, "ds_id")}
         whole = deepspeed.zero.GatheredParameters(list(cut.values()))
     with whole:
-        if is_first():
-            save()
+        processes.first_alone(save)
     processes.wait()
 
 

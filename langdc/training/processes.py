@@ -6,12 +6,14 @@ A launcher (`deepspeed`, `torchrun`) says who is who through RANK, WORLD_SIZE an
 import os
 import socket
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from langdc import devices
 from langdc.log import is_first, rank, world_size
 
 Value = TypeVar("Value")
@@ -22,14 +24,12 @@ PATIENCE = timedelta(hours=12)
 
 def has_accelerator() -> bool:
     """Whether there is something better than the CPU to train on."""
-    return torch.accelerator.is_available()
+    return devices.has_accelerator()
 
 
 def device() -> torch.device:
     """Where this process trains."""
-    if not has_accelerator():
-        return torch.device("cpu")
-    return torch.device(str(torch.accelerator.current_accelerator()), int(os.environ.get("LOCAL_RANK", 0)))
+    return devices.device(int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def set_threads() -> int:
@@ -55,11 +55,8 @@ def start(deepspeed: bool = False) -> None:
         _prepare_deepspeed()
     if "RANK" not in os.environ or dist.is_initialized():
         return
-    if not has_accelerator():
-        dist.init_process_group("gloo", timeout=PATIENCE)
-        return
-    torch.accelerator.set_device_index(device().index)
-    dist.init_process_group(dist.get_default_backend_for_device(device()), timeout=PATIENCE)
+    devices.select(device())
+    dist.init_process_group(devices.kind().backend, timeout=PATIENCE)
 
 
 def _prepare_deepspeed() -> None:
@@ -82,6 +79,19 @@ def share(value: Value) -> Value:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def first_alone(work: Callable[[], None]) -> None:
+    """Let the first process do something while all others wait; its ValueError ends them all."""
+    failure: ValueError | None = None
+    if is_first():
+        try:
+            work()
+        except ValueError as error:
+            failure = error
+    failure = share(failure)
+    if failure is not None:
+        raise failure
 
 
 def wait() -> None:

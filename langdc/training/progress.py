@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from langdc.log import console, get_logger
+from langdc.training.meter import FIGURES
 
 logger = get_logger(__name__)
 
@@ -28,8 +29,9 @@ def read_log(path: Path, phase: str | None = None) -> list[dict]:
 class JsonLog(TrainerCallback):
     """Appends {"phase", "step", "loss", "learning_rate", "grad_norm", "samples", "flops", "seconds"} to a file.
 
-    `loss` is the mean since the line before; `seconds` are those of training, without pauses. Lines of steps after the
-    checkpoint that a run continues from are dropped: those steps are made again.
+    With the figures of `langdc.training.meter`, of the steps since the line before. `loss` is the mean over these;
+    `seconds` are those of training, without pauses. Lines of steps after the checkpoint that a run continues from are
+    dropped: those steps are made again.
     """
 
     def __init__(self, path: Path, phase: str, samples_at: Callable[[int], int]) -> None:
@@ -70,6 +72,7 @@ class JsonLog(TrainerCallback):
             "phase": self.phase,
             "step": state.global_step,
             **{name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs},
+            **{name: value for name, value in logs.items() if name in FIGURES or name.startswith("loss_")},
             "samples": self.samples_at(state.global_step),
             "flops": state.total_flos,
             "seconds": round(self.seconds, 3),

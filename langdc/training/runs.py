@@ -21,7 +21,21 @@ logger = get_logger(__name__)
 FINISHED = "finished.json"
 COMPLETE = "complete"  # in a Trainer checkpoint that was written to its end
 # Settings that change no trained number, so a run may go on with other values.
-HARMLESS = frozenset({"save_steps", "keep_checkpoints", "log_steps", "workers", "trackers", "features"})
+HARMLESS = frozenset(
+    {
+        "save_steps",
+        "keep_checkpoints",
+        "log_steps",
+        "workers",
+        "trackers",
+        "features",
+        "feature_memory",
+        "watch",
+        "peak_flops",
+        "watchdog",
+        "verify_save",
+    }
+)
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft")
 
 
@@ -122,8 +136,9 @@ def _versions() -> dict[str, str]:
 
 def _check_same(directory: Path, config: StageConfig) -> None:
     before = settings.load(StageConfig, directory / "config.yaml")
-    then = {**_flat(before.model_dump(mode="json")), "number of processes": _processes(directory)}
-    now = {**_flat(config.model_dump(mode="json")), "number of processes": world_size()}
+    then, now = (_flat(each.model_dump(mode="json")) for each in (before, config))
+    if _processes(directory) != world_size():
+        then, now = _per_step(then, _processes(directory)), _per_step(now, world_size())
     keys = [key for key in {**then, **now} if key.split(".")[0] not in HARMLESS and then.get(key) != now.get(key)]
     if keys:
         lines = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} now" for key in keys)
@@ -131,6 +146,26 @@ def _check_same(directory: Path, config: StageConfig) -> None:
             f"{directory} holds an unfinished run with other settings:\n{lines}\n"
             f"Go on with the same settings, choose another place with output=..., or delete {directory}."
         )
+
+
+def _per_step(leaves: dict[str, Any], processes: int) -> dict[str, Any]:
+    """Settings in which the samples of a step stand for how they are shared out: the steps are the same ones.
+
+    A phase that is solved has no steps; every process solves all of it.
+    """
+    found = {}
+    for key, leaf in leaves.items():
+        phase, _, name = key.rpartition(".")
+        if leaves.get(f"{phase}.objective") == "align":
+            found[key] = leaf
+        elif name == "batch_size" and phase.startswith("phases."):
+            accumulated = leaves[f"{phase}.gradient_accumulation"]
+            found[f"{phase}: samples of a step (processes x batch_size x gradient_accumulation)"] = (
+                processes * leaf * accumulated
+            )
+        elif name != "gradient_accumulation":
+            found[key] = leaf
+    return found
 
 
 def _processes(directory: Path) -> int:

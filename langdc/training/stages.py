@@ -12,24 +12,33 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from langdc import checkpoint
 from langdc import config as settings
-from langdc.adapters import attach_lora
+from langdc.adapters import adapt, attach_lora, merge
 from langdc.config import LoraConfig, PhaseConfig, StageConfig
-from langdc.features import FeatureStore, module_hash
+from langdc.features import FeatureStore
+from langdc.language_models import FLASH, fastest_attention, use_liger
 from langdc.log import get_logger, is_first
 from langdc.model import VideoModel
-from langdc.training import objectives, processes, runs
+from langdc.shards import StoreError
+from langdc.training import planning, processes, runs, saving, stopping
 from langdc.training.alignment import Alignment
+from langdc.training.answers import AnswerObjective
+from langdc.training.captions import CaptionObjective
+from langdc.training.meter import Meter
 from langdc.training.phases import Outcome, run_phase
 from langdc.training.runs import FINISHED, write_json
+from langdc.training.stopping import Stopped
+from langdc.training.tracking import watches
 from langdc.training.trainable import unfreeze
 
 logger = get_logger(__name__)
 
+OBJECTIVES = {"caption": CaptionObjective, "align": Alignment, "answer": AnswerObjective}
 SAMPLE_CONFIG = "configs/sample/langdc/{stage}.yaml"
 SAMPLE_DATA = Path("data/sample")
 LAUNCHER_VARIABLES = (
@@ -47,17 +56,25 @@ def run_stage(config: StageConfig) -> Path:
     """Train a stage, or the rest of it, and return its directory, which `langdc.checkpoint.load` reads.
 
     `finished.json` in it: {"steps", "loss", "seconds", "samples", "flops"} summed over the phases (loss: of the last),
-    "hash" of the tensors saved, and "phases". Raises ValueError for settings or data that cannot work.
+    "hash" of the tensors saved, "phases", and "plan", what was planned against what came. Raises ValueError for
+    settings or data that cannot work.
     """
     names = [phase.name for phase in config.phases]
     if len(set(names)) < len(names):
         raise ValueError(f"phases: names must differ, for checkpoints are kept under them. Given: {', '.join(names)}.")
     processes.start(deepspeed=config.deepspeed is not None)
+    if config.tf32:
+        torch.set_float32_matmul_precision("high")
     directory = runs.claim(config).directory
+    saving.begin(config.verify_save)
     features: FeatureStore | None = None
     for number in range(len(config.phases)):
         if not runs.is_finished(_place(config, directory, number)):
-            features = _train(config, directory, number, features)
+            try:
+                features = _train(config, directory, number, features)
+            except Stopped:
+                if not runs.is_finished(directory):
+                    raise
     return directory
 
 
@@ -73,31 +90,36 @@ def _train(config: StageConfig, directory: Path, number: int, features: FeatureS
     set_seed(config.seed)  # what is new gets the same weights in every process and at every new start
     model, carried = checkpoint.start(config.model, start)
     lora, carried = _adapt(model, phase, start, carried)
-    trained = unfreeze(model, phase.trainable, adapters=phase.lora is not None)
-    _apply(model, config)
+    writing = _adapt_captioner(model, phase)
+    patterns = [*phase.trainable, *(["compressor.captioner.*.lora_*"] if writing else [])]
+    trained = unfreeze(model, patterns, adapters=phase.lora is not None)
+    _apply(model, phase, config)
     model.to(processes.device())
     if features is None:
-        features = FeatureStore(model.host.see, module_hash(model.host.get_submodule("encoders")), config.features)
+        features = FeatureStore.of(model.host, config.features, config.features_dtype)
     features.see = model.host.see
-    build = Alignment if phase.objective == "align" else objectives.build
-    objective = build(model, phase, config, features)
+    objective = OBJECTIVES[phase.objective](model, phase, config, features)
+    drawn = {n: p for n, p in saving.drawn_parameters(model).items() if n not in carried}
+    proof = saving.Proof(model, config.verify_save)
     count = sum(model.get_parameter(name).numel() for name in trained)
     logger.info("%s, phase %s: %d samples, %d trained parameters.", config.stage, phase.name, len(objective), count)
 
     def save(outcome: Outcome) -> None:
-        tensors = {**carried, **checkpoint.own_tensors(model, trained)}
+        kept = _merge_captioner(model, writing, trained) if writing else trained
+        tensors = {**checkpoint.own_tensors(model, drawn), **carried, **checkpoint.own_tensors(model, kept)}
         figures = {**outcome.__dict__, "hash": checkpoint.tensor_hash(tensors)}
         info = {"stage": config.stage, "phase": phase.name, "data_sha256": objective.data_hash(), "training": figures}
         checkpoint.save(model, place, tensors=tensors, lora=lora, info=info)
+        figures["verified"] = proof.compare(place, tensors)
         write_json(place / FINISHED, _total(config, directory, number, figures))
 
     if isinstance(objective, Alignment):
         outcome = objective.solve()
         logger.info("%s: solved, %.4f of the words' embeddings left unexplained.", phase.name, outcome.loss)
-        if is_first():
-            save(outcome)
-        processes.wait()
+        processes.first_alone(lambda: save(outcome))
         return features
+    planning.note(directory, config, phase, model, objective.samples)
+    meter = Meter(objective.module, config.precision, config.peak_flops)
     run_phase(
         objective.module,
         objective,
@@ -106,8 +128,12 @@ def _train(config: StageConfig, directory: Path, number: int, features: FeatureS
         config,
         directory,
         save=save,
+        before_save=proof.look,
+        gather=[*drawn.values(), *(writing.parameters() if writing else ())],
         samples_per_item=objective.samples_per_item,
         flops=objective.flops_per_batch,
+        meter=meter,
+        callbacks=watches(config, phase, directory, model, features, meter),
     )
     return features
 
@@ -119,7 +145,8 @@ def _total(config: StageConfig, directory: Path, number: int, figures: dict) -> 
     earlier = [json.loads((_place(config, directory, n) / FINISHED).read_text()) for n in range(number)]
     phases = dict(zip([phase.name for phase in config.phases], [*earlier, figures], strict=True))
     summed = {key: sum(part[key] for part in phases.values()) for key in ("steps", "seconds", "samples", "flops")}
-    return {**summed, "loss": figures["loss"], "hash": figures["hash"], "phases": phases}
+    reviewed = planning.review(directory, phases)
+    return {**summed, "loss": figures["loss"], "hash": figures["hash"], "phases": phases, "plan": reviewed}
 
 
 def _adapt(
@@ -143,15 +170,50 @@ def _adapt(
     return phase.lora, {now[id(before[name])]: tensor for name, tensor in carried.items()}
 
 
-def _apply(model: VideoModel, config: StageConfig) -> None:
-    """Set the attention kernel and gradient checkpointing of every transformers part."""
+def _adapt_captioner(model: VideoModel, phase: PhaseConfig) -> PreTrainedModel | None:
+    """Attach the adapters that a phase trains the captioner through; what they sit on, or None if it has none."""
+    if phase.captioner_lora is None:
+        return None
+    text = model.captioner.captioner.language_model.base_model
+    assert isinstance(text, PreTrainedModel)
+    adapt(text, phase.captioner_lora)
+    return text
+
+
+def _merge_captioner(model: VideoModel, text: PreTrainedModel, trained: set[str]) -> set[str]:
+    """Merge the captioner's adapters, so that later stages see a captioner like any other; the names to save."""
+    (prefix,) = (name for name, part in model.named_modules() if part is text)
+    merged = {f"{prefix}.{name}" for name in merge(text)}
+    return {name for name in trained if not (name.startswith(prefix) and ".lora_" in name)} | merged
+
+
+def _apply(model: VideoModel, phase: PhaseConfig, config: StageConfig) -> None:
+    """Set the attention kernel, fused layers and gradient checkpointing of every transformers part."""
+    writer = model.captioner.captioner.language_model if phase.objective == "caption" else None
+    if config.attention == FLASH and writer is None:
+        raise ValueError(
+            f"attention: {FLASH} cannot be used in phase {phase.name!r}, whose questions about a video need a mask of "
+            "their own. Use auto, which takes it where it can, or sdpa."
+        )
+    fast, why = fastest_attention(config.precision != "float32")
     for part in model.modules():
         if not isinstance(part, PreTrainedModel):
             continue
-        if config.attention not in (None, part.config._attn_implementation):
-            part.set_attn_implementation(config.attention)
+        kernel = config.attention
+        if kernel == "auto":
+            # flash-attn reads padding masks only: not the one of several questions about a video, nor what runs in
+            # float32 before training
+            of_writer = writer is not None and (part is writer or part is writer.base_model)
+            kernel = fast if of_writer else "sdpa"
+        if kernel not in (None, part.config._attn_implementation):
+            part.set_attn_implementation(kernel)
         if config.gradient_checkpointing and part.supports_gradient_checkpointing:
             part.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.attention == "auto":
+        reason = why if writer is not None or fast != FLASH else "several questions about a video need their own mask"
+        logger.info("attention: %s (%s).", fast if writer is not None else "sdpa", reason)
+    for part in (model.host.language_model, *([writer] if writer is not None else [])):
+        use_liger(part, config.liger)
 
 
 def main(stage: str, argv: Sequence[str], root: Path) -> tuple[int, str]:
@@ -166,7 +228,9 @@ def main(stage: str, argv: Sequence[str], root: Path) -> tuple[int, str]:
         directory = run_stage(config)
     except KeyboardInterrupt:
         return 130, "Interrupted. The same command goes on from the last checkpoint." if is_first() else ""
-    except ValueError as error:
+    except Stopped as stopped:
+        return stopping.EXIT_CODE, f"{stopped}. The same command goes on from there." if is_first() else ""
+    except (ValueError, StoreError) as error:
         if options.traceback:
             raise
         if not is_first():
@@ -187,6 +251,7 @@ def _parser(stage: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, help=f"settings (default: {SAMPLE_CONFIG.format(stage=stage)})")
     parser.add_argument("--deepspeed", type=Path, metavar="FILE", help="ZeRO settings, as configs/deepspeed/zero2.json")
+    parser.add_argument("--no-verify-save", action="store_true", help="do not load what was saved again")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
     return parser
@@ -199,6 +264,8 @@ def _read(stage: str, options: argparse.Namespace, root: Path) -> StageConfig:
         raise ValueError(f"{path} is of {config.stage}: run train/{config.stage}.py --config {path}.")
     if options.deepspeed is not None:
         config = config.model_copy(update={"deepspeed": options.deepspeed})
+    if options.no_verify_save:
+        config = config.model_copy(update={"verify_save": False})
     if config.deepspeed is not None and not config.deepspeed.is_file():
         raise ValueError(f"deepspeed: there is no file {config.deepspeed}. See configs/deepspeed/.")
     if options.config is None:
@@ -231,6 +298,8 @@ def _make(there: Callable[[], bool], what: str, application: Path) -> None:
         code = subprocess.run([sys.executable, str(application)], env=alone, check=False).returncode
         if code == 130:
             raise KeyboardInterrupt
+        if code == stopping.EXIT_CODE:
+            raise Stopped(f"{shown} stopped")
         if code or not there():
             raise ValueError(f"{what} could not be made: {shown} ended with status {code}; its message is above.")
     while not there():

@@ -1,20 +1,33 @@
 """The transformers Trainer as stages need it: small checkpoints that only count when complete, two learning rates."""
 
+import multiprocessing
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
-from langdc.training import processes
+from langdc.log import rank, world_size
+from langdc.training import processes, universal
+from langdc.training.meter import Meter
 from langdc.training.runs import COMPLETE
+from langdc.training.samples import settle
+from langdc.training.sharing import IDLE, Marked, marked, share_evenly
 
 TRAINED = "trained.safetensors"
 
@@ -28,12 +41,17 @@ class StageTrainer(Trainer):
         projector_learning_rate: float | None = None,
         keep_checkpoints: int = 1,
         flops: Callable[[dict], float] | None = None,
+        meter: Meter | None = None,
         **keywords: Any,
     ) -> None:
+        if world_size() > 1:
+            keywords["train_dataset"] = Marked(keywords["train_dataset"])
+            keywords["data_collator"] = marked(keywords["data_collator"])
         super().__init__(*arguments, **keywords)
         self.projector_learning_rate = projector_learning_rate
         self.keep_checkpoints = keep_checkpoints
         self.flops = flops
+        self.meter = meter
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
 
@@ -52,9 +70,44 @@ class StageTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
+    def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer does, but a step holds the same samples on any number of processes.
+
+        Worker processes are forked: other kinds would be sent a copy of the model, which the data set knows.
+        """
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_num_workers and "fork" in multiprocessing.get_all_start_methods():
+            getattr(loader, "base_dataloader", loader).multiprocessing_context = "fork"
+        if world_size() > 1:
+            share_evenly(loader.batch_sampler)
+        return loader
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
+        """As the Trainer does; nothing is learned from an idle batch, though all its calls are made."""
+        idle = inputs.pop(IDLE, False)
+        loss = super().compute_loss(model, inputs, *arguments, **keywords)
+        return loss * 0 if idle else loss
+
     def floating_point_ops(self, inputs: dict) -> float:
         """Training FLOPs of a batch, forward and backward, as the objective counts them."""
-        return self.flops(inputs) if self.flops else 0.0
+        idle = IDLE in inputs
+        if self.meter is not None:
+            self.meter.add(idle)
+        return self.flops(inputs) if self.flops and not idle else 0.0
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
+        """As the Trainer does, with the time it took."""
+        with self.meter.waiting(self.state.total_flos) if self.meter is not None else nullcontext():
+            found = super().get_batch_samples(epoch_iterator, num_batches, device)
+            for batch in found[0]:
+                settle(batch)
+            return found
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """As the Trainer does, with the meter's figures, which so reach the file and every tracker."""
+        if self.meter is not None and "loss" in logs:
+            logs.update(self.meter.figures(self.state.total_flos))
+        super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained tensors; under DeepSpeed the engine writes its own shards later."""
@@ -94,9 +147,22 @@ class StageTrainer(Trainer):
         if not (self.is_deepspeed_enabled and resume_from_checkpoint):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+        universal.load(self.model_wrapped, Path(resume_from_checkpoint))
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        scheduler: Any = self.lr_scheduler
+        engine: Any = self.model_wrapped
+        for group, rate in zip(engine.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
         return prepared
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As the Trainer does; a process that the run did not have before throws dice of its own, not the first's."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        name = f"rng_state_{rank()}.pth" if world_size() > 1 else "rng_state.pth"
+        if not (Path(checkpoint) / name).is_file():
+            set_seed(hash((self.args.seed, self.state.global_step, rank())) % 2**32)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -52,6 +52,28 @@ def run_until(command: list, log: Path, lines: int, victim: str = "", **options)
     return len(read_log(log))
 
 
+def run_and_ask(command: list, log: Path, lines: int, number: int, asked: str = "", **options) -> int:
+    """Start a command and send a signal to all its processes, or to the one with the argument `asked`, as above.
+
+    Returns how the command ended; all of its processes must end by themselves.
+    """
+    with TemporaryFile("w+") as said:
+        process = _start(command, said, **options)
+        try:
+            _wait(lambda: len(read_log(log)) >= lines, lambda: process.poll() is None, said)
+            for one in _family(process):
+                if asked in one.cmdline() or not asked:
+                    one.send_signal(number)
+            process.wait(LIMIT)
+            deadline = time.monotonic() + LIMIT
+            while _family(process) and time.monotonic() < deadline:
+                time.sleep(0.05)
+        finally:
+            left = _end(process)
+        assert not left, f"still there: {left}:\n{_tail(said)}"
+    return process.returncode
+
+
 def fork_until(done: Callable[[], bool], target: Callable, *arguments, **options) -> None:
     """Call a function in a process of its own and kill that as soon as `done`."""
     process = multiprocessing.get_context("fork").Process(target=target, args=arguments, kwargs=options)

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import re
+import signal
 import socket
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from langdc import checkpoint
 from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.pipeline import VideoLM
 from langdc.sample.dataset import make_dataset
-from langdc.training import runs
+from langdc.training import runs, stopping
 from tests import tiny
-from tests.training.kill import losses, run, run_until
+from tests.training.kill import losses, run, run_and_ask, run_until
 
 logger = logging.getLogger(__name__)
 
@@ -174,3 +175,22 @@ def test_two_processes_killed_and_started_again_equal_one(place: Path, sample_vi
         for folder in (name, "one")
     ]
     assert answers[0].text == answers[1].text and answers[0].captions == answers[1].captions
+
+
+@pytest.mark.parametrize(
+    ("number", "asked", "sent", "code"),
+    [(2, "", signal.SIGINT, -signal.SIGINT), (3, "--local_rank=1", signal.SIGTERM, stopping.EXIT_CODE)],
+    ids=["zero2-ctrl-c", "zero3-sigterm-to-one"],
+)
+def test_stopped_under_the_launcher_it_saves_and_goes_on(place: Path, number: int, asked: str, sent: int, code: int):
+    """Checkpoints are far apart, so what the run goes on from was saved because of the signal."""
+    name = f"stopped-zero{number}"
+    halved = [f"phases.{name}.batch_size=2" for name in STEPS["stage2"]]
+    command = launched(2, application(place, "stage2", name, *zero(number), "save_steps=1000", *halved))
+    directory = place / name / "stage2"
+    assert run_and_ask(command, directory / "log.jsonl", 6, sent, asked, env=environment()) == code
+    saved, stopped_at = list(directory.glob(f"resume/*/checkpoint-*/{runs.COMPLETE}")), losses(directory / "log.jsonl")
+    assert [path.parent.name for path in saved] == [f"checkpoint-{list(stopped_at)[-1][1]}"]
+    run(command, env=environment())
+    assert_close(directory, place / "one" / "stage2")
+    assert losses(directory / "log.jsonl").items() >= stopped_at.items()

@@ -1,5 +1,7 @@
 """A phase: it learns, its figures are right, and a kill changes nothing."""
 
+import importlib.util
+
 import pytest
 
 from langdc.training.progress import read_log
@@ -88,7 +90,9 @@ def test_projectors_have_their_own_rate_and_norms_no_decay():
     assert len(parameter_groups(model, decayed, 0.1, 1e-3, None)) == 2
 
 
-def test_what_this_machine_cannot_do_is_said(tmp_path):
+def test_what_this_machine_cannot_do_is_said(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
     with pytest.raises(ValueError, match=r"schedule: 'cosin' is none.*'cosine'"):
         toy.train(toy.settings(tmp_path / "x", {"schedule": "cosin"}))
     with pytest.raises(ValueError, match=r"trackers: tensorboard is not installed"):

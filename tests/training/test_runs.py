@@ -48,11 +48,24 @@ def test_other_settings_do_not_go_on_and_the_message_says_which(tmp_path):
     assert "output=" in str(error.value) and "batch_size" not in str(error.value)
 
 
-def test_another_number_of_processes_does_not_go_on(tmp_path, monkeypatch):
+def test_another_number_of_processes_goes_on_if_a_step_stays_the_same(tmp_path, monkeypatch):
     begin(settings(tmp_path / "x"))
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="number of processes: 1 there, 4 now"):
+    with pytest.raises(ValueError, match=r"samples of a step .*: 4 there, 16 now"):
         runs.claim(settings(tmp_path / "x"))
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.003 there, 0\.1 now") as error:
+        runs.claim(settings(tmp_path / "x", {"learning_rate": 0.1, "batch_size": 1}))
+    assert "samples of a step" not in str(error.value)
+    assert runs.claim(settings(tmp_path / "x", {"batch_size": 1})).resumed
+
+
+def test_a_phase_without_steps_is_not_shared_out(tmp_path, monkeypatch):
+    solved = {"objective": "align", "steps": None, "epochs": 1}
+    begin(settings(tmp_path / "x", solved))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"batch_size: 4 there, 1 now"):
+        runs.claim(settings(tmp_path / "x", solved | {"batch_size": 1}))
+    assert runs.claim(settings(tmp_path / "x", solved)).resumed
 
 
 def test_a_run_that_left_nothing_to_go_on_from_gives_way(tmp_path):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from langdc import checkpoint
 from langdc.config import StageConfig, check
 from langdc.sample.dataset import make_dataset
-from langdc.training import runs, stages
+from langdc.training import runs, stages, stopping
 from langdc.training.progress import read_log
 from tests import tiny
 from tests.training.kill import fork_until, losses
@@ -69,6 +69,7 @@ def test_a_stage_leaves_a_checkpoint_and_its_figures(config):
 
 @pytest.mark.parametrize(("phase", "step"), [("base", 3), ("instruct", 3)])
 def test_a_kill_in_any_phase_changes_nothing(config, tmp_path, phase, step):
+    config = config.model_copy(update={"verify_save": False})  # the process that is killed would start one more
     whole = stages.run_stage(config.model_copy(update={"output": tmp_path / "whole"}))
     log = tmp_path / "x" / "log.jsonl"
     fork_until(lambda: any(line["step"] >= step for line in read_log(log, phase)), stages.run_stage, config)
@@ -140,6 +141,15 @@ def test_mistakes_are_one_message_without_a_traceback(config, tmp_path, override
     code, line = run_main(config, tmp_path, override)
     assert code == 2 and said in line
     assert line.startswith("error: ") and len(line.splitlines()) < 20
+
+
+def test_a_run_that_was_asked_to_stop_says_so(config, tmp_path, monkeypatch):
+    def stop(config):
+        raise stopping.Stopped("base stopped after step 3 of 5")
+
+    monkeypatch.setattr(stages, "run_stage", stop)
+    code, line = run_main(config, tmp_path)
+    assert code == 75 and line == "base stopped after step 3 of 5. The same command goes on from there."
 
 
 def test_a_recipe_makes_what_it_lacks(monkeypatch, tmp_path):

@@ -1,0 +1,26 @@
+"""What tests of several processes share: data, and what one process makes of it, uninterrupted."""
+
+from pathlib import Path
+
+import pytest
+
+from langdc.config import StageConfig
+
+pytest.register_assert_rewrite("tests.training.ranks", "tests.training.kill")
+
+from tests.training import ranks  # noqa: E402 - after what makes its failures say more
+
+
+@pytest.fixture(scope="session")
+def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records with captions of 0 to 100 tokens, and text: see `ranks.make_data`."""
+    return ranks.make_data(tmp_path_factory.mktemp("varied"))
+
+
+@pytest.fixture(scope="session")
+def trained(varied: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageConfig]:
+    """Every recipe, after one process without DeepSpeed has run it to its end."""
+    folder = tmp_path_factory.mktemp("one")
+    configs = {name: ranks.recipe(name, varied, folder / name) for name in ranks.STAGES}
+    ranks.run(1, *configs.values())
+    return configs
