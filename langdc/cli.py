@@ -1,4 +1,4 @@
-"""The `langdc` command: ask a video, compare compressors, list them, look at the environment."""
+"""The `langdc` command: ask a video, compare compressors, list them, plan a training, look at the environment."""
 
 import argparse
 import sys
@@ -56,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(run=_compare)
     zoo = commands.add_parser("compressors", help="list all compressors")
     zoo.set_defaults(run=_compressors)
+    planner = commands.add_parser("plan", help="what a training stage will take: tokens, memory, steps, hours")
+    planner.add_argument("config", help="a stage's settings, such as configs/sample/langdc/stage2.yaml")
+    planner.add_argument("overrides", nargs="*", metavar="key=value", help="dotted, as phases.density.batch_size=4")
+    planner.add_argument("--gpus", type=int, default=1, help="devices that share the work (default: 1)")
+    planner.add_argument("--memory", type=float, metavar="GIB", help="of one device: what fits, and what to change")
+    planner.add_argument("--samples", type=int, help="records of each phase whose files are not here")
+    planner.add_argument("--probe", action="store_true", help="run a few real steps here, for the hours")
+    planner.set_defaults(run=_plan)
     doctor = commands.add_parser("doctor", help="what is installed, and what is missing")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -198,6 +206,22 @@ def _show(console: Console, answer: Answer, truth: list[str] | None) -> None:
     if answer.keys_per_layer is not None:
         held = answer.keys_per_layer
         console.print(f"{min(held)} to {max(held)} keys per layer after reading, text included", style="dim")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from langdc.config import StageConfig
+    from langdc.tools.plan import plan, probe
+    from langdc.tools.plan_page import show
+
+    if options.gpus < 1 or (options.memory is not None and options.memory <= 0):
+        raise ValueError(
+            f"--gpus {options.gpus} --memory {options.memory}: give at least 1 device and more than 0 GiB."
+        )
+    config = load(StageConfig, options.config, options.overrides)
+    console = Console()
+    probed = probe(config) if options.probe else None
+    show(console, plan(config, options.gpus, options.memory, options.samples), options.gpus, options.memory, probed)
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
