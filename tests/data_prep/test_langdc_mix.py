@@ -1,0 +1,163 @@
+"""Training sets in the published layouts, small and of our own making: read, counted, written."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from data_prep.langdc_mix import MIXES, SOURCES, main
+from langdc.data.records import Record, SegmentRecord, check_media, read_records, write_records
+
+
+def turns(*values: str) -> list[dict]:
+    """A conversation as the published files have it."""
+    return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
+
+
+def sample(media: str, *values: str, kind: str = "video") -> dict:
+    return {"id": media, kind: media, "conversations": turns(*(values or ("<video>\nwhat is it ?", "a ring")))}
+
+
+def put(root: Path, name: str, items: list, there: Iterable[str] = ()) -> None:
+    """Write a set's annotations, and an empty file for each of its media that is there."""
+    file = root / SOURCES[name].annotations
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(items))
+    for media in there:
+        path = root / SOURCES[name].media / media
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The multiple-choice mix: each set has one sample and its video."""
+    for name in MIXES["choice"]:
+        put(tmp_path / "sets", name, [sample(f"{name}/a.mp4")], [f"{name}/a.mp4"])
+    return tmp_path / "sets"
+
+
+def test_a_whole_mix_becomes_records_that_training_reads(root: Path, tmp_path: Path, capsys) -> None:
+    many = sample("b.mp4", "<video>\nwho ?", "a cat", "where ?\n<video>", "here")
+    put(root, "next_qa", [many], ["b.mp4"])
+    out = tmp_path / "data" / "choice.jsonl"
+    assert main(["choice", "--root", str(root), "--out", str(out)]) == 0
+    records, left_out = check_media(out, read_records(out))
+    assert not left_out and len(records) == 7
+    by_id = {record.id: record for record in records}
+    assert [(q.kind, q.question, q.answer) for q in by_id["next_qa/0"].questions] == [
+        ("next_qa", "who ?", "a cat"),
+        ("next_qa", "where ?", "here"),
+    ]
+    assert by_id["k710/0"].questions[0].question == "what is it ?"
+    printed = capsys.readouterr().out
+    assert "captions: captioner" in printed and "CC BY-NC-SA 4.0" in printed
+
+
+def test_missing_and_malformed_samples_are_named_and_left_out(root: Path, tmp_path: Path, capsys) -> None:
+    items = [
+        sample("a.mp4"),
+        sample("gone.mp4"),
+        sample("a.mp4", "one ?", "two", "three ?"),
+        {"video": "a.mp4"},
+        "text",
+        sample("a.mp4", "why ?", " "),
+        {"video": "a.mp4", "conversations": []},
+        sample("a.mp4", "<video>", "nothing was asked"),
+    ]
+    put(root, "ssv2", items, ["a.mp4"])
+    out = tmp_path / "choice.jsonl"
+    assert main(["choice", "--root", str(root), "--out", str(out)]) == 1
+    printed = capsys.readouterr().out
+    assert "ssv2: 1 files are missing" in printed and "gone.mp4" in printed
+    assert "ssv2: 6 samples are malformed" in printed and "and 1 more" in printed
+    for reason in ("sample 2: speakers are human, gpt, human", "sample 3: has no 'conversations'", "sample 5: answer"):
+        assert reason in printed
+    assert [record.id for record in read_records(out) if record.id.startswith("ssv2")] == ["ssv2/0"]
+
+
+def test_an_absent_set_stops_the_writing_unless_it_is_left_out(root: Path, tmp_path: Path, capsys) -> None:
+    (root / SOURCES["webvid_qa"].annotations).unlink()
+    out = tmp_path / "choice.jsonl"
+    command = ["choice", "--root", str(root)]
+    assert main(command) == 1
+    assert "webvid_qa: there is no" in capsys.readouterr().out
+    assert main([*command, "--out", str(out)]) == 2
+    assert "nothing is written without webvid_qa" in capsys.readouterr().err and not out.exists()
+    assert main([*command, "--without", "webvid_qa", "--out", str(out)]) == 0
+    assert len(read_records(out)) == 6
+
+
+@pytest.mark.parametrize(("text", "says"), [('[{"vid', "is not valid JSON"), ('{"a": 1}', "holds a dict")])
+def test_a_broken_file_is_named(root: Path, capsys, text: str, says: str) -> None:
+    (root / SOURCES["k710"].annotations).write_text(text)
+    assert main(["choice", "--root", str(root)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def captions(root: Path, file: Path, names: Iterable[str]) -> Path:
+    """Segments' captions of the videos of sets, as records beside something else than the sets."""
+    videos = [root / SOURCES[name].media / name / "a.mp4" for name in names]
+    segments = [SegmentRecord(caption=text) for text in ("a ring", "")]
+    named = [(str(n), Path(os.path.relpath(video, file.parent)).as_posix()) for n, video in enumerate(videos)]
+    write_records(file, [Record(id=number, video=video, segments=segments) for number, video in named])
+    return file
+
+
+def test_captions_of_segments_join_their_videos(root: Path, tmp_path: Path, capsys) -> None:
+    put(root, "videochat", [sample("c.mp4")], ["c.mp4"])
+    put(root, "ssv2", [sample("ssv2/a.mp4"), sample("ssv2/a.mp4")])
+    said = captions(root, tmp_path / "captions" / "said.jsonl", ["k710", "ssv2"])
+    out = tmp_path / "out" / "stage2b.jsonl"
+    command = ["stage2b", "--root", str(root), "--out", str(out)]
+    assert main(command) == 2
+    assert "--captions FILE" in capsys.readouterr().err
+    assert main([*command, "--captions", str(said)]) == 0
+    records = check_media(out, read_records(out))[0]
+    assert [len(record.segments) for record in records] == [2, 2]  # every video once, those without captions not at all
+    assert not any(record.questions for record in records)
+    assert "videochat: 1 samples have no captions" in capsys.readouterr().out
+    choice = tmp_path / "choice.jsonl"
+    assert main(["choice", "--root", str(root), "--captions", str(said), "--out", str(choice)]) == 0
+    assert sum(len(record.segments) == 2 for record in read_records(choice)) == 3
+
+
+def test_image_captions_serve_both_the_language_model_and_the_captioner(tmp_path: Path) -> None:
+    items = [sample("GCC_1.jpg", "Say it briefly.\n<image>", "a red door", kind="image")]
+    put(tmp_path, "cc595k", items, ["GCC_1.jpg"])
+    out = tmp_path / "stage1.jsonl"
+    assert main(["stage1", "--root", str(tmp_path), "--out", str(out)]) == 0
+    (record,) = check_media(out, read_records(out))[0]
+    assert record.image == "pretraining/CC3M-595K/GCC_1.jpg"
+    assert [segment.caption for segment in record.segments] == ["a red door"]
+    assert (record.questions[0].question, record.questions[0].answer) == ("Say it briefly.", "a red door")
+
+
+def test_images_in_parquet_files_are_unpacked(tmp_path: Path) -> None:
+    rows = [
+        {"id": name, "conversations": turns("<image>", text), "image": {"bytes": name.encode(), "path": path}}
+        for name, text, path in (("1", "a long caption", "1.png"), ("2", "another", None))
+    ]
+    folder = tmp_path / SOURCES["recap558k"].annotations
+    folder.mkdir(parents=True)
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "train-00000.parquet")
+    assert main(["stage2a", "--root", str(tmp_path)]) == 0
+    assert not (tmp_path / "recap558k").exists()
+    out = tmp_path / "out" / "stage2a.jsonl"
+    assert main(["stage2a", "--root", str(tmp_path), "--out", str(out)]) == 0
+    records = check_media(out, read_records(out))[0]
+    assert [record.image for record in records] == ["recap558k/1.png", "recap558k/2.jpg"]
+    assert (tmp_path / "out/recap558k/2.jpg").read_bytes() == b"2"
+    assert [record.segments[0].caption for record in records] == ["a long caption", "another"]
+    assert records[0].questions[0].question == "Describe the image."
+
+
+def test_what_there_is_is_listed_and_the_root_is_asked_for(capsys) -> None:
+    assert main([]) == 0
+    assert "annotations/vcg-plus_112K.json" in capsys.readouterr().out
+    assert main(["open"]) == 2
+    assert "--root DIR" in capsys.readouterr().err
