@@ -6,13 +6,15 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 LMMS := .venv-lmms
 LMMS_READY := $(LMMS)/.installed
+QLORA := .venv-qlora
+QLORA_READY := $(QLORA)/.installed
 
 # Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
-test test-slow test-lmms-eval: export OMP_NUM_THREADS ?= 1
+test test-slow test-lmms-eval test-qlora: export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample-full sweep test test-slow test-lmms-eval check format clean
+.PHONY: help venv quickstart sample-full sweep test test-slow test-lmms-eval test-qlora check format clean
 
 help: ## show this list
 	@echo "Usage: make TARGET    (the first one that needs packages installs them into $(VENV))"
@@ -39,6 +41,9 @@ test-slow: $(READY) ## run the tests that take longer
 test-lmms-eval: $(LMMS_READY) ## run the tests with lmms-eval, in an environment of its own, .venv-lmms
 	$(LMMS)/bin/python -m pytest tests/lmms_eval
 
+test-qlora: $(QLORA_READY) ## train adapters on 4-bit weights, with bitsandbytes in an environment of its own, .venv-qlora
+	$(QLORA)/bin/python -m pytest tests/training/test_quantized.py
+
 check: $(READY) ## lint, format, types and the rule of who imports whom
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -61,14 +66,26 @@ $(READY): pyproject.toml constraints/test.txt
 	$(RUN) -m pip install --disable-pip-version-check --progress-bar on -c constraints/test.txt -e ".[dev]"
 	@touch $@
 
-# lmms-eval needs other versions of a few packages. They come first here; all else, such as torch, is that of $(VENV).
+# An environment that stands on $(VENV): what is installed in it comes first, all else, such as torch, is found there.
 SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
+define stand_on
+	$(RUN) -m venv --clear $(1)
+	@echo "import site; site.addsitedir('$$($(RUN) -c $(SITE))')" > "$$($(1)/bin/python -c $(SITE))/langdc_base.pth"
+endef
+
+# lmms-eval needs other versions of a few packages.
 $(LMMS_READY): $(READY) constraints/lmms-eval.txt
 	@echo "About 300 MB will be downloaded and 800 MB written to $(LMMS), which stands on $(VENV)."
-	$(RUN) -m venv --clear $(LMMS)
-	@echo "import site; site.addsitedir('$$($(RUN) -c $(SITE))')" > "$$($(LMMS)/bin/python -c $(SITE))/langdc_base.pth"
+	$(call stand_on,$(LMMS))
 	@grep -vE '^(av|wandb|protobuf)==' constraints/test.txt > $(LMMS)/kept.txt
 	$(LMMS)/bin/python -m pip install --disable-pip-version-check \
 		-c $(LMMS)/kept.txt -c constraints/lmms-eval.txt -e ".[lmms-eval]"
+	@touch $@
+
+# Whoever imports peft imports bitsandbytes where it is installed, which takes seconds in every process.
+$(QLORA_READY): $(READY) constraints/test.txt
+	@echo "About 45 MB will be downloaded and 150 MB written to $(QLORA), which stands on $(VENV)."
+	$(call stand_on,$(QLORA))
+	$(QLORA)/bin/python -m pip install --disable-pip-version-check -c constraints/test.txt -e ".[qlora]"
 	@touch $@

@@ -18,7 +18,8 @@ ROWS = (
     ("langdc.cli",),
     ("langdc.evaluation", "langdc.tools", "langdc.conformance"),
     ("langdc.pipeline", "langdc.training"),
-    ("langdc.flops",),
+    ("langdc.flops", "langdc.conversion"),
+    ("langdc.verify",),
     ("langdc.checkpoint",),
     ("langdc.model",),
     ("langdc.sample.dataset", "langdc.sample.pretrain_encoders", "langdc.sample.pretrain_language"),
@@ -35,7 +36,7 @@ ROWS = (
         "langdc.plots",
         "langdc.language_models",
     ),
-    ("langdc.sources", "langdc.rope", "langdc.chunks", "langdc.metering"),
+    ("langdc.sources", "langdc.rope", "langdc.chunks", "langdc.metering", "langdc.shards"),
     ("langdc.sample",),
     ("langdc.interfaces", "langdc.config"),
     (
@@ -45,6 +46,7 @@ ROWS = (
         "langdc.files",
         "langdc.registry",
         "langdc.log",
+        "langdc.devices",
         "langdc.version",
     ),
 )
