@@ -16,8 +16,6 @@ from langdc.training.stages import OBJECTIVES
 from tests import tiny
 from tests.training.ranks import STAGES, assert_close, changed, losses, recipe, run
 
-ZERO = {"ddp": None, "zero2": 2, "zero3": 3}
-
 
 def made(folder: Path, objective: str, memory: float, dtype: str = "float32", **settings: object) -> Objective:
     """An objective over images, videos and text, the same weights every time."""
@@ -109,10 +107,9 @@ def test_two_processes_that_share_all_parameters_learn_the_same(kept: dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kind", ZERO)
-def test_any_stage_learns_the_same(longer: dict[str, StageConfig], tmp_path: Path, stage: str, kind: str):
-    found = online(longer[stage], tmp_path / "two", ZERO[kind], batch_size=2)
+@pytest.mark.parametrize(("stage", "zero"), [*((stage, 3) for stage in STAGES), ("stage3", 2), ("stage3", None)])
+def test_any_stage_learns_the_same(longer: dict[str, StageConfig], tmp_path: Path, stage: str, zero: int | None):
+    found = online(longer[stage], tmp_path / "two", zero, batch_size=2)
     run(2, found)
     assert_close(found, longer[stage], 1e-4)
 
