@@ -1,4 +1,4 @@
-"""python scripts/export_hf.py runs/langdc_3b/stage3 langdc-3b-hf
+"""python scripts/export_hf.py runs/langdc_3b/stage3_choice langdc-3b-hf
 
 Turns a checkpoint of a training stage into plain Hugging Face directories with a model card: language model, captioner
 and image encoder load with transformers alone. The adapter is merged, or with --adapter written as a PEFT directory
