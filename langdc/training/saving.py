@@ -97,10 +97,11 @@ def begin(wanted: bool) -> None:
 
 def drawn_parameters(model: VideoModel) -> dict[str, nn.Parameter]:
     """What of a compressor no published part holds, trained or not: a checkpoint without it would load at random."""
+    published = isinstance(model.config.compressor.settings.get("captioner"), str)  # else it is drawn, too
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name.startswith("compressor.") and not name.startswith(PUBLISHED)
+        if name.startswith("compressor.") and not (published and name.startswith(PUBLISHED))
     }
 
 

@@ -91,8 +91,16 @@ def losses(log: Path, phase: str | None = None) -> dict[tuple[str, int], float]:
 
 
 def _start(command: list, said: IO, **options) -> subprocess.Popen:
+    """As from a terminal: tests that run in the background of a shell ignore Ctrl-C, and so would what they start."""
     words = [sys.executable, *map(str, command)]
-    return subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, start_new_session=True, **options)
+    return subprocess.Popen(
+        words,
+        stdout=said,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
 
 
 def _wait(done: Callable[[], bool], alive: Callable[[], bool], said: IO | None = None) -> None:
