@@ -17,13 +17,18 @@ logger = get_logger(__name__)
 
 def read_log(path: Path, phase: str | None = None) -> list[dict]:
     """The lines of a run's log, of one phase or all; a last line cut short by a kill is left out."""
+    return [line for line in read_lines(path) if phase in (None, line["phase"])]
+
+
+def read_lines(path: Path) -> list[dict]:
+    """JSON lines of a file that grows, none where it is not there; a last one cut short by a kill is left out."""
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else ():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
             break
-    return [line for line in lines if phase in (None, line["phase"])]
+    return lines
 
 
 class JsonLog(TrainerCallback):

@@ -25,6 +25,7 @@ from langdc.model import VideoModel
 from langdc.training.memory import layout_of
 from langdc.training.meter import Meter
 from langdc.training.objectives import as_features
+from langdc.training.progress import read_lines
 from langdc.training.samples import Sample, read_samples
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,7 +78,7 @@ class Watch(TrainerCallback):
         """Drop lines of steps that are made again."""
         if is_first():
             kept = [
-                line for line in read_captions(self.path)
+                line for line in read_lines(self.path)
                 if line["phase"] != self.phase or line["step"] <= state.global_step
             ]  # fmt: skip
             partial = self.path.with_name(f"{self.path.name}.partial")
@@ -165,17 +166,6 @@ def watches(
     samples = read_samples([config.watch.data], model)
     cut = layout_of(config, phase, world_size()).zero == 3
     return [Watch(config.watch, phase.name, directory / "captions.jsonl", model, features, samples, meter, cut)]
-
-
-def read_captions(path: Path) -> list[dict]:
-    """The lines that `Watch` wrote; a last one cut short by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def close_trackers() -> None:
