@@ -82,7 +82,7 @@ def token_cases(
     """The token compressors on `frames` frames."""
     shape = f"{frames} x {places} x {width}"
     features = video(frames, places, width, device, dtype)
-    values = features.main[0].values[:, 0]
+    values = features.projected[0].values[:, 0]
     wide = values.float() if dtype != torch.float32 else values
     method = compressors.build("vidcom2", keep=KEEP, variant="released")
     yield Case("vidcom2", shape, lambda: reference.vidcom2(wide, KEEP), lambda: method(features))
@@ -100,13 +100,13 @@ def token_cases(
 def narrow_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
     """The shapes for which times of the authors' code are known."""
     features = video(1024, PLACES, 256, device, dtype)
-    values = features.main[0].values[:, 0].float()
+    values = features.projected[0].values[:, 0].float()
     select = compressors.build("dpselect", tokens=256 * PLACES, per="patch")
     yield Case(
         "dpselect, patches", "1024 x 196 x 256", lambda: reference.dpselect(values, 256), lambda: select(features)
     )
     less = video(64, PLACES, 256, device, dtype)
-    few = less.main[0].values[:, 0].float()
+    few = less.projected[0].values[:, 0].float()
     bank = compressors.build("ma_lmm", tokens=32 * PLACES)
     yield Case("ma_lmm", "64 -> 32 x 196 x 256", lambda: reference.ma_lmm(few, 32), lambda: bank(less))
 

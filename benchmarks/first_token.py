@@ -101,7 +101,7 @@ def timed(work: Callable[[], Reading], device: str) -> tuple[float, float | None
 def rows(model: Model, frames: int, budget: int) -> Iterator[list[str]]:
     """Lines of the table for one length: plain first, with which the others are compared."""
     video = model.video(frames)
-    grid = video.main[0]
+    grid = video.projected[0]
     steps = len(grid.values)
     everything = torch.arange(grid.tokens, device=model.device)
     whole = grid.values.flatten(0, 2)

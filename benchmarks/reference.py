@@ -1,7 +1,7 @@
 """What `benchmarks/compressors.py` compares with: the methods as straightforwardly as published code has them.
 
 Float32, vectorised over tokens where that code is, with the same copies, loops over frames and whole matrices of
-attention. Written from the formulas; results agree with `langdc` (tests/test_benchmarks.py).
+attention. CaptionOutput from the formulas; results agree with `langdc` (tests/test_benchmarks.py).
 
 Letters: T frames, P places of a frame, C width, h query heads, G key heads, Q queries, n keys, E head width.
 """

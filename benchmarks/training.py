@@ -36,11 +36,11 @@ from benchmarks import report
 from langdc import checkpoint
 from langdc import config as settings
 from langdc.adapters import attach_lora
+from langdc.backbones.batch import pad
+from langdc.backbones.chat import IGNORED
 from langdc.config import ModelConfig, PhaseConfig, Settings, StageConfig
 from langdc.encoders.internvideo2 import InternVideo2Config
 from langdc.features import FeatureStore
-from langdc.hosts.batch import pad
-from langdc.hosts.chat import IGNORED
 from langdc.metering import most_live_bytes, synchronize
 from langdc.model import VideoModel
 from langdc.sample.dataset import make_dataset
@@ -110,15 +110,15 @@ def cases(videos: Path, batch: int, shape: str = "sample") -> list[Case]:
 def narrow(dual: bool) -> ModelConfig:
     """The recipe's model with a quarter of every width and a twelfth of every depth; `dual` as its stage 3 has it."""
     tree = settings.load(Model, ROOT / "configs" / "langdc_3b" / "model.yaml").model.model_dump()
-    host, compressor = tree["host"], tree["compressor"]
+    backbone, compressor = tree["backbone"], tree["compressor"]
     video = InternVideo2Config()
     sizes = {"width": video.width, "mlp_width": video.mlp_width, "depth": video.depth}
-    parts = [host["language_model"], compressor["captioner"], host["image_encoder"]["source"]]
+    parts = [backbone["language_model"], compressor["captioner"], backbone["image_encoder"]["source"]]
     for part in parts:
         part["config"] = {name: _less(name, value) for name, value in part["config"].items()}
-    host["video_encoder"]["source"]["config"] = {name: _less(name, value) for name, value in sizes.items()}
-    host["image_encoder"]["source"]["config"]["num_hidden_layers"] += 1  # the last layer is not read
-    host["video_encoder"]["source"]["config"]["depth"] += 1
+    backbone["video_encoder"]["source"]["config"] = {name: _less(name, value) for name, value in sizes.items()}
+    backbone["image_encoder"]["source"]["config"]["num_hidden_layers"] += 1  # the last layer is not read
+    backbone["video_encoder"]["source"]["config"]["depth"] += 1
     compressor |= {"layer": 2, "segment_marker": True, "base": {"name": "pool", "sides": [6, 4]} if dual else None}
     return settings.check(ModelConfig, tree, "the recipe's model")
 
@@ -137,14 +137,14 @@ def build(case: Case) -> VideoModel:
     torch.manual_seed(0)
     model, _ = checkpoint.start(case.config.model, None)
     if case.phase.lora is not None:
-        attach_lora(model.host, case.phase.lora)
+        attach_lora(model.backbone, case.phase.lora)
     unfreeze(model, case.phase.trainable, adapters=case.phase.lora is not None)
     return model.to(processes.device())
 
 
 def make(model: VideoModel, case: Case, folder: Path | None) -> Objective:
     """What a case learns, with features in a folder or in memory."""
-    return OBJECTIVES[case.phase.objective](model, case.phase, case.config, FeatureStore.of(model.host, folder))
+    return OBJECTIVES[case.phase.objective](model, case.phase, case.config, FeatureStore.of(model.backbone, folder))
 
 
 class Plain:
@@ -196,7 +196,7 @@ class Plain:
 
     def seen(self, videos: list[Frames]) -> dict[str, list[Tensor]]:
         """What the encoders see of all videos at once, by stream."""
-        found = self.model.host.see(videos)
+        found = self.model.backbone.encode(videos)
         return {name: [grids[name].values for grids in found] for name in found[0]}
 
     def caption_loss(self, samples: Sequence[Sample], videos: list[Frames]) -> Tensor:
@@ -216,12 +216,12 @@ class Plain:
         tokens: list[VideoTokens] = self.model.tokens(as_features(self.model, self.seen(videos)), states)
         assert self.prompt is not None
         prompts = [self.prompt(sample) for sample in samples]
-        batch = pad(self.model.host.splice(prompts, [[each] for each in tokens]))
-        found = self.model.host.text_model(
+        batch = pad(self.model.backbone.splice(prompts, [[each] for each in tokens]))
+        found = self.model.backbone.text_model(
             inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
         )
         assert batch.labels is not None
-        logits = self.model.host.lm_head(found.last_hidden_state[:, :-1]).float()
+        logits = self.model.backbone.lm_head(found.last_hidden_state[:, :-1]).float()
         return F.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 

@@ -48,7 +48,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     console.print(f"{len(task.records)} videos or clips, {questions} questions.")
     if options.out is not None:
         write_records(options.out, [_relative(record, task, options.out.parent) for record in task.records])
-        console.print(f"Written: {options.out}")
+        console.print(f"CaptionOutput: {options.out}")
     missing = task.missing()
     if not missing:
         console.print("All videos are there.")

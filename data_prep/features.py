@@ -27,8 +27,8 @@ from langdc.config import FeatureType, StageConfig, load
 from langdc.evaluation import matching, tasks
 from langdc.evaluation.loop import load_model
 from langdc.evaluation.settings import EvalConfig
-from langdc.features import Clip, FeatureStore
-from langdc.interfaces import Host
+from langdc.features import FeatureStore, FrameSpec
+from langdc.interfaces import Backbone
 from langdc.log import get_logger, is_first, world_size
 from langdc.shards import SHARD_BYTES
 from langdc.training import processes, runs, samples
@@ -47,8 +47,8 @@ class Job:
     """What one model's encoders are to see. `failed` says why some clips cannot be read."""
 
     name: str
-    host: Host
-    clips: list[Clip]
+    backbone: Backbone
+    clips: list[FrameSpec]
     folder: Path
     dtype: FeatureType
     failed: dict[str, str] = field(default_factory=dict)
@@ -89,7 +89,7 @@ def _of_stage(options: argparse.Namespace) -> Iterator[Job]:
     model, _ = checkpoint.start(config.model, runs.latest(config.start) if config.start is not None else None)
     files = list(dict.fromkeys(path for phase in config.phases for path in phase.data))
     clips = [sample.clip for sample in samples.read_samples(files, model) if sample.clip is not None]
-    yield Job(config.stage, model.host, clips, folder, config.features_dtype)
+    yield Job(config.stage, model.backbone, clips, folder, config.features_dtype)
 
 
 def _of_eval(options: argparse.Namespace) -> Iterator[Job]:
@@ -100,7 +100,7 @@ def _of_eval(options: argparse.Namespace) -> Iterator[Job]:
     if config.calibration is not None:
         others = matching.other_videos(config.calibration, task)
         videos += [(record, path, lambda record: record) for record, path in others]
-    for row in {(str(row.model), repr(row.host)): row for row in config.all_rows}.values():
+    for row in {(str(row.model), repr(row.backbone)): row for row in config.all_rows}.values():
         lm, clips, failed = load_model(row), [], {}
         for record, path, part_of in videos:
             try:
@@ -108,7 +108,7 @@ def _of_eval(options: argparse.Namespace) -> Iterator[Job]:
                 clips.append(lm.clip(path, part.start, part.end, part.fps))
             except ValueError as error:
                 failed[str(path)] = str(error)
-        yield Job(str(row.model), lm.model.host, clips, folder, config.features_dtype, failed)
+        yield Job(str(row.model), lm.model.backbone, clips, folder, config.features_dtype, failed)
 
 
 # ---- storing it
@@ -116,9 +116,9 @@ def _of_eval(options: argparse.Namespace) -> Iterator[Job]:
 
 def _run(job: Job, options: argparse.Namespace, out: Console) -> int:
     """Store what is missing; how many clips are not there at the end."""
-    job.host.to(processes.device())
+    job.backbone.to(processes.device())
     unread = len(job.failed)
-    store = FeatureStore.of(job.host, job.folder, job.dtype, options.saliency, options.shard_mb * 10**6)
+    store = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency, options.shard_mb * 10**6)
     clips = _present(job)
     for clip in track(clips, "Reading files", console=Console(stderr=True), transient=True, disable=not is_first()):
         store.key(clip)  # remembered
@@ -142,7 +142,7 @@ def _run(job: Job, options: argparse.Namespace, out: Console) -> int:
     return lacking
 
 
-def _present(job: Job) -> list[Clip]:
+def _present(job: Job) -> list[FrameSpec]:
     """The different clips whose files are there."""
     found = []
     for clip in dict.fromkeys(job.clips):
@@ -153,14 +153,14 @@ def _present(job: Job) -> list[Clip]:
     return found
 
 
-def _fail(job: Job, clip: Clip, error: ValueError) -> None:
+def _fail(job: Job, clip: FrameSpec, error: ValueError) -> None:
     job.failed[str(clip.path)] = str(error)
     logger.warning("left out: %s", error)
 
 
-def _plan(job: Job, store: FeatureStore, clips: list[Clip], missing: list[Clip], out: Console) -> float:
+def _plan(job: Job, store: FeatureStore, clips: list[FrameSpec], missing: list[FrameSpec], out: Console) -> float:
     """Say how large all gets and how long it takes; the seconds a clip takes. ValueError if the disk is too small."""
-    kinds: dict[tuple[int, int], list[Clip]] = {}
+    kinds: dict[tuple[int, int], list[FrameSpec]] = {}
     for clip in clips:
         kinds.setdefault((clip.segments, clip.frames_per_segment), []).append(clip)
     lacking = set(missing)
@@ -188,7 +188,7 @@ def _plan(job: Job, store: FeatureStore, clips: list[Clip], missing: list[Clip],
     return total / len(clips)
 
 
-def _probe(store: FeatureStore, clips: list[Clip]) -> tuple[float, float]:
+def _probe(store: FeatureStore, clips: list[FrameSpec]) -> tuple[float, float]:
     """Bytes and seconds of one clip, on average over some that can be read; 0 if none can."""
     found: list[tuple[int, float]] = []
     for clip in clips[: 4 * PROBED]:
@@ -207,7 +207,7 @@ def _probe(store: FeatureStore, clips: list[Clip]) -> tuple[float, float]:
 # ---- what it gives
 
 
-def _report(store: FeatureStore, clips: list[Clip], seconds: float, out: Console) -> None:
+def _report(store: FeatureStore, clips: list[FrameSpec], seconds: float, out: Console) -> None:
     """Say how large it is, how fast it is read, and after how many epochs that pays."""
     out.print(f"Hit rate: {100 * store.hit_rate:.1f} % ({store.found} were there, {store.made} were not).")
     if not clips:
@@ -221,7 +221,7 @@ def _report(store: FeatureStore, clips: list[Clip], seconds: float, out: Console
     out.print(pays(seconds, read))
 
 
-def read_speed(store: FeatureStore, clips: list[Clip]) -> tuple[float, float]:
+def read_speed(store: FeatureStore, clips: list[FrameSpec]) -> tuple[float, float]:
     """Seconds and bytes that a stored clip takes on average, read in random order by a fresh reader.
 
     What the system still holds of the files is dropped first where it lets us, so that the disk is measured.

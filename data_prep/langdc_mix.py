@@ -254,7 +254,7 @@ def _write(options: argparse.Namespace, found: dict[str, Found], captions: Capti
     if not records:
         raise ValueError("no sample can be used, so nothing is written; see above for what is missing.")
     write_records(options.out, records)
-    console.print(f"Written: {options.out}, {len(records)} records.")
+    console.print(f"CaptionOutput: {options.out}, {len(records)} records.")
     if captions is None and options.mix in ("choice", "open"):
         console.print("Without --captions: set captions: captioner in stage 3, so that the captioner writes them.")
 

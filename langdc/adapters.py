@@ -3,12 +3,12 @@
 from torch import nn
 
 from langdc.config import LoraConfig
-from langdc.interfaces import Host
+from langdc.interfaces import Backbone
 
 
-def attach_lora(host: Host, config: LoraConfig) -> None:
+def attach_lora(backbone: Backbone, config: LoraConfig) -> None:
     """Put LoRA layers into the text model, in place: names and classes of everything else stay as they are."""
-    adapt(host.text_model, config)
+    adapt(backbone.text_model, config)
 
 
 def adapt(model: nn.Module, config: LoraConfig) -> None:

@@ -25,7 +25,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class CaptionOutput:
     """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
 
     Captions that were written in the "released" way may have the state that chose their end after the others [n+1,Z].
@@ -114,7 +114,7 @@ class Captioner(nn.Module):
         """The text of caption ids."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> Written:
+    def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> CaptionOutput:
         """Read the states off given captions and score every token of them, the end token included.
 
         `visual`: [n_visual,Z] per segment; `captions`: ids [n] per segment. One call of the model for all segments.
@@ -131,7 +131,7 @@ class Captioner(nn.Module):
         targets = torch.cat([torch.cat([caption, end]) for caption in captions])
         loss = F.cross_entropy(self.language_model.lm_head(predicting).float(), targets, reduction="sum")
         states = self._states(found.hidden_states[self.layer], starts, captions)
-        return Written(captions, states, loss, len(targets))
+        return CaptionOutput(captions, states, loss, len(targets))
 
     def read(self, visual: list[Tensor], captions: list[Tensor]) -> list[Tensor]:
         """The states [n,Z] of given captions, as `supervised` has them, by the layers below them alone."""
@@ -184,7 +184,7 @@ class Captioner(nn.Module):
         ranges = [torch.arange(n) + i * longest + a for i, (a, n) in enumerate(zip(starts, lengths, strict=True))]
         return torch.cat(ranges).to(padded.device)
 
-    def write(self, visual: list[Tensor], synced: bool = False) -> Written:
+    def write(self, visual: list[Tensor], synced: bool = False) -> CaptionOutput:
         """Write the captions of all segments greedily, in one batch. `visual`: [n_visual,Z] per segment."""
         device = visual[0].device
         rows, _ = self._rows(visual, [torch.empty(0, dtype=torch.long, device=device)] * len(visual))
@@ -197,7 +197,7 @@ class Captioner(nn.Module):
             self.language_model, embeds, mask.long(), self.end, self.max_soft_tokens, self.layer, synced, said
         )
         states = found.at if self.soft_token == "at" else found.predicting
-        return Written(found.ids, states, embeds.new_zeros(()), 0)
+        return CaptionOutput(found.ids, states, embeds.new_zeros(()), 0)
 
     def _rows(self, visual: list[Tensor], captions: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """Prompt, visual tokens and caption of each segment in embedding space, and where its caption starts."""

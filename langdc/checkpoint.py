@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from langdc import compat
 from langdc.adapters import attach_lora
+from langdc.backbones import backbone_of
 from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
-from langdc.hosts import host_of
 from langdc.model import VideoModel
 from langdc.sources import resolve
 from langdc.version import __version__
@@ -115,7 +116,7 @@ def _sources(settings: object) -> list[str]:
 
 
 def _parts(config: ModelConfig) -> dict[str, str]:
-    tree = {"host": config.host.settings, "compressor": config.compressor.settings}
+    tree = {"backbone": config.backbone.settings, "compressor": config.compressor.settings}
     files = {source: resolve(source) for source in sorted(set(_sources(tree)))}
     return {
         source: hashlib.sha256("".join(file_hash(f) for f in sorted(folder.glob("*.safetensors"))).encode()).hexdigest()
@@ -161,20 +162,21 @@ def read_card(directory: Path) -> dict:
             f"{file} lacks {', '.join(sorted(lacking))}: it was changed, or another version of langdc than this one "
             f"({__version__}) wrote it. Copy or train the checkpoint again."
         )
-    return {**card, "model": _placed(card["model"], file.parent), "parts": _placed(card["parts"], file.parent)}
+    model = compat.settings(_placed(card["model"], file.parent))
+    return {**card, "model": model, "parts": _placed(card["parts"], file.parent)}
 
 
 def _read_weights(directory: Path, card: dict) -> dict[str, Tensor]:
     file = directory / WEIGHTS
     if not file.is_file() or file_hash(file) != card["weights_sha256"]:
         raise ValueError(f"{file} is not the file that {CARD} describes: missing, cut off or replaced. Copy both.")
-    return load_file(file)
+    return compat.tensors(load_file(file))
 
 
 def saved_names(directory: str | Path) -> list[str]:
     """Names of the tensors that a checkpoint's own file holds."""
     with safe_open(locate(directory) / WEIGHTS, "pt") as opened:
-        return list(opened.keys())
+        return list(map(compat.tensor_name, opened.keys()))
 
 
 def load(directory: str | Path, plain: bool = False) -> VideoModel:
@@ -192,10 +194,10 @@ def load(directory: str | Path, plain: bool = False) -> VideoModel:
     _check_parts(config, card, folder)
     model = VideoModel(config)
     if card["lora"] is not None:
-        attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
+        attach_lora(model.backbone, check(LoraConfig, card["lora"], "lora"))
     tensors = _read_weights(folder, card)
     load_tensors(model, tensors, folder)
-    drawn = (name for name, _ in model.named_parameters() if name.startswith("host.projectors."))
+    drawn = (name for name, _ in model.named_parameters() if name.startswith("backbone.projectors."))
     model.untrained = frozenset(drawn) - set(tensors)
     return model.eval().requires_grad_(False)
 
@@ -204,18 +206,19 @@ def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in (("quantize", None), ("attention", "sdpa")) if key in part}
 
 
-def open_model(directory: str | Path, host: Mapping[str, Any] | None = None) -> VideoModel:
+def open_model(directory: str | Path, backbone: Mapping[str, Any] | None = None) -> VideoModel:
     """A checkpoint of a training stage, or a stock vision-language model in Hugging Face layout, ready to be asked.
 
-    `host`: settings of a stock model's host (frames, fps, ...), and its name where the directory serves several.
+    `backbone`: settings of a stock model's backbone (frames, fps, ...), and its name where the directory serves
+    several.
     """
     folder = locate(directory)
     if (folder / CARD).is_file():
-        if host:
-            raise ValueError(f"{folder} brings its host's settings along; leave out {', '.join(host)}.")
+        if backbone:
+            raise ValueError(f"{folder} brings its backbone's settings along; leave out {', '.join(backbone)}.")
         return load(directory)
-    settings = {"name": host_of(folder), "source": str(folder), **(host or {})}
-    config = ModelConfig(host=check(MemberConfig, settings, "host"), compressor=MemberConfig(name="identity"))
+    settings = {"name": backbone_of(folder), "source": str(folder), **(backbone or {})}
+    config = ModelConfig(backbone=check(MemberConfig, settings, "backbone"), compressor=MemberConfig(name="identity"))
     return VideoModel(config).eval().requires_grad_(False)
 
 
@@ -254,7 +257,7 @@ def start(config: ModelConfig, directory: Path | None) -> tuple[VideoModel, dict
     card = read_card(directory)
     _check_parts(config, card, directory)
     if card["lora"] is not None:
-        attach_lora(model.host, check(LoraConfig, card["lora"], "lora"))
+        attach_lora(model.backbone, check(LoraConfig, card["lora"], "lora"))
     tensors = _read_weights(directory, card)
     load_tensors(model, tensors, directory)
     _check_drawn(card["model"], config.model_dump(mode="json"), directory)

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--kv", help="a second one, in the cache, with the same budget")
     ask.add_argument("--config", metavar="FILE", help="all of these from a file, such as configs/retake/*.yaml")
     _add_budget(ask)
-    _add_host(ask)
+    _add_backbone(ask)
     ask.set_defaults(run=_ask)
     compare = commands.add_parser("compare", help="ask with several compressors, and show what each kept")
     compare.add_argument("video", help="a video or image file")
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--max-new-tokens", type=int, default=64, help="length limit of the replies (default: 64)")
     compare.add_argument("--out", default="compare.html", help="the page to write (default: compare.html)")
     _add_budget(compare)
-    _add_host(compare)
+    _add_backbone(compare)
     compare.set_defaults(run=_compare)
     zoo = commands.add_parser("compressors", help="list all compressors")
     zoo.set_defaults(run=_compressors)
@@ -74,8 +74,8 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, help="how many visual tokens are kept, in place of --keep")
 
 
-def _add_host(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", help="for stock models: a host by name, such as llava_video")
+def _add_backbone(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", help="for stock models: a backbone by name, such as llava_video")
     parser.add_argument("--frames", type=int, help="for stock models: how many frames are looked at")
 
 
@@ -84,8 +84,8 @@ def _budget(options: argparse.Namespace) -> dict:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _host(options: argparse.Namespace) -> dict:
-    given = {"name": options.host, "frames": options.frames}
+def _backbone(options: argparse.Namespace) -> dict:
+    given = {"name": options.backbone, "frames": options.frames}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -106,7 +106,7 @@ def _chosen(options: argparse.Namespace) -> dict:
 
 def _from_file(options: argparse.Namespace) -> dict:
     """What `--config` asks for, as keywords of `VideoLM.from_pretrained`."""
-    names = ("compressor", "kv", "keep", "tokens", "host", "frames", "sample")
+    names = ("compressor", "kv", "keep", "tokens", "backbone", "frames", "sample")
     given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
     if given:
         raise ValueError(f"--config {options.config} sets the whole method; leave out {', '.join(given)}.")
@@ -116,11 +116,13 @@ def _from_file(options: argparse.Namespace) -> dict:
 def _compressors(options: argparse.Namespace) -> int:
     from langdc.tools.zoo import entries
 
-    table = Table("name", "site", "needs", "hosts", "variants", "paper", box=None, pad_edge=False)
+    table = Table("name", "site", "needs", "backbones", "variants", "paper", box=None, pad_edge=False)
     table.columns[0].no_wrap = True  # names are copied from here
     found = entries()
     for entry in found:
-        table.add_row(entry.name, entry.site, entry.needs, entry.hosts, " ".join(entry.variants) or "-", entry.paper)
+        table.add_row(
+            entry.name, entry.site, entry.needs, entry.backbones, " ".join(entry.variants) or "-", entry.paper
+        )
     console = Console()
     console.print(table)
     console.print(
@@ -141,7 +143,7 @@ def _compare(options: argparse.Namespace) -> int:
     table = Table("compressor", "tokens", "ms", "answer", box=None, pad_edge=False)
     found = []
     with console.status("asking ..."):
-        video = VideoLM.from_pretrained(options.model, host=_host(options)).open(options.video)
+        video = VideoLM.from_pretrained(options.model, backbone=_backbone(options)).open(options.video)
         for one in compare(video, options.question, budget, names, max_new_tokens=options.max_new_tokens):
             found.append(one)
             said = one.trouble if one.answer is None else one.answer.text
@@ -160,7 +162,7 @@ def _ask(options: argparse.Namespace) -> int:
     from langdc.pipeline import VideoLM
     from langdc.tools.sample_clip import sample_clip
 
-    chosen = _from_file(options) if options.config else {**_chosen(options), "host": _host(options)}
+    chosen = _from_file(options) if options.config else {**_chosen(options), "backbone": _backbone(options)}
     console = Console()
     if options.sample:
         with sample_clip(options.seed) as (path, truth):

@@ -43,15 +43,15 @@ class MemberConfig(BaseModel):
 class ModelConfig(Settings):
     """What a model is made of."""
 
-    host: MemberConfig
+    backbone: MemberConfig
     compressor: MemberConfig
 
 
 class MethodConfig(Settings):
     """A method on a stock model, ready to ask with; which weights is said where it is used."""
 
-    host: MemberConfig
-    """The host's name and settings, without `source`."""
+    backbone: MemberConfig
+    """The backbone's name and settings, without `source`."""
     compressor: MemberConfig | None = None
     """Before the language model."""
     kv: MemberConfig | None = None
@@ -59,14 +59,14 @@ class MethodConfig(Settings):
 
     @model_validator(mode="after")
     def _names_no_weights(self) -> "MethodConfig":
-        if "source" in self.host.settings:
-            raise ValueError("a method's host names no source; give the weights where it is used, as --model DIR")
+        if "source" in self.backbone.settings:
+            raise ValueError("a method's backbone names no source; give the weights where it is used, as --model DIR")
         return self
 
     @property
     def arguments(self) -> dict[str, dict[str, Any]]:
         """Keywords of `VideoLM.from_pretrained`."""
-        members = {"host": self.host, "compressor": self.compressor, "kv": self.kv}
+        members = {"backbone": self.backbone, "compressor": self.compressor, "kv": self.kv}
         return {name: member.model_dump() for name, member in members.items() if member is not None}
 
 

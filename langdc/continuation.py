@@ -1,6 +1,6 @@
 """Writing on after a prompt that was read in pieces, with all of transformers' generation options.
 
-Letters: A rotary axes, B rows, D host width, V vocabulary.
+Letters: A rotary axes, B rows, D backbone width, V vocabulary.
 """
 
 from typing import Any

@@ -14,7 +14,7 @@ CHECK_EVERY = 8  # steps between looks at the stop flags, each of which waits fo
 
 
 @dataclass(frozen=True, eq=False)
-class Decoded:
+class GenerateOutput:
     """What was written: `ids` per row without the end token; `at` and `predicting`, [n,Z] per row.
 
     `at` is the state at the position whose input is the token, `predicting` the state one earlier, that chose it; with
@@ -36,7 +36,7 @@ def greedy(
     layer: int,
     synced: bool = False,
     said: Sequence[int] = (),
-) -> Decoded:
+) -> GenerateOutput:
     """Write at most `most` tokens per row after left-padded prompts; every row stops at its own end token.
 
     `embeds` [B,M,Z]; `mask` [B,M] 1 at real positions; `layer` indexes the model's hidden states (0: embeddings).
@@ -78,14 +78,14 @@ def _all_finished(finished: Tensor, synced: bool) -> bool:
     return bool(flag)
 
 
-def _cut(ids: Tensor, states: Tensor, ends: Tensor, most: int, said: Tensor) -> Decoded:
+def _cut(ids: Tensor, states: Tensor, ends: Tensor, most: int, said: Tensor) -> GenerateOutput:
     """Rows up to their end token. `states[:, i]` chose token i, and is the state at the position of token i - 1."""
     stopped = torch.isin(ids, ends)
     lengths = torch.where(stopped.any(1), stopped.int().argmax(1), ids.shape[1]).clamp(max=most)
     counted = torch.isin(ids.gather(1, lengths[:, None])[:, 0], said) & (lengths < most)
     chosen = (lengths + counted).tolist()
     lengths = lengths.tolist()
-    return Decoded(
+    return GenerateOutput(
         ids=[row[:n] for row, n in zip(ids, lengths, strict=True)],
         at=[row[1 : n + 1] for row, n in zip(states, lengths, strict=True)],
         predicting=[row[:n] for row, n in zip(states, chosen, strict=True)],

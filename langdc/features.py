@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from langdc.config import FeatureType
 from langdc.generation import refuse_nan
-from langdc.interfaces import Host
+from langdc.interfaces import Backbone
 from langdc.log import get_logger
 from langdc.shards import SHARD_BYTES, TensorStore
 from langdc.types import FeatureGrid, Frames
@@ -36,7 +36,7 @@ READERS, AHEAD = 2, 4
 
 
 @dataclass(frozen=True)
-class Clip:
+class FrameSpec:
     """Which frames of which file, or folder of frames: the sampling that every part of a run uses."""
 
     path: Path
@@ -88,13 +88,13 @@ def module_hash(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def sight_hash(host: Host) -> str:
-    """A hash of all that decides what a host's encoders see of frames: their tensors and settings."""
-    return hashlib.sha256(f"{module_hash(host.encoders)} {host.sight}".encode()).hexdigest()
+def preprocessing_hash(backbone: Backbone) -> str:
+    """A hash of all that decides what a backbone's encoders see of frames: their tensors and settings."""
+    return hashlib.sha256(f"{module_hash(backbone.encoders)} {backbone.preprocessing}".encode()).hexdigest()
 
 
 class FeatureStore:
-    """Raw encoder grids of clips. `see` runs the encoders on decoded frames, `identity` names their weights.
+    """Raw encoder grids of clips. `encoders` runs the encoders on decoded frames, `identity` names their weights.
 
     Values are kept as `dtype`; the same clip is never decoded or encoded twice. Clips are encoded one at a time, so
     that what is stored of one depends on no other. `found` and `made` count the clips to fill in that were there, and
@@ -103,34 +103,34 @@ class FeatureStore:
 
     def __init__(
         self,
-        see: Callable[[list[Frames]], Sequence[Mapping[str, FeatureGrid]]],
+        encoders: Callable[[list[Frames]], Sequence[Mapping[str, FeatureGrid]]],
         identity: str,
         folder: Path | None = None,
         dtype: torch.dtype = torch.bfloat16,
         shard_bytes: float = SHARD_BYTES,
     ) -> None:
-        self.see = see
+        self.encoders = encoders
         self.identity = identity
         self.dtype = dtype
         self.store = TensorStore(folder, shard_bytes=shard_bytes)
         self.found = self.made = 0
-        self._keys: dict[Clip, str] = {}
+        self._keys: dict[FrameSpec, str] = {}
 
     @classmethod
     def of(
         cls,
-        host: Host,
+        backbone: Backbone,
         folder: Path | None,
         dtype: FeatureType = "bfloat16",
         saliency: bool = False,
         shard_bytes: float = SHARD_BYTES,
     ) -> "FeatureStore":
-        """The store of what a host's encoders see; with `saliency`, also what they attend to."""
+        """The store of what a backbone's encoders see; with `saliency`, also what they attend to."""
         need = frozenset({"saliency"} if saliency else ())
-        identity = f"{sight_hash(host)}{' saliency' if saliency else ''}"
-        return cls(lambda videos: host.see(videos, need), identity, folder, TYPES[dtype], shard_bytes)
+        identity = f"{preprocessing_hash(backbone)}{' saliency' if saliency else ''}"
+        return cls(lambda videos: backbone.encode(videos, need), identity, folder, TYPES[dtype], shard_bytes)
 
-    def key(self, clip: Clip) -> str:
+    def key(self, clip: FrameSpec) -> str:
         """The key of a clip under these encoders."""
         if clip not in self._keys:
             text = f"{clip.key()} {self.identity} {self.dtype}"
@@ -139,7 +139,7 @@ class FeatureStore:
 
     def fresh(self) -> "FeatureStore":
         """The same store as another process finds it, nothing being in memory."""
-        other = FeatureStore(self.see, self.identity, self.store.folder, self.dtype)
+        other = FeatureStore(self.encoders, self.identity, self.store.folder, self.dtype)
         other._keys = self._keys
         return other
 
@@ -148,7 +148,7 @@ class FeatureStore:
         """The share of the clips to fill in that were there."""
         return self.found / max(self.found + self.made, 1)
 
-    def fill(self, clips: Sequence[Clip], failed: Callable[[Clip, ValueError], None] | None = None) -> None:
+    def fill(self, clips: Sequence[FrameSpec], failed: Callable[[FrameSpec, ValueError], None] | None = None) -> None:
         """Decode and encode every clip that is not there yet.
 
         What cannot be decoded or encoded raises ValueError, or is told to `failed` and left out; then other processes
@@ -171,7 +171,7 @@ class FeatureStore:
             self.store.wait(keys, "Encoding videos")
 
     def _encoded(
-        self, clips: list[Clip], numbers: list[int], failed: Callable[[Clip, ValueError], None] | None
+        self, clips: list[FrameSpec], numbers: list[int], failed: Callable[[FrameSpec, ValueError], None] | None
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
         with ThreadPoolExecutor(READERS) as readers:
             for number, frames in _ahead(readers, clips, numbers):
@@ -186,7 +186,7 @@ class FeatureStore:
 
     def encode(self, video: Frames, path: Path) -> dict[str, Tensor]:
         """What is stored of the frames of a file; ValueError if an encoder's output is not finite."""
-        (grids,) = self.see([video])
+        (grids,) = self.encoders([video])
         try:
             refuse_nan(grids)
         except ValueError as error:
@@ -200,14 +200,16 @@ class FeatureStore:
                 packed[f"{name}.saliency"] = grid.saliency.cpu().contiguous()
         return packed
 
-    def get(self, clip: Clip, dtype: torch.dtype | None = torch.float32) -> tuple[dict[str, FeatureGrid], Tensor]:
-        """The raw grids and frame times [T] of a clip; encodes it if need be. None: in the type encoders gave."""
+    def get(self, clip: FrameSpec, dtype: torch.dtype | None = torch.float32) -> tuple[dict[str, FeatureGrid], Tensor]:
+        """The encoded grids and frame times [T] of a clip; encodes it if need be. None: in the type encoders gave."""
         if self.key(clip) not in self.store:
             self.fill([clip])
         return self._unpacked(self.key(clip), dtype)
 
-    def kept(self, clip: Clip) -> dict[str, Tensor]:
-        """The raw grids [T,H,W,C] of a clip in the type they are kept in (float8: float32); encodes it if need be."""
+    def kept(self, clip: FrameSpec) -> dict[str, Tensor]:
+        """The encoded grids [T,H,W,C] of a clip in the type they are kept in (float8: float32); encodes it if need
+        be.
+        """
         if self.dtype == torch.float8_e4m3fn:
             return {name: grid.values for name, grid in self.get(clip)[0].items()}
         if self.key(clip) not in self.store:
@@ -216,10 +218,14 @@ class FeatureStore:
         return {name: values for name, values in tensors.items() if "." not in name and name != "seconds"}
 
     def look(self, videos: list[Frames]) -> list[dict[str, Tensor]]:
-        """The raw grids [T,H,W,C] of decoded videos, rounded as those that are kept, all in one call; keeps nothing."""
-        return [{name: rounded(grid.values, self.dtype) for name, grid in grids.items()} for grids in self.see(videos)]
+        """The encoded grids [T,H,W,C] of decoded videos, rounded as those that are kept, all in one call; keeps
+        nothing.
+        """
+        return [
+            {name: rounded(grid.values, self.dtype) for name, grid in grids.items()} for grids in self.encoders(videos)
+        ]
 
-    def find(self, clip: Clip, dtype: torch.dtype | None = None) -> tuple[dict[str, FeatureGrid], Tensor] | None:
+    def find(self, clip: FrameSpec, dtype: torch.dtype | None = None) -> tuple[dict[str, FeatureGrid], Tensor] | None:
         """As `get`, or None for a clip that is not there."""
         if self.key(clip) not in self.store:
             return None
@@ -238,7 +244,9 @@ class FeatureStore:
         return grids, tensors["seconds"]
 
 
-def _ahead(readers: ThreadPoolExecutor, clips: list[Clip], numbers: list[int]) -> Iterator[tuple[int, Future[Frames]]]:
+def _ahead(
+    readers: ThreadPoolExecutor, clips: list[FrameSpec], numbers: list[int]
+) -> Iterator[tuple[int, Future[Frames]]]:
     """Clips one after the other, the next few being decoded meanwhile."""
     waiting: deque[tuple[int, Future[Frames]]] = deque()
     for number in numbers:

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from langdc.compressors.langdc import LangDC
 from langdc.decoding import CHECK_EVERY
-from langdc.interfaces import Host, TokenCompressor
+from langdc.interfaces import Backbone, TokenCompressor
 from langdc.metering import lm_head_flops, transformer_flops
 from langdc.types import FeatureGrid, VideoFeatures
 
@@ -41,14 +41,16 @@ def linear_flops(module: nn.Module, rows: int) -> float:
     return sum(2.0 * rows * m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def project_flops(projectors: nn.ModuleDict, raw: Mapping[str, FeatureGrid]) -> float:
-    """One projector per stream over every place of a video's raw grids; streams without one cost nothing."""
-    return sum(linear_flops(projector, raw[name].tokens) for name, projector in projectors.items() if name in raw)
+def project_flops(projectors: nn.ModuleDict, encoded: Mapping[str, FeatureGrid]) -> float:
+    """One projector per stream over every place of a video's encoded grids; streams without one cost nothing."""
+    return sum(
+        linear_flops(projector, encoded[name].tokens) for name, projector in projectors.items() if name in encoded
+    )
 
 
 def caption_flops(
     compressor: LangDC,
-    raw: Mapping[str, FeatureGrid],
+    encoded: Mapping[str, FeatureGrid],
     lengths: Sequence[int],
     given: Literal["scored", "read"] | None = None,
 ) -> float:
@@ -57,12 +59,12 @@ def caption_flops(
     `given` captions are not written but "scored", every token of them predicted, or only "read" up to their states.
     """
     config = compressor.captioner.language_model.config
-    frames = len(next(iter(raw.values())).values)
+    frames = len(next(iter(encoded.values())).values)
     prompt = len(compressor.captioner.before) + len(compressor.captioner.after)
     of_frame = sum(side**2 for side in compressor.pool.values())
     size = compressor.frames_per_segment
     starts = [prompt + of_frame * min(size, frames - number * size) for number in range(len(lengths))]
-    total = project_flops(compressor.projectors, raw)
+    total = project_flops(compressor.projectors, encoded)
     if given is None:
         return total + writing_flops(config, max(starts), lengths, compressor.captioner.max_soft_tokens)
     whole = sum(
@@ -86,29 +88,33 @@ def writing_flops(config: PretrainedConfig, start: int, lengths: Sequence[int], 
     return len(lengths) * each
 
 
-def compress_flops(host: Host, compressor: TokenCompressor, video: VideoFeatures, written: Sequence[int] = ()) -> float:
-    """From encoder grids to tokens in host width, for one video. `written`: caption tokens of each segment, if any."""
-    total = project_flops(host.projectors, video.raw) if video.main else 0.0
+def compress_flops(
+    backbone: Backbone, compressor: TokenCompressor, video: VideoFeatures, written: Sequence[int] = ()
+) -> float:
+    """From encoder grids to tokens in backbone width, for one video. `written`: caption tokens of each segment, if
+    any.
+    """
+    total = project_flops(backbone.projectors, video.encoder) if video.projected else 0.0
     if not isinstance(compressor, LangDC):
         return total + compressor.flops(video)
-    total += caption_flops(compressor, video.raw, written)
+    total += caption_flops(compressor, video.encoder, written)
     total += linear_flops(compressor.post_projector, sum(written))
     return total + (compressor.base.flops(video) if compressor.base is not None else 0.0)
 
 
-def answer_flops(host: Host, prompt: int, steps: int) -> dict[str, float]:
+def answer_flops(backbone: Backbone, prompt: int, steps: int) -> dict[str, float]:
     """Reading a prompt up to the first token, and `steps` more calls of the model for the rest of the reply."""
-    return reading_flops(host, [(prompt, 0)], prompt, steps)
+    return reading_flops(backbone, [(prompt, 0)], prompt, steps)
 
 
 def reading_flops(
-    host: Host, calls: Sequence[tuple[int, float]], held: float, steps: int, scoring: float = 0.0
+    backbone: Backbone, calls: Sequence[tuple[int, float]], held: float, steps: int, scoring: float = 0.0
 ) -> dict[str, float]:
     """As `answer_flops`, for a prompt read in `calls` (tokens, keys before them) that left `held` keys per layer.
 
     `scoring`: what a KV compressor took to say which.
     """
-    config = host.language_model.config.get_text_config()
+    config = backbone.language_model.config.get_text_config()
     read = sum(language_model_flops(config, new, past, predictions=0) for new, past in calls)
     rest = steps * language_model_flops(config, 1, held + (steps - 1) / 2)  # linear in the past, so the mean will do
     return {"prefill": read + language_model_flops(config, 0) + scoring, "generate": rest}

@@ -59,15 +59,15 @@ class ScoreWatch(LogitsProcessor):
         )
 
 
-def refuse_nan(raw: Mapping[str, FeatureGrid]) -> None:
+def refuse_nan(encoded: Mapping[str, FeatureGrid]) -> None:
     """ValueError if what an encoder saw of a video is not finite; no compressor may drop that silently."""
-    if not raw:
+    if not encoded:
         return
     # the extremes tell as much as all values and make no copy of them; one wait for all grids
-    extremes = [[torch.stack(part.aminmax()) for part in (grid.values, *grid.extra)] for grid in raw.values()]
+    extremes = [[torch.stack(part.aminmax()) for part in (grid.values, *grid.extra)] for grid in encoded.values()]
     finite = torch.stack([torch.stack(of_grid).isfinite().all() for of_grid in extremes])
     if not finite.all():
-        named = ", ".join(name for name, fine in zip(raw, finite.tolist(), strict=True) if not fine)
+        named = ", ".join(name for name, fine in zip(encoded, finite.tolist(), strict=True) if not fine)
         raise ValueError(
             f"The encoder {named} gives NaN or infinity for this video. Look at its frames, or load the encoder in "
             "float32 and see whether a weight is not finite."

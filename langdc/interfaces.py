@@ -1,7 +1,7 @@
 """The interfaces everything is built from; read this page first.
 
-An mp4 file becomes `Frames`; a `Host` encodes them to `VideoFeatures`; a `TokenCompressor` turns those into few
-`VideoTokens`; the host splices them into the prompt; the language model answers. Letters as in `langdc.types`.
+An mp4 file becomes `Frames`; a `Backbone` encodes them to `VideoFeatures`; a `TokenCompressor` turns those into few
+`VideoTokens`; the backbone splices them into the prompt; the language model answers. Letters as in `langdc.types`.
 """
 
 from abc import ABC, abstractmethod
@@ -20,8 +20,10 @@ from langdc.types import Chunk, FeatureGrid, Frames, Plan, Prompt, Sampling, Spl
 class TokenCompressor(nn.Module, ABC):
     """Features in, fewer tokens out, before the language model."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"main"})
-    """What the host must compute for this compressor: "main" (grids in host width), "raw", "saliency", "question"."""
+    needs: ClassVar[frozenset[str]] = frozenset({"projected"})
+    """What the backbone must compute for this compressor: "projected" (grids in backbone width), "encoder",
+    "saliency", "question".
+    """
     keeps_places: ClassVar[bool] = True
     """Whether its tokens stand for places of a grid, so that side features of these places can follow them."""
     paper: ClassVar[str] = ""
@@ -82,7 +84,9 @@ class CaptionCompressor(LearnedCompressor):
 
     @abstractmethod
     def project(self, videos: list[VideoFeatures], states: list[list[Tensor]]) -> list[VideoTokens]:
-        """Turn states into tokens in host width, in order of segments (after the base compressor's tokens, if any)."""
+        """Turn states into tokens in backbone width, in order of segments (after the base compressor's tokens, if
+        any).
+        """
 
 
 class KVCompressor(ABC):
@@ -136,14 +140,14 @@ class KVCompressor(ABC):
         return old
 
 
-class Host(nn.Module, ABC):
+class Backbone(nn.Module, ABC):
     """One large model's habits: how it encodes, prompts and numbers positions. Wraps a stock model, changes none."""
 
     language_model: PreTrainedModel
     text_model: nn.Module
     """The language model without its head."""
     lm_head: nn.Module
-    """From host width to logits."""
+    """From backbone width to logits."""
     tokenizer: PreTrainedTokenizerBase
     encoders: nn.ModuleDict
     projectors: nn.ModuleDict
@@ -164,13 +168,13 @@ class Host(nn.Module, ABC):
     """The model's own settings of generation."""
     needs_places: ClassVar[bool] = False
     """Whether side features must follow a video's tokens, so that every token has to have a place."""
-    tells_saliency: ClassVar[bool] = False
+    has_saliency: ClassVar[bool] = False
     """Whether it can say how much its encoder attends to each place."""
     batched: bool = False
     """Whether several prompts may be read as one padded batch."""
 
     @property
-    def sight(self) -> str:
+    def preprocessing(self) -> str:
         """All that decides, beside the encoders' weights, what they see of a file."""
         return f"{self.segments}x{self.frames_per_segment}"
 
@@ -196,35 +200,35 @@ class Host(nn.Module, ABC):
         return Sampling(self.segments, self.frames_per_segment)
 
     @abstractmethod
-    def encoder_flops(self, raw: Mapping[str, FeatureGrid]) -> float:
-        """Floating-point operations of the encoders behind one video's raw grids, up to the layer that is read."""
+    def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
+        """Floating-point operations of the encoders behind one video's encoded grids, up to the layer that is read."""
 
     @abstractmethod
-    def see(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
-        """Run the frozen encoders: raw grids by encoder name. This is what may be stored.
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
+        """Run the frozen encoders: encoded grids by encoder name. This is what may be stored.
 
-        With "saliency" in `need` grids say what the encoder attends to, of hosts with `tells_saliency`.
+        With "saliency" in `need` grids say what the encoder attends to, of backbones with `has_saliency`.
         """
 
     @abstractmethod
-    def features(
-        self, raw: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
+    def project(
+        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
     ) -> list[VideoFeatures]:
-        """Project raw grids as far as `need` asks; gradients flow to the projectors."""
+        """Project encoded grids as far as `need` asks; gradients flow to the projectors."""
 
-    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset({"main"})) -> list[VideoFeatures]:
-        """`see`, then `features`."""
-        return self.features(self.see(videos, need), [video.seconds for video in videos], need)
+    def features_of(self, videos: list[Frames], need: frozenset[str] = frozenset({"projected"})) -> list[VideoFeatures]:
+        """`encode`, then `features`."""
+        return self.project(self.encode(videos, need), [video.seconds for video in videos], need)
 
     @abstractmethod
     def prompt(self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = ()) -> Prompt:
         """Turn chat messages into ids with slots for their videos; with `learn`, labels on the assistant's turns.
 
         A message is {"role": ..., "content": str or list of {"type": "text", "text": ...} and {"type": "video"}}.
-        `media`: the videos (and images, {"type": "image"}) in order; hosts whose prompt tells of them need them.
+        `media`: the videos (and images, {"type": "image"}) in order; backbones whose prompt tells of them need them.
         """
 
-    def complete(self, tokens: VideoTokens, video: VideoFeatures) -> VideoTokens:
+    def append_newline_tokens(self, tokens: VideoTokens, video: VideoFeatures) -> VideoTokens:
         """Add to a video's tokens what the model was trained to see with them, such as newlines; default: nothing."""
         return tokens
 

@@ -17,20 +17,20 @@ import torch
 from torch import Tensor
 
 from langdc import checkpoint, devices
+from langdc.backbones.batch import read_together
+from langdc.backbones.chat import conversation
 from langdc.compressors.langdc import LangDC
 from langdc.config import MemberConfig, check
 from langdc.continuation import Continuation
-from langdc.features import Clip
+from langdc.features import FrameSpec
 from langdc.flops import answer_flops, compress_flops, reading_flops
 from langdc.generation import FirstToken, ScoreWatch, refuse_nan
-from langdc.hosts.batch import read_together
-from langdc.hosts.chat import conversation
 from langdc.interfaces import KVCompressor, TokenCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.metering import synchronize
 from langdc.model import VideoModel, build_compressor
 from langdc.prefill import Reading, read_prompt
-from langdc.stages import StageTimer, note, stage
+from langdc.timing import StageTimer, note, stage
 from langdc.types import Answer, FeatureGrid, Frames, Prompt, VideoFeatures, VideoTokens
 from langdc.video import is_image
 
@@ -41,7 +41,7 @@ class OpenVideo:
 
     lm: "VideoLM"
     frames: Frames | None
-    raw: Mapping[str, FeatureGrid]
+    encoder: Mapping[str, FeatureGrid]
     times: Tensor
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -51,12 +51,12 @@ class OpenVideo:
 
         Raises ValueError if it needs to know what the encoder attends to and the video was opened without.
         """
-        if self.lm.lacks_saliency(self.raw):
+        if self.lm.lacks_saliency(self.encoder):
             raise ValueError(
                 f"{type(self.lm.compressor).__name__} chooses by what the encoder attends to, which was not asked for "
                 "when this video was opened. Open it again without 'same'."
             )
-        return self.lm.model.host.features([self.raw], [self.times], self.lm.compressor.needs)[0]
+        return self.lm.model.backbone.project([self.encoder], [self.times], self.lm.compressor.needs)[0]
 
     @cached_property
     def compressed(self) -> tuple[VideoTokens, list[str] | None, float, float]:
@@ -66,7 +66,7 @@ class OpenVideo:
     @cached_property
     def encoder_flops(self) -> float:
         """What the encoders took for it."""
-        return self.lm.model.host.encoder_flops(self.raw)
+        return self.lm.model.backbone.encoder_flops(self.encoder)
 
     @property
     def tokens(self) -> VideoTokens:
@@ -81,7 +81,7 @@ class OpenVideo:
     @property
     def segments(self) -> int:
         """How many segments the video was sampled in."""
-        return -(-len(self.times) // self.lm.model.host.frames_per_segment)
+        return -(-len(self.times) // self.lm.model.backbone.frames_per_segment)
 
     def ask(self, question: str, **generation: Any) -> Answer:
         """Answer a question; generation options are those of transformers (max_new_tokens, do_sample, ...)."""
@@ -105,18 +105,18 @@ class VideoLM:
         directory: str | Path,
         compressor: TokenCompressor | Mapping[str, Any] | str | None = None,
         kv: KVCompressor | Mapping[str, Any] | str | None = None,
-        host: Mapping[str, Any] | None = None,
+        backbone: Mapping[str, Any] | None = None,
     ) -> "VideoLM":
         """Load a checkpoint directory, ours or a stock vision-language model's.
 
-        `compressor` and `kv` may be a name, {"name": ..., settings} or an object. `host`: settings of a stock model,
-        such as {"frames": 64}, with a name where the directory serves several hosts: {"name": "llava_video"}.
+        `compressor` and `kv` may be a name, {"name": ..., settings} or an object. `backbone`: settings of a stock
+        model, such as {"frames": 64}, with a name where the directory serves several backbones: {"name": "llava_video"}.
         """
-        model = checkpoint.open_model(directory, host)
+        model = checkpoint.open_model(directory, backbone)
         if isinstance(compressor, str):
             compressor = {"name": compressor}
         if isinstance(compressor, Mapping):
-            compressor = build_compressor(check(MemberConfig, dict(compressor), "compressor"), model.host)
+            compressor = build_compressor(check(MemberConfig, dict(compressor), "compressor"), model.backbone)
             if any(True for _ in compressor.parameters()):
                 raise ValueError(
                     f"The compressor {type(compressor).__name__} has weights of its own, which {directory} does not "
@@ -139,12 +139,12 @@ class VideoLM:
 
     def clip(
         self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
-    ) -> Clip:
+    ) -> FrameSpec:
         """The frames this model samples of a file, or of a folder of frames with `fps` of them a second."""
         if is_image(path) and fps is None:
-            return Clip(Path(path), 1, 1)
-        how = self.model.host.sampling(path, start, end, fps)
-        return Clip(Path(path), how.segments, how.frames_per_segment, start, end, how.size, how.resample, fps)
+            return FrameSpec(Path(path), 1, 1)
+        how = self.model.backbone.sampling(path, start, end, fps)
+        return FrameSpec(Path(path), how.segments, how.frames_per_segment, start, end, how.size, how.resample, fps)
 
     def open(
         self,
@@ -162,7 +162,7 @@ class VideoLM:
         `need`: what other compressors need that will take it over. Raises ValueError if the file cannot be read.
         """
         if same is not None:
-            if same.frames is not None and self.lacks_saliency(same.raw):
+            if same.frames is not None and self.lacks_saliency(same.encoder):
                 return self._encoded(same.frames, {"decode": same.seconds.get("decode", 0.0)}, need)
             return self._as_needed(same)
         with StageTimer(self.device) as timer, stage("decode"):
@@ -171,22 +171,22 @@ class VideoLM:
 
     def _encoded(self, frames: Frames, seconds: dict[str, float], need: frozenset[str]) -> OpenVideo:
         with StageTimer(self.device) as timer, stage("encode"):
-            raw = self.model.host.see([frames], self.compressor.needs | need)[0]
-        refuse_nan(raw)
-        return OpenVideo(self, frames, raw, frames.seconds, {**seconds, **timer.seconds})
+            encoded = self.model.backbone.encode([frames], self.compressor.needs | need)[0]
+        refuse_nan(encoded)
+        return OpenVideo(self, frames, encoded, frames.seconds, {**seconds, **timer.seconds})
 
     def _as_needed(self, same: OpenVideo) -> OpenVideo:
         """A video that another model opened, without what this compressor has no use for, nor its seconds."""
-        raw, seconds = same.raw, dict(same.seconds)
+        encoded, seconds = same.encoder, dict(same.seconds)
         if "saliency" not in self.compressor.needs:
-            raw = {name: replace(grid, saliency=None) for name, grid in raw.items()}
+            encoded = {name: replace(grid, saliency=None) for name, grid in encoded.items()}
             seconds.pop("saliency", None)
-        return OpenVideo(self, same.frames, raw, same.times, seconds)
+        return OpenVideo(self, same.frames, encoded, same.times, seconds)
 
-    def lacks_saliency(self, raw: Mapping[str, FeatureGrid]) -> bool:
+    def lacks_saliency(self, encoded: Mapping[str, FeatureGrid]) -> bool:
         """Whether the compressor chooses by what the encoder attends to, and these grids of a video do not say."""
-        wanted = self.model.host.tells_saliency and "saliency" in self.compressor.needs
-        return wanted and any(grid.saliency is None and len(grid.values) > 1 for grid in raw.values())
+        wanted = self.model.backbone.has_saliency and "saliency" in self.compressor.needs
+        return wanted and any(grid.saliency is None and len(grid.values) > 1 for grid in encoded.values())
 
     @torch.no_grad()
     def compress(self, videos: Sequence[OpenVideo]) -> list[tuple[VideoTokens, list[str] | None, float, float]]:
@@ -202,10 +202,12 @@ class VideoLM:
                 written = [list(map(len, of_video)) for of_video in found.ids]
             else:
                 tokens = self.compressor.batch(features)
-            tokens = [self.model.host.complete(t, video) for t, video in zip(tokens, features, strict=True)]
+            tokens = [
+                self.model.backbone.append_newline_tokens(t, video) for t, video in zip(tokens, features, strict=True)
+            ]
         share = timer.seconds["compress"] / max(len(videos), 1)
         flops = [
-            compress_flops(self.model.host, self.compressor, video, lengths)
+            compress_flops(self.model.backbone, self.compressor, video, lengths)
             for video, lengths in zip(features, written, strict=True)
         ]
         return [(token, said, share, count) for token, said, count in zip(tokens, captions, flops, strict=True)]
@@ -219,7 +221,7 @@ class VideoLM:
         if not question.strip():
             raise ValueError("The question is empty; ask something.")
         media = [] if video is None else [video.features]
-        return self.model.host.prompt(conversation(question, video=video is not None), media=media)
+        return self.model.backbone.prompt(conversation(question, video=video is not None), media=media)
 
     def ask(self, path: str | Path | None, question: str, **generation: Any) -> Answer:
         """Answer a question about a file; None asks the language model alone, without a video."""
@@ -232,7 +234,7 @@ class VideoLM:
 
         What compressing cost is not in the answer.
         """
-        prompt = self.model.host.prompt(messages, media=[video.features for video in videos])
+        prompt = self.model.backbone.prompt(messages, media=[video.features for video in videos])
         return self._reply([prompt], [list(videos)], None, **generation)[0]
 
     def ask_one(self, video: OpenVideo, question: str, **generation: Any) -> Answer:
@@ -270,7 +272,7 @@ class VideoLM:
         return replace(
             reply,
             tokens=len(tokens),
-            tokens_before=sum(grid.tokens for grid in video.features.main or video.raw.values()),
+            tokens_before=sum(grid.tokens for grid in video.features.projected or video.encoder.values()),
             segment_tokens=video.segment_tokens,
             seconds={**before, "compress": compress, **reply.seconds},
             flops={**flops, **reply.flops},
@@ -285,8 +287,8 @@ class VideoLM:
         options = {"max_new_tokens": 64, "do_sample": False, **generation}
         options["logits_processor"] = watch.beside(options.get("logits_processor"))
         if "stop_strings" in options:
-            options["tokenizer"] = self.model.host.tokenizer
-        if self.kv is not None or not self.model.host.batched:
+            options["tokenizer"] = self.model.backbone.tokenizer
+        if self.kv is not None or not self.model.backbone.batched:
             replies = [self._reply_alone(p, v, options) for p, v in zip(prompts, videos, strict=True)]
         else:
             replies = self._reply_together(prompts, [[v.tokens for v in of] for of in videos], clock, options)
@@ -296,13 +298,13 @@ class VideoLM:
     @torch.no_grad()
     def read(self, prompt: Prompt, videos: list[OpenVideo]) -> Reading:
         """Read a prompt about videos, in chunks if keys are dropped."""
-        host, frames = self.model.host, [len(video.times) for video in videos]
-        steps = [-(-number // host.frames_per_step) for number in frames]
-        return read_prompt(host, prompt, [video.tokens for video in videos], self.kv, frames, steps)
+        backbone, frames = self.model.backbone, [len(video.times) for video in videos]
+        steps = [-(-number // backbone.frames_per_step) for number in frames]
+        return read_prompt(backbone, prompt, [video.tokens for video in videos], self.kv, frames, steps)
 
     def _reply_alone(self, prompt: Prompt, videos: list[OpenVideo], options: dict[str, Any]) -> Answer:
         """Read one prompt and write the reply."""
-        host = self.model.host
+        backbone = self.model.backbone
         for video in videos:
             video.tokens  # noqa: B018 - compressed before the clock starts
         with StageTimer(self.device) as timer:
@@ -310,11 +312,11 @@ class VideoLM:
                 reading = self.read(prompt, videos)
             held, held_bytes = reading.keys_per_layer, reading.cache.held_bytes
             with stage("generate"):
-                ids = Continuation(reading, host.generation_config).write(
-                    eos_token_id=host.end_ids, pad_token_id=host.tokenizer.pad_token_id, **options
+                ids = Continuation(reading, backbone.generation_config).write(
+                    eos_token_id=backbone.end_ids, pad_token_id=backbone.tokenizer.pad_token_id, **options
                 )
                 said = self._text(ids[0])
-        flops = reading_flops(host, reading.calls, sum(held) / len(held), len(ids[0]) - 1, reading.scoring)
+        flops = reading_flops(backbone, reading.calls, sum(held) / len(held), len(ids[0]) - 1, reading.scoring)
         return Answer(
             said,
             0,
@@ -324,12 +326,12 @@ class VideoLM:
             self._peak(),
             keys_per_layer=held if self.kv is not None else None,
             kv_bytes=held_bytes,
-            kv_text_bytes=len(prompt.ids) * self.model.host.key_bytes,
+            kv_text_bytes=len(prompt.ids) * self.model.backbone.key_bytes,
             reply_tokens=len(ids[0]),
         )
 
     def _text(self, ids: Tensor) -> str:
-        return str(self.model.host.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return str(self.model.backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def _peak(self) -> int | None:
         return devices.peak_bytes(self.device)
@@ -345,14 +347,14 @@ class VideoLM:
 
         On its own, so that what it held is given back before the clock stops.
         """
-        host = self.model.host
-        generate: Any = host.language_model.generate
-        batch = read_together(host, prompts, tokens)
+        backbone = self.model.backbone
+        generate: Any = backbone.language_model.generate
+        batch = read_together(backbone, prompts, tokens)
         ids = generate(
             **batch,
             **({"streamer": clock} if clock is not None and "streamer" not in options else {}),
-            eos_token_id=host.end_ids,
-            pad_token_id=host.tokenizer.pad_token_id,
+            eos_token_id=backbone.end_ids,
+            pad_token_id=backbone.tokenizer.pad_token_id,
             **options,
         )
         return ids, batch["attention_mask"].sum(1).tolist()
@@ -365,7 +367,7 @@ class VideoLM:
         options: dict[str, Any],
     ) -> list[Answer]:
         """Read and answer several prompts in one padded batch."""
-        host = self.model.host
+        backbone = self.model.backbone
         started = time.perf_counter()
         ids, lengths = self._written(prompts, tokens, clock, options)
         synchronize(self.device)
@@ -376,8 +378,8 @@ class VideoLM:
         for name, taken in spent.items():
             note(name, taken)
         seconds = {name: taken / len(prompts) for name, taken in spent.items()}
-        each = host.key_bytes
-        ends = torch.tensor(host.end_ids, device=ids.device)
+        each = backbone.key_bytes
+        ends = torch.tensor(backbone.end_ids, device=ids.device)
         ended = torch.isin(ids, ends)
         # replies that end early are filled up
         written = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1]).tolist()
@@ -387,7 +389,7 @@ class VideoLM:
                 0,
                 [],
                 dict(seconds),
-                answer_flops(host, length, new - 1),
+                answer_flops(backbone, length, new - 1),
                 self._peak(),
                 kv_bytes=length * each,
                 kv_text_bytes=len(prompt.ids) * each,

@@ -1,6 +1,6 @@
 """Reading a prompt in pieces: videos chunk by chunk with a KV compressor between the chunks, text as it stands.
 
-Letters: A rotary axes, M prompt+video length, D host width, Q chunk length, n tokens, L layers, V vocabulary.
+Letters: A rotary axes, M prompt+video length, D backbone width, Q chunk length, n tokens, L layers, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from langdc.attention import Observer, using
 from langdc.chunks import PerVideo, chunks_of, in_order, tokens_per_chunk
-from langdc.interfaces import Host, KVCompressor
+from langdc.interfaces import Backbone, KVCompressor
 from langdc.kvcache import KVCache
 from langdc.rope import Rope
 from langdc.types import Chunk, Plan, Prompt, VideoTokens
@@ -96,20 +96,20 @@ def prefill(
 
 
 def read_prompt(
-    host: Host,
+    backbone: Backbone,
     prompt: Prompt,
     tokens: list[VideoTokens],
     compressor: KVCompressor | None,
     frames: Sequence[int],
     steps: Sequence[int] | None = None,
 ) -> Reading:
-    """Read a prompt of a host with its videos' tokens, in the chunks that the compressor asks for.
+    """Read a prompt of a backbone with its videos' tokens, in the chunks that the compressor asks for.
 
     `frames`: in how many frames each video was sampled, 1 for an image, which is read like text; `steps`: in how many
     steps of time its tokens come, which are fewer where a model joins frames. Anchors are the tokens' own. Without a
     compressor the prompt is read in one piece.
     """
-    spliced = host.splice([prompt], [tokens])[0]
+    spliced = backbone.splice([prompt], [tokens])[0]
     steps = frames if steps is None else steps
     images = [i for i, n in enumerate(frames) if n == 1]
     unread = torch.isin(spliced.clip, spliced.clip.new_tensor(images)) if compressor else spliced.video
@@ -122,10 +122,10 @@ def read_prompt(
             anchor[numbers == video] = marks.to(anchor.device)
     chunk_frames = compressor.chunk_frames if compressor else 1
     return prefill(
-        host.text_model,  # pyright: ignore[reportArgumentType]
-        host.lm_head,
+        backbone.text_model,  # pyright: ignore[reportArgumentType]
+        backbone.lm_head,
         spliced.embeds,
-        host.positions(prompt, tokens).to(spliced.embeds.device),
+        backbone.positions(prompt, tokens).to(spliced.embeds.device),
         numbers,
         compressor,
         # the released code counts steps where it means frames, so that short videos have two chunks
@@ -134,8 +134,8 @@ def read_prompt(
         ],
         frame_tokens=[_even_frames(tokens[v], steps[v]) for v in shown],
         anchor=anchor if anchor.any() else None,
-        arguments=host.arguments(spliced),
-        later_axes=host.released_axes if released else "time",
+        arguments=backbone.arguments(spliced),
+        later_axes=backbone.released_axes if released else "time",
     )
 
 

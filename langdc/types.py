@@ -1,6 +1,6 @@
 """The data that flows through the project: frames, features, tokens, prompts, answers.
 
-Letters: T frames, H W patch grid, P = H*W, C encoder width, D host width, N tokens kept, S segments,
+Letters: T frames, H W patch grid, P = H*W, C encoder width, D backbone width, N tokens kept, S segments,
 M prompt+video length. Every class is a frozen dataclass; ranks and lengths are checked once, when it is made.
 """
 
@@ -80,17 +80,18 @@ class FeatureGrid:
 class VideoFeatures:
     """One video as a compressor gets it.
 
-    `main`: grids in host width, one per stream (VideoGPT+ has two: image, video), empty when no compressor asked for
-    them; `raw`: encoder outputs by name; `seconds` [T]; `question`: the embedded question [M',D], for guided methods.
+    `projected`: grids in backbone width, one per stream (VideoGPT+ has two: image, video), empty when no compressor
+    asked for them; `encoder`: encoder outputs by name; `seconds` [T]; `question`: the embedded question [M',D], for
+    guided methods.
     """
 
-    main: tuple[FeatureGrid, ...]
-    raw: Mapping[str, FeatureGrid]
+    projected: tuple[FeatureGrid, ...]
+    encoder: Mapping[str, FeatureGrid]
     seconds: Tensor
     question: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.main) or bool(self.raw), "VideoFeatures holds neither projected nor raw grids.")
+        _require(bool(self.projected) or bool(self.encoder), "VideoFeatures holds neither projected nor encoded grids.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +238,7 @@ class Answer:
     """What a model said about a video and what it cost.
 
     `tokens`: video tokens the language model read; `segment_tokens`: how many of them each segment got; `flops` by
-    part; `seconds` by stage (as in `langdc.stages`); `peak_bytes` on an accelerator, else None;
+    part; `seconds` by stage (as in `langdc.timing`); `peak_bytes` on an accelerator, else None;
     `captions`: the caption behind each segment, for compressors that write one; `tokens_before`: what the encoders
     saw; `keys_per_layer`: keys that each layer held when the reply began, text included, where keys were dropped;
     `kv_bytes`: what all layers held then, and how much of it, `kv_text_bytes`, was of the text, which is never dropped;

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from langdc import checkpoint
+from langdc.backbones.chat import conversation
 from langdc.encoders.video import VideoEncoder
-from langdc.hosts.chat import conversation
 from langdc.interfaces import CaptionCompressor
 from langdc.language_models import load_language_model
 from langdc.model import VideoModel
@@ -155,16 +155,16 @@ def _answer_logits(model: VideoModel) -> Tensor:
 
     A captioner is given a caption, since a written one could flip at a tie.
     """
-    host = model.host
+    backbone = model.backbone
     # one segment goes through all parts that read captions; encoders at full size take seconds for each
-    segments = 1 if isinstance(model.compressor, CaptionCompressor) else host.segments
-    video = host.encode([_noise(segments * host.frames_per_segment)], model.compressor.needs)[0]
-    tokens = host.complete(_compressed(model, video), video)
-    prompt = host.prompt(conversation(QUESTION), media=[video])
-    spliced = host.splice([prompt], [[tokens]])[0]
+    segments = 1 if isinstance(model.compressor, CaptionCompressor) else backbone.segments
+    video = backbone.features_of([_noise(segments * backbone.frames_per_segment)], model.compressor.needs)[0]
+    tokens = backbone.append_newline_tokens(_compressed(model, video), video)
+    prompt = backbone.prompt(conversation(QUESTION), media=[video])
+    spliced = backbone.splice([prompt], [[tokens]])[0]
     positions = torch.arange(len(spliced.embeds), device=spliced.embeds.device)[None]
-    found = host.text_model(inputs_embeds=spliced.embeds[None], position_ids=positions, use_cache=False)
-    return host.lm_head(found.last_hidden_state[:, -1])[0]
+    found = backbone.text_model(inputs_embeds=spliced.embeds[None], position_ids=positions, use_cache=False)
+    return backbone.lm_head(found.last_hidden_state[:, -1])[0]
 
 
 def _compressed(model: VideoModel, video: VideoFeatures) -> VideoTokens:

@@ -1,10 +1,10 @@
 """python scripts/convert_llava_video.py LLaVA-Video-7B-Qwen2 llava-video-7b --vision siglip-so400m-patch14-384
 
 Turns a checkpoint in the layout of LLaVA-NeXT (LlavaQwenForCausalLM) into a LLaVA-OneVision directory that
-transformers and the hosts llava_video and llava_onevision load. The two parts it is built from, a Qwen2 and a SigLIP
-directory, stand in for what the checkpoint itself does not hold: all weights of the part, or the tokenizer. Weights are
-read tensor by tensor and written file by file, in safetensors only; conversion.json in the new directory says what
-became of each.
+transformers and the backbones llava_video and llava_onevision load. The two parts it is built from, a Qwen2 and a
+SigLIP directory, stand in for what the checkpoint itself does not hold: all weights of the part, or the tokenizer.
+Weights are read tensor by tensor and written file by file, in safetensors only; conversion.json in the new directory
+says what became of each.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from transformers import AddedToken, AutoTokenizer, LlavaOnevisionProcessor, Pre
 from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 
-from langdc.hosts.llava_next import (
+from langdc.backbones.llava_next import (
     INDEX,
     Plan,
     Stored,
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"{options.out}: {len(plan.taken)} tensors taken, {len(plan.dropped)} dropped, none missing")
     for reason in reasons:
         console.print(f"  dropped {list(plan.dropped.values()).count(reason)}: {reason}")
-    console.print(f"Its own rule for videos is that of the host {trained_as(read_json(options.checkpoint))}.")
+    console.print(f"Its own rule for videos is that of the backbone {trained_as(read_json(options.checkpoint))}.")
     return 0
 
 

@@ -21,8 +21,8 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
-from langdc.hosts import hosts
-from langdc.hosts.stock import StockHost
+from langdc.backbones import backbones
+from langdc.backbones.stock import StockBackbone
 from langdc.types import Frames
 from langdc.video import write_video
 
@@ -105,7 +105,7 @@ def folder(name: str) -> str:
             "patch_size": vision["patch_size"], "temporal_patch_size": 2, "merge_size": 2,
             "size": {"shortest_edge": 64, "longest_edge": 8192},
         }  # fmt: skip
-        kind = hosts.get(name)
+        kind = backbones.get(name)
         for processor in (kind.image_processor_class, kind.video_processor_class):
             processor(**settings).save_pretrained(made)
     return str(made)
@@ -135,9 +135,9 @@ def conversation(media: Sequence[Frames], text: str = "what is in the video ?") 
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
-def stock_inputs(host: StockHost, name: str, media: Sequence[Frames]) -> dict[str, Any]:
+def stock_inputs(backbone: StockBackbone, name: str, media: Sequence[Frames]) -> dict[str, Any]:
     """What transformers' own processor makes of the conversation."""
-    text = host.tokenizer.apply_chat_template(conversation(media), tokenize=False, add_generation_prompt=True)
+    text = backbone.tokenizer.apply_chat_template(conversation(media), tokenize=False, add_generation_prompt=True)
     pictures = [shown.pixels[0] for shown in media if len(shown) == 1]
     videos = [shown.pixels for shown in media if len(shown) > 1]
     settings: dict[str, Any] = {}
@@ -146,33 +146,37 @@ def stock_inputs(host: StockHost, name: str, media: Sequence[Frames]) -> dict[st
         settings["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": about}
         if name == "qwen2_5_vl":
             settings["videos_kwargs"]["fps"] = FPS
-    found = processor(host, name)(
+    found = processor(backbone, name)(
         text=[text], images=pictures or None, videos=videos or None, return_tensors="pt", **settings
     )
     return dict(found)
 
 
-def processor(host: StockHost, name: str) -> Any:
+def processor(backbone: StockBackbone, name: str) -> Any:
     extra = {}
     if name.startswith("llava"):
-        config = host.model.config
+        config = backbone.model.config
         extra = {
             "num_image_tokens": (config.vision_config.image_size // config.vision_config.patch_size) ** 2,
             "vision_feature_select_strategy": "full",
         }
     kind = PROCESSORS["llava_onevision" if name == "llava_video" else name]
     return kind(
-        host.image_processor, host.tokenizer, host.video_processor, chat_template=host.tokenizer.chat_template, **extra
+        backbone.image_processor,
+        backbone.tokenizer,
+        backbone.video_processor,
+        chat_template=backbone.tokenizer.chat_template,
+        **extra,
     )
 
 
 @torch.no_grad()
-def stock_logits(host: StockHost, inputs: dict[str, Any]) -> Tensor:
+def stock_logits(backbone: StockBackbone, inputs: dict[str, Any]) -> Tensor:
     """The stock model's logits after the prompt."""
-    return host.model(**inputs).logits[:, -1]
+    return backbone.model(**inputs).logits[:, -1]
 
 
-def stock_reply(host: StockHost, inputs: dict[str, Any], **options) -> list[int]:
+def stock_reply(backbone: StockBackbone, inputs: dict[str, Any], **options) -> list[int]:
     """The ids that the stock model writes."""
-    found = host.model.generate(**inputs, do_sample=False, **options)
+    found = backbone.model.generate(**inputs, do_sample=False, **options)
     return found[0, inputs["input_ids"].shape[1] :].tolist()

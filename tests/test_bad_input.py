@@ -177,10 +177,10 @@ def test_unknown_keys_all_at_once(place: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("model.host.segmnts=3", "The host 'videogpt_plus' has no setting 'segmnts'. Did you mean 'segments'?"),
+        ("model.backbone.segmnts=3", "The backbone 'videogpt_plus' has no setting 'segmnts'. Did you mean 'segments'?"),
         ("model.compressor.name=langcd", "Unknown compressor 'langcd'. Did you mean 'langdc'?"),
         ("model.compressor.captioner.config.model_type=qwenn2", "no model_type 'qwenn2'. Nearest: qwen2,"),
-        ("model.host.language_model=gone", "There is no checkpoint directory 'gone'"),
+        ("model.backbone.language_model=gone", "There is no checkpoint directory 'gone'"),
     ],
 )
 def test_unknown_parts_of_the_model(place: Path, capsys: pytest.CaptureFixture[str], change: str, said: str):
@@ -192,7 +192,7 @@ def test_unknown_parts_of_the_model(place: Path, capsys: pytest.CaptureFixture[s
     [
         ("model.compressor.captioner.config.hidden_size=40", "(32,) in the file, (40,) in the model"),
         (
-            "model.host.language_model.config.num_hidden_layers=5",
+            "model.backbone.language_model.config.num_hidden_layers=5",
             "language_model.config.num_hidden_layers: 3 there, 5 now",
         ),
         ("model.compressor={name: pool, sides: [3, 2]}", "not in the model: compressor.captioner.language_model."),
@@ -200,7 +200,7 @@ def test_unknown_parts_of_the_model(place: Path, capsys: pytest.CaptureFixture[s
 )
 def test_a_start_of_another_architecture(place: Path, capsys: pytest.CaptureFixture[str], change: str, said: str):
     """The second has more layers than the checkpoint, which would stay as they were drawn."""
-    answer = ["phases.0.objective=answer", "phases.0.trainable=[host.projectors.*]"]
+    answer = ["phases.0.objective=answer", "phases.0.trainable=[backbone.projectors.*]"]
     code = train(place, f"start={place / 'langdc'}", change, *answer)
     assert_helps(code, capsys, f"The checkpoint {place / 'langdc'} is of another architecture", said)
 

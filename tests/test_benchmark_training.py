@@ -42,7 +42,7 @@ def case(data: Path, objective: str) -> benchmark.Case:
 def test_the_plain_loop_has_the_loss_of_ours_on_the_same_captions(data):
     chosen = case(data, "caption")
     model = benchmark.build(chosen)
-    store = FeatureStore.of(model.host, None, "float32")
+    store = FeatureStore.of(model.backbone, None, "float32")
     objective = OBJECTIVES[chosen.phase.objective](model, chosen.phase, chosen.config, store)
     few = [objective[number] for number in range(2)]
     model.train()
@@ -54,7 +54,7 @@ def test_the_plain_loop_has_the_loss_of_ours_on_replies_where_captions_are_equal
     chosen = case(data, "answer")
     monkeypatch.setattr("langdc.captioner.Captioner.encode", lambda self, text: torch.tensor([5, 6, 7]))
     model = benchmark.build(chosen)
-    store = FeatureStore.of(model.host, None, "float32")
+    store = FeatureStore.of(model.backbone, None, "float32")
     objective = OBJECTIVES[chosen.phase.objective](model, chosen.phase, chosen.config, store)
     few = [objective[number] for number in range(2)]
     expected = objective.module(**objective.collate(few))["loss"]
@@ -82,12 +82,12 @@ def test_the_biggest_costs_are_named_with_their_share(data):
 
 def shares(model: VideoModel) -> list[float]:
     """Of encoding a video, reading captions of 59 tokens, and reading 1,000 tokens, of all three."""
-    sides, widths = model.host.stream_sides, model.host.stream_widths
-    raw = {name: FeatureGrid(torch.zeros(16, side, side, widths[name])) for name, side in sides.items()}
+    sides, widths = model.backbone.stream_sides, model.backbone.stream_widths
+    encoded = {name: FeatureGrid(torch.zeros(16, side, side, widths[name])) for name, side in sides.items()}
     found = [
-        model.host.encoder_flops(raw),
-        caption_flops(model.captioner, raw, [59] * 4, given="scored"),
-        language_model_flops(model.host.language_model.config, 1000),
+        model.backbone.encoder_flops(encoded),
+        caption_flops(model.captioner, encoded, [59] * 4, given="scored"),
+        language_model_flops(model.backbone.language_model.config, 1000),
     ]
     return [each / sum(found) for each in found]
 

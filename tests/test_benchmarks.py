@@ -19,7 +19,7 @@ def features():
 
 
 def values_of(features) -> torch.Tensor:
-    return features.main[0].values[:, 0]
+    return features.projected[0].values[:, 0]
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.35])

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from langdc import checkpoint
 from langdc.adapters import attach_lora
+from langdc.backbones.batch import pad
+from langdc.backbones.chat import conversation
 from langdc.config import LoraConfig, ModelConfig
-from langdc.hosts.batch import pad
-from langdc.hosts.chat import conversation
 from langdc.language_models import load_language_model
 from langdc.model import VideoModel
 from tests import tiny
@@ -34,20 +34,20 @@ def save(model: VideoModel, folder: Path, **changes) -> Path:
 def parts(folder: Path) -> ModelConfig:
     """Settings of a model whose language model is a directory."""
     torch.manual_seed(3)
-    load_language_model(tiny.qwen2(tiny.HOST_WIDTH)).save_pretrained(folder)
-    return tiny.config("pool", host=tiny.host_settings(language_model=str(folder)))
+    load_language_model(tiny.qwen2(tiny.BACKBONE_WIDTH)).save_pretrained(folder)
+    return tiny.config("pool", backbone=tiny.backbone_settings(language_model=str(folder)))
 
 
 def logits(model: VideoModel) -> Tensor:
     """What a model says about a video of noise."""
     with torch.no_grad():
-        features = model.host.encode([tiny.frames(0)], model.compressor.needs)
-        spliced = model.host.splice([model.host.prompt(conversation("what shape ?"))], [model.tokens(features)])
+        features = model.backbone.features_of([tiny.frames(0)], model.compressor.needs)
+        spliced = model.backbone.splice([model.backbone.prompt(conversation("what shape ?"))], [model.tokens(features)])
         batch = pad(spliced)
-        found = model.host.text_model(
+        found = model.backbone.text_model(
             inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions
         )
-        return model.host.lm_head(found.last_hidden_state)
+        return model.backbone.lm_head(found.last_hidden_state)
 
 
 @pytest.mark.parametrize("compressor", tiny.COMPRESSORS)
@@ -67,19 +67,19 @@ def test_there_and_back(compressor: str, tmp_path: Path) -> None:
 def test_tied_weights_are_written_once_and_stay_tied(tmp_path: Path) -> None:
     model = tiny.model()
     written = load_file(save(model, tmp_path / "run") / checkpoint.WEIGHTS)
-    assert sum(tensor.shape == (len(tiny.tokenizer()), tiny.HOST_WIDTH) for tensor in written.values()) == 1
+    assert sum(tensor.shape == (len(tiny.tokenizer()), tiny.BACKBONE_WIDTH) for tensor in written.values()) == 1
     assert sum(t.numel() for t in written.values()) == sum(p.numel() for p in model.parameters())
-    host = checkpoint.load(tmp_path / "run").host
-    assert host.lm_head.weight is host.text_model.get_input_embeddings().weight
+    backbone = checkpoint.load(tmp_path / "run").backbone
+    assert backbone.lm_head.weight is backbone.text_model.get_input_embeddings().weight
 
 
 def test_only_what_was_trained_is_written(tmp_path: Path) -> None:
     model = VideoModel(parts(tmp_path / "part"))
-    names = [name for name, _ in model.named_parameters() if name.startswith("host.projectors.")]
+    names = [name for name, _ in model.named_parameters() if name.startswith("backbone.projectors.")]
     save(model, tmp_path / "run", tensors=checkpoint.own_tensors(model, names))
     assert sorted(load_file(tmp_path / "run" / checkpoint.WEIGHTS)) == sorted(names)
     found = checkpoint.load(tmp_path / "run")
-    for name in ("host.projectors", "host.language_model"):
+    for name in ("backbone.projectors", "backbone.language_model"):
         for key, tensor in model.get_submodule(name).state_dict().items():
             assert torch.equal(found.get_submodule(name).state_dict()[key], tensor), key
 
@@ -96,7 +96,7 @@ def test_the_card_says_how_it_was_made(tmp_path: Path) -> None:
 def test_lora_there_and_back(tmp_path: Path) -> None:
     model = tiny.model("pool")
     before = set(dict(model.named_parameters()))
-    attach_lora(model.host, LORA)
+    attach_lora(model.backbone, LORA)
     added = [name for name, _ in model.named_parameters() if "lora_" in name]
     assert len(added) == 3 * 7 * 2
     assert logits(model).equal(logits(tiny.model("pool")))
@@ -142,7 +142,7 @@ def test_a_file_that_is_not_the_one_saved_is_refused(tmp_path: Path) -> None:
     model = tiny.model("pool")
     run = save(model, tmp_path / "run")
     tensors = load_file(run / checkpoint.WEIGHTS)
-    tensors.pop("host.projectors.image.0.weight")
+    tensors.pop("backbone.projectors.image.0.weight")
     save_file(tensors, run / checkpoint.WEIGHTS)
     with pytest.raises(ValueError, match=r"model\.safetensors is not the file that langdc\.json describes"):
         checkpoint.load(run)

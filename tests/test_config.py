@@ -11,7 +11,7 @@ from langdc.evaluation.settings import EvalConfig
 PHASE = {"name": "base", "objective": "caption", "data": ["train.jsonl"], "trainable": ["compressor.*"], "steps": 10}
 STAGE = {
     "stage": "stage2",
-    "model": {"host": {"name": "videogpt_plus"}, "compressor": {"name": "pool", "sides": [2, 2]}},
+    "model": {"backbone": {"name": "videogpt_plus"}, "compressor": {"name": "pool", "sides": [2, 2]}},
     "phases": [PHASE, {**PHASE, "name": "density", "steps": None, "epochs": 0.5}],
 }
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from langdc.hosts.chat import conversation
+from langdc.backbones.chat import conversation
 from langdc.pipeline import VideoLM
 from langdc.video import write_video
 from tests import stock
@@ -13,7 +13,7 @@ QUESTION = "what is in the video ?"
 
 @pytest.fixture(scope="module")
 def lm() -> VideoLM:
-    return VideoLM.from_pretrained(stock.folder("qwen2_5_vl"), {"name": "vidcom2", "keep": 0.5}, host={"frames": 8})
+    return VideoLM.from_pretrained(stock.folder("qwen2_5_vl"), {"name": "vidcom2", "keep": 0.5}, backbone={"frames": 8})
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_every_video_of_the_messages_is_read_in_its_place(lm: VideoLM, videos: l
     assert both.kv_bytes is not None and both.kv_bytes == turned.kv_bytes
     one = lm.converse(conversation(QUESTION), videos[:1], max_new_tokens=1)
     assert one.kv_bytes is not None and both.kv_bytes > one.kv_bytes
-    prompt = lm.model.host.prompt(messages, media=[video.features for video in videos])
+    prompt = lm.model.backbone.prompt(messages, media=[video.features for video in videos])
     logits = [lm.read(prompt, order).logits for order in (videos, videos[::-1])]
     assert not logits[0].allclose(logits[1], atol=1e-4)
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from langdc.config import FeatureType, StageConfig, check
-from langdc.features import TYPES, Clip, FeatureStore, module_hash, pack, sight_hash, unpack
+from langdc.features import TYPES, FeatureStore, FrameSpec, module_hash, pack, preprocessing_hash, unpack
 from langdc.pipeline import VideoLM
 from langdc.training.captions import CaptionObjective
 from langdc.training.objectives import Objective
@@ -29,8 +29,8 @@ class Eye:
         return [{"image": FeatureGrid(v.pixels.float().mean((2, 3))[:, None, None])} for v in videos]
 
 
-def clips(path: Path) -> list[Clip]:
-    return [Clip(path, 4, 4), Clip(path, 2, 4), Clip(path, 4, 4, start=0.0, end=1.0)]
+def clips(path: Path) -> list[FrameSpec]:
+    return [FrameSpec(path, 4, 4), FrameSpec(path, 2, 4), FrameSpec(path, 4, 4, start=0.0, end=1.0)]
 
 
 def test_each_clip_is_seen_once(sample_video: Path) -> None:
@@ -43,7 +43,7 @@ def test_each_clip_is_seen_once(sample_video: Path) -> None:
     assert eye.videos == [16, 8]
     torch.testing.assert_close(grids["image"].values, Eye()([first.read()])[0]["image"].values)
     assert torch.equal(seconds, first.read().seconds.double())
-    store.get(Clip(sample_video, 1, 4))
+    store.get(FrameSpec(sample_video, 1, 4))
     assert eye.videos == [16, 8, 4]
 
 
@@ -78,22 +78,22 @@ def test_keys_change_with_everything_that_changes_values(sample_video: Path, tmp
     copy.write_bytes(sample_video.read_bytes())
     other.write_bytes(sample_video.read_bytes() + b"\0")
     store = FeatureStore(Eye(), "eye")
-    base = store.key(Clip(sample_video, 4, 4))
-    assert store.key(Clip(copy, 4, 4)) == base
+    base = store.key(FrameSpec(sample_video, 4, 4))
+    assert store.key(FrameSpec(copy, 4, 4)) == base
     different = [
-        store.key(Clip(other, 4, 4)),
-        store.key(Clip(sample_video, 8, 2)),
-        store.key(Clip(sample_video, 4, 4, start=0.5)),
-        store.key(Clip(sample_video, 4, 4, end=0.5)),
-        FeatureStore(Eye(), "another eye").key(Clip(sample_video, 4, 4)),
-        FeatureStore(Eye(), "eye", dtype=torch.float32).key(Clip(sample_video, 4, 4)),
+        store.key(FrameSpec(other, 4, 4)),
+        store.key(FrameSpec(sample_video, 8, 2)),
+        store.key(FrameSpec(sample_video, 4, 4, start=0.5)),
+        store.key(FrameSpec(sample_video, 4, 4, end=0.5)),
+        FeatureStore(Eye(), "another eye").key(FrameSpec(sample_video, 4, 4)),
+        FeatureStore(Eye(), "eye", dtype=torch.float32).key(FrameSpec(sample_video, 4, 4)),
     ]
     assert len({base, *different}) == 7
 
 
 def test_the_identity_of_encoders_is_that_of_their_tensors() -> None:
-    model = tiny.model("pool").host.encoders
-    same, other = tiny.model("pool").host.encoders, tiny.model("pool", seed=1).host.encoders
+    model = tiny.model("pool").backbone.encoders
+    same, other = tiny.model("pool").backbone.encoders, tiny.model("pool", seed=1).backbone.encoders
     assert module_hash(model) == module_hash(same) != module_hash(other)
     with torch.no_grad():
         next(same.parameters()).view(-1)[0] += 1e-3
@@ -102,21 +102,22 @@ def test_the_identity_of_encoders_is_that_of_their_tensors() -> None:
 
 
 def test_a_setting_of_an_encoder_is_part_of_its_identity() -> None:
-    image = tiny.host_settings()["image_encoder"]
-    hosts = [
-        tiny.model("pool", host=tiny.host_settings(image_encoder={**image, "layer": layer})).host for layer in (-2, -1)
+    image = tiny.backbone_settings()["image_encoder"]
+    backbones = [
+        tiny.model("pool", backbone=tiny.backbone_settings(image_encoder={**image, "layer": layer})).backbone
+        for layer in (-2, -1)
     ]
-    assert module_hash(hosts[0].encoders) == module_hash(hosts[1].encoders)  # its weights are the same
-    assert sight_hash(hosts[0]) != sight_hash(hosts[1])
+    assert module_hash(backbones[0].encoders) == module_hash(backbones[1].encoders)  # its weights are the same
+    assert preprocessing_hash(backbones[0]) != preprocessing_hash(backbones[1])
 
 
 def test_what_is_stored_of_a_clip_depends_on_no_other(sample_video: Path) -> None:
-    wanted, host = clips(sample_video), tiny.model("pool").host
-    together, alone = (FeatureStore.of(host, None, "float32") for _ in range(2))
+    wanted, backbone = clips(sample_video), tiny.model("pool").backbone
+    together, alone = (FeatureStore.of(backbone, None, "float32") for _ in range(2))
     together.fill(wanted)
     for clip in wanted:
         ours, theirs = together.get(clip)[0], alone.get(clip)[0]
-        seen = host.see([clip.read()])[0]
+        seen = backbone.encode([clip.read()])[0]
         assert all(torch.equal(ours[name].values, theirs[name].values) for name in ("image", "video"))
         assert all(torch.equal(ours[name].values, seen[name].values) for name in ("image", "video"))
 
@@ -124,7 +125,7 @@ def test_what_is_stored_of_a_clip_depends_on_no_other(sample_video: Path) -> Non
 def test_what_cannot_be_read_or_encoded_is_told_and_left_out(sample_video: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
-    wanted = [Clip(sample_video, 2, 4), Clip(broken, 4, 4), Clip(sample_video, 4, 4)]
+    wanted = [FrameSpec(sample_video, 2, 4), FrameSpec(broken, 4, 4), FrameSpec(sample_video, 4, 4)]
 
     def blind(videos: list[Frames]) -> list[dict[str, FeatureGrid]]:
         found = Eye()(videos)
@@ -133,7 +134,7 @@ def test_what_cannot_be_read_or_encoded_is_told_and_left_out(sample_video: Path,
     store = FeatureStore(blind, "eye", tmp_path / "store")
     with pytest.raises(ValueError, match=r"broken\.mp4"):
         store.fill(wanted)
-    told: dict[Clip, str] = {}
+    told: dict[FrameSpec, str] = {}
     store.fill(wanted, failed=lambda clip, error: told.update({clip: str(error)}))
     assert list(told) == wanted[1:] and "broken.mp4" in told[wanted[1]]
     assert "NaN or infinity" in told[wanted[2]] and str(sample_video) in told[wanted[2]]
@@ -141,24 +142,24 @@ def test_what_cannot_be_read_or_encoded_is_told_and_left_out(sample_video: Path,
 
 
 def test_all_that_travels_with_a_grid_is_stored(tmp_path: Path) -> None:
-    lm = VideoLM.from_pretrained(stock.folder("qwen3_vl"), host={"frames": 4})
+    lm = VideoLM.from_pretrained(stock.folder("qwen3_vl"), backbone={"frames": 4})
     clip = lm.clip(stock.mp4(tmp_path, count=8, fps=4))
-    store = FeatureStore.of(lm.model.host, tmp_path / "store", "float32")
+    store = FeatureStore.of(lm.model.backbone, tmp_path / "store", "float32")
     store.fill([clip])
-    raw, seconds = store.get(clip, None)
+    encoded, seconds = store.get(clip, None)
     video = lm.open(clip.path)
-    grid, seen = raw["video"], video.raw["video"]
+    grid, seen = encoded["video"], video.encoder["video"]
     assert torch.equal(grid.values, seen.values) and torch.equal(seconds, video.times.double())
     assert len(grid.extra) == len(seen.extra) > 0
     assert all(torch.equal(one, other) for one, other in zip(grid.extra, seen.extra, strict=True))
 
 
 def test_what_encoders_attend_to_is_stored_on_request(tmp_path: Path) -> None:
-    lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), host={"frames": 4})
+    lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), backbone={"frames": 4})
     clip = lm.clip(stock.mp4(tmp_path, count=8, fps=4))
-    with_it, without = (FeatureStore.of(lm.model.host, tmp_path / "s", "float8", told) for told in (True, False))
+    with_it, without = (FeatureStore.of(lm.model.backbone, tmp_path / "s", "float8", told) for told in (True, False))
     assert with_it.key(clip) != without.key(clip)
-    (seen,) = lm.model.host.see([clip.read()], frozenset({"saliency"}))
+    (seen,) = lm.model.backbone.encode([clip.read()], frozenset({"saliency"}))
     found = with_it.get(clip)[0]["video"].saliency
     assert found is not None and seen["video"].saliency is not None and torch.equal(found, seen["video"].saliency)
     assert without.get(clip)[0]["video"].saliency is None
@@ -193,10 +194,10 @@ def objective(folder: Path, dtype: FeatureType, stored: bool) -> Objective:
     config = check(StageConfig, tree, "test")
     store = folder / "store" if stored else None
     if stored:
-        CaptionObjective(model, config.phases[0], config, FeatureStore.of(model.host, store, dtype))
-    features = FeatureStore.of(model.host, store, dtype)
+        CaptionObjective(model, config.phases[0], config, FeatureStore.of(model.backbone, store, dtype))
+    features = FeatureStore.of(model.backbone, store, dtype)
     if stored:
-        features.see = lambda videos: pytest.fail("it was stored")
+        features.encoders = lambda videos: pytest.fail("it was stored")
     return CaptionObjective(model, config.phases[0], config, features)
 
 
@@ -204,7 +205,7 @@ def loss(found: Objective, from_pixels: bool = False) -> torch.Tensor:
     samples = [found[number] for number in range(len(found))]
     batch = found.collate(samples)
     if from_pixels:
-        seen = [found.model.host.see([sample.clip.read()])[0] for sample in samples if sample.clip is not None]
+        seen = [found.model.backbone.encode([sample.clip.read()])[0] for sample in samples if sample.clip is not None]
         batch["grids"] = {name: [grids[name].values for grids in seen] for name in seen[0]}
     return found.module(**batch)["loss"]
 

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from langdc.backbones import backbones
 from langdc.compressors import build, compressors
 from langdc.config import MemberConfig, check
 from langdc.flops import caption_flops
-from langdc.hosts import hosts
 from langdc.interfaces import TokenCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.model import VideoModel, build_compressor
@@ -72,7 +72,7 @@ def agrees(said: float, counted: float) -> bool:
     return said == pytest.approx(counted, rel=WITHIN, abs=0)
 
 
-# ---- hosts, each with all compressors
+# ---- backbones, each with all compressors
 
 
 @cache
@@ -93,24 +93,24 @@ def picture() -> Path:
 
 
 @cache
-def model(host: str) -> VideoModel:
-    if host == "videogpt_plus":
+def model(backbone: str) -> VideoModel:
+    if backbone == "videogpt_plus":
         return tiny.model("pool")
-    return VideoLM.from_pretrained(stock.folder(host), host={"name": host, "frames": 8}).model
+    return VideoLM.from_pretrained(stock.folder(backbone), backbone={"name": backbone, "frames": 8}).model
 
 
 @cache
-def opened(host: str, saliency: bool) -> tuple[OpenVideo, int]:
-    """A video of a host, and what encoding it was counted to take."""
-    lm = VideoLM(model(host), build("visionzip" if saliency else "identity", **({"keep": 0.5} if saliency else {})))
+def opened(backbone: str, saliency: bool) -> tuple[OpenVideo, int]:
+    """A video of a backbone, and what encoding it was counted to take."""
+    lm = VideoLM(model(backbone), build("visionzip" if saliency else "identity", **({"keep": 0.5} if saliency else {})))
     with counting() as counted:
         video = lm.open(clip())
     return video, counted()
 
 
-def member(host: str, variant: str) -> TokenCompressor:
+def member(backbone: str, variant: str) -> TokenCompressor:
     """A compressor with small settings; half is kept where nothing is said."""
-    name, built_for = variant.split(",")[0], model(host).host
+    name, built_for = variant.split(",")[0], model(backbone).backbone
     sides = [3, 2] if len(built_for.stream_widths) == 2 else [2]
     learned = {
         "pool": {"sides": sides},
@@ -126,9 +126,11 @@ def member(host: str, variant: str) -> TokenCompressor:
     return build_compressor(chosen, built_for).eval().requires_grad_(False)
 
 
-def _on_hosts(variants: Iterable[str], one: str) -> list[tuple[str, str]]:
-    """Every member on every host, its further variants on one."""
-    return [(host, variant) for variant in variants for host in ([one] if "," in variant else hosts.names())]
+def _on_backbones(variants: Iterable[str], one: str) -> list[tuple[str, str]]:
+    """Every member on every backbone, its further variants on one."""
+    return [
+        (backbone, variant) for variant in variants for backbone in ([one] if "," in variant else backbones.names())
+    ]
 
 
 TOKEN_VARIANTS = [*TRAINING_FREE, "pool", "ldpv2", "resampler", "langdc", "langdc, dual"]
@@ -154,25 +156,25 @@ def check_stages(lm: VideoLM, video: OpenVideo, encoded: int) -> None:
     assert not wrong, f"{type(lm.compressor).__name__}: said, counted: {wrong}"
 
 
-@pytest.mark.parametrize(("host", "variant"), _on_hosts(TOKEN_VARIANTS, "videogpt_plus"))
-def test_a_token_compressor(host: str, variant: str) -> None:
-    compressor = member(host, variant)
-    if model(host).host.needs_places and not compressor.keeps_places:
+@pytest.mark.parametrize(("backbone", "variant"), _on_backbones(TOKEN_VARIANTS, "videogpt_plus"))
+def test_a_token_compressor(backbone: str, variant: str) -> None:
+    compressor = member(backbone, variant)
+    if model(backbone).backbone.needs_places and not compressor.keeps_places:
         with pytest.raises(ValueError, match="makes new tokens"):
-            VideoLM(model(host), compressor)
-        pytest.skip("it makes new tokens, which this host cannot place")
-    if host == "videogpt_plus" and variant == "chain":
+            VideoLM(model(backbone), compressor)
+        pytest.skip("it makes new tokens, which this backbone cannot place")
+    if backbone == "videogpt_plus" and variant == "chain":
         pytest.skip("a chain goes through one stream")
-    lm = VideoLM(model(host), compressor)
-    same, encoded = opened(host, "saliency" in compressor.needs)
+    lm = VideoLM(model(backbone), compressor)
+    same, encoded = opened(backbone, "saliency" in compressor.needs)
     check_stages(lm, lm.open(clip(), same=same), encoded)
 
 
-@pytest.mark.parametrize(("host", "variant"), _on_hosts(KV_VARIANTS, "qwen2_5_vl"))
-def test_a_kv_compressor_reading_in_chunks(host: str, variant: str) -> None:
+@pytest.mark.parametrize(("backbone", "variant"), _on_backbones(KV_VARIANTS, "qwen2_5_vl"))
+def test_a_kv_compressor_reading_in_chunks(backbone: str, variant: str) -> None:
     kv = kvcompressors.build(variant.split(",")[0], **{"keep": 0.5, "chunk_frames": 4, **KV_VARIANTS[variant]})
-    lm = VideoLM(model(host), build("identity"), kv)
-    same, encoded = opened(host, False)
+    lm = VideoLM(model(backbone), build("identity"), kv)
+    same, encoded = opened(backbone, False)
     check_stages(lm, lm.open(clip(), same=same), encoded)
     # a prompt without a video costs nothing but its reading, whatever was asked before
     with counting() as counted:
@@ -180,9 +182,9 @@ def test_a_kv_compressor_reading_in_chunks(host: str, variant: str) -> None:
     assert agrees(answer.flops["prefill"], counted())
 
 
-@pytest.mark.parametrize("host", hosts.names())
-def test_a_picture(host: str) -> None:
-    lm = VideoLM(model(host), build("identity"))
+@pytest.mark.parametrize("backbone", backbones.names())
+def test_a_picture(backbone: str) -> None:
+    lm = VideoLM(model(backbone), build("identity"))
     with counting() as counted:
         image = lm.open(picture())
     check_stages(lm, image, counted())
@@ -256,7 +258,7 @@ def test_captions_of_all_lengths(every: int | None) -> None:
         found = compressor.caption([video])
     lengths = [len(ids) for ids in found.ids[0]]
     assert (max(lengths) == most) == (every is None)
-    assert agrees(caption_flops(compressor, video.raw, lengths), counted()), lengths
+    assert agrees(caption_flops(compressor, video.encoder, lengths), counted()), lengths
 
 
 def test_a_question_costs_the_same_alone_and_in_a_batch() -> None:

@@ -74,9 +74,9 @@ def test_what_four_bits_lack_is_said(folder, tmp_path, monkeypatch) -> None:
         load_language_model(folder, quantize="int3")  # pyright: ignore[reportArgumentType]
 
 
-def test_the_host_hands_the_setting_on() -> None:
+def test_the_backbone_hands_the_setting_on() -> None:
     with pytest.raises(ValueError, match="quantize: nf4 needs a checkpoint directory"):
-        tiny.model("pool", host=tiny.host_settings(quantize="nf4"))
+        tiny.model("pool", backbone=tiny.backbone_settings(quantize="nf4"))
 
 
 def test_flash_attn_is_taken_where_it_is_and_can_be_used(tmp_path, monkeypatch) -> None:

@@ -8,10 +8,10 @@ import yaml
 from torch import Tensor
 
 from langdc.adapters import attach_lora
+from langdc.backbones.chat import conversation, share_video
 from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
 from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
-from langdc.hosts.chat import conversation, share_video
 from langdc.model import VideoModel, build_compressor
 from langdc.training.answers import AnswerModule
 from langdc.training.captions import CaptionModule
@@ -28,7 +28,7 @@ ASKED = [("what shape is the red object ?", "square"), ("how does it move ?", "l
 def full_size() -> dict:
     """The full-size settings, with the sample tokenizer in place of Qwen2.5's."""
     tree = yaml.safe_load(FULL_SIZE.read_text())["model"]
-    tree["host"]["tokenizer"] = tree["compressor"]["captioner_tokenizer"] = tiny.tokenizer_folder()
+    tree["backbone"]["tokenizer"] = tree["compressor"]["captioner_tokenizer"] = tiny.tokenizer_folder()
     return tree
 
 
@@ -38,17 +38,17 @@ def parameters(module: torch.nn.Module) -> int:
 
 def grids(model: VideoModel, count: int = 1) -> dict[str, list[Tensor]]:
     """Raw grids of noise videos, as a batch holds them."""
-    seen = model.host.see([tiny.frames(number) for number in range(count)])
+    seen = model.backbone.encode([tiny.frames(number) for number in range(count)])
     return {name: [one[name].values for one in seen] for name in seen[0]}
 
 
 def shared(model: VideoModel) -> Prompt:
-    return share_video([model.host.prompt(conversation(q, a), learn=True) for q, a in ASKED])
+    return share_video([model.backbone.prompt(conversation(q, a), learn=True) for q, a in ASKED])
 
 
 def test_known_states_are_used_as_they_are() -> None:
     model = tiny.model()
-    videos = model.host.encode([tiny.frames(0), tiny.frames(1)], model.compressor.needs)
+    videos = model.backbone.features_of([tiny.frames(0), tiny.frames(1)], model.compressor.needs)
     states = model.captioner.caption(videos).states
     for known, found in zip(model.tokens(videos, states), model.tokens(videos), strict=True):
         assert torch.equal(known.values, found.values)
@@ -65,35 +65,35 @@ def test_a_pool_has_no_captioner() -> None:
         tiny.model("pool").captioner  # noqa: B018
 
 
-def test_the_host_fills_in_what_only_it_knows_and_settings_win() -> None:
-    host = tiny.model("pool", host=tiny.host_settings(frames_per_segment=8)).host
-    filled = build_compressor(MemberConfig(name="pool", sides=[3, 2]), host)
-    given = build_compressor(MemberConfig(name="pool", sides=[3, 2], frames_per_segment=2), host)
+def test_the_backbone_fills_in_what_only_it_knows_and_settings_win() -> None:
+    backbone = tiny.model("pool", backbone=tiny.backbone_settings(frames_per_segment=8)).backbone
+    filled = build_compressor(MemberConfig(name="pool", sides=[3, 2]), backbone)
+    given = build_compressor(MemberConfig(name="pool", sides=[3, 2], frames_per_segment=2), backbone)
     assert (filled.frames_per_segment, given.frames_per_segment) == (8, 2)
     with pytest.raises(ValueError, match="needs the setting sides"):
-        build_compressor(MemberConfig(name="pool"), host)
+        build_compressor(MemberConfig(name="pool"), backbone)
 
 
 def test_unknown_names_are_named() -> None:
-    with pytest.raises(ValueError, match=r"Unknown host 'videogpt'.*Did you mean 'videogpt_plus'"):
-        VideoModel(ModelConfig(host=MemberConfig(name="videogpt"), compressor=MemberConfig(name="pool")))
+    with pytest.raises(ValueError, match=r"Unknown backbone 'videogpt'.*Did you mean 'videogpt_plus'"):
+        VideoModel(ModelConfig(backbone=MemberConfig(name="videogpt"), compressor=MemberConfig(name="pool")))
     with pytest.raises(ValueError, match=r"no setting 'projectors'.*Did you mean 'projector'"):
-        tiny.model("pool", host=tiny.host_settings(projectors="linear"))
+        tiny.model("pool", backbone=tiny.backbone_settings(projectors="linear"))
 
 
 @pytest.mark.parametrize("compressor", tiny.COMPRESSORS)
 def test_the_answer_loss_is_the_mean_over_all_replies(compressor: str) -> None:
     model = tiny.model(compressor)
-    text = model.host.prompt(conversation("what is red ?", "red", video=False), learn=True)
+    text = model.backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
     prompts = [shared(model), text, shared(model)]
     labels = torch.nn.utils.rnn.pad_sequence([p.labels for p in prompts], batch_first=True, padding_value=-100)
     batch = grids(model, 2)
     found = AnswerModule(model)(prompts, labels, batch)["loss"].item()
-    videos = model.host.encode([tiny.frames(0), tiny.frames(1)], model.compressor.needs)
-    singles = [model.host.prompt(conversation(q, a), learn=True) for q, a in ASKED]
-    expected = slow_losses(model.host, text, [])
+    videos = model.backbone.features_of([tiny.frames(0), tiny.frames(1)], model.compressor.needs)
+    singles = [model.backbone.prompt(conversation(q, a), learn=True) for q, a in ASKED]
+    expected = slow_losses(model.backbone, text, [])
     for tokens in model.tokens(videos):
-        expected += [value for one in singles for value in slow_losses(model.host, one, [tokens.values.detach()])]
+        expected += [value for one in singles for value in slow_losses(model.backbone, one, [tokens.values.detach()])]
     assert len(expected) == int(labels.ne(-100).sum())
     assert found == pytest.approx(sum(expected) / len(expected), rel=1e-5)
     whole = AnswerModule(model)(prompts, labels, batch, num_items_in_batch=100)["loss"].item()
@@ -103,9 +103,9 @@ def test_the_answer_loss_is_the_mean_over_all_replies(compressor: str) -> None:
 @pytest.mark.parametrize("states", [None, []])
 def test_a_batch_of_text_alone_is_learned(states: list | None) -> None:
     model = tiny.model("langdc")
-    prompt = model.host.prompt(conversation("what is red ?", "red", video=False), learn=True)
+    prompt = model.backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
     found = AnswerModule(model)([prompt], prompt.labels[None], grids={}, states=states)["loss"].item()
-    expected = slow_losses(model.host, prompt, [])
+    expected = slow_losses(model.backbone, prompt, [])
     assert found == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
@@ -133,11 +133,11 @@ def test_text_alone_makes_the_calls_that_a_video_makes(form: str) -> None:
     """Ranks that share gradients (ZeRO-2) or weights (ZeRO-3) wait for each other's calls, whatever they look at."""
     dual = {"base": {"name": "pool", "sides": [3, 2]}} if form == "dual" else {}
     model = tiny.model("pool") if form == "pool" else tiny.model(segment_marker=True, **dual)
-    attach_lora(model.host, LoraConfig(rank=2, alpha=4, dropout=0.0))
-    read = ["host.projectors.*"] if form != "caption only" else []
+    attach_lora(model.backbone, LoraConfig(rank=2, alpha=4, dropout=0.0))
+    read = ["backbone.projectors.*"] if form != "caption only" else []
     written = ["compressor.post_projector.*", "compressor.segment_marker"] if form != "pool" else []
     unfreeze(model, [*read, *written], adapters=True)
-    alone = model.host.prompt(conversation("what is red ?", "red", video=False), learn=True)
+    alone = model.backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
     states = [[torch.randn(2, tiny.CAPTIONER_WIDTH)] * 4] if form != "pool" else None
     seen = grids(model) if form != "caption only" else None
     video = {"prompts": [shared(model)], "labels": torch.empty(0), "grids": seen, "states": states}
@@ -155,7 +155,7 @@ def test_the_caption_loss_is_the_mean_over_all_targets() -> None:
     captioner = model.captioner.captioner
     captions = [[captioner.encode(text) for text in ("red square", "", "blue", "green ring up")]]
     found = CaptionModule(model)(captions, torch.empty(0), grids(model))["loss"].item()
-    visual = model.captioner.visual(model.host.encode([tiny.frames(0)], frozenset({"raw"})))
+    visual = model.captioner.visual(model.backbone.features_of([tiny.frames(0)], frozenset({"encoder"})))
     slow, end = SlowCaptioner(captioner), captioner.tokenizer.eos_token_id
     nats = [slow.loss(v.detach(), c.tolist(), end) for v, c in zip(visual, captions[0], strict=True)]
     assert found == pytest.approx(sum(nats) / (sum(map(len, captions[0])) + 4), rel=1e-5)
@@ -165,10 +165,10 @@ def test_the_full_size_has_the_published_sizes() -> None:
     config = check(ModelConfig, full_size(), str(FULL_SIZE))
     with torch.device("meta"):
         model = VideoModel(config)
-    host, captioner = model.host, model.captioner.captioner
-    assert parameters(host.language_model) == 3_085_938_688
+    backbone, captioner = model.backbone, model.captioner.captioner
+    assert parameters(backbone.language_model) == 3_085_938_688
     assert parameters(captioner.language_model) == 494_032_768
-    image, video = host.encoders["image"], host.encoders["video"]
+    image, video = backbone.encoders["image"], backbone.encoders["video"]
     assert isinstance(image, ImageEncoder) and isinstance(video, VideoEncoder)
     assert parameters(image.model) == 303_507_456
     assert (image.side, image.width, video.side, video.width) == (24, 1024, 16, 1408)
@@ -186,12 +186,12 @@ def test_one_training_step_of_each_kind_at_full_width_and_depth_two() -> None:
     """Every width, vocabulary, resolution and token count of the full size; 2 layers in each network. About 12 GB."""
     tree = full_size()
     for source in (
-        tree["host"]["language_model"],
+        tree["backbone"]["language_model"],
         tree["compressor"]["captioner"],
-        tree["host"]["image_encoder"]["source"],
+        tree["backbone"]["image_encoder"]["source"],
     ):
         source["config"]["num_hidden_layers"] = 2
-    tree["host"]["video_encoder"]["source"]["config"] = {"depth": 2}
+    tree["backbone"]["video_encoder"]["source"]["config"] = {"depth": 2}
     tree["compressor"].update(layer=1, max_soft_tokens=8)
     torch.manual_seed(0)
     model = VideoModel(check(ModelConfig, tree, str(FULL_SIZE)))
@@ -201,7 +201,7 @@ def test_one_training_step_of_each_kind_at_full_width_and_depth_two() -> None:
     prompt = shared(model)
     steps = {
         "compressor.captioner.": lambda: CaptionModule(model)(captions, torch.empty(0), seen),
-        "host.language_model.": lambda: AnswerModule(model)([prompt], prompt.labels[None], seen),
+        "backbone.language_model.": lambda: AnswerModule(model)([prompt], prompt.labels[None], seen),
     }
     for trained, loss in steps.items():
         model.requires_grad_(False)
@@ -214,5 +214,5 @@ def test_one_training_step_of_each_kind_at_full_width_and_depth_two() -> None:
         optimizer.zero_grad()
         with torch.no_grad():
             assert loss()["loss"] < before.item()
-    (visual, *_) = model.captioner.visual(model.host.encode([tiny.frames(0)], frozenset({"raw"})))
+    (visual, *_) = model.captioner.visual(model.backbone.features_of([tiny.frames(0)], frozenset({"encoder"})))
     assert visual.shape == (832, 896)

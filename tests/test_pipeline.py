@@ -19,9 +19,9 @@ def mp4(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"])
 def test_a_stock_directory_is_asked_about_a_file(name: str, mp4: Path) -> None:
-    lm = VideoLM.from_pretrained(stock.folder(name), host={"frames": 8})
+    lm = VideoLM.from_pretrained(stock.folder(name), backbone={"frames": 8})
     answer = lm.ask(mp4, QUESTION, max_new_tokens=4)
-    less = VideoLM.from_pretrained(stock.folder(name), {"name": "vidcom2", "keep": 0.25}, host={"frames": 8})
+    less = VideoLM.from_pretrained(stock.folder(name), {"name": "vidcom2", "keep": 0.25}, backbone={"frames": 8})
     shorter = less.ask(mp4, QUESTION, max_new_tokens=4)
     assert shorter.tokens_before == answer.tokens_before
     assert shorter.tokens <= 0.25 * answer.tokens_before + 1 < answer.tokens
@@ -39,7 +39,7 @@ def test_keys_are_dropped_and_reported(mp4: Path) -> None:
         {"frames": 16},
     )
     answer = lm.ask(mp4, QUESTION, max_new_tokens=4)
-    plain = VideoLM.from_pretrained(stock.folder("qwen2_5_vl"), host={"frames": 16}).ask(mp4, QUESTION)
+    plain = VideoLM.from_pretrained(stock.folder("qwen2_5_vl"), backbone={"frames": 16}).ask(mp4, QUESTION)
     text = max(answer.keys_per_layer) - answer.tokens // 2
     assert 0 < text < 40 and answer.tokens == plain.tokens
     assert answer.flops["prefill"] < plain.flops["prefill"]
@@ -53,15 +53,15 @@ def test_a_picture_and_no_video(mp4: Path, tmp_path: Path) -> None:
 
 
 def test_frames_follow_the_clock_up_to_a_limit(mp4: Path) -> None:
-    two = VideoLM.from_pretrained(stock.folder("qwen2_vl"), host={"fps": 2.0, "frames": 64})
+    two = VideoLM.from_pretrained(stock.folder("qwen2_vl"), backbone={"fps": 2.0, "frames": 64})
     assert len(two.open(mp4).times) == 4  # two seconds
     assert len(two.open(mp4, start=0.5, end=1.5).times) == 2
-    few = VideoLM.from_pretrained(stock.folder("qwen2_vl"), host={"fps": 20.0, "frames": 6})
+    few = VideoLM.from_pretrained(stock.folder("qwen2_vl"), backbone={"fps": 20.0, "frames": 6})
     assert len(few.open(mp4).times) == 6
 
 
 def test_frames_are_read_at_the_size_that_the_encoder_takes(mp4: Path) -> None:
-    lm = VideoLM.from_pretrained(stock.folder("qwen2_vl"), host={"frames": 4, "pixels": [64, 1024]})
+    lm = VideoLM.from_pretrained(stock.folder("qwen2_vl"), backbone={"frames": 4, "pixels": [64, 1024]})
     frames = lm.open(mp4).frames
     assert frames.pixels.shape[2] * frames.pixels.shape[3] <= 1024
     assert frames.pixels.shape[2] % 8 == 0 and frames.pixels.shape[3] % 8 == 0
@@ -69,18 +69,18 @@ def test_frames_are_read_at_the_size_that_the_encoder_takes(mp4: Path) -> None:
 
 def test_two_models_with_other_compressors_live_side_by_side(mp4: Path) -> None:
     folder = stock.folder("qwen2_vl")
-    plain = VideoLM.from_pretrained(folder, host={"frames": 8})
-    kv = VideoLM.from_pretrained(folder, kv={"name": "snapkv", "keep": 0.3, "chunk_frames": 2}, host={"frames": 8})
+    plain = VideoLM.from_pretrained(folder, backbone={"frames": 8})
+    kv = VideoLM.from_pretrained(folder, kv={"name": "snapkv", "keep": 0.3, "chunk_frames": 2}, backbone={"frames": 8})
     before = plain.ask(mp4, QUESTION, max_new_tokens=6)
     thinned = kv.ask(mp4, QUESTION, max_new_tokens=6)
     assert plain.ask(mp4, QUESTION, max_new_tokens=6).text == before.text
     assert kv.ask(mp4, QUESTION, max_new_tokens=6).text == thinned.text
-    assert plain.model.host.text_model.config._attn_implementation == "sdpa"
+    assert plain.model.backbone.text_model.config._attn_implementation == "sdpa"
 
 
 def test_several_questions_at_once(mp4: Path) -> None:
     for settings in ({}, {"kv": {"name": "pivotkv", "keep": 0.5}}):
-        lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), host={"frames": 8}, **settings)
+        lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), backbone={"frames": 8}, **settings)
         video = lm.open(mp4)
         asked = [QUESTION, "how many of them ?", QUESTION]
         together = lm.answer([(video, question) for question in asked], max_new_tokens=4)
@@ -101,8 +101,8 @@ def test_our_own_checkpoints_take_kv_compressors(mp4: Path) -> None:
         ({"compressor": {"name": "vidcom3", "keep": 0.5}}, "Did you mean 'vidcom2'"),
         ({"compressor": {"name": "vidcom2", "kep": 0.5}}, "Did you mean 'keep'"),
         ({"kv": {"name": "pivot", "keep": 0.5}}, "Did you mean 'pivotkv'"),
-        ({"host": {"frames": 0}}, "at least one frame"),
-        ({"host": {"name": "qwen9"}}, "Unknown host 'qwen9'"),
+        ({"backbone": {"frames": 0}}, "at least one frame"),
+        ({"backbone": {"name": "qwen9"}}, "Unknown backbone 'qwen9'"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict, said: str) -> None:
@@ -112,13 +112,15 @@ def test_settings_that_cannot_work(settings: dict, said: str) -> None:
 
 def test_directories_without_a_model_that_is_served(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match=r"'bert' model; no host serves it\. Served are: llava_onevision, qwen2_5_vl"):
+    with pytest.raises(
+        ValueError, match=r"'bert' model; no backbone serves it\. Served are: llava_onevision, qwen2_5_vl"
+    ):
         VideoLM.from_pretrained(tmp_path)
 
 
-def test_a_checkpoint_of_ours_brings_its_host_along() -> None:
-    with pytest.raises(ValueError, match="brings its host's settings along; leave out frames"):
-        VideoLM.from_pretrained("sample:langdc", host={"frames": 8})
+def test_a_checkpoint_of_ours_brings_its_backbone_along() -> None:
+    with pytest.raises(ValueError, match="brings its backbone's settings along; leave out frames"):
+        VideoLM.from_pretrained("sample:langdc", backbone={"frames": 8})
 
 
 @pytest.mark.parametrize(
@@ -150,8 +152,8 @@ def test_tensors_that_are_missing_are_named(tmp_path: Path) -> None:
 
 
 def test_features_that_are_not_numbers_are_refused(mp4: Path) -> None:
-    lm = VideoLM.from_pretrained(stock.folder("qwen2_vl"), {"name": "vidcom2", "keep": 0.5}, host={"frames": 4})
+    lm = VideoLM.from_pretrained(stock.folder("qwen2_vl"), {"name": "vidcom2", "keep": 0.5}, backbone={"frames": 4})
     video = lm.open(mp4)
-    video.features.main[0].values[0, 0, 0, 0] = torch.nan
+    video.features.projected[0].values[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         video.ask(QUESTION)

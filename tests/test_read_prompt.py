@@ -1,11 +1,11 @@
-"""Reading prompts of a host with a KV compressor, from frames to an answer."""
+"""Reading prompts of a backbone with a KV compressor, from frames to an answer."""
 
 import pytest
 import torch
 from torch import Tensor
 
+from langdc.backbones.chat import conversation
 from langdc.continuation import Continuation
-from langdc.hosts.chat import conversation
 from langdc.kvcompressors import build
 from langdc.prefill import read_prompt
 from langdc.types import Prompt, Slot, VideoTokens
@@ -15,12 +15,12 @@ FRAMES, PLACES = 16, 13
 
 
 @pytest.fixture(scope="module")
-def host():
-    return tiny.model("pool").host
+def backbone():
+    return tiny.model("pool").backbone
 
 
-def asked(host, videos: int = 1) -> Prompt:
-    prompt = host.prompt(conversation("what shape is the red object ?", video=True))
+def asked(backbone, videos: int = 1) -> Prompt:
+    prompt = backbone.prompt(conversation("what shape is the red object ?", video=True))
     slots = tuple(Slot(prompt.slots[0].position + number, number) for number in range(videos))
     return Prompt(prompt.ids, slots=slots)
 
@@ -31,84 +31,86 @@ def tokens(seed: int = 0, anchor: Tensor | None = None) -> VideoTokens:
 
 
 @torch.no_grad()
-def stock(host, prompt: Prompt, videos: list[VideoTokens], **options) -> list[list[int]]:
-    embeds = host.splice([prompt], [videos])[0].embeds[None]
+def stock(backbone, prompt: Prompt, videos: list[VideoTokens], **options) -> list[list[int]]:
+    embeds = backbone.splice([prompt], [videos])[0].embeds[None]
     mask = torch.ones(embeds.shape[:2], dtype=torch.long)
-    return host.language_model.generate(inputs_embeds=embeds, attention_mask=mask, pad_token_id=0, **options).tolist()
+    return backbone.language_model.generate(
+        inputs_embeds=embeds, attention_mask=mask, pad_token_id=0, **options
+    ).tolist()
 
 
-def test_a_budget_that_covers_the_video_answers_as_the_stock_model(host) -> None:
-    prompt, videos = asked(host, 2), [tokens(0), tokens(1)]
+def test_a_budget_that_covers_the_video_answers_as_the_stock_model(backbone) -> None:
+    prompt, videos = asked(backbone, 2), [tokens(0), tokens(1)]
     for compressor in (build("flexreduc", tokens=10_000), build("streaming", keep=1.0, chunk_frames=3)):
-        reading = read_prompt(host, prompt, videos, compressor, [FRAMES, FRAMES])
+        reading = read_prompt(backbone, prompt, videos, compressor, [FRAMES, FRAMES])
         written = Continuation(reading).write(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=[])
-        assert written.tolist() == stock(host, prompt, videos, max_new_tokens=6, do_sample=False, eos_token_id=[])
+        assert written.tolist() == stock(backbone, prompt, videos, max_new_tokens=6, do_sample=False, eos_token_id=[])
 
 
 @pytest.mark.parametrize("name", ["flexreduc", "pivotkv", "snapkv", "random", "streaming"])
-def test_every_video_is_thinned(host, name: str) -> None:
-    prompt, videos = asked(host, 2), [tokens(0), tokens(1)]
-    reading = read_prompt(host, prompt, videos, build(name, keep=0.25, chunk_frames=4), [FRAMES, FRAMES])
+def test_every_video_is_thinned(backbone, name: str) -> None:
+    prompt, videos = asked(backbone, 2), [tokens(0), tokens(1)]
+    reading = read_prompt(backbone, prompt, videos, build(name, keep=0.25, chunk_frames=4), [FRAMES, FRAMES])
     text, whole = len(prompt.ids), 2 * FRAMES * PLACES
     for keys in reading.keys_per_layer:
         assert text + 0.1 * whole < keys < text + 0.4 * whole
     assert sum(reading.keys_per_layer) / len(reading.keys_per_layer) <= text + 0.25 * whole
 
 
-def test_an_image_is_read_like_text(host) -> None:
-    prompt, videos = asked(host, 2), [tiny.video_tokens(PLACES), tokens(1)]
-    reading = read_prompt(host, prompt, videos, build("random", keep=0.25, chunk_frames=4), [1, FRAMES])
+def test_an_image_is_read_like_text(backbone) -> None:
+    prompt, videos = asked(backbone, 2), [tiny.video_tokens(PLACES), tokens(1)]
+    reading = read_prompt(backbone, prompt, videos, build("random", keep=0.25, chunk_frames=4), [1, FRAMES])
     assert set(reading.keys_per_layer) == {len(prompt.ids) + PLACES + FRAMES * PLACES // 4}
 
 
-def test_anchors_of_the_tokens_reach_the_compressor(host) -> None:
+def test_anchors_of_the_tokens_reach_the_compressor(backbone) -> None:
     anchor = torch.zeros(FRAMES * PLACES, dtype=torch.bool)
     anchor[::40] = True
-    prompt = asked(host)
+    prompt = asked(backbone)
     compressor = build("pivotkv", keep=0.1, chunk_frames=8, reforge=False)
-    cache = read_prompt(host, prompt, [tokens(0, anchor)], compressor, [FRAMES]).cache
+    cache = read_prompt(backbone, prompt, [tokens(0, anchor)], compressor, [FRAMES]).cache
     first = prompt.slots[0].position
     for layer in cache.layers:
         assert set((first + anchor.nonzero()[:, 0]).tolist()) <= set(layer.positions.flatten().tolist())
 
 
 @pytest.mark.parametrize(("variant", "pieces"), [("fixed", [104, 104]), ("released", [104, 104])])
-def test_chunks_are_cut_by_frames(host, variant: str, pieces: list[int]) -> None:
+def test_chunks_are_cut_by_frames(backbone, variant: str, pieces: list[int]) -> None:
     compressor, seen = build("pivotkv", keep=0.5, variant=variant, chunk_frames=8), []
     inner = compressor.kept
     compressor.kept = lambda chunk: seen.append(len(chunk)) or inner(chunk)
-    read_prompt(host, asked(host), [tokens()], compressor, [FRAMES])
+    read_prompt(backbone, asked(backbone), [tokens()], compressor, [FRAMES])
     assert seen == pieces
 
 
 @pytest.mark.parametrize(("variant", "pieces"), [("fixed", [208]), ("released", [104, 104])])
-def test_the_released_chunks_of_a_short_video_are_its_halves(host, variant: str, pieces: list[int]) -> None:
+def test_the_released_chunks_of_a_short_video_are_its_halves(backbone, variant: str, pieces: list[int]) -> None:
     """Where a model joins frames in pairs, the released code counts the pairs as frames."""
     compressor, seen = build("pivotkv", keep=0.5, variant=variant), []
     inner = compressor.kept
     compressor.kept = lambda chunk: seen.append(len(chunk)) or inner(chunk)
-    read_prompt(host, asked(host), [tokens()], compressor, [FRAMES], steps=[FRAMES // 2])
+    read_prompt(backbone, asked(backbone), [tokens()], compressor, [FRAMES], steps=[FRAMES // 2])
     assert seen == pieces
 
 
-def test_videos_that_touch_are_still_two(host) -> None:
-    prompt, compressor = asked(host, 2), build("random", keep=0.5)
+def test_videos_that_touch_are_still_two(backbone) -> None:
+    prompt, compressor = asked(backbone, 2), build("random", keep=0.5)
     touching = Prompt(prompt.ids, slots=(prompt.slots[0], Slot(prompt.slots[0].position, 1)))
-    read_prompt(host, touching, [tokens(), tokens(1)], compressor, [FRAMES, FRAMES])
+    read_prompt(backbone, touching, [tokens(), tokens(1)], compressor, [FRAMES, FRAMES])
     assert [chunk.clip for chunk in compressor.plan.chunks] == [0, 1]
 
 
-def test_a_prompt_without_places_for_its_tokens(host) -> None:
+def test_a_prompt_without_places_for_its_tokens(backbone) -> None:
     with pytest.raises(ValueError, match="places for 1 videos, 2 were given"):
-        read_prompt(host, asked(host), [tokens(), tokens(1)], build("random", keep=0.5), [FRAMES, FRAMES])
+        read_prompt(backbone, asked(backbone), [tokens(), tokens(1)], build("random", keep=0.5), [FRAMES, FRAMES])
 
 
-def test_videos_in_another_order_than_their_numbers(host) -> None:
-    prompt = asked(host, 2)
+def test_videos_in_another_order_than_their_numbers(backbone) -> None:
+    prompt = asked(backbone, 2)
     turned = Prompt(prompt.ids, slots=(Slot(prompt.slots[0].position, 1), Slot(prompt.slots[1].position, 0)))
     short = tiny.video_tokens(4 * PLACES, 1)
     compressor = build("random", keep=0.5, chunk_frames=4)
-    reading = read_prompt(host, turned, [tokens(), short], compressor, [FRAMES, 4])
+    reading = read_prompt(backbone, turned, [tokens(), short], compressor, [FRAMES, 4])
     assert set(reading.keys_per_layer) == {len(prompt.ids) + (FRAMES + 4) * PLACES // 2}
     assert [len(chunk) for chunk in compressor.plan.chunks] == [4 * PLACES] * 5
     assert [chunk.clip for chunk in compressor.plan.chunks] == [1, 0, 0, 0, 0]

@@ -90,14 +90,14 @@ def sized(file: str) -> ModelConfig:
     """A recipe's model with the published sizes where it names directories of weights."""
     tree = stage(file).model.model_dump(mode="json")
     sizes = load(Sizes, CONFIGS / file.partition("/")[0] / "model.yaml").model
-    host, compressor = tree["host"], tree["compressor"]
-    assert host["language_model"].startswith("weights/")
-    host.pop("quantize", None)
-    host["language_model"] = sizes.host.settings["language_model"]
-    host["tokenizer"] = tiny.tokenizer_folder()
+    backbone, compressor = tree["backbone"], tree["compressor"]
+    assert backbone["language_model"].startswith("weights/")
+    backbone.pop("quantize", None)
+    backbone["language_model"] = sizes.backbone.settings["language_model"]
+    backbone["tokenizer"] = tiny.tokenizer_folder()
     for name in ("image_encoder", "video_encoder"):
-        assert host[name]["source"].startswith("weights/")
-        host[name]["source"] = sizes.host.settings[name]["source"]
+        assert backbone[name]["source"].startswith("weights/")
+        backbone[name]["source"] = sizes.backbone.settings[name]["source"]
     if compressor["name"] == "langdc":
         assert compressor["captioner"] == "weights/Qwen2.5-0.5B"
         compressor["captioner"] = sizes.compressor.settings["captioner"]
@@ -123,7 +123,7 @@ def trained(file: str, phase: PhaseConfig) -> int:
     patterns = list(phase.trainable)
     with torch.device("meta"):
         if phase.lora is not None:
-            attach_lora(model.host, phase.lora)
+            attach_lora(model.backbone, phase.lora)
         if phase.captioner_lora is not None:
             adapt(model.captioner.captioner.language_model.base_model, phase.captioner_lora)
             patterns.append("compressor.captioner.*.lora_*")
@@ -179,7 +179,7 @@ def test_variants_fit_where_the_stage_stands_that_they_vary(folder: str) -> None
     assert sorted(steps) == sorted(VARIANTS[folder])
     assert {step.config.start for step in steps.values()} <= outputs
     for name, step in steps.items():
-        four_bits = step.config.model.host.settings.get("quantize") == "nf4"
+        four_bits = step.config.model.backbone.settings.get("quantize") == "nf4"
         assert four_bits == name.endswith("qlora") == (step.config.deepspeed is None)
         (phase,), (usual,) = step.config.phases, stage(f"{folder}/{name.rpartition('_')[0]}").phases
         assert phase.data == usual.data and phase.objective == usual.objective
@@ -194,7 +194,7 @@ def test_a_recipe_trains_what_the_paper_says(file: str) -> None:
 @pytest.mark.parametrize("folder", CHAINS)
 def test_the_models_have_the_published_sizes(folder: str) -> None:
     model = built(f"{folder}/{CHAINS[folder][0]}")
-    assert sum(parameter.numel() for parameter in model.host.language_model.parameters()) == LANGUAGE_MODELS[folder]
+    assert sum(parameter.numel() for parameter in model.backbone.language_model.parameters()) == LANGUAGE_MODELS[folder]
     assert all(parameter.is_meta for parameter in model.parameters())
 
 

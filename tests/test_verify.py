@@ -64,7 +64,7 @@ def test_a_parameter_that_no_save_holds_is_named(tmp_path: Path) -> None:
 
 def test_projectors_that_nothing_reads_may_be_left_random(tmp_path: Path) -> None:
     model = tiny.model()
-    names = [name for name, _ in model.named_parameters() if not name.startswith("host.projectors.")]
+    names = [name for name, _ in model.named_parameters() if not name.startswith("backbone.projectors.")]
     checkpoint.save(model, tmp_path / "run", tensors=checkpoint.own_tensors(model, names), info={})
     assert differences(fingerprint(model), fingerprint(open_saved(tmp_path / "run"))) == []
 
@@ -75,9 +75,11 @@ def test_logits_are_compared_too(tmp_path: Path) -> None:
     assert "logits differ by 1.00e-02" in differences(found, other)[0]
     assert "logits differ by inf" in differences(found, replace(found, logits=found.logits[:-1]))[0]
     assert differences(replace(found, logits=[]), other) == []
-    missing = {name: value for name, value in found.tensors.items() if name != "host.language_model.lm_head.weight"}
-    assert differences(found, replace(found, tensors=missing)) == ["host.language_model.lm_head.weight is missing"]
-    assert differences(replace(found, tensors=missing), found) == ["host.language_model.lm_head.weight was not saved"]
+    missing = {name: value for name, value in found.tensors.items() if name != "backbone.language_model.lm_head.weight"}
+    assert differences(found, replace(found, tensors=missing)) == ["backbone.language_model.lm_head.weight is missing"]
+    assert differences(replace(found, tensors=missing), found) == [
+        "backbone.language_model.lm_head.weight was not saved"
+    ]
 
 
 def test_the_probe_is_read_through_captions_and_does_not_change_the_model() -> None:
@@ -104,12 +106,12 @@ def test_a_checkpoint_in_4_bits_is_read_whole_where_there_is_no_accelerator(tmp_
     model = tiny.model()
     folder = save(model, tmp_path / "run")
     card = json.loads((folder / checkpoint.CARD).read_text())
-    card["model"]["host"]["quantize"] = "nf4"
+    card["model"]["backbone"]["quantize"] = "nf4"
     card["model"]["compressor"]["attention"] = "flash_attention_2"
     (folder / checkpoint.CARD).write_text(json.dumps(card))
     with pytest.raises(ValueError, match="nf4"):
         checkpoint.load(folder)
-    packed = [name for name, _ in model.named_parameters() if name.endswith("up_proj.weight") and "host." in name]
+    packed = [name for name, _ in model.named_parameters() if name.endswith("up_proj.weight") and "backbone." in name]
     expected = fingerprint(model, logits=False)
     kept = {name: value for name, value in expected.tensors.items() if name not in packed}
     seen = verify_saved(folder, replace(expected, tensors=kept, packed=packed))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from langdc.data.records import Record, check_media, read_records, write_records
-from langdc.features import Clip
+from langdc.features import FrameSpec
 from langdc.pipeline import VideoLM
 from langdc.video import VideoInfo, frame_files, probe, read_frames, write_video
 from tests import tiny
@@ -84,11 +84,11 @@ def test_folders_that_are_no_video(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_clip_of_a_folder_is_named_by_all_that_it_shows(folder: Path) -> None:
-    clip = Clip(folder, 2, 3, fps=3.0)
+    clip = FrameSpec(folder, 2, 3, fps=3.0)
     assert _numbers(clip.read().pixels) == [1, 3, 5, 7, 9, 11]
     key = clip.key()
-    assert Clip(folder, 2, 3, fps=3.0).key() == key
-    assert Clip(folder, 2, 3, fps=4.0).key() != key
+    assert FrameSpec(folder, 2, 3, fps=3.0).key() == key
+    assert FrameSpec(folder, 2, 3, fps=4.0).key() != key
     _grey(0).save(folder / "f12.png")
     assert clip.key() != key
 

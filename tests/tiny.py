@@ -18,7 +18,7 @@ CLIP = {
     "model_type": "clip_vision_model", "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
     "intermediate_size": 48, "image_size": 24, "patch_size": 4,
 }  # fmt: skip
-HOST_WIDTH, CAPTIONER_WIDTH = 48, 32
+BACKBONE_WIDTH, CAPTIONER_WIDTH = 48, 32
 PROMPT = "describe the segment ."
 
 
@@ -58,10 +58,10 @@ def captioner(seed: int = 0, source: dict | None = None, **settings) -> Captione
     return Captioner(source or qwen2(), **settings).eval()
 
 
-def host_settings(**changes) -> dict:
-    """Settings of a small VideoGPT+ host: 6x6 image patches and 4x4 video patches per frame."""
+def backbone_settings(**changes) -> dict:
+    """Settings of a small VideoGPT+ backbone: 6x6 image patches and 4x4 video patches per frame."""
     return {
-        "language_model": qwen2(HOST_WIDTH),
+        "language_model": qwen2(BACKBONE_WIDTH),
         "tokenizer": tokenizer_folder(),
         "image_encoder": {"name": "image", "source": random_weights(CLIP)},
         "video_encoder": {"name": "internvideo2", "source": random_weights(INTERNVIDEO2)},
@@ -80,19 +80,19 @@ def langdc_settings(**changes) -> dict:
 COMPRESSORS = {"langdc": langdc_settings(), "pool": {"sides": [3, 2]}}
 
 
-def config(compressor: str = "langdc", host: dict | None = None, **changes) -> ModelConfig:
+def config(compressor: str = "langdc", backbone: dict | None = None, **changes) -> ModelConfig:
     """What a small model is built from; `changes` are settings of the compressor."""
     settings = {**COMPRESSORS.get(compressor, {}), **changes}
     return ModelConfig(
-        host=MemberConfig(name="videogpt_plus", **(host or host_settings())),
+        backbone=MemberConfig(name="videogpt_plus", **(backbone or backbone_settings())),
         compressor=MemberConfig(name=compressor, **settings),
     )
 
 
-def model(compressor: str = "langdc", seed: int = 0, host: dict | None = None, **changes) -> VideoModel:
+def model(compressor: str = "langdc", seed: int = 0, backbone: dict | None = None, **changes) -> VideoModel:
     """A small model with random weights, in evaluation mode."""
     torch.manual_seed(seed)
-    return VideoModel(config(compressor, host, **changes)).eval()
+    return VideoModel(config(compressor, backbone, **changes)).eval()
 
 
 def frames(number: int = 0, count: int = 16, size: int = 20) -> Frames:
@@ -103,18 +103,18 @@ def frames(number: int = 0, count: int = 16, size: int = 20) -> Frames:
 
 
 def features(number: int = 0, count: int = 16, dtype: torch.dtype = torch.float32) -> VideoFeatures:
-    """Features as the small host makes them, of noise: leaf tensors, so that gradients can be looked at."""
+    """Features as the small backbone makes them, of noise: leaf tensors, so that gradients can be looked at."""
     dice = torch.Generator().manual_seed(number)
 
     def grid(side: int, width: int) -> FeatureGrid:
         return FeatureGrid(torch.randn(count, side, side, width, generator=dice).to(dtype))
 
-    main = (grid(6, HOST_WIDTH), grid(4, HOST_WIDTH))
-    raw = {"image": grid(6, CLIP["hidden_size"]), "video": grid(4, INTERNVIDEO2["width"])}
-    return VideoFeatures(main, raw, torch.arange(count) / 8)
+    main = (grid(6, BACKBONE_WIDTH), grid(4, BACKBONE_WIDTH))
+    encoded = {"image": grid(6, CLIP["hidden_size"]), "video": grid(4, INTERNVIDEO2["width"])}
+    return VideoFeatures(main, encoded, torch.arange(count) / 8)
 
 
-def video_tokens(count: int, number: int = 0, width: int = HOST_WIDTH) -> VideoTokens:
+def video_tokens(count: int, number: int = 0, width: int = BACKBONE_WIDTH) -> VideoTokens:
     """Tokens of noise, all of one segment."""
     values = torch.randn(count, width, generator=torch.Generator().manual_seed(number))
     return VideoTokens(values, torch.zeros(count, dtype=torch.long))

@@ -79,7 +79,9 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
 
 
 def importance(grid: FeatureGrid) -> Tensor:
-    """How much each token matters [T,P]: the encoder's attention where the host gives it, else the token's length."""
+    """How much each token matters [T,P]: the encoder's attention where the backbone gives it, else the token's
+    length.
+    """
     return token_lengths(grid.values.flatten(1, 2)) if grid.saliency is None else grid.saliency.flatten(1).float()
 
 
@@ -118,23 +120,25 @@ class GridCompressor(TokenCompressor):
         return 0.0
 
     def flops(self, video: VideoFeatures) -> float:
-        budgets = self.allowed.split([grid.tokens for grid in video.main])
-        return sum(self.grid_flops(grid, budget) for grid, budget in zip(video.main, budgets, strict=True))
+        budgets = self.allowed.split([grid.tokens for grid in video.projected])
+        return sum(self.grid_flops(grid, budget) for grid, budget in zip(video.projected, budgets, strict=True))
 
     def forward(self, video: VideoFeatures) -> VideoTokens:
-        if not video.main:
+        if not video.projected:
             raise ValueError(
                 f"{type(self).__name__} compresses grids in the language model's width; this video has none."
             )
-        for grid in video.main:
+        for grid in video.projected:
             if not torch.stack(grid.values.aminmax()).isfinite().all():
                 bad = int((~torch.isfinite(grid.values)).sum())
                 raise ValueError(
                     f"The features hold {bad} values that are not finite; nothing sensible can be kept. Look at the "
                     "video and at the precision of the encoder."
                 )
-        budgets = self.allowed.split([grid.tokens for grid in video.main])
-        return joined([self.compress(grid, budget) for grid, budget in zip(video.main, budgets, strict=True)], video)
+        budgets = self.allowed.split([grid.tokens for grid in video.projected])
+        return joined(
+            [self.compress(grid, budget) for grid, budget in zip(video.projected, budgets, strict=True)], video
+        )
 
     def frames(self, grid: FeatureGrid) -> Tensor:
         """The segment of each of the T frames of a grid: [T]."""
@@ -156,20 +160,20 @@ class GridCompressor(TokenCompressor):
         )
 
 
-class BySalience(GridCompressor):
-    """A compressor that goes by what the encoder attends to, where the host tells it; with `variant` "released" by the
-    length of a token alone.
+class SaliencyCompressor(GridCompressor):
+    """A compressor that goes by what the encoder attends to, where the backbone tells it; with `variant` "released"
+    by the length of a token alone.
     """
 
-    needs = frozenset({"main", "saliency"})
+    needs = frozenset({"projected", "saliency"})
 
     def __init__(self, keep: float | None, tokens: int | None, variant: str, frames_per_segment: int) -> None:
         super().__init__(keep, tokens, frames_per_segment)
         self.variant = variant
         if variant == "released":
-            self.needs = frozenset({"main"})  # pyright: ignore[reportAttributeAccessIssue]
+            self.needs = frozenset({"projected"})  # pyright: ignore[reportAttributeAccessIssue]
 
-    def salience(self, grid: FeatureGrid) -> Tensor:
+    def token_saliency(self, grid: FeatureGrid) -> Tensor:
         """How much each token matters: [T,P]."""
         return token_lengths(grid.values.flatten(1, 2)) if self.variant == "released" else importance(grid)
 
@@ -179,7 +183,7 @@ def joined(parts: list[VideoTokens], video: VideoFeatures) -> VideoTokens:
     if len(parts) == 1:
         return parts[0]
     before = [0]
-    for grid in video.main[:-1]:
+    for grid in video.projected[:-1]:
         before.append(before[-1] + grid.tokens)
     known = [part.source + n for part, n in zip(parts, before, strict=True) if part.source is not None]
     anchors = [part.anchor for part in parts if part.anchor is not None]

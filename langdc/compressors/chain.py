@@ -33,7 +33,7 @@ class Chain(TokenCompressor):
         built = [m if isinstance(m, TokenCompressor) else compressors.build(**{**given, **m}) for m in members]
         self.members = torch.nn.ModuleList(built)
         for member in built[1:]:
-            if "raw" in member.needs:
+            if "encoder" in member.needs:
                 raise ValueError(
                     f"{type(member).__name__} reads the encoder's own grids, which the members of a chain before it "
                     "leave as they are. Use it without a chain."
@@ -70,9 +70,9 @@ def _through(found: VideoTokens, then: VideoTokens) -> VideoTokens:
 
 def as_grid(tokens: VideoTokens, video: VideoFeatures) -> VideoFeatures:
     """Kept tokens as a video again; ValueError unless each frame that is left has as many."""
-    if len(video.main) != 1 or tokens.source is None:
+    if len(video.projected) != 1 or tokens.source is None:
         raise ValueError("A chain goes through one stream of kept tokens; merged ones or two streams have no frames.")
-    height, width = video.main[0].values.shape[1:3]
+    height, width = video.projected[0].values.shape[1:3]
     frame = tokens.source // (height * width)
     kept, counts = frame.unique_consecutive(return_counts=True)
     if (counts != counts[0]).any():
@@ -82,10 +82,10 @@ def as_grid(tokens: VideoTokens, video: VideoFeatures) -> VideoFeatures:
         )
     whole = int(counts[0]) == height * width
     shape = (len(kept), height, width) if whole else (len(kept), 1, int(counts[0]))
-    saliency = video.main[0].saliency
+    saliency = video.projected[0].saliency
     grid = FeatureGrid(
         tokens.values.unflatten(0, shape),
         None if saliency is None else saliency.flatten()[tokens.source].unflatten(0, shape),
         tuple(e.unflatten(0, shape) for e in tokens.extra),
     )
-    return VideoFeatures((grid,), video.raw, video.seconds[kept.to(video.seconds.device)], video.question)
+    return VideoFeatures((grid,), video.encoder, video.seconds[kept.to(video.seconds.device)], video.question)

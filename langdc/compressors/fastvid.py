@@ -14,7 +14,7 @@ from torch.nn import functional
 from langdc.blocks import at_once
 from langdc.compressors.base import (
     Budget,
-    BySalience,
+    SaliencyCompressor,
     best_of_each,
     compressors,
     frames_at_once,
@@ -29,14 +29,14 @@ NEIGHBOURS = 4
 
 
 @compressors.register("fastvid")
-class FastVID(BySalience):
+class FastVID(SaliencyCompressor):
     """Cut where frames change; within a segment, only frames before a smaller change keep tokens.
 
     The `segments` - 1 largest changes are cuts, and every similarity of frames below `change`. Within a segment, a
     stretch whose frames are at least `still` alike is kept at its last frame. The part `context` of the kept tokens are
     density peaks of every `stride`-th stretch, counted from the end, that take in all tokens of the segment most like
     them, at least the part `own` staying their own; the others are the salient ones. Salience is the encoder's
-    attention where the host gives it, else the length of a token, which the release takes always.
+    attention where the backbone gives it, else the length of a token, which the release takes always.
     `variant`: "released" rounds what a frame keeps down to a whole number; "fixed", the default, rounds only a
     segment's. The release's random tie-break is left out of both. Still videos keep less than the budget.
     """
@@ -73,7 +73,7 @@ class FastVID(BySalience):
         values = grid.values.flatten(1, 2)
         segment, stretch = self.cuts(values)
         salient_count, context_count = self.plan(segment, stretch, values.shape[1], budget)
-        score = self.salience(grid)
+        score = self.token_saliency(grid)
         salient = best_of_each(score, salient_count.to(values.device))
         centres = self._centres(values, salient, context_count.to(values.device))
         kept = (salient | centres).flatten()

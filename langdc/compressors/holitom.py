@@ -14,7 +14,7 @@ from torch import Tensor
 
 from langdc.compressors.base import (
     Budget,
-    BySalience,
+    SaliencyCompressor,
     apportioned,
     best_of_each,
     compressors,
@@ -29,14 +29,14 @@ Variant = Literal["fixed", "released"]
 
 
 @compressors.register("holitom_outer")
-class HoliTomOuter(BySalience):
+class HoliTomOuter(SaliencyCompressor):
     """Cut the video into windows such that most can be said once; keep still places once per window, as their mean.
 
     A place is still in a window while its token is more than `still` like the one before; windows of at most
     `max_window` frames are those with the most tokens to save. What remains is thinned to the budget: of still places
     density peaks (from `neighbours`) that take in the others, `own` being the part of themselves that they keep; of the
     other tokens of a frame the salient ones, and the part `context` as density peaks. Salience is the encoder's
-    attention where the host gives it, else the length of a token, which the release takes always.
+    attention where the backbone gives it, else the length of a token, which the release takes always.
     `variant`: "released" rounds up in every frame, so that more is kept than asked, and says evenly spread places for
     what it kept; "fixed", the default, meets the budget and says true places, in their order. The release's random
     tie-break is left out of both. Only the part before the language model; the one inside is another kind of method.
@@ -75,7 +75,7 @@ class HoliTomOuter(BySalience):
         counts = self._counts(sizes, len(still), budget, grid.tokens).to(values.device)
         step = frames_at_once(values)
         once, means = self._thinned(lambda some: _means(values, window, some), still, counts[: len(still)], step)
-        score = self.salience(grid)
+        score = self.token_saliency(grid)
         among, count = ~still[window], counts[len(still) :]
         salient = (count.double() * (1 - self.context)).round().long()
         dominant = best_of_each(score.masked_fill(~among, -torch.inf), salient)

@@ -1,13 +1,13 @@
 """LangDC: each segment's caption, read as hidden states of a captioner, stands for the segment.
 
-Letters: T frames, H W patch grid, C encoder width, Z captioner width, D host width, S segments, N tokens.
+Letters: T frames, H W patch grid, C encoder width, Z captioner width, D backbone width, S segments, N tokens.
 Source: LangDC (arXiv 2509.00969), section 4; "CapPruner" there is the captioner, "BasePruner" the base.
 """
 
 import torch
 from torch import Tensor, nn
 
-from langdc.captioner import Captioner, SoftToken, Written
+from langdc.captioner import Captioner, CaptionOutput, SoftToken
 from langdc.compressors.base import compressors
 from langdc.interfaces import CaptionCompressor, Captioned
 from langdc.projectors import average_pool, build_projector
@@ -19,11 +19,12 @@ from langdc.types import VideoFeatures, VideoTokens
 class LangDC(CaptionCompressor):
     """Caption every segment and hand the language model the states of the caption tokens.
 
-    `streams`: encoder widths by name and `width`: the host's, both filled in from the host. `pool`: side per stream of
-    the captioner's visual tokens (12 and 8 at full size: 832 per segment; 0 leaves a stream out). `captioner`: source
-    of the light language model; `prompt`, `layer`, `soft_token`, `max_soft_tokens` as in `Captioner`. `base`: {"name":
-    ..., ...} of a compressor whose tokens come first (the dual form), None for captions only. `segment_marker`: a
-    learned token before each segment's (ours; the paper has none), for up to `max_segments` segments.
+    `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone. `pool`: side per
+    stream of the captioner's visual tokens (12 and 8 at full size: 832 per segment; 0 leaves a stream out).
+    `captioner`: source of the light language model; `prompt`, `layer`, `soft_token`, `max_soft_tokens` as in
+    `Captioner`. `base`: {"name": ..., ...} of a compressor whose tokens come first (the dual form), None for captions
+    only. `segment_marker`: a learned token before each segment's (ours; the paper has none), for up to `max_segments`
+    segments.
     """
 
     paper = "arXiv 2509.00969"
@@ -49,7 +50,7 @@ class LangDC(CaptionCompressor):
     ) -> None:
         super().__init__()
         if len(pool) != len(streams):
-            raise ValueError(f"pool has {len(pool)} sides, the host has the streams {', '.join(streams)}.")
+            raise ValueError(f"pool has {len(pool)} sides, the backbone has the streams {', '.join(streams)}.")
         if not any(pool):
             raise ValueError(f"pool is {pool}, which leaves every stream out; give a positive side, such as [12, 8].")
         self.pool = dict(zip(streams, pool, strict=True))
@@ -68,7 +69,7 @@ class LangDC(CaptionCompressor):
     @property
     def needs(self) -> frozenset[str]:
         """Raw grids for the captioner, and whatever the base needs."""
-        return frozenset({"raw"}) | (self.base.needs if self.base is not None else frozenset())
+        return frozenset({"encoder"}) | (self.base.needs if self.base is not None else frozenset())
 
     def visual(self, videos: list[VideoFeatures]) -> list[Tensor]:
         """The captioner's visual tokens of every segment: per segment, all frames of each stream in turn [n,Z]."""
@@ -76,7 +77,7 @@ class LangDC(CaptionCompressor):
         for name, projector in self.projectors.items():
             if not self.pool[name]:
                 continue
-            grids = [video.raw[name].values for video in videos]
+            grids = [video.encoder[name].values for video in videos]
             pooled = average_pool(projector(torch.cat(grids)), self.pool[name])
             frames = pooled.flatten(1, 2).split([len(grid) for grid in grids])
             streams.append([part.flatten(0, 1) for video in frames for part in video.split(self.frames_per_segment)])
@@ -84,7 +85,7 @@ class LangDC(CaptionCompressor):
 
     def segments(self, video: VideoFeatures) -> int:
         """S of a video."""
-        frames = len(next(iter(video.raw.values())).values)
+        frames = len(next(iter(video.encoder.values())).values)
         return -(-frames // self.frames_per_segment)
 
     def supervised(self, videos: list[VideoFeatures], targets: list[list[Tensor]]) -> Captioned:
@@ -102,7 +103,7 @@ class LangDC(CaptionCompressor):
     def caption(self, videos: list[VideoFeatures], synced: bool = False) -> Captioned:
         return self._grouped(videos, self.captioner.write(self.visual(videos), synced))
 
-    def _grouped(self, videos: list[VideoFeatures], written: Written) -> Captioned:
+    def _grouped(self, videos: list[VideoFeatures], written: CaptionOutput) -> Captioned:
         ids, states = iter(written.ids), iter(written.states)
         counts = [range(self.segments(video)) for video in videos]
         return Captioned(

@@ -1,6 +1,6 @@
 """LDPv2: project, pool, and let neighbours talk; a learned compressor with a fixed number of tokens per frame.
 
-Letters: T frames, H W patch grid, C encoder width, D host width, N tokens.
+Letters: T frames, H W patch grid, C encoder width, D backbone width, N tokens.
 Source: MobileVLM V2 (arXiv 2402.03766), section 3.3; an alternative base in LangDC's table 4.
 """
 
@@ -30,11 +30,11 @@ class _Neighbours(nn.Module):
 class LDPv2(LearnedCompressor):
     """Project every patch with an MLP, average each frame to `sides[i]` x `sides[i]`, add what the neighbours say.
 
-    `streams`: encoder widths by name and `width`: the host's, both filled in from the host; `sides`: one per stream.
-    Brings its own projectors, so the host's may be "identity". Trained by stages 1 and 3 (`compressor.*`).
+    `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone; `sides`: one per
+    stream. Brings its own projectors, so the backbone's may be "identity". Trained by stages 1 and 3 (`compressor.*`).
     """
 
-    needs = frozenset({"raw"})
+    needs = frozenset({"encoder"})
     paper = "MobileVLM V2, arXiv 2402.03766"
 
     def __init__(self, width: int, streams: dict[str, int], sides: list[int], frames_per_segment: int = 4) -> None:
@@ -48,10 +48,10 @@ class LDPv2(LearnedCompressor):
 
     def batch(self, videos: list[VideoFeatures]) -> list[VideoTokens]:
         """One call of each module for all videos, so that every rank of a sharded run makes the same calls."""
-        lengths = [len(next(iter(video.raw.values())).values) for video in videos]
+        lengths = [len(next(iter(video.encoder.values())).values) for video in videos]
         streams = []
         for name, side in self.sides.items():
-            values = torch.cat([video.raw[name].values for video in videos])
+            values = torch.cat([video.encoder[name].values for video in videos])
             if side > values.shape[1]:
                 raise ValueError(f"ldpv2 side {side} is larger than the grid of {values.shape[1]} patches a side.")
             pooled = average_pool(self.projectors[name](values), side)
@@ -71,7 +71,7 @@ class LDPv2(LearnedCompressor):
         total = 0.0
         for name, side in self.sides.items():
             first, _, second = self.projectors[name]  # pyright: ignore[reportGeneralTypeIssues]
-            rows, frames = video.raw[name].tokens, len(video.raw[name].values)
+            rows, frames = video.encoder[name].tokens, len(video.encoder[name].values)
             total += matmul_flops(rows, first.in_features, first.out_features)
             total += matmul_flops(rows, second.in_features, second.out_features)
             total += 2.0 * 9 * frames * side**2 * second.out_features

@@ -1,6 +1,6 @@
 """Average pooling over space: what VideoGPT+ does, and LangDC's base for its dual form.
 
-Letters: T frames, H W patch grid, D host width, N tokens.
+Letters: T frames, H W patch grid, D backbone width, N tokens.
 """
 
 import torch
@@ -41,9 +41,9 @@ class Pool(TokenCompressor):
 
     def grids(self, video: VideoFeatures) -> list[Tensor]:
         """The pooled grid of each stream that is not left out: [T,side,side,D]."""
-        if len(video.main) != len(self.sides):
-            raise ValueError(f"Pool has sides for {len(self.sides)} streams, the host has {len(video.main)}.")
-        for grid, side in zip(video.main, self.sides, strict=True):
+        if len(video.projected) != len(self.sides):
+            raise ValueError(f"Pool has sides for {len(self.sides)} streams, the backbone has {len(video.projected)}.")
+        for grid, side in zip(video.projected, self.sides, strict=True):
             if side > grid.values.shape[1]:
                 raise ValueError(f"Pool side {side} is larger than the grid of {grid.values.shape[1]} patches a side.")
-        return [average_pool(grid.values, side) for grid, side in zip(video.main, self.sides, strict=True) if side]
+        return [average_pool(grid.values, side) for grid, side in zip(video.projected, self.sides, strict=True) if side]

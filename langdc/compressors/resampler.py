@@ -1,6 +1,6 @@
 """A resampler: learned queries look at each segment and answer with a fixed number of tokens.
 
-Letters: B segments, T frames, P patches of a frame, C encoder width, D host width, K queries, N tokens.
+Letters: B segments, T frames, P patches of a frame, C encoder width, D backbone width, K queries, N tokens.
 Source: the perceiver resampler of Flamingo (arXiv 2204.14198), section 3.1.1, as video models use it per segment.
 """
 
@@ -38,11 +38,11 @@ class _Block(nn.Module):
 class Resampler(LearnedCompressor):
     """Let `queries` learned vectors look at all patches of a segment, in `depth` rounds; they become its tokens.
 
-    `streams`: encoder widths by name and `width`: the host's, both filled in from the host. Patches are told apart by
-    stream, frame of the segment, row and column. Trained by stages 1 and 3 (`compressor.*`).
+    `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone. Patches are told
+    apart by stream, frame of the segment, row and column. Trained by stages 1 and 3 (`compressor.*`).
     """
 
-    needs = frozenset({"raw"})
+    needs = frozenset({"encoder"})
     paper = "Flamingo, arXiv 2204.14198"
 
     def __init__(
@@ -85,7 +85,7 @@ class Resampler(LearnedCompressor):
         """The patches of every segment [n,D], all streams in turn, and how many segments each video has."""
         streams = []
         for number, (name, projector) in enumerate(self.projectors.items()):
-            grids = [video.raw[name].values for video in videos]
+            grids = [video.encoder[name].values for video in videos]
             if max(grids[0].shape[1:3]) > self.most_side:
                 raise ValueError(f"A grid of {tuple(grids[0].shape[1:3])} patches; most_side is {self.most_side}.")
             place = self.row[: grids[0].shape[1], None] + self.column[: grids[0].shape[2]] + self.stream[number]
@@ -93,7 +93,7 @@ class Resampler(LearnedCompressor):
             videos_of = values.split([len(grid) for grid in grids])
             parts = [part for video in videos_of for part in video.split(self.frames_per_segment)]
             streams.append([(part + self.frame[: len(part), None]).flatten(0, 1) for part in parts])
-        counts = [-(-len(next(iter(v.raw.values())).values) // self.frames_per_segment) for v in videos]
+        counts = [-(-len(next(iter(v.encoder.values())).values) // self.frames_per_segment) for v in videos]
         return [torch.cat(parts) for parts in zip(*streams, strict=True)], counts
 
     def _tokens(self, found: Tensor) -> VideoTokens:
@@ -105,8 +105,8 @@ class Resampler(LearnedCompressor):
 
     def flops(self, video: VideoFeatures) -> float:
         asked, width = self.queries.shape
-        patches = {name: video.raw[name].tokens for name in self.projectors}
-        segments = -(-len(next(iter(video.raw.values())).values) // self.frames_per_segment)
+        patches = {name: video.encoder[name].tokens for name in self.projectors}
+        segments = -(-len(next(iter(video.encoder.values())).values) // self.frames_per_segment)
         total = sum(
             matmul_flops(patches[name], p.in_features, width)  # pyright: ignore[reportArgumentType]
             for name, p in self.projectors.items()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from langdc.compressors.base import (
     Budget,
-    BySalience,
+    SaliencyCompressor,
     best_of_each,
     compressors,
     frames_at_once,
@@ -26,12 +26,12 @@ Variant = Literal["fixed", "released"]
 
 
 @compressors.register("visionzip")
-class VisionZip(BySalience):
+class VisionZip(SaliencyCompressor):
     """Keep each frame's salient tokens as they are; merge the rest into the ones that have most company.
 
     `dominant`: the salient part of what is kept. The other kept tokens are those whose `neighbours` nearest are most
-    like them; each becomes the mean of all that are most like it. Salience is the encoder's attention where the host
-    gives it, else the length of a token, which the release takes always.
+    like them; each becomes the mean of all that are most like it. Salience is the encoder's attention where the
+    backbone gives it, else the length of a token, which the release takes always.
     `variant`: "released" keeps a whole number of tokens per frame, rounded down; "fixed", the default, gives what that
     leaves of the budget to salient tokens.
     """
@@ -59,7 +59,7 @@ class VisionZip(BySalience):
         values = grid.values.flatten(1, 2)
         frames, places = values.shape[:2]
         salient, others = self._counts(budget, frames, places, values.device)
-        dominant = best_of_each(self.salience(grid), salient)
+        dominant = best_of_each(self.token_saliency(grid), salient)
         if others == 0:
             return self.taken(grid, dominant.flatten().nonzero()[:, 0])
         step = frames_at_once(values)

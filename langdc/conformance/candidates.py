@@ -1,6 +1,6 @@
 """What is tested: a class with settings; and videos of noise to test it on.
 
-Letters: T frames, H W patch grid, D host width.
+Letters: T frames, H W patch grid, D backbone width.
 """
 
 import inspect

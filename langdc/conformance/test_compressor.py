@@ -24,27 +24,27 @@ def same(one: VideoTokens, other: VideoTokens, tolerance: float = 0.0) -> None:
 
 def grids(video: VideoFeatures) -> list[Tensor]:
     """All tensors that a compressor gets."""
-    return [grid.values for grid in (*video.main, *video.raw.values())]
+    return [grid.values for grid in (*video.projected, *video.encoder.values())]
 
 
 def total(video: VideoFeatures) -> int:
     """Tokens before compression."""
-    return sum(grid.tokens for grid in video.main)
+    return sum(grid.tokens for grid in video.projected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tokens_have_host_width_the_same_type_and_segments(token_candidate: Candidate, dtype: torch.dtype) -> None:
+def test_tokens_have_backbone_width_the_same_type_and_segments(token_candidate: Candidate, dtype: torch.dtype) -> None:
     """Shapes and types."""
     compressor, video = token_candidate.make(), token_candidate.video(dtype=dtype)
     assert isinstance(compressor, TokenCompressor)
     found = compressor.to(dtype)(video)
-    assert found.values.dtype == dtype and found.values.device == video.main[0].values.device
-    assert found.values.shape[1] == video.main[0].values.shape[-1]
+    assert found.values.dtype == dtype and found.values.device == video.projected[0].values.device
+    assert found.values.shape[1] == video.projected[0].values.shape[-1]
     assert 0 < len(found) <= total(video)
     assert torch.isfinite(found.values).all()
     assert found.segment.dtype == torch.long
     assert set(found.segment.tolist()) <= set(range(ceil(len(video.seconds) / PER_SEGMENT)))
-    if len(video.main) == 1:
+    if len(video.projected) == 1:
         assert (found.segment.diff() >= 0).all()
 
 
@@ -57,7 +57,7 @@ def test_kept_tokens_have_rising_places_and_their_side_features(token_candidate:
         return
     assert (found.source.diff() > 0).all()
     assert int(found.source.min()) >= 0 and int(found.source.max()) < total(video)
-    for number, side in enumerate(video.main[0].extra):
+    for number, side in enumerate(video.projected[0].extra):
         assert found.extra[number].shape == (len(found), side.shape[-1])
 
 
@@ -82,7 +82,7 @@ def test_a_budget_that_covers_the_video_changes_nothing(token_candidate: Candida
         pytest.skip("takes no budget")
     compressor, video = token_candidate.make(**budget), token_candidate.video()
     found = compressor(video)
-    assert torch.equal(found.values, torch.cat([grid.values.flatten(0, 2) for grid in video.main]))
+    assert torch.equal(found.values, torch.cat([grid.values.flatten(0, 2) for grid in video.projected]))
     if compressor.keeps_places:
         assert torch.equal(found.source, torch.arange(total(video)))
 
@@ -118,10 +118,10 @@ def test_short_videos(token_candidate: Candidate, frames: int) -> None:
 def test_still_videos(token_candidate: Candidate) -> None:
     """Frames that are all the same, and tokens that are."""
     video = token_candidate.video()
-    still = [replace(grid, values=grid.values[:1].expand_as(grid.values).clone()) for grid in video.main]
-    flat = [replace(grid, values=torch.ones_like(grid.values)) for grid in video.main]
+    still = [replace(grid, values=grid.values[:1].expand_as(grid.values).clone()) for grid in video.projected]
+    flat = [replace(grid, values=torch.ones_like(grid.values)) for grid in video.projected]
     for main in (still, flat):
-        found = token_candidate.make()(replace(video, main=tuple(main)))
+        found = token_candidate.make()(replace(video, projected=tuple(main)))
         assert len(found) > 0 and torch.isfinite(found.values).all()
 
 
@@ -131,7 +131,7 @@ def test_numbers_that_are_none_are_refused(token_candidate: Candidate) -> None:
     if not token_candidate.takes_budget:
         pytest.skip("takes no budget; learned compressors pass NaN on to their loss")
     video = token_candidate.video()
-    video.main[0].values[0, 0, 0, 0] = torch.nan
+    video.projected[0].values[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         compressor(video)
 

@@ -22,9 +22,9 @@ from langdc.sources import resolve
 from langdc.verify import Fingerprint, fingerprint, tensor_hash
 
 ADAPTER = "adapter"
-LANGUAGE_PREFIX = "host.language_model."
+LANGUAGE_PREFIX = "backbone.language_model."
 CAPTIONER_PREFIX = "compressor.captioner.language_model."
-IMAGE_PREFIX, VIDEO_PREFIX = "host.encoders.image.", "host.encoders.video."
+IMAGE_PREFIX, VIDEO_PREFIX = "backbone.encoders.image.", "backbone.encoders.video."
 
 
 @dataclass
@@ -46,15 +46,15 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         raise ValueError(f"{out} exists already; give a directory that is yet to be made.")
     card = checkpoint.read_card(checkpoint.locate(source))
     model = checkpoint.load(source)
-    if card["model"]["host"]["name"] != "videogpt_plus":
+    if card["model"]["backbone"]["name"] != "videogpt_plus":
         raise ValueError(
-            f"{source} has the host {card['model']['host']['name']!r}, which is a plain directory already."
+            f"{source} has the backbone {card['model']['backbone']['name']!r}, which is a plain directory already."
         )
     lora = check(LoraConfig, card["lora"], "lora") if card["lora"] is not None else None
     if adapter:
         _check_adapter_alone(model, lora, source)
     else:
-        adapters.merge(model.host.text_model)
+        adapters.merge(model.backbone.text_model)
     _round(model, dtype)
     beside = out.with_name(f"{out.name}.partial")
     parts.clear(beside)
@@ -66,7 +66,7 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         info = {key: card[key] for key in ("stage", "phase", "data_sha256", "training") if key in card}
         checkpoint.write(config, beside, tensors=tensors, lora=lora if adapter else None, info=info)
         if adapter and lora is not None:
-            base = _write_adapter(model, lora, card["model"]["host"]["language_model"], beside / ADAPTER)
+            base = _write_adapter(model, lora, card["model"]["backbone"]["language_model"], beside / ADAPTER)
             made.others = {out / ADAPTER: _adapter_fingerprint(model)}
             made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
         (beside / "README.md").write_text(model_card(out.name, card, adapter))
@@ -84,7 +84,7 @@ def _check_adapter_alone(model: VideoModel, lora: LoraConfig | None, source: str
     if lora is None:
         raise ValueError(f"{source} has no adapter; leave out --adapter to write its whole language model.")
     card = checkpoint.read_card(checkpoint.locate(source))
-    if not isinstance(card["model"]["host"]["language_model"], str):
+    if not isinstance(card["model"]["backbone"]["language_model"], str):
         raise ValueError(f"{source} has a language model of random weights, which an adapter alone cannot be put on.")
     trained = checkpoint.saved_names(source)
     whole = sorted(name for name in trained if name.startswith(LANGUAGE_PREFIX) and ".lora_" not in name)
@@ -103,17 +103,17 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _write_parts(model: VideoModel, folder: Path, adapter: bool, dtype: torch.dtype) -> dict[str, Tensor]:
     """Write every part that has a directory; the tensors of all others."""
-    host: Any = model.host
-    image, video = host.encoders["image"], host.encoders["video"]
-    assert isinstance(image, ImageEncoder) and isinstance(video, VideoEncoder)  # what the host is made of
+    backbone: Any = model.backbone
+    image, video = backbone.encoders["image"], backbone.encoders["video"]
+    assert isinstance(image, ImageEncoder) and isinstance(video, VideoEncoder)  # what the backbone is made of
     written = [IMAGE_PREFIX, VIDEO_PREFIX]
     internvideo2.write(folder / parts.VIDEO, video.model.config, _as(video.model.state_dict(), dtype))
     _save(image.model, folder / parts.IMAGE, dtype)
     pixels = {"image_mean": image.mean.flatten().tolist(), "image_std": image.std.flatten().tolist()}
     (folder / parts.IMAGE / "preprocessor_config.json").write_text(json.dumps(pixels, indent=1) + "\n")
     if not adapter:
-        _save(host.language_model, folder / parts.LANGUAGE, dtype)
-        host.tokenizer.save_pretrained(folder / parts.LANGUAGE)
+        _save(backbone.language_model, folder / parts.LANGUAGE, dtype)
+        backbone.tokenizer.save_pretrained(folder / parts.LANGUAGE)
         written.append(LANGUAGE_PREFIX)
     if isinstance(model.compressor, LangDC):
         captioner = model.compressor.captioner
@@ -139,17 +139,17 @@ def _as(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 def _settings(model: dict[str, Any], folder: Path, adapter: bool) -> dict[str, Any]:
     """The settings with every part that was written in place of the one it was trained from."""
-    host, compressor = dict(model["host"]), dict(model["compressor"])
-    host["image_encoder"] = {**host["image_encoder"], "source": str(folder / parts.IMAGE)}
-    host["video_encoder"] = {**host["video_encoder"], "source": str(folder / parts.VIDEO)}
-    host.pop("quantize", None)
+    backbone, compressor = dict(model["backbone"]), dict(model["compressor"])
+    backbone["image_encoder"] = {**backbone["image_encoder"], "source": str(folder / parts.IMAGE)}
+    backbone["video_encoder"] = {**backbone["video_encoder"], "source": str(folder / parts.VIDEO)}
+    backbone.pop("quantize", None)
     if not adapter:
-        host["language_model"] = str(folder / parts.LANGUAGE)
-        host.pop("tokenizer", None)
+        backbone["language_model"] = str(folder / parts.LANGUAGE)
+        backbone.pop("tokenizer", None)
     if compressor["name"] == "langdc":
         compressor["captioner"] = str(folder / parts.CAPTIONER)
         compressor.pop("captioner_tokenizer", None)
-    return {"host": host, "compressor": compressor}
+    return {"backbone": backbone, "compressor": compressor}
 
 
 def _write_adapter(model: VideoModel, lora: LoraConfig, language_model: str, folder: Path) -> str:
@@ -157,7 +157,7 @@ def _write_adapter(model: VideoModel, lora: LoraConfig, language_model: str, fol
     import peft  # takes seconds, and few who import this module have an adapter
     from safetensors.torch import save_file
 
-    found = _named(model.host.language_model)
+    found = _named(model.backbone.language_model)
     tensors = {
         f"base_model.model.{name.replace('.default.', '.')}": tensor.contiguous()
         for name, tensor in found.items()
@@ -181,13 +181,13 @@ def _write_adapter(model: VideoModel, lora: LoraConfig, language_model: str, fol
 
 
 def _adapter_fingerprint(model: VideoModel) -> Fingerprint:
-    found = fingerprint(model.host.language_model)
+    found = fingerprint(model.backbone.language_model)
     return Fingerprint({f"base_model.model.{name}": value for name, value in found.tensors.items()}, found.logits)
 
 
 def model_card(name: str, card: Mapping[str, Any], adapter: bool) -> str:
     """README.md of an exported directory: what it is, where its parts come from, how it is loaded."""
-    base = card["model"]["host"]["language_model"]
+    base = card["model"]["backbone"]["language_model"]
     named = base if isinstance(base, str) else base.get("config", {}).get("model_type", "random weights")
     record = card.get("training") or {}
     trained = "; ".join(f"{key} {record[key]}" for key in ("steps", "samples", "loss") if key in record)

@@ -62,7 +62,7 @@ def write_image_encoder(made: Made, source: Path, published: Mapping[str, Tensor
     made.report.join(report, f"{IMAGE}: ")
     images.write(made.folder / IMAGE, config, tensors, source)
     inside = {images.loaded_name(name): tensor for name, tensor in tensors.items()}
-    made.expect("host.encoders.image.model.", inside)
+    made.expect("backbone.encoders.image.model.", inside)
     return config.hidden_size
 
 
@@ -76,7 +76,7 @@ def write_video_encoder(
     config, tensors, report = internvideo2.convert(published, heads, made.dtype)
     made.report.join(report, f"{VIDEO}: ")
     internvideo2.write(made.folder / VIDEO, config, tensors)
-    made.expect("host.encoders.video.model.", tensors)
+    made.expect("backbone.encoders.video.model.", tensors)
     return config
 
 

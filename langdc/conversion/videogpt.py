@@ -21,7 +21,7 @@ from langdc.projectors import build_projector
 REPORT = "conversion.json"
 Branch = Literal["cap", "pool", "dual"]
 SYSTEM = "You are a helpful AI assistant."
-# How the authors lay out a conversation; the host puts the system message first.
+# How the authors lay out a conversation; the backbone puts the system message first.
 QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -36,7 +36,9 @@ CAPTION_PROMPT = (
 )
 STREAMS = {"image": "image_mm_projector", "video": "mm_projector"}
 SEEN, POOLED = [12, 8], [6, 4]
-"""Sides per stream: of what VideoGPT+'s host and LangDC's captioner see, and of what LangDC's host sees beside."""
+"""Sides per stream: of what VideoGPT+'s backbone and LangDC's captioner see, and of what LangDC's backbone sees
+beside.
+"""
 DUAL_LAYER = 0
 """The released dual form feeds the embeddings of captions, whatever layer its settings name."""
 LONGEST = {"cap": 128, "dual": 256}
@@ -83,7 +85,7 @@ def convert(kind: str, source: Path, out: Path, options: Options) -> parts.Made:
         raise ValueError(f"{out} exists already; give a directory that is yet to be made.")
     found = release.open_release(source, KINDS[kind].model_type)
     if found.settings.get("mm_use_im_start_end"):
-        raise ValueError(f"{found.folder} has mm_use_im_start_end, marks around videos that no host here writes.")
+        raise ValueError(f"{found.folder} has mm_use_im_start_end, marks around videos that no backbone here writes.")
     made = parts.Made(out.with_name(f"{out.name}.partial"), options.dtype)
     parts.clear(made.folder)
     try:
@@ -102,20 +104,20 @@ def _write(kind: str, found: release.Release, options: Options, made: parts.Made
     image_source = _part("image_mm_vision_tower", found, options.image_encoder, "--image-encoder", "The image encoder")
     image_width = parts.write_image_encoder(made, image_source, found.parts["image"])
     projectors: dict[str, Tensor] = {} if options.projectors is None else release.projectors_of(options.projectors)
-    widths = {"image": image_width, "video": video.width, "host": width}
+    widths = {"image": image_width, "video": video.width, "backbone": width}
     captioned = kind == "langdc" and branch != "pool"
     if captioned:
         captioner, widths["captioner"] = _captioner(found, options, made, tokenizer_source)
         if (captioner / release.PROJECTORS).is_file():
             projectors |= release.projectors_of(captioner / release.PROJECTORS)
     projectors |= found.parts["projectors"]
-    host = _host(kind, found.settings, made, video)
+    backbone = _backbone(kind, found.settings, made, video)
     compressor = {"name": "pool", "sides": POOLED if kind == "langdc" else SEEN}
     if captioned:
         compressor = _compressor(found.settings, options, made, branch)
-    tensors = _projectors(projectors, host, compressor, widths, branch, made)
+    tensors = _projectors(projectors, backbone, compressor, widths, branch, made)
     made.expect("", tensors)
-    model = check(ModelConfig, {"host": host, "compressor": compressor}, str(found.folder))
+    model = check(ModelConfig, {"backbone": backbone, "compressor": compressor}, str(found.folder))
     info = {"converted_from": f"{found.settings['model_type']} {found.folder.name}", "base": text_source.name}
     checkpoint.write(model, made.folder, tensors=tensors, info=info)
 
@@ -156,7 +158,7 @@ def _language(kind: Kind, found: release.Release, options: Options, made: parts.
     if found.adapted:
         model, merged = language.merge_adapter(model, found.folder, options.dtype)
         made.report.join(merged)
-    parts.write_language(made, parts.LANGUAGE, "host.language_model.", model, tokenizer, settings_of)
+    parts.write_language(made, parts.LANGUAGE, "backbone.language_model.", model, tokenizer, settings_of)
     return settings_of, tokenizer_of, config.hidden_size
 
 
@@ -204,7 +206,7 @@ def _captioner(found: release.Release, options: Options, made: parts.Made, token
     return source, model.config.hidden_size
 
 
-def _host(
+def _backbone(
     kind: str, settings: Mapping[str, Any], made: parts.Made, video: internvideo2.InternVideo2Config
 ) -> dict[str, Any]:
     key = "basepruner_type" if kind == "langdc" else "mm_projector_type"
@@ -245,23 +247,26 @@ def _compressor(settings: Mapping[str, Any], options: Options, made: parts.Made,
 
 def _projectors(
     published: Mapping[str, Tensor],
-    host: Mapping[str, Any],
+    backbone: Mapping[str, Any],
     compressor: Mapping[str, Any],
     widths: Mapping[str, int],
     branch: Branch,
     made: parts.Made,
 ) -> dict[str, Tensor]:
     """The checkpoint's own tensors; ValueError names those that are missing, unknown or misshapen."""
-    wanted = {old: (f"host.projectors.{s}", host["projector"], widths[s], widths["host"]) for s, old in STREAMS.items()}
+    wanted = {
+        old: (f"backbone.projectors.{s}", backbone["projector"], widths[s], widths["backbone"])
+        for s, old in STREAMS.items()
+    }
     if compressor["name"] == "langdc":
         for stream, old in STREAMS.items():
             place = f"compressor.projectors.{stream}"
             wanted[f"cap_{old}"] = (place, compressor["projector"], widths[stream], widths["captioner"])
-        post = ("compressor.post_projector", compressor["post_projector"], widths["captioner"], widths["host"])
+        post = ("compressor.post_projector", compressor["post_projector"], widths["captioner"], widths["backbone"])
         wanted["llm_projector"] = post
     if branch == "cap" and not any(name.startswith(tuple(f"{old}." for old in STREAMS.values())) for name in published):
         # the authors' loader draws these at random here, and this form never reads them
-        made.notes.append("The host's own projectors are not in the release: captions alone can be its tokens.")
+        made.notes.append("The backbone's own projectors are not in the release: captions alone can be its tokens.")
         for old in STREAMS.values():
             del wanted[old]
     unread = {} if compressor["name"] == "langdc" else _captions_only(published, made)

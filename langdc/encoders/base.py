@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langdc.registry import Registry
-from langdc.stages import stage
+from langdc.timing import stage
 from langdc.types import FeatureGrid, Frames
 
 encoders: Registry["Encoder"] = Registry("encoder")

@@ -1,7 +1,7 @@
 """Controls: what a learned compressor must beat at its own number of tokens.
 
 Three keep some tokens of a trained pool, as many as another row used; one gives the decoded captions as text.
-Letters: T frames, D host width, N tokens kept.
+Letters: T frames, D backbone width, N tokens kept.
 """
 
 import hashlib
@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from langdc.backbones.videogpt_plus import VideoGPTPlus
 from langdc.compressors.langdc import LangDC
 from langdc.compressors.pool import Pool
-from langdc.hosts.videogpt_plus import VideoGPTPlus
 from langdc.interfaces import Captioned, TokenCompressor
 from langdc.language_models import ids_of
 from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
@@ -20,11 +20,11 @@ from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 Count = Callable[[VideoFeatures], int]
 
 
-def fingerprint(raw: Mapping[str, FeatureGrid]) -> str:
+def fingerprint(encoded: Mapping[str, FeatureGrid]) -> str:
     """The sha256 of what the encoders saw of a video: tells videos apart where only features are at hand."""
     digest = hashlib.sha256()
-    for name in sorted(raw):
-        digest.update(raw[name].values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name in sorted(encoded):
+        digest.update(encoded[name].values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -59,7 +59,7 @@ class RandomTokens(Subset):
 
     def forward(self, video: VideoFeatures) -> VideoTokens:
         tokens = self.trained(video)
-        number = int(fingerprint(video.raw)[:15], 16)
+        number = int(fingerprint(video.encoder)[:15], 16)
         dice = torch.Generator().manual_seed((number + self.seed) % 2**63)
         index = torch.randperm(len(tokens), generator=dice)[: self.count(video)].sort().values
         return tokens.take(index.to(tokens.values.device))
@@ -74,7 +74,7 @@ class UniformFrames(Subset):
 
     def forward(self, video: VideoFeatures) -> VideoTokens:
         tokens = self.trained(video)
-        frames = len(video.main[0].values)
+        frames = len(video.projected[0].values)
         kept = uniform_frames(frames, max(1, min(frames, int(self.most * frames / len(tokens)))))
         frame = frame_of_token(self.trained.sides, frames)
         return tokens.take(torch.isin(frame, kept).nonzero().squeeze(1).to(tokens.values.device))
@@ -96,15 +96,15 @@ class CaptionText(LangDC):
     The words are embedded by the language model, so only what a token is differs. Shares the parts of `trained`.
     """
 
-    def __init__(self, trained: TokenCompressor, host: VideoGPTPlus) -> None:
+    def __init__(self, trained: TokenCompressor, backbone: VideoGPTPlus) -> None:
         if not isinstance(trained, LangDC):
             raise ValueError(f"caption_text needs a model that writes captions; this one has {type(trained).__name__}.")
         nn.Module.__init__(self)  # LangDC's own would build a second captioner
         self.pool, self.frames_per_segment = trained.pool, trained.frames_per_segment
         self.captioner, self.projectors = trained.captioner, trained.projectors
         self.post_projector, self.segment_marker, self.base = nn.Identity(), None, None
-        self.embedding = host.language_model.get_input_embeddings()
-        self.tokenizer = host.tokenizer
+        self.embedding = backbone.language_model.get_input_embeddings()
+        self.tokenizer = backbone.tokenizer
 
     def caption(self, videos: list[VideoFeatures], synced: bool = False) -> Captioned:
         written = super().caption(videos, synced)
@@ -122,7 +122,7 @@ class CaptionText(LangDC):
 def build(
     kind: str,
     trained: TokenCompressor,
-    host: VideoGPTPlus,
+    backbone: VideoGPTPlus,
     counts: Mapping[str, int],
     name_of: Callable[[str], str],
     seed: int = 0,
@@ -133,7 +133,7 @@ def build(
     Raises ValueError for a model it does not fit.
     """
     if kind == "caption_text":
-        return CaptionText(trained, host)
+        return CaptionText(trained, backbone)
     if not counts:
         raise ValueError(f"The control {kind} copies a token count, and the matched row has no answered video.")
     average = sum(counts.values()) / len(counts)
@@ -143,7 +143,7 @@ def build(
         return RandomTokens(trained, lambda video: round(average), seed)
 
     def count(video: VideoFeatures) -> int:
-        name = name_of(fingerprint(video.raw))
+        name = name_of(fingerprint(video.encoder))
         if name not in counts:
             raise ValueError(f"The matched row has no token count for the video {name!r}; it failed there.")
         return counts[name]

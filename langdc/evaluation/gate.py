@@ -99,7 +99,7 @@ def gate_of(found: Sequence[Gate], rows: Sequence[Mapping[str, Any]]) -> dict[st
     meets its score says nothing of a row; that it misses it does.
     """
     order = {row["name"]: place for place, row in enumerate(rows)}
-    model = {row["name"]: (row["model"], repr(row.get("host"))) for row in rows}
+    model = {row["name"]: (row["model"], repr(row.get("backbone"))) for row in rows}
     speaking = {}
     for name, place in order.items():
         own = [gate for gate in found if model[gate.row] == model[name]]

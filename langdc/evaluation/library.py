@@ -14,9 +14,9 @@ from langdc.data.records import Record
 from langdc.evaluation import controls
 from langdc.evaluation.results import LineFile
 from langdc.evaluation.richness import richness
-from langdc.features import Clip, FeatureStore, sight_hash
+from langdc.features import FeatureStore, FrameSpec, preprocessing_hash
 from langdc.log import get_logger
-from langdc.stages import StageTimer, stage
+from langdc.timing import StageTimer, stage
 from langdc.types import Answer, FeatureGrid
 
 logger = get_logger(__name__)
@@ -41,11 +41,13 @@ class Asked(Protocol):
         """Decode and encode a video, or take over what `same` has seen."""
         ...
 
-    def clip(self, path: Any, start: float | None = None, end: float | None = None, fps: float | None = None) -> Clip:
+    def clip(
+        self, path: Any, start: float | None = None, end: float | None = None, fps: float | None = None
+    ) -> FrameSpec:
         """The frames that it samples of a file."""
         ...
 
-    def lacks_saliency(self, raw: Mapping[str, FeatureGrid]) -> bool:
+    def lacks_saliency(self, encoded: Mapping[str, FeatureGrid]) -> bool:
         """Whether grids do not say what the encoder attends to, which the compressor needs."""
         ...
 
@@ -58,7 +60,7 @@ class Asked(Protocol):
 class Seen:
     """What encoders saw of a video, and the seconds it took; no model hangs on it."""
 
-    raw: Mapping[str, FeatureGrid]
+    encoder: Mapping[str, FeatureGrid]
     times: Tensor
     seconds: dict[str, float]
     frames: None = None
@@ -66,7 +68,7 @@ class Seen:
     @property
     def bytes(self) -> int:
         """The memory its grids take."""
-        grids = self.raw.values()
+        grids = self.encoder.values()
         tensors = [t for grid in grids for t in (grid.values, grid.saliency, *grid.extra) if t is not None]
         return sum(tensor.nbytes for tensor in tensors)
 
@@ -79,23 +81,23 @@ class Stored:
     dtype: FeatureType
     _stores: dict[tuple[str, bool], FeatureStore] = field(default_factory=dict, init=False)
 
-    def find(self, lm: Asked, sight: str, clip: Clip, salient: bool) -> Seen | None:
+    def find(self, lm: Asked, preprocessing: str, clip: FrameSpec, salient: bool) -> Seen | None:
         """What the encoders of `lm` saw of a clip, as they gave it; with what they attend to where `salient`."""
         device = next(lm.model.parameters()).device
         with StageTimer(device) as timer, stage("read"):
             # what was stored with it serves those who have no use for it, too
-            kinds = (salient,) if salient or not lm.model.host.tells_saliency else (False, True)
-            found = (self._store(lm, sight, kind).find(clip) for kind in kinds)
-            raw, times = next((one for one in found if one is not None), (None, None))
-            if raw is None or times is None:
+            kinds = (salient,) if salient or not lm.model.backbone.has_saliency else (False, True)
+            found = (self._store(lm, preprocessing, kind).find(clip) for kind in kinds)
+            encoded, times = next((one for one in found if one is not None), (None, None))
+            if encoded is None or times is None:
                 return None
-            raw = {name: _moved(grid, device) for name, grid in raw.items()}
-        return Seen(raw, times, timer.seconds)
+            encoded = {name: _moved(grid, device) for name, grid in encoded.items()}
+        return Seen(encoded, times, timer.seconds)
 
-    def _store(self, lm: Asked, sight: str, salient: bool) -> FeatureStore:
-        if (sight, salient) not in self._stores:
-            self._stores[sight, salient] = FeatureStore.of(lm.model.host, self.folder, self.dtype, salient)
-        return self._stores[sight, salient]
+    def _store(self, lm: Asked, preprocessing: str, salient: bool) -> FeatureStore:
+        if (preprocessing, salient) not in self._stores:
+            self._stores[preprocessing, salient] = FeatureStore.of(lm.model.backbone, self.folder, self.dtype, salient)
+        return self._stores[preprocessing, salient]
 
 
 def _moved(grid: FeatureGrid, device: torch.device) -> FeatureGrid:
@@ -133,22 +135,22 @@ class Library:
     _opened: set[str] = field(default_factory=set, init=False)
     _unreadable: dict[str, str] = field(default_factory=dict, init=False)
 
-    def open(self, lm: Asked, sight: str, record: Record, path: Any, need: frozenset[str] = frozenset()) -> Any:
-        """The video of a record, open for a model whose encoders and sampling have the hash `sight`.
+    def open(self, lm: Asked, preprocessing: str, record: Record, path: Any, need: frozenset[str] = frozenset()) -> Any:
+        """The video of a record, open for a model whose encoders and sampling have the hash `preprocessing`.
 
         `need`: what other rows of this model need to know of it. Raises ValueError if it cannot be read.
         """
-        key = f"{sight}/{record.id}"
+        key = f"{preprocessing}/{record.id}"
         if key in self._unreadable:
             raise ValueError(self._unreadable[key])
-        if key not in self._seen or lm.lacks_saliency(self._seen[key].raw):
+        if key not in self._seen or lm.lacks_saliency(self._seen[key].encoder):
             self._read(lm, key, record, path, need)
         self._seen.move_to_end(key)
         return lm.open(path, same=self._seen[key])
 
-    def about(self, sight: str, record: Record) -> dict[str, list[float]]:
+    def about(self, preprocessing: str, record: Record) -> dict[str, list[float]]:
         """How rich each segment of a video is that was opened, for records that do not say it."""
-        line = self.file.by_key[f"{sight}/{record.id}"]
+        line = self.file.by_key[f"{preprocessing}/{record.id}"]
         return {name: line[name] for name in ("motion", "edges") if name in line}
 
     @property
@@ -161,12 +163,12 @@ class Library:
         video = self._stored(lm, key, record, path, need) or self._decoded(lm, key, record, path, need)
         line = {"type": "encoding", "key": key, "video": record.id, "seconds": dict(video.seconds)}
         if not record.segments and video.frames is not None:  # of what is stored there are no pixels to look at
-            line |= richness(video.frames, lm.model.host.frames_per_segment)
+            line |= richness(video.frames, lm.model.backbone.frames_per_segment)
         self.file.append([line])
         first = self.file.by_key[key]["seconds"]
-        self._seen[key] = Seen(video.raw, video.times, {**video.seconds, **first})
+        self._seen[key] = Seen(video.encoder, video.times, {**video.seconds, **first})
         if self.named:
-            self.names[controls.fingerprint(video.raw)] = record.id
+            self.names[controls.fingerprint(video.encoder)] = record.id
         self._drop()
 
     def _decoded(self, lm: Asked, key: str, record: Record, path: Any, need: frozenset[str]) -> Any:
@@ -186,7 +188,7 @@ class Library:
             clip = lm.clip(path, part.start, part.end, part.fps)
         except ValueError:  # opening it will tell
             return None
-        salient = lm.model.host.tells_saliency and "saliency" in lm.compressor.needs | need
+        salient = lm.model.backbone.has_saliency and "saliency" in lm.compressor.needs | need
         found = self.stored.find(lm, key.partition("/")[0], clip, salient)
         self.read += found is not None
         return found
@@ -204,7 +206,7 @@ class Shelf:
     videos: Sequence[tuple[Record, Path]]
     library: Library
 
-    def open(self, lm: Asked, sight: str) -> list[tuple[Any, str]]:
+    def open(self, lm: Asked, preprocessing: str) -> list[tuple[Any, str]]:
         """The readable ones, open for a model, with a question each: the first of the first, the second of the next ...
 
         Raises ValueError if none can be read.
@@ -212,7 +214,7 @@ class Shelf:
         found = []
         for number, (record, path) in enumerate(self.videos):
             try:
-                video = self.library.open(lm, sight, record, path)
+                video = self.library.open(lm, preprocessing, record, path)
             except ValueError as error:
                 logger.warning("calibration: %s left out: %s", record.id, error)
                 continue
@@ -222,6 +224,6 @@ class Shelf:
         return found
 
 
-def sight(lm: Asked) -> str:
+def preprocessing(lm: Asked) -> str:
     """A hash of all that decides what a model's encoders see of a file."""
-    return sight_hash(lm.model.host)[:16]
+    return preprocessing_hash(lm.model.backbone)[:16]

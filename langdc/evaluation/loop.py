@@ -13,30 +13,30 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from langdc.backbones import backbones
 from langdc.checkpoint import locate, weights_hash
 from langdc.compressors.base import compressors
 from langdc.data.records import Record
 from langdc.encoders import encoders
 from langdc.evaluation import matching, ranks
 from langdc.evaluation.judge import Judge, judge_rows
-from langdc.evaluation.library import Asked, Library, Shelf, Stored, sight
+from langdc.evaluation.library import Asked, Library, Shelf, Stored, preprocessing
 from langdc.evaluation.results import RunFolder, foreign_sources, sources_hash
 from langdc.evaluation.row import Row
 from langdc.evaluation.settings import CalibrationConfig, EvalConfig, RowConfig, own_compressor
 from langdc.evaluation.tasks import Task, tasks
 from langdc.evaluation.training import training_record
-from langdc.hosts import hosts
 from langdc.kvcompressors import kvcompressors
 from langdc.log import console
 from langdc.pipeline import VideoLM
-from langdc.stages import StageTimer
+from langdc.timing import StageTimer
 
-ZOOS = (compressors, kvcompressors, hosts, tasks, encoders)
+ZOOS = (compressors, kvcompressors, backbones, tasks, encoders)
 
 
 def load_model(row: RowConfig) -> Asked:
     """Load the model of a row as it is; its compressors are put on it afterwards."""
-    return VideoLM.from_pretrained(row.model, host=row.host.model_dump() if row.host is not None else None)
+    return VideoLM.from_pretrained(row.model, backbone=row.backbone.model_dump() if row.backbone is not None else None)
 
 
 def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
@@ -144,14 +144,14 @@ def _in_turn(rows: Sequence[RowConfig]) -> Iterator[list[RowConfig]]:
         depth[row.name] = 0 if row.match is None else depth[row.match] + 1
     groups: dict[Any, list[RowConfig]] = {}
     for row in rows:
-        groups.setdefault((depth[row.name], _host(row)), []).append(row)
+        groups.setdefault((depth[row.name], _backbone(row)), []).append(row)
     for key in sorted(groups, key=lambda key: key[0]):
         yield groups[key]
 
 
-def _host(row: RowConfig) -> tuple[str, str]:
+def _backbone(row: RowConfig) -> tuple[str, str]:
     """What rows must have in common to be asked by one model."""
-    return str(row.model), repr(row.host)
+    return str(row.model), repr(row.backbone)
 
 
 def _needs(lm: Asked, rows: Sequence[RowConfig]) -> frozenset[str]:
@@ -181,7 +181,10 @@ def _together(
         return
     lm = load(work[0].row)
     lm.model.to(ranks.device(config.device))
-    seen, need = sight(lm), _needs(lm, [row for row in config.all_rows if _host(row) == _host(work[0].row)])
+    seen, need = (
+        preprocessing(lm),
+        _needs(lm, [row for row in config.all_rows if _backbone(row) == _backbone(work[0].row)]),
+    )
     for row in work:
         ranks.first(lambda row=row: _calibrate(row, lm, seen, folder))
         row.out.reread()

@@ -52,7 +52,7 @@ class OnPool(TokenCompressor):
 
     def forward(self, video: VideoFeatures) -> VideoTokens:
         pooled = tuple(FeatureGrid(grid) for grid in self.trained.grids(video))
-        return self.method(replace(video, main=pooled))
+        return self.method(replace(video, projected=pooled))
 
 
 def equipped(lm: Any, row: RowConfig, tokens: int | None) -> VideoLM:
@@ -66,7 +66,7 @@ def equipped(lm: Any, row: RowConfig, tokens: int | None) -> VideoLM:
         kv = kvcompressors.build(row.kv.name, **row.kv.settings, **budget)
     if row.compressor is not None:
         settings = {**row.compressor.settings, **(budget if kv is None else {})}
-        compressor = build_compressor(MemberConfig(name=row.compressor.name, **settings), lm.model.host)
+        compressor = build_compressor(MemberConfig(name=row.compressor.name, **settings), lm.model.backbone)
         if isinstance(own, Pool):
             compressor = OnPool(own, compressor)
         elif isinstance(own, LearnedCompressor):
@@ -177,7 +177,7 @@ def calibrate(lm: Any, row: RowConfig, target: float, videos: Sequence[tuple[Any
     unit = (one.kv_bytes - one.kv_text_bytes) / one.tokens  # bytes held of a token
     wanted = target if row.kv is None else target / unit
     text = round(one.kv_text_bytes / unit)  # a budget of keys may count them
-    search = Search(wanted, most=text + max(sum(grid.tokens for grid in video.raw.values()) for video, _ in videos))
+    search = Search(wanted, most=text + max(sum(grid.tokens for grid in video.encoder.values()) for video, _ in videos))
     for tokens in search:
         answers = _asked(equipped(lm, row, tokens), videos, batch)
         kept = [a.tokens if row.kv is None else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers]

@@ -32,7 +32,7 @@ class Row:
     shelf: Shelf
     matched: Sequence[Mapping[str, Any]] = ()
     lm: Any = field(default=None, init=False)
-    sight: str = field(default="", init=False)
+    preprocessing: str = field(default="", init=False)
     need: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
@@ -42,24 +42,24 @@ class Row:
 
     # ---- before the questions
 
-    def equip(self, lm: Asked, sight: str, need: frozenset[str]) -> None:
+    def equip(self, lm: Asked, preprocessing: str, need: frozenset[str]) -> None:
         """Take a bare model, with the row's compressors and controls, the budget being set where it matches another.
 
-        `sight`: the hash of what decides what its encoders see; `need`: what its rows need to know of a video.
+        `preprocessing`: the hash of what decides what its encoders see; `need`: what its rows need to know of a video.
         """
         if self.row.control is not None:
             counts = {line["video"]: line["tokens"] for line in self.matched if line["type"] == "video"}
             name_of, seed = self.library.names.__getitem__, self.config.seed
-            control = controls.build(self.row.control, lm.model.compressor, lm.model.host, counts, name_of, seed)
+            control = controls.build(self.row.control, lm.model.compressor, lm.model.backbone, counts, name_of, seed)
             kind: Any = type(lm)
             self.lm = kind(lm.model, control)
         else:
             tokens = self.out.by_key["calibration"]["tokens"] if self.row.calibrated else None
             self.lm = matching.equipped(lm, self.row, tokens)
         self.lm.compressor.to(next(lm.model.parameters()).device)
-        self.sight, self.need = sight, need
+        self.preprocessing, self.need = preprocessing, need
 
-    def calibrate(self, lm: Asked, sight: str) -> None:
+    def calibrate(self, lm: Asked, preprocessing: str) -> None:
         """Set the budget, unless that was done: aims at what the matched row took for the videos of this row."""
         if not self.row.calibrated or "calibration" in self.out:
             return
@@ -70,7 +70,7 @@ class Row:
                 f"Row {self.row.name!r} matches what {self.row.match!r} took, and that row has no figure of it for "
                 "these videos. Look at its failures; delete its file if an earlier version wrote it."
             )
-        videos = self.shelf.open(matching.equipped(lm, self.row, tokens=1), sight)
+        videos = self.shelf.open(matching.equipped(lm, self.row, tokens=1), preprocessing)
         found = matching.calibrate(lm, self.row, fmean(took.values()), videos, self.config.batch_size)
         self.out.append([{"type": "calibration", "key": "calibration", **found}])
 
@@ -118,13 +118,13 @@ class Row:
             self._write(record, [next(answers) for _ in record.questions])
 
     def _open(self, record: Record) -> Any:
-        return self.library.open(self.lm, self.sight, record, self.task.path(record), self.need)
+        return self.library.open(self.lm, self.preprocessing, record, self.task.path(record), self.need)
 
     def _write(self, record: Record, answers: list[Answer]) -> None:
         first = answers[0]
         sizes = {"tokens": first.tokens, "segment_tokens": first.segment_tokens}
         truth = {"densities": _densities(record), "targets": [segment.caption for segment in record.segments]}
-        truth |= self.library.about(self.sight, record)
+        truth |= self.library.about(self.preprocessing, record)
         video = {"type": "video", "key": f"video/{record.id}", "video": record.id, **sizes, **truth}
         lines = [{**video, "captions": first.captions, "cue_recall": _recall(record, first.captions)}]
         for line, question, answer in zip(_questions(record), record.questions, answers, strict=True):

@@ -49,7 +49,7 @@ class JudgeConfig(Settings):
     """A language model behind an OpenAI-compatible endpoint that says whether open-ended replies are right."""
 
     url: str = Field(pattern=r"^https?://[^/]")
-    """Where the interface begins, as https://host/v1; questions go to its /chat/completions."""
+    """Where the interface begins, as https://backbone/v1; questions go to its /chat/completions."""
     model: str = Field(min_length=1)
     key_variable: str | None = None
     """The environment variable with the key; null sends none."""
@@ -143,8 +143,8 @@ class RowConfig(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+%-]*$")
     """Names a file, too."""
     model: Path
-    host: MemberConfig | None = None
-    """For stock models: the host and its settings."""
+    backbone: MemberConfig | None = None
+    """For stock models: the backbone and its settings."""
     compressor: MemberConfig | None = None
     """Replaces the model's own compressor; where that is a trained pool, it works on the pool's tokens."""
     kv: MemberConfig | None = None
@@ -183,7 +183,7 @@ class SweepModel(Settings):
     name: str = ""
     """Begins its rows' names; needed where there are several."""
     model: Path
-    host: MemberConfig | None = None
+    backbone: MemberConfig | None = None
     captions: Path | None = None
     """For one trained with langdc: the model that reads its captions as text, such as its stage 2; null is itself."""
 
@@ -259,21 +259,21 @@ class SweepConfig(Settings):
     def _learned(self, model: SweepModel) -> list[RowConfig]:
         """Its own row, and what that has to beat at its own number of tokens."""
         name = model.name or "langdc"
-        host: dict[str, Any] = {"host": model.host}
-        found = [RowConfig(name=name, model=model.model, **host)]
+        backbone: dict[str, Any] = {"backbone": model.backbone}
+        found = [RowConfig(name=name, model=model.model, **backbone)]
         if not self.controls:
             return found
         reads = model.captions or model.model
-        found.append(RowConfig(name=f"{name} caption as text", model=reads, control="caption_text", **host))
+        found.append(RowConfig(name=f"{name} caption as text", model=reads, control="caption_text", **backbone))
         pool = next((other for other in self.models if own_compressor(other.model) == "pool"), None)
         if pool is not None:
-            common = {"model": pool.model, "host": pool.host, "match": name}
+            common = {"model": pool.model, "backbone": pool.backbone, "match": name}
             found.append(RowConfig(name=f"{name} random tokens", control="random_tokens", **common))
             found.append(RowConfig(name=f"{name} uniform frames", control="uniform_frames", **common))
         return found
 
     def _of(self, model: SweepModel) -> list[RowConfig]:
-        common = {"model": model.model, "host": model.host}
+        common = {"model": model.model, "backbone": model.backbone}
         named = f"{model.name} ".lstrip()
         found = []
         if self.controls:

@@ -1,6 +1,6 @@
 """How a budget is shared among the chunks of a video: by how much each differs from its neighbours, or changes within.
 
-Letters: D host width, N chunks, P tokens per frame.
+Letters: D backbone width, N chunks, P tokens per frame.
 """
 
 from collections.abc import Sequence

@@ -85,7 +85,7 @@ def _with(model: VideoModel, name: str, budget: Mapping[str, Any]) -> VideoLM:
     chosen = resolved(name, budget)
     if "kv" in chosen:
         return VideoLM(model, kv=kvcompressors.build(**chosen["kv"]))
-    return VideoLM(model, build_compressor(MemberConfig(**chosen["compressor"]), model.host))
+    return VideoLM(model, build_compressor(MemberConfig(**chosen["compressor"]), model.backbone))
 
 
 def _asked(name: str, lm: VideoLM, video: OpenVideo, question: str, **generation: Any) -> Compared:
@@ -97,10 +97,10 @@ def _asked(name: str, lm: VideoLM, video: OpenVideo, question: str, **generation
 def _kept(lm: VideoLM, video: OpenVideo, question: str) -> Tensor | None:
     """How much of each place of the first stream's grid was kept: [T,H,W]."""
     features = video.features
-    source = lm.compressor(features).source if features.main else None
+    source = lm.compressor(features).source if features.projected else None
     if source is None:
         return None
-    shape = features.main[0].values.shape[:3]
+    shape = features.projected[0].values.shape[:3]
     if len(video.tokens) > len(source) + 1:
         return None  # newlines stand between the tokens
     share = _shares(lm, video, question, len(source)) if lm.kv is not None else torch.ones(len(source))
@@ -114,7 +114,7 @@ def _shares(lm: VideoLM, video: OpenVideo, question: str, tokens: int) -> Tensor
     """The share of layers and heads that held each of a video's tokens after reading: [N]."""
     prompt = lm.prompt(question, video)
     reading = lm.read(prompt, [video])
-    shown = lm.model.host.splice([prompt], [[video.tokens]])[0].video.nonzero()[:, 0].cpu()
+    shown = lm.model.backbone.splice([prompt], [[video.tokens]])[0].video.nonzero()[:, 0].cpu()
     counts = [
         torch.bincount(o.flatten().cpu(), minlength=int(shown.max()) + 1) / (o.numel() / o.shape[-1])
         for o in reading.origins

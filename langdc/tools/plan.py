@@ -57,22 +57,22 @@ def sized(config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
 
     A directory that is not here is taken for the published part of its name, its tokenizer for the sample's.
     """
-    host, compressor = dict(config.host.settings), dict(config.compressor.settings)
+    backbone, compressor = dict(config.backbone.settings), dict(config.compressor.settings)
     absent: list[str] = []
-    if isinstance(host.get("language_model"), str):
-        host["tokenizer"] = _tokenizer(host.get("tokenizer") or host["language_model"], absent)
-        host["language_model"] = _architecture(host["language_model"])
-    host.pop("quantize", None)
+    if isinstance(backbone.get("language_model"), str):
+        backbone["tokenizer"] = _tokenizer(backbone.get("tokenizer") or backbone["language_model"], absent)
+        backbone["language_model"] = _architecture(backbone["language_model"])
+    backbone.pop("quantize", None)
     for name in ("image_encoder", "video_encoder"):
-        member = dict(host.get(name) or {})
+        member = dict(backbone.get(name) or {})
         if isinstance(member.get("source"), str):
-            host[name] = {**member, "source": _architecture(member["source"])}
+            backbone[name] = {**member, "source": _architecture(member["source"])}
     if isinstance(compressor.get("captioner"), str):
         named = compressor.get("captioner_tokenizer") or compressor["captioner"]
         compressor["captioner_tokenizer"] = _tokenizer(named, absent)
         compressor["captioner"] = _architecture(compressor["captioner"])
     tree = {
-        "host": {"name": config.host.name, **host},
+        "backbone": {"name": config.backbone.name, **backbone},
         "compressor": {"name": config.compressor.name, **compressor},
     }
     notes = (f"no tokenizer in {', '.join(dict.fromkeys(absent))}: texts are counted with the sample's, roughly",)
@@ -116,7 +116,7 @@ def _plan_phase(
 ) -> Planned:
     sizes, notes = sized(config.model)
     model = _on_meta(sizes, phase)
-    quantized = model.host.text_model if config.model.host.settings.get("quantize") else None
+    quantized = model.backbone.text_model if config.model.backbone.settings.get("quantize") else None
     found = _samples(phase, model)
     weights = Weights.of(model, quantized)
     known = planning.lengths(model, phase, found) if found else planning.assumed_lengths(model, phase)
@@ -140,7 +140,7 @@ def _on_meta(sizes: ModelConfig, phase: PhaseConfig) -> VideoModel:
     with torch.device("meta"):
         model = VideoModel(sizes)
         if phase.lora is not None:
-            attach_lora(model.host, phase.lora)
+            attach_lora(model.backbone, phase.lora)
         if phase.captioner_lora is not None:
             adapt(model.captioner.captioner.language_model.base_model, phase.captioner_lora)
     patterns = [*phase.trainable, *(["compressor.captioner.*.lora_*"] if phase.captioner_lora else [])]
@@ -176,7 +176,7 @@ def _with_adapters(sizes: ModelConfig, phase: PhaseConfig, base: Layout, known: 
     """What adapters in place of whole weights would change, where no layout fits."""
     of_captioner = phase.objective == "caption"
     name = "captioner_lora" if of_captioner else "lora"
-    body = "compressor.captioner." if of_captioner else "host.language_model."
+    body = "compressor.captioner." if of_captioner else "backbone.language_model."
     if getattr(phase, name) is not None:
         return "nothing fits, adapters included: take quantize: nf4, larger devices or more of them"
     kept = [pattern for pattern in phase.trainable if not pattern.startswith(body)] or ["compressor.*projector*"]
@@ -251,7 +251,7 @@ def _encoding_seconds(config: StageConfig) -> float:
         model.to(torch.accelerator.current_accelerator())
     samples = _samples(config.phases[-1], model)
     clips = [sample.clip for sample in samples if sample.clip is not None][:8]
-    store = FeatureStore(model.host.see, "probe", None)
+    store = FeatureStore(model.backbone.encode, "probe", None)
     store.fill(clips[:1])
     started = time.perf_counter()
     store.fill(clips)

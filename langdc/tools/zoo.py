@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
+from langdc.backbones import backbones
 from langdc.compressors import compressors
-from langdc.hosts import hosts
 from langdc.interfaces import LearnedCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.kvcompressors.scorers import build_scorer
@@ -17,14 +17,14 @@ NEEDS = {"question": "question", "saliency": "encoder attention"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One compressor: `site` is where it works, `needs` what it needs besides features, `hosts` which models."""
+    """One compressor: `site` is where it works, `needs` what it needs besides features, `backbones` which models."""
 
     name: str
     site: str
     needs: str
     paper: str
     variants: tuple[str, ...]
-    hosts: str
+    backbones: str
     summary: str
 
 
@@ -70,7 +70,7 @@ def _variants(kind: Callable) -> tuple[str, ...]:
 def _served(kind: Any, learned: bool) -> str:
     if learned:
         return "videogpt_plus"
-    lacking = [name for name in hosts.names() if getattr(hosts.get(name), "needs_places", False)]
+    lacking = [name for name in backbones.names() if getattr(backbones.get(name), "needs_places", False)]
     return "all" if kind.keeps_places or not lacking else f"all but {', '.join(lacking)}"
 
 

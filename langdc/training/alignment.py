@@ -3,7 +3,7 @@
 Ours; the paper is silent about the start. From random weights, replies teach the post-projector little as long as the
 language model understands no token. Where captioner and language model read the same words, as Qwen2.5-0.5B and 3B do,
 the best linear map from caption states to the language model's embeddings of those words is known in closed form.
-Letters: Z captioner width, D host width, n words.
+Letters: Z captioner width, D backbone width, n words.
 """
 
 import time
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from langdc.backbones.chat import IGNORED
 from langdc.data.records import Record
-from langdc.hosts.chat import IGNORED
 from langdc.language_models import ids_of
 from langdc.model import VideoModel
 from langdc.training.answers import CaptionStates
@@ -42,12 +42,12 @@ class Alignment(Objective):
         return bool(record.segments) and (record.video is not None or record.image is not None)
 
     def check_samples(self) -> None:
-        name, compressor, host = self.phase.name, self.compressor, self.model.host
+        name, compressor, backbone = self.phase.name, self.compressor, self.model.backbone
         if self.phase.captions != "file":
             raise ValueError(f"Phase {name!r} aligns with the words of the file's captions; set captions: file.")
         if not isinstance(compressor.post_projector, nn.Linear):
             raise ValueError(f"Phase {name!r} solves for a linear map; set post_projector: linear, or leave it out.")
-        if compressor.captioner.tokenizer.get_vocab() != host.tokenizer.get_vocab():
+        if compressor.captioner.tokenizer.get_vocab() != backbone.tokenizer.get_vocab():
             raise ValueError(
                 f"Phase {name!r} aligns caption tokens with the language model's words, but the captioner's tokenizer "
                 "has other ones. Leave the phase out, or use a captioner of the same family."
@@ -62,7 +62,7 @@ class Alignment(Objective):
 
     def _marker(self, number: int) -> Tensor:
         text = (self.phase.segment_text or "").replace("{number}", str(number))
-        return ids_of(self.model.host.tokenizer, text)
+        return ids_of(self.model.backbone.tokenizer, text)
 
     def collate(self, samples: list[Sample]) -> dict:
         encode = self.compressor.captioner.encode
@@ -97,4 +97,4 @@ class Alignment(Objective):
         return Outcome(0, error / size, time.monotonic() - started, len(self), 2.0 * words * inner * (inner + outer))
 
     def _embed(self, ids: Tensor) -> Tensor:
-        return self.model.host.language_model.get_input_embeddings()(ids.to(self.model.device))
+        return self.model.backbone.language_model.get_input_embeddings()(ids.to(self.model.device))

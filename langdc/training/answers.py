@@ -1,6 +1,6 @@
 """The language model learns to reply: cross-entropy on answers, given compressed videos.
 
-Letters: B videos, S segments, n caption tokens, M length, D host width, Z captioner width.
+Letters: B videos, S segments, n caption tokens, M length, D backbone width, Z captioner width.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from langdc.backbones.batch import pad
+from langdc.backbones.chat import IGNORED, conversation, share_video
 from langdc.compressors.langdc import LangDC
 from langdc.config import PhaseConfig, StageConfig
 from langdc.data.records import QuestionRecord, Record
 from langdc.features import FeatureStore, module_hash
 from langdc.flops import caption_flops, language_model_flops, linear_flops, project_flops
-from langdc.hosts.batch import pad
-from langdc.hosts.chat import IGNORED, conversation, share_video
 from langdc.log import world_size
 from langdc.model import VideoModel
 from langdc.shards import TensorStore
@@ -73,9 +73,9 @@ class AnswerModule(LossModule):
         # zero, added to the input, so that gradients go the same way in every rank
         idle = sum((each.values.sum() for each in found_tokens[given:]), torch.zeros((), device=self.model.device)) * 0
         videos, tokens = videos[:given], iter(found_tokens[:given])
-        spliced = self.model.host.splice(prompts, [[next(tokens) for _ in prompt.slots] for prompt in prompts])
+        spliced = self.model.backbone.splice(prompts, [[next(tokens) for _ in prompt.slots] for prompt in prompts])
         batch = pad(spliced)
-        found = self.model.host.text_model(
+        found = self.model.backbone.text_model(
             inputs_embeds=batch.embeds + idle,
             attention_mask=batch.mask,
             position_ids=batch.positions,
@@ -83,7 +83,7 @@ class AnswerModule(LossModule):
         )
         assert batch.labels is not None  # prompts to learn have labels
         learned = batch.labels[:, 1:] != IGNORED
-        logits = self.model.host.lm_head(found.last_hidden_state[:, :-1][learned])
+        logits = self.model.backbone.lm_head(found.last_hidden_state[:, :-1][learned])
         loss = F.cross_entropy(logits.float(), batch.labels[:, 1:][learned], reduction="sum")
         self.flops = self._flops([len(item.embeds) for item in spliced], len(logits), videos, states)
         self.flops += self._reading_flops(videos, states or [], captions is not None)
@@ -99,7 +99,7 @@ class AnswerModule(LossModule):
         Ranks that share parameters or gradients must make the same calls in the same order, or they wait for ever; a
         compressor may make some for every video.
         """
-        host, compressor, device = self.model.host, self.model.compressor, self.model.device
+        backbone, compressor, device = self.model.backbone, self.model.compressor, self.model.device
         given = len(states) if states is not None else len(next(iter(grids.values()), []))
         missing = max(self.least - given, 0)
         if isinstance(compressor, LangDC) and not self.reads and (states is not None or not given):
@@ -109,10 +109,10 @@ class AnswerModule(LossModule):
             if compressor.base is None:
                 return [], states, given
         filled = {}
-        for name, side in host.stream_sides.items():
+        for name, side in backbone.stream_sides.items():
             known = grids.get(name, [])
             kind = known[0].dtype if known else None
-            shape = (host.frames_per_segment, side, side, host.stream_widths[name])
+            shape = (backbone.frames_per_segment, side, side, backbone.stream_widths[name])
             filled[name] = [*known, *[torch.zeros(shape, device=device, dtype=kind)] * missing]
         return as_features(self.model, filled), states, given
 
@@ -133,7 +133,7 @@ class AnswerModule(LossModule):
         written = [[len(state) for state in of_video] for of_video in states]
         captioner = self.model.captioner
         how: Literal["read"] | None = "read" if given else None
-        reading = (caption_flops(captioner, v.raw, of, given=how) for v, of in zip(videos, written, strict=True))
+        reading = (caption_flops(captioner, v.encoder, of, given=how) for v, of in zip(videos, written, strict=True))
         return self.looking_flops(videos) + sum(reading)
 
     def _flops(
@@ -143,17 +143,17 @@ class AnswerModule(LossModule):
         videos: list[VideoFeatures],
         states: list[list[Tensor]] | None,
     ) -> float:
-        host, compressor = self.model.host, self.model.compressor
-        config = host.language_model.config
+        backbone, compressor = self.model.backbone, self.model.compressor
+        config = backbone.language_model.config
         total = sum(language_model_flops(config, length, predictions=0) for length in lengths)
         total += language_model_flops(config, 0, predictions=learned)
-        total *= passes(host.text_model)
+        total *= passes(backbone.text_model)
         if isinstance(compressor, LangDC) and states is not None:
             rows = sum(len(state) for of_video in states for state in of_video)
             total += linear_flops(compressor.post_projector, rows) * passes(compressor.post_projector)
-        if "main" in compressor.needs:
-            projected = sum(project_flops(host.projectors, video.raw) for video in videos)
-            total += projected * passes(host.projectors)
+        if "projected" in compressor.needs:
+            projected = sum(project_flops(backbone.projectors, video.encoder) for video in videos)
+            total += projected * passes(backbone.projectors)
         return total + sum(compressor.flops(video) for video in videos) * passes(compressor)
 
 
@@ -193,10 +193,10 @@ class AnswerObjective(Objective):
 
     def prompt(self, sample: Sample) -> Prompt:
         """The questions of a video as one prompt in which they share it; a text record asks only its first draw."""
-        host, questions = self.model.host, self.drawn(sample)
+        backbone, questions = self.model.backbone, self.drawn(sample)
         if sample.clip is None:
-            return host.prompt(conversation(questions[0].question, questions[0].answer, video=False), learn=True)
-        return share_video([host.prompt(conversation(q.question, q.answer), learn=True) for q in questions])
+            return backbone.prompt(conversation(questions[0].question, questions[0].answer, video=False), learn=True)
+        return share_video([backbone.prompt(conversation(q.question, q.answer), learn=True) for q in questions])
 
     def collate(self, samples: list[Sample]) -> dict:
         prompts = [self.prompt(sample) for sample in samples]

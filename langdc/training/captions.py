@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from langdc.backbones.chat import IGNORED
 from langdc.data.records import Record
 from langdc.flops import caption_flops
-from langdc.hosts.chat import IGNORED
 from langdc.model import VideoModel
 from langdc.training.counts import caption_counts
 from langdc.training.objectives import LossModule, Objective, as_features, passes, scaled
@@ -35,7 +35,7 @@ class CaptionModule(LossModule):
     def _flops(self, videos: list[VideoFeatures], captions: list[list[Tensor]]) -> float:
         compressor = self.model.captioner
         forward = sum(
-            caption_flops(compressor, video.raw, [len(caption) for caption in of_video], given="scored")
+            caption_flops(compressor, video.encoder, [len(caption) for caption in of_video], given="scored")
             for video, of_video in zip(videos, captions, strict=True)
         )
         return forward * passes(compressor.captioner) + self.looking_flops(videos)

@@ -19,7 +19,7 @@ def caption_counts(
 ) -> dict[str, int]:
     """Of a batch that the captioner reads."""
     lengths = [[len(caption) for caption in of_video] for of_video in captions]
-    frames = [len(next(iter(video.raw.values())).values) for video in videos]
+    frames = [len(next(iter(video.encoder.values())).values) for video in videos]
     return {
         "samples": len(videos),
         "tokens": sum(caption_reads(compressor, *each) for each in zip(frames, lengths, strict=True)),

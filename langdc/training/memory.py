@@ -68,7 +68,7 @@ def layout_of(config: StageConfig, phase: PhaseConfig, gpus: int) -> Layout:
 class Rows:
     """What the trained language model reads at once, per sample: `rows` of at most `longest` tokens.
 
-    `learned`: places with a target; `seen`: raw encoder tokens of each stream that are projected, by its width.
+    `learned`: places with a target; `seen`: encoded encoder tokens of each stream that are projected, by its width.
     """
 
     rows: float
@@ -173,7 +173,7 @@ def memory(model: VideoModel, phase: PhaseConfig, rows: Rows, weights: Weights, 
             "optimizer": 0.0 if layout.offload else 12.0 * weights.trained / gpus,
         }
     caption = phase.objective == "caption"
-    reader: Any = model.captioner.captioner.language_model if caption else model.host.language_model
+    reader: Any = model.captioner.captioner.language_model if caption else model.backbone.language_model
     lora = getattr(phase, "captioner_lora", None) if caption else phase.lora
     body = [(name, p) for name, p in reader.named_parameters() if "embed" not in name]
     trained = any(p.requires_grad and ".lora_" not in name for name, p in body)

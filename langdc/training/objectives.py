@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from langdc.config import PhaseConfig, StageConfig
 from langdc.data.records import Record
-from langdc.features import Clip, FeatureStore
+from langdc.features import FeatureStore, FrameSpec
 from langdc.log import get_logger, world_size
 from langdc.model import VideoModel
 from langdc.training.samples import GB, Decoder, Sample, grid_values, read_samples, too_much
@@ -54,7 +54,7 @@ class Objective(Dataset, ABC):
             features.fill(self.clips)
 
     @property
-    def clips(self) -> list[Clip]:
+    def clips(self) -> list[FrameSpec]:
         """Of the samples that have one."""
         return [sample.clip for sample in self.samples if sample.clip is not None]
 
@@ -113,7 +113,7 @@ class Objective(Dataset, ABC):
         if not self.online:
             return None
         lengths = {min(clip.segments * clip.frames_per_segment, 2) for clip in self.clips}
-        return Looks(self.features, lengths if world_size() > 1 else set(), self.model.host.frames_per_segment)
+        return Looks(self.features, lengths if world_size() > 1 else set(), self.model.backbone.frames_per_segment)
 
     @abstractmethod
     def collate(self, samples: list[Sample]) -> dict:
@@ -150,12 +150,12 @@ class Looks:
 def as_features(model: VideoModel, grids: dict[str, list[Tensor]]) -> list[VideoFeatures]:
     """Raw grids of a batch, of any type, as features of its videos, projected as far as the compressor needs."""
     count = len(next(iter(grids.values())))
-    weights = chain(model.host.projectors.parameters(), model.compressor.parameters())
+    weights = chain(model.backbone.projectors.parameters(), model.compressor.parameters())
     dtype = next((weight.dtype for weight in weights), torch.float32)
     grids = {name: [each.to(model.device, dtype) for each in values] for name, values in grids.items()}
-    raw = [{name: FeatureGrid(values[number]) for name, values in grids.items()} for number in range(count)]
+    encoded = [{name: FeatureGrid(values[number]) for name, values in grids.items()} for number in range(count)]
     seconds = [torch.arange(len(next(iter(grids.values()))[number])) for number in range(count)]
-    return model.host.features(raw, seconds, model.compressor.needs)
+    return model.backbone.project(encoded, seconds, model.compressor.needs)
 
 
 def passes(module: nn.Module) -> int:
@@ -194,4 +194,4 @@ class LossModule(nn.Module):
 
     def looking_flops(self, videos: list[VideoFeatures]) -> float:
         """What encoding took, if it was done for this batch."""
-        return 0.0 if self.looks is None else sum(self.model.host.encoder_flops(video.raw) for video in videos)
+        return 0.0 if self.looks is None else sum(self.model.backbone.encoder_flops(video.encoder) for video in videos)

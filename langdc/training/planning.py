@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from langdc.backbones.chat import IGNORED, conversation
 from langdc.compressors.langdc import LangDC
 from langdc.config import PhaseConfig, StageConfig
-from langdc.features import Clip
-from langdc.hosts.chat import IGNORED, conversation
+from langdc.features import FrameSpec
 from langdc.log import get_logger, is_first, world_size
 from langdc.model import VideoModel
 from langdc.training.counts import caption_reads
@@ -70,8 +70,8 @@ def lengths(model: VideoModel, phase: PhaseConfig, samples: Sequence[Sample]) ->
 
 def assumed_lengths(model: VideoModel, phase: PhaseConfig) -> Lengths:
     """What a sample is taken to be where there are no records to count: a whole video, one question."""
-    host, caption = model.host, ASSUMED["caption"]
-    segments, frames = host.segments, host.segments * _steps(model)
+    backbone, caption = model.backbone, ASSUMED["caption"]
+    segments, frames = backbone.segments, backbone.segments * _steps(model)
     if phase.objective in ("caption", "align"):
         total = caption_reads(model.captioner, frames, [caption] * segments)
         written = caption * segments
@@ -90,14 +90,14 @@ def assumed_lengths(model: VideoModel, phase: PhaseConfig) -> Lengths:
 
 def _steps(model: VideoModel) -> int:
     """Encoder frames of a segment."""
-    return max(1, model.host.frames_per_segment // model.host.frames_per_step)
+    return max(1, model.backbone.frames_per_segment // model.backbone.frames_per_step)
 
 
 def _frames(model: VideoModel, sample: Sample) -> int:
     """Encoder frames of a sample."""
     if sample.clip is None:
         return 0
-    return sample.clip.segments * max(1, sample.clip.frames_per_segment // model.host.frames_per_step)
+    return sample.clip.segments * max(1, sample.clip.frames_per_segment // model.backbone.frames_per_step)
 
 
 def _seen(model: VideoModel, phase: PhaseConfig, frames: int) -> tuple[tuple[int, float], ...]:
@@ -105,7 +105,7 @@ def _seen(model: VideoModel, phase: PhaseConfig, frames: int) -> tuple[tuple[int
     reads_grids = phase.objective == "caption" or not isinstance(model.compressor, LangDC) or model.compressor.base
     if not reads_grids:
         return ()
-    widths, sides = model.host.stream_widths, model.host.stream_sides
+    widths, sides = model.backbone.stream_widths, model.backbone.stream_sides
     return tuple((widths[name], float(frames * side**2)) for name, side in sides.items())
 
 
@@ -129,11 +129,11 @@ def _caption_lengths(model: VideoModel, phase: PhaseConfig, sample: Sample) -> d
 
 def _answer_lengths(model: VideoModel, phase: PhaseConfig, sample: Sample) -> dict[str, float]:
     """The mean over the draws of questions that share the video."""
-    host, compressor = model.host, model.compressor
+    backbone, compressor = model.backbone, model.compressor
     asked = [q for q in sample.record.questions if phase.kinds is None or q.kind in phase.kinds]
     drawn = min(phase.questions_per_video, len(asked)) if sample.clip is not None else 1
     prompts = [
-        host.prompt(conversation(q.question, q.answer, video=sample.clip is not None), learn=True) for q in asked
+        backbone.prompt(conversation(q.question, q.answer, video=sample.clip is not None), learn=True) for q in asked
     ]
     head = prompts[0].slots[0].position if prompts[0].slots else 0
     tails = [len(prompt.ids) - head for prompt in prompts]
@@ -170,8 +170,8 @@ def _video_tokens(model: VideoModel, frames: int, segments: int) -> int:
         compressor = compressor.base
     if compressor is None:
         return marks
-    widths, sides = model.host.stream_widths, model.host.stream_sides
-    where = next(model.host.parameters())
+    widths, sides = model.backbone.stream_widths, model.backbone.stream_sides
+    where = next(model.backbone.parameters())
     grids = {
         name: [torch.zeros(frames, side, side, widths[name], device=where.device, dtype=where.dtype)]
         for name, side in sides.items()
@@ -236,7 +236,7 @@ def is_online(
     if config.features is not None or phase.objective == "align":
         return False
     clips = {sample.clip for sample in samples if sample.clip is not None}
-    whole = Clip(Path(), model.host.segments, model.host.frames_per_segment)
+    whole = FrameSpec(Path(), model.backbone.segments, model.backbone.frames_per_segment)
     values = grid_values(clips, model) if samples else (number or 0) * grid_values([whole], model)
     return too_much(values, config)
 

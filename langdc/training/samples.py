@@ -11,7 +11,7 @@ from torch.utils.data import get_worker_info
 
 from langdc.config import StageConfig
 from langdc.data.records import Record, check_media, read_records
-from langdc.features import TYPES, Clip
+from langdc.features import TYPES, FrameSpec
 from langdc.model import VideoModel
 from langdc.types import Frames
 
@@ -24,7 +24,7 @@ class Sample:
     """A record with the clip its media is read from (None for text), and its index in the data set."""
 
     record: Record
-    clip: Clip | None
+    clip: FrameSpec | None
     index: int
 
 
@@ -45,25 +45,25 @@ def check_segments(samples: Sequence[Sample], files: Sequence[Path]) -> None:
             raise ValueError(
                 f"{', '.join(map(str, files))}: line {sample.record.line} (id {sample.record.id!r}) has {found} "
                 f"segments; its media is cut into {wanted}. Write one for each, with an empty caption where there is "
-                "nothing to say, or change the host's setting segments."
+                "nothing to say, or change the backbone's setting segments."
             )
 
 
-def clip_of(record: Record, file: Path, model: VideoModel) -> Clip | None:
+def clip_of(record: Record, file: Path, model: VideoModel) -> FrameSpec | None:
     """The frames a model samples of a record's media; None for text."""
     media = record.media_path(file.parent)
     if media is None:
         return None
     if record.image is not None:
-        return Clip(media, 1, 1)
-    host = model.host
-    return Clip(media, host.segments, host.frames_per_segment, record.start, record.end, fps=record.fps)
+        return FrameSpec(media, 1, 1)
+    backbone = model.backbone
+    return FrameSpec(media, backbone.segments, backbone.frames_per_segment, record.start, record.end, fps=record.fps)
 
 
-def grid_values(clips: Iterable[Clip], model: VideoModel) -> int:
+def grid_values(clips: Iterable[FrameSpec], model: VideoModel) -> int:
     """How many numbers the encoders put out for clips, at most: a short file has fewer frames than it is asked for."""
-    host = model.host
-    each = sum(side**2 * host.stream_widths[name] for name, side in host.stream_sides.items())
+    backbone = model.backbone
+    each = sum(side**2 * backbone.stream_widths[name] for name, side in backbone.stream_sides.items())
     return each * sum(clip.segments * clip.frames_per_segment for clip in clips)
 
 
@@ -79,7 +79,7 @@ class Decoder:
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(min(MOST_THREADS, max(2, torch.get_num_threads())))
 
-    def read(self, clip: Clip) -> Frames | Future[Frames]:
+    def read(self, clip: FrameSpec) -> Frames | Future[Frames]:
         """The frames of a clip, or the promise of them; ValueError, then or now, if the file cannot be read."""
         return clip.read() if get_worker_info() is not None else self._threads.submit(clip.read)
 

@@ -83,9 +83,9 @@ class Proof:
         """Why the logits here and in a fresh process would differ though all is well; empty if they would not."""
         if any(not parameter.is_floating_point() for parameter in self.model.parameters()):
             return "the language model is in 4 bits here, and whole in the process that reads it back"
-        drawn = [name for name, _ in self.model.named_parameters() if name.startswith("host.projectors.")]
-        if "main" in self.model.compressor.needs and not set(drawn) <= set(saved):
-            return "no stage has trained the host's projectors yet, and every load draws them anew"
+        drawn = [name for name, _ in self.model.named_parameters() if name.startswith("backbone.projectors.")]
+        if "projected" in self.model.compressor.needs and not set(drawn) <= set(saved):
+            return "no stage has trained the backbone's projectors yet, and every load draws them anew"
         return ""
 
 

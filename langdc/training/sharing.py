@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, Dataset
 
-from langdc.hosts.chat import IGNORED
+from langdc.backbones.chat import IGNORED
 
 IDLE = "idle"
 """Key of a batch that must not count."""

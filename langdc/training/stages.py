@@ -96,8 +96,8 @@ def _train(config: StageConfig, directory: Path, number: int, features: FeatureS
     _apply(model, phase, config)
     model.to(processes.device())
     if features is None:
-        features = FeatureStore.of(model.host, config.features, config.features_dtype)
-    features.see = model.host.see
+        features = FeatureStore.of(model.backbone, config.features, config.features_dtype)
+    features.encoders = model.backbone.encode
     objective = OBJECTIVES[phase.objective](model, phase, config, features)
     drawn = {n: p for n, p in saving.drawn_parameters(model).items() if n not in carried}
     proof = saving.Proof(model, config.verify_save)
@@ -163,7 +163,7 @@ def _adapt(
             "Use the same, or export the earlier checkpoint first, which merges its adapters."
         )
     before = dict(model.named_parameters(remove_duplicate=False))
-    attach_lora(model.host, phase.lora)
+    attach_lora(model.backbone, phase.lora)
     now: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         now.setdefault(id(parameter), name)
@@ -212,7 +212,7 @@ def _apply(model: VideoModel, phase: PhaseConfig, config: StageConfig) -> None:
     if config.attention == "auto":
         reason = why if writer is not None or fast != FLASH else "several questions about a video need their own mask"
         logger.info("attention: %s (%s).", fast if writer is not None else "sdpa", reason)
-    for part in (model.host.language_model, *([writer] if writer is not None else [])):
+    for part in (model.backbone.language_model, *([writer] if writer is not None else [])):
         use_liger(part, config.liger)
 
 

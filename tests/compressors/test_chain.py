@@ -106,8 +106,8 @@ def test_the_times_and_the_question_go_on() -> None:
 def test_it_needs_what_a_member_needs() -> None:
     learned = build("ldpv2", width=8, streams={"video": 4}, sides=[2])
     alone = build("chain", members=[learned])
-    assert alone.needs == {"raw"} and not alone.keeps_places
-    assert build("chain", members=[HALF_THE_FRAMES]).needs == {"main"}
+    assert alone.needs == {"encoder"} and not alone.keeps_places
+    assert build("chain", members=[HALF_THE_FRAMES]).needs == {"projected"}
     assert not build("chain", members=[HALF_THE_FRAMES, {"name": "ma_lmm", "keep": 0.5}]).keeps_places
     with pytest.raises(ValueError, match="LDPv2 reads the encoder's own grids"):
         build("chain", members=[HALF_THE_FRAMES, learned])
@@ -131,5 +131,5 @@ def test_two_streams_do_not_go_through() -> None:
     video = tiny.features()
     with pytest.raises(ValueError, match="two streams have no frames"):
         build("chain", members=[HALF_THE_FRAMES, HALF_THE_FRAMES])(video)
-    found = build("chain", members=[HALF_THE_FRAMES, HALF_THE_FRAMES])(replace(video, main=video.main[:1]))
+    found = build("chain", members=[HALF_THE_FRAMES, HALF_THE_FRAMES])(replace(video, projected=video.projected[:1]))
     assert len(found) == 4 * 36

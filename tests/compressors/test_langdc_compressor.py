@@ -1,4 +1,4 @@
-"""LangDC hands the captioner the right visual tokens and the host the right soft tokens, in order of segments."""
+"""LangDC hands the captioner the right visual tokens and the backbone the right soft tokens, in order of segments."""
 
 from itertools import chain
 
@@ -17,7 +17,7 @@ CAPTIONS = [["red square left", "", "blue ring", "green cross up ; yellow ring s
 
 def make(**changes) -> LangDC:
     torch.manual_seed(0)
-    settings = {"width": tiny.HOST_WIDTH, "streams": {"image": 24, "video": 32}, **tiny.langdc_settings(**changes)}
+    settings = {"width": tiny.BACKBONE_WIDTH, "streams": {"image": 24, "video": 32}, **tiny.langdc_settings(**changes)}
     return build("langdc", **settings).eval()
 
 
@@ -35,7 +35,7 @@ def test_visual_tokens_are_projected_then_pooled_per_segment_image_first() -> No
         for first in range(0, len(video.seconds), 4):
             parts = []
             for name, side in (("image", 3), ("video", 2)):
-                projected = compressor.projectors[name](video.raw[name].values[first : first + 4])
+                projected = compressor.projectors[name](video.encoder[name].values[first : first + 4])
                 parts.append(slow_pool(projected.detach(), side).flatten(0, 2))
             expected.append(torch.cat(parts))
     for tokens, wanted in zip(found, expected, strict=True):
@@ -87,8 +87,8 @@ def test_the_base_comes_first() -> None:
     found, soft, pooled = dual(video), plain(video), build("pool", sides=[2, 1])(video)
     assert torch.equal(found.values, torch.cat([pooled.values, soft.values]))
     assert torch.equal(found.segment, torch.cat([pooled.segment, soft.segment]))
-    assert dual.needs == {"raw", "main"}
-    assert plain.needs == {"raw"}
+    assert dual.needs == {"encoder", "projected"}
+    assert plain.needs == {"encoder"}
 
 
 def test_a_marker_opens_every_segment_even_a_silent_one() -> None:
@@ -111,7 +111,7 @@ def test_captions_must_fit_the_segments() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ValueError, match="pool has 1 sides, the host has the streams image, video"):
+    with pytest.raises(ValueError, match="pool has 1 sides, the backbone has the streams image, video"):
         make(pool=[3])
     with pytest.raises(ValueError, match=r"no setting 'layers'.*Did you mean 'layer'"):
         make(layers=2)
@@ -119,9 +119,12 @@ def test_bad_settings() -> None:
         make(base={"name": "pol"})
 
 
-def test_a_config_without_the_host_settings_is_complete() -> None:
-    """Width, streams and frames per segment come from the host that the model is built with."""
+def test_a_config_without_the_backbone_settings_is_complete() -> None:
+    """Width, streams and frames per segment come from the backbone that the model is built with."""
     settings = check(type(tiny.config()), tiny.config().model_dump(), "again")
     model = tiny.model()
     assert settings == tiny.config()
-    assert (model.compressor.post_projector.out_features, model.compressor.frames_per_segment) == (tiny.HOST_WIDTH, 4)
+    assert (model.compressor.post_projector.out_features, model.compressor.frames_per_segment) == (
+        tiny.BACKBONE_WIDTH,
+        4,
+    )

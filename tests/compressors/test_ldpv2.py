@@ -35,7 +35,7 @@ def test_like_the_formulas(sides: list[int], frames: int) -> None:
     compressor, video = make(sides), tiny.features(count=frames)
     found = compress(compressor, video)
     expected, segment = [], []
-    for (name, grid), side in zip(video.raw.items(), sides, strict=True):
+    for (name, grid), side in zip(video.encoder.items(), sides, strict=True):
         frames_of = ldpv2(lists(grid.values), grid.values.shape[1], side, weights(compressor, name))
         expected += [token for frame in frames_of for token in frame]
         segment += [t // 4 for t in range(frames) for _ in range(side * side)]
@@ -58,6 +58,6 @@ def test_bad_sides(sides: list[int]) -> None:
 
 
 def test_a_side_larger_than_the_grid() -> None:
-    raw = {name: FeatureGrid(torch.zeros(2, 4, 4, wide)) for name, wide in STREAMS.items()}
+    encoded = {name: FeatureGrid(torch.zeros(2, 4, 4, wide)) for name, wide in STREAMS.items()}
     with pytest.raises(ValueError, match="side 5 is larger than the grid of 4"):
-        make([5, 2])(VideoFeatures((), raw, torch.arange(2)))
+        make([5, 2])(VideoFeatures((), encoded, torch.arange(2)))

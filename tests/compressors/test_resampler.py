@@ -37,7 +37,9 @@ def test_like_the_formulas(depth: int, heads: int, queries: int, frames: int) ->
     weights = {name: value.double().tolist() for name, value in compressor.state_dict().items()}
     expected, segment = [], []
     for start in range(0, frames, PER_SEGMENT):
-        part = {name: grid.values[start : start + PER_SEGMENT].double().tolist() for name, grid in video.raw.items()}
+        part = {
+            name: grid.values[start : start + PER_SEGMENT].double().tolist() for name, grid in video.encoder.items()
+        }
         expected += resampler(part, weights, depth, heads)
         segment += [start // PER_SEGMENT] * queries
     found = compressor(video)

@@ -41,19 +41,21 @@ TRAINING_FREE: dict[str, dict] = {
 }
 
 
-class FakeHost(torch.nn.Module):
-    """What a compressor may ask of a host."""
+class FakeBackbone(torch.nn.Module):
+    """What a compressor may ask of a backbone."""
 
-    width, stream_widths, frames_per_segment, frames_per_step = tiny.HOST_WIDTH, {"image": 24, "video": 32}, 4, 1
+    width, stream_widths, frames_per_segment, frames_per_step = tiny.BACKBONE_WIDTH, {"image": 24, "video": 32}, 4, 1
 
 
-def for_host(name: str, **settings) -> TokenCompressor:
-    return build_compressor(MemberConfig(name=name, **settings), FakeHost())
+def for_backbone(name: str, **settings) -> TokenCompressor:
+    return build_compressor(MemberConfig(name=name, **settings), FakeBackbone())
 
 
 def candidates() -> list[Candidate]:
     free = [Candidate(v, compressors.get(v.split(",")[0]), given, noise) for v, given in TRAINING_FREE.items()]
-    learned = [Candidate(v, partial(for_host, v.split(",")[0]), given, tiny.features) for v, given in LEARNED.items()]
+    learned = [
+        Candidate(v, partial(for_backbone, v.split(",")[0]), given, tiny.features) for v, given in LEARNED.items()
+    ]
     return free + learned
 
 
@@ -64,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def make(variant: str) -> TokenCompressor:
     torch.manual_seed(0)
-    return for_host(variant.split(",")[0], **LEARNED[variant]).eval()
+    return for_backbone(variant.split(",")[0], **LEARNED[variant]).eval()
 
 
 def reached(module: torch.nn.Module) -> set[str]:
@@ -82,12 +84,12 @@ def test_every_member_is_held_to_the_contract() -> None:
 
 @pytest.mark.parametrize("variant", LEARNED)
 def test_gradients_reach_what_is_trained(variant: str) -> None:
-    """Tokens teach the host's projectors, LangDC's post-projector and markers, all of LDPv2 and the resampler."""
+    """Tokens teach the backbone's projectors, LangDC's post-projector and markers, all of LDPv2 and the resampler."""
     compressor, video = make(variant).requires_grad_(True), tiny.features()
-    leaves = [grid.values.requires_grad_() for grid in video.main]
+    leaves = [grid.values.requires_grad_() for grid in video.projected]
     found = compressor(video)
     (found.values * torch.randn_like(found.values)).sum().backward()
-    assert any(leaf.grad is not None for leaf in leaves) == ("main" in compressor.needs)
+    assert any(leaf.grad is not None for leaf in leaves) == ("projected" in compressor.needs)
     starts = ("post_projector", "segment_marker") if variant.startswith("langdc") else ("",)
     assert reached(compressor) == named(compressor, starts)
     if variant.startswith("langdc"):
@@ -100,7 +102,7 @@ def test_gradients_reach_what_is_trained(variant: str) -> None:
 @pytest.mark.parametrize("variant", LEARNED)
 def test_what_is_not_needed_may_be_missing(variant: str) -> None:
     compressor, video = make(variant), tiny.features()
-    main = video.main if "main" in compressor.needs else ()
-    raw = video.raw if "raw" in compressor.needs else {}
-    same(compressor(VideoFeatures(main, raw, video.seconds)), compressor(video))
+    main = video.projected if "projected" in compressor.needs else ()
+    encoded = video.encoder if "encoder" in compressor.needs else {}
+    same(compressor(VideoFeatures(main, encoded, video.seconds)), compressor(video))
     assert all(isinstance(grid, FeatureGrid) for grid in main)

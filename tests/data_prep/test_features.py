@@ -117,7 +117,7 @@ def test_an_evaluation_finds_what_was_stored(tmp_path: Path, capsys: pytest.Capt
     assert FEATURES.main(["--eval", str(path)]) == 1  # one cannot be read; the others are there
     assert "1 videos or images could not be stored" in capsys.readouterr().out
     lm = VideoLM.from_pretrained(tmp_path / "pool")
-    features = FeatureStore.of(lm.model.host, tmp_path / "features", "float32")
+    features = FeatureStore.of(lm.model.backbone, tmp_path / "features", "float32")
     for name, there in (("v0", True), ("v1", False), ("v2", True)):
         assert (features.find(lm.clip(tmp_path / "data" / "videos" / f"{name}.mp4")) is not None) == there
 

@@ -4,19 +4,19 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from langdc.backbones import backbones
 from langdc.blocks import BLOCK_BYTES
 from langdc.compressors import compressors
 from langdc.encoders.saliency import attention_received, saliency_flops
-from langdc.hosts import hosts
 from langdc.pipeline import VideoLM
 from langdc.video import write_video
 from tests import stock
 
-NEED = frozenset({"main", "saliency"})
+NEED = frozenset({"projected", "saliency"})
 
 
 def llava(name: str = "llava_onevision", **settings):
-    return hosts.build(name, source=stock.folder(name), **settings)
+    return backbones.build(name, source=stock.folder(name), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -40,28 +40,28 @@ def test_equal_to_the_weights_of_the_encoder(monkeypatch, video, block_bytes: in
 
 @pytest.mark.parametrize("name", ["llava_onevision", "llava_video"])
 def test_told_on_request_and_pooled_as_the_features_are(name: str, video) -> None:
-    host = llava(name)
-    silent, telling = host.see([video])[0]["video"], host.see([video], NEED)[0]["video"]
+    backbone = llava(name)
+    silent, telling = backbone.encode([video])[0]["video"], backbone.encode([video], NEED)[0]["video"]
     assert silent.saliency is None and telling.saliency is not None
     assert torch.equal(silent.values, telling.values)
-    block = host.vision.encoder.layers[-1]
-    pixels = host.video_processor(videos=[video.pixels], do_sample_frames=False, return_tensors="pt")
+    block = backbone.vision.encoder.layers[-1]
+    pixels = backbone.video_processor(videos=[video.pixels], do_sample_frames=False, return_tensors="pt")
     with torch.no_grad():
-        states = host.vision(pixels["pixel_values_videos"][0], output_hidden_states=True).hidden_states
+        states = backbone.vision(pixels["pixel_values_videos"][0], output_hidden_states=True).hidden_states
     assert torch.equal(telling.saliency.flatten(1), attention_received(block, states[-2]))
-    grid = host.encode([video], NEED)[0].main[0]
-    pooled = host.pool(telling.saliency.flatten(1)[..., None])[..., 0]
+    grid = backbone.features_of([video], NEED)[0].projected[0]
+    pooled = backbone.pool(telling.saliency.flatten(1)[..., None])[..., 0]
     assert grid.saliency is not None and torch.equal(grid.saliency, pooled)
     assert grid.saliency.shape == grid.values.shape[:3]
 
 
 def test_charged_to_who_asks(video) -> None:
-    host = llava()
-    silent, telling = (host.encoder_flops(host.see([video], need)[0]) for need in (frozenset(), NEED))
-    config = host.vision.config
-    each = saliency_flops(config.hidden_size, host.patch_side**2)
+    backbone = llava()
+    silent, telling = (backbone.encoder_flops(backbone.encode([video], need)[0]) for need in (frozenset(), NEED))
+    config = backbone.vision.config
+    each = saliency_flops(config.hidden_size, backbone.patch_side**2)
     assert telling - silent == pytest.approx(len(video) * each)
-    wide, patches = config.hidden_size, host.patch_side**2
+    wide, patches = config.hidden_size, backbone.patch_side**2
     assert each == 2 * patches * wide * (2 * wide + patches)
 
 
@@ -76,20 +76,20 @@ def test_a_model_asks_for_what_its_compressor_needs(tmp_path, video) -> None:
     path = tmp_path / "clip.mp4"
     write_video(path, video.pixels.permute(0, 2, 3, 1), fps=5)
     folder = stock.folder("llava_onevision")
-    by_salience = VideoLM.from_pretrained(folder, {"name": "visionzip", "keep": 0.5}, host={"frames": 4})
+    by_salience = VideoLM.from_pretrained(folder, {"name": "visionzip", "keep": 0.5}, backbone={"frames": 4})
     opened = by_salience.open(path)
-    assert opened.features.main[0].saliency is not None
+    assert opened.features.projected[0].saliency is not None
     by_length = VideoLM(by_salience.model, compressors.build("visionzip", keep=0.5, variant="released"))
-    assert by_length.open(path).features.main[0].saliency is None
+    assert by_length.open(path).features.projected[0].saliency is None
     again = by_salience.open(path, same=by_length.open(path))
-    assert torch.equal(again.features.main[0].saliency, opened.features.main[0].saliency)
+    assert torch.equal(again.features.projected[0].saliency, opened.features.projected[0].saliency)
     without_frames = by_length.open(path)
     without_frames.frames = None
     with pytest.raises(ValueError, match=r"VisionZip chooses by what the encoder attends to.*Open it again"):
         by_salience.compress([by_salience.open(path, same=without_frames)])
 
 
-def test_a_host_that_cannot_tell_leaves_it_to_the_length(video) -> None:
-    host = llava("qwen2_vl")
-    assert not host.tells_saliency
-    assert host.encode([video], NEED)[0].main[0].saliency is None
+def test_a_backbone_that_cannot_tell_leaves_it_to_the_length(video) -> None:
+    backbone = llava("qwen2_vl")
+    assert not backbone.has_saliency
+    assert backbone.features_of([video], NEED)[0].projected[0].saliency is None

@@ -70,20 +70,20 @@ def test_the_frames_kept_are_kept_whole_in_both_streams():
 
 def test_captions_as_text_are_the_words_themselves():
     model = tiny.model("langdc")
-    control = CaptionText(model.compressor, model.host)
+    control = CaptionText(model.compressor, model.backbone)
     videos = [tiny.features(1), tiny.features(2)]
     tokens = control.batch(videos)
     written = model.compressor.caption(videos).ids
     for found, ids in zip(tokens, written, strict=True):
         captions = [model.compressor.captioner.decode(part) for part in ids]
-        wanted = ids_of(model.host.tokenizer, as_text(captions))
-        assert torch.equal(found.values, model.host.text_model.get_input_embeddings()(wanted))
-        assert found.per_segment(4) == [len(ids_of(model.host.tokenizer, f"[1] {c}")) for c in captions]
+        wanted = ids_of(model.backbone.tokenizer, as_text(captions))
+        assert torch.equal(found.values, model.backbone.text_model.get_input_embeddings()(wanted))
+        assert found.per_segment(4) == [len(ids_of(model.backbone.tokenizer, f"[1] {c}")) for c in captions]
 
 
 def test_fingerprints_tell_videos_apart():
-    one = fingerprint(tiny.features(1).raw)
-    assert one == fingerprint(tiny.features(1).raw) != fingerprint(tiny.features(2).raw)
+    one = fingerprint(tiny.features(1).encoder)
+    assert one == fingerprint(tiny.features(1).encoder) != fingerprint(tiny.features(2).encoder)
 
 
 def test_wrong_models_are_named():
@@ -91,4 +91,4 @@ def test_wrong_models_are_named():
     with pytest.raises(ValueError, match="the compressor LangDC"):
         RandomTokens(langdc.compressor, lambda _: 1)
     with pytest.raises(ValueError, match="this one has Pool"):
-        CaptionText(POOL, langdc.host)
+        CaptionText(POOL, langdc.backbone)

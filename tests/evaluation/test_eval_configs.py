@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from langdc.backbones import backbones
 from langdc.compressors import compressors
 from langdc.config import load
 from langdc.evaluation import tasks
 from langdc.evaluation.settings import EvalConfig
 from langdc.evaluation.tasks import tasks as registry
 from langdc.evaluation.tasks.open_ended import OpenEnded
-from langdc.hosts import hosts
 from langdc.kvcompressors import kvcompressors
 from langdc.registry import check_keywords
 
@@ -44,8 +44,8 @@ def test_all_members_exist_with_their_settings(name: str):
     check_keywords(f"task {name}", tasks.tasks.get(name), config.task.settings)
     rows = config.all_rows
     for row in rows:
-        assert row.host is not None
-        check_keywords(row.name, hosts.get(row.host.name), {"source": str(row.model), **row.host.settings})
+        assert row.backbone is not None
+        check_keywords(row.name, backbones.get(row.backbone.name), {"source": str(row.model), **row.backbone.settings})
         if row.compressor is not None:
             compressors.build(row.compressor.name, **row.compressor.settings)
         if row.kv is not None:

@@ -55,8 +55,8 @@ class Disk:
     def open(self, real: Callable[..., Any], path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         if not set(mode) & set("wax+") or not path.is_relative_to(self.folder):
             return real(path, mode, *args, **kwargs)
-        raw = _Limited(path, mode.replace("t", "").replace("b", ""), self)
-        return io.TextIOWrapper(io.BufferedWriter(raw), encoding=kwargs.get("encoding") or "utf-8")
+        encoded = _Limited(path, mode.replace("t", "").replace("b", ""), self)
+        return io.TextIOWrapper(io.BufferedWriter(encoded), encoding=kwargs.get("encoding") or "utf-8")
 
 
 class _Limited(io.FileIO):

@@ -201,7 +201,7 @@ class Poisoned(VideoLM):
 
     def open(self, path, *args, same=None, **options):
         if same is None and Path(path).stem == "v1" and self.where == "encode":
-            with _nan_after(self.model.host, "see"):
+            with _nan_after(self.model.backbone, "see"):
                 return super().open(path, *args, same=same, **options)
         video = super().open(path, *args, same=same, **options)
         video.__dict__["poisoned"] = Path(path).stem == "v1"
@@ -256,7 +256,7 @@ def test_nan_for_one_video(place: Place, where: str, reason: str) -> None:
 def test_a_language_model_whose_scores_are_no_numbers(prepared: Path, value: float) -> None:
     lm = VideoLM.from_pretrained(prepared / "pool")
     video = lm.open(prepared / "data" / "videos" / "v0.mp4")
-    weight: Any = lm.model.host.lm_head.weight
+    weight: Any = lm.model.backbone.lm_head.weight
     with torch.no_grad():  # of both signs, so that one of them is the largest score whatever it is multiplied with
         weight[7:9, 0] = torch.tensor([value, -value])
     with pytest.raises(ValueError, match="scores of the next token are NaN or infinite: the video tokens are finite"):
@@ -269,7 +269,7 @@ def test_a_language_model_whose_scores_are_no_numbers(prepared: Path, value: flo
 def test_forbidden_tokens_are_no_failure(prepared: Path) -> None:
     lm = VideoLM.from_pretrained(prepared / "pool")
     video = lm.open(prepared / "data" / "videos" / "v0.mp4")
-    words, allowed = lm.model.host.tokenizer, 20
+    words, allowed = lm.model.backbone.tokenizer, 20
     forbidden = [word for word in range(len(words)) if word != allowed]
     answer = video.ask("what ?", max_new_tokens=2, suppress_tokens=forbidden)
     assert answer.text == str(words.decode([allowed, allowed])).strip()

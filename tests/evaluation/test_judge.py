@@ -54,7 +54,7 @@ def test_a_request_is_the_published_protocol(endpoint, tmp_path: Path, monkeypat
 def test_a_key_that_is_not_set_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(ValueError, match="environment variable JUDGE_KEY, which is not set"):
-        _judge("http://host/v1", tmp_path, key_variable="JUDGE_KEY")
+        _judge("http://backbone/v1", tmp_path, key_variable="JUDGE_KEY")
 
 
 def test_without_a_key_none_is_sent(endpoint, tmp_path: Path):
@@ -63,7 +63,7 @@ def test_without_a_key_none_is_sent(endpoint, tmp_path: Path):
     assert "Authorization" not in server.headers[0]
 
 
-@pytest.mark.parametrize("url", ["host/v1", "file:///etc/passwd", "https:///v1", ""])
+@pytest.mark.parametrize("url", ["backbone/v1", "file:///etc/passwd", "https:///v1", ""])
 def test_urls_that_cannot_work_are_refused(tmp_path: Path, url: str):
     with pytest.raises(ValueError, match="url"):
         _judge(url, tmp_path)
@@ -187,13 +187,13 @@ def test_nothing_is_asked_twice(endpoint, tmp_path: Path):
 
 @pytest.mark.parametrize("changes", [{"model": "other"}, {"options": {"temperature": 1}}])
 def test_another_judge_has_other_verdicts(tmp_path: Path, changes: dict):
-    one = _judge("http://host/v1", tmp_path)
-    other = _judge(**{"url": "http://host/v1", "memory": tmp_path, **changes})
+    one = _judge("http://backbone/v1", tmp_path)
+    other = _judge(**{"url": "http://backbone/v1", "memory": tmp_path, **changes})
     assert one.key(CASE) != other.key(CASE)
 
 
 def test_every_part_of_a_case_counts(tmp_path: Path):
-    judge = _judge("http://host/v1", tmp_path)
+    judge = _judge("http://backbone/v1", tmp_path)
     cases = [CASE, Case("x", "horse", "a pony"), Case("what is it", "x", "a pony"), Case("what is it", "horse", "x")]
     assert len({judge.key(case) for case in cases}) == 4
 
@@ -270,7 +270,7 @@ def test_every_answer_gets_its_verdict_and_only_words_are_put_to_the_judge(endpo
 
 def test_choices_need_no_judge(tmp_path: Path):
     task = _task(tmp_path)
-    config = check(JudgeConfig, {"url": "http://host/v1", "model": "tiny"}, "test")
+    config = check(JudgeConfig, {"url": "http://backbone/v1", "model": "tiny"}, "test")
     assert open_judge(None, task, tmp_path) is None and open_judge(config, task, tmp_path) is not None
     question = task.records[0].questions[0].model_copy(update={"options": ["a", "b"], "answer": "A"})
     task.records[0] = task.records[0].model_copy(update={"questions": [question]})

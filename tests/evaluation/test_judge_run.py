@@ -102,6 +102,6 @@ def test_a_judge_where_none_can_be_is_a_mistake_before_anything_is_asked(
     open_ended: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
-    assert _run(open_ended, "http://host/v1", "judge.key_variable=JUDGE_KEY") == 2
+    assert _run(open_ended, "http://backbone/v1", "judge.key_variable=JUDGE_KEY") == 2
     assert "JUDGE_KEY, which is not set" in capsys.readouterr().err
     assert not (open_ended / "run" / "header.json").exists()

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from langdc.data.records import QuestionRecord, Record
-from langdc.evaluation.library import Library, sight
+from langdc.evaluation.library import Library, preprocessing
 from langdc.evaluation.results import LineFile, read_lines
 from langdc.pipeline import VideoLM
-from langdc.stages import StageTimer
+from langdc.timing import StageTimer
 from tests import stock
 
 FILM = QuestionRecord(kind="what", question="what is it ?", answer="it")
@@ -22,7 +22,7 @@ def mp4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lm() -> VideoLM:
-    return VideoLM.from_pretrained(stock.folder("llava_onevision"), host={"frames": 4})
+    return VideoLM.from_pretrained(stock.folder("llava_onevision"), backbone={"frames": 4})
 
 
 def record(number: int) -> Record:
@@ -36,31 +36,31 @@ def salient(lm: VideoLM) -> VideoLM:
 
 def test_rows_take_over_what_was_seen(lm: VideoLM, mp4: Path, tmp_path: Path) -> None:
     library = Library(LineFile(tmp_path / "encoding.jsonl"))
-    need, here = salient(lm).compressor.needs, sight(lm)
+    need, here = salient(lm).compressor.needs, preprocessing(lm)
     with StageTimer() as timer:
         plain = library.open(lm, here, record(0), mp4, need)
         other = library.open(salient(lm), here, record(0), mp4, need)
         again = library.open(lm, here, record(0), mp4, need)
     assert (library.videos, library.decoded) == (1, 1)
     assert timer.seconds["decode"] == plain.seconds["decode"]  # nothing was decoded for the others
-    assert other.raw["video"].saliency is not None and plain.raw["video"].saliency is None
-    assert other.raw["video"].values is plain.raw["video"].values is again.raw["video"].values
+    assert other.encoder["video"].saliency is not None and plain.encoder["video"].saliency is None
+    assert other.encoder["video"].values is plain.encoder["video"].values is again.encoder["video"].values
     assert set(other.seconds) - set(plain.seconds) == {"saliency"}  # charged to the row that has use for it
     assert {**plain.seconds, "saliency": other.seconds["saliency"]} == other.seconds
 
 
 def test_without_notice_a_row_with_other_needs_encodes_again(lm: VideoLM, mp4: Path, tmp_path: Path) -> None:
     library = Library(LineFile(tmp_path / "encoding.jsonl"))
-    first = library.open(lm, sight(lm), record(0), mp4)
-    later = library.open(salient(lm), sight(lm), record(0), mp4)
-    assert library.decoded == 2 and later.raw["video"].saliency is not None
+    first = library.open(lm, preprocessing(lm), record(0), mp4)
+    later = library.open(salient(lm), preprocessing(lm), record(0), mp4)
+    assert library.decoded == 2 and later.encoder["video"].saliency is not None
     assert later.seconds["encode"] == first.seconds["encode"]  # every row is charged the same
 
 
 def test_what_was_unused_for_longest_is_dropped(lm: VideoLM, mp4: Path, tmp_path: Path) -> None:
     one = library_bytes(lm, mp4, tmp_path)
     library = Library(LineFile(tmp_path / "encoding.jsonl"), memory=2.5 * one)
-    here = sight(lm)
+    here = preprocessing(lm)
     for number in (0, 1, 0, 2):
         library.open(lm, here, record(number), mp4)
     assert library.decoded == 3
@@ -72,13 +72,13 @@ def test_what_was_unused_for_longest_is_dropped(lm: VideoLM, mp4: Path, tmp_path
 
 
 def library_bytes(lm: VideoLM, mp4: Path, folder: Path) -> int:
-    values = lm.open(mp4).raw["video"].values
+    values = lm.open(mp4).encoder["video"].values
     return values.numel() * values.element_size()
 
 
 def test_a_batch_always_stays(lm: VideoLM, mp4: Path, tmp_path: Path) -> None:
     library = Library(LineFile(tmp_path / "encoding.jsonl"), memory=1, least=3)
-    here = sight(lm)
+    here = preprocessing(lm)
     for _ in range(3):
         for number in range(3):
             library.open(lm, here, record(number), mp4)
@@ -90,18 +90,18 @@ def test_an_unreadable_video_is_tried_once(lm: VideoLM, tmp_path: Path) -> None:
     library = Library(LineFile(tmp_path / "encoding.jsonl"))
     for _ in range(3):
         with pytest.raises(ValueError, match=r"broken\.mp4"):
-            library.open(lm, sight(lm), record(0), tmp_path / "broken.mp4")
+            library.open(lm, preprocessing(lm), record(0), tmp_path / "broken.mp4")
     assert library.decoded == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "host", "other"),
+    ("name", "backbone", "other"),
     [
         ("qwen2_vl", {"frames": 4}, {"frames": 6}),
         ("qwen2_vl", {"frames": 4}, {"frames": 4, "fps": 2.0}),
         ("qwen2_vl", {"frames": 4}, {"frames": 4, "pixels": [64, 1024]}),
     ],
 )
-def test_other_sampling_is_another_sight(name: str, host: dict[str, Any], other: dict[str, Any]) -> None:
-    one, same, changed = (VideoLM.from_pretrained(stock.folder(name), host=h) for h in (host, host, other))
-    assert sight(one) == sight(same) != sight(changed)
+def test_other_sampling_is_another_sight(name: str, backbone: dict[str, Any], other: dict[str, Any]) -> None:
+    one, same, changed = (VideoLM.from_pretrained(stock.folder(name), backbone=h) for h in (backbone, backbone, other))
+    assert preprocessing(one) == preprocessing(same) != preprocessing(changed)

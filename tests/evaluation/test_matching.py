@@ -99,7 +99,7 @@ def test_bytes_are_those_that_a_cache_holds(prepared: Path):
     together = lm.answer([(video, "what moves ?"), (video, "how many objects are there ?")], max_new_tokens=1)
     for question, answer in zip(["what moves ?", "how many objects are there ?"], together, strict=True):
         prompt = lm.prompt(question, video)
-        cache = read_prompt(lm.model.host, prompt, [video.tokens], None, [16]).cache
+        cache = read_prompt(lm.model.backbone, prompt, [video.tokens], None, [16]).cache
         assert (
             answer.kv_bytes
             == cache.held_bytes

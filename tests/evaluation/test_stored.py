@@ -9,7 +9,7 @@ import pytest
 from langdc.config import check
 from langdc.evaluation import tasks
 from langdc.evaluation.cost import loop_cost
-from langdc.evaluation.library import Library, Stored, sight
+from langdc.evaluation.library import Library, Stored, preprocessing
 from langdc.evaluation.loop import evaluate
 from langdc.evaluation.results import LineFile, RunFolder
 from langdc.evaluation.settings import EvalConfig
@@ -42,7 +42,7 @@ def answers(folder: RunFolder) -> dict[str, list[tuple]]:
 def fill(folder: Path, store: Path, videos: int = 3) -> None:
     lm = VideoLM.from_pretrained(folder / "langdc")
     clips = [lm.clip(folder / "data" / "videos" / f"v{number}.mp4") for number in range(videos)]
-    FeatureStore.of(lm.model.host, store, "float32").fill(clips)
+    FeatureStore.of(lm.model.backbone, store, "float32").fill(clips)
 
 
 def test_answers_from_the_store_are_those_from_pixels(prepared: Path, tmp_path: Path) -> None:
@@ -78,25 +78,25 @@ def test_a_damaged_shard_stops_the_run_and_fails_no_answer(prepared: Path, tmp_p
 
 
 def test_what_is_stored_without_saliency_serves_only_who_needs_none(tmp_path: Path) -> None:
-    lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), host={"frames": 4})
+    lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), backbone={"frames": 4})
     mp4, store = stock.mp4(tmp_path, count=8, fps=4), tmp_path / "store"
-    FeatureStore.of(lm.model.host, store, "float32").fill([lm.clip(mp4)])
+    FeatureStore.of(lm.model.backbone, store, "float32").fill([lm.clip(mp4)])
     library = Library(LineFile(tmp_path / "one.jsonl"), stored=Stored(store, "float32"))
-    library.open(lm, sight(lm), record(0), mp4)
+    library.open(lm, preprocessing(lm), record(0), mp4)
     assert (library.decoded, library.read) == (0, 1)
-    assert library.open(salient(lm), sight(lm), record(0), mp4).raw["video"].saliency is not None
+    assert library.open(salient(lm), preprocessing(lm), record(0), mp4).encoder["video"].saliency is not None
     assert (library.decoded, library.read) == (1, 1)
     shutil.rmtree(store)
-    FeatureStore.of(lm.model.host, store, "float32", saliency=True).fill([lm.clip(mp4)])
+    FeatureStore.of(lm.model.backbone, store, "float32", saliency=True).fill([lm.clip(mp4)])
     for one in (lm, salient(lm)):
         library = Library(LineFile(tmp_path / "two.jsonl"), stored=Stored(store, "float32"))
-        video = library.open(one, sight(lm), record(0), mp4)
+        video = library.open(one, preprocessing(lm), record(0), mp4)
         assert (library.decoded, library.read) == (0, 1)
-        assert (video.raw["video"].saliency is not None) == (one is not lm)
+        assert (video.encoder["video"].saliency is not None) == (one is not lm)
 
 
 def test_a_missing_file_fails_as_it_does_without_a_store(tmp_path: Path) -> None:
-    lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), host={"frames": 4})
+    lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), backbone={"frames": 4})
     library = Library(LineFile(tmp_path / "one.jsonl"), stored=Stored(tmp_path / "store", "float32"))
     with pytest.raises(ValueError, match=r"gone\.mp4"):
-        library.open(lm, sight(lm), record(0), tmp_path / "gone.mp4")
+        library.open(lm, preprocessing(lm), record(0), tmp_path / "gone.mp4")

@@ -1,7 +1,7 @@
 """Chunked reading and writing on the authors' tiny checkpoints: kept indices, keys per layer, logits, greedy tokens.
 
 Embeddings and positions come from the stock model and from the record, so that only the language model's side is
-tested; the hosts have tests of their own. In cases whose `gap` is 0 the authors' code decides by a tie of torch.topk;
+tested; backbones have tests of their own. In cases whose `gap` is 0 the authors' code decides by a tie of torch.topk;
 so do the `released` variants, and a torch that breaks ties otherwise would fail them alone.
 """
 

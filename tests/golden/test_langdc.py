@@ -2,7 +2,7 @@
 weights (`langdc_ckpt/`); what the numbers are, README.md here says.
 
 On purpose the project differs from the released code in two ways, and compares around them: segments follow each other
-without padding (upstream masks padding inside the host's input and lets it use up positions), and the dual form reads
+without padding (upstream masks padding inside the model's input and lets it use up positions), and the dual form reads
 the layer it is told to (upstream always the embeddings, layer 0, and drops the last token of captions that reach the
 limit). That an end token has no soft token is so too, but for "released", the way of converted checkpoints.
 """
@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from langdc import checkpoint
+from langdc.backbones.batch import pad
 from langdc.captioner import SoftToken
 from langdc.conversion.videogpt import Branch, Options, convert
 from langdc.decoding import greedy
-from langdc.hosts.batch import pad
 from langdc.model import VideoModel
 from langdc.training.answers import AnswerModule
 from langdc.types import FeatureGrid, Prompt, Slot, Spliced, VideoFeatures
@@ -59,15 +59,15 @@ def build(kind: Branch, layer: int = -1, soft_token: SoftToken = "at", most: int
 
 
 @cache
-def raw() -> dict[str, FeatureGrid]:
-    encoders: Any = build("pool").host.encoders
+def encoded() -> dict[str, FeatureGrid]:
+    encoders: Any = build("pool").backbone.encoders
     frames = {"image": "in.context_images", "video": "in.images"}
     with torch.no_grad():
         return {n: FeatureGrid(encoders[n].run(golden()[key].float(), [16])) for n, key in frames.items()}
 
 
 def video(model: VideoModel) -> VideoFeatures:
-    return model.host.features([raw()], [torch.arange(16)], model.compressor.needs)[0]
+    return model.backbone.project([encoded()], [torch.arange(16)], model.compressor.needs)[0]
 
 
 def prompt() -> Prompt:
@@ -79,7 +79,7 @@ def prompt() -> Prompt:
 
 def splice(model: VideoModel, states: list[Tensor] | None = None) -> Spliced:
     tokens = model.tokens([video(model)], None if states is None else [states])
-    return model.host.splice([prompt()], [tokens])[0]
+    return model.backbone.splice([prompt()], [tokens])[0]
 
 
 def captions() -> list[Tensor]:
@@ -103,12 +103,12 @@ def close(found: Tensor, name: str, every: int = 1) -> None:
 def logits(model: VideoModel, spliced: Spliced, mask: Tensor | None = None) -> Tensor:
     """Of the last 8 positions [1,8,vocabulary]; `mask` [1,M] hides positions, which still count."""
     batch = pad([spliced])
-    found = model.host.text_model(
+    found = model.backbone.text_model(
         inputs_embeds=batch.embeds,
         attention_mask=batch.mask if mask is None else mask.long(),
         position_ids=batch.positions,
     )
-    return model.host.lm_head(found.last_hidden_state[:, -8:])
+    return model.backbone.lm_head(found.last_hidden_state[:, -8:])
 
 
 @pytest.fixture(autouse=True)
@@ -122,11 +122,11 @@ UPSTREAM = (
     ("model.cap_image_mm_projector.", "compressor.projectors.image."),
     ("model.cap_mm_projector.", "compressor.projectors.video."),
     ("model.llm_projector.", "compressor.post_projector."),
-    ("model.image_mm_projector.", "host.projectors.image."),
-    ("model.mm_projector.", "host.projectors.video."),
-    ("model.vision_tower.vision_encoder.", "host.encoders.video.model."),
-    ("model.image_vision_tower.vision_tower.vision_model.", "host.encoders.image.model."),
-    ("", "host.language_model."),
+    ("model.image_mm_projector.", "backbone.projectors.image."),
+    ("model.mm_projector.", "backbone.projectors.video."),
+    ("model.vision_tower.vision_encoder.", "backbone.encoders.video.model."),
+    ("model.image_vision_tower.vision_tower.vision_model.", "backbone.encoders.image.model."),
+    ("", "backbone.language_model."),
 )
 
 
@@ -149,7 +149,7 @@ def test_the_form_and_the_layer_are_the_released_ones_unless_told_otherwise(tmp_
 
 
 def test_internvideo2() -> None:
-    encoders: Any = build("pool").host.encoders
+    encoders: Any = build("pool").backbone.encoders
     encoder = encoders["video"].model
     clips = golden()["in.images"].float().unflatten(0, (4, 4))
     whole = encoder.with_class_token(clips)
@@ -160,7 +160,7 @@ def test_internvideo2() -> None:
 
 
 def test_clip_hidden_state_before_the_last_block() -> None:
-    close(raw()["image"].values[:4].flatten(1, 2), "enc.context", every=8)
+    close(encoded()["image"].values[:4].flatten(1, 2), "enc.context", every=8)
 
 
 def test_visual_tokens_of_the_captioner() -> None:
@@ -168,7 +168,7 @@ def test_visual_tokens_of_the_captioner() -> None:
     close(torch.stack(model.captioner.visual([video(model)])), "cap.project", every=8)
 
 
-def test_pooled_tokens_of_the_host() -> None:
+def test_pooled_tokens_of_the_backbone() -> None:
     model = build("pool")
     close(model.compressor(video(model)).values[None], "pool.project", every=8)
 
@@ -220,13 +220,13 @@ def test_the_released_mode_is_at_for_given_and_predicting_for_written_captions()
 
 
 def visible(case: str) -> Tensor:
-    """Which of the 12 states of each caption upstream lets the host see [4,12]."""
+    """Which of the 12 states of each caption upstream lets the backbone see [4,12]."""
     mask = golden()[f"{case}.attention_mask"][0]
     before = prompt().slots[0].position
     return mask[before : before + 48].view(4, 12)
 
 
-def test_host_input_of_written_captions_is_what_upstream_lets_the_host_see() -> None:
+def test_backbone_input_of_written_captions_is_what_upstream_lets_the_backbone_see() -> None:
     spliced = splice(build("cap", -1, "released"))
     mask = golden()["gen.cap.L-1.attention_mask"][0]
     assert spliced.video.sum() == visible("gen.cap.L-1").sum() == 33
@@ -259,7 +259,7 @@ def test_dual_form_of_written_captions() -> None:
         torch.testing.assert_close(states[:same], expected[:same], **TOLERANCE)
 
 
-def test_host_input_of_given_captions() -> None:
+def test_backbone_input_of_given_captions() -> None:
     """Equal at every position that upstream does not mask."""
     model = build("cap")
     spliced = splice(model, model.captioner.supervised([video(model)], [captions()]).states[0])
@@ -291,7 +291,7 @@ def test_pool_from_pixels_to_logits_and_loss() -> None:
     spliced = splice(model)
     close(spliced.embeds[None], "tf.pool.inputs_embeds", every=8)
     close(logits(model, spliced), "tf.pool.logits_tail")
-    grids = {name: [grid.values] for name, grid in raw().items()}
+    grids = {name: [grid.values] for name, grid in encoded().items()}
     labels = prompt().labels
     assert labels is not None  # as written
     found = AnswerModule(model)([prompt()], labels[None], grids)
@@ -299,9 +299,9 @@ def test_pool_from_pixels_to_logits_and_loss() -> None:
 
 
 @pytest.mark.parametrize(("kind", "parts"), [("pool", None), ("dual", [3, 9, 9, 6])])
-def test_the_host_writes_the_same_answer(kind: str, parts: list[int] | None) -> None:
+def test_the_backbone_writes_the_same_answer(kind: str, parts: list[int] | None) -> None:
     model = build(kind, *([0] if kind == "dual" else []))
     states = None if parts is None else list(golden()["gen.dual.L-1.soft_tokens"][0].split(parts))
     batch = pad([splice(model, states)], left=True)
-    found = greedy(model.host.language_model, batch.embeds, batch.mask, end=[-1], most=6, layer=-1)
+    found = greedy(model.backbone.language_model, batch.embeds, batch.mask, end=[-1], most=6, layer=-1)
     assert found.ids[0].tolist() == golden()[f"generate.{kind}.ids"][0, -6:].tolist()

@@ -36,7 +36,7 @@ def test_vidcom2(numbers, case) -> None:
     features = stored[case["feature_tensor"]].unflatten(0, (case["frames"], -1))
     video, group = one_row(features), case["feature_tensor"].split(".")[0]
     method = build("vidcom2", keep=case["retention_ratio"], variant="released")
-    to_video, to_frame = method.likeness(video.main[0])
+    to_video, to_frame = method.likeness(video.projected[0])
     torch.testing.assert_close(to_video, stored[f"{group}.video_score"], atol=1e-5, rtol=0)
     torch.testing.assert_close(to_frame, stored[f"{group}.frame_score"], atol=1e-5, rtol=0)
     budgets = method.shares(to_video, Budget(keep=case["retention_ratio"]))

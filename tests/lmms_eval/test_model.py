@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from langdc.hosts.chat import conversation
+from langdc.backbones.chat import conversation
 
 WHY = "lmms-eval is not installed here; `make test-lmms-eval` runs this"
 Instance = pytest.importorskip("lmms_eval.api.instance", reason=WHY).Instance

@@ -23,11 +23,11 @@ FORWARD = (
     ("compressor.projectors.image.", "model.cap_image_mm_projector."),
     ("compressor.projectors.video.", "model.cap_mm_projector."),
     ("compressor.post_projector.", "model.llm_projector."),
-    ("host.projectors.image.", "model.image_mm_projector."),
-    ("host.projectors.video.", "model.mm_projector."),
-    ("host.encoders.video.model.", "model.vision_tower.vision_encoder."),
-    ("host.encoders.image.model.", "model.image_vision_tower.vision_tower.vision_model."),
-    ("host.language_model.", ""),
+    ("backbone.projectors.image.", "model.image_mm_projector."),
+    ("backbone.projectors.video.", "model.mm_projector."),
+    ("backbone.encoders.video.model.", "model.vision_tower.vision_encoder."),
+    ("backbone.encoders.image.model.", "model.image_vision_tower.vision_tower.vision_model."),
+    ("backbone.language_model.", ""),
 )
 
 
@@ -71,9 +71,9 @@ def test_it_answers_from_pixels_also_after_it_was_moved(converted: Path, tmp_pat
     answer = VideoLM.from_pretrained(moved).open(tmp_path / "x.mp4").ask("What is it?", max_new_tokens=3)
     assert len(answer.captions or []) == 4
     assert answer.tokens >= 16 * (36 + 16)
-    prompt = checkpoint.load(moved).host.prompt([{"role": "user", "content": [{"type": "video"}]}])
+    prompt = checkpoint.load(moved).backbone.prompt([{"role": "user", "content": [{"type": "video"}]}])
     text = "<|im_start|>system\nYou are a helpful AI assistant.<|im_end|><|im_start|>user\n"
-    assert checkpoint.load(moved).host.tokenizer.decode(prompt.ids[: prompt.slots[0].position]) == text
+    assert checkpoint.load(moved).backbone.tokenizer.decode(prompt.ids[: prompt.slots[0].position]) == text
 
 
 def test_the_report_accounts_for_every_tensor_and_a_fresh_process_agrees(tmp_path: Path, capsys) -> None:

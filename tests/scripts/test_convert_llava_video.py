@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, LlavaOnevisionProcessor
 
 from langdc import language_models
-from langdc.hosts import hosts
-from langdc.hosts.llava_next import pinpoints, trained_as, vision_sizes
+from langdc.backbones import backbones
+from langdc.backbones.llava_next import pinpoints, trained_as, vision_sizes
 from scripts.convert_llava_video import REPORT, TEMPLATE, load_tokenizer, main
 from tests import stock
 
@@ -144,23 +144,23 @@ def test_the_report_accounts_for_every_tensor(converted: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"grid": "onevision"}, {"grid": "authors"}])
-def test_the_host_reads_videos_with_it_as_before(converted: Path, settings: dict) -> None:
-    before = hosts.build("llava_video", source=stock.folder("llava_video"), **settings)
-    after = hosts.build("llava_video", source=str(converted), **settings)
+def test_the_backbone_reads_videos_with_it_as_before(converted: Path, settings: dict) -> None:
+    before = backbones.build("llava_video", source=stock.folder("llava_video"), **settings)
+    after = backbones.build("llava_video", source=str(converted), **settings)
     after.video_processor.image_mean = before.video_processor.image_mean  # the tiny stock model states none
     after.video_processor.image_std = before.video_processor.image_std
-    one, other = (host.encode([stock.clip()])[0].main[0].values for host in (before, after))
+    one, other = (backbone.features_of([stock.clip()])[0].projected[0].values for backbone in (before, after))
     assert torch.equal(one, other)
 
 
-def test_the_directory_is_complete_for_the_host(converted: Path) -> None:
-    host = hosts.build("llava_video", source=str(converted))
-    assert host.video_processor.size == {"height": 32, "width": 32}
-    assert [*host.video_processor.image_mean, *host.image_processor.image_std] == [0.5] * 6
-    assert host.end_ids == [2]
+def test_the_directory_is_complete_for_the_backbone(converted: Path) -> None:
+    backbone = backbones.build("llava_video", source=str(converted))
+    assert backbone.video_processor.size == {"height": 32, "width": 32}
+    assert [*backbone.video_processor.image_mean, *backbone.image_processor.image_std] == [0.5] * 6
+    assert backbone.end_ids == [2]
     media = [stock.clip()]
-    prompt = host.prompt(stock.conversation(media), media=host.encode(media))
-    assert host.tokenizer.decode(prompt.ids[-2:]).split() == ["<|im_start|>", "assistant"]
+    prompt = backbone.prompt(stock.conversation(media), media=backbone.features_of(media))
+    assert backbone.tokenizer.decode(prompt.ids[-2:]).split() == ["<|im_start|>", "assistant"]
     assert len(prompt.slots) == 1
 
 
@@ -315,7 +315,7 @@ def test_pinpoints_are_written_out() -> None:
         pinpoints(None, 384)
 
 
-def test_the_host_that_the_model_was_trained_as_is_told() -> None:
+def test_the_backbone_that_the_model_was_trained_as_is_told() -> None:
     assert trained_as({"mm_spatial_pool_mode": "average", "mm_newline_position": "grid"}) == "llava_video"
     assert trained_as({"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "grid"}) == "llava_video"
     assert trained_as({}) == "llava_onevision"

@@ -72,7 +72,7 @@ def test_the_adapter_is_merged_and_the_model_answers(tmp_path: Path) -> None:
     assert run(release, tmp_path / "out", "--heads", 4, "--no-verify-save") == 0
     model = checkpoint.load(tmp_path / "out")
     rows = len(tiny.tokenizer()) + 1  # with the authors' <im_patch>
-    found = dict(model.host.language_model.named_parameters())
+    found = dict(model.backbone.language_model.named_parameters())
     for name, tensor in merged.items():
         assert torch.equal(found[name], tensor[:rows] if "embed" in name or "lm_head" in name else tensor), name
     assert model.config.compressor.settings == {"sides": [12, 8]}
@@ -80,9 +80,9 @@ def test_the_adapter_is_merged_and_the_model_answers(tmp_path: Path) -> None:
     write_video(tmp_path / "x.mp4", torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8, generator=dice), 8)
     answer = VideoLM.from_pretrained(tmp_path / "out").open(tmp_path / "x.mp4").ask("what is it ?", max_new_tokens=2)
     assert answer.tokens == 16 * (144 + 64)
-    template = model.host.tokenizer.chat_template
+    template = model.backbone.tokenizer.chat_template
     messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
-    text = model.host.tokenizer.apply_chat_template(
+    text = model.backbone.tokenizer.apply_chat_template(
         messages, chat_template=template, tokenize=False, add_generation_prompt=True
     )
     assert text == "<|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\n"

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from langdc import compressors
-from langdc.hosts import hosts
+from langdc.backbones import backbones
 from langdc.prefill import read_prompt
 from langdc.types import Frames
 from scripts.convert_llava_video import main
@@ -145,7 +145,7 @@ def converted(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = convert(original, place / "new", "--vision", vision, "--shard-gb", "6e-5")
     assert done.returncode == 0, done.stderr
     assert f"{len(tensors)} tensors taken, 0 dropped, none missing" in " ".join(done.stdout.split())
-    assert "that of the host llava_video" in done.stdout
+    assert "that of the backbone llava_video" in done.stdout
     return place / "new"
 
 
@@ -167,12 +167,14 @@ VIDEO = stock.clip(3, count=4, height=SIDE, width=SIDE)
 
 
 @pytest.mark.parametrize(("grid", "rule"), [("authors", "rows_of_averages"), ("onevision", "interpolated")])
-def test_the_host_gives_the_logits_of_the_parts(converted: Path, parts: Parts, grid: str, rule: str) -> None:
-    host = hosts.build("llava_video", source=str(converted), grid=grid)
-    videos = host.encode([VIDEO])
+def test_the_backbone_gives_the_logits_of_the_parts(converted: Path, parts: Parts, grid: str, rule: str) -> None:
+    backbone = backbones.build("llava_video", source=str(converted), grid=grid)
+    videos = backbone.features_of([VIDEO])
     whole = compressors.build("identity", frames_per_segment=1)(videos[0])
-    prompt = host.prompt(stock.conversation([VIDEO]), media=videos)
-    found = read_prompt(host, prompt, [host.complete(whole, videos[0])], None, [len(VIDEO)], [len(VIDEO)])
+    prompt = backbone.prompt(stock.conversation([VIDEO]), media=videos)
+    found = read_prompt(
+        backbone, prompt, [backbone.append_newline_tokens(whole, videos[0])], None, [len(VIDEO)], [len(VIDEO)]
+    )
     at = prompt.slots[0].position
     expected, other = (
         parts.logits(getattr(parts, name)(VIDEO), prompt.ids[:at], prompt.ids[at:]) for name in (rule, OTHER[rule])
@@ -195,14 +197,14 @@ def test_plain_transformers_gives_the_logits_of_the_parts(converted: Path, parts
 
 
 def test_settings_of_generation_and_positions_are_taken_over(converted: Path) -> None:
-    host = hosts.build("llava_video", source=str(converted))
-    assert host.model.config.get_text_config().rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
-    assert {name: getattr(host.generation_config, name) for name in ("top_k", "top_p", "repetition_penalty")} == {
+    backbone = backbones.build("llava_video", source=str(converted))
+    assert backbone.model.config.get_text_config().rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
+    assert {name: getattr(backbone.generation_config, name) for name in ("top_k", "top_p", "repetition_penalty")} == {
         "top_k": 20,
         "top_p": 0.8,
         "repetition_penalty": 1.05,
     }
-    assert host.end_ids == [0, 2]
+    assert backbone.end_ids == [0, 2]
 
 
 def test_a_checkpoint_without_its_encoder_needs_the_encoders_weights(tmp_path: Path, parts: Parts, capsys) -> None:

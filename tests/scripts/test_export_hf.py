@@ -35,13 +35,13 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_part_loads_with_transformers_alone(merged: Path) -> None:
     model = checkpoint.load("sample:langdc")
     language = AutoModelForCausalLM.from_pretrained(merged / "language_model")
-    torch.testing.assert_close(logits(language), logits(model.host.language_model), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(language), logits(model.backbone.language_model), atol=1e-4, rtol=0)
     assert not any("lora" in name for name, _ in language.named_parameters())
     captioner = AutoModelForCausalLM.from_pretrained(merged / "captioner")
     assert torch.equal(logits(captioner), logits(model.captioner.captioner.language_model))
     encoder = AutoModel.from_pretrained(merged / "image_encoder")
     assert sum(p.numel() for p in encoder.parameters()) == sum(
-        p.numel() for p in model.host.encoders["image"].parameters()
+        p.numel() for p in model.backbone.encoders["image"].parameters()
     )
     assert AutoTokenizer.from_pretrained(merged / "language_model").chat_template
 
@@ -51,7 +51,7 @@ def test_together_they_are_a_checkpoint_that_answers_the_same(merged: Path) -> N
     torch.testing.assert_close(probe(found), probe(expected), atol=1e-4, rtol=0)
     assert checkpoint.read_card(merged)["lora"] is None
     assert str(merged) not in (merged / checkpoint.CARD).read_text()
-    adapters.merge(expected.host.text_model)
+    adapters.merge(expected.backbone.text_model)
     assert differences(fingerprint(expected), fingerprint(found)) == []
 
 
@@ -67,7 +67,7 @@ def test_the_adapter_alone_and_a_fresh_process_with_peft_agrees(tmp_path: Path, 
     assert "fresh process loaded the same" in said and "so did one with PEFT alone" in said
     assert not (tmp_path / "out/language_model").exists()
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out/adapter", dtype=torch.float32)
-    expected = logits(checkpoint.load("sample:langdc").host.language_model)
+    expected = logits(checkpoint.load("sample:langdc").backbone.language_model)
     torch.testing.assert_close(logits(adapted), expected, atol=1e-4, rtol=0)
 
 

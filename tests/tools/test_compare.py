@@ -88,7 +88,7 @@ def test_ask_drops_keys_by_name_or_beside_another(mp4: Path, capsys) -> None:
         (("--compressor", "vidcom2"), "A budget is either keep"),
         (("--compressor", "vidcom2", "--keep", "1.5"), "not in (0, 1]"),
         (("--compressor", "pivotkv", "--kv", "snapkv", "--keep", "0.5"), "leave out --kv"),
-        (("--host", "llava_video"), "this host is for"),
+        (("--backbone", "llava_video"), "this backbone is for"),
     ],
 )
 def test_mistakes_are_told_in_one_screen(mp4: Path, capsys, more: tuple[str, ...], said: str) -> None:

@@ -74,7 +74,7 @@ def test_a_full_size_config_is_planned_without_weights_or_data(tmp_path):
 
 
 def test_what_does_not_fit_gets_adapters_advised(tmp_path):
-    tuned = {"objective": "answer", "trainable": ["host.language_model.*", "compressor.post_projector.*"]}
+    tuned = {"objective": "answer", "trainable": ["backbone.language_model.*", "compressor.post_projector.*"]}
     (found,) = plans.plan(full_size(tmp_path, **tuned), gpus=1, memory=24, samples=1000)
     assert all(choice.layout.offload for choice in found.choices), "16 bytes a parameter of 3 B need more than 24 GiB"
     (none,) = plans.plan(full_size(tmp_path, **tuned), gpus=1, memory=1, samples=1000)
@@ -83,13 +83,15 @@ def test_what_does_not_fit_gets_adapters_advised(tmp_path):
 
 def test_directories_that_are_absent_are_taken_by_their_names(tmp_path):
     config = full_size(tmp_path)
-    host = config.model.host.model_copy(update={"language_model": "weights/Qwen2.5-1.5B-Instruct", "tokenizer": None})
-    sizes, notes = plans.sized(config.model.model_copy(update={"host": host}))
-    assert sizes.host.settings["language_model"]["config"]["hidden_size"] == 1536
+    backbone = config.model.backbone.model_copy(
+        update={"language_model": "weights/Qwen2.5-1.5B-Instruct", "tokenizer": None}
+    )
+    sizes, notes = plans.sized(config.model.model_copy(update={"backbone": backbone}))
+    assert sizes.backbone.settings["language_model"]["config"]["hidden_size"] == 1536
     assert len(notes) == 1 and "weights/Qwen2.5-1.5B-Instruct" in notes[0]
-    host = config.model.host.model_copy(update={"language_model": "weights/unheard-of"})
+    backbone = config.model.backbone.model_copy(update={"language_model": "weights/unheard-of"})
     with pytest.raises(ValueError, match="no checkpoint directory"):
-        plans.sized(config.model.model_copy(update={"host": host}))
+        plans.sized(config.model.model_copy(update={"backbone": backbone}))
 
 
 def test_a_run_keeps_its_plan_and_says_how_wrong_it_was(data, tmp_path):

@@ -37,8 +37,8 @@ LENGTHS = (0, 100, 1, 37, 0, 3, 80, 12)
 POST = ["compressor.post_projector.*", "compressor.segment_marker"]
 CAPTIONER = ["compressor.projectors.*", "compressor.captioner.*"]
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0}
-STAGES = ("stage1_host", "stage1", "stage2", "stage3")
-"""Recipes: the host's projectors with replies, the captioner's with captions, and the two stages after these."""
+STAGES = ("stage1_backbone", "stage1", "stage2", "stage3")
+"""Recipes: the backbone's projectors with replies, the captioner's with captions, and the two stages after these."""
 
 
 def make_data(folder: Path) -> Path:
@@ -87,7 +87,7 @@ def recipe(name: str, data: Path, output: Path, longest: int = max(LENGTHS)) -> 
 
 
 def _model(name: str, longest: int) -> ModelConfig:
-    if name == "stage1_host":
+    if name == "stage1_backbone":
         return tiny.config("pool", sides=[3, 0])
     base = {"name": "pool", "sides": [3, 2]} if name == "stage3" else None
     return tiny.config(segment_marker=True, base=base, max_soft_tokens=longest)
@@ -95,8 +95,8 @@ def _model(name: str, longest: int) -> ModelConfig:
 
 def _phases(name: str, images: list[str], videos: list[str], text: list[str]) -> list[dict]:
     """Beside what all recipes have: adapters in the captioner, words to start from, captions of its own."""
-    if name == "stage1_host":
-        return [_phase("projectors", "answer", 6, [*images, *text, *videos], ["host.projectors.image.*"])]
+    if name == "stage1_backbone":
+        return [_phase("projectors", "answer", 6, [*images, *text, *videos], ["backbone.projectors.image.*"])]
     if name == "stage1":
         return [_phase("projectors", "caption", 4, images + text, CAPTIONER[:1])]
     if name == "stage2":
@@ -107,7 +107,7 @@ def _phases(name: str, images: list[str], videos: list[str], text: list[str]) ->
             align | {"epochs": 1, "segment_text": "[{number}]"},
             _phase("post", "answer", 8, videos + text, POST) | {"captions": "captioner"},
         ]
-    instruct = _phase("instruct", "answer", 24, videos + text, [*POST, "host.projectors.*"])
+    instruct = _phase("instruct", "answer", 24, videos + text, [*POST, "backbone.projectors.*"])
     return [instruct | {"lora": LORA, "questions_per_video": 3, "projector_learning_rate": 5e-4}]
 
 

@@ -28,7 +28,7 @@ def phase(data, **changes) -> PhaseConfig:
 
 def alignment(data, model=None, **changes) -> Alignment:
     model = model or tiny.model(segment_marker=True)
-    features = FeatureStore(model.host.see, module_hash(model.host.encoders), None)
+    features = FeatureStore(model.backbone.encode, module_hash(model.backbone.encoders), None)
     config = StageConfig(stage="stage2", model=model.config, output="unused", phases=[phase(data)])
     return Alignment(model, phase(data, **changes), config, features)
 
@@ -36,7 +36,7 @@ def alignment(data, model=None, **changes) -> Alignment:
 def test_it_is_the_least_squares_map(data):
     found = alignment(data)
     outcome = found.solve()
-    embeddings = found.model.host.language_model.get_input_embeddings().weight.detach()
+    embeddings = found.model.backbone.language_model.get_input_embeddings().weight.detach()
     batch = found.collate([found[i] for i in range(len(found))])
     words = embeddings[batch["labels"][batch["labels"] >= 0]]
     padded = torch.nn.functional.pad(batch["states"], (0, 1), value=1.0).double()
@@ -51,9 +51,9 @@ def test_it_is_the_least_squares_map(data):
 def test_markers_are_the_words_before_a_segment(data):
     found = alignment(data)
     found.solve()
-    host, markers = found.model.host, found.compressor.segment_marker
-    third = host.tokenizer("[3]", add_special_tokens=False)["input_ids"]
-    assert torch.equal(markers[2:3], host.language_model.get_input_embeddings()(torch.tensor(third)))
+    backbone, markers = found.model.backbone, found.compressor.segment_marker
+    third = backbone.tokenizer("[3]", add_special_tokens=False)["input_ids"]
+    assert torch.equal(markers[2:3], backbone.language_model.get_input_embeddings()(torch.tensor(third)))
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def write_configs(folder: Path, data: Path) -> None:
     ]
     adapted = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}, "captions": "captioner", "questions_per_video": 3}
     last = STEPS["stage3"]["instruct"]
-    stage3 = [phase("instruct", "answer", last, [videos, text], [*post, "host.projectors.*"], **adapted)]
+    stage3 = [phase("instruct", "answer", last, [videos, text], [*post, "backbone.projectors.*"], **adapted)]
     dual = tiny.config(segment_marker=True, base=base)
     for name, parts, phases in (("stage2", model, stage2), ("stage3", dual, stage3)):
         tree = {"stage": name, "model": parts.model_dump(mode="json"), "phases": phases}

@@ -22,7 +22,10 @@ def kernels(monkeypatch: pytest.MonkeyPatch, phase: int, settings: StageConfig) 
     """What the language models of a small model are told to use, where flash-attn is at hand."""
     model = tiny.model("langdc")
     told = {}
-    for name, part in (("host", model.host.language_model), ("captioner", model.captioner.captioner.language_model)):
+    for name, part in (
+        ("backbone", model.backbone.language_model),
+        ("captioner", model.captioner.captioner.language_model),
+    ):
         part.config._attn_implementation = "eager"
         monkeypatch.setattr(part, "set_attn_implementation", lambda kernel, name=name: told.update({name: kernel}))
         monkeypatch.setattr(part.base_model, "set_attn_implementation", lambda kernel: None)
@@ -34,9 +37,9 @@ def kernels(monkeypatch: pytest.MonkeyPatch, phase: int, settings: StageConfig) 
 def test_auto_takes_flash_attn_for_the_captioner_that_learns_and_says_which(monkeypatch) -> None:
     half, said = config(attention="auto", precision="bfloat16"), []
     monkeypatch.setattr(stages.logger, "info", lambda text, *values: said.append(text % values))
-    assert kernels(monkeypatch, 0, half) == {"host": "sdpa", "captioner": FLASH}
-    assert kernels(monkeypatch, 1, half) == {"host": "sdpa", "captioner": "sdpa"}
-    assert kernels(monkeypatch, 0, config(attention="auto")) == {"host": "sdpa", "captioner": "sdpa"}
+    assert kernels(monkeypatch, 0, half) == {"backbone": "sdpa", "captioner": FLASH}
+    assert kernels(monkeypatch, 1, half) == {"backbone": "sdpa", "captioner": "sdpa"}
+    assert kernels(monkeypatch, 0, config(attention="auto")) == {"backbone": "sdpa", "captioner": "sdpa"}
     assert said == [
         "attention: flash_attention_2 (there).",
         "attention: sdpa (several questions about a video need their own mask).",

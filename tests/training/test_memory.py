@@ -40,12 +40,12 @@ def kept_bytes(reader, rows: int, length: int, width: int) -> int:
 @pytest.mark.parametrize("how", ["all", "frozen", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_what_autograd_keeps(how: str, checkpointing: bool):
-    model = tiny.model("pool", host=tiny.host_settings(language_model=tiny.qwen2(64, layers=6)))
-    reader, lora = model.host.language_model, None
+    model = tiny.model("pool", backbone=tiny.backbone_settings(language_model=tiny.qwen2(64, layers=6)))
+    reader, lora = model.backbone.language_model, None
     reader.requires_grad_(how == "all")
     if how == "lora":
         lora = LoraConfig(rank=4, alpha=8, dropout=0.0)
-        attach_lora(model.host, lora)
+        attach_lora(model.backbone, lora)
     model.train()
     if checkpointing:
         reader.gradient_checkpointing_enable({"use_reentrant": False})
@@ -59,11 +59,11 @@ def test_activations_are_what_autograd_keeps(how: str, checkpointing: bool):
 
 def test_a_whole_step_holds_about_what_is_planned():
     model = tiny.model(
-        "pool", host=tiny.host_settings(language_model=tiny.qwen2(128, layers=8, tie_word_embeddings=False))
+        "pool", backbone=tiny.backbone_settings(language_model=tiny.qwen2(128, layers=8, tie_word_embeddings=False))
     )
-    unfreeze(model, ["host.language_model.*"])
+    unfreeze(model, ["backbone.language_model.*"])
     model.train()
-    reader = model.host.language_model
+    reader = model.backbone.language_model
 
     def step() -> None:
         adam = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
@@ -86,7 +86,7 @@ def test_a_whole_step_holds_about_what_is_planned():
 @pytest.fixture(scope="module")
 def model():
     found = tiny.model("pool")
-    unfreeze(found, ["host.language_model.*"])
+    unfreeze(found, ["backbone.language_model.*"])
     return found
 
 

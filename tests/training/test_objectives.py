@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from langdc.hosts.chat import conversation
+from langdc.backbones.chat import conversation
 from langdc.training.answers import AnswerModule
 from langdc.types import VideoFeatures
 from tests import tiny
 
 
-def _step(module: AnswerModule, raw: VideoFeatures) -> float:
+def _step(module: AnswerModule, encoded: VideoFeatures) -> float:
     messages = [*conversation("what is it ?"), {"role": "assistant", "content": "red"}]
-    prompt = module.model.host.prompt(messages, learn=True)
-    module([prompt], torch.zeros(1), {name: [grid.values] for name, grid in raw.raw.items()})
+    prompt = module.model.backbone.prompt(messages, learn=True)
+    module([prompt], torch.zeros(1), {name: [grid.values] for name, grid in encoded.encoder.items()})
     return module.flops
 
 
@@ -35,7 +35,7 @@ def test_batches_with_few_videos_make_the_calls_of_full_ones(compressor: str, se
     """Of every module, also those without weights: under ZeRO-3 ranks that differ in them wait for each other."""
     model = tiny.model(compressor, **settings)
     text, seen = (
-        model.host.prompt(conversation("what is red ?", "red", video=video), learn=True) for video in (False, True)
+        model.backbone.prompt(conversation("what is red ?", "red", video=video), learn=True) for video in (False, True)
     )
     video, called = tiny.features(), []
     for name, part in model.named_modules():
@@ -48,7 +48,7 @@ def test_batches_with_few_videos_make_the_calls_of_full_ones(compressor: str, se
         found = AnswerModule(model, least)(
             prompts,
             torch.zeros(1),
-            {name: [grid.values] * videos for name, grid in video.raw.items()} if videos else {},
+            {name: [grid.values] * videos for name, grid in video.encoder.items()} if videos else {},
             said if compressor == "langdc" else None,
         )
         found["loss"].backward()

@@ -25,7 +25,7 @@ def made(folder: Path, objective: str, memory: float, dtype: str = "float32", **
     tree = {"stage": "stage2", "model": model.config, "phases": [phase], "features_dtype": dtype}
     config = check(StageConfig, tree | {"feature_memory": memory}, "test")
     return OBJECTIVES[config.phases[0].objective](
-        model, config.phases[0], config, FeatureStore.of(model.host, None, config.features_dtype)
+        model, config.phases[0], config, FeatureStore.of(model.backbone, None, config.features_dtype)
     )
 
 
@@ -52,7 +52,7 @@ def test_captions_of_the_file_are_read_in_the_step(varied: Path):
     kept, online = (made(varied, "answer", memory, captions="file") for memory in (1.0, 0.0))
     torch.testing.assert_close(loss(online), loss(kept), rtol=1e-5, atol=1e-6)
     assert isinstance(online, AnswerObjective) and online.states is None
-    assert not online.model.captioner.captioner.training and online.model.host.language_model.training
+    assert not online.model.captioner.captioner.training and online.model.backbone.language_model.training
 
 
 def test_the_size_is_known_before_anything_is_encoded(varied: Path):
@@ -90,7 +90,7 @@ def from_kept(names: Sequence[str], varied: Path, folder: Path, steps: int) -> d
 
 @pytest.fixture(scope="module")
 def kept(varied: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageConfig]:
-    return from_kept(("stage1_host", "stage3"), varied, tmp_path_factory.mktemp("kept"), 2)
+    return from_kept(("stage1_backbone", "stage3"), varied, tmp_path_factory.mktemp("kept"), 2)
 
 
 @pytest.fixture(scope="module")

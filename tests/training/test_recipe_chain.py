@@ -45,7 +45,7 @@ def shrunk(config: StageConfig, folder: Path, data: dict[str, str]) -> StageConf
         small["post_projector"] = asked["post_projector"]
         small["base"] = asked["base"] and {**asked["base"], "sides": [SIDES[side] for side in asked["base"]["sides"]]}
     tree["model"] = {
-        "host": {"name": "videogpt_plus", **tiny.host_settings()},
+        "backbone": {"name": "videogpt_plus", **tiny.backbone_settings()},
         "compressor": {"name": asked["name"], **small},
     }
     tree |= {key: str(folder / Path(tree[key]).name) if tree[key] else None for key in ("output", "start")}
@@ -68,7 +68,7 @@ def test_each_stage_starts_from_the_one_before_and_keeps_what_it_learned(recipes
             assert learned[config.start.name] <= {name.replace(".base_layer", "") for name in learned[directory.name]}
     for name in ("stage3_choice", "stage3_open"):
         model = checkpoint.load(tmp_path / name)
-        projectors = {key for key, _ in model.named_parameters() if key.startswith("host.projectors.")}
+        projectors = {key for key, _ in model.named_parameters() if key.startswith("backbone.projectors.")}
         assert projectors <= learned[name] and not model.untrained
 
 

@@ -5,7 +5,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from langdc.hosts.chat import IGNORED
+from langdc.backbones.chat import IGNORED
 from langdc.training.sharing import IDLE, Marked, Rounds, divided, marked, share_evenly
 
 

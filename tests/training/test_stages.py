@@ -97,10 +97,12 @@ def test_a_later_stage_carries_on_what_an_earlier_one_trained(config, tmp_path):
 
 def test_an_adapter_renames_what_it_wraps(config, tmp_path):
     """The language model is trained whole, then with an adapter on top: the first training must not be lost."""
-    whole = config.phases[1].model_copy(update={"name": "whole", "lora": None, "trainable": ["host.language_model.*"]})
+    whole = config.phases[1].model_copy(
+        update={"name": "whole", "lora": None, "trainable": ["backbone.language_model.*"]}
+    )
     phases = [whole, config.phases[1]]
     directory = stages.run_stage(config.model_copy(update={"phases": phases}))
-    name = "host.language_model.model.layers.0.self_attn.q_proj"
+    name = "backbone.language_model.model.layers.0.self_attn.q_proj"
     first = checkpoint.load(directory / "phases" / "whole").get_parameter(f"{name}.weight")
     last = checkpoint.load(directory).get_parameter(f"{name}.base_layer.weight")
     assert torch.equal(first, last)
@@ -159,7 +161,7 @@ def test_a_recipe_makes_what_it_lacks(monkeypatch, tmp_path):
     phase = {"name": "a", "objective": "caption", "data": ["data/sample/train.jsonl"], "trainable": ["*"], "steps": 1}
     recipe = {
         "stage": "stage2",
-        "model": {"host": member, "compressor": member},
+        "model": {"backbone": member, "compressor": member},
         "phases": [phase],
         "start": "runs/stage1",
     }

@@ -10,17 +10,17 @@ from langdc.config import LoraConfig
 from langdc.training.trainable import select, unfreeze
 from tests.training.toy import Toy
 
-NAMES = ["host.projectors.image.weight", "host.projectors.video.weight", "compressor.captioner.embed.weight"]
+NAMES = ["backbone.projectors.image.weight", "backbone.projectors.video.weight", "compressor.captioner.embed.weight"]
 
 
 def test_a_pattern_crosses_dots():
-    assert select(NAMES, ["host.*"]) == set(NAMES[:2])
+    assert select(NAMES, ["backbone.*"]) == set(NAMES[:2])
     assert select(NAMES, ["*.video.*", "compressor.captioner.embed.weight"]) == set(NAMES[1:])
 
 
 def test_every_pattern_without_a_match_is_named_with_what_is_near():
-    with pytest.raises(ValueError, match=r"'host\.projector\.\*'.*host\.projectors\.\*") as error:
-        select(NAMES, ["host.projector.*", "compressor.*", "nothing"])
+    with pytest.raises(ValueError, match=r"'backbone\.projector\.\*'.*backbone\.projectors\.\*") as error:
+        select(NAMES, ["backbone.projector.*", "compressor.*", "nothing"])
     assert "'nothing'" in str(error.value) and "'compressor.*'" not in str(error.value)
 
 
@@ -36,8 +36,8 @@ def test_adapters_join_what_the_patterns_choose_and_change_nothing_yet():
     toy = Toy(0.0).eval()
     batch = {"ids": torch.arange(12).view(2, 6), "labels": torch.arange(12).view(2, 6)}
     before = toy(**batch)["loss"]
-    host = SimpleNamespace(text_model=toy.language_model.model)
-    attach_lora(host, LoraConfig(rank=2, alpha=4, dropout=0.0))
+    backbone = SimpleNamespace(text_model=toy.language_model.model)
+    attach_lora(backbone, LoraConfig(rank=2, alpha=4, dropout=0.0))
     trained = unfreeze(toy, ["projector.*"], adapters=True)
     assert toy(**batch)["loss"] == before
     assert type(toy.language_model.model).__name__ == "Qwen2Model"

@@ -131,23 +131,23 @@ def test_what_no_stage_has_trained_yet_is_saved_too(config: StageConfig, data: P
     """Else every load would draw the post-projector anew: of parts that are published, none is random."""
     parts = tiny.model("langdc", segment_marker=True)
     for name, part in (
-        ("language", parts.host.language_model),
+        ("language", parts.backbone.language_model),
         ("captioner", parts.captioner.captioner.language_model),
     ):
         part.save_pretrained(tmp_path / name)
         tiny.tokenizer().save_pretrained(tmp_path / name)
     settings = config.model.model_dump(mode="json")
-    settings["host"]["language_model"] = str(tmp_path / "language")
+    settings["backbone"]["language_model"] = str(tmp_path / "language")
     settings["compressor"]["captioner"] = str(tmp_path / "captioner")
     for stream in ("image_encoder", "video_encoder"):
-        settings["host"][stream]["source"] = f"sample:{'clip' if stream == 'image_encoder' else 'internvideo2'}"
+        settings["backbone"][stream]["source"] = f"sample:{'clip' if stream == 'image_encoder' else 'internvideo2'}"
     changed = config.model_copy(
         update={"model": check(type(config.model), settings, "test"), "phases": config.phases[:1]}
     )
     directory = stages.run_stage(changed)
     saved = checkpoint.saved_names(directory)
     assert {POST, "compressor.segment_marker"} <= set(saved)
-    assert not any(name.startswith("host.") for name in saved)
+    assert not any(name.startswith("backbone.") for name in saved)
     verified = json.loads((directory / runs.FINISHED).read_text())["phases"]["base"]["verified"]
     assert verified["logits"] < 1e-4
     assert set(drawn_parameters(checkpoint.load(directory))) <= set(saved)
@@ -159,14 +159,14 @@ def test_logits_are_left_out_where_they_cannot_be_compared() -> None:
     model = tiny.model("pool")
     names = [name for name, _ in model.named_parameters()]
     assert Proof(model, True)._incomparable(names) == ""
-    others = [name for name in names if not name.startswith("host.projectors.")]
+    others = [name for name in names if not name.startswith("backbone.projectors.")]
     assert "projectors" in Proof(model, True)._incomparable(others)
     assert Proof(tiny.model("langdc"), True)._incomparable(others) == ""  # nobody reads them
-    layer = model.host.language_model.get_submodule("model.layers.0.mlp.up_proj")
+    layer = model.backbone.language_model.get_submodule("model.layers.0.mlp.up_proj")
     layer.weight = nn.Parameter(torch.zeros(4, 1, dtype=torch.uint8), requires_grad=False)
     assert "4 bits" in Proof(model, True)._incomparable(names)
     found = verify.fingerprint(model, logits=False)
-    assert found.packed == ["host.language_model.model.layers.0.mlp.up_proj.weight"]
+    assert found.packed == ["backbone.language_model.model.layers.0.mlp.up_proj.weight"]
     whole = verify.fingerprint(tiny.model("pool"), logits=False)
     assert verify.differences(found, whole) == []
 

@@ -38,11 +38,11 @@ def test_two_processes_learn_what_one_does_for_two_steps(short: dict[str, StageC
 
 
 def test_the_launcher_starts_them_too(short: dict[str, StageConfig], tmp_path: Path):
-    found = changed(short["stage1_host"], tmp_path / "two", 2, batch_size=2)
+    found = changed(short["stage1_backbone"], tmp_path / "two", 2, batch_size=2)
     settings.save(found, tmp_path / "config.yaml")
     command = launched(2, [ROOT / "train" / "stage1.py", "--config", tmp_path / "config.yaml"])
     assert f"-> {found.output}" in kill.run(command, env=environment())
-    assert_close(found, short["stage1_host"], 1e-4)
+    assert_close(found, short["stage1_backbone"], 1e-4)
 
 
 def test_captions_differ_as_much_as_they_should(varied: Path):

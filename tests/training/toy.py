@@ -89,7 +89,7 @@ def settings(output: Path, overrides: dict | None = None, **stage: object) -> St
         "weight_decay": 0.1,
         **(overrides or {}),
     }
-    members = {"host": {"name": "toy"}, "compressor": {"name": "toy"}}
+    members = {"backbone": {"name": "toy"}, "compressor": {"name": "toy"}}
     tree = {
         "stage": "stage1",
         "model": members,

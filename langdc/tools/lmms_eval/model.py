@@ -21,9 +21,10 @@ log = get_logger(__name__)
 class LangDCModel(lmms):
     """A `VideoLM` for lmms-eval; model arguments say which.
 
-    `pretrained`: a checkpoint directory, ours or a stock model's. `compressor`, `kv`, `host`: names. `keep`, `tokens`
-    and all other settings are the compressor's; `kv.keep`, `host.frames` and so on those of the other two. All of them
-    are in the key of lmms-eval's cache; what lies in the directory is not, so take another one for other weights.
+    `pretrained`: a checkpoint directory, ours or a stock model's. `compressor`, `kv`, `backbone`: names. `keep`,
+    `tokens` and all other settings are the compressor's; `kv.keep`, `backbone.frames` and so on those of the other
+    two. All of them are in the key of lmms-eval's cache; what lies in the directory is not, so take another one for
+    other weights.
 
     A request that cannot be answered, such as one about a damaged video, gets an empty reply, which counts as wrong and
     is not cached; the log names each and ends with their number. lmms-eval keeps no reply of a run that is broken off.
@@ -36,7 +37,7 @@ class LangDCModel(lmms):
         pretrained: str,
         compressor: str | None = None,
         kv: str | None = None,
-        host: str | None = None,
+        backbone: str | None = None,
         device: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | str | None = None,
@@ -46,7 +47,7 @@ class LangDCModel(lmms):
         if str(batch_size) not in ("1", "auto"):
             raise ValueError(f"batch_size={batch_size}: requests are answered one by one; leave it out.")
         self._rank, self._world_size = rank(), world_size()
-        lm = VideoLM.from_pretrained(str(pretrained), **terms.chosen(compressor, kv, host, settings))
+        lm = VideoLM.from_pretrained(str(pretrained), **terms.chosen(compressor, kv, backbone, settings))
         self.lm = lm.to(device if device is not None else best_device())
         self.device = self.lm.device  # lmms-eval counts the requests of all processes there
         self._open: dict[str, OpenVideo] = {}

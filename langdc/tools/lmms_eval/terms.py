@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from langdc.hosts.chat import conversation
+from langdc.backbones.chat import conversation
 from langdc.tools.compare import resolved
 
 MARK = re.compile(r"<image>|<video>")
@@ -17,20 +17,22 @@ SAMPLING = ("temperature", "top_p", "top_k")
 
 
 def chosen(
-    compressor: str | None, kv: str | None, host: str | None, settings: Mapping[str, Any]
+    compressor: str | None, kv: str | None, backbone: str | None, settings: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Keywords of `VideoLM.from_pretrained` for model arguments.
 
-    `settings` are the others: plain names set the compressor, `kv.NAME` what thins out the cache, `host.NAME` the host
-    of a stock model. Lists and the like are written as YAML or JSON. ValueError for a setting of nothing.
+    `settings` are the others: plain names set the compressor, `kv.NAME` what thins out the cache, `backbone.NAME` the
+    backbone of a stock model. Lists and the like are written as YAML or JSON. ValueError for a setting of nothing.
     """
     read = {name: yaml.safe_load(v) if isinstance(v, str) else v for name, v in settings.items()}
     plain = {name: value for name, value in read.items() if "." not in name}
-    of: dict[str, dict[str, Any]] = {"kv": {}, "host": {}}
+    of: dict[str, dict[str, Any]] = {"kv": {}, "backbone": {}}
     for name in read.keys() - plain.keys():
         owner, _, rest = name.partition(".")
         if owner not in of:
-            raise ValueError(f"There is no model argument {name!r}; settings are called NAME, kv.NAME or host.NAME.")
+            raise ValueError(
+                f"There is no model argument {name!r}; settings are called NAME, kv.NAME or backbone.NAME."
+            )
         of[owner][rest] = read[name]
     if plain and compressor is None:
         raise ValueError(f"The model arguments {', '.join(plain)} set a compressor, and none is named: compressor=NAME")
@@ -41,8 +43,8 @@ def chosen(
         if "kv" in found:
             raise ValueError(f"compressor={compressor} works in the cache already; leave out kv={kv}.")
         found["kv"] = {"name": kv, **of["kv"]}
-    if host is not None or of["host"]:
-        found["host"] = {**({} if host is None else {"name": host}), **of["host"]}
+    if backbone is not None or of["backbone"]:
+        found["backbone"] = {**({} if backbone is None else {"name": backbone}), **of["backbone"]}
     return found
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from langdc.hosts.chat import conversation
+from langdc.backbones.chat import conversation
 from langdc.tools.lmms_eval.terms import chosen, cut, generation, messages
 
 VIDEO = {"type": "video"}
@@ -20,7 +20,7 @@ def test_langdc_can_be_imported_without_lmms_eval():
 
 
 @pytest.mark.parametrize(
-    ("compressor", "kv", "host", "settings", "expected"),
+    ("compressor", "kv", "backbone", "settings", "expected"),
     [
         (None, None, None, {}, {}),
         ("vidcom2", None, None, {"keep": 0.25}, {"compressor": {"name": "vidcom2", "keep": 0.25}}),
@@ -29,22 +29,22 @@ def test_langdc_can_be_imported_without_lmms_eval():
             "vidcom2",
             "snapkv",
             "llava_video",
-            {"tokens": 64, "kv.keep": 0.5, "host.frames": 8},
+            {"tokens": 64, "kv.keep": 0.5, "backbone.frames": 8},
             {
                 "compressor": {"name": "vidcom2", "tokens": 64},
                 "kv": {"name": "snapkv", "keep": 0.5},
-                "host": {"name": "llava_video", "frames": 8},
+                "backbone": {"name": "llava_video", "frames": 8},
             },
         ),
-        (None, None, None, {"host.pixels": "[64, 1024]"}, {"host": {"pixels": [64, 1024]}}),
+        (None, None, None, {"backbone.pixels": "[64, 1024]"}, {"backbone": {"pixels": [64, 1024]}}),
         ("vidcom2", None, None, {"keep": 0.5, "variant": "released"},
          {"compressor": {"name": "vidcom2", "keep": 0.5, "variant": "released"}}),
         ("chain", None, None, {"members": json.dumps([{"name": "random", "keep": 0.5}])},
          {"compressor": {"name": "chain", "members": [{"name": "random", "keep": 0.5}]}}),
     ],
 )  # fmt: skip
-def test_model_arguments_become_parts_of_a_model(compressor, kv, host, settings, expected):
-    assert chosen(compressor, kv, host, settings) == expected
+def test_model_arguments_become_parts_of_a_model(compressor, kv, backbone, settings, expected):
+    assert chosen(compressor, kv, backbone, settings) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Token compressors through a host: kept tokens, logits and greedy tokens of the authors' code on tiny checkpoints."""
+"""Token compressors through a backbone: kept tokens, logits and greedy tokens of the authors' code."""
 
 import json
 from dataclasses import replace
@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from langdc import compressors
+from langdc.backbones import backbones
+from langdc.backbones.stock import StockBackbone
 from langdc.continuation import Continuation
-from langdc.hosts import hosts
-from langdc.hosts.stock import StockHost
 from langdc.prefill import Reading, prefill, read_prompt
 from langdc.types import FeatureGrid, Prompt, Slot, VideoFeatures, VideoTokens
 
 FOLDER = Path(__file__).parent
-CASES = json.loads((FOLDER / "e2e_hosts.json").read_text())["cases"]
+CASES = json.loads((FOLDER / "e2e_backbones.json").read_text())["cases"]
 NAMES = {"holitom": "holitom_outer"}
 VIDEO_ID = 291
 
@@ -27,17 +27,17 @@ VIDEO_ID = 291
 def stored() -> dict[str, Tensor]:
     kv = load_file(FOLDER / "e2e_kv.safetensors")
     inputs = {name: tensor for name, tensor in kv.items() if name.startswith("qwen25vl.in.")}
-    return {**inputs, **load_file(FOLDER / "e2e_hosts.safetensors")}
+    return {**inputs, **load_file(FOLDER / "e2e_backbones.safetensors")}
 
 
 @cache
-def opened(model: str) -> tuple[StockHost, VideoFeatures, Prompt]:
+def opened(model: str) -> tuple[StockBackbone, VideoFeatures, Prompt]:
     name = {"qwen25vl": "qwen2_5_vl", "qwen3vl": "qwen3_vl"}[model]
-    host = hosts.build(name, source=str(FOLDER / f"e2e_{model}"), dtype="float32")
+    backbone = backbones.build(name, source=str(FOLDER / f"e2e_{model}"), dtype="float32")
     given = stored()
-    grid = host.read_patches(given[f"{model}.in.pixel_values_videos"], given[f"{model}.in.video_grid_thw"].long())
+    grid = backbone.read_patches(given[f"{model}.in.pixel_values_videos"], given[f"{model}.in.video_grid_thw"].long())
     features = VideoFeatures((grid,), {"video": grid}, torch.arange(2 * len(grid.values)).float())
-    return host, features, prompt(model, given[f"{model}.in.input_ids"][0].long(), grid)
+    return backbone, features, prompt(model, given[f"{model}.in.input_ids"][0].long(), grid)
 
 
 def prompt(model: str, ids: Tensor, grid: FeatureGrid) -> Prompt:
@@ -54,9 +54,9 @@ def prompt(model: str, ids: Tensor, grid: FeatureGrid) -> Prompt:
 
 
 def read(model: str, tokens: VideoTokens) -> Reading:
-    host, features, asked = opened(model)
-    steps = len(features.main[0].values)
-    return read_prompt(host, asked, [tokens], None, [len(features.seconds)], [steps])
+    backbone, features, asked = opened(model)
+    steps = len(features.projected[0].values)
+    return read_prompt(backbone, asked, [tokens], None, [len(features.seconds)], [steps])
 
 
 def check(reading: Reading, name: str) -> None:
@@ -78,9 +78,9 @@ def test_compressed_answers_equal_the_authors(case: dict) -> None:
 
 
 def test_qwen3_uncompressed_equals_the_record() -> None:
-    host, features, asked = opened("qwen3vl")
+    backbone, features, asked = opened("qwen3vl")
     tokens = compressors.build("identity", frames_per_segment=1)(features)
-    stands = host.positions(asked, [tokens])
+    stands = backbone.positions(asked, [tokens])
     assert torch.equal(stands, stored()["qwen3vl.plain.position_ids"].long())
     reading = read("qwen3vl", tokens)
     torch.testing.assert_close(reading.logits, stored()["qwen3vl.plain.logits"], atol=1e-5, rtol=0)
@@ -89,11 +89,11 @@ def test_qwen3_uncompressed_equals_the_record() -> None:
 
 @pytest.mark.parametrize("model", ["qwen2vl", "qwen25vl", "llava_ov"])
 def test_uncompressed_answers_are_those_of_the_transformers_the_models_were_made_with(model: str) -> None:
-    host, features, asked = whole(model)
-    tokens = host.complete(compressors.build("identity", frames_per_segment=1)(features), features)
+    backbone, features, asked = whole(model)
+    tokens = backbone.append_newline_tokens(compressors.build("identity", frames_per_segment=1)(features), features)
     if model != "llava_ov":
-        assert torch.equal(host.positions(asked, [tokens]), every()[f"{model}.positions"].long())
-    reading = read_prompt(host, asked, [tokens], None, [len(features.seconds)], [len(features.main[0].values)])
+        assert torch.equal(backbone.positions(asked, [tokens]), every()[f"{model}.positions"].long())
+    reading = read_prompt(backbone, asked, [tokens], None, [len(features.seconds)], [len(features.projected[0].values)])
     torch.testing.assert_close(reading.logits, every()[f"{model}.plain.logits"], atol=1e-5, rtol=0)
     assert Continuation(reading).write(max_new_tokens=8)[0].tolist() == every()[f"{model}.plain.tokens"].tolist()
 
@@ -104,29 +104,29 @@ def every() -> dict[str, Tensor]:
 
 
 @cache
-def whole(model: str) -> tuple[StockHost, VideoFeatures, Prompt]:
-    """A host with a recorded video and prompt, positions as the models were trained."""
+def whole(model: str) -> tuple[StockBackbone, VideoFeatures, Prompt]:
+    """A backbone with a recorded video and prompt, positions as the models were trained."""
     name = {"qwen2vl": "qwen2_vl", "qwen25vl": "qwen2_5_vl", "llava_ov": "llava_onevision"}[model]
-    host, given = hosts.build(name, source=str(FOLDER / f"e2e_{model}"), dtype="float32"), every()
+    backbone, given = backbones.build(name, source=str(FOLDER / f"e2e_{model}"), dtype="float32"), every()
     ids, pixels = given[f"{model}.in.input_ids"][0].long(), given[f"{model}.in.pixel_values_videos"]
     if model == "llava_ov":
-        raw, frames = host.read_pixels(pixels[0]), pixels.shape[1]
+        encoded, frames = backbone.read_pixels(pixels[0]), pixels.shape[1]
     else:
-        raw = host.read_patches(pixels, given[f"{model}.in.video_grid_thw"].long())
-        frames = 2 * len(raw.values)
+        encoded = backbone.read_patches(pixels, given[f"{model}.in.video_grid_thw"].long())
+        frames = 2 * len(encoded.values)
     # half a second per step, as recorded for Qwen2.5-VL
-    features = host.features([{"video": raw}], [torch.arange(frames) / 4], frozenset({"main"}))[0]
+    features = backbone.project([{"video": encoded}], [torch.arange(frames) / 4], frozenset({"projected"}))[0]
     shown = ids == VIDEO_ID
-    slot = host.slots(0, features)[0]
-    return host, features, Prompt(ids[~shown], slots=(replace(slot, position=int(shown.nonzero()[0])),))
+    slot = backbone.slots(0, features)[0]
+    return backbone, features, Prompt(ids[~shown], slots=(replace(slot, position=int(shown.nonzero()[0])),))
 
 
 @pytest.mark.parametrize("case", ["qwen2vl.dp_half_only", "qwen2vl.mallm_only"])
 def test_fewer_moments_on_qwen2_equal_the_authors_where_their_layout_is_copied(case: str) -> None:
     """Their code orders tokens by slot, gives them the first slots' positions, and new text skips what was dropped."""
     model = case.split(".")[0]
-    host, features, asked = whole(model)
-    frames, places = len(features.main[0].values), features.main[0].values.shape[1:3].numel()
+    backbone, features, asked = whole(model)
+    frames, places = len(features.projected[0].values), features.projected[0].values.shape[1:3].numel()
     if "dp_half" in case:
         found = compressors.build("dpselect", keep=0.5, per="patch", frames_per_segment=1)(features)
         values = found.values[(found.source % places).argsort(stable=True)]
@@ -135,12 +135,12 @@ def test_fewer_moments_on_qwen2_equal_the_authors_where_their_layout_is_copied(c
         kept = int(0.4 * frames) * places
         values = compressors.build("ma_lmm", tokens=kept, per="frame", frames_per_segment=1)(features).values
     start, dropped = asked.slots[0].position, frames - len(values) // places
-    embeds = host.splice([asked], [[VideoTokens(values, torch.zeros(len(values), dtype=torch.long))]])[0].embeds
+    embeds = backbone.splice([asked], [[VideoTokens(values, torch.zeros(len(values), dtype=torch.long))]])[0].embeds
     stands = every()[f"{model}.positions"].long()
     after = stands[:, :, start + frames * places :] - dropped
     stands = torch.cat([stands[:, :, : start + len(values)], after], 2)
     video = torch.zeros(len(embeds), dtype=torch.bool)
-    reading = prefill(host.text_model, host.lm_head, embeds, stands, video)
+    reading = prefill(backbone.text_model, backbone.lm_head, embeds, stands, video)
     reading.following = reading.following + dropped
     check_to_the_end(reading, case)
 
@@ -148,17 +148,17 @@ def test_fewer_moments_on_qwen2_equal_the_authors_where_their_layout_is_copied(c
 @pytest.mark.parametrize("case", ["llava_ov.dp_half_only", "llava_ov.dp_half_sync_only"])
 def test_fewer_moments_on_llava_equal_the_authors_where_their_layout_is_copied(case: str) -> None:
     """Their code selects patches before they are projected and pooled, loses the newline, and new text skips."""
-    host, features, asked = whole("llava_ov")
-    raw = features.raw["video"]
+    backbone, features, asked = whole("llava_ov")
+    encoded = features.encoder["video"]
     per = "frame" if "sync" in case else "patch"
-    places = raw.values.shape[1:3].numel()
+    places = encoded.values.shape[1:3].numel()
     select = compressors.build("dpselect", keep=0.5, per=per, frames_per_segment=1)
-    found = select(VideoFeatures((raw,), {}, features.seconds))
+    found = select(VideoFeatures((encoded,), {}, features.seconds))
     frames = found.values[(found.source % places).argsort(stable=True)].unflatten(0, (places, -1)).transpose(0, 1)
-    pooled = host.pool(host.model.model.multi_modal_projector(frames)).flatten(0, 2)
-    embeds = host.splice([asked], [[VideoTokens(pooled, torch.zeros(len(pooled), dtype=torch.long))]])[0].embeds
+    pooled = backbone.pool(backbone.model.model.multi_modal_projector(frames)).flatten(0, 2)
+    embeds = backbone.splice([asked], [[VideoTokens(pooled, torch.zeros(len(pooled), dtype=torch.long))]])[0].embeds
     stands, video = torch.arange(len(embeds))[None, None], torch.zeros(len(embeds), dtype=torch.bool)
-    reading = prefill(host.text_model, host.lm_head, embeds, stands, video)
+    reading = prefill(backbone.text_model, backbone.lm_head, embeds, stands, video)
     reading.following = torch.full((1, 1, 1), every()["llava_ov.in.input_ids"].shape[1])
     check_to_the_end(reading, case)
 

@@ -1,6 +1,6 @@
 """LLaVA-Video: the weights of a LLaVA-OneVision directory, with the grid that its authors trained on.
 
-Letters: T frames, H W token grid, P = H*W, D host width, N tokens.
+Letters: T frames, H W token grid, P = H*W, D backbone width, N tokens.
 """
 
 from typing import Literal
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from langdc.hosts.base import hosts
-from langdc.hosts.llava_onevision import LlavaOnevision
+from langdc.backbones.base import backbones
+from langdc.backbones.llava_onevision import LlavaOnevision
 from langdc.sources import Source
 from langdc.types import VideoTokens
 
@@ -18,7 +18,7 @@ Grid = Literal["authors", "onevision"]
 Newlines = Literal["rows", "all"]
 
 
-@hosts.register("llava_video")
+@backbones.register("llava_video")
 class LlavaVideo(LlavaOnevision):
     """LLaVA-Video. `grid`: "authors" (default) averages 2x2 patches, 13x13 of 27x27, and ends each row with a newline
     embedding, as the model was trained; "onevision" is transformers' rule, 14x14 and one newline, as in ReTaKe.

@@ -1,11 +1,11 @@
 """Large models and their habits: how each encodes, prompts and splices."""
 
-from langdc.hosts import llava_onevision, llava_video, qwen2_5_vl, qwen2_vl, qwen3_vl, videogpt_plus
-from langdc.hosts.base import host_of, hosts
+from langdc.backbones import llava_onevision, llava_video, qwen2_5_vl, qwen2_vl, qwen3_vl, videogpt_plus
+from langdc.backbones.base import backbone_of, backbones
 
 __all__ = [
-    "host_of",
-    "hosts",
+    "backbone_of",
+    "backbones",
     "llava_onevision",
     "llava_video",
     "qwen2_5_vl",

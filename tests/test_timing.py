@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from langdc import stages
-from langdc.stages import StageTimer, note, stage
+from langdc.timing import StageTimer, note, stage
 
 Wait = Callable[[float], None]
 

@@ -86,7 +86,7 @@ def check_layout(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def trained_as(settings: Mapping[str, Any]) -> str:
-    """The host whose rule for videos the checkpoint was trained with.
+    """The backbone whose rule for videos the checkpoint was trained with.
 
     Its newlines tell: one per row, or one per video, which is also what the authors' code takes a silent file for.
     mm_spatial_pool_mode does not tell, since their evaluation of LLaVA-Video sets averages in its place.

@@ -1,6 +1,6 @@
 """LLaVA-OneVision: frames through SigLIP, pooled to half the side, one newline embedding after the video.
 
-Letters: T frames, H W token grid, P = H*W, C encoder width, D host width, N tokens.
+Letters: T frames, H W token grid, P = H*W, C encoder width, D backbone width, N tokens.
 """
 
 import math
@@ -13,26 +13,26 @@ from torch import Tensor, nn
 from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 
+from langdc.backbones.base import backbones
+from langdc.backbones.stock import StockBackbone
 from langdc.encoders.saliency import attention_received, saliency_flops
-from langdc.hosts.base import hosts
-from langdc.hosts.stock import StockHost
 from langdc.metering import matmul_flops, patch_flops, transformer_flops
-from langdc.stages import stage
+from langdc.timing import stage
 from langdc.types import FeatureGrid, Frames, VideoFeatures, VideoTokens
 
 FRAMES_AT_ONCE = 32
 """Frames that the encoder sees in one call; activations of more would fill memory for nothing."""
 
 
-@hosts.register("llava_onevision")
-class LlavaOnevision(StockHost):
+@backbones.register("llava_onevision")
+class LlavaOnevision(StockBackbone):
     """LLaVA-OneVision as transformers has it. Images are cut into crops and stand as one row of tokens."""
 
     model_types = ("llava_onevision",)
     placeholders: ClassVar[Mapping[str, str]] = {"video": "<video>", "image": "<image>"}
     image_processor_class = LlavaOnevisionImageProcessor
     video_processor_class = LlavaOnevisionVideoProcessor
-    tells_saliency = True
+    has_saliency = True
 
     @property
     def vision(self) -> Any:
@@ -75,7 +75,7 @@ class LlavaOnevision(StockHost):
         size = {"size": {"height": side, "width": side}}
         return {**size, "image_grid_pinpoints": config.image_grid_pinpoints}
 
-    def look(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
+    def encode_one(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
         if len(video) == 1:
             return {"image": self._look_at_image(video)}
         with stage("preprocess"):
@@ -118,10 +118,10 @@ class LlavaOnevision(StockHost):
         first = 1 if config.vision_feature_select_strategy == "default" else 0
         return chosen[:, first:], attended if attended is None else attended[:, first:]
 
-    def features(
-        self, raw: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
+    def project(
+        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
     ) -> list[VideoFeatures]:
-        return [VideoFeatures((self._main(grids),), grids, t) for grids, t in zip(raw, seconds, strict=True)]
+        return [VideoFeatures((self._main(grids),), grids, t) for grids, t in zip(encoded, seconds, strict=True)]
 
     def _main(self, grids: Mapping[str, FeatureGrid]) -> FeatureGrid:
         if "image" in grids:
@@ -137,22 +137,22 @@ class LlavaOnevision(StockHost):
         """Projected patches [T,H'*W',D] to the grid that the language model reads [T,H,W,D]."""
         return self._inner.apply_pooling(projected).unflatten(1, (self.side, self.side))
 
-    def encoder_flops(self, raw: Mapping[str, FeatureGrid]) -> float:
+    def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
         config = self.model.config.vision_config
         patches, wide, heads = self.patch_side**2, config.hidden_size, config.num_attention_heads
-        shape = next(iter(raw.values())).values.shape
+        shape = next(iter(encoded.values())).values.shape
         # an image's crops are packed into one row of tokens, and projected before
-        seen = shape[0] if "video" in raw else max(1, round(shape[2] / patches))
-        projected = 0.0 if "video" in raw else matmul_flops(patches, wide + self.width, self.width)
+        seen = shape[0] if "video" in encoded else max(1, round(shape[2] / patches))
+        projected = 0.0 if "video" in encoded else matmul_flops(patches, wide + self.width, self.width)
         blocks = transformer_flops(
             config.num_hidden_layers, wide, heads, heads, wide // heads, config.intermediate_size, patches, gated=False
         )
-        attended = saliency_flops(wide, patches) if any(grid.saliency is not None for grid in raw.values()) else 0.0
+        attended = saliency_flops(wide, patches) if any(grid.saliency is not None for grid in encoded.values()) else 0.0
         return seen * (blocks + patch_flops(wide, config.patch_size, patches) + attended + projected)
 
     # ---- what the model adds to a video's tokens
 
-    def complete(self, tokens: VideoTokens, video: VideoFeatures) -> VideoTokens:
+    def append_newline_tokens(self, tokens: VideoTokens, video: VideoFeatures) -> VideoTokens:
         if self.is_image(video):
             return tokens
         return self.with_newlines(tokens, self.newlines_after(tokens))

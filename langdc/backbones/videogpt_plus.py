@@ -1,6 +1,6 @@
 """VideoGPT+: an image encoder and a video encoder, a projector each, and any causal language model.
 
-Letters: T frames, H W patch grid, C encoder width, D host width, N tokens, M prompt+video length.
+Letters: T frames, H W patch grid, C encoder width, D backbone width, N tokens, M prompt+video length.
 Source: VideoGPT+ (arXiv 2406.09418) and LangDC (2509.00969), section 4.
 """
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from langdc.backbones.base import backbones
+from langdc.backbones.chat import chat_prompt
+from langdc.backbones.splice import splice_all
 from langdc.encoders import Encoder, encoders
-from langdc.hosts.base import hosts
-from langdc.hosts.chat import chat_prompt
-from langdc.hosts.splice import splice_all
-from langdc.interfaces import Host
+from langdc.interfaces import Backbone
 from langdc.language_models import Quantize, end_ids, load_language_model, load_tokenizer
 from langdc.projectors import build_projector
 from langdc.sources import Source
@@ -23,9 +23,9 @@ from langdc.types import FeatureGrid, Frames, Prompt, Spliced, VideoFeatures, Vi
 STREAMS = ("image", "video")
 
 
-@hosts.register("videogpt_plus")
-class VideoGPTPlus(Host):
-    """Two encoders see every frame (one frame by frame, one in segments); their grids are projected to host width.
+@backbones.register("videogpt_plus")
+class VideoGPTPlus(Backbone):
+    """Two encoders see every frame (one frame by frame, one in segments); their grids are projected to backbone width.
 
     `language_model`, `tokenizer`: sources; the tokenizer's defaults to the model's directory. `image_encoder`,
     `video_encoder`: {"name": ..., ...} of the encoder zoo. `projector`: kind of both projectors, or "identity" for
@@ -75,8 +75,8 @@ class VideoGPTPlus(Host):
         return {name: encoder for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)}
 
     @property
-    def sight(self) -> str:
-        return f"{super().sight} {self._members}"
+    def preprocessing(self) -> str:
+        return f"{super().preprocessing} {self._members}"
 
     @property
     def width(self) -> int:
@@ -108,25 +108,27 @@ class VideoGPTPlus(Host):
     def end_ids(self) -> list[int]:
         return end_ids(self.language_model, self.tokenizer)
 
-    def encoder_flops(self, raw: Mapping[str, FeatureGrid]) -> float:
-        return sum(encoder.flops(len(raw[name].values)) for name, encoder in self._encoders().items())
+    def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
+        return sum(encoder.flops(len(encoded[name].values)) for name, encoder in self._encoders().items())
 
-    def see(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
         grids = {name: encoder(videos) for name, encoder in self.encoders.items()}
         return [{name: grids[name][number] for name in grids} for number in range(len(videos))]
 
-    def features(
-        self, raw: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
+    def project(
+        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
     ) -> list[VideoFeatures]:
-        projected = self._project(raw) if "main" in need else [()] * len(raw)
-        return [VideoFeatures(main, grids, times) for main, grids, times in zip(projected, raw, seconds, strict=True)]
+        projected = self._project(encoded) if "projected" in need else [()] * len(encoded)
+        return [
+            VideoFeatures(main, grids, times) for main, grids, times in zip(projected, encoded, seconds, strict=True)
+        ]
 
-    def _project(self, raw: Sequence[Mapping[str, FeatureGrid]]) -> list[tuple[FeatureGrid, ...]]:
+    def _project(self, encoded: Sequence[Mapping[str, FeatureGrid]]) -> list[tuple[FeatureGrid, ...]]:
         """One call per projector for all videos, so that every rank of a sharded run makes the same calls."""
         streams = []
         for name, projector in self.projectors.items():
-            lengths = [len(grids[name].values) for grids in raw]
-            values = projector(torch.cat([grids[name].values for grids in raw]))
+            lengths = [len(grids[name].values) for grids in encoded]
+            values = projector(torch.cat([grids[name].values for grids in encoded]))
             streams.append([FeatureGrid(part) for part in values.split(lengths)])
         return list(zip(*streams, strict=True))
 

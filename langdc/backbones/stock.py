@@ -1,6 +1,6 @@
-"""What all stock vision-language models of transformers share as hosts: loading, frames, prompts.
+"""What all stock vision-language models of transformers share as backbones: loading, frames, prompts.
 
-Letters: T steps of time, H W token grid, D host width, A rotary axes, M prompt+video length.
+Letters: T steps of time, H W token grid, D backbone width, A rotary axes, M prompt+video length.
 """
 
 import json
@@ -20,9 +20,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from langdc.hosts.chat import checked_parts, marked_prompt
-from langdc.hosts.splice import splice_all
-from langdc.interfaces import Host
+from langdc.backbones.chat import checked_parts, marked_prompt
+from langdc.backbones.splice import splice_all
+from langdc.interfaces import Backbone
 from langdc.language_models import VIDEO_MARK, end_ids, load_tokenizer
 from langdc.rope import yarn as stretch
 from langdc.sources import Source, resolve
@@ -33,7 +33,7 @@ PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.jso
 TYPES = {"auto": "auto", "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class StockHost(Host):
+class StockBackbone(Backbone):
     """A vision-language model of transformers as it stands in a checkpoint directory; none of its classes is changed.
 
     `source`: that directory (or {config: ..., init: random}). A video is sampled uniformly: `frames` of it, or `fps`
@@ -94,7 +94,7 @@ class StockHost(Host):
 
     def _check_type(self, found: str) -> None:
         if found not in self.model_types:
-            raise ValueError(f"A {found!r} checkpoint was given; this host is for {', '.join(self.model_types)}.")
+            raise ValueError(f"A {found!r} checkpoint was given; this backbone is for {', '.join(self.model_types)}.")
 
     # ---- parts of the model
 
@@ -194,7 +194,7 @@ class StockHost(Host):
         return Sampling(1, count, self.read_size(count, info.height, info.width), "bicubic")
 
     @property
-    def sight(self) -> str:
+    def preprocessing(self) -> str:
         processors = [vars(self.image_processor), vars(self.video_processor)]
         return f"{type(self).__name__} {self.frames} {self.fps} {json.dumps(processors, default=str, sort_keys=True)}"
 
@@ -203,17 +203,17 @@ class StockHost(Host):
         """The size that frames are resized to anyway, and so are read at."""
 
     @torch.no_grad()
-    def see(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
-        return [self.look(video, need) for video in videos]
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
+        return [self.encode_one(video, need) for video in videos]
 
     @abstractmethod
-    def look(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
+    def encode_one(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
         """Run the vision encoder on one video, or on an image, which is a video of one frame."""
 
-    def features(
-        self, raw: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
+    def project(
+        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
     ) -> list[VideoFeatures]:
-        return [VideoFeatures(tuple(g.values()), g, times) for g, times in zip(raw, seconds, strict=True)]
+        return [VideoFeatures(tuple(g.values()), g, times) for g, times in zip(encoded, seconds, strict=True)]
 
     # ---- from messages to embeddings
 

@@ -1,17 +1,17 @@
 """Qwen2.5-VL: as Qwen2-VL, but steps stand in time by the clock, and most blocks attend within windows.
 
-Letters: T steps of time, D host width.
+Letters: T steps of time, D backbone width.
 """
 
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from langdc.hosts.base import hosts
-from langdc.hosts.qwen2_vl import Qwen2VL
+from langdc.backbones.base import backbones
+from langdc.backbones.qwen2_vl import Qwen2VL
 from langdc.metering import transformer_flops
 from langdc.types import VideoFeatures
 
 
-@hosts.register("qwen2_5_vl")
+@backbones.register("qwen2_5_vl")
 class Qwen25VL(Qwen2VL):
     """Qwen2.5-VL; settings as for Qwen2-VL."""
 

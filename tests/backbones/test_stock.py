@@ -1,4 +1,4 @@
-"""With nothing compressed, a host is the stock model: the same prompt, logits and reply, for any mix of media."""
+"""With nothing compressed, a backbone is the stock model: the same prompt, logits and reply, for any mix of media."""
 
 import math
 
@@ -8,9 +8,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.generation.streamers import BaseStreamer
 
 from langdc import compressors
+from langdc.backbones import backbones
+from langdc.backbones.stock import StockBackbone
 from langdc.continuation import Continuation
-from langdc.hosts import hosts
-from langdc.hosts.stock import StockHost
 from langdc.kvcompressors import kvcompressors
 from langdc.prefill import Reading, read_prompt
 from langdc.types import Frames, VideoTokens
@@ -28,8 +28,8 @@ MEDIA = {
 }
 
 
-def build(name: str, **settings) -> StockHost:
-    return hosts.build(name, source=stock.folder(name), **settings)
+def build(name: str, **settings) -> StockBackbone:
+    return backbones.build(name, source=stock.folder(name), **settings)
 
 
 @pytest.fixture(scope="module", params=SAME)
@@ -38,32 +38,32 @@ def name(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def host(name: str) -> StockHost:
+def backbone(name: str) -> StockBackbone:
     return build(name, **SAME[name])
 
 
-def tokens_of(host: StockHost, media: list[Frames], compressor=None) -> tuple[list, list[VideoTokens]]:
-    videos = host.encode(media)
+def tokens_of(backbone: StockBackbone, media: list[Frames], compressor=None) -> tuple[list, list[VideoTokens]]:
+    videos = backbone.features_of(media)
     squeeze = compressor or compressors.build("identity", frames_per_segment=1)
-    return videos, [host.complete(squeeze(video), video) for video in videos]
+    return videos, [backbone.append_newline_tokens(squeeze(video), video) for video in videos]
 
 
-def read(host: StockHost, media: list[Frames], compressor=None, kv=None) -> Reading:
-    videos, tokens = tokens_of(host, media, compressor)
-    prompt = host.prompt(stock.conversation(media), media=videos)
-    steps = [video.main[0].values.shape[0] for video in videos]
-    return read_prompt(host, prompt, tokens, kv, [len(frames) for frames in media], steps)
+def read(backbone: StockBackbone, media: list[Frames], compressor=None, kv=None) -> Reading:
+    videos, tokens = tokens_of(backbone, media, compressor)
+    prompt = backbone.prompt(stock.conversation(media), media=videos)
+    steps = [video.projected[0].values.shape[0] for video in videos]
+    return read_prompt(backbone, prompt, tokens, kv, [len(frames) for frames in media], steps)
 
 
 @pytest.mark.parametrize("mix", MEDIA)
-def test_identity_is_the_stock_model(host: StockHost, name: str, mix: str) -> None:
+def test_identity_is_the_stock_model(backbone: StockBackbone, name: str, mix: str) -> None:
     media = MEDIA[mix]
-    inputs = stock.stock_inputs(host, name, media)
-    reading = read(host, media)
+    inputs = stock.stock_inputs(backbone, name, media)
+    reading = read(backbone, media)
     assert reading.keys_per_layer == [inputs["input_ids"].shape[1]] * len(reading.keys_per_layer)
-    torch.testing.assert_close(reading.logits, stock.stock_logits(host, inputs), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(reading.logits, stock.stock_logits(backbone, inputs), atol=2e-5, rtol=1e-5)
     written = Continuation(reading).write(max_new_tokens=8, eos_token_id=[], pad_token_id=0)
-    assert written[0].tolist() == stock.stock_reply(host, inputs, max_new_tokens=8, eos_token_id=[], pad_token_id=0)
+    assert written[0].tolist() == stock.stock_reply(backbone, inputs, max_new_tokens=8, eos_token_id=[], pad_token_id=0)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +74,20 @@ def test_identity_is_the_stock_model(host: StockHost, name: str, mix: str) -> No
         ({"max_new_tokens": 5, "num_beams": 2}, 5),
     ],
 )
-def test_generation_options_are_the_stock_models(host: StockHost, name: str, options: dict, length: int) -> None:
+def test_generation_options_are_the_stock_models(
+    backbone: StockBackbone, name: str, options: dict, length: int
+) -> None:
     media = MEDIA["one video"]
-    inputs = stock.stock_inputs(host, name, media)
+    inputs = stock.stock_inputs(backbone, name, media)
     options = {"do_sample": False, "eos_token_id": 299, "pad_token_id": 0, **options}
     torch.manual_seed(3)
-    expected = host.model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
+    expected = backbone.model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
     torch.manual_seed(3)
-    written = Continuation(read(host, media)).write(**options)
+    written = Continuation(read(backbone, media)).write(**options)
     assert written[0].tolist() == expected.tolist() and len(expected) == length
 
 
-def test_streaming_and_stopping(host: StockHost, name: str) -> None:
+def test_streaming_and_stopping(backbone: StockBackbone, name: str) -> None:
     class Heard(BaseStreamer):
         def __init__(self) -> None:
             self.ids: list[int] = []
@@ -97,38 +99,38 @@ def test_streaming_and_stopping(host: StockHost, name: str) -> None:
             pass
 
     media, heard = MEDIA["one video"], Heard()
-    whole = Continuation(read(host, media)).write(max_new_tokens=6, eos_token_id=[], pad_token_id=0, streamer=heard)
+    whole = Continuation(read(backbone, media)).write(max_new_tokens=6, eos_token_id=[], pad_token_id=0, streamer=heard)
     assert heard.ids[-6:] == whole[0].tolist()
     assert whole[0].tolist() == stock.stock_reply(
-        host, stock.stock_inputs(host, name, media), max_new_tokens=6, eos_token_id=[], pad_token_id=0
+        backbone, stock.stock_inputs(backbone, name, media), max_new_tokens=6, eos_token_id=[], pad_token_id=0
     )
     first = whole[0, 2].item()
-    stopped = Continuation(read(host, media)).write(max_new_tokens=6, eos_token_id=[first], pad_token_id=0)
+    stopped = Continuation(read(backbone, media)).write(max_new_tokens=6, eos_token_id=[first], pad_token_id=0)
     assert stopped[0].tolist() == whole[0, : whole[0].tolist().index(first) + 1].tolist()
 
 
 @pytest.mark.parametrize("method", ["vidcom2", "dpselect", "visionzip", "dycoke", "fastvid", "holitom_outer", "random"])
-def test_compressed_prompts_are_shorter_and_stand_where_they_stood(host: StockHost, method: str) -> None:
+def test_compressed_prompts_are_shorter_and_stand_where_they_stood(backbone: StockBackbone, method: str) -> None:
     media = MEDIA["a picture between videos"]
     squeeze = compressors.build(method, keep=0.5, frames_per_segment=1)
-    videos, tokens = tokens_of(host, media, squeeze)
-    prompt = host.prompt(stock.conversation(media), media=videos)
-    whole = tokens_of(host, media)[1]
-    kept, full = host.positions(prompt, tokens), host.positions(prompt, whole)
+    videos, tokens = tokens_of(backbone, media, squeeze)
+    prompt = backbone.prompt(stock.conversation(media), media=videos)
+    whole = tokens_of(backbone, media)[1]
+    kept, full = backbone.positions(prompt, tokens), backbone.positions(prompt, whole)
     assert kept.shape[2] < full.shape[2]
     if len(full) == 3:  # text stands where it stood, and so does what was kept
         assert torch.equal(kept[:, 0, -5:], full[:, 0, -5:])
         assert set(map(tuple, kept[:, 0].T.tolist())) <= set(map(tuple, full[:, 0].T.tolist()))
-    reading = read(host, media, squeeze)
+    reading = read(backbone, media, squeeze)
     assert torch.isfinite(reading.logits).all()
     assert reading.keys_per_layer[0] == len(prompt.ids) + sum(map(len, tokens))
 
 
 @pytest.mark.parametrize("method", ["pivotkv", "flexreduc", "snapkv", "streaming", "random"])
-def test_keys_are_dropped_on_every_host(host: StockHost, method: str) -> None:
+def test_keys_are_dropped_on_every_backbone(backbone: StockBackbone, method: str) -> None:
     media = [stock.clip(1), stock.clip(5, count=1), stock.clip(2)]
-    whole = read(host, media)
-    found = read(host, media, kv=kvcompressors.build(method, keep=0.5, chunk_frames=4))
+    whole = read(backbone, media)
+    found = read(backbone, media, kv=kvcompressors.build(method, keep=0.5, chunk_frames=4))
     for keys, before in zip(found.keys_per_layer, whole.keys_per_layer, strict=True):
         assert keys < before
     assert found.cache.held_bytes < whole.cache.held_bytes
@@ -142,34 +144,34 @@ def test_text_goes_on_after_all_that_a_video_took_unless_told_otherwise(name: st
     media = [stock.clip(0, count=16)]  # 8 steps of time, 3 rows and 4 columns
     ends = {}
     for rule in ("trained", "transformers"):
-        host = build(name, positions=rule)
-        videos, tokens = tokens_of(host, media)
-        prompt = host.prompt(stock.conversation(media), media=videos)
-        stands = host.positions(prompt, tokens)
+        backbone = build(name, positions=rule)
+        videos, tokens = tokens_of(backbone, media)
+        prompt = backbone.prompt(stock.conversation(media), media=videos)
+        stands = backbone.positions(prompt, tokens)
         start = prompt.slots[0].position
         ends[rule] = int(stands[0, 0, start + len(tokens[0])]) - start
     assert ends["trained"] == prompt.slots[0].times[-1] + 1 > ends["transformers"] == 4
 
 
 def test_llava_video_ends_each_row_with_a_newline() -> None:
-    host, video = build("llava_video"), stock.clip()
-    features = host.encode([video])[0]
-    assert features.main[0].values.shape[:3] == (8, 2, 2)
-    whole = host.complete(compressors.build("identity", frames_per_segment=1)(features), features)
-    newline = host.model.model.image_newline
+    backbone, video = build("llava_video"), stock.clip()
+    features = backbone.features_of([video])[0]
+    assert features.projected[0].values.shape[:3] == (8, 2, 2)
+    whole = backbone.append_newline_tokens(compressors.build("identity", frames_per_segment=1)(features), features)
+    newline = backbone.model.model.image_newline
     assert [bool((row == newline).all()) for row in whole.values[:6]] == [False, False, True] * 2
     assert len(whole) == 8 * (4 + 2) and whole.segment.tolist() == sorted(whole.segment.tolist())
     some = compressors.build("random", keep=0.5, frames_per_segment=1)(features)
     rows = len({int(place) // 2 for place in some.source})
-    assert len(host.complete(some, features)) == len(some) + rows
-    every = build("llava_video", newlines="all").complete(some, features)
+    assert len(backbone.append_newline_tokens(some, features)) == len(some) + rows
+    every = build("llava_video", newlines="all").append_newline_tokens(some, features)
     assert len(every) == len(some) + 8 * 2
     assert [bool((row == newline).all()) for row in every.values[:4]] == [False, False, True, True]
 
 
 def test_a_model_of_another_family_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'qwen2_vl' checkpoint was given; this host is for qwen3_vl"):
-        hosts.build("qwen3_vl", source=stock.folder("qwen2_vl"))
+    with pytest.raises(ValueError, match=r"'qwen2_vl' checkpoint was given; this backbone is for qwen3_vl"):
+        backbones.build("qwen3_vl", source=stock.folder("qwen2_vl"))
 
 
 @pytest.mark.parametrize(
@@ -188,13 +190,15 @@ def test_bad_settings(settings: dict, said: str) -> None:
         build("qwen2_vl", **settings)
 
 
-def test_messages_and_media_must_agree(host: StockHost) -> None:
-    videos = host.encode([stock.clip()])
+def test_messages_and_media_must_agree(backbone: StockBackbone) -> None:
+    videos = backbone.features_of([stock.clip()])
     with pytest.raises(ValueError, match="show 1 videos and images, 0 were given"):
-        host.prompt(stock.conversation([stock.clip()]))
-    mark = host.placeholders["video"]
+        backbone.prompt(stock.conversation([stock.clip()]))
+    mark = backbone.placeholders["video"]
     with pytest.raises(ValueError, match="reserved for videos"):
-        host.prompt([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": mark}]}], media=videos)
+        backbone.prompt(
+            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": mark}]}], media=videos
+        )
 
 
 def _text(model) -> torch.nn.Module:
@@ -202,19 +206,19 @@ def _text(model) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def test_a_stretched_host_is_the_stock_model_with_yarn_in_its_config(host: StockHost, name: str) -> None:
+def test_a_stretched_backbone_is_the_stock_model_with_yarn_in_its_config(backbone: StockBackbone, name: str) -> None:
     media = MEDIA["one video"]
-    inputs = stock.stock_inputs(host, name, media)
+    inputs = stock.stock_inputs(backbone, name, media)
     config = AutoConfig.from_pretrained(stock.folder(name))
     config.get_text_config().rope_parameters.update(rope_type="yarn", factor=4.0)
     stretched = AutoModelForImageTextToText.from_pretrained(stock.folder(name), config=config)
     ours = build(name, yarn=4, **SAME[name])
     found = read(ours, media).logits
     torch.testing.assert_close(found, stretched(**inputs).logits[:, -1], atol=2e-5, rtol=1e-5)
-    rotary, stocks, plain = (model.rotary_emb for model in (ours.text_model, _text(stretched), host.text_model))
+    rotary, stocks, plain = (model.rotary_emb for model in (ours.text_model, _text(stretched), backbone.text_model))
     assert torch.equal(rotary.inv_freq, stocks.inv_freq) and not torch.equal(rotary.inv_freq, plain.inv_freq)
     assert rotary.attention_scaling == stocks.attention_scaling == pytest.approx(0.1 * math.log(4) + 1)
-    assert (found - stock.stock_logits(host, inputs)).abs().max() > 1e-3
+    assert (found - stock.stock_logits(backbone, inputs)).abs().max() > 1e-3
 
 
 def test_a_range_is_not_shrunk(name: str) -> None:

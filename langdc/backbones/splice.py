@@ -1,6 +1,6 @@
 """Putting the tokens of videos into a prompt, piece by piece: no placeholder ids to keep in step with features.
 
-Letters: D host width, N tokens, M prompt+video length.
+Letters: D backbone width, N tokens, M prompt+video length.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from langdc.hosts.chat import IGNORED
+from langdc.backbones.chat import IGNORED
 from langdc.types import Prompt, Spliced, VideoTokens
 
 

@@ -70,7 +70,7 @@ def _reply_labels(ids: Tensor, end: list[int]) -> Tensor:
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], end: list[int], learn: bool) -> Prompt:
-    """Lay out messages by the tokenizer's chat template; see `langdc.interfaces.Host.prompt`."""
+    """Lay out messages by the tokenizer's chat template; see `langdc.interfaces.Backbone.prompt`."""
 
     def render(messages: list[dict], reply_next: bool) -> str:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next))

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from langdc.hosts.chat import IGNORED
-from langdc.interfaces import Host
+from langdc.backbones.chat import IGNORED
+from langdc.interfaces import Backbone
 from langdc.types import Prompt, Spliced, VideoTokens
 
 
@@ -74,17 +74,17 @@ def _branch_positions(branch: Tensor) -> Tensor:
     return torch.where(branch == 0, order, order - starts[branch] + shared)
 
 
-def read_together(host: Host, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> dict[str, Any]:
+def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> dict[str, Any]:
     """What `generate` needs to answer prompts: those that begin with the same video read it only once."""
     begins = [_beginning(prompt, videos) for prompt, videos in zip(prompts, tokens, strict=True)]
     order = {begin: number for number, begin in enumerate(dict.fromkeys(begins))}
     if len(order) == len(prompts):
-        batch = pad(host.splice(prompts, tokens), left=True)
+        batch = pad(backbone.splice(prompts, tokens), left=True)
         return {"inputs_embeds": batch.embeds, "attention_mask": batch.mask}
     chosen = [begins.index(begin) for begin in order]
-    heads = pad(host.splice([_head(prompts[n]) for n in chosen], [tokens[n] for n in chosen]), left=True)
-    cache = DynamicCache(config=host.language_model.config)
-    host.text_model(
+    heads = pad(backbone.splice([_head(prompts[n]) for n in chosen], [tokens[n] for n in chosen]), left=True)
+    cache = DynamicCache(config=backbone.language_model.config)
+    backbone.text_model(
         inputs_embeds=heads.embeds,
         attention_mask=heads.mask,
         position_ids=heads.positions,
@@ -93,7 +93,9 @@ def read_together(host: Host, prompts: list[Prompt], tokens: list[list[VideoToke
     )
     of = torch.tensor([order[begin] for begin in begins], device=heads.mask.device)
     cache.batch_select_indices(of)
-    tails = pad(host.splice([Prompt(prompt.ids[_cut(prompt) :]) for prompt in prompts], [[]] * len(prompts)), left=True)
+    tails = pad(
+        backbone.splice([Prompt(prompt.ids[_cut(prompt) :]) for prompt in prompts], [[]] * len(prompts)), left=True
+    )
     # `generate` takes embeddings of the whole length and skips what the cache holds
     read = tails.embeds.new_zeros(len(prompts), heads.mask.shape[1], heads.embeds.shape[2])
     return {

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from langdc.hosts.chat import IGNORED, chat_prompt, conversation, share_video
+from langdc.backbones.chat import IGNORED, chat_prompt, conversation, share_video
 from langdc.language_models import VIDEO_MARK
 from langdc.types import Prompt, Slot
 from tests import tiny

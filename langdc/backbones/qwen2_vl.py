@@ -1,6 +1,6 @@
 """Qwen2-VL: two frames make one step of time, and tokens stand at a time, a row and a column.
 
-Letters: T steps of time, H W token grid, D host width, N tokens, A = 3 rotary axes, M prompt+video length.
+Letters: T steps of time, H W token grid, D backbone width, N tokens, A = 3 rotary axes, M prompt+video length.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,19 +11,19 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from langdc.hosts.base import hosts
-from langdc.hosts.splice import slot_tokens
-from langdc.hosts.stock import StockHost
+from langdc.backbones.base import backbones
+from langdc.backbones.splice import slot_tokens
+from langdc.backbones.stock import StockBackbone
 from langdc.metering import matmul_flops, transformer_flops
 from langdc.sources import Source
-from langdc.stages import stage
+from langdc.timing import stage
 from langdc.types import FeatureGrid, Frames, Prompt, Slot, VideoFeatures, VideoTokens
 
 Positions = Literal["trained", "transformers"]
 
 
-@hosts.register("qwen2_vl")
-class Qwen2VL(StockHost):
+@backbones.register("qwen2_vl")
+class Qwen2VL(StockBackbone):
     """Qwen2-VL. `pixels`: the most and the fewest pixels of a frame, [fewest, most], in place of the checkpoint's.
 
     `positions`: where text goes on after a video. "trained" (default): after all that the video took, as the models
@@ -67,8 +67,8 @@ class Qwen2VL(StockHost):
         return {"shortest_edge": fewest, "longest_edge": most}
 
     @property
-    def sight(self) -> str:
-        return f"{super().sight} {self.pixels}"
+    def preprocessing(self) -> str:
+        return f"{super().preprocessing} {self.pixels}"
 
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         size, config = self._size, self.vision.config
@@ -84,7 +84,7 @@ class Qwen2VL(StockHost):
             "merge_size": config.spatial_merge_size,
         }
 
-    def look(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
+    def encode_one(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
         how: dict[str, Any] = {"return_tensors": "pt", **({"size": self._size} if self.pixels else {})}
         if len(video) == 1:
             with stage("preprocess"):
@@ -107,8 +107,8 @@ class Qwen2VL(StockHost):
         sides = getattr(found, "deepstack_features", None) or ()
         return FeatureGrid(found.pooler_output.unflatten(0, shape), None, tuple(s.unflatten(0, shape) for s in sides))
 
-    def encoder_flops(self, raw: Mapping[str, FeatureGrid]) -> float:
-        steps, rows, columns = raw["video"].values.shape[:3]
+    def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
+        steps, rows, columns = encoded["video"].values.shape[:3]
         config, merge = self.vision.config, self.vision.spatial_merge_size
         patches, wide = rows * columns * merge**2, self._vision_width()
         values = 3 * config.temporal_patch_size * config.patch_size**2
@@ -131,7 +131,7 @@ class Qwen2VL(StockHost):
     # ---- where tokens stand
 
     def slots(self, number: int, video: VideoFeatures) -> list[Slot]:
-        steps, height, width = video.main[0].values.shape[:3]
+        steps, height, width = video.projected[0].values.shape[:3]
         return [Slot(0, number, None, self.times(video, steps), height, width)]
 
     def times(self, video: VideoFeatures, steps: int) -> tuple[int, ...]:

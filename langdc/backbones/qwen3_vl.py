@@ -1,6 +1,6 @@
 """Qwen3-VL: timestamps stand between the steps of a video, and features of several encoder depths follow its tokens.
 
-Letters: T steps of time, H W token grid, D host width.
+Letters: T steps of time, H W token grid, D backbone width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
 
-from langdc.hosts.base import hosts
-from langdc.hosts.qwen2_vl import Qwen2VL
+from langdc.backbones.base import backbones
+from langdc.backbones.qwen2_vl import Qwen2VL
 from langdc.language_models import VIDEO_MARK
 from langdc.metering import matmul_flops
 from langdc.types import FeatureGrid, Slot, Spliced, VideoFeatures
@@ -19,7 +19,7 @@ from langdc.types import FeatureGrid, Slot, Spliced, VideoFeatures
 START, END = "<|vision_start|>", "<|vision_end|>"
 
 
-@hosts.register("qwen3_vl")
+@backbones.register("qwen3_vl")
 class Qwen3VL(Qwen2VL):
     """Qwen3-VL; settings as for Qwen2-VL. `pixels` are those of a whole video here, as in its processor.
 
@@ -48,7 +48,7 @@ class Qwen3VL(Qwen2VL):
         )
 
     def slots(self, number: int, video: VideoFeatures) -> list[Slot]:
-        steps, height, width = video.main[0].values.shape[:3]
+        steps, height, width = video.projected[0].values.shape[:3]
         segments = [None] if self.is_image(video) else list(range(steps))
         return [Slot(0, number, segment, (0,), height, width) for segment in segments]
 
@@ -83,11 +83,11 @@ class Qwen3VL(Qwen2VL):
 
         return of
 
-    def encoder_flops(self, raw: Mapping[str, FeatureGrid]) -> float:
-        steps, rows, columns = raw["video"].values.shape[:3]
+    def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
+        steps, rows, columns = encoded["video"].values.shape[:3]
         inner = self._vision_width() * self.vision.spatial_merge_size**2
         merger = matmul_flops(rows * columns, inner, inner) + matmul_flops(rows * columns, inner, self.width)
-        return super().encoder_flops(raw) + steps * merger * len(raw["video"].extra)
+        return super().encoder_flops(encoded) + steps * merger * len(encoded["video"].extra)
 
     def _vision_width(self) -> int:
         return self.vision.config.hidden_size
