@@ -26,21 +26,21 @@ def chunks_of(
     numbers = numbered(video) if video.dtype == torch.bool else video
     clips = in_order(numbers)
     sizes = zip(clips, _each(chunk_tokens, len(clips)), _each(frame_tokens, len(clips)), strict=True)
-    for clip, size, frame in sizes:
-        places = (numbers == clip).nonzero()[:, 0]
+    for video_id, size, frame in sizes:
+        places = (numbers == video_id).nonzero()[:, 0]
         size = len(places) if size is None else size
         if size < 1:
             raise ValueError(f"A chunk of {size} tokens was asked for; it needs at least one.")
         ends = (torch.cat([places[size - 1 :: size], places[-1:]]).unique() + 1).tolist()
         for start, stop in zip([int(places[0]), *ends[:-1]], ends, strict=True):
             rows = slice(start, stop)
-            yield Chunk(rows, clip, numbers[rows] == clip, frame, None if anchor is None else anchor[rows])
+            yield Chunk(rows, video_id, numbers[rows] == video_id, frame, None if anchor is None else anchor[rows])
 
 
 def in_order(numbers: Tensor) -> list[int]:
     """The videos of a prompt, by where they begin; ValueError if one begins within another."""
-    spans = {int(clip): (numbers == clip).nonzero()[:, 0] for clip in numbers.unique() if clip >= 0}
-    clips = sorted(spans, key=lambda clip: int(spans[clip][0]))
+    spans = {int(video_id): (numbers == video_id).nonzero()[:, 0] for video_id in numbers.unique() if video_id >= 0}
+    clips = sorted(spans, key=lambda video_id: int(spans[video_id][0]))
     for one, other in pairwise(clips):
         if spans[one][-1] > spans[other][0]:
             raise ValueError(f"Video {other} begins within video {one}; frames of two videos cannot take turns.")

@@ -8,7 +8,6 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from langdc.generation import refuse_nan
 from langdc.interfaces import Backbone
 from langdc.log import get_logger
 from langdc.shards import SHARD_BYTES, TensorStore
-from langdc.types import FeatureGrid, Frames
+from langdc.types import FeatureGrid, Frames, FrameSpec
 from langdc.video import frame_files, read_frames
 
 logger = get_logger(__name__)
@@ -35,47 +34,33 @@ READERS, AHEAD = 2, 4
 """Threads that decode, and how many videos may be decoded while others are encoded."""
 
 
-@dataclass(frozen=True)
-class FrameSpec:
-    """Which frames of which file, or folder of frames: the sampling that every part of a run uses."""
+def read_spec(spec: FrameSpec) -> Frames:
+    """Decode the frames of a spec; ValueError as `langdc.video.read_frames`."""
+    return read_frames(
+        spec.path,
+        segments=spec.segments,
+        frames_per_segment=spec.frames_per_segment,
+        start=spec.start,
+        end=spec.end,
+        size=spec.size,
+        resample=spec.resample,
+        fps=spec.fps,
+    )
 
-    path: Path
-    segments: int
-    frames_per_segment: int
-    start: float | None = None
-    end: float | None = None
-    size: tuple[int, int] | None = None
-    """Height and width that frames are resized to while reading; the file's own where None."""
-    resample: str = "bilinear"
-    fps: float | None = None
-    """Frames per second, of a folder of frames only."""
 
-    def read(self) -> Frames:
-        """Decode the frames; ValueError as `langdc.video.read_frames`."""
-        return read_frames(
-            self.path,
-            segments=self.segments,
-            frames_per_segment=self.frames_per_segment,
-            start=self.start,
-            end=self.end,
-            size=self.size,
-            resample=self.resample,
-            fps=self.fps,
-        )
-
-    def key(self) -> str:
-        """A hash of the content, of the file or the folder's frames, and the sampling."""
-        if self.path.is_dir():
-            digest = hashlib.sha256(f"{self.fps}".encode())
-            for frame in frame_files(self.path):
-                digest.update(hashlib.sha256(frame.read_bytes()).digest())
-        else:
-            with self.path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
-        digest.update(f"{self.segments} {self.frames_per_segment} {self.start} {self.end}".encode())
-        if self.size is not None:
-            digest.update(f"{self.size} {self.resample}".encode())
-        return digest.hexdigest()
+def spec_key(spec: FrameSpec) -> str:
+    """A hash of the content, of the file or the folder's frames, and of what is read of it."""
+    if spec.path.is_dir():
+        digest = hashlib.sha256(f"{spec.fps}".encode())
+        for frame in frame_files(spec.path):
+            digest.update(hashlib.sha256(frame.read_bytes()).digest())
+    else:
+        with spec.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    digest.update(f"{spec.segments} {spec.frames_per_segment} {spec.start} {spec.end}".encode())
+    if spec.size is not None:
+        digest.update(f"{spec.size} {spec.resample}".encode())
+    return digest.hexdigest()
 
 
 def module_hash(*modules: nn.Module) -> str:
@@ -133,7 +118,7 @@ class FeatureStore:
     def key(self, clip: FrameSpec) -> str:
         """The key of a clip under these encoders."""
         if clip not in self._keys:
-            text = f"{clip.key()} {self.identity} {self.dtype}"
+            text = f"{spec_key(clip)} {self.identity} {self.dtype}"
             self._keys[clip] = hashlib.sha256(text.encode()).hexdigest()
         return self._keys[clip]
 
@@ -250,7 +235,7 @@ def _ahead(
     """Clips one after the other, the next few being decoded meanwhile."""
     waiting: deque[tuple[int, Future[Frames]]] = deque()
     for number in numbers:
-        waiting.append((number, readers.submit(clips[number].read)))
+        waiting.append((number, readers.submit(read_spec, clips[number])))
         if len(waiting) > AHEAD:
             yield waiting.popleft()
     yield from waiting

@@ -6,7 +6,6 @@ An mp4 file becomes `Frames`; a `Backbone` encodes them to `VideoFeatures`; a `T
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,79 +13,60 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from langdc.types import Chunk, FeatureGrid, Frames, Plan, Prompt, Sampling, Spliced, VideoFeatures, VideoTokens
+from langdc.types import (
+    Chunk,
+    Compressed,
+    Context,
+    FeatureGrid,
+    Frames,
+    FrameSpec,
+    Plan,
+    Prompt,
+    Spliced,
+    VideoBatch,
+    VideoFeatures,
+    VideoTokens,
+)
 
 
 class TokenCompressor(nn.Module, ABC):
-    """Features in, fewer tokens out, before the language model."""
+    """Features in, fewer tokens out, before the language model. A method without weights writes `one` and nothing else.
+
+    A learned method overrides `forward`, which is the only entry (always through `__call__`, so that the hooks of
+    ZeRO-3, FSDP and torch.compile see every call). It makes the same module calls whatever the batch holds.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected"})
-    """What the backbone must compute for this compressor: "projected" (grids in backbone width), "encoder",
-    "saliency", "question".
-    """
-    keeps_places: ClassVar[bool] = True
-    """Whether its tokens stand for places of a grid, so that side features of these places can follow them."""
+    """What it reads: "projected" (grids in backbone width), "encoder" (the encoders' own grids), "saliency" (the
+    encoder's attention), "question" (one question a sequence; `VideoFeatures.question`)."""
+    losses: ClassVar[frozenset[str]] = frozenset()
+    """Names of the losses it can return in training."""
     paper: ClassVar[str] = ""
     """Where the method was published."""
+    frames_per_segment: int = 1
+    """How many steps T of a grid make one `segment` of its tokens."""
 
-    @abstractmethod
-    def forward(self, video: VideoFeatures) -> VideoTokens:
+    def one(self, video: VideoFeatures) -> VideoTokens:
         """Compress one video."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither `one` nor `forward`.")
 
-    def batch(self, videos: list[VideoFeatures]) -> list[VideoTokens]:
-        """Compress several videos; the same as one by one, in one call where a method can."""
-        return [self(video) for video in videos]
+    def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
+        """Compress a batch of videos; the tokens of each are the same as when it is compressed alone."""
+        return Compressed([self.one(video) for video in videos] if "tokens" in context.wanted else [])
 
-    def flops(self, video: VideoFeatures) -> float:
-        """Matrix products of compressing a video, for its report; projecting it and its captions are counted elsewhere.
+    def targets(self, record: Any) -> Mapping[str, Any]:
+        """What its losses learn from a `langdc.data.records.Record`, by name, for `Context.targets`; ValueError if the record lacks it.
 
-        By closed form; a method whose sizes depend on what it sees works them out again. Default: there are none.
+        Called by workers that load data, so it touches no device. Default: nothing.
         """
-        return 0.0
+        return {}
 
+    def frozen_identity(self, context: Context) -> str | None:
+        """What decides `Compressed.states` beside the features and targets: a hash of its frozen part.
 
-class LearnedCompressor(TokenCompressor):
-    """A compressor with weights of its own, trained by stages."""
-
-    keeps_places = False
-
-
-@dataclass(frozen=True, eq=False)
-class Captioned:
-    """What a captioner made of the segments of several videos.
-
-    `states`: per video and segment, one vector [n,Z] per caption token (the soft tokens before their projection), and
-    one more where the end counts as said;
-    `ids`: the caption tokens, without the end token; `loss`: summed cross-entropy (nats) over `targets` predictions,
-    zero when the captions were generated.
-    """
-
-    states: list[list[Tensor]]
-    ids: list[list[Tensor]]
-    loss: Tensor
-    targets: int
-
-
-class CaptionCompressor(LearnedCompressor):
-    """LangDC: a small language model describes each segment, its hidden states are the tokens.
-
-    Work falls into a part that a later stage keeps frozen (`caption` or `supervised`: features to states) and one that
-    it trains (`project`: states to tokens), so that frozen states can be computed once and kept.
-    """
-
-    @abstractmethod
-    def supervised(self, videos: list[VideoFeatures], targets: list[list[Tensor]]) -> Captioned:
-        """Read states off given captions (ids per segment, without end token); the end token is learned too."""
-
-    @abstractmethod
-    def caption(self, videos: list[VideoFeatures]) -> Captioned:
-        """Write the captions greedily, all segments of all videos in one batch."""
-
-    @abstractmethod
-    def project(self, videos: list[VideoFeatures], states: list[list[Tensor]]) -> list[VideoTokens]:
-        """Turn states into tokens in backbone width, in order of segments (after the base compressor's tokens, if
-        any).
+        None, the default: it has none, or all of it is trained, so nothing can be stored.
         """
+        return None
 
 
 class KVCompressor(ABC):
@@ -141,7 +121,9 @@ class KVCompressor(ABC):
 
 
 class Backbone(nn.Module, ABC):
-    """One large model's habits: how it encodes, prompts and numbers positions. Wraps a stock model, changes none."""
+    """One video language model's habits: how it encodes, prompts and numbers positions. Wraps a stock model, changes none
+    of its classes.
+    """
 
     language_model: PreTrainedModel
     text_model: nn.Module
@@ -159,73 +141,94 @@ class Backbone(nn.Module, ABC):
     width: int
     """D."""
     stream_widths: dict[str, int]
-    """C of each encoder, by stream name."""
-    stream_sides: dict[str, int]
-    """H = W of each encoder's grid, by stream name."""
+    """C of each encoder's grid, by stream name."""
     end_ids: list[int]
     """Ids that end a reply."""
     generation_config: GenerationConfig
     """The model's own settings of generation."""
-    needs_places: ClassVar[bool] = False
-    """Whether side features must follow a video's tokens, so that every token has to have a place."""
     has_saliency: ClassVar[bool] = False
-    """Whether it can say how much its encoder attends to each place."""
+    """Whether its encoder's attention can be had."""
     batched: bool = False
-    """Whether several prompts may be read as one padded batch."""
-
-    @property
-    def preprocessing(self) -> str:
-        """All that decides, beside the encoders' weights, what they see of a file."""
-        return f"{self.segments}x{self.frames_per_segment}"
-
+    """Whether several prompts may be read as one padded batch by transformers' `generate`."""
     released_axes: Literal["time", "all"] = "time"
     """Which axes of new tokens follow a shortened time line in the released code of ReTaKe for this model."""
 
     @property
+    def preprocessing(self) -> str:
+        """Fingerprint of all that decides, beside the encoders' weights, what they get of a file."""
+        return f"{self.segments}x{self.frames_per_segment}"
+
+    @property
     def key_bytes(self) -> int:
-        """What all layers together hold of one token: a key and a value per key head."""
+        """Bytes that all layers together hold of one token: a key and a value per key head."""
         config: Any = self.text_model.config
         head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return (
             2 * config.num_hidden_layers * config.num_key_value_heads * head_width * self.language_model.dtype.itemsize
         )
 
-    def sampling(
-        self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
-    ) -> Sampling:
-        """How to sample a file (between `start` and `end` seconds), or a folder of frames with `fps` of them a second.
+    # ---- from a file to features
 
-        By default every video is sampled the same.
+    @abstractmethod
+    def frame_spec(
+        self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
+    ) -> FrameSpec:
+        """Which frames are read of a file (between `start` and `end` seconds), or of a folder with `fps` frames a second.
+
+        The one place that decides it, for training, asking and evaluation.
         """
-        return Sampling(self.segments, self.frames_per_segment)
+
+    @abstractmethod
+    def encode(
+        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
+    ) -> list[Mapping[str, FeatureGrid]]:
+        """Run the encoders: grids [T,H,W,C] by stream name, which may be stored. An image is a video of one frame.
+
+        "saliency" in `need`: with the encoder's attention, of backbones with `has_saliency`. `synced`: as many module
+        calls whatever the videos are. Gradients flow where the encoders are trained.
+        """
 
     @abstractmethod
     def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
-        """Floating-point operations of the encoders behind one video's encoded grids, up to the layer that is read."""
-
-    @abstractmethod
-    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
-        """Run the frozen encoders: encoded grids by encoder name. This is what may be stored.
-
-        With "saliency" in `need` grids say what the encoder attends to, of backbones with `has_saliency`.
-        """
+        """Floating-point operations of the encoders behind one video's grids, up to the layer that is read."""
 
     @abstractmethod
     def project(
         self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
     ) -> list[VideoFeatures]:
-        """Project encoded grids as far as `need` asks; gradients flow to the projectors."""
+        """Project encoder grids to backbone width if "projected" is in `need`; gradients flow to the projectors.
+
+        One call of each projector for all videos.
+        """
 
     def features_of(self, videos: list[Frames], need: frozenset[str] = frozenset({"projected"})) -> list[VideoFeatures]:
-        """`encode`, then `features`."""
+        """`encode`, then `project`."""
         return self.project(self.encode(videos, need), [video.seconds for video in videos], need)
 
+    def outline(self, video: Frames) -> VideoFeatures:
+        """What `prompt` has to know of a video that is not encoded yet: features of width 0."""
+        return VideoFeatures((), {"video": FeatureGrid(torch.empty(len(video), 1, 1, 0))}, video.seconds)
+
+    def blank(self) -> Frames:
+        """The smallest video, for ranks whose samples show none."""
+        count = max(2, self.frames_per_segment)  # of one frame it would be an image
+        return Frames(torch.zeros(count, 3, 56, 56, dtype=torch.uint8), torch.arange(count).double())
+
+    # ---- from messages and tokens to what the language model reads
+
     @abstractmethod
-    def prompt(self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = ()) -> Prompt:
+    def prompt(
+        self,
+        messages: list[dict],
+        learn: bool = False,
+        media: Sequence[VideoFeatures] = (),
+        segment_steps: int = 1,
+    ) -> Prompt:
         """Turn chat messages into ids with slots for their videos; with `learn`, labels on the assistant's turns.
 
         A message is {"role": ..., "content": str or list of {"type": "text", "text": ...} and {"type": "video"}}.
-        `media`: the videos (and images, {"type": "image"}) in order; backbones whose prompt tells of them need them.
+        `media`: the videos (and images, {"type": "image"}) in order; only their shapes and times are read.
+        `segment_steps`: the compressor's `frames_per_segment`, for backbones that write the time of each segment.
         """
 
     def append_newline_tokens(self, tokens: VideoTokens, video: VideoFeatures) -> VideoTokens:
@@ -244,3 +247,25 @@ class Backbone(nn.Module, ABC):
     def arguments(self, spliced: Spliced) -> Callable[[Tensor], Mapping[str, Any]] | None:
         """What else the text model gets for given rows of a spliced prompt; default: nothing."""
         return None
+
+    def batch_arguments(self, items: list[Spliced], length: int, left: bool = False) -> Mapping[str, Any]:
+        """What else the text model gets for prompts padded to `length`, on the left or right; default: nothing."""
+        return {}
+
+
+class Objective(ABC):
+    """What a run learns. Members are registered in `langdc.train.objectives`; keyword arguments are its settings."""
+
+    reads: ClassVar[bool] = True
+    """Whether the language model is called; where not, it is not even loaded."""
+
+    def samples(self, records: Sequence[Any]) -> list[Any]:
+        """The records it can learn from; default: those with questions."""
+        return [record for record in records if record.questions]
+
+    @abstractmethod
+    def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
+        """The named losses of a batch, each a sum and a count, the compressor's own among them.
+
+        `model`: a `langdc.model.VideoModel`.
+        """

@@ -112,8 +112,8 @@ def read_prompt(
     spliced = backbone.splice([prompt], [tokens])[0]
     steps = frames if steps is None else steps
     images = [i for i, n in enumerate(frames) if n == 1]
-    unread = torch.isin(spliced.clip, spliced.clip.new_tensor(images)) if compressor else spliced.video
-    numbers = spliced.clip.masked_fill(unread, -1)
+    unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if compressor else spliced.video
+    numbers = spliced.video_id.masked_fill(unread, -1)
     shown = in_order(numbers)
     released = str(getattr(compressor, "variant", "")).startswith("released")
     anchor = torch.zeros_like(spliced.video)

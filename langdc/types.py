@@ -1,12 +1,13 @@
-"""The data that flows through the project: frames, features, tokens, prompts, answers.
+"""The data that flows through the project: frames, features, tokens, batches, prompts, answers.
 
 Letters: T frames, H W patch grid, P = H*W, C encoder width, D backbone width, N tokens kept, S segments,
 M prompt+video length. Every class is a frozen dataclass; ranks and lengths are checked once, when it is made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -40,16 +41,21 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Which frames a model looks at: `frames_per_segment` in each of `segments` equal parts, resized to `size`.
+class FrameSpec:
+    """Which frames of which file, or folder of frames: `frames_per_segment` in each of `segments` equal parts.
 
-    `size` is (height, width), None for the file's own; `resample` is "bilinear" or "bicubic".
+    `start` and `end` in seconds; `size`: height and width that frames are resized to while reading, the file's own
+    where None; `resample`: "bilinear" or "bicubic"; `fps`: frames per second, of a folder of frames only.
     """
 
+    path: Path
     segments: int
     frames_per_segment: int
+    start: float | None = None
+    end: float | None = None
     size: tuple[int, int] | None = None
     resample: str = "bilinear"
+    fps: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +63,13 @@ class FeatureGrid:
     """What an encoder sees of a video: `values` [T,H,W,C].
 
     `saliency` [T,H,W] is how much the encoder itself attends to each place; `extra` holds further grids [T,H,W,*]
-    that travel with the tokens.
+    that travel with the tokens; `size`: height and width of the image that T crops were cut from.
     """
 
     values: Tensor
     saliency: Tensor | None = None
     extra: tuple[Tensor, ...] = ()
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.values.shape)
@@ -91,7 +98,18 @@ class VideoFeatures:
     question: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.projected) or bool(self.encoder), "VideoFeatures holds neither projected nor encoded grids.")
+        _require(bool(self.projected) or bool(self.encoder), "VideoFeatures holds neither projected nor encoder grids.")
+
+    @property
+    def is_image(self) -> bool:
+        """Whether these are an image's features: a video of one frame."""
+        return len(self.seconds) == 1
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """T, H and W of the first grid, in backbone width where there is one."""
+        steps, height, width = (self.projected or tuple(self.encoder.values()))[0].values.shape[:3]
+        return steps, height, width
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +155,51 @@ class VideoTokens:
         return torch.bincount(self.segment.cpu(), minlength=segments).tolist()
 
 
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a compressor knows beside the videos; every field has its default when a trained model is used.
+
+    `training`; `progress`: fraction of the run that is done, for annealed budgets; `generator`: random numbers seeded
+    by the run and the step, so that a resumed run draws the same; `targets`: what its losses learn from, by name, one
+    entry per video ("captions": ids by segment); `wanted`: "tokens" and the names of the losses that will be used, so
+    that nothing else is computed; `synced`: ranks must make equal numbers of module calls (ZeRO-3).
+    """
+
+    training: bool = False
+    progress: float = 1.0
+    generator: torch.Generator | None = None
+    targets: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    wanted: frozenset[str] = frozenset({"tokens"})
+    synced: bool = False
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.progress <= 1, f"Context.progress is {self.progress}; it is a fraction from 0 to 1.")
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """What a compressor makes of a batch of videos.
+
+    `tokens`: one entry per video, none where they were not wanted. `losses`: the compressor's own, by name, each a sum
+    (a scalar with gradients) and the count it was summed over; the trainer adds both up over micro-batches and ranks,
+    divides once, and weighs by `loss_weights`. `ids`: what was written about each segment, per video, for compressors
+    that write text. `states`: what a frozen part made of each video, any tensors, which the framework may store and
+    give back as `Context.targets["states"]`.
+    """
+
+    tokens: list[VideoTokens]
+    losses: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
+    ids: list[list[Tensor]] | None = None
+    states: list[list[Tensor]] | None = None
+
+
 @dataclass(frozen=True)
 class Slot:
     """Where tokens go: before `ids[position]` of the prompt stand the tokens of video number `video`.
 
     `segment`: only those of that segment, where text stands between the segments of a video. `times` [T], `height` and
-    `width`: the video's whole grid as positions see it, for models that number tokens by time, row and column.
+    `width`: the video's whole grid as positions see it, for models that number tokens by time, row and column;
+    `segment_steps`: how many of the T steps make a segment.
     """
 
     position: int
@@ -151,23 +208,24 @@ class Slot:
     times: tuple[int, ...] = ()
     height: int = 0
     width: int = 0
+    segment_steps: int = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """Token ids of a conversation [M'] without its videos, whose places are the `slots`.
 
-    `labels` [M'] are the ids to learn, -100 elsewhere; `branch` [M'] is 0 for what everything sees and k for the k-th
-    of several questions that share the videos but not each other.
+    `labels` [M'] are the ids to learn, -100 elsewhere; `sequence_id` [M'] is 0 for what every question sees
+    and k for the k-th of several questions that share the videos but not each other (packing).
     """
 
     ids: Tensor
     labels: Tensor | None = None
     slots: tuple[Slot, ...] = ()
-    branch: Tensor | None = None
+    sequence_id: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("labels", "branch"):
+        for name in ("labels", "sequence_id"):
             side = getattr(self, name)
             _require(
                 side is None or side.shape == self.ids.shape,
@@ -184,35 +242,83 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Spliced:
-    """A prompt with its videos in place: `embeds` [M,D], `labels` [M], `branch` [M].
+    """A prompt with its videos in place: `embeds` [M,D], `labels` [M], `sequence_id` [M].
 
-    `clip` [M]: which video a row belongs to, -1 at text; `extra` [n,D]: side features of the n rows of videos.
+    `video_id` [M]: which video a row belongs to, -1 at text; `extra` [n,D]: side features of the n rows of videos.
     """
 
     embeds: Tensor
     labels: Tensor | None
-    clip: Tensor
-    branch: Tensor | None = None
+    video_id: Tensor
+    sequence_id: Tensor | None = None
     extra: tuple[Tensor, ...] = ()
 
     @property
     def video(self) -> Tensor:
         """True at rows of videos: [M]."""
-        return self.clip >= 0
+        return self.video_id >= 0
+
+
+@dataclass(frozen=True, eq=False)
+class TextInputs:
+    """What a language model is called with for B prompts, padded to one length M.
+
+    `embeds` [B,M,D]; `mask` [B,M], 1 at real positions, or [B,1,M,M], added to attention scores, where questions share
+    a video; `positions` [A,B,M]; `labels` [B,M] or None; `extra`: further keyword arguments, such as DeepStack's.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    positions: Tensor
+    labels: Tensor | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of a text model's forward."""
+        positions = self.positions if len(self.positions) > 1 else self.positions[0]
+        return {
+            "inputs_embeds": self.embeds,
+            "attention_mask": self.mask,
+            "position_ids": positions,
+            **self.extra,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class VideoBatch:
+    """Prompts and the videos they show.
+
+    `raw`: encoder grids of each video by stream, or `frames` to encode in the step; `seconds` [T] of each;
+    `prompts`; `shows`: per prompt, the batch's video behind each of its video numbers; `targets`: by name, one entry
+    per video, for the compressor's losses; `questions`: ids of each video's question, for compressors that need it;
+    `whole`: the prompts as they are when the videos are not compressed, where those differ. `blank`: the only video
+    stands in for none (text alone), so that all ranks make the same calls; its losses count for nothing.
+    """
+
+    raw: Sequence[Mapping[str, FeatureGrid]]
+    seconds: Sequence[Tensor]
+    prompts: Sequence[Prompt] = ()
+    shows: Sequence[Sequence[int]] = ()
+    targets: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    questions: Sequence[Tensor] | None = None
+    whole: Sequence[Prompt] = ()
+    blank: bool = False
+    frames: Sequence[Frames] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """A run of a prompt's rows that the language model reads at once; afterwards each layer drops keys.
 
-    `rows` of the prompt, Q of them; `clip`: which video they belong to; `video` [Q] is false at text between frames,
+    `rows` of the prompt, Q of them; `video_id`: which video they belong to; `video` [Q] is false at text between frames,
     which is never dropped; `frame_tokens`: how many of them make a frame, None where that differs; `anchor` [Q] marks
     tokens to keep first; `guide`: how many tokens of the question were read behind the chunk, for scoring only; `past`:
     how many keys each layer held before.
     """
 
     rows: slice
-    clip: int
+    video_id: int
     video: Tensor
     frame_tokens: int | None = None
     anchor: Tensor | None = None

@@ -113,12 +113,12 @@ def test_runs_of_video_are_cut() -> None:
     assert slices(video, None) == [(2, 7), (8, 11)]
     assert slices(video, [5, 3]) == [(2, 7), (8, 11)]
     assert slices([False] * 4, 2) == []
-    assert [c.clip for c in chunks_of(torch.tensor(video))] == [0, 1]
+    assert [c.video_id for c in chunks_of(torch.tensor(video))] == [0, 1]
 
 
 def test_videos_are_read_in_the_order_of_the_prompt() -> None:
     found = list(chunks_of(torch.tensor([1, 1, -1, 0, 0]), [2, 1]))
-    assert [(c.clip, c.rows.start) for c in found] == [(1, 0), (0, 3), (0, 4)]
+    assert [(c.video_id, c.rows.start) for c in found] == [(1, 0), (0, 3), (0, 4)]
     with pytest.raises(ValueError, match="Video 0 begins within video 1"):
         list(chunks_of(torch.tensor([1, -1, 0, 1])))
 

@@ -97,7 +97,7 @@ def test_videos_that_touch_are_still_two(backbone) -> None:
     prompt, compressor = asked(backbone, 2), build("random", keep=0.5)
     touching = Prompt(prompt.ids, slots=(prompt.slots[0], Slot(prompt.slots[0].position, 1)))
     read_prompt(backbone, touching, [tokens(), tokens(1)], compressor, [FRAMES, FRAMES])
-    assert [chunk.clip for chunk in compressor.plan.chunks] == [0, 1]
+    assert [chunk.video_id for chunk in compressor.plan.chunks] == [0, 1]
 
 
 def test_a_prompt_without_places_for_its_tokens(backbone) -> None:
@@ -113,4 +113,4 @@ def test_videos_in_another_order_than_their_numbers(backbone) -> None:
     reading = read_prompt(backbone, turned, [tokens(), short], compressor, [FRAMES, 4])
     assert set(reading.keys_per_layer) == {len(prompt.ids) + (FRAMES + 4) * PLACES // 2}
     assert [len(chunk) for chunk in compressor.plan.chunks] == [4 * PLACES] * 5
-    assert [chunk.clip for chunk in compressor.plan.chunks] == [1, 0, 0, 0, 0]
+    assert [chunk.video_id for chunk in compressor.plan.chunks] == [1, 0, 0, 0, 0]

@@ -93,7 +93,7 @@ def test_slots_lie_inside_the_prompt_in_order():
         Prompt(ids, slots=(Slot(-1, 0),))
 
 
-@pytest.mark.parametrize("side", ["labels", "branch"])
+@pytest.mark.parametrize("side", ["labels", "sequence_id"])
 def test_prompt_sides_fit_its_ids(side: str):
     with pytest.raises(ValueError, match=f"Prompt.{side} has 3 entries; ids has 4"):
         Prompt(torch.arange(4), **{side: torch.arange(3)})

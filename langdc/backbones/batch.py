@@ -21,7 +21,7 @@ from langdc.types import Prompt, Spliced, VideoTokens
 class PaddedBatch:
     """What a language model is called with: `embeds` [B,M,D], `positions` [B,M], `labels` [B,M] and a `mask`.
 
-    The mask is [B,M], 1 at real positions; or, with branches, what is added to scores [B,1,M,M], 0 or very negative.
+    The mask is [B,M], 1 at real positions; or, with sequence_ids, what is added to scores [B,1,M,M], 0 or very negative.
     """
 
     embeds: Tensor
@@ -41,37 +41,37 @@ def pad(items: list[Spliced], left: bool = False) -> PaddedBatch:
     real = stack([torch.ones(len(item.embeds), dtype=torch.bool, device=embeds.device) for item in items], False)
     labels = [item.labels for item in items if item.labels is not None]
     padded_labels = stack(labels, IGNORED) if labels else None
-    branches = [item.branch for item in items]
-    if all(branch is None for branch in branches):
+    sequence_ids = [item.sequence_id for item in items]
+    if all(sequence_id is None for sequence_id in sequence_ids):
         return PaddedBatch(embeds, real.long(), (real.cumsum(1) - 1).clamp(min=0), padded_labels)
     filled = [
-        torch.zeros(len(item.embeds), dtype=torch.long, device=embeds.device) if item.branch is None else item.branch
+        torch.zeros(len(item.embeds), dtype=torch.long, device=embeds.device) if item.sequence_id is None else item.sequence_id
         for item in items
     ]
-    branch = stack(filled, -1)
+    sequence_id = stack(filled, -1)
     # added to the scores, since stock "eager" attention would add a boolean mask as 0 and 1
-    seen = _branch_mask(branch)[:, None]
+    seen = _branch_mask(sequence_id)[:, None]
     mask = torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
     return PaddedBatch(embeds, mask, stack(list(map(_branch_positions, filled)), 0), padded_labels)
 
 
-def _branch_mask(branch: Tensor) -> Tensor:
-    """Who may look at whom: back in time, within the own branch or at what all share; padding sees itself. [B,M,M]"""
-    length = branch.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
-    shared = branch[:, None, :] == 0
-    same = branch[:, :, None] == branch[:, None, :]
-    itself = torch.eye(length, dtype=torch.bool, device=branch.device)
-    return (causal & (same | shared) & (branch >= 0)[:, None, :]) | itself
+def _branch_mask(sequence_id: Tensor) -> Tensor:
+    """Who may look at whom: back in time, within the own sequence_id or at what all share; padding sees itself. [B,M,M]"""
+    length = sequence_id.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=sequence_id.device).tril()
+    shared = sequence_id[:, None, :] == 0
+    same = sequence_id[:, :, None] == sequence_id[:, None, :]
+    itself = torch.eye(length, dtype=torch.bool, device=sequence_id.device)
+    return (causal & (same | shared) & (sequence_id >= 0)[:, None, :]) | itself
 
 
-def _branch_positions(branch: Tensor) -> Tensor:
-    """Every branch counts on from the end of the shared part: [M]."""
-    order = torch.arange(len(branch), device=branch.device)
-    starts = torch.zeros(int(branch.max()) + 2, dtype=torch.long, device=branch.device)
-    starts.scatter_reduce_(0, branch, order, "amin", include_self=False)
-    shared = int((branch == 0).sum())
-    return torch.where(branch == 0, order, order - starts[branch] + shared)
+def _branch_positions(sequence_id: Tensor) -> Tensor:
+    """Every sequence_id counts on from the end of the shared part: [M]."""
+    order = torch.arange(len(sequence_id), device=sequence_id.device)
+    starts = torch.zeros(int(sequence_id.max()) + 2, dtype=torch.long, device=sequence_id.device)
+    starts.scatter_reduce_(0, sequence_id, order, "amin", include_self=False)
+    shared = int((sequence_id == 0).sum())
+    return torch.where(sequence_id == 0, order, order - starts[sequence_id] + shared)
 
 
 def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> dict[str, Any]:

@@ -118,8 +118,8 @@ def conversation(question: str, answer: str | None = None, video: bool = True) -
 def share_video(prompts: list[Prompt]) -> Prompt:
     """Join single questions about one video into one prompt in which the video stands once.
 
-    Every question becomes a branch that sees what stands before and in the video, and itself, but no other branch; a
-    batch made of it has the losses of the separate prompts. The prompts must agree up to their one slot.
+    Every question gets a sequence id of its own: it sees what stands before and in the video, and itself, but no other
+    question; a batch made of it has the losses of the separate prompts. The prompts must agree up to their one slot.
     """
     position = prompts[0].slots[0].position if len(prompts[0].slots) == 1 else -1
     for prompt in prompts:
@@ -128,12 +128,12 @@ def share_video(prompts: list[Prompt]) -> Prompt:
         if not torch.equal(prompt.ids[:position], prompts[0].ids[:position]):
             raise ValueError("Prompts that share a video must have the same text before it.")
     tails = [prompt.ids[position:] for prompt in prompts]
-    branch = [torch.full_like(tail, number) for number, tail in enumerate(tails, 1)]
+    ids = [torch.full_like(tail, number) for number, tail in enumerate(tails, 1)]
     labels = [prompt.labels[position:] for prompt in prompts if prompt.labels is not None]
     head = prompts[0].ids[:position]
     return Prompt(
         ids=torch.cat([head, *tails]),
         labels=torch.cat([torch.full_like(head, IGNORED), *labels]) if labels else None,
         slots=prompts[0].slots,
-        branch=torch.cat([torch.zeros_like(head), *branch]),
+        sequence_id=torch.cat([torch.zeros_like(head), *ids]),
     )

@@ -42,7 +42,7 @@ def _splice(prompt: Prompt, words: Tensor, videos: list[VideoTokens]) -> Spliced
     cuts = [0, *(slot.position for slot in prompt.slots), len(prompt.ids)]
     pieces = [slice(start, stop) for start, stop in pairwise(cuts)]
     parts = list(slot_tokens(prompt, videos))
-    clips = [slot.video for slot in prompt.slots]
+    video_ids = [slot.video for slot in prompt.slots]
 
     def woven(text: Tensor, shown: list[Tensor]) -> Tensor:
         """Text [M',*] with one tensor per slot between its pieces."""
@@ -55,11 +55,11 @@ def _splice(prompt: Prompt, words: Tensor, videos: list[VideoTokens]) -> Spliced
         return [torch.full((len(part),), value) for part in parts]
 
     text = torch.full((len(words),), -1, device=words.device)
-    numbers = [torch.full((len(part),), clip) for part, clip in zip(parts, clips, strict=True)]
+    numbers = [torch.full((len(part),), video_id) for part, video_id in zip(parts, video_ids, strict=True)]
     return Spliced(
         woven(words, [part.values for part in parts]),
         woven(prompt.labels.to(words.device), filled(IGNORED)) if prompt.labels is not None else None,
         woven(text, numbers),
-        woven(prompt.branch.to(words.device), filled(0)) if prompt.branch is not None else None,
+        woven(prompt.sequence_id.to(words.device), filled(0)) if prompt.sequence_id is not None else None,
         tuple(torch.cat(sides) for sides in zip(*(part.extra for part in parts), strict=True)),
     )

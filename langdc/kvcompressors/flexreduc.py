@@ -97,8 +97,8 @@ class FlexReduc(BestKeysKV):
     def _chunk_shares(self, plan: Plan) -> dict[int, float]:
         """Every chunk's share, by the prompt row it starts at."""
         shares: dict[int, float] = {}
-        for clip in {chunk.clip for chunk in plan.chunks}:
-            chunks = [chunk for chunk in plan.chunks if chunk.clip == clip]
+        for video_id in {chunk.video_id for chunk in plan.chunks}:
+            chunks = [chunk for chunk in plan.chunks if chunk.video_id == video_id]
             found = [self.share] * len(chunks)
             if self.temporal and self.variant != "released":
                 found = self._shares_in_time(plan, chunks)

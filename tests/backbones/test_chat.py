@@ -122,10 +122,10 @@ def test_sharing_a_video_keeps_each_question_whole() -> None:
     shared = share_video(prompts)
     assert shared.slots == prompts[0].slots
     start = shared.slots[0].position
-    assert torch.equal(shared.ids[shared.branch == 0], prompts[0].ids[:start])
+    assert torch.equal(shared.ids[shared.sequence_id == 0], prompts[0].ids[:start])
     for number, prompt in enumerate(prompts, 1):
-        assert torch.equal(shared.ids[shared.branch == number], prompt.ids[start:])
-        assert torch.equal(shared.labels[shared.branch == number], prompt.labels[start:])
+        assert torch.equal(shared.ids[shared.sequence_id == number], prompt.ids[start:])
+        assert torch.equal(shared.labels[shared.sequence_id == number], prompt.labels[start:])
     assert learned(shared) == ["square<|im_end|>", "2<|im_end|>"]
 
 

@@ -102,7 +102,7 @@ def test_splice_equals_a_concatenation_by_hand(backbone: VideoGPTPlus, count: in
     assert torch.equal(found.video, is_video)
     assert torch.equal(found.labels[~is_video], labels)
     assert (found.labels[is_video] == IGNORED).all()
-    assert found.branch is None
+    assert found.sequence_id is None
 
 
 def test_splice_of_a_batch_equals_its_prompts_alone(backbone: VideoGPTPlus) -> None:
