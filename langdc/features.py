@@ -183,6 +183,8 @@ class FeatureStore:
                 packed |= pack(f"{name}.extra{number}", values, self.dtype)
             if grid.saliency is not None:
                 packed[f"{name}.saliency"] = grid.saliency.cpu().contiguous()
+            if grid.size is not None:
+                packed[f"{name}.size"] = torch.tensor(grid.size)
         return packed
 
     def get(self, clip: FrameSpec, dtype: torch.dtype | None = torch.float32) -> tuple[dict[str, FeatureGrid], Tensor]:
@@ -225,6 +227,7 @@ class FeatureStore:
                 unpack(name, tensors, dtype),
                 tensors.get(f"{name}.saliency"),
                 tuple(unpack(f"{name}.extra{number}", tensors, dtype) for number in range(len(extra))),
+                tuple(tensors[f"{name}.size"].tolist()) if f"{name}.size" in tensors else None,
             )
         return grids, tensors["seconds"]
 

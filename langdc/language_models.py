@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -42,6 +43,14 @@ def load_language_model(
     if isinstance(found, Path):
         return AutoModelForCausalLM.from_pretrained(found, attn_implementation=attention, dtype=dtype or torch.float32)
     return AutoModelForCausalLM.from_config(found.sizes(), attn_implementation=attention, dtype=dtype or torch.float32)
+
+
+def language_model_outline(source: Source) -> PreTrainedModel:
+    """A language model without weights, on the meta device, for what asks only for its sizes."""
+    found = resolve(source)
+    config = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def _load_quantized(found: object, attention: str, quantize: str) -> PreTrainedModel:

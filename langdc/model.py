@@ -1,79 +1,157 @@
-"""A model as users mean it: a backbone and a compressor, put together from settings.
+"""A model as users mean it: a backbone and a compressor, and the one way from videos and prompts to logits.
 
-Letters: S segments, N tokens.
+Letters: T frames, H W patch grid, B prompts, M length, D backbone width, n positions, V vocabulary.
 """
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from langdc.backbones import backbones
+from langdc.backbones.batch import text_inputs
+from langdc.backbones.chat import IGNORED
 from langdc.compressors import compressors
-from langdc.compressors.langdc import LangDC
 from langdc.config import MemberConfig, ModelConfig
 from langdc.interfaces import Backbone, TokenCompressor
-from langdc.types import VideoFeatures, VideoTokens
+from langdc.types import Compressed, Context, FeatureGrid, TextInputs, VideoBatch, VideoFeatures, VideoTokens
+
+
+@dataclass(frozen=True, eq=False)
+class ModelOutput:
+    """`logits` [n,V] and `labels` [n] at the positions to learn; of prompts without labels, logits [B,V] after each."""
+
+    compressed: Compressed
+    inputs: TextInputs | None = None
+    logits: Tensor | None = None
+    labels: Tensor | None = None
 
 
 class VideoModel(nn.Module):
     """A backbone with a compressor; `config` is what it was built from.
 
-    `untrained`: names of the backbone's projectors that no stage has trained, where weights of a checkpoint were
-    loaded.
+    `text`: whether the language model is needed; without it the backbone encodes and projects only.
+    `untrained`: names of the backbone's projectors that no run has trained, where weights of a checkpoint were loaded.
     """
 
     untrained: frozenset[str] = frozenset()
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, text: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.backbone = backbones.build(config.backbone.name, **config.backbone.settings)
+        given = {} if text else {"text": False}
+        self.backbone = backbones.build(config.backbone.name, **config.backbone.settings, **given)
         self.compressor = build_compressor(config.compressor, self.backbone)
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
-        return next(self.parameters()).device
+        """Where the model is."""
+        return next(self.compressor.parameters(), next(self.backbone.encoders.parameters())).device
 
-    @property
-    def captioner(self) -> LangDC:
-        """The compressor, if it writes captions; ValueError otherwise."""
-        if not isinstance(self.compressor, LangDC):
-            raise ValueError(f"The compressor {self.config.compressor.name!r} writes no captions; 'langdc' does.")
-        return self.compressor
+    def features(
+        self, batch: VideoBatch, also: frozenset[str] = frozenset(), synced: bool = False
+    ) -> list[VideoFeatures]:
+        """Features of a batch's videos, as far as the compressor needs them; `also`: what another one needs."""
+        needs = self.compressor.needs | also
+        encoded = batch.raw or self.backbone.encode(list(batch.frames), needs, synced)
+        encoded = [{name: self._placed(grid) for name, grid in grids.items()} for grids in encoded]
+        found = self.backbone.project(encoded, list(batch.seconds), needs)
+        if "question" not in self.compressor.needs:
+            return found
+        return self._with_questions(found, batch)
+
+    def _placed(self, grid: FeatureGrid) -> FeatureGrid:
+        """A stored grid on the model's device, in the type that its consumers compute in."""
+        weights = (*self.backbone.projectors.parameters(), *self.compressor.parameters())
+        dtype = next((weight.dtype for weight in weights), self.backbone.language_model.dtype)
+        return FeatureGrid(
+            grid.values.to(self.device, dtype),
+            None if grid.saliency is None else grid.saliency.to(self.device),
+            tuple(side.to(self.device, dtype) for side in grid.extra),
+            grid.size,
+        )
+
+    def _with_questions(self, videos: list[VideoFeatures], batch: VideoBatch) -> list[VideoFeatures]:
+        if batch.questions is None or len(batch.questions) != len(videos):
+            given = 0 if batch.questions is None else len(batch.questions)
+            raise ValueError(
+                f"{type(self.compressor).__name__} needs the question asked about each video: {len(videos)} videos, "
+                f"{given} questions were given. Ask one question a sequence (questions_per_video: 1)."
+            )
+        embed = self.backbone.language_model.get_input_embeddings()
+        words = embed(torch.cat(list(batch.questions)).to(self.device)).split([len(ids) for ids in batch.questions])
+        return [replace(video, question=word) for video, word in zip(videos, words, strict=True)]
+
+    def compress(
+        self, videos: list[VideoFeatures], context: Context = Context(), compressor: TokenCompressor | None = None
+    ) -> Compressed:
+        """Compress videos, and add what the backbone was trained to see with a video's tokens, such as newlines.
+
+        `compressor`: another one than the model's own, for a teacher.
+        """
+        if not videos:
+            return Compressed([])
+        found = (self.compressor if compressor is None else compressor)(videos, context)
+        if "tokens" not in context.wanted:
+            return found
+        tokens = map(self.backbone.append_newline_tokens, found.tokens, videos)
+        return replace(found, tokens=list(tokens))
+
+    def inputs(self, batch: VideoBatch, tokens: list[VideoTokens], left: bool = False) -> TextInputs:
+        """What the language model reads of a batch; `tokens` of its videos."""
+        shown = [[tokens[number] for number in numbers] for numbers in batch.shows]
+        return text_inputs(self.backbone, list(batch.prompts), shown, left)
+
+    def forward(
+        self,
+        batch: VideoBatch,
+        context: Context = Context(),
+        compressor: TokenCompressor | None = None,
+        videos: list[VideoFeatures] | None = None,
+    ) -> ModelOutput:
+        """Videos to features, tokens, embeddings and logits.
+
+        `compressor`: another one than the model's own; `videos`: the batch's features, where they are known.
+        """
+        videos = self.features(batch, synced=context.synced) if videos is None else videos
+        compressed = self.compress(videos, replace(context, targets={**context.targets, **batch.targets}), compressor)
+        inputs = self.inputs(batch, compressed.tokens)
+        if batch.blank:
+            # zero, added to the input, so that gradients flow through the same modules on every rank
+            unused = sum(tokens.values.sum() for tokens in compressed.tokens) * 0
+            inputs = replace(inputs, embeds=inputs.embeds + unused)
+        states = self.backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
+        if inputs.labels is None:
+            order = torch.arange(inputs.positions.shape[2], device=states.device)
+            last = (inputs.mask * order).argmax(1)
+            return ModelOutput(compressed, inputs, self.backbone.lm_head(states[torch.arange(len(last)), last]))
+        learned = inputs.labels[:, 1:] != IGNORED
+        logits = self.backbone.lm_head(states[:, :-1][learned])
+        return ModelOutput(compressed, inputs, logits, inputs.labels[:, 1:][learned])
 
     def check_serves(self, compressor: TokenCompressor) -> None:
-        """ValueError for a compressor whose tokens the backbone cannot place, or that would work on untrained
-        weights.
-        """
-        named = type(compressor).__name__
-        if self.backbone.needs_places and not compressor.keeps_places:
-            raise ValueError(
-                f"{named} makes new tokens, but features of {type(self.backbone).__name__} that follow each token need "
-                "its place in the video. Choose a compressor that selects tokens."
-            )
+        """ValueError for a compressor that would work on projectors that were never trained."""
         if "projected" in compressor.needs and self.untrained:
             raise ValueError(
-                f"{named} takes the features of the backbone's projectors, which this checkpoint does not hold: it was "
-                f"trained with {self.config.compressor.name!r}, which goes without ({len(self.untrained)} tensors, "
-                f"such as {min(self.untrained)}, would be random). Take a checkpoint that was trained with a "
-                "compressor of these features, such as 'pool'."
+                f"{type(compressor).__name__} takes the features of the backbone's projectors, which this checkpoint "
+                f"does not hold: it was trained with {self.config.compressor.name!r}, which does not use them "
+                f"({len(self.untrained)} tensors, such as {min(self.untrained)}, would be random). Take a checkpoint "
+                "that was trained with a compressor of these features, such as 'pool'."
             )
-
-    def tokens(self, videos: list[VideoFeatures], states: list[list[Tensor]] | None = None) -> list[VideoTokens]:
-        """Compress videos; `states` are a captioner's, when they are known already."""
-        if states is not None:
-            return self.captioner.project(videos, states) if states else []
-        return self.compressor.batch(videos) if videos else []
 
 
 def build_compressor(config: MemberConfig, backbone: Backbone) -> TokenCompressor:
-    """Build a compressor for a backbone: settings that only the backbone knows are filled in where the class asks for
-    them.
+    """Build a compressor for a backbone, which fills in the settings that it alone knows where the class asks for them:
+    width, streams and frames_per_segment.
     """
     steps = backbone.frames_per_segment // backbone.frames_per_step
-    known = {"width": backbone.width, "streams": backbone.stream_widths, "frames_per_segment": steps}
-    asked = inspect.signature(compressors.get(config.name)).parameters
-    filled = {name: value for name, value in known.items() if name in asked}
+    known: Mapping[str, object] = {
+        "width": backbone.width,
+        "streams": backbone.stream_widths,
+        "frames_per_segment": steps,
+    }
+    parameters = inspect.signature(compressors.get(config.name)).parameters
+    filled = {name: value for name, value in known.items() if name in parameters}
     return compressors.build(config.name, **{**filled, **config.settings})

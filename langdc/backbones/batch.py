@@ -1,10 +1,9 @@
-"""Spliced prompts of different lengths as one padded batch for a language model.
+"""From prompts and their videos' tokens to what a language model is called with: one padded batch.
 
-Letters: B prompts, M length, D width.
+Training, asking and evaluation all go through `text_inputs`. Letters: B prompts, M length, D width, A rotary axes.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,49 +13,69 @@ from transformers import DynamicCache
 
 from langdc.backbones.chat import IGNORED
 from langdc.interfaces import Backbone
-from langdc.types import Prompt, Spliced, VideoTokens
+from langdc.types import Prompt, TextInputs, VideoTokens
 
 
-@dataclass(frozen=True, eq=False)
-class PaddedBatch:
-    """What a language model is called with: `embeds` [B,M,D], `positions` [B,M], `labels` [B,M] and a `mask`.
+def text_inputs(
+    backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]], left: bool = False
+) -> TextInputs:
+    """Splice prompts with the tokens of their videos, number the positions, and pad all to one length.
 
-    The mask is [B,M], 1 at real positions; or, with sequence_ids, what is added to scores [B,1,M,M], 0 or very negative.
+    `tokens`: per prompt, those of its videos in order. Padding goes to the right for training, `left` for generation.
     """
-
-    embeds: Tensor
-    mask: Tensor
-    positions: Tensor
-    labels: Tensor | None
-
-
-def pad(items: list[Spliced], left: bool = False) -> PaddedBatch:
-    """Pad prompts to one length, on the right for training or on the left for generation."""
+    spliced = backbone.splice(prompts, tokens)
     side = "left" if left else "right"
 
-    def stack(tensors: list[Tensor], value: float) -> Tensor:
+    def padded(tensors: list[Tensor], value: float) -> Tensor:
         return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
-    embeds = stack([item.embeds for item in items], 0.0)
-    real = stack([torch.ones(len(item.embeds), dtype=torch.bool, device=embeds.device) for item in items], False)
-    labels = [item.labels for item in items if item.labels is not None]
-    padded_labels = stack(labels, IGNORED) if labels else None
-    sequence_ids = [item.sequence_id for item in items]
-    if all(sequence_id is None for sequence_id in sequence_ids):
-        return PaddedBatch(embeds, real.long(), (real.cumsum(1) - 1).clamp(min=0), padded_labels)
-    filled = [
-        torch.zeros(len(item.embeds), dtype=torch.long, device=embeds.device) if item.sequence_id is None else item.sequence_id
-        for item in items
+    embeds = padded([item.embeds for item in spliced], 0.0)
+    labels = [item.labels for item in spliced if item.labels is not None]
+    places = [
+        _restarted(backbone.positions(prompt, shown).to(embeds.device)[:, 0], item.sequence_id).T
+        for prompt, shown, item in zip(prompts, tokens, spliced, strict=True)
     ]
-    sequence_id = stack(filled, -1)
+    return TextInputs(
+        embeds,
+        _mask([item.sequence_id for item in spliced], [len(item.embeds) for item in spliced], embeds, left),
+        padded(places, 0).permute(2, 0, 1),
+        padded(labels, IGNORED) if labels else None,
+        backbone.batch_arguments(spliced, embeds.shape[1], left),
+    )
+
+
+def _restarted(positions: Tensor, sequence_id: Tensor | None) -> Tensor:
+    """Positions [A,M] in which every packed question, which is text alone, starts where the first one does."""
+    if sequence_id is None:
+        return positions
+    first = positions[:, sequence_id == 1][:, :1]
+    order = torch.arange(len(sequence_id), device=sequence_id.device)
+    starts = torch.zeros(int(sequence_id.max()) + 1, dtype=torch.long, device=sequence_id.device)
+    starts.scatter_reduce_(0, sequence_id, order, "amin", include_self=False)
+    return torch.where(sequence_id == 0, positions, first + order - starts[sequence_id])
+
+
+def _mask(sequence_ids: list[Tensor | None], lengths: list[int], embeds: Tensor, left: bool) -> Tensor:
+    """Padding mask [B,M]; with packed questions, what is added to attention scores [B,1,M,M]: 0 or very negative."""
+    device, longest = embeds.device, embeds.shape[1]
+    order = torch.arange(longest, device=device)
+    length = torch.tensor(lengths, device=device)[:, None]
+    real = order >= longest - length if left else order < length
+    if all(each is None for each in sequence_ids):
+        return real.long()
+    packed = torch.where(real, 0, -1)
+    for row, each in enumerate(sequence_ids):
+        if each is not None:
+            packed[row, real[row]] = each
     # added to the scores, since stock "eager" attention would add a boolean mask as 0 and 1
-    seen = _branch_mask(sequence_id)[:, None]
-    mask = torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
-    return PaddedBatch(embeds, mask, stack(list(map(_branch_positions, filled)), 0), padded_labels)
+    seen = _packed_mask(packed)[:, None]
+    return torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
 
 
-def _branch_mask(sequence_id: Tensor) -> Tensor:
-    """Who may look at whom: back in time, within the own sequence_id or at what all share; padding sees itself. [B,M,M]"""
+def _packed_mask(sequence_id: Tensor) -> Tensor:
+    """Each position attends to earlier ones of its own question and of the shared part (0); padding (-1) to itself:
+    [B,M,M].
+    """
     length = sequence_id.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=sequence_id.device).tril()
     shared = sequence_id[:, None, :] == 0
@@ -65,37 +84,21 @@ def _branch_mask(sequence_id: Tensor) -> Tensor:
     return (causal & (same | shared) & (sequence_id >= 0)[:, None, :]) | itself
 
 
-def _branch_positions(sequence_id: Tensor) -> Tensor:
-    """Every sequence_id counts on from the end of the shared part: [M]."""
-    order = torch.arange(len(sequence_id), device=sequence_id.device)
-    starts = torch.zeros(int(sequence_id.max()) + 2, dtype=torch.long, device=sequence_id.device)
-    starts.scatter_reduce_(0, sequence_id, order, "amin", include_self=False)
-    shared = int((sequence_id == 0).sum())
-    return torch.where(sequence_id == 0, order, order - starts[sequence_id] + shared)
-
-
 def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> dict[str, Any]:
     """What `generate` needs to answer prompts: those that begin with the same video read it only once."""
     begins = [_beginning(prompt, videos) for prompt, videos in zip(prompts, tokens, strict=True)]
     order = {begin: number for number, begin in enumerate(dict.fromkeys(begins))}
     if len(order) == len(prompts):
-        batch = pad(backbone.splice(prompts, tokens), left=True)
+        batch = text_inputs(backbone, prompts, tokens, left=True)
         return {"inputs_embeds": batch.embeds, "attention_mask": batch.mask}
     chosen = [begins.index(begin) for begin in order]
-    heads = pad(backbone.splice([_head(prompts[n]) for n in chosen], [tokens[n] for n in chosen]), left=True)
+    heads = text_inputs(backbone, [_head(prompts[n]) for n in chosen], [tokens[n] for n in chosen], left=True)
     cache = DynamicCache(config=backbone.language_model.config)
-    backbone.text_model(
-        inputs_embeds=heads.embeds,
-        attention_mask=heads.mask,
-        position_ids=heads.positions,
-        past_key_values=cache,
-        use_cache=True,
-    )
+    backbone.text_model(**heads.arguments, past_key_values=cache, use_cache=True)
     of = torch.tensor([order[begin] for begin in begins], device=heads.mask.device)
     cache.batch_select_indices(of)
-    tails = pad(
-        backbone.splice([Prompt(prompt.ids[_cut(prompt) :]) for prompt in prompts], [[]] * len(prompts)), left=True
-    )
+    rest = [Prompt(prompt.ids[_cut(prompt) :]) for prompt in prompts]
+    tails = text_inputs(backbone, rest, [[]] * len(prompts), left=True)
     # `generate` takes embeddings of the whole length and skips what the cache holds
     read = tails.embeds.new_zeros(len(prompts), heads.mask.shape[1], heads.embeds.shape[2])
     return {

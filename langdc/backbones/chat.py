@@ -116,24 +116,25 @@ def conversation(question: str, answer: str | None = None, video: bool = True) -
 
 
 def share_video(prompts: list[Prompt]) -> Prompt:
-    """Join single questions about one video into one prompt in which the video stands once.
+    """Pack single questions about the same videos into one prompt in which the videos stand once.
 
-    Every question gets a sequence id of its own: it sees what stands before and in the video, and itself, but no other
-    question; a batch made of it has the losses of the separate prompts. The prompts must agree up to their one slot.
+    Every question gets a sequence id of its own: it attends to what stands before it up to the last video, and to
+    itself, but to no other question; a batch made of it has the losses of the separate prompts. ValueError unless the
+    prompts agree up to their last slot.
     """
-    position = prompts[0].slots[0].position if len(prompts[0].slots) == 1 else -1
+    position = prompts[0].slots[-1].position if prompts[0].slots else -1
     for prompt in prompts:
-        if len(prompt.slots) != 1 or prompt.slots[0].position != position:
-            raise ValueError("Only prompts with one video, at the same place, can share it.")
+        if not prompt.slots or prompt.slots != prompts[0].slots:
+            raise ValueError("Only prompts with the same videos, at the same places, can share them.")
         if not torch.equal(prompt.ids[:position], prompts[0].ids[:position]):
             raise ValueError("Prompts that share a video must have the same text before it.")
     tails = [prompt.ids[position:] for prompt in prompts]
-    ids = [torch.full_like(tail, number) for number, tail in enumerate(tails, 1)]
     labels = [prompt.labels[position:] for prompt in prompts if prompt.labels is not None]
+    numbers = [torch.full_like(tail, number) for number, tail in enumerate(tails, 1)]
     head = prompts[0].ids[:position]
     return Prompt(
         ids=torch.cat([head, *tails]),
         labels=torch.cat([torch.full_like(head, IGNORED), *labels]) if labels else None,
         slots=prompts[0].slots,
-        sequence_id=torch.cat([torch.zeros_like(head), *ids]),
+        sequence_id=torch.cat([torch.zeros_like(head), *numbers]),
     )

@@ -16,7 +16,7 @@ from transformers.models.llava_onevision.video_processing_llava_onevision import
 from langdc.backbones.base import backbones
 from langdc.backbones.stock import StockBackbone
 from langdc.encoders.saliency import attention_received, saliency_flops
-from langdc.metering import matmul_flops, patch_flops, transformer_flops
+from langdc.metering import patch_flops, transformer_flops
 from langdc.timing import stage
 from langdc.types import FeatureGrid, Frames, VideoFeatures, VideoTokens
 
@@ -57,10 +57,6 @@ class LlavaOnevision(StockBackbone):
     def stream_widths(self) -> dict[str, int]:
         return {"video": self.model.config.vision_config.hidden_size}
 
-    @property
-    def stream_sides(self) -> dict[str, int]:
-        return {"video": self.patch_side}
-
     # ---- from frames to features
 
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
@@ -75,34 +71,44 @@ class LlavaOnevision(StockBackbone):
         size = {"size": {"height": side, "width": side}}
         return {**size, "image_grid_pinpoints": config.image_grid_pinpoints}
 
-    def encode_one(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
+    def encode(
+        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
+    ) -> list[Mapping[str, FeatureGrid]]:
+        """Patches of every frame, and of every crop of an image (T crops), before the projector: [T,H',W',C]."""
+        if not videos:
+            return []
+        with stage("preprocess"):
+            pixels = [self._pixels(video) for video in videos]
+        at_once = sum(map(len, pixels)) if synced else FRAMES_AT_ONCE
+        grids = self.read_pixels(pixels, "saliency" in need, at_once)
+        sizes = [(int(v.pixels.shape[2]), int(v.pixels.shape[3])) if len(v) == 1 else None for v in videos]
+        return [{"video": replace(grid, size=size)} for grid, size in zip(grids, sizes, strict=True)]
+
+    def _pixels(self, video: Frames) -> Tensor:
+        """Normalised frames, or an image's crops: [T,3,height,width]."""
         if len(video) == 1:
-            return {"image": self._look_at_image(video)}
-        with stage("preprocess"):
-            found = self.video_processor(videos=[video.pixels], do_sample_frames=False, return_tensors="pt")
-        return {"video": self.read_pixels(found["pixel_values_videos"][0], "saliency" in need)}
+            return self.image_processor(images=[video.pixels[0]], return_tensors="pt")["pixel_values"][0]
+        found = self.video_processor(videos=[video.pixels], do_sample_frames=False, return_tensors="pt")
+        return found["pixel_values_videos"][0]
 
-    def _look_at_image(self, image: Frames) -> FeatureGrid:
-        with stage("preprocess"):
-            found = self.image_processor(images=[image.pixels[0]], return_tensors="pt")
-        pixels = found["pixel_values"].to(self.model.device, self.model.dtype)
-        packed = self._inner.get_image_features(pixels, found["image_sizes"]).pooler_output[0]
-        return FeatureGrid(packed[None, None])
+    def read_pixels(
+        self, pixels: Sequence[Tensor], saliency: bool = False, at_once: int = FRAMES_AT_ONCE
+    ) -> list[FeatureGrid]:
+        """Patches of normalised frames [T,3,height,width] at the layer that the checkpoint names: [T,H',W',C] each.
 
-    @torch.no_grad()
-    def read_pixels(self, pixels: Tensor, saliency: bool = False) -> FeatureGrid:
-        """Patches of normalised frames [T,3,height,width] at the layer that the checkpoint names: [T,H',W',C].
-
-        `saliency`: also how much attention each gets in the block before that layer, the last where it names several.
+        `saliency`: with the attention each gets in the block before that layer, the last where it names several.
         """
-        pixels = pixels.to(self.model.device, self.model.dtype)
-        parts = [self._read(part, saliency) for part in pixels.split(FRAMES_AT_ONCE)]
-        patches, attended = (
-            torch.cat(column).unflatten(1, (self.patch_side, self.patch_side)) if column[0] is not None else None
+        frames = torch.cat(list(pixels)).to(self.model.device, self.model.dtype)
+        with torch.set_grad_enabled(self.trains_vision):
+            parts = [self._read(part, saliency) for part in frames.split(at_once)]
+        lengths = list(map(len, pixels))
+        values, attended = (
+            torch.cat(column).unflatten(1, (self.patch_side, self.patch_side)).split(lengths)
+            if column[0] is not None
+            else [None] * len(lengths)
             for column in zip(*parts, strict=True)
         )
-        assert patches is not None
-        return FeatureGrid(patches, attended)
+        return [FeatureGrid(each, weight) for each, weight in zip(values, attended, strict=True)]
 
     def _read(self, pixels: Tensor, saliency: bool) -> tuple[Tensor, Tensor | None]:
         config = self.model.config
@@ -121,17 +127,28 @@ class LlavaOnevision(StockBackbone):
     def project(
         self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
     ) -> list[VideoFeatures]:
-        return [VideoFeatures((self._main(grids),), grids, t) for grids, t in zip(encoded, seconds, strict=True)]
+        if "projected" not in need or not encoded:
+            return [VideoFeatures((), grids, times) for grids, times in zip(encoded, seconds, strict=True)]
+        grids = [each["video"] for each in encoded]
+        frames = torch.cat([grid.values.flatten(1, 2) for grid in grids]).to(self.model.device, self.model.dtype)
+        # one call where it learns, so that ranks make the same calls; else in parts, which take less memory
+        at_once = len(frames) if torch.is_grad_enabled() else FRAMES_AT_ONCE
+        projected = torch.cat([self._inner.multi_modal_projector(part) for part in frames.split(at_once)])
+        main = map(self._main, grids, projected.split([len(grid.values) for grid in grids]))
+        return [VideoFeatures((one,), all, times) for one, all, times in zip(main, encoded, seconds, strict=True)]
 
-    def _main(self, grids: Mapping[str, FeatureGrid]) -> FeatureGrid:
-        if "image" in grids:
-            return grids["image"]
-        patches = grids["video"].values.flatten(1, 2).to(self.model.device, self.model.dtype)
-        parts = [self.pool(self._inner.multi_modal_projector(part)) for part in patches.split(FRAMES_AT_ONCE)]
-        saliency = grids["video"].saliency
+    def _main(self, grid: FeatureGrid, projected: Tensor) -> FeatureGrid:
+        """The grid that the language model reads, of projected patches [T,H'*W',D]; an image's crops become one row."""
+        if grid.size is not None:
+            size = torch.tensor([grid.size])
+            packed, _ = self._inner.pack_image_features(
+                [projected], size, self._inner.image_newline, self.model.config.vision_aspect_ratio
+            )
+            return FeatureGrid(packed[0][None, None])
+        saliency = grid.saliency
         if saliency is not None:
             saliency = self.pool(saliency.flatten(1)[..., None].to(self.model.device))[..., 0]
-        return FeatureGrid(torch.cat(parts), saliency)
+        return FeatureGrid(self.pool(projected), saliency)
 
     def pool(self, projected: Tensor) -> Tensor:
         """Projected patches [T,H'*W',D] to the grid that the language model reads [T,H,W,D]."""
@@ -140,20 +157,17 @@ class LlavaOnevision(StockBackbone):
     def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
         config = self.model.config.vision_config
         patches, wide, heads = self.patch_side**2, config.hidden_size, config.num_attention_heads
-        shape = next(iter(encoded.values())).values.shape
-        # an image's crops are packed into one row of tokens, and projected before
-        seen = shape[0] if "video" in encoded else max(1, round(shape[2] / patches))
-        projected = 0.0 if "video" in encoded else matmul_flops(patches, wide + self.width, self.width)
         blocks = transformer_flops(
             config.num_hidden_layers, wide, heads, heads, wide // heads, config.intermediate_size, patches, gated=False
         )
-        attended = saliency_flops(wide, patches) if any(grid.saliency is not None for grid in encoded.values()) else 0.0
-        return seen * (blocks + patch_flops(wide, config.patch_size, patches) + attended + projected)
+        grid = encoded["video"]
+        attended = saliency_flops(wide, patches) if grid.saliency is not None else 0.0
+        return len(grid.values) * (blocks + patch_flops(wide, config.patch_size, patches) + attended)
 
     # ---- what the model adds to a video's tokens
 
     def append_newline_tokens(self, tokens: VideoTokens, video: VideoFeatures) -> VideoTokens:
-        if self.is_image(video):
+        if video.is_image:
             return tokens
         return self.with_newlines(tokens, self.newlines_after(tokens))
 

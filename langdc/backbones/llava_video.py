@@ -38,6 +38,7 @@ class LlavaVideo(LlavaOnevision):
         dtype: str = "auto",
         attention: str = "sdpa",
         yarn: float | None = None,
+        text: bool = True,
     ) -> None:
         for name, given, allowed in (
             ("grid", grid, ("authors", "onevision")),
@@ -45,7 +46,7 @@ class LlavaVideo(LlavaOnevision):
         ):
             if given not in allowed:
                 raise ValueError(f"{name}={given!r}; allowed are {' and '.join(map(repr, allowed))}.")
-        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn)
+        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, text)
         self.grid, self.newlines = grid, newlines
 
     @property

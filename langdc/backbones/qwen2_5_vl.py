@@ -20,7 +20,7 @@ class Qwen25VL(Qwen2VL):
     released_axes = "time"
 
     def times(self, video: VideoFeatures, steps: int) -> tuple[int, ...]:
-        if self.is_image(video):
+        if video.is_image:
             return super().times(video, steps)
         seconds = video.seconds.double()
         between = float(seconds[-1] - seconds[0]) / (len(seconds) - 1)

@@ -20,15 +20,17 @@ from langdc.timing import stage
 from langdc.types import FeatureGrid, Frames, Prompt, Slot, VideoFeatures, VideoTokens
 
 Positions = Literal["trained", "transformers"]
+NewTokens = Literal["time", "words"]
 
 
 @backbones.register("qwen2_vl")
 class Qwen2VL(StockBackbone):
     """Qwen2-VL. `pixels`: the most and the fewest pixels of a frame, [fewest, most], in place of the checkpoint's.
 
-    `positions`: where text goes on after a video. "trained" (default): after all that the video took, as the models
+    `positions`: where text continues after a video. "trained" (default): after all that the video took, as the models
     were trained; "transformers": as transformers 5 has it, after its rows and columns, so that positions of text fall
-    inside a long video.
+    inside a long video. `new_tokens`: where tokens without a place in the grid stand. "time" (default): at the time of
+    their segment's first step, rows and columns along the diagonal; "words": one after the other on all axes, as text.
     """
 
     model_types = ("qwen2_vl",)
@@ -44,19 +46,23 @@ class Qwen2VL(StockBackbone):
         fps: float | None = None,
         pixels: list[int] | None = None,
         positions: Positions = "trained",
+        new_tokens: NewTokens = "time",
         tokenizer: str | None = None,
         dtype: str = "auto",
         attention: str = "sdpa",
         yarn: float | None = None,
+        text: bool = True,
     ) -> None:
         if positions not in ("trained", "transformers"):
             raise ValueError(f"positions={positions!r}; allowed are 'trained' and 'transformers'.")
+        if new_tokens not in ("time", "words"):
+            raise ValueError(f"new_tokens={new_tokens!r}; allowed are 'time' and 'words'.")
         if pixels is not None and (len(pixels) != 2 or not 0 < pixels[0] <= pixels[1]):
             raise ValueError(
                 f"pixels={pixels}; give the fewest and the most pixels of a frame, such as [3136, 200704]."
             )
-        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn)
-        self.pixels, self.numbering = pixels, positions
+        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, text)
+        self.pixels, self.numbering, self.new_tokens = pixels, positions, new_tokens
 
     # ---- from frames to features
 
@@ -84,28 +90,53 @@ class Qwen2VL(StockBackbone):
             "merge_size": config.spatial_merge_size,
         }
 
-    def encode_one(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
-        how: dict[str, Any] = {"return_tensors": "pt", **({"size": self._size} if self.pixels else {})}
-        if len(video) == 1:
-            with stage("preprocess"):
-                found = self.image_processor(images=[video.pixels[0]], **how)
-            return {"video": self.read_patches(found["pixel_values"], found["image_grid_thw"])}
-        if hasattr(self.video_processor, "cap_pixels_per_frame"):
-            how["cap_pixels_per_frame"] = True  # the rule of the models' authors; transformers warns without a choice
-        with stage("preprocess"):
-            found = self.video_processor(videos=[video.pixels], do_sample_frames=False, **how)
-        return {"video": self.read_patches(found["pixel_values_videos"], found["video_grid_thw"])}
+    def encode(
+        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
+    ) -> list[Mapping[str, FeatureGrid]]:
+        """One call of the encoder for all videos and images."""
+        if not videos:
+            return []
+        patches, grids = zip(*map(self.patches_of, videos), strict=True)
+        return [{"video": grid} for grid in self.read_patches(torch.cat(patches), torch.cat(grids))]
 
-    @torch.no_grad()
-    def read_patches(self, patches: Tensor, grid: Tensor) -> FeatureGrid:
-        """Features of one video from its patches [n,values] in the stock processor's order and its `grid` [1,3]."""
-        grid = grid.to(self.model.device)
-        found = self.vision(patches.to(self.model.device, self.vision.dtype), grid_thw=grid)
+    def patches_of(self, video: Frames) -> tuple[Tensor, Tensor]:
+        """Patches [n,values] of a video or image in the stock processor's order, and their grid [1,3]."""
+        how: dict[str, Any] = {"return_tensors": "pt", **({"size": self._size} if self.pixels else {})}
+        with stage("preprocess"):
+            if len(video) == 1:
+                found = self.image_processor(images=[video.pixels[0]], **how)
+                return found["pixel_values"], found["image_grid_thw"]
+            if hasattr(self.video_processor, "cap_pixels_per_frame"):
+                how["cap_pixels_per_frame"] = (
+                    True  # the rule of the models' authors; transformers warns without a choice
+                )
+            found = self.video_processor(videos=[video.pixels], do_sample_frames=False, **how)
+        return found["pixel_values_videos"], found["video_grid_thw"]
+
+    def read_patches(self, patches: Tensor, grids: Tensor) -> list[FeatureGrid]:
+        """Features of videos from their patches [n,values] in the stock processor's order and their `grids` [B,3]."""
+        with torch.set_grad_enabled(self.trains_vision):
+            grids = grids.to(self.model.device)
+            found = self.vision(patches.to(self.model.device, self.vision.dtype), grid_thw=grids)
         merge = self.vision.spatial_merge_size
-        steps, rows, columns = grid[0].tolist()
-        shape = (steps, rows // merge, columns // merge)
-        sides = getattr(found, "deepstack_features", None) or ()
-        return FeatureGrid(found.pooler_output.unflatten(0, shape), None, tuple(s.unflatten(0, shape) for s in sides))
+        shapes = [(steps, rows // merge, columns // merge) for steps, rows, columns in grids.tolist()]
+        sizes = [steps * rows * columns for steps, rows, columns in shapes]
+        sides = [side.split(sizes) for side in getattr(found, "deepstack_features", None) or ()]
+        return [
+            FeatureGrid(values.unflatten(0, shape), None, tuple(side[number].unflatten(0, shape) for side in sides))
+            for number, (values, shape) in enumerate(zip(found.pooler_output.split(sizes), shapes, strict=True))
+        ]
+
+    def outline(self, video: Frames) -> VideoFeatures:
+        config, merge = self.vision.config, self.vision.spatial_merge_size
+        side = config.patch_size * merge
+        height, width = self.read_size(len(video), *video.pixels.shape[2:])
+        if len(video) == 1:
+            size = self.image_processor.size
+            fewest, most = self.pixels or (size["shortest_edge"], size["longest_edge"])
+            height, width = smart_resize(*video.pixels.shape[2:], side, fewest, most)
+        shape = (-(-len(video) // self.frames_per_step), height // side, width // side, 0)
+        return VideoFeatures((), {"video": FeatureGrid(torch.empty(shape))}, video.seconds)
 
     def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
         steps, rows, columns = encoded["video"].values.shape[:3]
@@ -130,9 +161,9 @@ class Qwen2VL(StockBackbone):
 
     # ---- where tokens stand
 
-    def slots(self, number: int, video: VideoFeatures) -> list[Slot]:
-        steps, height, width = video.projected[0].values.shape[:3]
-        return [Slot(0, number, None, self.times(video, steps), height, width)]
+    def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
+        steps, height, width = video.grid
+        return [Slot(0, number, None, self.times(video, steps), height, width, segment_steps)]
 
     def times(self, video: VideoFeatures, steps: int) -> tuple[int, ...]:
         """Where each step of a video stands in time, from its first."""
@@ -153,17 +184,31 @@ class Qwen2VL(StockBackbone):
         yield torch.arange(start, start + len(prompt.ids) - read).expand(3, -1)
 
     def _places(self, slot: Slot, part: VideoTokens) -> Tensor:
-        """Time, row and column of a slot's tokens [A,N]; tokens without a place stand one after the other, as words."""
+        """Time, row and column of a slot's tokens [A,N], from where the slot begins."""
         if part.source is None:
-            return torch.arange(len(part)).expand(3, -1)
+            return self._new_places(slot, part)
         source, frame = part.source.cpu(), slot.height * slot.width
         step = source // frame
         time = torch.tensor(slot.times)[step if slot.segment is None else torch.zeros_like(step)]
         return torch.stack([time, source % frame // slot.width, source % slot.width])
 
+    def _new_places(self, slot: Slot, part: VideoTokens) -> Tensor:
+        """Where new tokens stand, which have no place in the grid: [A,N], as `new_tokens` says."""
+        order = torch.arange(len(part))
+        if self.new_tokens == "words":
+            return order.expand(3, -1)
+        segment = part.segment.cpu()
+        starts = torch.searchsorted(segment, segment)  # new tokens come segment after segment
+        within = order - starts
+        first = (segment * slot.segment_steps).clamp(max=len(slot.times) - 1)
+        time = torch.tensor(slot.times)[first if slot.segment is None else torch.zeros_like(first)]
+        return torch.stack([time, within, within])
+
     def _extent(self, slot: Slot, stands: Tensor) -> int:
         """How far text after a slot is from where it began, whatever was dropped of it."""
         sides = [slot.height, slot.width]
+        if stands.shape[1]:
+            sides.append(int(stands[1:].max()) + 1)
         if self.numbering == "trained":
             sides.append(slot.times[-1] + 1)
-        return max([*sides, int(stands[1].max()) + 1 if stands.shape[1] else 0])
+        return max(sides)

@@ -6,6 +6,7 @@ Letters: T steps of time, H W token grid, D backbone width.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
@@ -31,7 +32,6 @@ class Qwen3VL(Qwen2VL):
     image_processor_class = Qwen2VLImageProcessor
     video_processor_class = Qwen3VLVideoProcessor
     released_axes = "time"
-    needs_places = True
 
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         size, config = self._size, self.vision.config
@@ -47,13 +47,13 @@ class Qwen3VL(Qwen2VL):
             size["longest_edge"],
         )
 
-    def slots(self, number: int, video: VideoFeatures) -> list[Slot]:
-        steps, height, width = video.projected[0].values.shape[:3]
-        segments = [None] if self.is_image(video) else list(range(steps))
-        return [Slot(0, number, segment, (0,), height, width) for segment in segments]
+    def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
+        steps, height, width = video.grid
+        segments = [None] if video.is_image else list(range(-(-steps // segment_steps)))
+        return [Slot(0, number, segment, (0,), height, width, segment_steps) for segment in segments]
 
-    def marked(self, text: str, media: Sequence[VideoFeatures]) -> str:
-        videos = iter([self._stamped(video) for video in media if not self.is_image(video)])
+    def marked(self, text: str, media: Sequence[VideoFeatures], segment_steps: int) -> str:
+        videos = iter([self._stamped(video, segment_steps) for video in media if not video.is_image])
         wanted = self.placeholders["video"]
         if self.numbering == "trained":
             text = text.replace(f"{START}{wanted}{END}", wanted)
@@ -61,13 +61,13 @@ class Qwen3VL(Qwen2VL):
         text = first + "".join(next(videos, "") + part for part in rest)
         return text.replace(self.placeholders["image"], VIDEO_MARK)
 
-    def _stamped(self, video: VideoFeatures) -> str:
-        """The text of a video: each step's time, the mean of its first and last frame's, before its tokens."""
+    def _stamped(self, video: VideoFeatures, segment_steps: int) -> str:
+        """The text of a video: before each segment's tokens its time, the mean of its first and last frame's."""
         times = video.seconds.tolist()
         times += times[-1:] * (-len(times) % self.frames_per_step)
-        steps = range(0, len(times), self.frames_per_step)
-        stamps = [(times[i] + times[i + self.frames_per_step - 1]) / 2 for i in steps]
-        return "".join(f"<{stamp:.1f} seconds>{START}{VIDEO_MARK}{END}" for stamp in stamps)
+        size = self.frames_per_step * segment_steps
+        parts = [times[start : start + size] for start in range(0, len(times), size)]
+        return "".join(f"<{(part[0] + part[-1]) / 2:.1f} seconds>{START}{VIDEO_MARK}{END}" for part in parts)
 
     def arguments(self, spliced: Spliced) -> Callable[[Tensor], Mapping[str, Any]] | None:
         if not spliced.extra:
@@ -82,6 +82,20 @@ class Qwen3VL(Qwen2VL):
             return {"visual_pos_masks": shown[None], "deepstack_visual_embeds": [e[index] for e in spliced.extra]}
 
         return of
+
+    def batch_arguments(self, items: list[Spliced], length: int, left: bool = False) -> Mapping[str, Any]:
+        like = next((item.extra for item in items if item.extra), None)
+        if like is None:
+            return {}  # text, or new tokens only: nothing is added anywhere
+        shown = [item.video for item in items]
+        gaps = [rows.new_zeros(length - len(rows)) for rows in shown]
+        mask = [torch.cat([gap, rows] if left else [rows, gap]) for gap, rows in zip(gaps, shown, strict=True)]
+        sides = [
+            item.extra or tuple(side.new_zeros(int(rows.sum()), *side.shape[1:]) for side in like)
+            for item, rows in zip(items, shown, strict=True)
+        ]
+        joined = [torch.cat(parts) for parts in zip(*sides, strict=True)]
+        return {"visual_pos_masks": torch.stack(mask), "deepstack_visual_embeds": joined}
 
     def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
         steps, rows, columns = encoded["video"].values.shape[:3]

@@ -61,5 +61,12 @@ def _splice(prompt: Prompt, words: Tensor, videos: list[VideoTokens]) -> Spliced
         woven(prompt.labels.to(words.device), filled(IGNORED)) if prompt.labels is not None else None,
         woven(text, numbers),
         woven(prompt.sequence_id.to(words.device), filled(0)) if prompt.sequence_id is not None else None,
-        tuple(torch.cat(sides) for sides in zip(*(part.extra for part in parts), strict=True)),
+        _joined_sides(parts),
     )
+
+
+def _joined_sides(parts: list[VideoTokens]) -> tuple[Tensor, ...]:
+    """Side features of all tokens; zeros, which add nothing, for new tokens beside others that have them."""
+    like = next((part.extra for part in parts if part.extra), ())
+    filled = [part.extra or tuple(side.new_zeros(len(part), *side.shape[1:]) for side in like) for part in parts]
+    return tuple(torch.cat(sides) for sides in zip(*filled, strict=True))

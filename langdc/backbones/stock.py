@@ -5,7 +5,8 @@ Letters: T steps of time, H W token grid, D backbone width, A rotary axes, M pro
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,8 +27,8 @@ from langdc.interfaces import Backbone
 from langdc.language_models import VIDEO_MARK, end_ids, load_tokenizer
 from langdc.rope import yarn as stretch
 from langdc.sources import Source, resolve
-from langdc.types import FeatureGrid, Frames, Prompt, Sampling, Slot, Spliced, VideoFeatures, VideoTokens
-from langdc.video import probe
+from langdc.types import FeatureGrid, FrameSpec, Prompt, Slot, Spliced, VideoFeatures, VideoTokens
+from langdc.video import is_image, probe
 
 PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 TYPES = {"auto": "auto", "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,7 +40,8 @@ class StockBackbone(Backbone):
     `source`: that directory (or {config: ..., init: random}). A video is sampled uniformly: `frames` of it, or `fps`
     per second, at most `frames`. `tokenizer`: directory of a tokenizer, by default the model's own. `dtype`: "auto"
     takes the type that the checkpoint states. `yarn`: how many times the range of positions is stretched, for prompts
-    longer than the model was trained on; ReTaKe and AdaReTaKe take 4.
+    longer than the model was trained on; ReTaKe and AdaReTaKe take 4. `text`: whether the language model is loaded;
+    without it only `encode` and `project` work.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -58,6 +60,7 @@ class StockBackbone(Backbone):
         dtype: str = "auto",
         attention: str = "sdpa",
         yarn: float | None = None,
+        text: bool = True,
     ) -> None:
         super().__init__()
         if frames < 1 or (fps is not None and fps <= 0):
@@ -65,7 +68,7 @@ class StockBackbone(Backbone):
         if dtype not in TYPES:
             raise ValueError(f"dtype={dtype!r}; allowed are {', '.join(TYPES)}.")
         self.frames, self.fps = frames, fps
-        self.source, self.yarn = source, yarn
+        self.source, self.yarn, self.text = source, yarn, text
         self.model = self._load(source, TYPES[dtype], attention).eval().requires_grad_(False)
         self._tokenizer_source = tokenizer
         self.frames_per_segment = self.frames_per_step
@@ -77,6 +80,15 @@ class StockBackbone(Backbone):
         self._check_type(str(config.model_type))
         if self.yarn is not None:
             stretch(config.get_text_config(), self.yarn)
+        with nullcontext() if self.text else _no_layers(config.get_text_config()):
+            model = self._read(found, config, dtype, attention)
+        if not self.text:
+            model.base_model.language_model.to("meta")
+            model.get_output_embeddings().to("meta")
+        return model
+
+    @staticmethod
+    def _read(found: Any, config: Any, dtype: Any, attention: str) -> Any:
         if not isinstance(found, Path):
             kind = None if dtype == "auto" else dtype
             return AutoModelForImageTextToText.from_config(config, dtype=kind, attn_implementation=attention)
@@ -138,10 +150,6 @@ class StockBackbone(Backbone):
     def stream_widths(self) -> dict[str, int]:
         return {"video": self.width}
 
-    @property
-    def stream_sides(self) -> dict[str, int]:
-        return {}
-
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self._tokenizer_source or self._folder())
@@ -182,16 +190,19 @@ class StockBackbone(Backbone):
 
     # ---- from a file to features
 
-    def sampling(
+    def frame_spec(
         self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
-    ) -> Sampling:
+    ) -> FrameSpec:
+        if fps is None and is_image(path):
+            return FrameSpec(Path(path), 1, 1)
         info = probe(path, fps)
         count = self.frames
         if self.fps is not None:
             seconds = (info.seconds if end is None else end) - (start or 0.0)
             count = min(count, max(self.frames_per_step, round(seconds * self.fps)))
         count = -(-count // self.frames_per_step) * self.frames_per_step
-        return Sampling(1, count, self.read_size(count, info.height, info.width), "bicubic")
+        size = self.read_size(count, info.height, info.width)
+        return FrameSpec(Path(path), 1, count, start, end, size, "bicubic", fps)
 
     @property
     def preprocessing(self) -> str:
@@ -202,13 +213,10 @@ class StockBackbone(Backbone):
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         """The size that frames are resized to anyway, and so are read at."""
 
-    @torch.no_grad()
-    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
-        return [self.encode_one(video, need) for video in videos]
-
-    @abstractmethod
-    def encode_one(self, video: Frames, need: frozenset[str] = frozenset()) -> Mapping[str, FeatureGrid]:
-        """Run the vision encoder on one video, or on an image, which is a video of one frame."""
+    @property
+    def trains_vision(self) -> bool:
+        """Whether gradients flow into the vision encoder."""
+        return torch.is_grad_enabled() and any(weight.requires_grad for weight in self.vision.parameters())
 
     def project(
         self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
@@ -217,37 +225,38 @@ class StockBackbone(Backbone):
 
     # ---- from messages to embeddings
 
-    def prompt(self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = ()) -> Prompt:
+    def prompt(
+        self,
+        messages: list[dict],
+        learn: bool = False,
+        media: Sequence[VideoFeatures] = (),
+        segment_steps: int = 1,
+    ) -> Prompt:
         reserved = (VIDEO_MARK, *self.placeholders.values())
         parts = [part for m in messages for part in checked_parts(m, ("text", "video", "image"), reserved)]
         shown = [part["type"] for part in parts if part["type"] != "text"]
         if len(shown) != len(media):
             raise ValueError(f"The messages show {len(shown)} videos and images, {len(media)} were given.")
-        kinds = ["image" if self.is_image(video) else kind for kind, video in zip(shown, media, strict=True)]
+        kinds = ["image" if video.is_image else kind for kind, video in zip(shown, media, strict=True)]
         renamed = _renamed(messages, kinds)
-        slots = [slot for number, video in enumerate(media) for slot in self.slots(number, video)]
+        slots = [slot for number, video in enumerate(media) for slot in self.slots(number, video, segment_steps)]
 
         def render(messages: list[dict], reply_next: bool) -> str:
             text = str(self._template(messages, reply_next))
-            return self.marked(text, media)
+            return self.marked(text, media, segment_steps)
 
         return marked_prompt(self.tokenizer, render, renamed, self.end_ids, learn, slots)
 
     def _template(self, messages: list[dict], reply_next: bool) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next))
 
-    @staticmethod
-    def is_image(video: VideoFeatures) -> bool:
-        """Whether features are an image's: a video of one frame."""
-        return len(video.seconds) == 1
-
-    def marked(self, text: str, media: Sequence[VideoFeatures]) -> str:
+    def marked(self, text: str, media: Sequence[VideoFeatures], segment_steps: int) -> str:
         """The template's text with a mark for every slot."""
         for placeholder in self.placeholders.values():
             text = text.replace(placeholder, VIDEO_MARK)
         return text
 
-    def slots(self, number: int, video: VideoFeatures) -> list[Slot]:
+    def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
         """The slots of one video, but for where they are."""
         return [Slot(0, number)]
 
@@ -266,3 +275,18 @@ def _renamed(messages: list[dict], kinds: list[str]) -> list[dict]:
         return [{"type": "text", "text": given}] if isinstance(given, str) else [part(one) for one in given]
 
     return [{**message, "content": content(message["content"])} for message in messages]
+
+
+@contextmanager
+def _no_layers(config: Any) -> Iterator[None]:
+    """A text config without layers, whose weights are then neither made nor read."""
+    layers, kinds = config.num_hidden_layers, getattr(config, "layer_types", None)
+    config.num_hidden_layers = 0
+    if kinds is not None:
+        config.layer_types = []
+    try:
+        yield
+    finally:
+        config.num_hidden_layers = layers
+        if kinds is not None:
+            config.layer_types = kinds

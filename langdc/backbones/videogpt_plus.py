@@ -5,6 +5,7 @@ Source: VideoGPT+ (arXiv 2406.09418) and LangDC (2509.00969), section 4.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,17 @@ from langdc.backbones.chat import chat_prompt
 from langdc.backbones.splice import splice_all
 from langdc.encoders import Encoder, encoders
 from langdc.interfaces import Backbone
-from langdc.language_models import Quantize, end_ids, load_language_model, load_tokenizer
+from langdc.language_models import (
+    Quantize,
+    end_ids,
+    language_model_outline,
+    load_language_model,
+    load_tokenizer,
+)
 from langdc.projectors import build_projector
 from langdc.sources import Source
-from langdc.types import FeatureGrid, Frames, Prompt, Spliced, VideoFeatures, VideoTokens
+from langdc.types import FeatureGrid, Frames, FrameSpec, Prompt, Spliced, VideoFeatures, VideoTokens
+from langdc.video import is_image
 
 STREAMS = ("image", "video")
 
@@ -30,7 +38,8 @@ class VideoGPTPlus(Backbone):
     `language_model`, `tokenizer`: sources; the tokenizer's defaults to the model's directory. `image_encoder`,
     `video_encoder`: {"name": ..., ...} of the encoder zoo. `projector`: kind of both projectors, or "identity" for
     compressors that bring their own. `system`: system message, None for the chat template's own. `quantize`: "nf4" to
-    keep the language model's linear layers in 4 bits (QLoRA).
+    keep the language model's linear layers in 4 bits (QLoRA). `text`: whether the language model's weights are loaded;
+    without them only `encode` and `project` work.
     """
 
     batched = True
@@ -47,13 +56,18 @@ class VideoGPTPlus(Backbone):
         system: str | None = None,
         attention: str = "sdpa",
         quantize: Quantize | None = None,
+        text: bool = True,
     ) -> None:
         super().__init__()
         self.segments = segments
         self.frames_per_segment = frames_per_segment
         self.system = system
         self._members = (image_encoder, video_encoder)
-        self.language_model = load_language_model(language_model, attention, quantize=quantize)
+        self.language_model = (
+            load_language_model(language_model, attention, quantize=quantize)
+            if text
+            else language_model_outline(language_model)
+        )
         self.tokenizer = self._tokenizer(tokenizer, language_model)
         self.encoders = nn.ModuleDict(
             {
@@ -87,10 +101,6 @@ class VideoGPTPlus(Backbone):
         return {name: encoder.width for name, encoder in self._encoders().items()}
 
     @property
-    def stream_sides(self) -> dict[str, int]:
-        return {name: encoder.side for name, encoder in self._encoders().items()}
-
-    @property
     def text_model(self) -> nn.Module:
         return self.language_model.base_model
 
@@ -111,9 +121,27 @@ class VideoGPTPlus(Backbone):
     def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
         return sum(encoder.flops(len(encoded[name].values)) for name, encoder in self._encoders().items())
 
-    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset()) -> list[Mapping[str, FeatureGrid]]:
-        grids = {name: encoder(videos) for name, encoder in self.encoders.items()}
+    def frame_spec(
+        self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
+    ) -> FrameSpec:
+        if fps is None and is_image(path):
+            return FrameSpec(Path(path), 1, 1)
+        return FrameSpec(Path(path), self.segments, self.frames_per_segment, start, end, fps=fps)
+
+    def encode(
+        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
+    ) -> list[Mapping[str, FeatureGrid]]:
+        if not videos:
+            return []
+        # encoders make a call for images and one for videos; where calls must be equal, what lacks is filled in
+        images = {len(video) == 1 for video in videos}
+        filled = [*videos, *([self._filler(kind) for kind in {True, False} - images] if synced else [])]
+        grids = {name: encoder(filled) for name, encoder in self.encoders.items()}
         return [{name: grids[name][number] for name in grids} for number in range(len(videos))]
+
+    def _filler(self, image: bool) -> Frames:
+        count = 1 if image else self.frames_per_segment
+        return Frames(torch.zeros(count, 3, 32, 32, dtype=torch.uint8), torch.zeros(count))
 
     def project(
         self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
@@ -132,7 +160,13 @@ class VideoGPTPlus(Backbone):
             streams.append([FeatureGrid(part) for part in values.split(lengths)])
         return list(zip(*streams, strict=True))
 
-    def prompt(self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = ()) -> Prompt:
+    def prompt(
+        self,
+        messages: list[dict],
+        learn: bool = False,
+        media: Sequence[VideoFeatures] = (),
+        segment_steps: int = 1,
+    ) -> Prompt:
         opening = [] if self.system is None else [{"role": "system", "content": self.system}]
         return chat_prompt(self.tokenizer, opening + messages, self.end_ids, learn)
 

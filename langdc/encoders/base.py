@@ -17,7 +17,7 @@ encoders: Registry["Encoder"] = Registry("encoder")
 
 
 class Encoder(nn.Module, ABC):
-    """A frozen network that sees frames. `width` is C, `side` is H = W, `size` the pixels of a side that it takes."""
+    """A network that sees frames, frozen unless a run trains it. `width` is C, `side` is H = W, `size` the pixels of a side that it takes."""
 
     width: int
     side: int
@@ -38,13 +38,14 @@ class Encoder(nn.Module, ABC):
     def flops(self, frames: int) -> float:
         """Floating-point operations over T frames, by closed form."""
 
-    @torch.no_grad()
     def forward(self, videos: list[Frames]) -> list[FeatureGrid]:
-        """Encode all frames of all videos in one batch."""
+        """Encode all frames of all videos in one batch; gradients flow where the encoder is trained."""
         with stage("preprocess"):
             pixels = torch.cat([self.prepare(video.pixels) for video in videos])
         lengths = [len(video) for video in videos]
-        return [FeatureGrid(part) for part in self.run(pixels, lengths).split(lengths)]
+        trained = any(weight.requires_grad for weight in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            return [FeatureGrid(part) for part in self.run(pixels, lengths).split(lengths)]
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """Resize uint8 frames [T,3,height,width] to the encoder's size and normalise them."""
