@@ -36,7 +36,7 @@ from benchmarks import report
 from langdc import checkpoint
 from langdc import config as settings
 from langdc.adapters import attach_lora
-from langdc.backbones.batch import pad
+from langdc.backbones.inputs import pad
 from langdc.backbones.chat import IGNORED
 from langdc.config import ModelConfig, PhaseConfig, Settings, StageConfig
 from langdc.encoders.internvideo2 import InternVideo2Config

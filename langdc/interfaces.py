@@ -57,7 +57,8 @@ class TokenCompressor(nn.Module, ABC):
         return Compressed([self.one(video) for video in videos] if "tokens" in context.wanted else [])
 
     def targets(self, record: Any) -> Mapping[str, Any]:
-        """What its losses learn from a `langdc.data.records.Record`, by name, for `Context.targets`; ValueError if the record lacks it.
+        """What its losses learn from a `langdc.data.records.Record`, by name, for `Context.targets`; ValueError if
+        the record lacks it.
 
         Called by workers that load data, so it touches no device. Default: nothing.
         """
@@ -131,8 +132,8 @@ class KVCompressor(ABC):
 
 
 class Backbone(nn.Module, ABC):
-    """One video language model's habits: how it encodes, prompts and numbers positions. Wraps a stock model, changes none
-    of its classes.
+    """One video language model's habits: how it encodes, prompts and numbers positions. Wraps a stock model, changes
+    none of its classes.
     """
 
     language_model: PreTrainedModel
@@ -183,7 +184,8 @@ class Backbone(nn.Module, ABC):
     def frame_spec(
         self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
     ) -> FrameSpec:
-        """Which frames are read of a file (between `start` and `end` seconds), or of a folder with `fps` frames a second.
+        """Which frames are read of a file (between `start` and `end` seconds), or of a folder with `fps` frames a
+        second.
 
         The one place that decides it, for training, asking and evaluation.
         """

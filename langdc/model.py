@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from langdc.backbones import backbones
-from langdc.backbones.batch import text_inputs
 from langdc.backbones.chat import IGNORED
+from langdc.backbones.inputs import text_inputs
 from langdc.compressors import compressors
 from langdc.config import MemberConfig, ModelConfig
 from langdc.interfaces import Backbone, TokenCompressor

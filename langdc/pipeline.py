@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from langdc import checkpoint, devices
-from langdc.backbones.batch import read_together
 from langdc.backbones.chat import conversation
+from langdc.backbones.inputs import read_prompt, read_together
 from langdc.compressors.langdc import LangDC
 from langdc.config import MemberConfig, check
 from langdc.continuation import Continuation
@@ -29,7 +29,7 @@ from langdc.interfaces import KVCompressor, TokenCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.metering import synchronize
 from langdc.model import VideoModel, build_compressor
-from langdc.prefill import Reading, read_prompt
+from langdc.prefill import Reading
 from langdc.timing import StageTimer, note, stage
 from langdc.types import Answer, FeatureGrid, Frames, Prompt, VideoFeatures, VideoTokens
 from langdc.video import is_image

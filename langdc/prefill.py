@@ -3,7 +3,7 @@
 Letters: A rotary axes, M prompt+video length, D backbone width, Q chunk length, n tokens, L layers, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from langdc.attention import Observer, using
-from langdc.chunks import PerVideo, chunks_of, in_order, tokens_per_chunk
-from langdc.interfaces import Backbone, KVCompressor
+from langdc.chunks import PerVideo, chunks_of
+from langdc.interfaces import KVCompressor
 from langdc.kvcache import KVCache
 from langdc.rope import Rope
-from langdc.types import Chunk, Plan, Prompt, VideoTokens
+from langdc.types import Chunk, Plan
 
 Arguments = Callable[[Tensor], Mapping[str, Any]]
 """From rows of the prompt to further keyword arguments of the text model for them (side features, for example)."""
@@ -93,55 +93,6 @@ def prefill(
         tuple(reader.origins),
         compressor.flops if compressor is not None and chunks else 0.0,
     )
-
-
-def read_prompt(
-    backbone: Backbone,
-    prompt: Prompt,
-    tokens: list[VideoTokens],
-    compressor: KVCompressor | None,
-    frames: Sequence[int],
-    steps: Sequence[int] | None = None,
-) -> Reading:
-    """Read a prompt of a backbone with its videos' tokens, in the chunks that the compressor asks for.
-
-    `frames`: in how many frames each video was sampled, 1 for an image, which is read like text; `steps`: in how many
-    steps of time its tokens come, which are fewer where a model joins frames. Anchors are the tokens' own. Without a
-    compressor the prompt is read in one piece.
-    """
-    spliced = backbone.splice([prompt], [tokens])[0]
-    steps = frames if steps is None else steps
-    images = [i for i, n in enumerate(frames) if n == 1]
-    unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if compressor else spliced.video
-    numbers = spliced.video_id.masked_fill(unread, -1)
-    shown = in_order(numbers)
-    released = str(getattr(compressor, "variant", "")).startswith("released")
-    anchor = torch.zeros_like(spliced.video)
-    for video in shown:
-        if (marks := tokens[video].anchor) is not None:
-            anchor[numbers == video] = marks.to(anchor.device)
-    chunk_frames = compressor.chunk_frames if compressor else 1
-    return prefill(
-        backbone.text_model,  # pyright: ignore[reportArgumentType]
-        backbone.lm_head,
-        spliced.embeds,
-        backbone.positions(prompt, tokens).to(spliced.embeds.device),
-        numbers,
-        compressor,
-        # the released code counts steps where it means frames, so that short videos have two chunks
-        chunk_tokens=[
-            tokens_per_chunk(chunk_frames, frames[v], len(tokens[v]), steps[v] if released else None) for v in shown
-        ],
-        frame_tokens=[_even_frames(tokens[v], steps[v]) for v in shown],
-        anchor=anchor if anchor.any() else None,
-        arguments=backbone.arguments(spliced),
-        later_axes=backbone.released_axes if released else "time",
-    )
-
-
-def _even_frames(tokens: VideoTokens, steps: int) -> int | None:
-    """How many tokens each step has, if all have as many; one more token may end the video."""
-    return len(tokens) // steps if len(tokens) % steps <= 1 else None
 
 
 def _nothing(rows: Tensor) -> Mapping[str, Any]:

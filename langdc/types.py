@@ -264,7 +264,8 @@ class TextInputs:
     """What a language model is called with for B prompts, padded to one length M.
 
     `embeds` [B,M,D]; `mask` [B,M], 1 at real positions, or [B,1,M,M], added to attention scores, where questions share
-    a video; `positions` [A,B,M]; `labels` [B,M] or None; `extra`: further keyword arguments, such as DeepStack's.
+    a video; `positions` [A,B,M]; `labels` [B,M] or None; `extra`: further keyword arguments, such as DeepStack's;
+    `spliced`: the prompts before they were padded.
     """
 
     embeds: Tensor
@@ -272,6 +273,7 @@ class TextInputs:
     positions: Tensor
     labels: Tensor | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    spliced: tuple[Spliced, ...] = ()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -311,10 +313,10 @@ class VideoBatch:
 class Chunk:
     """A run of a prompt's rows that the language model reads at once; afterwards each layer drops keys.
 
-    `rows` of the prompt, Q of them; `video_id`: which video they belong to; `video` [Q] is false at text between frames,
-    which is never dropped; `frame_tokens`: how many of them make a frame, None where that differs; `anchor` [Q] marks
-    tokens to keep first; `guide`: how many tokens of the question were read behind the chunk, for scoring only; `past`:
-    how many keys each layer held before.
+    `rows` of the prompt, Q of them; `video_id`: which video they belong to; `video` [Q] is false at text between
+    frames, which is never dropped; `frame_tokens`: how many of them make a frame, None where that differs; `anchor`
+    [Q] marks tokens to keep first; `guide`: how many tokens of the question were read behind the chunk, for scoring
+    only; `past`: how many keys each layer held before.
     """
 
     rows: slice

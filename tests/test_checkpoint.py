@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from langdc import checkpoint
 from langdc.adapters import attach_lora
-from langdc.backbones.batch import pad
 from langdc.backbones.chat import conversation
+from langdc.backbones.inputs import pad
 from langdc.config import LoraConfig, ModelConfig
 from langdc.language_models import load_language_model
 from langdc.model import VideoModel

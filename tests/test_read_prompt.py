@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from langdc.backbones.chat import conversation
+from langdc.backbones.inputs import read_prompt
 from langdc.continuation import Continuation
 from langdc.kvcompressors import build
-from langdc.prefill import read_prompt
 from langdc.types import Prompt, Slot, VideoTokens
 from tests import tiny
 

@@ -17,7 +17,10 @@ encoders: Registry["Encoder"] = Registry("encoder")
 
 
 class Encoder(nn.Module, ABC):
-    """A network that sees frames, frozen unless a run trains it. `width` is C, `side` is H = W, `size` the pixels of a side that it takes."""
+    """A network that sees frames, frozen unless a run trains it.
+
+    `width` is C, `side` is H = W, `size` the pixels of a side that it takes.
+    """
 
     width: int
     side: int

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from langdc.backbones.batch import pad
 from langdc.backbones.chat import IGNORED, conversation, share_video
+from langdc.backbones.inputs import pad
 from langdc.compressors.langdc import LangDC
 from langdc.config import PhaseConfig, StageConfig
 from langdc.data.records import QuestionRecord, Record

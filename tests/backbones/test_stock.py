@@ -9,10 +9,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from langdc import compressors
 from langdc.backbones import backbones
+from langdc.backbones.inputs import read_prompt
 from langdc.backbones.stock import StockBackbone
 from langdc.continuation import Continuation
 from langdc.kvcompressors import kvcompressors
-from langdc.prefill import Reading, read_prompt
+from langdc.prefill import Reading
 from langdc.types import Frames, VideoTokens
 from tests import stock
 

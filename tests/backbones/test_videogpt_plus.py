@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from langdc.backbones import backbones
-from langdc.backbones.batch import PaddedBatch, pad
 from langdc.backbones.chat import IGNORED, conversation, share_video
+from langdc.backbones.inputs import PaddedBatch, pad
 from langdc.backbones.videogpt_plus import VideoGPTPlus
 from langdc.types import Prompt, Slot, VideoTokens
 from tests import tiny

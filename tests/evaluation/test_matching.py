@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from langdc.backbones.inputs import read_prompt
 from langdc.compressors import compressors
 from langdc.evaluation import tasks
 from langdc.evaluation.loop import evaluate, load_model
@@ -14,7 +15,6 @@ from langdc.evaluation.matching import OnPool, Search, compared, equipped, other
 from langdc.evaluation.results import RunFolder, read_lines
 from langdc.evaluation.settings import EvalConfig, RowConfig
 from langdc.pipeline import VideoLM
-from langdc.prefill import read_prompt
 from tests import tiny
 from tests.evaluation import runs
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from langdc import compressors
 from langdc.backbones import backbones
+from langdc.backbones.inputs import read_prompt
 from langdc.backbones.stock import StockBackbone
 from langdc.continuation import Continuation
-from langdc.prefill import Reading, prefill, read_prompt
+from langdc.prefill import Reading, prefill
 from langdc.types import FeatureGrid, Prompt, Slot, VideoFeatures, VideoTokens
 
 FOLDER = Path(__file__).parent

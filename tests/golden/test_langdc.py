@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from langdc import checkpoint
-from langdc.backbones.batch import pad
+from langdc.backbones.inputs import pad
 from langdc.captioner import SoftToken
 from langdc.conversion.videogpt import Branch, Options, convert
 from langdc.decoding import greedy

@@ -27,7 +27,7 @@ from transformers import (
 
 from langdc import compressors
 from langdc.backbones import backbones
-from langdc.prefill import read_prompt
+from langdc.backbones.inputs import read_prompt
 from langdc.types import Frames
 from scripts.convert_llava_video import main
 from tests import stock

@@ -1,9 +1,9 @@
-"""From prompts and their videos' tokens to what a language model is called with: one padded batch.
+"""From prompts and their videos' tokens to what a language model is called with.
 
 Training, asking and evaluation all go through `text_inputs`. Letters: B prompts, M length, D width, A rotary axes.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from langdc.backbones.chat import IGNORED
-from langdc.interfaces import Backbone
+from langdc.chunks import in_order, tokens_per_chunk
+from langdc.interfaces import Backbone, KVCompressor
+from langdc.prefill import Reading, prefill
 from langdc.types import Prompt, TextInputs, VideoTokens
 
 
@@ -41,6 +43,7 @@ def text_inputs(
         padded(places, 0).permute(2, 0, 1),
         padded(labels, IGNORED) if labels else None,
         backbone.batch_arguments(spliced, embeds.shape[1], left),
+        tuple(spliced),
     )
 
 
@@ -106,6 +109,55 @@ def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[V
         "attention_mask": torch.cat([heads.mask[of], tails.mask], 1),
         "past_key_values": cache,
     }
+
+
+def read_prompt(
+    backbone: Backbone,
+    prompt: Prompt,
+    tokens: list[VideoTokens],
+    compressor: KVCompressor | None,
+    frames: Sequence[int],
+    steps: Sequence[int] | None = None,
+) -> Reading:
+    """Read a prompt with its videos' tokens, in the chunks that the KV compressor asks for; in one piece without one.
+
+    `frames`: in how many frames each video was sampled, 1 for an image, which is read like text; `steps`: in how many
+    steps of time its tokens come, which are fewer where a model joins frames. Anchors are the tokens' own.
+    """
+    inputs = text_inputs(backbone, [prompt], [tokens])
+    spliced = inputs.spliced[0]
+    steps = frames if steps is None else steps
+    images = [number for number, count in enumerate(frames) if count == 1]
+    unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if compressor else spliced.video
+    numbers = spliced.video_id.masked_fill(unread, -1)
+    shown = in_order(numbers)
+    released = str(getattr(compressor, "variant", "")).startswith("released")
+    anchor = torch.zeros_like(spliced.video)
+    for video in shown:
+        if (marks := tokens[video].anchor) is not None:
+            anchor[numbers == video] = marks.to(anchor.device)
+    chunk_frames = compressor.chunk_frames if compressor else 1
+    return prefill(
+        backbone.text_model,  # pyright: ignore[reportArgumentType]
+        backbone.lm_head,
+        inputs.embeds[0],
+        inputs.positions,
+        numbers,
+        compressor,
+        # the released code counts steps where it means frames, so that short videos have two chunks
+        chunk_tokens=[
+            tokens_per_chunk(chunk_frames, frames[v], len(tokens[v]), steps[v] if released else None) for v in shown
+        ],
+        frame_tokens=[_even_frames(tokens[v], steps[v]) for v in shown],
+        anchor=anchor if anchor.any() else None,
+        arguments=backbone.arguments(spliced),
+        later_axes=backbone.released_axes if released else "time",
+    )
+
+
+def _even_frames(tokens: VideoTokens, steps: int) -> int | None:
+    """How many tokens each step has, if all have as many; one more token may end the video."""
+    return len(tokens) // steps if len(tokens) % steps <= 1 else None
 
 
 def _cut(prompt: Prompt) -> int:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from langdc.backbones.batch import read_together
 from langdc.backbones.chat import conversation
+from langdc.backbones.inputs import read_together
 from tests import tiny
 
 QUESTIONS = ["what shape is the red object ?", "how many ?", "how does the blue object move ?"]
