@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from langdc.distributed import rank, world_size
 from langdc.files import write_whole
-from langdc.log import rank, world_size
 from langdc.version import __version__
 
 HEADER = "header.json"

@@ -19,8 +19,8 @@ from langdc.compressors.langdc import LangDC
 from langdc.config import PhaseConfig, StageConfig, WatchConfig
 from langdc.data.records import SegmentRecord
 from langdc.density import density_correlation
+from langdc.distributed import is_main_process, world_size
 from langdc.features import FeatureStore
-from langdc.log import is_first, world_size
 from langdc.model import VideoModel
 from langdc.training.memory import layout_of
 from langdc.training.meter import Meter
@@ -76,7 +76,7 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Drop lines of steps that are made again."""
-        if is_first():
+        if is_main_process():
             kept = [
                 line for line in read_lines(self.path)
                 if line["phase"] != self.phase or line["step"] <= state.global_step
@@ -116,7 +116,7 @@ class Watch(TrainerCallback):
             "soft_tokens_per_segment": fmean(len(ids) for of_video in written for ids in of_video),
             "captions": shown,
         }
-        if is_first():
+        if is_main_process():
             with self.path.open("a") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         figures = {"held_out_soft_tokens": line["soft_tokens_per_segment"]}

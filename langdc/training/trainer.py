@@ -22,8 +22,9 @@ from transformers import (
     set_seed,
 )
 
-from langdc.log import rank, world_size
-from langdc.training import processes, universal
+from langdc import distributed
+from langdc.distributed import rank, world_size
+from langdc.training import universal
 from langdc.training.meter import Meter
 from langdc.training.runs import COMPLETE
 from langdc.training.samples import settle
@@ -166,7 +167,7 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        processes.wait()
+        distributed.barrier()
         if self.args.should_save:
             directory = Path(str(self.args.output_dir))
             (directory / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
