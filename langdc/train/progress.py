@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from langdc.log import console, get_logger
-from langdc.training.meter import FIGURES
+from langdc.train.meter import FIGURES
 
 logger = get_logger(__name__)
 
@@ -34,7 +34,7 @@ def read_lines(path: Path) -> list[dict]:
 class JsonLog(TrainerCallback):
     """Appends {"phase", "step", "loss", "learning_rate", "grad_norm", "samples", "flops", "seconds"} to a file.
 
-    With the figures of `langdc.training.meter`, of the steps since the line before. `loss` is the mean over these;
+    With the figures of `langdc.train.meter`, of the steps since the line before. `loss` is the mean over these;
     `seconds` are those of training, without pauses. Lines of steps after the checkpoint that a run continues from are
     dropped: those steps are made again.
     """

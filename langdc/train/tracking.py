@@ -23,9 +23,9 @@ from langdc.distributed import is_main_process, world_size
 from langdc.features import FeatureStore
 from langdc.model import VideoModel
 from langdc.training.memory import layout_of
-from langdc.training.meter import Meter
+from langdc.train.meter import Meter
 from langdc.training.objectives import as_features
-from langdc.training.progress import read_lines
+from langdc.train.progress import read_lines
 from langdc.training.samples import Sample, read_samples
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}

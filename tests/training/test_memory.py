@@ -8,7 +8,7 @@ from langdc.config import LoraConfig, PhaseConfig
 from langdc.metering import most_live_bytes
 from langdc.training import memory
 from langdc.training.memory import GIB, Layout, Rows, Weights
-from langdc.training.trainable import unfreeze
+from langdc.train.trainable import unfreeze
 from tests import tiny
 
 ROWS, LENGTH = 6, 80

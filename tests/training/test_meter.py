@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from langdc.training import meter as meters
-from langdc.training.meter import Meter, peak_flops
+from langdc.train.meter import Meter, peak_flops
 
 
 class Told(nn.Module):

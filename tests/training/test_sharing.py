@@ -6,7 +6,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from langdc.backbones.chat import IGNORED
-from langdc.training.sharing import IDLE, Marked, Rounds, divided, marked, share_evenly
+from langdc.train.sharing import IDLE, Marked, Rounds, divided, marked, share_evenly
 
 
 def shares(items: int, size: int, processes: int) -> list[list[list[int]]]:
