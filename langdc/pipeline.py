@@ -6,7 +6,6 @@ video = lm.open("clip.mp4")
 print(video.ask("what shape is the red object ?"))
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,19 +17,17 @@ from torch import Tensor
 
 from langdc import checkpoint, devices
 from langdc.backbones.chat import conversation, question_of
-from langdc.backbones.inputs import read_prompt, read_together
 from langdc.config import MemberConfig, check
-from langdc.continuation import Continuation
 from langdc.features import read_spec
-from langdc.flops import Counted, answer_flops, encoder_flops, reading_flops, work_flops
-from langdc.generation import FirstToken, ScoreWatch, refuse_nan
+from langdc.flops import Counted, encoder_flops, work_flops
+from langdc.generation import FirstToken, refuse_nan
 from langdc.interfaces import KVCompressor, TokenCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
-from langdc.metering import synchronize
 from langdc.model import VideoModel, build_compressor
 from langdc.prefill import Reading
-from langdc.timing import StageTimer, note, stage
+from langdc.replies import read, reply_alone, reply_together
+from langdc.timing import StageTimer, stage
 from langdc.types import Answer, Compressed, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
 
 
@@ -282,7 +279,6 @@ class VideoLM:
             captions=found.captions,
         )
 
-    @torch.no_grad()
     def _reply(
         self,
         prompts: list[Prompt],
@@ -291,127 +287,18 @@ class VideoLM:
         clock: FirstToken | None,
         **generation: Any,
     ) -> list[Answer]:
-        watch = ScoreWatch()
         options = {"max_new_tokens": 64, "do_sample": False, **generation}
-        options["logits_processor"] = watch.beside(options.get("logits_processor"))
-        if "stop_strings" in options:
-            options["tokenizer"] = self.model.backbone.tokenizer
-        if self.kv is not None or not self.model.backbone.batched:
-            given = zip(prompts, videos, tokens, strict=True)
-            replies = [self._reply_alone(prompt, shown, values, options) for prompt, shown, values in given]
-        else:
-            replies = self._reply_together(prompts, tokens, clock, options)
-        watch.refuse_nan(each for values in tokens for each in values)
-        return replies
+        if self.kv is None and self.model.backbone.batched:
+            return reply_together(self.model.backbone, prompts, tokens, clock, options)
+        frames = [[len(video.times) for video in shown] for shown in videos]
+        given = zip(prompts, tokens, frames, strict=True)
+        return [reply_alone(self.model.backbone, *each, self.kv, options) for each in given]
 
     @torch.no_grad()
-    def read(self, prompt: Prompt, videos: list[OpenVideo], tokens: list[VideoTokens] | None = None) -> Reading:
-        """Read a prompt about videos, in chunks if keys are dropped; `tokens`: the videos', where they are known."""
-        backbone, frames = self.model.backbone, [len(video.times) for video in videos]
-        steps = [-(-number // backbone.frames_per_step) for number in frames]
-        tokens = [video.tokens for video in videos] if tokens is None else tokens
-        return read_prompt(backbone, prompt, tokens, self.kv, frames, steps)
-
-    def _reply_alone(
-        self, prompt: Prompt, videos: list[OpenVideo], tokens: list[VideoTokens], options: dict[str, Any]
-    ) -> Answer:
-        """Read one prompt and write the reply."""
-        backbone = self.model.backbone
-        with StageTimer(self.device) as timer:
-            with stage("prefill"):
-                reading = self.read(prompt, videos, tokens)
-            held, held_bytes = reading.keys_per_layer, reading.cache.held_bytes
-            with stage("generate"):
-                ids = Continuation(reading, backbone.generation_config).write(
-                    eos_token_id=backbone.end_ids, pad_token_id=backbone.tokenizer.pad_token_id, **options
-                )
-                text = self._text(ids[0])
-        flops = reading_flops(backbone, reading.calls, sum(held) / len(held), len(ids[0]) - 1, reading.scoring)
-        keys = held if self.kv is not None else None
-        return self._answer(text, prompt, timer.seconds, flops, held_bytes, len(ids[0]), keys)
-
-    def _answer(
-        self,
-        text: str,
-        prompt: Prompt,
-        seconds: dict[str, float],
-        flops: dict[str, float],
-        kv_bytes: int,
-        reply_tokens: int,
-        keys_per_layer: list[int] | None = None,
-    ) -> Answer:
-        """A reply with the costs of the language model."""
-        return Answer(
-            text,
-            0,
-            [],
-            seconds,
-            flops,
-            devices.peak_bytes(self.device),
-            keys_per_layer=keys_per_layer,
-            kv_bytes=kv_bytes,
-            kv_text_bytes=len(prompt.ids) * self.model.backbone.key_bytes,
-            reply_tokens=reply_tokens,
-        )
-
-    def _text(self, ids: Tensor) -> str:
-        return str(self.model.backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-    def _written(
-        self,
-        prompts: list[Prompt],
-        tokens: list[list[VideoTokens]],
-        clock: FirstToken | None,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, list[int]]:
-        """The ids of the replies, filled up to the longest, and the lengths of what was read.
-
-        A function of its own, so that what it held is freed before the clock stops.
-        """
-        backbone = self.model.backbone
-        generate: Any = backbone.language_model.generate
-        batch = read_together(backbone, prompts, tokens)
-        ids = generate(
-            **batch,
-            **({"streamer": clock} if clock is not None and "streamer" not in options else {}),
-            eos_token_id=backbone.end_ids,
-            pad_token_id=backbone.tokenizer.pad_token_id,
-            **options,
-        )
-        return ids, batch["attention_mask"].sum(1).tolist()
-
-    def _reply_together(
-        self,
-        prompts: list[Prompt],
-        tokens: list[list[VideoTokens]],
-        clock: FirstToken | None,
-        options: dict[str, Any],
-    ) -> list[Answer]:
-        """Read and answer several prompts in one padded batch."""
-        backbone = self.model.backbone
-        started = time.perf_counter()
-        ids, lengths = self._written(prompts, tokens, clock, options)
-        synchronize(self.device)
-        texts = [self._text(row) for row in ids]
-        finished = time.perf_counter()
-        first = clock.at if clock is not None and clock.at is not None else finished
-        spent = {"prefill": first - started, "generate": finished - first}
-        for name, taken in spent.items():
-            note(name, taken)
-        ended = torch.isin(ids, torch.tensor(backbone.end_ids, device=ids.device))
-        # replies that end early are filled up
-        written = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1]).tolist()
-        return [
-            self._answer(
-                text,
-                prompt,
-                {name: taken / len(prompts) for name, taken in spent.items()},
-                answer_flops(backbone, length, new - 1),
-                length * backbone.key_bytes,
-                new,
-            )
-            for text, prompt, length, new in zip(texts, prompts, lengths, written, strict=True)
-        ]
+    def read(self, prompt: Prompt, videos: list[OpenVideo]) -> Reading:
+        """Read a prompt about videos, in chunks if keys are dropped."""
+        frames = [len(video.times) for video in videos]
+        return read(self.model.backbone, prompt, [video.tokens for video in videos], frames, self.kv)
 
 
 def _size(video: VideoFeatures) -> int:
