@@ -166,11 +166,11 @@ def read_card(directory: Path) -> dict:
     return {**card, "model": model, "parts": _placed(card["parts"], file.parent)}
 
 
-def _read_weights(directory: Path, card: dict) -> dict[str, Tensor]:
+def _read_weights(directory: Path, card: dict, model: nn.Module) -> dict[str, Tensor]:
     file = directory / WEIGHTS
     if not file.is_file() or file_hash(file) != card["weights_sha256"]:
         raise ValueError(f"{file} is not the file that {CARD} describes: missing, cut off or replaced. Copy both.")
-    return compat.tensors(load_file(file))
+    return compat.tensors(load_file(file), dict(model.named_parameters()))
 
 
 def saved_names(directory: str | Path) -> list[str]:
@@ -195,7 +195,7 @@ def load(directory: str | Path, plain: bool = False) -> VideoModel:
     model = VideoModel(config)
     if card["lora"] is not None:
         attach_lora(model.backbone, check(LoraConfig, card["lora"], "lora"))
-    tensors = _read_weights(folder, card)
+    tensors = _read_weights(folder, card, model)
     load_tensors(model, tensors, folder)
     drawn = (name for name, _ in model.named_parameters() if name.startswith("backbone.projectors."))
     model.untrained = frozenset(drawn) - set(tensors)
@@ -258,7 +258,7 @@ def start(config: ModelConfig, directory: Path | None) -> tuple[VideoModel, dict
     _check_parts(config, card, directory)
     if card["lora"] is not None:
         attach_lora(model.backbone, check(LoraConfig, card["lora"], "lora"))
-    tensors = _read_weights(directory, card)
+    tensors = _read_weights(directory, card, model)
     load_tensors(model, tensors, directory)
     _check_drawn(card["model"], config.model_dump(mode="json"), directory)
     return model, tensors
