@@ -36,10 +36,10 @@ class TokenCompressor(nn.Module, ABC):
     ZeRO-3, FSDP and torch.compile see every call). It makes the same module calls whatever the batch holds.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"projected"})
+    needs: frozenset[str] = frozenset({"projected"})
     """What it reads: "projected" (grids in backbone width), "encoder" (the encoders' own grids), "saliency" (the
     encoder's attention), "question" (one question a sequence; `VideoFeatures.question`)."""
-    losses: ClassVar[frozenset[str]] = frozenset()
+    losses: frozenset[str] = frozenset()
     """Names of the losses it can return in training."""
     paper: ClassVar[str] = ""
     """Where the method was published."""
@@ -57,10 +57,9 @@ class TokenCompressor(nn.Module, ABC):
         return Compressed([self.one(video) for video in videos] if "tokens" in context.wanted else [])
 
     def targets(self, record: Any) -> Mapping[str, Any]:
-        """What its losses learn from a `langdc.data.records.Record`, by name, for `Context.targets`; ValueError if
-        the record lacks it.
+        """What its losses learn from a `langdc.data.records.Record`, by name, for `Context.targets`; default: nothing.
 
-        Called by workers that load data, so it touches no device. Default: nothing.
+        A name is left out where the record lacks it. Called by workers that load data, so it touches no device.
         """
         return {}
 
@@ -75,9 +74,14 @@ class TokenCompressor(nn.Module, ABC):
     def frozen_identity(self, context: Context) -> str | None:
         """What decides `Compressed.states` beside the features and targets: a hash of its frozen part.
 
-        None, the default: it has none, or all of it is trained, so nothing can be stored.
+        None, the default: it has none, or some of it is trained, so nothing can be stored. Called before a sharded
+        engine takes the weights apart.
         """
         return None
+
+    def text(self, ids: Tensor) -> str:
+        """The text of one entry of `Compressed.ids` [n], for compressors that write text."""
+        raise NotImplementedError(f"{type(self).__name__} writes no text.")
 
 
 class KVCompressor(ABC):
