@@ -6,6 +6,7 @@ Source: LangDC (arXiv 2509.00969), section 4.1.
 
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,6 +18,7 @@ from langdc.decoding import greedy
 from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer
 from langdc.log import get_logger
 from langdc.sources import Source
+from langdc.types import LanguageWork
 
 logger = get_logger(__name__)
 
@@ -71,7 +73,7 @@ class Captioner(nn.Module):
         self.layer = layer
         self.soft_token = soft_token
         self.max_soft_tokens = max_soft_tokens
-        self._told = False
+        self._warned = False
         self.end = end_ids(self.language_model, self.tokenizer)
         self.before, self.after = self._prompt_ids(prompt)
 
@@ -98,10 +100,10 @@ class Captioner(nn.Module):
         return ids_of(self.tokenizer, before), ids_of(self.tokenizer, after)
 
     def encode(self, caption: str) -> Tensor:
-        """Ids of a caption, without end token, cut to `max_soft_tokens` (the first cut is told): [n]."""
+        """Ids of a caption, without end token, cut to `max_soft_tokens` (with a warning the first time): [n]."""
         ids = ids_of(self.tokenizer, caption)
-        if len(ids) > self.max_soft_tokens and not self._told:
-            self._told = True
+        if len(ids) > self.max_soft_tokens and not self._warned:
+            self._warned = True
             logger.warning(
                 "A caption of %d tokens is cut to max_soft_tokens = %d, and so are all others that are longer: %r.",
                 len(ids),
@@ -151,10 +153,24 @@ class Captioner(nn.Module):
         if self.depth == self.language_model.config.num_hidden_layers:
             return whole
         reader = copy(whole)
-        reader.config = deepcopy(whole.config)
-        reader.config.num_hidden_layers = self.depth
+        reader.config = self._reader_config
         reader._modules = {**whole._modules, "norm": nn.Identity()}
         return reader
+
+    def work(self, visual: Tensor, caption: int, how: Literal["scored", "read", "written"]) -> LanguageWork:
+        """What the language model does for one segment `visual` [n_visual,Z] with a caption of `caption` tokens."""
+        config, start = self.language_model.config, len(self.before) + len(visual) + len(self.after)
+        if how == "written":
+            return LanguageWork(config, start, written=caption + 1)
+        if how == "scored":
+            return LanguageWork(config, start + caption, scored=caption + 1)
+        return LanguageWork(self._reader_config, start + caption)
+
+    @cached_property
+    def _reader_config(self) -> Any:
+        config = deepcopy(self.language_model.config)
+        config.num_hidden_layers = self.depth
+        return config
 
     def _inputs(self, visual: list[Tensor], captions: list[Tensor]) -> tuple[dict[str, Tensor], list[int]]:
         """What the model is given to read all segments at once, and where each caption starts."""

@@ -218,11 +218,11 @@ def read_manifest(directory: Path) -> dict:
     return {**manifest, "model": model, "parts": _placed(manifest["parts"], file.parent)}
 
 
-def _read_weights(directory: Path, manifest: dict) -> dict[str, Tensor]:
+def _read_weights(directory: Path, manifest: dict, model: nn.Module) -> dict[str, Tensor]:
     file = directory / WEIGHTS
     if not file.is_file() or file_hash(file) != manifest["weights_sha256"]:
         raise ValueError(f"{file} is not the file that {MANIFEST} describes: missing, cut off or replaced. Copy both.")
-    return compat.tensors(load_file(file))
+    return compat.tensors(load_file(file), dict(model.named_parameters()))
 
 
 def saved_names(directory: str | Path) -> list[str]:
@@ -250,7 +250,7 @@ def load(directory: str | Path, plain: bool = False, contents: bool = False) -> 
     model = VideoModel(config)
     if manifest["lora"] is not None:
         attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
-    tensors = _read_weights(folder, manifest)
+    tensors = _read_weights(folder, manifest, model)
     load_tensors(model, tensors, folder)
     parts = tuple(f"{name}." for name in published(model))
     projectors = (name for name, _ in model.named_parameters() if name.startswith("backbone.projectors."))
@@ -330,7 +330,7 @@ def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tup
         return model, {}
     manifest = read_manifest(directory)
     _check_parts(config, manifest, directory)
-    tensors = _read_weights(directory, manifest)
+    tensors = _read_weights(directory, manifest, model)
     if text and manifest["lora"] is not None:
         attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
     here = dict(model.named_parameters(remove_duplicate=False))

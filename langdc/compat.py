@@ -4,7 +4,7 @@ Everything old that is still read is in the tables of this file: settings, tenso
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ from langdc.log import get_logger
 
 logger = get_logger(__name__)
 
-KEYS = {"host": "backbone"}
+KEYS = {"host": "backbone", "most_side": "max_side"}
 """Keys of a config or of a checkpoint's settings, at any depth."""
-TENSORS = ((re.compile(r"^host\."), "backbone."),)
-"""Prefixes and patterns in names of tensors, also in `trainable` patterns."""
 OBJECTIVES = {"caption": "compress"}
 """Objectives by their names of 0.1."""
 OF_PHASE = {"captioner_lora": "compressor_lora", "captions": "targets"}
@@ -26,6 +24,15 @@ VALUES = {"targets": {"file": "records", "captioner": "none"}}
 """Values of such keys that changed."""
 PHASE_DEFAULTS = {"questions_per_video": 8}
 """Defaults of a phase that a run does not have."""
+TENSORS = (
+    (re.compile(r"^host\."), "backbone."),
+    (re.compile(r"^(compressor\.(?:.+\.)?(?:segment_marker|queries|frame|row|column|stream))$"), r"\1.weight"),
+)
+"""Patterns in names of tensors, also in `trainable` patterns."""
+SPLIT = (
+    (re.compile(r"^(compressor\..*attention\.)in_proj_(weight|bias)$"), (r"\1query.\2", r"\1key_value.\2"), (1, 2)),
+)
+"""Tensors that are several now: names of the parts, and the share of rows of each."""
 _warned: set[str] = set()
 
 
@@ -61,9 +68,20 @@ def tensor_name(name: str) -> str:
     return name
 
 
-def tensors(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a checkpoint of 0.1 under their present names."""
-    return {tensor_name(name): tensor for name, tensor in found.items()}
+def tensors(found: Mapping[str, Tensor], known: Collection[str] = ()) -> dict[str, Tensor]:
+    """Tensors of a checkpoint of 0.1 under their present names; those of `known` names stay as they are."""
+    present: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        present |= {name: tensor} if name in known else _split(tensor_name(name), tensor)
+    return present
+
+
+def _split(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    for pattern, parts, shares in SPLIT:
+        if pattern.match(name):
+            rows = [len(tensor) * share // sum(shares) for share in shares]
+            return {pattern.sub(p, name): rest.clone() for p, rest in zip(parts, tensor.split(rows), strict=True)}
+    return {name: tensor}
 
 
 def is_stage(tree: Mapping[str, Any]) -> bool:

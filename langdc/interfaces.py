@@ -36,15 +36,17 @@ class TokenCompressor(nn.Module, ABC):
     ZeRO-3, FSDP and torch.compile see every call). It makes the same module calls whatever the batch holds.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"projected"})
+    needs: frozenset[str] = frozenset({"projected"})
     """What it reads: "projected" (grids in backbone width), "encoder" (the encoders' own grids), "saliency" (the
     encoder's attention), "question" (one question a sequence; `VideoFeatures.question`)."""
-    losses: ClassVar[frozenset[str]] = frozenset()
+    losses: frozenset[str] = frozenset()
     """Names of the losses it can return in training."""
     paper: ClassVar[str] = ""
     """Where the method was published."""
     frames_per_segment: int = 1
     """How many steps T of a grid make one `segment` of its tokens."""
+    needs_with_states: ClassVar[frozenset[str] | None] = None
+    """What it still reads of a video whose stored states are given; None: all of `needs`."""
 
     def one(self, video: VideoFeatures) -> VideoTokens:
         """Compress one video."""
@@ -55,19 +57,31 @@ class TokenCompressor(nn.Module, ABC):
         return Compressed([self.one(video) for video in videos] if "tokens" in context.wanted else [])
 
     def targets(self, record: Any) -> Mapping[str, Any]:
-        """What its losses learn from a `langdc.data.records.Record`, by name, for `Context.targets`; ValueError if
-        the record lacks it.
+        """What its losses learn from a `langdc.data.records.Record`, by name, for `Context.targets`; default: nothing.
 
-        Called by workers that load data, so it touches no device. Default: nothing.
+        A name is left out where the record lacks it. Called by workers that load data, so it touches no device.
         """
         return {}
+
+    def loss_counts(self, targets: Mapping[str, Any]) -> Mapping[str, int]:
+        """How many items each loss is summed over for one video with these targets, known before it is compressed.
+
+        The trainer divides by their sum over accumulated batches and processes. Default: one for each loss, which makes
+        it a mean over videos.
+        """
+        return dict.fromkeys(self.losses, 1)
 
     def frozen_identity(self, context: Context) -> str | None:
         """What decides `Compressed.states` beside the features and targets: a hash of its frozen part.
 
-        None, the default: it has none, or all of it is trained, so nothing can be stored.
+        None, the default: it has none, or some of it is trained, so nothing can be stored. Called before a sharded
+        engine takes the weights apart.
         """
         return None
+
+    def text(self, ids: Tensor) -> str:
+        """The text of one entry of `Compressed.ids` [n], for compressors that write text."""
+        raise NotImplementedError(f"{type(self).__name__} writes no text.")
 
 
 class KVCompressor(ABC):
@@ -260,6 +274,10 @@ class Objective(ABC):
 
     reads: ClassVar[bool] = True
     """Whether the language model is called; where not, it is not even loaded."""
+    names: ClassVar[frozenset[str]] = frozenset()
+    """Names of its losses, each a mean over the tokens of the replies, beside those of the compressor."""
+    whole: ClassVar[bool] = False
+    """Whether it compares with uncompressed videos, so that batches need `VideoBatch.whole`."""
 
     def samples(self, records: Sequence[Any]) -> list[Any]:
         """The records it can learn from; default: those with questions."""
@@ -271,3 +289,17 @@ class Objective(ABC):
 
         `model`: a `langdc.model.VideoModel`.
         """
+
+    def prepare(self, model: Any, data: Any, directory: Path) -> None:
+        """Called on every process before the first step; default: nothing.
+
+        `data`: the `langdc.train.batches.TrainingData`; `directory`: the run's.
+        """
+        return
+
+    def solve(self, model: Any, data: Any) -> tuple[float, float] | None:
+        """Learn in closed form, without steps: the loss that is left and the floating-point operations it took.
+
+        None, the default: it is trained by gradient descent.
+        """
+        return None

@@ -4,7 +4,7 @@ Letters: T frames, H W patch grid, B prompts, M length, D backbone width, n posi
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,16 +51,14 @@ class VideoModel(nn.Module):
         return next(self.compressor.parameters(), next(self.backbone.encoders.parameters())).device
 
     def features(
-        self, batch: VideoBatch, also: frozenset[str] = frozenset(), synced: bool = False
+        self, batch: VideoBatch, needs: frozenset[str] | None = None, synced: bool = False
     ) -> list[VideoFeatures]:
-        """Features of a batch's videos, as far as the compressor needs them; `also`: what another one needs."""
-        needs = self.compressor.needs | also
+        """Features of a batch's videos, as far as `needs` asks; by default what the compressor needs."""
+        needs = self.compressor.needs if needs is None else needs
         encoded = batch.raw or self.backbone.encode(list(batch.frames), needs, synced)
         encoded = [{name: self._placed(grid) for name, grid in grids.items()} for grids in encoded]
         found = self.backbone.project(encoded, list(batch.seconds), needs)
-        if "question" not in self.compressor.needs:
-            return found
-        return self._with_questions(found, batch)
+        return self.with_questions(found, batch.questions) if "question" in needs else found
 
     def _placed(self, grid: FeatureGrid) -> FeatureGrid:
         """A stored grid on the model's device, in the type that its consumers compute in."""
@@ -73,15 +71,20 @@ class VideoModel(nn.Module):
             grid.size,
         )
 
-    def _with_questions(self, videos: list[VideoFeatures], batch: VideoBatch) -> list[VideoFeatures]:
-        if batch.questions is None or len(batch.questions) != len(videos):
-            given = 0 if batch.questions is None else len(batch.questions)
+    def with_questions(
+        self, videos: Sequence[VideoFeatures], questions: Sequence[Tensor] | None
+    ) -> list[VideoFeatures]:
+        """Videos with the embedded question about each; `questions`: token ids [n] per video."""
+        if questions is None or len(questions) != len(videos):
+            given = 0 if questions is None else len(questions)
             raise ValueError(
-                f"{type(self.compressor).__name__} needs the question asked about each video: {len(videos)} videos, "
-                f"{given} questions were given. Ask one question a sequence (questions_per_video: 1)."
+                f"The compressor needs the question asked about each video: {len(videos)} videos, {given} questions "
+                "were given. Ask one question a sequence (questions_per_video: 1)."
             )
+        if not videos:
+            return []
         embed = self.backbone.language_model.get_input_embeddings()
-        words = embed(torch.cat(list(batch.questions)).to(self.device)).split([len(ids) for ids in batch.questions])
+        words = embed(torch.cat(list(questions)).to(self.device)).split([len(ids) for ids in questions])
         return [replace(video, question=word) for video, word in zip(videos, words, strict=True)]
 
     def compress(

@@ -3,6 +3,7 @@
 Letters: T frames, H W patch grid, C width in, D width out.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,8 +28,37 @@ def build_projector(kind: str, width_in: int, width_out: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+class Vectors(nn.Module):
+    """A learned table of vectors [n,D]; calling it returns them.
+
+    A module of its own: ZeRO-3 gathers weights for the backward pass only of modules that return tensors, and a
+    compressor returns none by itself. A copy is returned, since the weight is partitioned again before it is used.
+    """
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, width) * 0.02)
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def forward(self) -> Tensor:
+        return self.weight.clone()
+
+
+def project_ragged(projector: nn.Module, grids: list[Tensor]) -> list[Tensor]:
+    """Project grids [T,H,W,C] of any shapes to [T,H,W,D] by one call of the projector."""
+    rows = projector(torch.cat([grid.flatten(0, 2) for grid in grids]))
+    parts = rows.split([grid.shape[:3].numel() for grid in grids])
+    return [part.unflatten(0, grid.shape[:3]) for part, grid in zip(parts, grids, strict=True)]
+
+
 def average_pool(grid: Tensor, side: int) -> Tensor:
-    """Average a grid [T,H,W,C] over space to [T,side,side,C]; adaptive, so H need not be a multiple of `side`."""
-    if grid.shape[1] == side and grid.shape[2] == side:
+    """Average a grid [T,H,W,C] over space to [T,side,side,C]; adaptive, so H need not be a multiple of `side`.
+
+    A grid with fewer rows or columns than `side` keeps those it has.
+    """
+    rows, columns = min(side, grid.shape[1]), min(side, grid.shape[2])
+    if (rows, columns) == grid.shape[1:3]:
         return grid
-    return F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
+    return F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), (rows, columns)).permute(0, 2, 3, 1)

@@ -176,6 +176,20 @@ class Context:
         _require(0 <= self.progress <= 1, f"Context.progress is {self.progress}; it is a fraction from 0 to 1.")
 
 
+@dataclass(frozen=True)
+class LanguageWork:
+    """One use of a language model, for counting its operations by closed form: `config` says its sizes.
+
+    `read` tokens at once, predictions at `scored` of them, then `written` predictions one after the other, the end
+    token included (the first of them needs no token of its own).
+    """
+
+    config: Any
+    read: int
+    scored: int = 0
+    written: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Compressed:
     """What a compressor makes of a batch of videos.
@@ -184,13 +198,14 @@ class Compressed:
     (a scalar with gradients) and the count it was summed over; the trainer adds both up over micro-batches and ranks,
     divides once, and weighs by `loss_weights`. `ids`: what was written about each segment, per video, for compressors
     that write text. `states`: what a frozen part made of each video, any tensors, which the framework may store and
-    give back as `Context.targets["states"]`.
+    give back as `Context.targets["states"]`. `work`: per video, the uses of language models inside the compressor.
     """
 
     tokens: list[VideoTokens]
     losses: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
     ids: list[list[Tensor]] | None = None
     states: list[list[Tensor]] | None = None
+    work: Sequence[Sequence[LanguageWork]] | None = None
 
 
 @dataclass(frozen=True)

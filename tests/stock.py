@@ -152,6 +152,17 @@ def stock_inputs(backbone: StockBackbone, name: str, media: Sequence[Frames]) ->
     return dict(found)
 
 
+def learning_inputs(backbone: StockBackbone, name: str, video: Frames, messages: list[dict]) -> dict[str, Any]:
+    """What transformers' own processor makes of a conversation with its reply, for the stock model's loss."""
+    text = backbone.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    about = [VideoMetadata(len(video), FPS, frames_indices=list(range(len(video))))]
+    settings: dict[str, Any] = {"do_sample_frames": False, "video_metadata": about}
+    if name == "qwen2_5_vl":
+        settings["fps"] = FPS
+    made = processor(backbone, name)
+    return dict(made(text=[text], videos=[video.pixels], return_tensors="pt", videos_kwargs=settings))
+
+
 def processor(backbone: StockBackbone, name: str) -> Any:
     extra = {}
     if name.startswith("llava"):

@@ -115,6 +115,13 @@ def conversation(question: str, answer: str | None = None, video: bool = True) -
     return [{"role": "user", "content": content}, *reply]
 
 
+def question_of(messages: list[dict]) -> str:
+    """The text of the last user turn, without what the chat template puts around it."""
+    content = next(message["content"] for message in reversed(messages) if message["role"] == "user")
+    texts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+    return "".join(texts).strip()
+
+
 def share_video(prompts: list[Prompt]) -> Prompt:
     """Pack single questions about the same videos into one prompt in which the videos stand once.
 

@@ -198,8 +198,9 @@ class Qwen2VL(StockBackbone):
         if self.new_tokens == "words":
             return order.expand(3, -1)
         segment = part.segment.cpu()
-        starts = torch.searchsorted(segment, segment)  # new tokens come segment after segment
-        within = order - starts
+        by_segment, rows = segment.sort(stable=True)
+        within = torch.empty_like(order)
+        within[rows] = order - torch.searchsorted(by_segment, by_segment)
         first = (segment * slot.segment_steps).clamp(max=len(slot.times) - 1)
         time = torch.tensor(slot.times)[first if slot.segment is None else torch.zeros_like(first)]
         return torch.stack([time, within, within])

@@ -1,38 +1,13 @@
-"""Token compressors, one file per method."""
+"""Token compressors, one file per method; every module of this folder is imported, so that its members are known."""
 
-from langdc.compressors import (
-    chain,
-    dpselect,
-    dycoke,
-    fastvid,
-    holitom,
-    langdc,
-    ldpv2,
-    ma_lmm,
-    plain,
-    pool,
-    resampler,
-    vidcom2,
-    visionzip,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from langdc.compressors.base import compressors
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 build = compressors.build
 
-__all__ = [
-    "build",
-    "chain",
-    "compressors",
-    "dpselect",
-    "dycoke",
-    "fastvid",
-    "holitom",
-    "langdc",
-    "ldpv2",
-    "ma_lmm",
-    "plain",
-    "pool",
-    "resampler",
-    "vidcom2",
-    "visionzip",
-]
+__all__ = ["build", "compressors"]

@@ -96,6 +96,17 @@ def frames_at_once(values: Tensor) -> int:
     return at_once(4 * places * max(places, width), values.device)
 
 
+def encoder_values(videos: list[VideoFeatures], stream: str) -> list[Tensor]:
+    """The values [T,H,W,C] of an encoder's grids; ValueError for a video without them."""
+    for video in videos:
+        if stream not in video.encoder:
+            raise ValueError(
+                f"The compressor reads the encoder features {stream!r}; a video has "
+                f"{', '.join(map(repr, video.encoder)) or 'none'}. Its `streams` must be those of the backbone."
+            )
+    return [video.encoder[stream].values for video in videos]
+
+
 class GridCompressor(TokenCompressor):
     """A compressor without weights that works on one grid at a time; a video's streams share the budget by size.
 
@@ -115,15 +126,7 @@ class GridCompressor(TokenCompressor):
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         """Few tokens for one grid; `source` indexes its T*H*W places."""
 
-    def grid_flops(self, grid: FeatureGrid, budget: Budget) -> float:
-        """Matrix products of `compress`; default: there are none."""
-        return 0.0
-
-    def flops(self, video: VideoFeatures) -> float:
-        budgets = self.allowed.split([grid.tokens for grid in video.projected])
-        return sum(self.grid_flops(grid, budget) for grid, budget in zip(video.projected, budgets, strict=True))
-
-    def forward(self, video: VideoFeatures) -> VideoTokens:
+    def one(self, video: VideoFeatures) -> VideoTokens:
         if not video.projected:
             raise ValueError(
                 f"{type(self).__name__} compresses grids in the language model's width; this video has none."
@@ -171,7 +174,7 @@ class SaliencyCompressor(GridCompressor):
         super().__init__(keep, tokens, frames_per_segment)
         self.variant = variant
         if variant == "released":
-            self.needs = frozenset({"projected"})  # pyright: ignore[reportAttributeAccessIssue]
+            self.needs = frozenset({"projected"})
 
     def token_saliency(self, grid: FeatureGrid) -> Tensor:
         """How much each token matters: [T,P]."""

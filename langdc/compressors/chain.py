@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from langdc.compressors.base import compressors
 from langdc.interfaces import TokenCompressor
-from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
+from langdc.types import Compressed, Context, FeatureGrid, LanguageWork, VideoFeatures, VideoTokens
 
 
 @compressors.register("chain")
@@ -38,26 +39,57 @@ class Chain(TokenCompressor):
                     f"{type(member).__name__} reads the encoder's own grids, which the members of a chain before it "
                     "leave as they are. Use it without a chain."
                 )
-        self.needs = frozenset().union(*(member.needs for member in built))  # pyright: ignore[reportAttributeAccessIssue]
-        self.keeps_places = all(member.keeps_places for member in built)  # pyright: ignore[reportAttributeAccessIssue]
+        self.needs = frozenset().union(*(member.needs for member in built))
+        named = [name for member in built for name in sorted(member.losses)]
+        if len(set(named)) < len(named):
+            raise ValueError(f"Two members of a chain have a loss of the same name: {', '.join(named)}.")
+        self.losses = frozenset(named)
 
-    def forward(self, video: VideoFeatures) -> VideoTokens:
-        first, *rest = self.members
-        found = first(video)
-        for member in rest:
-            between = as_grid(found, video)
-            then = member(between)
-            found = _through(found, then)
-        return found
+    def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
+        results: list[Compressed] = []
+        tokens: list[VideoTokens] = []
+        for index, member in enumerate(self.members):
+            given = self._context(index, context)
+            before = [as_grid(kept, video) for kept, video in zip(tokens, videos, strict=True)] if index else videos
+            results.append(member(before, given))
+            if "tokens" not in given.wanted:
+                tokens = []
+                break
+            after = results[-1].tokens
+            tokens = [_through(*pair) for pair in zip(tokens, after, strict=True)] if index else after
+            videos = before
+        losses = {name: loss for result in results for name, loss in result.losses.items()}
+        ids = next((result.ids for result in results if result.ids is not None), None)
+        return Compressed(tokens, losses, ids, results[0].states, _all_work(results))
 
-    def flops(self, video: VideoFeatures) -> float:
-        """What the members take; all but the last compress once more, for what the next one was given."""
-        total = 0.0
+    def _context(self, index: int, context: Context) -> Context:
+        """What a member is told: all but the last make tokens for the next one; states are those of the first."""
+        wanted, targets = context.wanted, context.targets
+        if index + 1 < len(self.members) and wanted != {"states"}:
+            wanted = wanted | {"tokens"}
+        if index:
+            wanted = wanted - {"states"}
+            targets = {name: target for name, target in targets.items() if name != "states"}
+        return replace(context, wanted=wanted, targets=targets)
+
+    def frozen_identity(self, context: Context) -> str | None:
+        first: Any = self.members[0]
+        return first.frozen_identity(context)
+
+    def text(self, ids: Tensor) -> str:
         members: list[Any] = list(self.members)
-        for member in members[:-1]:
-            total += member.flops(video)
-            video = as_grid(member(video), video)
-        return total + members[-1].flops(video)
+        writers = [member for member in members if type(member).text is not TokenCompressor.text]
+        return writers[0].text(ids) if writers else super().text(ids)
+
+    def targets(self, record: Any) -> Mapping[str, Any]:
+        members: list[Any] = list(self.members)
+        return {name: target for member in members for name, target in member.targets(record).items()}
+
+
+def _all_work(results: list[Compressed]) -> list[list[LanguageWork]] | None:
+    """The language models' work of all members, per video."""
+    known = [result.work for result in results if result.work is not None]
+    return [[part for work in per_video for part in work] for per_video in zip(*known, strict=True)] if known else None
 
 
 def _through(found: VideoTokens, then: VideoTokens) -> VideoTokens:

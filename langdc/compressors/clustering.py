@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from langdc.compressors.base import best_of_each
-from langdc.metering import matmul_flops
 
 
 def distances(values: Tensor) -> Tensor:
@@ -17,16 +16,6 @@ def distances(values: Tensor) -> Tensor:
     apart = torch.cdist(values, values) / values.shape[-1] ** 0.5
     apart.diagonal(dim1=1, dim2=2).zero_()  # which the fast way to compute them misses by rounding
     return apart
-
-
-def distances_flops(groups: int, places: int, width: int) -> float:
-    """The distances within B groups of P places, as the one product of all pairs that they are mostly made of."""
-    return groups * matmul_flops(places, width, places)
-
-
-def sums_flops(groups: int, centres: int, places: int, width: int) -> float:
-    """The product of `sums` for B groups of P places with K centres each."""
-    return groups * matmul_flops(centres, places, width)
 
 
 def peaks(apart: Tensor, among: Tensor, count: Tensor, neighbours: Tensor, as_topk: bool = False) -> Tensor:

@@ -19,8 +19,7 @@ from langdc.compressors.base import (
     compressors,
     frames_at_once,
 )
-from langdc.compressors.clustering import distances, distances_flops, listed, mixed, peaks
-from langdc.metering import matmul_flops
+from langdc.compressors.clustering import distances, listed, mixed, peaks
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
@@ -83,19 +82,6 @@ class FastVID(SaliencyCompressor):
             place, found = self._take_in(values, bounds, salient, centres, having.to(values.device))
             tokens.values[row[place]] = found.to(values.dtype)
         return tokens
-
-    def grid_flops(self, grid: FeatureGrid, budget: Budget) -> float:
-        if budget.covers(grid.tokens):
-            return 0.0
-        values = grid.values.flatten(1, 2)
-        places, width = values.shape[1:]
-        segment, stretch = self.cuts(values)
-        _, count = self.plan(segment, stretch, places, budget)
-        total = distances_flops(int((count > 0).sum()), places, width)
-        for (start, end), having in _takers(segment, count, values):
-            # frames with fewer centres than another of theirs are filled up
-            total += matmul_flops((end - start) * places, width, len(having) * int(count[having].max()))
-        return total
 
     def cuts(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Which segment, and which stretch (counted through the video), each frame belongs to: [T] twice."""

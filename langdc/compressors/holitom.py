@@ -21,7 +21,7 @@ from langdc.compressors.base import (
     cosine,
     frames_at_once,
 )
-from langdc.compressors.clustering import distances, distances_flops, merged, peaks, sums_flops
+from langdc.compressors.clustering import distances, merged, peaks
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
@@ -81,17 +81,6 @@ class HoliTomOuter(SaliencyCompressor):
         dominant = best_of_each(score.masked_fill(~among, -torch.inf), salient)
         centres, mixed = self._thinned(lambda some: values[some], among & ~dominant, count - salient, step)
         return self._tokens(grid, window, (dominant, centres, once), [*mixed, *means])
-
-    def grid_flops(self, grid: FeatureGrid, budget: Budget) -> float:
-        if self.variant == "fixed" and budget.covers(grid.tokens):
-            return 0.0
-        values = grid.values.flatten(1, 2)
-        window, still = self.windows(values)
-        sizes = torch.cat([still.sum(1), (~still).sum(1)[window]])
-        counts = self._counts(sizes, len(still), budget, grid.tokens).to(values.device)
-        count = counts[len(still) :]
-        salient = (count.double() * (1 - self.context)).round().long()
-        return _thinned_flops(counts[: len(still)], values) + _thinned_flops(count - salient, values)
 
     def windows(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Which window each frame belongs to [T], and which places are still in each [W,P]."""
@@ -160,14 +149,6 @@ class HoliTomOuter(SaliencyCompressor):
             return tokens
         spread = torch.linspace(0, frames * places - 1, len(source), dtype=torch.long, device=source.device)
         return self.with_values(self.taken(grid, spread), tokens.values)
-
-
-def _thinned_flops(count: Tensor, values: Tensor) -> float:
-    """Distances and sums of groups with `count` [B] centres each, of frames [T,P,C]; filled up to the most at once."""
-    places, width = values.shape[1:]
-    parts = count[count > 0].split(frames_at_once(values))
-    taken = sum(sums_flops(len(part), int(part.max()), places, width) for part in parts if len(part))
-    return taken + distances_flops(int((count > 0).sum()), places, width)
 
 
 def _means(values: Tensor, window: Tensor, some: Tensor) -> Tensor:

@@ -4,19 +4,29 @@ Letters: T frames, H W patch grid, C encoder width, Z captioner width, D backbon
 Source: LangDC (arXiv 2509.00969), section 4; "CapPruner" there is the captioner, "BasePruner" the base.
 """
 
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+from itertools import chain, islice
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
 
-from langdc.captioner import Captioner, CaptionOutput, SoftToken
-from langdc.compressors.base import compressors
-from langdc.interfaces import CaptionCompressor, Captioned
-from langdc.projectors import average_pool, build_projector
+from langdc.captioner import Captioner, SoftToken
+from langdc.compressors.base import compressors, encoder_values
+from langdc.interfaces import TokenCompressor
+from langdc.projectors import Vectors, average_pool, build_projector, project_ragged
 from langdc.sources import Source
-from langdc.types import VideoFeatures, VideoTokens
+from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
+
+Item = TypeVar("Item")
 
 
 @compressors.register("langdc")
-class LangDC(CaptionCompressor):
+class LangDC(TokenCompressor):
     """Caption every segment and hand the language model the states of the caption tokens.
 
     `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone. `pool`: side per
@@ -25,8 +35,13 @@ class LangDC(CaptionCompressor):
     `Captioner`. `base`: {"name": ..., ...} of a compressor whose tokens come first (the dual form), None for captions
     only. `segment_marker`: a learned token before each segment's (ours; the paper has none), for up to `max_segments`
     segments.
+
+    States come from `Context.targets["states"]`, else from `Context.targets["captions"]` (ids [n] of each segment, per
+    video; None for a blank video), else from captions that are written greedily. The loss "caption", in nats summed
+    over tokens, is made of given captions while the captioner or its projectors are trained.
     """
 
+    losses = frozenset({"caption"})
     paper = "arXiv 2509.00969"
 
     def __init__(
@@ -62,14 +77,10 @@ class LangDC(CaptionCompressor):
             {name: build_projector(projector, wide, self.captioner.width) for name, wide in streams.items()}
         )
         self.post_projector = build_projector(post_projector, self.captioner.width, width)
-        marker = torch.randn(max_segments, width) * 0.02 if segment_marker else None
-        self.segment_marker = nn.Parameter(marker) if marker is not None else None
+        self.segment_marker = Vectors(max_segments, width) if segment_marker else None
         self.base = compressors.build(**base) if base is not None else None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Raw grids for the captioner, and whatever the base needs."""
-        return frozenset({"encoder"}) | (self.base.needs if self.base is not None else frozenset())
+        of_base = self.base.needs if self.base is not None else frozenset()
+        self.needs = frozenset({"encoder"}) | of_base
 
     def visual(self, videos: list[VideoFeatures]) -> list[Tensor]:
         """The captioner's visual tokens of every segment: per segment, all frames of each stream in turn [n,Z]."""
@@ -77,66 +88,133 @@ class LangDC(CaptionCompressor):
         for name, projector in self.projectors.items():
             if not self.pool[name]:
                 continue
-            grids = [video.encoder[name].values for video in videos]
-            pooled = average_pool(projector(torch.cat(grids)), self.pool[name])
-            frames = pooled.flatten(1, 2).split([len(grid) for grid in grids])
-            streams.append([part.flatten(0, 1) for video in frames for part in video.split(self.frames_per_segment)])
+            projected = project_ragged(projector, encoder_values(videos, name))
+            pooled = [average_pool(grid, self.pool[name]).flatten(1, 2) for grid in projected]
+            streams.append([part.flatten(0, 1) for video in pooled for part in video.split(self.frames_per_segment)])
         return [torch.cat(parts) for parts in zip(*streams, strict=True)]
 
     def segments(self, video: VideoFeatures) -> int:
         """S of a video."""
-        frames = len(next(iter(video.encoder.values())).values)
-        return -(-frames // self.frames_per_segment)
+        return -(-len(encoder_values([video], next(iter(self.projectors)))[0]) // self.frames_per_segment)
 
-    def supervised(self, videos: list[VideoFeatures], targets: list[list[Tensor]]) -> Captioned:
-        for video, captions in zip(videos, targets, strict=True):
-            if len(captions) != self.segments(video):
-                raise ValueError(f"{len(captions)} captions for a video of {self.segments(video)} segments.")
-        written = self.captioner.supervised(self.visual(videos), [ids for captions in targets for ids in captions])
-        return self._grouped(videos, written)
+    def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
+        if not context.wanted & {"tokens", "states", *self._learnable()}:
+            return Compressed([])
+        result = self._captioned(videos, context)
+        if "tokens" not in context.wanted or result.states is None:
+            return result
+        return replace(result, tokens=self._tokens(videos, result.states, context))
 
-    def read(self, videos: list[VideoFeatures], captions: list[list[Tensor]]) -> list[list[Tensor]]:
-        """The states [n,Z] of given captions by segment, as `supervised` has them, without their loss."""
-        states = iter(self.captioner.read(self.visual(videos), [ids for of_video in captions for ids in of_video]))
-        return [[next(states) for _ in range(self.segments(video))] for video in videos]
+    def targets(self, record: Any) -> Mapping[str, Any]:
+        if not record.segments:
+            return {}
+        return {"captions": [self.captioner.encode(segment.caption) for segment in record.segments]}
 
-    def caption(self, videos: list[VideoFeatures], synced: bool = False) -> Captioned:
-        return self._grouped(videos, self.captioner.write(self.visual(videos), synced))
+    def text(self, ids: Tensor) -> str:
+        return self.captioner.decode(ids)
 
-    def _grouped(self, videos: list[VideoFeatures], written: CaptionOutput) -> Captioned:
-        ids, states = iter(written.ids), iter(written.states)
-        counts = [range(self.segments(video)) for video in videos]
-        return Captioned(
-            states=[[next(states) for _ in count] for count in counts],
-            ids=[[next(ids) for _ in count] for count in counts],
-            loss=written.loss,
-            targets=written.targets,
-        )
+    def frozen_identity(self, context: Context) -> str | None:
+        frozen = nn.ModuleDict({"captioner": self.captioner, "projectors": self.projectors})
+        if any(parameter.requires_grad for parameter in frozen.parameters()):
+            return None
+        part = self.captioner
+        settings = [self.pool, self.frames_per_segment, part.layer, part.soft_token, part.max_soft_tokens, part.end]
+        prompt = [part.before.tolist(), part.after.tolist()]
+        digest = sha256(json.dumps([*settings, prompt, "captions" in context.targets]).encode())
+        for name, tensor in sorted(frozen.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
-    def project(self, videos: list[VideoFeatures], states: list[list[Tensor]]) -> list[VideoTokens]:
-        flat = [state for of_video in states for state in of_video]
-        projected = iter(self.post_projector(torch.cat(flat)).split([len(state) for state in flat]))
-        tokens = [self._caption_tokens([next(projected) for _ in of_video]) for of_video in states]
+    def _learnable(self) -> frozenset[str]:
+        """The losses that something is trained by."""
+        parts = (self.captioner, self.projectors)
+        learns = any(parameter.requires_grad for part in parts for parameter in part.parameters())
+        return self.losses if learns else frozenset()
+
+    def _captioned(self, videos: list[VideoFeatures], context: Context) -> Compressed:
+        """The states of each segment: known ones, else those of the given captions, else of captions written now."""
+        counts = [self.segments(video) for video in videos]
+        if (known := context.targets.get("states")) is not None:
+            pairs = zip(known, counts, strict=True)
+            return Compressed([], states=[self._known(states, count) for states, count in pairs])
+        if (given := context.targets.get("captions")) is None:
+            return self._written(videos, counts, context.synced)
+        captions = [_fitting(ids, count) for ids, count in zip(given, counts, strict=True)]
+        visual, flat = self.visual(videos), [ids for per_video in captions for ids in per_video]
+        if self._learnable() & context.wanted:
+            output = self.captioner.supervised(visual, flat)
+            work = [self.captioner.work(seen, len(ids), "scored") for seen, ids in zip(visual, flat, strict=True)]
+            losses = {"caption": (output.loss, output.targets)}
+            return Compressed([], losses, captions, _grouped(output.states, counts), _grouped(work, counts))
+        states = self.captioner.read(visual, flat)
+        work = [self.captioner.work(seen, len(ids), "read") for seen, ids in zip(visual, flat, strict=True)]
+        return Compressed([], ids=captions, states=_grouped(states, counts), work=_grouped(work, counts))
+
+    def _written(self, videos: list[VideoFeatures], counts: list[int], synced: bool) -> Compressed:
+        """Captions written greedily, without gradients."""
+        with torch.no_grad(), _evaluating(self.captioner):
+            visual = self.visual(videos)
+            output = self.captioner.write(visual, synced)
+        work = [self.captioner.work(seen, len(ids), "written") for seen, ids in zip(visual, output.ids, strict=True)]
+        states = _grouped(output.states, counts)
+        return Compressed([], ids=_grouped(output.ids, counts), states=states, work=_grouped(work, counts))
+
+    def _known(self, states: list[Tensor] | None, count: int) -> list[Tensor]:
+        """Stored states on the device of what reads them; states of length 0 for a blank video."""
+        weight = next(chain(self.post_projector.parameters(), self.captioner.parameters()))
+        return [weight.new_empty(0, self.captioner.width)] * count if states is None else [s.to(weight) for s in states]
+
+    def _tokens(self, videos: list[VideoFeatures], states: list[list[Tensor]], context: Context) -> list[VideoTokens]:
+        """The tokens of captions whose states are known, after those of the base."""
+        flat = [state for per_video in states for state in per_video]
+        projected = self.post_projector(torch.cat(flat)).split([len(state) for state in flat])
+        markers = None if self.segment_marker is None else self.segment_marker()
+        grouped = _grouped(list(projected), [len(per_video) for per_video in states])
+        tokens = [self._caption_tokens(segments, markers) for segments in grouped]
         if self.base is None:
             return tokens
-        return [_join(first, then) for first, then in zip(self.base.batch(videos), tokens, strict=True)]
+        first = self.base(videos, replace(context, wanted=frozenset({"tokens"}), targets={})).tokens
+        return [_join(base, captions) for base, captions in zip(first, tokens, strict=True)]
 
-    def _caption_tokens(self, segments: list[Tensor]) -> VideoTokens:
-        if self.segment_marker is not None:
-            if len(segments) > len(self.segment_marker):
-                raise ValueError(f"A video of {len(segments)} segments; max_segments is {len(self.segment_marker)}.")
-            marks = self.segment_marker.to(segments[0].dtype)
-            segments = [torch.cat([marks[i : i + 1], part]) for i, part in enumerate(segments)]
+    def _caption_tokens(self, segments: list[Tensor], markers: Tensor | None) -> VideoTokens:
+        if markers is not None:
+            if len(segments) > len(markers):
+                raise ValueError(f"A video of {len(segments)} segments; max_segments is {len(markers)}.")
+            markers = markers.to(segments[0].dtype)
+            segments = [torch.cat([markers[i : i + 1], part]) for i, part in enumerate(segments)]
         lengths = torch.tensor([len(part) for part in segments], device=segments[0].device)
         number = torch.arange(len(segments), device=lengths.device)
         return VideoTokens(torch.cat(segments), number.repeat_interleave(lengths))
 
-    def batch(self, videos: list[VideoFeatures]) -> list[VideoTokens]:
-        return self.project(videos, self.caption(videos).states)
-
-    def forward(self, video: VideoFeatures) -> VideoTokens:
-        return self.batch([video])[0]
-
 
 def _join(first: VideoTokens, then: VideoTokens) -> VideoTokens:
     return VideoTokens(torch.cat([first.values, then.values]), torch.cat([first.segment, then.segment]))
+
+
+def _grouped(flat: list[Item], counts: list[int]) -> list[list[Item]]:
+    """A flat list as one list per video."""
+    items = iter(flat)
+    return [list(islice(items, count)) for count in counts]
+
+
+def _fitting(captions: list[Tensor] | None, segments: int) -> list[Tensor]:
+    """The captions of a video, one per segment; empty ones for a blank video. ValueError for another number."""
+    if captions is None:
+        return [torch.empty(0, dtype=torch.long)] * segments
+    if len(captions) != segments:
+        raise ValueError(
+            f"{len(captions)} captions for a video of {segments} segments; the data must have one caption per segment."
+        )
+    return captions
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in evaluation mode for a while: gradient checkpointing turns the cache off in training mode."""
+    was = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was)

@@ -5,13 +5,13 @@ Source: MobileVLM V2 (arXiv 2402.03766), section 3.3; an alternative base in Lan
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from langdc.compressors.base import compressors, segment_of_frame
-from langdc.interfaces import LearnedCompressor
-from langdc.metering import matmul_flops
-from langdc.projectors import average_pool, build_projector
-from langdc.types import VideoFeatures, VideoTokens
+from langdc.compressors.base import compressors, encoder_values, segment_of_frame
+from langdc.interfaces import TokenCompressor
+from langdc.projectors import average_pool, build_projector, project_ragged
+from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
 
 
 class _Neighbours(nn.Module):
@@ -27,11 +27,11 @@ class _Neighbours(nn.Module):
 
 
 @compressors.register("ldpv2")
-class LDPv2(LearnedCompressor):
-    """Project every patch with an MLP, average each frame to `sides[i]` x `sides[i]`, add what the neighbours say.
+class LDPv2(TokenCompressor):
+    """Project every patch with an MLP, average each frame to `sides[i]` x `sides[i]`, add a depth-wise convolution.
 
     `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone; `sides`: one per
-    stream. Brings its own projectors, so the backbone's may be "identity". Trained by stages 1 and 3 (`compressor.*`).
+    stream. It has projectors of its own, so the backbone's may be "identity".
     """
 
     needs = frozenset({"encoder"})
@@ -46,33 +46,26 @@ class LDPv2(LearnedCompressor):
         self.projectors = nn.ModuleDict({n: build_projector("mlp2x_gelu", wide, width) for n, wide in streams.items()})
         self.neighbours = nn.ModuleDict({name: _Neighbours(width) for name in streams})
 
-    def batch(self, videos: list[VideoFeatures]) -> list[VideoTokens]:
-        """One call of each module for all videos, so that every rank of a sharded run makes the same calls."""
-        lengths = [len(next(iter(video.encoder.values())).values) for video in videos]
-        streams = []
-        for name, side in self.sides.items():
-            values = torch.cat([video.encoder[name].values for video in videos])
-            if side > values.shape[1]:
-                raise ValueError(f"ldpv2 side {side} is larger than the grid of {values.shape[1]} patches a side.")
-            pooled = average_pool(self.projectors[name](values), side)
-            streams.append(self.neighbours[name](pooled).flatten(1, 2).split(lengths))
-        return [self._tokens(parts) for parts in zip(*streams, strict=True)]
+    def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
+        if "tokens" not in context.wanted:
+            return Compressed([])
+        streams = [self._stream(videos, name, side) for name, side in self.sides.items()]
+        return Compressed([self._tokens(parts) for parts in zip(*streams, strict=True)])
+
+    def _stream(self, videos: list[VideoFeatures], name: str, side: int) -> list[Tensor]:
+        """The tokens of one stream of each video [T,n,D]: one call of each module, whatever the grids' shapes.
+
+        Grids that are smaller than `side` are filled up with zeros, as the convolution does itself.
+        """
+        projected = project_ragged(self.projectors[name], encoder_values(videos, name))
+        pooled = [average_pool(grid, side) for grid in projected]
+        sizes = [grid.shape[1:3] for grid in pooled]
+        filled = torch.cat([F.pad(g, (0, 0, 0, side - g.shape[2], 0, side - g.shape[1])) for g in pooled])
+        parts = self.neighbours[name](filled).split([len(grid) for grid in pooled])
+        return [part[:, :rows, :columns].flatten(1, 2) for part, (rows, columns) in zip(parts, sizes, strict=True)]
 
     def _tokens(self, parts: tuple[Tensor, ...]) -> VideoTokens:
         segments = [
             segment_of_frame(len(p), self.frames_per_segment, p.device).repeat_interleave(p.shape[1]) for p in parts
         ]
         return VideoTokens(torch.cat([part.flatten(0, 1) for part in parts]), torch.cat(segments))
-
-    def forward(self, video: VideoFeatures) -> VideoTokens:
-        return self.batch([video])[0]
-
-    def flops(self, video: VideoFeatures) -> float:
-        total = 0.0
-        for name, side in self.sides.items():
-            first, _, second = self.projectors[name]  # pyright: ignore[reportGeneralTypeIssues]
-            rows, frames = video.encoder[name].tokens, len(video.encoder[name].values)
-            total += matmul_flops(rows, first.in_features, first.out_features)
-            total += matmul_flops(rows, second.in_features, second.out_features)
-            total += 2.0 * 9 * frames * side**2 * second.out_features
-        return total

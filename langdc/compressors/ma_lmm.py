@@ -27,7 +27,6 @@ class MALMM(GridCompressor):
     all frames, are left. One merge follows another; all places make theirs at once.
     """
 
-    keeps_places = False
     paper = "arXiv 2404.05726"
 
     def __init__(

@@ -17,10 +17,10 @@ class Pool(TokenCompressor):
     """Average every frame's grid to `sides[i]` x `sides[i]` tokens: all image tokens, then all video tokens.
 
     VideoGPT+ pools 24x24 and 16x16 patches to sides 12 and 8 ("2x2"), LangDC's base to 6 and 4 ("4x4"). A side of 0
-    leaves a stream out, as where projectors are trained one by one.
+    leaves a stream out, as where projectors are trained one by one. A grid with fewer rows or columns than its side
+    keeps those it has. Side features are averaged as well, where there is one stream.
     """
 
-    keeps_places = False
     paper = "VideoGPT+, arXiv 2406.09418"
 
     def __init__(self, sides: list[int], frames_per_segment: int = 4) -> None:
@@ -30,20 +30,19 @@ class Pool(TokenCompressor):
         self.sides = sides
         self.frames_per_segment = frames_per_segment
 
-    def forward(self, video: VideoFeatures) -> VideoTokens:
+    def one(self, video: VideoFeatures) -> VideoTokens:
         values: list[Tensor] = []
         segments: list[Tensor] = []
         for pooled in self.grids(video):
             values.append(pooled.flatten(0, 2))
             frames = segment_of_frame(len(pooled), self.frames_per_segment, pooled.device)
             segments.append(frames.repeat_interleave(pooled.shape[1:3].numel()))
-        return VideoTokens(torch.cat(values), torch.cat(segments))
+        sides = video.projected[0].extra if len(video.projected) == 1 else ()
+        extra = tuple(average_pool(side, self.sides[0]).flatten(0, 2) for side in sides)
+        return VideoTokens(torch.cat(values), torch.cat(segments), extra=extra)
 
     def grids(self, video: VideoFeatures) -> list[Tensor]:
         """The pooled grid of each stream that is not left out: [T,side,side,D]."""
         if len(video.projected) != len(self.sides):
             raise ValueError(f"Pool has sides for {len(self.sides)} streams, the backbone has {len(video.projected)}.")
-        for grid, side in zip(video.projected, self.sides, strict=True):
-            if side > grid.values.shape[1]:
-                raise ValueError(f"Pool side {side} is larger than the grid of {grid.values.shape[1]} patches a side.")
         return [average_pool(grid.values, side) for grid, side in zip(video.projected, self.sides, strict=True) if side]

@@ -1,47 +1,73 @@
-"""A resampler: learned queries look at each segment and answer with a fixed number of tokens.
+"""A resampler: learned queries attend to the patches of each segment and become its tokens.
 
 Letters: B segments, T frames, P patches of a frame, C encoder width, D backbone width, K queries, N tokens.
 Source: the perceiver resampler of Flamingo (arXiv 2204.14198), section 3.1.1, as video models use it per segment.
 """
 
+from typing import ClassVar
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from langdc.compressors.base import compressors
-from langdc.interfaces import LearnedCompressor
-from langdc.metering import matmul_flops
-from langdc.types import VideoFeatures, VideoTokens
+from langdc.compressors.base import compressors, encoder_values
+from langdc.interfaces import TokenCompressor
+from langdc.projectors import Vectors, project_ragged
+from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
+
+
+class _Attention(nn.Module):
+    """Attention with linear layers of its own: ZeRO-3 gathers no weights of modules that are never called, such as
+    those inside `nn.MultiheadAttention`.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
+        """[B,K,D] and [B,n,D] to [B,K,D]; `visible` [B,K,n] says which keys a query attends to."""
+        asked, key, value = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query(queries), *self.key_value(keys).chunk(2, -1))
+        )
+        mixed = F.scaled_dot_product_attention(asked, key, value, visible[:, None])
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class _Block(nn.Module):
-    """Queries look at patches and at each other, then think."""
+    """Queries attend to patches and to each other; an MLP follows."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.query_norm, self.patch_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.attention = _Attention(width, heads)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, queries: Tensor, patches: Tensor, hidden: Tensor) -> Tensor:
-        """[B,K,D] and [B,n,D]; `hidden` [B,n] is true at padding."""
-        asking, seen = self.query_norm(queries), self.patch_norm(patches)
-        keys = torch.cat([seen, asking], 1)
-        mask = torch.cat([hidden, hidden.new_zeros(asking.shape[:2])], 1)
-        queries = queries + self.attention(asking, keys, keys, key_padding_mask=mask, need_weights=False)[0]
+    def forward(self, queries: Tensor, patches: Tensor, visible: Tensor) -> Tensor:
+        """[B,K,D] and [B,n,D] to [B,K,D]; `visible` [B,K,n+K]: which patches and queries a query attends to."""
+        asking = self.query_norm(queries)
+        keys = torch.cat([self.patch_norm(patches), asking], 1)
+        queries = queries + self.attention(asking, keys, visible)
         return queries + self.mlp(queries)
 
 
 @compressors.register("resampler")
-class Resampler(LearnedCompressor):
-    """Let `queries` learned vectors look at all patches of a segment, in `depth` rounds; they become its tokens.
+class Resampler(TokenCompressor):
+    """Let `queries` learned vectors attend to all patches of a segment, in `depth` blocks; they become its tokens.
 
-    `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone. Patches are told
-    apart by stream, frame of the segment, row and column. Trained by stages 1 and 3 (`compressor.*`).
+    `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone. Patches differ by
+    learned vectors of their stream, frame of the segment, row and column, of which there are `max_side` each.
     """
 
+    causal: ClassVar[bool] = False
+    """Whether a query attends only to itself and the queries before it, so that the first ones do not depend on how
+    many follow."""
     needs = frozenset({"encoder"})
     paper = "Flamingo, arXiv 2204.14198"
 
@@ -52,7 +78,7 @@ class Resampler(LearnedCompressor):
         queries: int,
         depth: int = 2,
         heads: int = 4,
-        most_side: int = 32,
+        max_side: int = 32,
         frames_per_segment: int = 4,
     ) -> None:
         super().__init__()
@@ -60,59 +86,54 @@ class Resampler(LearnedCompressor):
             raise ValueError(
                 f"queries={queries} and depth={depth} must be at least 1, and heads={heads} must divide width {width}."
             )
-        self.frames_per_segment, self.most_side = frames_per_segment, most_side
+        self.frames_per_segment, self.max_side = frames_per_segment, max_side
         self.projectors = nn.ModuleDict({name: nn.Linear(wide, width) for name, wide in streams.items()})
-        self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
-        self.frame = nn.Parameter(torch.randn(frames_per_segment, width) * 0.02)
-        self.row = nn.Parameter(torch.randn(most_side, width) * 0.02)
-        self.column = nn.Parameter(torch.randn(most_side, width) * 0.02)
-        self.stream = nn.Parameter(torch.randn(len(streams), width) * 0.02)
+        self.queries = Vectors(queries, width)
+        self.frame = Vectors(frames_per_segment, width)
+        self.row = Vectors(max_side, width)
+        self.column = Vectors(max_side, width)
+        self.stream = Vectors(len(streams), width)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
 
-    def batch(self, videos: list[VideoFeatures]) -> list[VideoTokens]:
-        """All segments of all videos in one batch."""
-        segments, counts = self._patches(videos)
+    def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
+        if "tokens" not in context.wanted:
+            return Compressed([])
+        return Compressed(self.resampled(videos, self.queries()))
+
+    def resampled(self, videos: list[VideoFeatures], queries: Tensor) -> list[VideoTokens]:
+        """The tokens that `queries` [K,D] become for each segment; all segments of all videos in one batch."""
+        streams = [self._segments(videos, number, name) for number, name in enumerate(self.projectors)]
+        segments = [torch.cat(parts) for parts in zip(*streams, strict=True)]
         patches = pad_sequence(segments, batch_first=True)
         lengths = torch.tensor([len(part) for part in segments], device=patches.device)
-        hidden = torch.arange(patches.shape[1], device=patches.device) >= lengths[:, None]
-        found = self.queries.expand(len(segments), -1, -1)
+        real = torch.arange(patches.shape[1], device=patches.device) < lengths[:, None]
+        others = torch.ones(len(queries), len(queries), dtype=torch.bool, device=patches.device)
+        others = others.tril() if self.causal else others
+        each = (len(segments), len(queries), -1)
+        visible = torch.cat([real[:, None].expand(each), others.expand(each)], 2)
+        states = queries.expand(each)
         for block in self.blocks:
-            found = block(found, patches, hidden)
-        return [self._tokens(part) for part in self.out(found).split(counts)]
+            states = block(states, patches, visible)
+        frames = [video.encoder[next(iter(self.projectors))].values.shape[0] for video in videos]
+        counts = [-(-count // self.frames_per_segment) for count in frames]
+        return [self._tokens(part) for part in self.out(states).split(counts)]
 
-    def _patches(self, videos: list[VideoFeatures]) -> tuple[list[Tensor], list[int]]:
-        """The patches of every segment [n,D], all streams in turn, and how many segments each video has."""
-        streams = []
-        for number, (name, projector) in enumerate(self.projectors.items()):
-            grids = [video.encoder[name].values for video in videos]
-            if max(grids[0].shape[1:3]) > self.most_side:
-                raise ValueError(f"A grid of {tuple(grids[0].shape[1:3])} patches; most_side is {self.most_side}.")
-            place = self.row[: grids[0].shape[1], None] + self.column[: grids[0].shape[2]] + self.stream[number]
-            values = (projector(torch.cat(grids)) + place).flatten(1, 2)
-            videos_of = values.split([len(grid) for grid in grids])
-            parts = [part for video in videos_of for part in video.split(self.frames_per_segment)]
-            streams.append([(part + self.frame[: len(part), None]).flatten(0, 1) for part in parts])
-        counts = [-(-len(next(iter(v.encoder.values())).values) // self.frames_per_segment) for v in videos]
-        return [torch.cat(parts) for parts in zip(*streams, strict=True)], counts
+    def _segments(self, videos: list[VideoFeatures], number: int, name: str) -> list[Tensor]:
+        """The patches of one stream of every segment [n,D], with the vectors of their positions."""
+        grids = encoder_values(videos, name)
+        largest = max(grids, key=lambda grid: max(grid.shape[1:3]))
+        if max(largest.shape[1:3]) > self.max_side:
+            raise ValueError(f"A grid of {tuple(largest.shape[1:3])} patches; max_side is {self.max_side}.")
+        row, column, frame, stream = self.row(), self.column(), self.frame(), self.stream()[number]
+        segments = []
+        for values in project_ragged(self.projectors[name], grids):
+            placed = values + (row[: values.shape[1], None] + column[: values.shape[2]] + stream)
+            for part in placed.flatten(1, 2).split(self.frames_per_segment):
+                segments.append((part + frame[: len(part), None]).flatten(0, 1))
+        return segments
 
-    def _tokens(self, found: Tensor) -> VideoTokens:
-        number = torch.arange(len(found), device=found.device)
-        return VideoTokens(found.flatten(0, 1), number.repeat_interleave(found.shape[1]))
-
-    def forward(self, video: VideoFeatures) -> VideoTokens:
-        return self.batch([video])[0]
-
-    def flops(self, video: VideoFeatures) -> float:
-        asked, width = self.queries.shape
-        patches = {name: video.encoder[name].tokens for name in self.projectors}
-        segments = -(-len(next(iter(video.encoder.values())).values) // self.frames_per_segment)
-        total = sum(
-            matmul_flops(patches[name], p.in_features, width)  # pyright: ignore[reportArgumentType]
-            for name, p in self.projectors.items()
-        )
-        keys = sum(patches.values()) + segments * asked
-        rows = segments * asked
-        attention = matmul_flops(2 * rows + 2 * keys, width, width) + 2 * matmul_flops(asked, width, keys)
-        mlp = 2 * matmul_flops(rows, width, 4 * width)
-        return total + len(self.blocks) * (attention + mlp) + matmul_flops(rows, width, width)
+    def _tokens(self, states: Tensor) -> VideoTokens:
+        """The queries of S segments [S,K,D] in a row."""
+        number = torch.arange(len(states), device=states.device)
+        return VideoTokens(states.flatten(0, 1), number.repeat_interleave(states.shape[1]))

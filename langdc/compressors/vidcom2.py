@@ -12,7 +12,6 @@ from torch import Tensor
 
 from langdc.blocks import at_once
 from langdc.compressors.base import Budget, GridCompressor, apportioned, best_of_each, compressors
-from langdc.metering import matmul_flops
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
@@ -71,12 +70,6 @@ class VidCom2(GridCompressor):
             _kernels(here + video.square().sum() - 2 * to_video * inverse),
             _kernels(here + of_frame - 2 * to_frame * inverse),
         )
-
-    def grid_flops(self, grid: FeatureGrid, budget: Budget) -> float:
-        if self.variant == "fixed" and budget.covers(grid.tokens):
-            return 0.0
-        # each token with the video's mean and with its frame's, whose mean of unit vectors is a product of its own
-        return (2 if self.variant == "paper" else 3) * matmul_flops(grid.tokens, grid.values.shape[3], 1)
 
     def shares(self, to_video: Tensor, budget: Budget) -> Tensor:
         """How many tokens each frame keeps: [T]."""

@@ -17,8 +17,7 @@ from langdc.compressors.base import (
     frames_at_once,
     spread_evenly,
 )
-from langdc.compressors.clustering import mixed, sums, sums_flops
-from langdc.metering import matmul_flops
+from langdc.compressors.clustering import mixed, sums
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
@@ -74,17 +73,6 @@ class VisionZip(SaliencyCompressor):
             total, number = sums(block, place, nearest, ~taken)
             tokens.values[row] = mixed(tokens.values[row].float(), total, number, 0.0).to(values.dtype)
         return tokens
-
-    def grid_flops(self, grid: FeatureGrid, budget: Budget) -> float:
-        if self.variant == "fixed" and budget.covers(grid.tokens):
-            return 0.0
-        frames, height, width, channels = grid.values.shape
-        places = height * width
-        _, others = self._counts(budget, frames, places, grid.values.device)
-        if others == 0:
-            return 0.0
-        alike = frames * matmul_flops(places, channels, places)
-        return alike + sums_flops(frames, others, places, channels)
 
     def _counts(self, budget: Budget, frames: int, places: int, device: torch.device) -> tuple[Tensor, int]:
         """Salient tokens of each frame [T], and how many others each keeps."""

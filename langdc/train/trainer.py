@@ -24,11 +24,11 @@ from transformers import (
 
 from langdc import distributed
 from langdc.distributed import rank, world_size
-from langdc.train import universal
-from langdc.train.meter import Meter
+from langdc.training import universal
+from langdc.training.meter import Meter
 from langdc.training.runs import COMPLETE
 from langdc.training.samples import settle
-from langdc.train.sharing import IDLE, Marked, marked, share_evenly
+from langdc.training.sharing import IDLE, Marked, marked, share_evenly
 
 TRAINED = "trained.safetensors"
 

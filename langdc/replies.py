@@ -1,0 +1,147 @@
+"""Prompts and video tokens to replies, with what the language model cost: seconds, FLOPs, bytes of the cache."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from langdc import devices
+from langdc.backbones.inputs import read_prompt, read_together
+from langdc.continuation import Continuation
+from langdc.flops import answer_flops, reading_flops
+from langdc.generation import FirstToken, ScoreWatch
+from langdc.interfaces import Backbone, KVCompressor
+from langdc.metering import synchronize
+from langdc.prefill import Reading
+from langdc.timing import StageTimer, note, stage
+from langdc.types import Answer, Prompt, VideoTokens
+
+
+def read(
+    backbone: Backbone, prompt: Prompt, tokens: list[VideoTokens], frames: Sequence[int], kv: KVCompressor | None
+) -> Reading:
+    """Read a prompt, in chunks if `kv` drops keys; `frames`: how many were read of each video."""
+    steps = [-(-count // backbone.frames_per_step) for count in frames]
+    return read_prompt(backbone, prompt, tokens, kv, frames, steps)
+
+
+@torch.no_grad()
+def reply_alone(
+    backbone: Backbone,
+    prompt: Prompt,
+    tokens: list[VideoTokens],
+    frames: Sequence[int],
+    kv: KVCompressor | None,
+    options: dict[str, Any],
+) -> Answer:
+    """Read one prompt and write the reply; `options` are those of transformers' `generate`."""
+    watch, options = _watched(backbone, options)
+    with StageTimer(backbone.language_model.device) as timer:
+        with stage("prefill"):
+            reading = read(backbone, prompt, tokens, frames, kv)
+        held, kv_bytes = reading.keys_per_layer, reading.cache.held_bytes
+        with stage("generate"):
+            ids = Continuation(reading, backbone.generation_config).write(**options)
+            text = _text(backbone, ids[0])
+    watch.refuse_nan(tokens)
+    flops = reading_flops(backbone, reading.calls, sum(held) / len(held), len(ids[0]) - 1, reading.scoring)
+    keys = held if kv is not None else None
+    return _answer(backbone, text, prompt, timer.seconds, flops, kv_bytes, len(ids[0]), keys)
+
+
+@torch.no_grad()
+def reply_together(
+    backbone: Backbone,
+    prompts: list[Prompt],
+    tokens: list[list[VideoTokens]],
+    clock: FirstToken | None,
+    options: dict[str, Any],
+) -> list[Answer]:
+    """Read several prompts as one padded batch and write all replies; the seconds are each one's share.
+
+    `clock` hears when the first token comes, for a single prompt.
+    """
+    watch, options = _watched(backbone, options)
+    if clock is not None:
+        options = {"streamer": clock, **options}
+    started = time.perf_counter()
+    ids, lengths = _generate(backbone, prompts, tokens, options)
+    synchronize(ids.device)
+    texts = [_text(backbone, row) for row in ids]
+    finished = time.perf_counter()
+    watch.refuse_nan(each for values in tokens for each in values)
+    first = clock.at if clock is not None and clock.at is not None else finished
+    spent = {"prefill": first - started, "generate": finished - first}
+    for name, taken in spent.items():
+        note(name, taken)
+    seconds = {name: taken / len(prompts) for name, taken in spent.items()}
+    ended = torch.isin(ids, torch.tensor(backbone.end_ids, device=ids.device))
+    # replies that end early are filled up
+    written = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1]).tolist()
+    return [
+        _answer(
+            backbone,
+            text,
+            prompt,
+            dict(seconds),
+            answer_flops(backbone, length, new - 1),
+            length * backbone.key_bytes,
+            new,
+        )
+        for text, prompt, length, new in zip(texts, prompts, lengths, written, strict=True)
+    ]
+
+
+def _generate(
+    backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]], options: dict[str, Any]
+) -> tuple[Tensor, list[int]]:
+    """Ids of the replies, filled up to the longest, and lengths of the prompts.
+
+    A function of its own, so that the cache is freed before the clock stops.
+    """
+    generate: Any = backbone.language_model.generate
+    batch = read_together(backbone, prompts, tokens)
+    return generate(**batch, **options), batch["attention_mask"].sum(1).tolist()
+
+
+def _watched(backbone: Backbone, options: dict[str, Any]) -> tuple[ScoreWatch, dict[str, Any]]:
+    """Options with the backbone's end and padding ids and a processor that finds scores that are no numbers."""
+    watch, tokenizer = ScoreWatch(), backbone.tokenizer
+    complete = {
+        "eos_token_id": backbone.end_ids,
+        "pad_token_id": tokenizer.pad_token_id,
+        **({"tokenizer": tokenizer} if "stop_strings" in options else {}),
+        **options,
+        "logits_processor": watch.beside(options.get("logits_processor")),
+    }
+    return watch, complete
+
+
+def _text(backbone: Backbone, ids: Tensor) -> str:
+    return str(backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _answer(
+    backbone: Backbone,
+    text: str,
+    prompt: Prompt,
+    seconds: dict[str, float],
+    flops: dict[str, float],
+    kv_bytes: int,
+    reply_tokens: int,
+    keys_per_layer: list[int] | None = None,
+) -> Answer:
+    return Answer(
+        text,
+        0,
+        [],
+        seconds,
+        flops,
+        devices.peak_bytes(backbone.language_model.device),
+        keys_per_layer=keys_per_layer,
+        kv_bytes=kv_bytes,
+        kv_text_bytes=len(prompt.ids) * backbone.key_bytes,
+        reply_tokens=reply_tokens,
+    )
