@@ -26,7 +26,7 @@ from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
 from langdc.language_models import load_language_model
 from langdc.model import VideoModel
-from langdc.shards import part_identity
+part_identity = same_part = None
 from langdc.sources import resolve
 from langdc.version import __version__
 
