@@ -107,16 +107,27 @@ class TrainingData(Dataset):
         return record.model_copy(update={"questions": [q for q in record.questions if q.kind in kinds]})
 
     def _check_targets(self) -> None:
-        """ValueError for a record that lacks what the compressor learns from."""
+        """Leave out what a compressor cannot learn from where it alone learns; else ValueError for such a record."""
+        lacking = [sample for sample in self.samples if sample.spec is not None and not self._targets(sample)]
+        shown = sum(sample.spec is not None for sample in self.samples)
+        learns = self.config.train.targets != "none" and bool(self.model.compressor.losses)
+        if lacking and len(lacking) < shown and not self.objective.reads:
+            logger.info("%d records without targets of the compressor are left out.", len(lacking))
+            kept = [sample for sample in self.samples if sample not in lacking]
+            self.samples = [replace(sample, index=index) for index, sample in enumerate(kept)]
+        elif lacking and (learns or len(lacking) < shown):
+            raise ValueError(
+                f"{self._where(lacking[0])} has nothing that the compressor learns from (such as segments with "
+                "captions). Write it there, or set train.targets: none, so that the compressor works as in use."
+            )
         for sample in self.samples:
-            if sample.spec is not None and self._targets(sample):
-                found, wanted = len(sample.record.segments), sample.spec.segments
-                if found not in (0, wanted):
-                    raise ValueError(
-                        f"{self._where(sample)} has {found} segments; its media is cut into {wanted}. Write one for "
-                        "each, with an empty caption where there is nothing to say, or change the backbone's setting "
-                        "segments."
-                    )
+            found = len(sample.record.segments)
+            if sample.spec is not None and found not in (0, sample.spec.segments) and self._targets(sample):
+                raise ValueError(
+                    f"{self._where(sample)} has {found} segments; its media is cut into {sample.spec.segments}. Write "
+                    "one for each, with an empty caption where there is nothing to say, or change the backbone's "
+                    "setting segments."
+                )
 
     def _targets(self, sample: Sample) -> Mapping[str, Any]:
         if self.config.train.targets == "none":
@@ -184,7 +195,7 @@ class TrainingData(Dataset):
         counts = self._counts(samples, prompts, targets)
         for sample, per_video in zip(shown, targets, strict=True):
             per_video |= {"states": self.states[sample]} if self.states is not None else {}
-        names = targets[0] if targets else self._target_names
+        names = targets[0] if targets else [*self.target_names, *(["states"] if self.states is not None else [])]
         batch = VideoBatch(
             raw=videos["raw"],
             seconds=videos["seconds"],
@@ -199,11 +210,10 @@ class TrainingData(Dataset):
         return {"batch": _as_padding(batch) if any(s.padding for s in samples) else batch, "counts": counts}
 
     @cached_property
-    def _target_names(self) -> list[str]:
-        """Names of the targets of a video, for batches without one."""
+    def target_names(self) -> list[str]:
+        """Names of the targets of a video."""
         first = next((sample for sample in self.samples if sample.spec is not None), None)
-        known = list(self._targets(first)) if first is not None else []
-        return known + (["states"] if self.states is not None else [])
+        return list(self._targets(first)) if first is not None else []
 
     def _counts(self, samples: Sequence[Sample], prompts: Sequence[Prompt], targets: list[dict]) -> dict[str, int]:
         if any(sample.padding for sample in samples):

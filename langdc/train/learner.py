@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from langdc.flops import language_model_flops
 from langdc.interfaces import Objective, TokenCompressor
-from langdc.log import get_logger, world_size
+from langdc.distributed import world_size
+from langdc.log import get_logger
 from langdc.model import ModelOutput, VideoModel
 from langdc.types import Compressed, Context, LanguageWork, VideoBatch
 

@@ -39,7 +39,8 @@ class FrozenStates:
     def of(cls, data: "TrainingData") -> Self | None:
         """The states of a run's samples; None if the compressor has none that could be stored."""
         wanted = wanted_of(data.objective, data.model.compressor, data.config.loss_weights)
-        identity = data.model.compressor.frozen_identity(Context(training=True, wanted=wanted))
+        targets = dict.fromkeys(data.target_names, ())
+        identity = data.model.compressor.frozen_identity(Context(training=True, targets=targets, wanted=wanted))
         return None if identity is None else cls(data, identity)
 
     def __getitem__(self, sample: "Sample") -> list[Tensor]:
