@@ -84,3 +84,50 @@ def _save(run: RunModel, config: RunConfig, directory: Path, data_hash: str, fig
         hashes = {name: checkpoint.value_hash(tensor) for name, tensor in tensors.items()}
         figures["verified"] = checkpoint.verify_saved(directory, hashes)
     jsonl.write_json(directory / output.FINISHED, figures)
+
+
+def _fit(
+    learner: Learner, data: TrainingData, run: RunModel, config: RunConfig, directory: Path, features: FeatureStore
+) -> None:
+    """Train with the Trainer from the newest complete checkpoint, with or without DeepSpeed, and save.
+
+    The module is not for use afterwards when DeepSpeed trained it.
+    """
+    resume, name = directory / output.RESUME, directory.name
+    meter = Meter(learner, config.precision, config.peak_flops)
+    log, bar = JsonLog(directory / output.LOG, _sample_counter(len(data), config)), Bar(name)
+    shutdown = GracefulShutdown()
+    watchdog = Watchdog(learner, config.watchdog) if config.watchdog is not None else None
+    callbacks = [shutdown, *caption_eval(config, directory, run.model, features, meter), FiniteLoss()]
+    trainer = RunTrainer(
+        model=learner,
+        args=training_arguments(config, resume, name),
+        train_dataset=data,
+        data_collator=data.collate,
+        callbacks=[*callbacks, *((log, bar) if is_main_process() else ()), *([watchdog] if watchdog else ())],
+        rates=config.train.rates,
+        keep_checkpoints=config.keep_checkpoints,
+        meter=meter,
+    )
+    open_trackers(trainer, directory, name)
+    try:
+        newest = distributed.broadcast(str(next(reversed(checkpoints(resume)), "")))
+        if newest:
+            logger.info("Resuming after step %s.", newest.rpartition("-")[2])
+        with shutdown.listening(), watchdog or nullcontext():
+            trainer.train(resume_from_checkpoint=newest or None)
+        steps = trainer.state.global_step
+        if steps < trainer.state.max_steps:
+            raise Stopped(f"{name} stopped after step {steps} of {trainer.state.max_steps}")
+        with _whole(trainer, run.written):
+            distributed.main_process_first(lambda: _save(run, config, directory, data.data_hash(), _figures(trainer, log)))
+        distributed.barrier()
+    finally:
+        bar.close()
+        close_trackers()
+        _release(trainer)
+    if is_main_process():
+        shutil.rmtree(resume, ignore_errors=True)
+    distributed.barrier()
+    if shutdown.requested:
+        raise Stopped(f"{name} is done, all {steps} steps of it")
