@@ -81,14 +81,14 @@ class StockBackbone(Backbone):
         if self.yarn is not None:
             stretch(config.get_text_config(), self.yarn)
         with nullcontext() if self.text else _no_layers(config.get_text_config()):
-            model = self._read(found, config, dtype, attention)
+            model = self._load_model(found, config, dtype, attention)
         if not self.text:
             model.base_model.language_model.to("meta")
             model.get_output_embeddings().to("meta")
         return mark_published(model, source) if isinstance(found, Path) else model
 
     @staticmethod
-    def _read(found: Any, config: Any, dtype: Any, attention: str) -> Any:
+    def _load_model(found: Any, config: Any, dtype: Any, attention: str) -> Any:
         if not isinstance(found, Path):
             kind = None if dtype == "auto" else dtype
             return AutoModelForImageTextToText.from_config(config, dtype=kind, attn_implementation=attention)
