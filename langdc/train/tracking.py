@@ -1,4 +1,4 @@
-"""What trackers are told besides losses: captions of videos kept aside, written while the captioner learns."""
+"""What trackers get besides losses: texts that the compressor writes about held-out videos while it is trained."""
 
 import copy
 import json
@@ -11,174 +11,170 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from langdc.compressors.langdc import LangDC
-from langdc.config import PhaseConfig, StageConfig, WatchConfig
-from langdc.data.records import SegmentRecord
+from langdc import jsonl
+from langdc.config import RunConfig, WatchConfig
+from langdc.data.records import Record, SegmentRecord, check_media, read_records
 from langdc.density import density_correlation
-from langdc.distributed import is_main_process, world_size
+from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
+from langdc.interfaces import TokenCompressor
+from langdc.log import get_logger
 from langdc.model import VideoModel
-from langdc.training.memory import layout_of
 from langdc.train.meter import Meter
-from langdc.training.objectives import as_features
-from langdc.train.progress import read_lines
-from langdc.training.samples import Sample, read_samples
+from langdc.types import Context, FrameSpec, VideoBatch
+
+logger = get_logger(__name__)
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def density(segment: SegmentRecord) -> int | None:
-    """What a segment has to say: as the record states, else by its cues; None where it has neither."""
-    cues = [*segment.subjects, *segment.attributes, *segment.actions, *segment.background]
-    return segment.density if segment.density is not None else len(cues) or None
+class CaptionEval(TrainerCallback):
+    """Every `config.every` steps the compressor writes about fixed videos; a line is appended to a file of JSON lines.
 
-
-class Watch(TrainerCallback):
-    """Every so many steps the captioner describes fixed videos; its captions are appended to a file of JSON lines.
-
-    {"phase", "step", "density_correlation", "soft_tokens_per_segment", "captions": [{"id", "written", "target"}]}.
-    The correlation is Spearman's, between the density of segments and the number of tokens written. `model` and
-    `features` as an objective has them; `samples`: records with their clips. `cut`: each process will hold only a part
-    of every parameter, as under ZeRO-3; captions are then written by a copy, which is on the CPU between two looks, for
-    each token would bring all parameters together again.
+    {"step", "density_correlation", "soft_tokens_per_segment", "captions": [{"id", "written", "target"}]}. The
+    correlation is Spearman's, between the density of segments and the number of tokens written. `samples`: records with
+    the frames that are read. `partitioned`: each process holds only a part of every parameter, as under ZeRO-3; a copy
+    of the compressor then writes, which is on the CPU between evaluations, since each token would gather all parameters.
     """
 
     def __init__(
         self,
         config: WatchConfig,
-        phase: str,
         path: Path,
         model: VideoModel,
         features: FeatureStore,
-        samples: Sequence[Sample],
+        samples: Sequence[tuple[Record, FrameSpec]],
         meter: Meter,
-        cut: bool,
+        partitioned: bool,
     ) -> None:
-        self.config = config
-        self.phase = phase
-        self.path = path
-        self.model = model
-        self.copy = copy.deepcopy(model.captioner).to("cpu").eval() if cut else None
-        self.features = features
-        self.meter = meter
-        wanted = max(config.captions, config.density)
-        self.clips = {sample.index: sample.clip for sample in samples if sample.clip is not None}
-        self.samples = [s for s in samples if s.index in self.clips and s.record.segments][:wanted]
+        self.config, self.path, self.model, self.features, self.meter = config, path, model, features, meter
+        self.copy = copy.deepcopy(model.compressor).to("cpu").eval() if partitioned else None
+        self.samples = [s for s in samples if s[0].segments][: max(config.captions, config.density)]
         if not self.samples:
             raise ValueError(f"watch.data: {config.data} has no record with a video or image and captions of segments.")
-        features.fill([self.clips[sample.index] for sample in self.samples])
+        features.fill([spec for _, spec in self.samples])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Drop lines of steps that are made again."""
         if is_main_process():
-            kept = [
-                line for line in read_lines(self.path)
-                if line["phase"] != self.phase or line["step"] <= state.global_step
-            ]  # fmt: skip
-            partial = self.path.with_name(f"{self.path.name}.partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            partial.rename(self.path)
+            jsonl.write_lines(self.path, [line for line in jsonl.read(self.path) if line["step"] <= state.global_step])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Describe the videos, if it is time."""
+        """Write about the videos, if it is time."""
         if state.global_step % self.config.every == 0 or state.global_step >= state.max_steps:
             with self.meter.pause():
-                self._look(state.global_step)
+                self._evaluate(state.global_step)
 
-    def _look(self, step: int) -> None:
-        written = self._write()
-        pairs = [
-            (density(segment), len(ids))
-            for sample, of_video in zip(self.samples[: self.config.density], written, strict=False)
-            for segment, ids in zip(sample.record.segments, of_video, strict=False)
-        ]
-        known = [(wanted, count) for wanted, count in pairs if wanted is not None]
-        related = density_correlation(*map(list, zip(*known, strict=True))) if len(known) > 2 else math.nan
-        decode = self.model.captioner.captioner.decode
+    def _evaluate(self, step: int) -> None:
+        written = self._written()
+        lengths = [len(ids) for per_video in written for ids in per_video]
+        correlation = self._correlation(written)
+        texts = [[self.model.compressor.text(ids) for ids in per_video] for per_video in written[: self.config.captions]]
         shown = [
-            {
-                "id": sample.record.id,
-                "written": [decode(ids) for ids in of_video],
-                "target": [segment.caption for segment in sample.record.segments],
-            }
-            for sample, of_video in zip(self.samples[: self.config.captions], written, strict=False)
+            {"id": record.id, "written": text, "target": [segment.caption for segment in record.segments]}
+            for (record, _), text in zip(self.samples, texts, strict=False)
         ]
         line = {
-            "phase": self.phase,
             "step": step,
-            "density_correlation": None if math.isnan(related) else round(related, 4),
-            "soft_tokens_per_segment": fmean(len(ids) for of_video in written for ids in of_video),
+            "density_correlation": correlation,
+            "soft_tokens_per_segment": fmean(lengths),
             "captions": shown,
         }
         if is_main_process():
-            with self.path.open("a") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        figures = {"held_out_soft_tokens": line["soft_tokens_per_segment"]}
-        if line["density_correlation"] is not None:
-            figures["density_correlation"] = line["density_correlation"]
-        texts = {f"caption/{each['id']}": " | ".join(each["written"]) for each in shown}
-        self.meter.held_out = {**figures, **texts}
+            jsonl.append(self.path, line)
+        figures: dict[str, Any] = {"held_out_soft_tokens": line["soft_tokens_per_segment"]}
+        figures |= {"density_correlation": correlation} if correlation is not None else {}
+        self.meter.held_out = figures | {f"caption/{each['id']}": " | ".join(each["written"]) for each in shown}
+
+    def _correlation(self, written: Sequence[Sequence[Tensor]]) -> float | None:
+        """Of the first `density` videos; None where it is not defined."""
+        pairs = [
+            (_density(segment), len(ids))
+            for (record, _), per_video in zip(self.samples[: self.config.density], written, strict=False)
+            for segment, ids in zip(record.segments, per_video, strict=False)
+        ]
+        known = [(density, length) for density, length in pairs if density is not None]
+        found = density_correlation(*map(list, zip(*known, strict=True))) if len(known) > 2 else math.nan
+        return None if math.isnan(found) else round(found, 4)
 
     @torch.no_grad()
-    def _write(self) -> list[list[Tensor]]:
-        """The caption ids of every segment of every video; a batch at a time, on all ranks alike."""
+    def _written(self) -> list[list[Tensor]]:
+        """The ids of every segment of every video; a batch at a time, on all ranks alike."""
         device, half, training = self.model.device, HALF.get(self.meter.precision), self.model.training
         self.model.eval()
-        writer = self._writer(device)
-        dtype = next(writer.projectors.parameters()).dtype  # DeepSpeed's type, where it trains
-        written: list[list[Tensor]] = []
-        for first in range(0, len(self.samples), self.config.batch_size):
-            chunk = self.samples[first : first + self.config.batch_size]
-            found = [self.features.get(self.clips[sample.index])[0] for sample in chunk]
-            grids = {name: [grid[name].values.to(device, dtype) for grid in found] for name in found[0]}
+        writer, size, written = self._writer(device), self.config.batch_size, []
+        for first in range(0, len(self.samples), size):
+            found = [self.features.get(spec) for _, spec in self.samples[first : first + size]]
+            batch = VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found])
             with torch.autocast(device.type, half, half is not None):
-                written += writer.caption(as_features(self.model, grids), synced=True).ids
+                videos = self.model.features(batch, synced=True)
+                written += writer(videos, Context(wanted=frozenset({"states"}), synced=True)).ids
         self.model.train(training)
         if self.copy is not None:
             self.copy.to("cpu")
         return written
 
-    def _writer(self, device: torch.device) -> LangDC:
-        """What writes: the captioner, or its copy with the weights that it has now."""
+    def _writer(self, device: torch.device) -> nn.Module:
+        """The compressor, or its copy with the weights that it has now."""
         if self.copy is None:
-            return self.model.captioner
-        import deepspeed  # it cut the parameters, so it is there
+            return self.model.compressor
+        import deepspeed  # it partitioned the parameters, so it is there
 
-        now = list(self.model.captioner.parameters())
+        now = list(self.model.compressor.parameters())
         with deepspeed.zero.GatheredParameters(now):
             for own, trained in zip(self.copy.parameters(), now, strict=True):
                 own.copy_(trained)
         return self.copy.to(device)
 
 
-def watches(
-    config: StageConfig, phase: PhaseConfig, directory: Path, model: VideoModel, features: FeatureStore, meter: Meter
-) -> list[Watch]:
-    """What a phase is watched by: as the settings say, if the captioner learns in it."""
-    if config.watch is None or phase.objective != "caption":
+def _density(segment: SegmentRecord) -> int | None:
+    """How much there is to say of a segment: as the record states, else its cues; None where it has neither."""
+    cues = [*segment.subjects, *segment.attributes, *segment.actions, *segment.background]
+    return segment.density if segment.density is not None else len(cues) or None
+
+
+def caption_eval(
+    config: RunConfig, directory: Path, model: VideoModel, features: FeatureStore, meter: Meter
+) -> list[CaptionEval]:
+    """The evaluation that the setting `watch` asks for, if the compressor is trained; ValueError if it writes no text."""
+    watch = config.watch
+    if watch is None or not any(parameter.requires_grad for parameter in model.compressor.parameters()):
         return []
-    samples = read_samples([config.watch.data], model)
-    cut = layout_of(config, phase, world_size()).zero == 3
-    return [Watch(config.watch, phase.name, directory / "captions.jsonl", model, features, samples, meter, cut)]
+    if type(model.compressor).text is TokenCompressor.text:
+        raise ValueError(f"watch: the compressor {config.model.compressor.name!r} writes no text.")
+    samples = []
+    for record in check_media(watch.data, read_records(watch.data))[0]:
+        media = record.media_path(watch.data.parent)
+        if media is not None:
+            spec = model.backbone.frame_spec(media, record.start, record.end, record.fps)
+            samples.append((record, spec))
+    path = directory / "captions.jsonl"
+    return [CaptionEval(watch, path, model, features, samples, meter, _zero_stage(config) == 3)]
+
+
+def _zero_stage(config: RunConfig) -> int:
+    if config.deepspeed is None:
+        return 0
+    return json.loads(config.deepspeed.read_text()).get("zero_optimization", {}).get("stage", 0)
 
 
 def close_trackers() -> None:
-    """End a tracker's run, so that the next phase begins one of its own."""
+    """End a tracker's run, so that the next run of a chain begins its own."""
     wandb: Any = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
         wandb.finish()
 
 
-def open_trackers(trainer: Trainer, directory: Path, name: str) -> None:
-    """Let trackers write into the run's directory, and go on with their own run where training goes on."""
+def open_trackers(trainer: Trainer, directory: Path) -> None:
+    """Let trackers write into the run's directory, and continue their own run where training is resumed."""
     os.environ.setdefault("WANDB_PROJECT", "langdc")
     os.environ.setdefault("WANDB_DIR", str(directory))
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = str(directory / "tensorboard" / name)
+            callback.logging_dir = str(directory / "tensorboard")
