@@ -1,80 +1,65 @@
-"""What a training run tells: a line of JSON per logging step, and a bar for whoever watches."""
+"""Progress of a run: a line of JSON per logging step, and a bar on a terminal."""
 
-import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from langdc import jsonl
 from langdc.log import console, get_logger
 from langdc.train.meter import FIGURES
 
 logger = get_logger(__name__)
 
 
-def read_log(path: Path, phase: str | None = None) -> list[dict]:
-    """The lines of a run's log, of one phase or all; a last line cut short by a kill is left out."""
-    return [line for line in read_lines(path) if phase in (None, line["phase"])]
-
-
-def read_lines(path: Path) -> list[dict]:
-    """JSON lines of a file that grows, none where it is not there; a last one cut short by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+def keep_until(path: Path, step: int) -> list[dict]:
+    """Drop the lines of a log after a step, which will be made again; those that are left."""
+    kept = [line for line in jsonl.read(path) if line["step"] <= step]
+    if path.is_file():
+        jsonl.write_text(path, "")
+        jsonl.append(path, *kept)
+    return kept
 
 
 class JsonLog(TrainerCallback):
-    """Appends {"phase", "step", "loss", "learning_rate", "grad_norm", "samples", "flops", "seconds"} to a file.
+    """Appends {"step", "loss", "learning_rate", "grad_norm", "samples", "flops", "seconds"} to a file.
 
-    With the figures of `langdc.train.meter`, of the steps since the line before. `loss` is the mean over these;
-    `seconds` are those of training, without pauses. Lines of steps after the checkpoint that a run continues from are
-    dropped: those steps are made again.
+    With the figures of `langdc.train.meter`, of the steps since the line before. `loss` is the mean over these steps;
+    `seconds` are those of training, without pauses. `samples_at`: samples learned from after so many steps.
     """
 
-    def __init__(self, path: Path, phase: str, samples_at: Callable[[int], int]) -> None:
-        self.path = path
-        self.phase = phase
-        self.samples_at = samples_at
+    def __init__(self, path: Path, name: str, samples_at: Callable[[int], int]) -> None:
+        self.path, self.name, self.samples_at = path, name, samples_at
         self.seconds = 0.0
         self._offset = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Cut the log back to where training goes on."""
-        kept = [
-            line for line in read_log(self.path) if line["phase"] != self.phase or line["step"] <= state.global_step
-        ]
-        self.seconds = next((line["seconds"] for line in reversed(kept) if line["phase"] == self.phase), 0.0)
+        """Cut the log back to the step that the run resumes from."""
+        kept = keep_until(self.path, state.global_step)
+        self.seconds = kept[-1]["seconds"] if kept else 0.0
         self._offset = self.seconds - time.perf_counter()
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.rename(self.path)
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict | None = None,
+        logs: dict[str, Any] | None = None,
         **_: object,
     ) -> None:
         """Append a line."""
         if not logs or "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
-            logger.warning("%s: the loss at step %d is %s.", self.phase, state.global_step, logs["loss"])
+            logger.warning("%s: the loss at step %d is %s.", self.name, state.global_step, logs["loss"])
         self.seconds = self._offset + time.perf_counter()
         line = {
-            "phase": self.phase,
             "step": state.global_step,
             **{name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs},
             **{name: value for name, value in logs.items() if name in FIGURES or name.startswith("loss_")},
@@ -82,15 +67,14 @@ class JsonLog(TrainerCallback):
             "flops": state.total_flos,
             "seconds": round(self.seconds, 3),
         }
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        jsonl.append(self.path, line)
 
 
-class Bar(TrainerCallback):
-    """A progress bar on a terminal; elsewhere a line per tenth of the way."""
+class ProgressBar(TrainerCallback):
+    """A progress bar on a terminal; elsewhere a line per tenth of the steps."""
 
-    def __init__(self, phase: str) -> None:
-        self.phase = phase
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -100,8 +84,8 @@ class Bar(TrainerCallback):
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self.bar.add_task(phase, total=None, loss="-")
-        self._told = 0
+        self._task = self.bar.add_task(name, total=None, loss="-")
+        self._logged_tenth = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -119,7 +103,7 @@ class Bar(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict | None = None,
+        logs: dict[str, Any] | None = None,
         **_: object,
     ) -> None:
         """Show the loss."""
@@ -127,9 +111,9 @@ class Bar(TrainerCallback):
             return
         self.bar.update(self._task, loss=f"{logs['loss']:.4f}")
         tenth = 10 * state.global_step // max(state.max_steps, 1)
-        if self.bar.disable and tenth > self._told:
-            self._told = tenth
-            logger.info("%s: step %d of %d, loss %.4f", self.phase, state.global_step, state.max_steps, logs["loss"])
+        if self.bar.disable and tenth > self._logged_tenth:
+            self._logged_tenth = tenth
+            logger.info("%s: step %d of %d, loss %.4f", self.name, state.global_step, state.max_steps, logs["loss"])
 
     def close(self) -> None:
         """Take it away, also after an error."""

@@ -1,4 +1,4 @@
-"""Stopping a training on request: it finishes the step, writes a checkpoint and ends with a status of its own."""
+"""Graceful shutdown: on a signal a run finishes its step, writes a checkpoint and exits with a status of its own."""
 
 import signal
 import threading
@@ -16,17 +16,17 @@ from langdc.log import get_logger
 logger = get_logger(__name__)
 
 EXIT_CODE = 75
-"""How a run ends that was asked to stop and has saved: EX_TEMPFAIL, "try again"."""
+"""Exit status of a run that stopped on a signal and has saved: EX_TEMPFAIL, "try again"."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-IMPATIENT = 2.0
-"""Ctrl-C again, so many seconds after the first time, ends at once; launchers repeat it sooner by themselves."""
+REPEAT_SECONDS = 2.0
+"""A second Ctrl-C, later than this after the first, ends the run at once; launchers repeat it sooner by themselves."""
 
 
 class Stopped(Exception):
     """A run ended at a step because it was asked to, after it saved."""
 
 
-class Stop(TrainerCallback):
+class GracefulShutdown(TrainerCallback):
     """Between `listen` and `close`, SIGTERM and SIGINT to any process stop all of them after the same step.
 
     Must stand before callbacks that amend what is saved and logged.
@@ -74,7 +74,7 @@ class Stop(TrainerCallback):
         return self.asked
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._heard and time.monotonic() - self._at > IMPATIENT:
+        if number == signal.SIGINT and self._heard and time.monotonic() - self._at > REPEAT_SECONDS:
             raise KeyboardInterrupt
         if not self._heard:
             self._heard, self._at = True, time.monotonic()
