@@ -7,6 +7,7 @@ that build the model, the identity of every part and the training record. Nothin
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,6 @@ from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
 from langdc.language_models import load_language_model
 from langdc.model import VideoModel
-from langdc.shards import part_identity
 from langdc.sources import resolve
 from langdc.version import __version__
 
@@ -61,6 +61,32 @@ def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
             seen.add(parameter.data_ptr())
             found[name] = parameter.detach()
     return found
+
+
+def part_identity(folder: Path, contents: bool = False) -> dict[str, list]:
+    """What a folder of weights holds: size and sha256 of each file by name.
+
+    The sha256 is that of the Hugging Face cache, which names its files so; of others it is read only if asked by
+    `contents`, else None.
+    """
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        stated = file.resolve().name if file.is_symlink() else ""
+        known = stated if re.fullmatch("[0-9a-f]{64}", stated) else None
+        found[file.name] = [file.stat().st_size, known or (file_hash(file) if contents else None)]
+    return found
+
+
+def same_part(before: Any, folder: Path, contents: bool = False) -> bool:
+    """Whether a folder of weights is the one of that identity, as far as both are known."""
+    if isinstance(before, str):  # of version 0.1: a hash of all contents
+        texts = (file_hash(file) for file in sorted(folder.glob("*.safetensors")))
+        return not contents or hashlib.sha256("".join(texts).encode()).hexdigest() == before
+    now = part_identity(folder, contents)
+    return before.keys() == now.keys() and all(
+        size == now[name][0] and (None in (known, now[name][1]) or known == now[name][1])
+        for name, (size, known) in before.items()
+    )
 
 
 def value_hash(tensor: Tensor) -> str:

@@ -1,10 +1,10 @@
-"""Progress of a run: a line of JSON per logging step, and a bar on a terminal."""
+"""What a training run tells: a line of JSON per logging step, and a bar for whoever watches."""
 
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,48 +16,46 @@ from langdc.train.meter import FIGURES
 logger = get_logger(__name__)
 
 
-def keep_until(path: Path, step: int) -> list[dict]:
-    """Drop the lines of a log after a step, which will be made again; those that are left."""
-    kept = [line for line in jsonl.read(path) if line["step"] <= step]
-    if path.is_file():
-        jsonl.write_text(path, "")
-        jsonl.append(path, *kept)
-    return kept
-
-
 class JsonLog(TrainerCallback):
-    """Appends {"step", "loss", "learning_rate", "grad_norm", "samples", "flops", "seconds"} to a file.
+    """Appends {"step", "loss", "learning_rate", "grad_norm", "samples", "flops", "seconds"} to a file of JSON lines.
 
-    With the figures of `langdc.train.meter`, of the steps since the line before. `loss` is the mean over these steps;
-    `seconds` are those of training, without pauses. `samples_at`: samples learned from after so many steps.
+    With the figures of `langdc.train.meter`, of the steps since the line before. `loss` is the mean over these;
+    `seconds` are those of training, without pauses. Lines of steps after the checkpoint that a run is resumed from are
+    dropped: those steps are made again.
     """
 
-    def __init__(self, path: Path, name: str, samples_at: Callable[[int], int]) -> None:
-        self.path, self.name, self.samples_at = path, name, samples_at
+    def __init__(self, path: Path, samples_at: Callable[[int], int]) -> None:
+        self.path = path
+        self.samples_at = samples_at
         self.seconds = 0.0
         self._offset = 0.0
+
+    @property
+    def final_loss(self) -> float:
+        """The mean over the last tenth of the lines."""
+        losses = [line["loss"] for line in jsonl.read(self.path)]
+        return fmean(losses[-max(1, len(losses) // 10) :])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Cut the log back to the step that the run resumes from."""
-        kept = keep_until(self.path, state.global_step)
+        """Cut the log back to the checkpoint."""
+        kept = [line for line in jsonl.read(self.path) if line["step"] <= state.global_step]
         self.seconds = kept[-1]["seconds"] if kept else 0.0
         self._offset = self.seconds - time.perf_counter()
+        jsonl.write_lines(self.path, kept)
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
+        logs: dict | None = None,
         **_: object,
     ) -> None:
         """Append a line."""
         if not logs or "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            logger.warning("%s: the loss at step %d is %s.", self.name, state.global_step, logs["loss"])
         self.seconds = self._offset + time.perf_counter()
         line = {
             "step": state.global_step,
@@ -70,8 +68,27 @@ class JsonLog(TrainerCallback):
         jsonl.append(self.path, line)
 
 
-class ProgressBar(TrainerCallback):
-    """A progress bar on a terminal; elsewhere a line per tenth of the steps."""
+class FiniteLoss(TrainerCallback):
+    """Ends a run whose loss is no number; on all processes, which log the same one."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **_: object,
+    ) -> None:
+        """Raise ValueError at the first line with such a loss: no further step can mend it."""
+        if logs and not math.isfinite(logs.get("loss", 0.0)):
+            raise ValueError(
+                f"The loss is {logs['loss']} at step {state.global_step}; training further cannot mend it. Try a lower "
+                "train.learning_rate, a longer train.warmup, or precision: bfloat16 in place of float16."
+            )
+
+
+class Bar(TrainerCallback):
+    """A progress bar on a terminal; elsewhere a line per tenth of the way."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -85,7 +102,7 @@ class ProgressBar(TrainerCallback):
             disable=not console.is_terminal,
         )
         self._task = self.bar.add_task(name, total=None, loss="-")
-        self._logged_tenth = 0
+        self._told = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -103,7 +120,7 @@ class ProgressBar(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
+        logs: dict | None = None,
         **_: object,
     ) -> None:
         """Show the loss."""
@@ -111,8 +128,8 @@ class ProgressBar(TrainerCallback):
             return
         self.bar.update(self._task, loss=f"{logs['loss']:.4f}")
         tenth = 10 * state.global_step // max(state.max_steps, 1)
-        if self.bar.disable and tenth > self._logged_tenth:
-            self._logged_tenth = tenth
+        if self.bar.disable and tenth > self._told:
+            self._told = tenth
             logger.info("%s: step %d of %d, loss %.4f", self.name, state.global_step, state.max_steps, logs["loss"])
 
     def close(self) -> None:

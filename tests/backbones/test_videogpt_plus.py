@@ -7,9 +7,9 @@ from torch import Tensor
 
 from langdc.backbones import backbones
 from langdc.backbones.chat import IGNORED, conversation, share_video
-from langdc.backbones.inputs import PaddedBatch, pad
+from langdc.backbones.inputs import text_inputs
 from langdc.backbones.videogpt_plus import VideoGPTPlus
-from langdc.types import Prompt, Slot, VideoTokens
+from langdc.types import Prompt, Slot, TextInputs, VideoTokens
 from tests import tiny
 from tests.reference.answers import slow_losses
 
@@ -30,15 +30,15 @@ def backbone() -> VideoGPTPlus:
     return build()
 
 
-def losses(backbone: VideoGPTPlus, batch: PaddedBatch) -> Tensor:
+def losses(backbone: VideoGPTPlus, batch: TextInputs) -> Tensor:
     """Nats of every label [B,M-1], 0 where there is none."""
     with torch.no_grad():
-        found = backbone.text_model(inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions)
+        found = backbone.text_model(**batch.arguments)
         logits = backbone.lm_head(found.last_hidden_state[:, :-1])
     return F.cross_entropy(logits.transpose(1, 2), batch.labels[:, 1:], reduction="none", ignore_index=IGNORED)
 
 
-def real(values: Tensor, batch: PaddedBatch, row: int) -> list[float]:
+def real(values: Tensor, batch: TextInputs, row: int) -> list[float]:
     return values[row][batch.labels[row, 1:] != IGNORED].tolist()
 
 
@@ -48,7 +48,7 @@ def test_questions_that_share_a_video_have_the_losses_of_separate_prompts(attent
     backbone = build(attention=attention)
     videos = [tiny.video_tokens(count, number) for number, count in enumerate((5, 0, 9))]
     single = [[backbone.prompt(conversation(q, a), learn=True) for q, a in asked] for asked in ASKED]
-    batch = pad(backbone.splice([share_video(prompts) for prompts in single], [[v] for v in videos]), left)
+    batch = text_inputs(backbone, [share_video(prompts) for prompts in single], [[v] for v in videos], left)
     found = losses(backbone, batch)
     for row, (prompts, video) in enumerate(zip(single, videos, strict=True)):
         expected = [value for prompt in prompts for value in slow_losses(backbone, prompt, [video.values])]
@@ -60,7 +60,7 @@ def test_text_and_shared_videos_in_one_batch(backbone: VideoGPTPlus) -> None:
     video = tiny.video_tokens(4)
     shared = [backbone.prompt(conversation(q, a), learn=True) for q, a in ASKED[0]]
     alone = backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
-    batch = pad(backbone.splice([alone, share_video(shared)], [[], [video]]))
+    batch = text_inputs(backbone, [alone, share_video(shared)], [[], [video]])
     found = losses(backbone, batch)
     assert real(found, batch, 0) == pytest.approx(slow_losses(backbone, alone, []), abs=1e-5)
     assert real(found, batch, 1) == pytest.approx(
@@ -72,13 +72,13 @@ def test_text_and_shared_videos_in_one_batch(backbone: VideoGPTPlus) -> None:
 def test_padding_changes_no_loss(backbone: VideoGPTPlus, left: bool) -> None:
     prompts = [backbone.prompt(conversation(*asked[0]), learn=True) for asked in ASKED]
     videos = [tiny.video_tokens(count, count) for count in (7, 2, 0)]
-    batch = pad(backbone.splice(prompts, [[video] for video in videos]), left)
+    batch = text_inputs(backbone, prompts, [[video] for video in videos], left)
     lengths = [len(prompt.ids) + len(video) for prompt, video in zip(prompts, videos, strict=True)]
     assert batch.embeds.shape[1] == max(lengths)
     assert batch.mask.sum(1).tolist() == lengths
     for row, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
         where = slice(-lengths[row], None) if left else slice(lengths[row])
-        assert batch.positions[row][where].tolist() == list(range(lengths[row]))
+        assert batch.positions[0][row][where].tolist() == list(range(lengths[row]))
         assert real(losses(backbone, batch), batch, row) == pytest.approx(
             slow_losses(backbone, prompt, [video.values]), abs=1e-5
         )
@@ -124,8 +124,8 @@ def test_without_compression_the_language_model_is_the_stock_one(backbone: Video
     everything = torch.cat([grid.values.flatten(0, 2) for grid in features.projected])
     tokens = VideoTokens(everything, torch.zeros(len(everything), dtype=torch.long))
     prompt = backbone.prompt(conversation("what shape ?"))
-    batch = pad(backbone.splice([prompt], [[tokens]]))
-    found = backbone.text_model(inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions)
+    batch = text_inputs(backbone, [prompt], [[tokens]])
+    found = backbone.text_model(**batch.arguments)
     words = backbone.language_model.get_input_embeddings()(prompt.ids)
     at = prompt.slots[0].position
     stock = backbone.language_model(inputs_embeds=torch.cat([words[:at], everything, words[at:]])[None])
