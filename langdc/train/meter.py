@@ -1,6 +1,6 @@
-"""What a training step was made of and how fast it went: figures for the log and the trackers.
+"""Throughput of training: figures of the steps since the last line, for the log and the trackers.
 
-The loss modules tell of their batches, the Trainer of its waiting. All ranks make the same calls.
+The module counts its batches, the Trainer its waiting. All ranks make the same calls.
 """
 
 import math
@@ -50,11 +50,11 @@ FIGURES = (
     "density_correlation",
     "held_out_soft_tokens",
 )
-"""What `Meter`, and `Watch` in tracking.py, add to a line of the log, besides "loss_<part>"."""
+"""What `Meter`, and `CaptionEval` in tracking.py, add to a line of the log, besides "loss_<name>"."""
 
 
 def peak_flops(device: torch.device, precision: str, given: float | None = None) -> tuple[float | None, str]:
-    """Operations per second that a device can do at best, and where the number is from; None where nobody knows.
+    """Peak operations per second of a device, and where the number is from; None where it is unknown.
 
     Taken from the setting, else from a table by device name, else, on a CPU, from a product measured now.
     """
@@ -83,7 +83,7 @@ def _measured_peak(precision: str) -> float:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held: of the accelerator's, tensors alone; on a CPU, everything resident."""
+    """Peak memory of this process: of the accelerator's, tensors alone; on a CPU, all that was resident."""
     if devices.has_accelerator():
         return int(torch.get_device_module(devices.device().type).max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
@@ -93,9 +93,9 @@ def peak_bytes() -> int:
 class Meter:
     """Figures between one line of the log and the next.
 
-    `module` tells of its last batch: `counts`, numbers of "samples", "tokens" (that the trained language model reads),
-    "soft_tokens" and "segments"; and `parts`, the summed loss and the number of targets of each part of the loss.
-    A module that tells nothing gets figures of time and memory only.
+    Of its last batch `module` has `figures`, numbers of "samples", "tokens" (that trained language models read),
+    "soft_tokens" and "segments"; `parts`, the sum and the count of each loss; and `names` of all losses, the same on
+    all ranks. A module without them gets figures of time and memory only.
     """
 
     def __init__(self, module: nn.Module, precision: str = "float32", peak: float | None = None) -> None:
@@ -103,7 +103,7 @@ class Meter:
         self.precision = precision
         self.given_peak = peak
         self.held_out: dict[str, Any] = {}
-        """What `Watch` found last; joins the next line."""
+        """Figures of the last `CaptionEval`; they join the next line."""
         self._peak: tuple[float | None, str] | None = None
         self._started: float | None = None
         self._flops = 0.0
@@ -113,7 +113,7 @@ class Meter:
 
     @contextmanager
     def waiting(self, total_flops: float) -> Iterator[None]:
-        """Around whatever fetches a batch; the first one starts the clock."""
+        """Count the enclosed time as waiting for data; the first call starts the clock."""
         before = time.perf_counter()
         if self._started is None:
             self._started, self._flops = before, total_flops
@@ -122,26 +122,26 @@ class Meter:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Around what is no training: it counts to no figure."""
+        """Exclude the enclosed time from the throughput."""
         before = time.perf_counter()
         yield
         if self._started is not None:
             self._started += time.perf_counter() - before
 
-    def add(self, idle: bool = False) -> None:
-        """Take in the batch that the module just learned; of an idle one only the names, which all ranks must have."""
-        self._counts.update({} if idle else getattr(self.module, "counts", {}))
-        for name, (total, targets) in getattr(self.module, "parts", {}).items():
-            known = self._parts.setdefault(name, [0.0, 0])
-            if not idle:
-                known[0], known[1] = known[0] + total, known[1] + targets
+    def add(self) -> None:
+        """Add the batch that the module just learned."""
+        self._counts.update(getattr(self.module, "figures", {}))
+        for name, (total, count) in getattr(self.module, "parts", {}).items():
+            summed = self._parts.setdefault(name, [0.0, 0])
+            summed[0], summed[1] = summed[0] + total, summed[1] + count
 
     def figures(self, total_flops: float) -> dict[str, Any]:
-        """What the log gets, over all ranks; begins anew. `total_flops` are the run's so far, of all ranks."""
+        """The figures over all ranks since the last call. `total_flops` are the run's so far, of all ranks."""
         if self._started is None:
             return {}
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        parts = {name: [float(total), float(targets)] for name, (total, targets) in sorted(self._parts.items())}
+        named = getattr(self.module, "names", sorted(self._parts))
+        parts = {name: [float(each) for each in self._parts.get(name, (0, 0))] for name in named}
         names = ("samples", "tokens", "soft_tokens", "segments")
         mine = [self._waited, *(self._counts[name] for name in names), *(n for pair in parts.values() for n in pair)]
         waited, samples, tokens, soft, segments, *losses = _summed(mine)
@@ -152,7 +152,8 @@ class Meter:
         if segments:
             found["soft_tokens_per_segment"] = soft / segments
         found["data_wait"] = min(1.0, waited / (seconds * world_size()))
-        found.update({f"loss_{name}": losses[2 * n] / max(losses[2 * n + 1], 1) for n, name in enumerate(parts)})
+        pairs = zip(parts, losses[::2], losses[1::2], strict=True)
+        found.update({f"loss_{name}": total / count for name, total, count in pairs if count})
         peak = self._peak_flops()
         if peak and total_flops > self._flops:
             found["mfu"] = (total_flops - self._flops) / (seconds * peak * world_size())

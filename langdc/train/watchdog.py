@@ -1,7 +1,7 @@
-"""Says where a training hangs, and ends it: ranks that wait for each other would wait for ever, and pay for it.
+"""Reports where a training hangs, and ends it: ranks that wait for each other would wait without end.
 
-Each process watches itself, so a hang is told by all: the one that sleeps names what it sleeps in, the others what they
-reached before they began to wait.
+Each process watches itself, so all report: the one that hangs names where, the others what they reached before they
+began to wait.
 """
 
 import faulthandler
@@ -20,11 +20,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from langdc.distributed import rank, world_size
 
 EXIT_CODE = 124
-"""How a process ends that hung, as `timeout` does."""
-LATER = 30.0
-"""Seconds after which a second watch, which needs no Python, ends a process whose interpreter itself is stuck."""
-GRACE = 3.0
-"""Seconds that the others have to say where they are before the launcher hears that this process ended."""
+"""Exit status of a process that hung, that of `timeout`."""
+INTERPRETER_TIMEOUT_SECONDS = 30.0
+"""After this many seconds more a second timer, which needs no Python, ends a process whose interpreter is stuck."""
+REPORT_SECONDS = 3.0
+"""The other processes have this long to report before the launcher notices that this one ended."""
 
 
 class Watchdog(TrainerCallback):
@@ -89,14 +89,14 @@ class Watchdog(TrainerCallback):
 
     def _alive(self, state: TrainerState) -> None:
         self._step, self._inside, self._last = state.global_step, "", time.monotonic()
-        faulthandler.dump_traceback_later(self.seconds + LATER, exit=True, file=_error_output())
+        faulthandler.dump_traceback_later(self.seconds + INTERPRETER_TIMEOUT_SECONDS, exit=True, file=_error_output())
 
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self.seconds / 4)):
             if time.monotonic() - self._last > self.seconds:
                 os.write(_error_output(), self._report().encode())
                 faulthandler.dump_traceback(_error_output(), all_threads=True)
-                self._done.wait(GRACE)
+                self._done.wait(REPORT_SECONDS)
                 self.leave(EXIT_CODE)
                 return
 
