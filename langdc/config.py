@@ -224,9 +224,9 @@ class RunConfig(Settings):
 
 
 def find_config(name: str | Path, beside: Path | None = None) -> Path:
-    """The file of that name: beside another file, at that path, or among the configs that ship (".yaml" may be left out).
+    """The file of that name: beside another file, at that path, or among the configs that ship.
 
-    Of a folder, its chain.yaml. ValueError lists where it was looked for.
+    ".yaml" may be left out. Of a folder, its chain.yaml. ValueError lists where it was looked for.
     """
     places = [*([beside] if beside is not None else []), Path(), SHIPPED]
     for place in places:

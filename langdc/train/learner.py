@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from langdc.distributed import world_size
 from langdc.flops import language_model_flops
 from langdc.interfaces import Objective, TokenCompressor
-from langdc.distributed import world_size
 from langdc.log import get_logger
 from langdc.model import ModelOutput, VideoModel
 from langdc.types import Compressed, Context, LanguageWork, VideoBatch
@@ -101,9 +101,7 @@ class Learner(nn.Module):
             )
         return {"loss": total}
 
-    def _divisor(
-        self, name: str, count: int, counts: Mapping[str, int], in_step: Mapping[str, float] | None
-    ) -> float:
+    def _divisor(self, name: str, count: int, counts: Mapping[str, int], in_step: Mapping[str, float] | None) -> float:
         """The count of a loss in the whole step; where a batch's was not as announced, so that batch means are averaged."""
         if in_step is None:
             return max(count, 1)

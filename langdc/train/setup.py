@@ -1,8 +1,9 @@
-"""The model of a run as it is trained: built, started from an earlier run, with adapters, kernels, and what is frozen."""
+"""The model of a run as it is trained: built, started from an earlier run, with adapters and kernels, partly frozen."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -67,6 +68,7 @@ def build(config: RunConfig, objective: Objective) -> RunModel:
     if not trained:
         raise ValueError("The run trains nothing: give patterns in train.trainable, or adapters in train.lora.")
     _set_kernels(model, config, objective)
+    _fill_unloaded(model)
     return RunModel(model, inherited, lora, trained, adapted)
 
 
@@ -114,6 +116,17 @@ def _adapt_compressor(model: VideoModel, lora: LoraConfig | None) -> dict[str, n
     return adapted
 
 
+def _fill_unloaded(model: nn.Module) -> None:
+    """Put placeholders of one number in place of weights that were not loaded: they can be moved and wrapped as any."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                setattr(module, name, nn.Parameter(torch.zeros(1), requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(module, name, torch.zeros(1))
+
+
 def _pretrained(module: nn.Module) -> list[PreTrainedModel]:
     return [part for part in module.modules() if isinstance(part, PreTrainedModel)]
 
@@ -147,4 +160,3 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
     heads = [part for part in inner if part.get_output_embeddings() is not None]
     for part in [*called, *heads]:
         use_liger(part, config.liger)
-
