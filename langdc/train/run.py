@@ -31,7 +31,7 @@ from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.log import get_logger
 from langdc.shards import StoreError
-from langdc.train import chain, output, stopping
+from langdc.train import chain, output, sample_recipe, stopping
 from langdc.train.arguments import check_environment, training_arguments
 from langdc.train.batches import TrainingData
 from langdc.train.learner import Learner
@@ -182,18 +182,23 @@ def _release(trainer: RunTrainer) -> None:
     gc.collect()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train the runs that a command line names, in order; the exit code."""
+def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
+    """Train the runs that a command line names, in order; the exit code.
+
+    `stage`: which one of the sample recipe is trained where no run is named.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_intermixed_args(words)
-    names = [word for word in options.words if "=" not in word]
+    names = [word for word in [options.config, *options.words] if word is not None and "=" not in word]
     overrides = [word for word in options.words if "=" in word]
     overrides += [f"deepspeed={options.deepspeed}"] if options.deepspeed else []
     overrides += ["verify_save=true"] if options.verify_save else []
     try:
         if options.processes is not None:
             return _launch(options.processes, words)
-        links = chain.read([*([options.config] if options.config else []), *names], overrides)
+        if not names and stage is None:
+            raise ValueError("Give a config: a file, or a name such as sample/langdc/stage1.")
+        links = chain.read(names or sample_recipe.prepared(str(stage)), overrides)
         directory = chain.run(links, train)
     except KeyboardInterrupt:
         return _ended(130, "Interrupted. The same command resumes from the last checkpoint.")
