@@ -1,4 +1,4 @@
-"""Training on the transformers Trainer, DeepSpeed and PEFT: what a run learns (`objectives`), on which batches, and how."""
+"""Training on the transformers Trainer, DeepSpeed and PEFT: what a run learns (`objectives`), and how it steps."""
 
 from langdc import devices
 

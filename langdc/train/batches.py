@@ -70,7 +70,9 @@ class TrainingData(Dataset):
         if not self.online:
             features.fill(self.specs)
         self.states = None if self.online else FrozenStates.of(self)
-        self._blank = None if self.online or len(self.specs) and all(s.spec for s in self.samples) else self._encoded_blank()
+        self._blank = (
+            None if self.online or (len(self.specs) and all(s.spec for s in self.samples)) else self._encoded_blank()
+        )
 
     # ---- records
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from langdc.distributed import world_size
 from langdc.flops import language_model_flops
 from langdc.interfaces import Objective, TokenCompressor
-from langdc.distributed import world_size
 from langdc.log import get_logger
 from langdc.model import ModelOutput, VideoModel
 from langdc.types import Compressed, Context, LanguageWork, VideoBatch
@@ -89,8 +89,15 @@ class Learner(nn.Module):
         context = replace(context, targets=batch.targets)
         with self._observed(batch):
             losses = self.objective.losses(self.model, batch, context)
+        if undeclared := sorted(losses.keys() - set(self.names)):
+            raise ValueError(
+                f"The losses {', '.join(undeclared)} were returned and not declared: name them in `losses` of the "
+                "compressor or `names` of the objective, so that all processes count the same ones."
+            )
         self.parts = {}
         total = torch.zeros((), device=self.model.device)
+        if counts is not None and not counts:  # padding
+            self.flops, self.figures = 0.0, dict.fromkeys(FIGURES, 0)
         for name, (summed, count) in losses.items():
             if batch.blank and name not in self.objective.names:
                 total = total + summed * 0.0
@@ -101,9 +108,7 @@ class Learner(nn.Module):
             )
         return {"loss": total}
 
-    def _divisor(
-        self, name: str, count: int, counts: Mapping[str, int], in_step: Mapping[str, float] | None
-    ) -> float:
+    def _divisor(self, name: str, count: int, counts: Mapping[str, int], in_step: Mapping[str, float] | None) -> float:
         """The count of a loss in the whole step; where a batch's was not as announced, so that batch means are averaged."""
         if in_step is None:
             return max(count, 1)

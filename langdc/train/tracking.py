@@ -1,11 +1,10 @@
-"""What trackers are told besides losses: captions of videos kept aside, written while the captioner learns."""
+"""What trackers and the log get beside losses: captions of held-out videos, written during training."""
 
 import copy
 import json
 import math
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,161 +14,143 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from langdc.compressors.langdc import LangDC
-from langdc.config import PhaseConfig, StageConfig, WatchConfig
-from langdc.data.records import SegmentRecord
+from langdc import jsonl
+from langdc.config import RunConfig
+from langdc.data.records import Record, check_media, read_records
 from langdc.density import density_correlation
-from langdc.distributed import is_main_process, world_size
+from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
+from langdc.interfaces import TokenCompressor
 from langdc.model import VideoModel
-from langdc.training.memory import layout_of
 from langdc.train.meter import Meter
-from langdc.training.objectives import as_features
-from langdc.train.progress import read_lines
-from langdc.training.samples import Sample, read_samples
+from langdc.types import Context, FrameSpec, VideoBatch
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def density(segment: SegmentRecord) -> int | None:
-    """What a segment has to say: as the record states, else by its cues; None where it has neither."""
-    cues = [*segment.subjects, *segment.attributes, *segment.actions, *segment.background]
-    return segment.density if segment.density is not None else len(cues) or None
+class CaptionEval(TrainerCallback):
+    """Every few steps the compressor describes held-out videos; its captions are appended to a file of JSON lines.
 
-
-class Watch(TrainerCallback):
-    """Every so many steps the captioner describes fixed videos; its captions are appended to a file of JSON lines.
-
-    {"phase", "step", "density_correlation", "soft_tokens_per_segment", "captions": [{"id", "written", "target"}]}.
-    The correlation is Spearman's, between the density of segments and the number of tokens written. `model` and
-    `features` as an objective has them; `samples`: records with their clips. `cut`: each process will hold only a part
-    of every parameter, as under ZeRO-3; captions are then written by a copy, which is on the CPU between two looks, for
-    each token would bring all parameters together again.
+    {"step", "density_correlation", "soft_tokens_per_segment", "captions": [{"id", "written", "target"}]}. The
+    correlation is Spearman's, between the density of segments and the number of tokens written. `sharded`: each process
+    will hold only a part of every parameter, as under ZeRO-3; captions are then written by a copy, which is on the CPU
+    between evaluations, for each token would gather all parameters again. ValueError for a compressor that writes no
+    text, and for records without captions.
     """
 
     def __init__(
-        self,
-        config: WatchConfig,
-        phase: str,
-        path: Path,
-        model: VideoModel,
-        features: FeatureStore,
-        samples: Sequence[Sample],
-        meter: Meter,
-        cut: bool,
+        self, config: RunConfig, path: Path, model: VideoModel, features: FeatureStore, meter: Meter, sharded: bool
     ) -> None:
-        self.config = config
-        self.phase = phase
-        self.path = path
-        self.model = model
-        self.copy = copy.deepcopy(model.captioner).to("cpu").eval() if cut else None
-        self.features = features
-        self.meter = meter
-        wanted = max(config.captions, config.density)
-        self.clips = {sample.index: sample.clip for sample in samples if sample.clip is not None}
-        self.samples = [s for s in samples if s.index in self.clips and s.record.segments][:wanted]
-        if not self.samples:
-            raise ValueError(f"watch.data: {config.data} has no record with a video or image and captions of segments.")
-        features.fill([self.clips[sample.index] for sample in self.samples])
+        assert config.watch is not None  # else there is nothing to evaluate
+        self.config, self.path, self.model, self.features, self.meter = config.watch, path, model, features, meter
+        self.precision = config.precision
+        if type(model.compressor).text is TokenCompressor.text:
+            raise ValueError(f"watch: {type(model.compressor).__name__} writes no text about a video. Leave watch out.")
+        self.samples = self._read()
+        features.fill([spec for _, spec in self.samples])
+        self.copy = copy.deepcopy(model.compressor).to("cpu").eval() if sharded else None
+
+    def _read(self) -> list[tuple[Record, FrameSpec]]:
+        """The first records with a video or image and captions."""
+        file, samples = self.config.data, []
+        for record in check_media(file, read_records(file))[0]:
+            media = record.media_path(file.parent)
+            if media is not None and record.segments and len(samples) < max(self.config.captions, self.config.density):
+                samples.append((record, self.model.backbone.frame_spec(media, record.start, record.end, record.fps)))
+        if not samples:
+            raise ValueError(f"watch.data: {file} has no record with a video or image and captions of segments.")
+        return samples
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Drop lines of steps that are made again."""
         if is_main_process():
-            kept = [
-                line for line in read_lines(self.path)
-                if line["phase"] != self.phase or line["step"] <= state.global_step
-            ]  # fmt: skip
-            partial = self.path.with_name(f"{self.path.name}.partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            partial.rename(self.path)
+            jsonl.write_lines(self.path, [line for line in jsonl.read(self.path) if line["step"] <= state.global_step])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Describe the videos, if it is time."""
         if state.global_step % self.config.every == 0 or state.global_step >= state.max_steps:
             with self.meter.pause():
-                self._look(state.global_step)
+                self._evaluate(state.global_step)
 
-    def _look(self, step: int) -> None:
+    def _evaluate(self, step: int) -> None:
         written = self._write()
+        lengths = [[len(ids) for ids in per_video] for per_video in written]
         pairs = [
-            (density(segment), len(ids))
-            for sample, of_video in zip(self.samples[: self.config.density], written, strict=False)
-            for segment, ids in zip(sample.record.segments, of_video, strict=False)
+            (segment.known_density, length)
+            for (record, _), per_video in zip(self.samples[: self.config.density], lengths, strict=False)
+            for segment, length in zip(record.segments, per_video, strict=False)
         ]
-        known = [(wanted, count) for wanted, count in pairs if wanted is not None]
-        related = density_correlation(*map(list, zip(*known, strict=True))) if len(known) > 2 else math.nan
-        decode = self.model.captioner.captioner.decode
+        known = [(density, length) for density, length in pairs if density is not None]
+        correlation = density_correlation(*map(list, zip(*known, strict=True))) if len(known) > 2 else math.nan
+        text = self.model.compressor.text
         shown = [
             {
-                "id": sample.record.id,
-                "written": [decode(ids) for ids in of_video],
-                "target": [segment.caption for segment in sample.record.segments],
+                "id": record.id,
+                "written": [text(ids) for ids in per_video],
+                "target": [segment.caption for segment in record.segments],
             }
-            for sample, of_video in zip(self.samples[: self.config.captions], written, strict=False)
+            for (record, _), per_video in zip(self.samples[: self.config.captions], written, strict=False)
         ]
         line = {
-            "phase": self.phase,
             "step": step,
-            "density_correlation": None if math.isnan(related) else round(related, 4),
-            "soft_tokens_per_segment": fmean(len(ids) for of_video in written for ids in of_video),
+            "density_correlation": None if math.isnan(correlation) else round(correlation, 4),
+            "soft_tokens_per_segment": fmean(length for per_video in lengths for length in per_video),
             "captions": shown,
         }
         if is_main_process():
-            with self.path.open("a") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            jsonl.append(self.path, line)
         figures = {"held_out_soft_tokens": line["soft_tokens_per_segment"]}
         if line["density_correlation"] is not None:
             figures["density_correlation"] = line["density_correlation"]
-        texts = {f"caption/{each['id']}": " | ".join(each["written"]) for each in shown}
-        self.meter.held_out = {**figures, **texts}
+        self.meter.held_out = {**figures, **{f"caption/{each['id']}": " | ".join(each["written"]) for each in shown}}
 
     @torch.no_grad()
     def _write(self) -> list[list[Tensor]]:
-        """The caption ids of every segment of every video; a batch at a time, on all ranks alike."""
-        device, half, training = self.model.device, HALF.get(self.meter.precision), self.model.training
+        """The ids of every segment of every video; a batch at a time, on all ranks alike."""
+        device, half, training = self.model.device, HALF.get(self.precision), self.model.training
         self.model.eval()
-        writer = self._writer(device)
-        dtype = next(writer.projectors.parameters()).dtype  # DeepSpeed's type, where it trains
+        compressor = self._gathered(device)
         written: list[list[Tensor]] = []
         for first in range(0, len(self.samples), self.config.batch_size):
             chunk = self.samples[first : first + self.config.batch_size]
-            found = [self.features.get(self.clips[sample.index])[0] for sample in chunk]
-            grids = {name: [grid[name].values.to(device, dtype) for grid in found] for name in found[0]}
+            found = [self.features.get(spec, None) for _, spec in chunk]
+            batch = VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found])
             with torch.autocast(device.type, half, half is not None):
-                written += writer.caption(as_features(self.model, grids), synced=True).ids
+                result = compressor(self.model.features(batch, synced=True), Context(synced=True))
+            assert result.ids is not None  # a compressor with `text` returns ids
+            written += result.ids
         self.model.train(training)
         if self.copy is not None:
             self.copy.to("cpu")
         return written
 
-    def _writer(self, device: torch.device) -> LangDC:
-        """What writes: the captioner, or its copy with the weights that it has now."""
+    def _gathered(self, device: torch.device) -> TokenCompressor:
+        """The compressor, or its copy with the weights that it has now."""
         if self.copy is None:
-            return self.model.captioner
-        import deepspeed  # it cut the parameters, so it is there
+            return self.model.compressor
+        import deepspeed  # it partitioned the parameters, so it is there
 
-        now = list(self.model.captioner.parameters())
+        now = list(self.model.compressor.parameters())
         with deepspeed.zero.GatheredParameters(now):
             for own, trained in zip(self.copy.parameters(), now, strict=True):
                 own.copy_(trained)
         return self.copy.to(device)
 
 
-def watches(
-    config: StageConfig, phase: PhaseConfig, directory: Path, model: VideoModel, features: FeatureStore, meter: Meter
-) -> list[Watch]:
-    """What a phase is watched by: as the settings say, if the captioner learns in it."""
-    if config.watch is None or phase.objective != "caption":
+def caption_eval(
+    config: RunConfig, directory: Path, model: VideoModel, features: FeatureStore, meter: Meter
+) -> list[CaptionEval]:
+    """The evaluation of captions during a run, where `watch` asks for it."""
+    if config.watch is None:
         return []
-    samples = read_samples([config.watch.data], model)
-    cut = layout_of(config, phase, world_size()).zero == 3
-    return [Watch(config.watch, phase.name, directory / "captions.jsonl", model, features, samples, meter, cut)]
+    zero = json.loads(config.deepspeed.read_text()).get("zero_optimization", {}) if config.deepspeed else {}
+    return [CaptionEval(config, directory / "captions.jsonl", model, features, meter, zero.get("stage") == 3)]
 
 
 def close_trackers() -> None:
-    """End a tracker's run, so that the next phase begins one of its own."""
+    """End a tracker's run, so that the next run of this process begins one of its own."""
     wandb: Any = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
         wandb.finish()

@@ -55,7 +55,9 @@ class RunTrainer(Trainer):
         super().__init__(*arguments, **keywords)
         self.rates, self.keep_checkpoints, self.meter = dict(rates or {}), keep_checkpoints, meter
         self.batches = EvenBatchSampler(
-            len(self.train_dataset), self.args.per_device_train_batch_size, self.args.seed  # pyright: ignore[reportArgumentType]
+            len(self.train_dataset),
+            self.args.per_device_train_batch_size,
+            self.args.seed,  # pyright: ignore[reportArgumentType]
         )
         self.add_callback(EpochCallback(self))
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
@@ -113,9 +115,7 @@ class RunTrainer(Trainer):
         if self.optimizer is None:
             trained: Any = model or self.model
             decayed = self.get_decay_parameter_names(trained)
-            groups = parameter_groups(
-                trained, decayed, self.args.weight_decay, self.args.learning_rate, self.rates
-            )
+            groups = parameter_groups(trained, decayed, self.args.weight_decay, self.args.learning_rate, self.rates)
             betas = (self.args.adam_beta1, self.args.adam_beta2)
             self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
