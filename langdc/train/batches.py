@@ -70,9 +70,8 @@ class TrainingData(Dataset):
         if not self.online:
             features.fill(self.specs)
         self.states = None if self.online else FrozenStates.of(self)
-        self._blank = (
-            None if self.online or (len(self.specs) and all(s.spec for s in self.samples)) else self._encoded_blank()
-        )
+        text = any(sample.spec is None for sample in self.samples)
+        self._blank = self._encoded_blank() if text and not self.online else None
 
     # ---- records
 
@@ -144,7 +143,7 @@ class TrainingData(Dataset):
         return f"{files}: line {sample.record.line} (id {sample.record.id!r})"
 
     def _too_much(self) -> bool:
-        """Whether the encoders' outputs are more GB than may be kept in memory, judged by the longest video and an image."""
+        """Whether the encoders' outputs are more GB than may be kept, judged by the longest video and an image."""
         frames = {spec: spec.segments * spec.frames_per_segment for spec in self.specs}
         images = [spec for spec in self.specs if frames[spec] == 1]
         values = 0.0
@@ -228,7 +227,7 @@ class TrainingData(Dataset):
         return counts
 
     def _videos(self, shown: Sequence[Sample]) -> dict[str, list]:
-        """Grids or frames of a batch's videos, a blank one if there is none, and as `media` what prompts read of them."""
+        """Grids or frames of a batch's videos, a blank one if there is none; `media`: what prompts read of them."""
         backbone = self.model.backbone
         if self.online:
             frames = self._decoded([sample.spec for sample in shown if sample.spec is not None])
@@ -281,7 +280,7 @@ class TrainingData(Dataset):
     def _prompts(
         self, samples: Sequence[Sample], media: list[VideoFeatures]
     ) -> tuple[list[Prompt], list[Prompt], list[tuple[int, ...]], list[Tensor] | None]:
-        """Prompts, those for uncompressed videos where they differ, the videos of each, and the ids of the questions."""
+        """Prompts, those for uncompressed videos where they differ, the videos of each, and ids of the questions."""
         steps = self.model.compressor.frames_per_segment
         prompts, whole, shows, questions = [], [], [], []
         videos = iter(enumerate(media))

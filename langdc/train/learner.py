@@ -81,8 +81,8 @@ class Learner(nn.Module):
     ) -> dict[str, Tensor]:
         """{"loss"}: the weighted sum of the losses, each divided by its count in the whole step.
 
-        `counts`: of this batch, as announced by `TrainingData`; `num_items_in_batch`: of the whole step, with its number
-        of "batches"; default: the step is this batch alone.
+        `counts`: of this batch, as announced by `TrainingData`; `num_items_in_batch`: of the whole step, with its
+        number of "batches"; default: the step is this batch alone.
         """
         self.flops, self.figures = 0.0, dict.fromkeys(FIGURES, 0)
         context = self.context()
@@ -109,7 +109,7 @@ class Learner(nn.Module):
         return {"loss": total}
 
     def _divisor(self, name: str, count: int, counts: Mapping[str, int], in_step: Mapping[str, float] | None) -> float:
-        """The count of a loss in the whole step; where a batch's was not as announced, so that batch means are averaged."""
+        """The count of a loss in the whole step; where it is not as announced, means of micro-batches are averaged."""
         if in_step is None:
             return max(count, 1)
         if counts.get(name, 0) == count:
@@ -170,7 +170,7 @@ class Learner(nn.Module):
 
 
 def _passes(module: nn.Module) -> int:
-    """How often a module's products are computed: forward, backward to its inputs and, where trained, to its weights."""
+    """How often products are computed: forward, backward to inputs and, where a module is trained, to weights."""
     return 3 if any(parameter.requires_grad for parameter in module.parameters()) else 2
 
 

@@ -19,8 +19,9 @@ CHUNK = 16  # videos at once
 
 
 class FrozenStates:
-    """`Compressed.states` of every sample's video, kept as long as the identity of the frozen part, the features and the
-    targets are the same; read from the store when asked.
+    """`Compressed.states` of every sample's video, read from the store when asked.
+
+    Kept as long as the identity of the frozen part, the features and the targets are the same.
     """
 
     def __init__(self, data: "TrainingData", identity: str) -> None:

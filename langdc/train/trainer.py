@@ -222,7 +222,7 @@ def divided(items: list[int], parts: int) -> list[list[int]]:
 
 
 class EpochCallback(TrainerCallback):
-    """Tells data and module which epoch and step it is, logs wherever a checkpoint is written, and writes none at the end.
+    """Sets epoch and step of data and module, logs wherever a checkpoint is written, and writes none at the end.
 
     A line at each checkpoint makes the log of a run that was killed equal to one that was not; after the last step the
     run's own checkpoint follows at once, and the Trainer would train on when it starts from a last step.

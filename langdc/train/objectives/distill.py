@@ -21,11 +21,12 @@ Replies = Literal["records", "model"]
 
 @objectives.register("distill")
 class Distill(Objective):
-    """KL divergence of the replies' distribution, given compressed tokens, from that of the same model given all tokens.
+    """KL divergence of the replies' distribution given compressed tokens from that of the same model given all tokens.
 
-    The teacher is the language model without its adapters and without dropout. `temperature` divides the logits of both;
-    the loss is multiplied by its square, so that gradients keep their size (arXiv 1503.02531). `replies`: those of the
-    "records", or those that the uncompressed "model" writes, at most `max_new_tokens` each, once before the first step.
+    The teacher is the language model without its adapters and without dropout. `temperature` divides the logits of
+    both; the loss is multiplied by its square, so that gradients keep their size (arXiv 1503.02531). `replies`: those
+    of the "records", or those that the uncompressed "model" writes, at most `max_new_tokens` each, once before the
+    first step.
     """
 
     names = frozenset({"distill"})
