@@ -43,12 +43,6 @@ class SegmentRecord(_Strict):
     actions: list[str] = []
     background: list[str] = []
 
-    @property
-    def known_density(self) -> int | None:
-        """The density that the record states, else the number of its cues; None where it has neither."""
-        cues = [*self.subjects, *self.attributes, *self.actions, *self.background]
-        return self.density if self.density is not None else len(cues) or None
-
 
 class QuestionRecord(_Strict):
     """A question about the whole record, its answer, and the kind it is counted under."""

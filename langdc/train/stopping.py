@@ -1,8 +1,10 @@
-"""Graceful shutdown: on a signal a run finishes its step, writes a checkpoint and exits with a status of its own."""
+"""Stopping a training on request: it finishes the step, writes a checkpoint and ends with a status of its own."""
 
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -16,10 +18,10 @@ from langdc.log import get_logger
 logger = get_logger(__name__)
 
 EXIT_CODE = 75
-"""Exit status of a run that stopped on a signal and has saved: EX_TEMPFAIL, "try again"."""
+"""How a run ends that was asked to stop and has saved: EX_TEMPFAIL, "try again"."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-REPEAT_SECONDS = 2.0
-"""A second Ctrl-C, later than this after the first, ends the run at once; launchers repeat it sooner by themselves."""
+SECOND_SIGNAL_SECONDS = 2.0
+"""Ctrl-C again, more than so many seconds after the first, ends at once; launchers repeat it sooner by themselves."""
 
 
 class Stopped(Exception):
@@ -27,35 +29,35 @@ class Stopped(Exception):
 
 
 class GracefulShutdown(TrainerCallback):
-    """Between `listen` and `close`, SIGTERM and SIGINT to any process stop all of them after the same step.
+    """While `listening`, SIGTERM and SIGINT to any process stop all of them after the same step, with a checkpoint.
 
     Must stand before callbacks that amend what is saved and logged.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         """As all processes agreed."""
-        self._heard = False
+        self._received = False
         self._at = 0.0
-        self._before: dict[int, Any] = {}
         self._group: Any = None
 
-    def listen(self) -> None:
+    @contextmanager
+    def listening(self) -> Iterator[None]:
         """Take the signals; only the main thread can, others leave things as they are. All ranks must call it."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             # on the CPU, so that asking does not wait for what an accelerator still computes
             self._group = dist.new_group(backend="gloo")
+        before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
-
-    def close(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-        if self._group is not None:
-            dist.destroy_process_group(self._group)
-            self._group = None
+            before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if self._group is not None:
+                dist.destroy_process_group(self._group)
+                self._group = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Agree, and save."""
@@ -66,15 +68,15 @@ class GracefulShutdown(TrainerCallback):
             control.should_training_stop = True
 
     def agree(self) -> bool:
-        """Whether any process was asked; all must call it, while listening."""
-        heard = torch.tensor(int(self._heard))
+        """Whether any process received a signal; all must call it, while listening."""
+        received = torch.tensor(int(self._received))
         if self._group is not None:
-            dist.all_reduce(heard, dist.ReduceOp.MAX, group=self._group)
-        self.asked = bool(heard)
-        return self.asked
+            dist.all_reduce(received, dist.ReduceOp.MAX, group=self._group)
+        self.requested = bool(received)
+        return self.requested
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._heard and time.monotonic() - self._at > REPEAT_SECONDS:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received and time.monotonic() - self._at > SECOND_SIGNAL_SECONDS:
             raise KeyboardInterrupt
-        if not self._heard:
-            self._heard, self._at = True, time.monotonic()
+        if not self._received:
+            self._received, self._at = True, time.monotonic()
