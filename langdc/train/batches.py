@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from langdc.backbones.chat import IGNORED, conversation, share_video
+from langdc.backbones.chat import IGNORED, conversation, question_of, share_video
 from langdc.config import RunConfig
 from langdc.data.records import QuestionRecord, Record, check_media, read_records
 from langdc.features import TYPES, FeatureStore, read_spec
@@ -288,7 +288,8 @@ class TrainingData(Dataset):
             number, video = next(videos) if sample.spec is not None else (-1, None)
             asked = self.drawn(sample)
             if video is not None and "question" in self.model.compressor.needs:
-                questions.append(ids_of(self.model.backbone.tokenizer, asked[0].prompt()))
+                text = question_of(conversation(asked[0].prompt()))
+                questions.append(ids_of(self.model.backbone.tokenizer, text))
             if not self.objective.reads:
                 continue
             prompts.append(self._prompt(sample, asked, video, steps))
