@@ -119,7 +119,7 @@ def whole(model: str) -> tuple[StockBackbone, VideoFeatures, Prompt]:
     # half a second per step, as recorded for Qwen2.5-VL
     features = backbone.project([{"video": encoded}], [torch.arange(frames) / 4], frozenset({"projected"}))[0]
     shown = ids == VIDEO_ID
-    slot = backbone.slots(0, features)[0]
+    slot = backbone.slots(0, features, 1)[0]
     return backbone, features, Prompt(ids[~shown], slots=(replace(slot, position=int(shown.nonzero()[0])),))
 
 
