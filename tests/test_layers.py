@@ -43,7 +43,7 @@ ROWS = (
         "langdc.types",
         "langdc.budget",
         "langdc.blocks",
-        "langdc.files",
+        "langdc.jsonl",
         "langdc.registry",
         "langdc.log",
         "langdc.version",

@@ -21,6 +21,7 @@ from langdc.config import PhaseConfig, StageConfig
 from langdc.devices import has_accelerator
 from langdc.distributed import is_main_process, world_size
 from langdc.features import FrameSpec
+from langdc.jsonl import write_json
 from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.training.counts import caption_reads
@@ -28,7 +29,6 @@ from langdc.training.memory import Rows, Weights, layout_of, memory
 from langdc.training.meter import peak_bytes
 from langdc.training.objectives import as_features
 from langdc.training.progress import read_log
-from langdc.training.runs import write_json
 from langdc.training.samples import Sample, grid_values, too_much
 
 logger = get_logger(__name__)

@@ -15,6 +15,7 @@ from langdc import config as settings
 from langdc import distributed
 from langdc.config import StageConfig
 from langdc.distributed import is_main_process, world_size
+from langdc.jsonl import write_json
 from langdc.log import get_logger
 
 logger = get_logger(__name__)
@@ -183,10 +184,3 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     else:
         return {prefix.removesuffix("."): tree}
     return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}{name}.").items()}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.rename(path)

@@ -22,6 +22,7 @@ from langdc.adapters import adapt, attach_lora, merge
 from langdc.config import LoraConfig, PhaseConfig, StageConfig
 from langdc.distributed import is_main_process, without_launcher
 from langdc.features import FeatureStore
+from langdc.jsonl import write_json
 from langdc.language_models import FLASH, fastest_attention, use_liger
 from langdc.log import get_logger
 from langdc.model import VideoModel
@@ -32,7 +33,7 @@ from langdc.training.answers import AnswerObjective
 from langdc.training.captions import CaptionObjective
 from langdc.training.meter import Meter
 from langdc.training.phases import Outcome, run_phase
-from langdc.training.runs import FINISHED, write_json
+from langdc.training.runs import FINISHED
 from langdc.training.stopping import Stopped
 from langdc.training.tracking import watches
 from langdc.training.trainable import unfreeze
