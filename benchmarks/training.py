@@ -33,7 +33,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import report
-from langdc import checkpoint
+from langdc import checkpoint, devices, distributed
 from langdc import config as settings
 from langdc.adapters import attach_lora
 from langdc.backbones.inputs import pad
@@ -44,7 +44,6 @@ from langdc.features import FeatureStore
 from langdc.metering import most_live_bytes, synchronize
 from langdc.model import VideoModel
 from langdc.sample.dataset import make_dataset
-from langdc.training import processes
 from langdc.training.answers import AnswerObjective
 from langdc.training.objectives import Objective, as_features
 from langdc.training.phases import run_phase
@@ -139,7 +138,7 @@ def build(case: Case) -> VideoModel:
     if case.phase.lora is not None:
         attach_lora(model.backbone, case.phase.lora)
     unfreeze(model, case.phase.trainable, adapters=case.phase.lora is not None)
-    return model.to(processes.device())
+    return model.to(devices.device())
 
 
 def make(model: VideoModel, case: Case, folder: Path | None) -> Objective:
@@ -266,7 +265,7 @@ def ours(case: Case, folder: Path | None, directory: Path) -> Figures:
 
 
 def _learn(objective: Objective, samples: list[Sample]) -> None:
-    device = processes.device()
+    device = devices.device()
     batch = objective.collate(samples)
     settle(batch)
     batch = {name: _moved(value, device) for name, value in batch.items()}
@@ -292,9 +291,9 @@ def _stored_bytes(objective: Objective) -> int:
 
 def _step_bytes(work: Callable[[], object]) -> int:
     """The most that a step holds besides weights: counted on a CPU, measured on an accelerator."""
-    if not processes.has_accelerator():
+    if not devices.has_accelerator():
         return most_live_bytes(work)
-    device: Any = torch.get_device_module(processes.device().type)
+    device: Any = torch.get_device_module(devices.device().type)
     device.reset_peak_memory_stats()
     held = device.memory_allocated()
     work()
@@ -333,7 +332,7 @@ def profile(case: Case) -> list[tuple[str, str, str]]:
     few = [objective[number] for number in range(case.phase.batch_size)]
     _learn(objective, few)
     kinds = [torch.profiler.ProfilerActivity.CPU]
-    if processes.device().type == "cuda":
+    if devices.device().type == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=kinds) as seen:
         for _ in range(3):
@@ -355,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", action="store_true", help="name the five biggest costs of our steps instead")
     parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
     options = parser.parse_args(argv)
-    processes.start()
+    distributed.start()
     logging.getLogger("langdc").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -370,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             lines = report.follow(line for case in found for line in rows(case, folder / "runs"))
             title, columns = TITLES[options.shape], COLUMNS
-    head = f"{report.command(__file__, argv)}, {options.videos} videos, {report.machine(processes.device().type)}."
+    head = f"{report.command(__file__, argv)}, {options.videos} videos, {report.machine(devices.device().type)}."
     report.show(columns, lines, head)
     if options.out is not None:
         report.write(options.out, title, head, columns, lines)

@@ -22,16 +22,17 @@ from rich.console import Console
 from rich.progress import track
 from transformers import set_seed
 
-from langdc import checkpoint
+from langdc import checkpoint, devices, distributed
 from langdc.config import FeatureType, StageConfig, load
+from langdc.distributed import is_main_process, world_size
 from langdc.evaluation import matching, tasks
 from langdc.evaluation.loop import load_model
 from langdc.evaluation.settings import EvalConfig
 from langdc.features import FeatureStore, FrameSpec
 from langdc.interfaces import Backbone
-from langdc.log import get_logger, is_first, world_size
+from langdc.log import get_logger
 from langdc.shards import SHARD_BYTES
-from langdc.training import processes, runs, samples
+from langdc.training import runs, samples
 
 logger = get_logger("data_prep.features")
 
@@ -57,9 +58,9 @@ class Job:
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all is stored or planned, 1 when a video could not be, 2 for mistakes, 3 for a disk that is full."""
     options = _parser().parse_intermixed_args(argv)
-    out = Console(soft_wrap=True, highlight=False, quiet=not is_first())
+    out = Console(soft_wrap=True, highlight=False, quiet=not is_main_process())
     try:
-        processes.start()
+        distributed.start()
         jobs = _of_stage(options) if options.stage is not None else _of_eval(options)
         left = sum([_run(job, options, out) for job in jobs])
     except KeyboardInterrupt:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if options.traceback:
             raise
-        print(f"{processes.name()}error: {error}", file=sys.stderr)
+        print(f"{distributed.process_name()}error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 3
     return 1 if left else 0
 
@@ -116,25 +117,27 @@ def _of_eval(options: argparse.Namespace) -> Iterator[Job]:
 
 def _run(job: Job, options: argparse.Namespace, out: Console) -> int:
     """Store what is missing; how many clips are not there at the end."""
-    job.backbone.to(processes.device())
+    job.backbone.to(devices.device())
     unread = len(job.failed)
     store = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency, options.shard_mb * 10**6)
     clips = _present(job)
-    for clip in track(clips, "Reading files", console=Console(stderr=True), transient=True, disable=not is_first()):
+    for clip in track(
+        clips, "Reading files", console=Console(stderr=True), transient=True, disable=not is_main_process()
+    ):
         store.key(clip)  # remembered
     keys = [store.key(clip) for clip in clips]
     missing = [clips[number] for number in store.store.missing(keys)]
     out.print(f"{job.name}: {len(clips)} videos and images, of which {len(clips) - len(missing)} are stored.")
-    seconds = _plan(job, store, clips, missing, out) if is_first() and clips else 0.0
+    seconds = _plan(job, store, clips, missing, out) if is_main_process() and clips else 0.0
     if options.plan:
         return 0
     started, mine = time.perf_counter(), len(store.store.mine(keys))
     store.fill(clips, failed=lambda clip, error: _fail(job, clip, error))
     if mine:
         seconds = (time.perf_counter() - started) / mine
-    processes.wait()
+    distributed.barrier()
     left = store.store.missing(keys)
-    if is_first():
+    if is_main_process():
         _report(store, [clip for number, clip in enumerate(clips) if number not in set(left)], seconds, out)
     lacking = unread + len(set(job.clips)) - len(clips) + len(left)
     if lacking:

@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from langdc import distributed
 from langdc.config import load
+from langdc.distributed import is_main_process
 from langdc.evaluation import tasks
 from langdc.evaluation.gate import check_published
 from langdc.evaluation.judge import open_judge, unjudged
 from langdc.evaluation.loop import evaluate, failures
 from langdc.evaluation.settings import EvalConfig
-from langdc.log import is_first
-from langdc.training import processes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     options = _parser().parse_intermixed_args(argv)
     try:
-        processes.start()
+        distributed.start()
         config = load(EvalConfig, options.config, options.overrides)
         task = tasks.build(config.task.name, **config.task.settings)
         check_published(config, task)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("What is written stays; once that is solved, the same command goes on from there.", file=sys.stderr)
         return 3
     failed = failures(folder)
-    if not is_first():
+    if not is_main_process():
         return 1 if failed else 0
     if failed:
         print(

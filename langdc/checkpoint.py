@@ -6,7 +6,6 @@ model, the sha256 of every part and the training record. Nothing is unpickled.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from langdc import compat
+from langdc import compat, jsonl
 from langdc.adapters import attach_lora
 from langdc.backbones import backbone_of
 from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
@@ -62,8 +61,8 @@ def save(
 ) -> None:
     """Write a checkpoint: `tensors` are those that differ from the parts the settings name.
 
-    `info` joins `langdc.json`: stage, data hash, training record. The directory appears whole or not at all; files of a
-    run that are in it already stay.
+    `info` joins `langdc.json`, the card: stage, data hash, training record. It is written last: a directory with one is
+    whole. Files of a run that are in it already stay.
     """
     write(model.config, directory, tensors=tensors, lora=lora, info=info)
 
@@ -72,23 +71,18 @@ def write(
     config: ModelConfig, directory: Path, *, tensors: dict[str, Tensor], lora: LoraConfig | None = None, info: dict
 ) -> None:
     """As `save`, of a model that was never built. Parts that lie in the directory itself are found after it moved."""
-    beside = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, beside / WEIGHTS)
-    card = {
-        "version": __version__,
-        "model": _inside(config.model_dump(mode="json"), directory),
-        "lora": lora.model_dump(mode="json") if lora else None,
-        "weights_sha256": file_hash(beside / WEIGHTS),
-        "parts": {_inside(source, directory): found for source, found in _parts(config).items()},
-        **info,
-    }
-    (beside / CARD).write_text(json.dumps(card, indent=1))
     directory.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS, CARD):
-        (beside / name).replace(directory / name)
-    beside.rmdir()
+    with jsonl.writing(directory / CARD) as card_file, jsonl.writing(directory / WEIGHTS) as weights:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, weights)
+        card = {
+            "version": __version__,
+            "model": _inside(config.model_dump(mode="json"), directory),
+            "lora": lora.model_dump(mode="json") if lora else None,
+            "weights_sha256": file_hash(weights),
+            "parts": {_inside(source, directory): found for source, found in _parts(config).items()},
+            **info,
+        }
+        card_file.write_text(json.dumps(card, indent=1))
 
 
 def _inside(tree: Any, directory: Path) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from langdc.files import write_whole
+from langdc.jsonl import write_text
 from langdc.registry import nearest
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -235,7 +235,7 @@ def check(kind: type[Model], tree: dict, where: str) -> Model:
 
 def save(config: BaseModel, path: Path) -> None:
     """Write the resolved settings; loading the file gives the same config."""
-    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _set(tree: dict, override: str) -> None:

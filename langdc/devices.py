@@ -57,9 +57,10 @@ def has_accelerator() -> bool:
     return kind() != CPU
 
 
-def device(local_rank: int = 0) -> torch.device:
-    """The device of the process with this number on its machine."""
-    return torch.device("cpu") if not has_accelerator() else torch.device(kind().name, local_rank)
+def device(local_rank: int | None = None) -> torch.device:
+    """The device of the process with this number on its machine; None: of this process."""
+    number = int(os.environ.get("LOCAL_RANK", "0")) if local_rank is None else local_rank
+    return torch.device("cpu") if not has_accelerator() else torch.device(kind().name, number)
 
 
 def select(where: torch.device) -> None:

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from langdc.log import console, is_first, rank, world_size
+from langdc.distributed import is_main_process, rank, world_size
+from langdc.log import console
 
 WAIT_SECONDS = 1800  # for another process's next file before giving up
 FLUSH_SECONDS = 60  # a shard is written after so long even if small: others wait for it, and a kill costs no more
@@ -268,7 +269,7 @@ class TensorStore:
         """
         mine = self.mine(keys)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=not is_first() or not mine) as progress:
+        with Progress(*columns, console=console, disable=not is_main_process() or not mine) as progress:
             task = progress.add_task(what, total=len(mine))
             try:
                 for number, tensors in compute(mine):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from langdc import checkpoint
 from langdc.backbones.chat import conversation
+from langdc.distributed import without_launcher
 from langdc.encoders.video import VideoEncoder
 from langdc.interfaces import CaptionCompressor
 from langdc.language_models import load_language_model
@@ -39,16 +40,6 @@ LAST = 12
 """Lines of what a process said that are told when it failed."""
 START = "import gc, os; gc.disable(); os.nice(5); from langdc.verify import serve; serve()"
 """Imports give way to the run they go on beside; a fifth of their time would be spent looking for garbage."""
-ALONE = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "GROUP_RANK",
-    "LOCAL_SIZE",
-)
 
 
 @dataclass(frozen=True)
@@ -253,7 +244,7 @@ class _Reader:
     """
 
     def __init__(self) -> None:
-        inherited = {name: value for name, value in os.environ.items() if name not in ALONE}
+        inherited = without_launcher(os.environ)
         self._owner = os.getpid()
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process runs
         self._process = subprocess.Popen(

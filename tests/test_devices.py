@@ -31,12 +31,12 @@ torch._register_device_module("npu", module)
 PROGRAM = """
 import json, os, torch, torch_npu
 import torch.distributed as dist
-from langdc import devices, metering
+import langdc.training
+from langdc import devices, distributed, metering
 joined = []
 dist.init_process_group = lambda backend, **more: joined.append(backend)
-from langdc.training import processes
-processes.start()
-where = processes.device()
+distributed.start()
+where = devices.device()
 devices.synchronize(); metering.synchronize(where); devices.reset_peak(where)
 found = {"device": str(where), "kind": devices.kind().name, "deepspeed": os.environ.get("DS_ACCELERATOR")}
 found.update(joined=joined, peak=devices.peak_bytes(where), calls=torch_npu.calls)

@@ -36,19 +36,20 @@ ROWS = (
         "langdc.plots",
         "langdc.language_models",
     ),
-    ("langdc.sources", "langdc.rope", "langdc.chunks", "langdc.metering", "langdc.shards"),
+    ("langdc.sources", "langdc.rope", "langdc.chunks", "langdc.metering", "langdc.shards", "langdc.compat"),
     ("langdc.sample",),
     ("langdc.interfaces", "langdc.config"),
     (
         "langdc.types",
         "langdc.budget",
         "langdc.blocks",
-        "langdc.files",
+        "langdc.jsonl",
         "langdc.registry",
         "langdc.log",
-        "langdc.devices",
         "langdc.version",
     ),
+    ("langdc.distributed",),
+    ("langdc.devices",),
 )
 FRONT_DOOR = "langdc"  # langdc/__init__.py hands out VideoLM, so it reaches to the top
 MAX_FILE_LINES = 400

@@ -13,12 +13,14 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from langdc import devices
 from langdc.backbones import backbones
 from langdc.checkpoint import locate, weights_hash
 from langdc.compressors.base import compressors
 from langdc.data.records import Record
+from langdc.distributed import barrier, is_main_process, main_process_first, rank, world_size
 from langdc.encoders import encoders
-from langdc.evaluation import matching, ranks
+from langdc.evaluation import matching
 from langdc.evaluation.judge import Judge, judge_rows
 from langdc.evaluation.library import Asked, Library, Shelf, Stored, preprocessing
 from langdc.evaluation.results import RunFolder, foreign_sources, sources_hash
@@ -98,12 +100,14 @@ def evaluate(
         "own_compressors": {row.name: own_compressor(row.model) for row in rows},
     }
     with RunFolder.held(config.output):
-        ranks.first(lambda: RunFolder.start(config.output, identity(config, task), info, command, config.judging))
+        main_process_first(
+            lambda: RunFolder.start(config.output, identity(config, task), info, command, config.judging)
+        )
         folder = RunFolder.read(config.output)
         if retry_failed:
-            ranks.first(lambda: [folder.forget_failures(name) for name in folder.names()])
+            main_process_first(lambda: [folder.forget_failures(name) for name in folder.names()])
         _ask(config, task, folder, others, load)
-        if judge is not None and ranks.is_first():
+        if judge is not None and is_main_process():
             judge_rows(folder, task, judge)
     return folder
 
@@ -171,7 +175,7 @@ def _together(
     progress: Progress,
 ) -> None:
     """Ask some rows of one model."""
-    ranks.first(lambda: [folder.merge(row.name) for row in rows])
+    main_process_first(lambda: [folder.merge(row.name) for row in rows])
     every = [
         Row(config, row, task, folder.row_file(row.name), library, shelf, folder.lines(row.match) if row.match else [])
         for row in rows
@@ -180,26 +184,30 @@ def _together(
     if not work:
         return
     lm = load(work[0].row)
-    lm.model.to(ranks.device(config.device))
+    lm.model.to(devices.device() if config.device is None else config.device)
     seen, need = (
         preprocessing(lm),
         _needs(lm, [row for row in config.all_rows if _backbone(row) == _backbone(work[0].row)]),
     )
     for row in work:
-        ranks.first(lambda row=row: _calibrate(row, lm, seen, folder))
+        main_process_first(lambda row=row: _calibrate(row, lm, seen, folder))
         row.out.reread()
         row.equip(lm, seen, need)
-        ranks.first(row.introduce)
-    mine = ranks.share([record for record in task.records if any(row.lacks(record) for row in work)])
+        main_process_first(row.introduce)
+    mine = _own([record for record in task.records if any(row.lacks(record) for row in work)])
     bar = progress.add_task(", ".join(row.row.name for row in work)[:40], total=len(mine))
     for chunk in _chunks(mine, config.batch_size):
         for row in work:
             row.answer([record for record in chunk if row.lacks(record)])
         progress.advance(bar, len(chunk))
-    for _ in zip_longest(*(row.time(ranks.share(row.records)) for row in work)):
+    for _ in zip_longest(*(row.time(_own(row.records)) for row in work)):
         pass
-    ranks.wait()
-    ranks.first(lambda: [_finish(row, folder) for row in work])
+    barrier()
+    main_process_first(lambda: [_finish(row, folder) for row in work])
+
+
+def _own(records: Sequence[Record]) -> list[Record]:
+    return list(records[rank() :: world_size()])
 
 
 def _calibrate(row: Row, lm: Asked, seen: str, folder: RunFolder) -> None:

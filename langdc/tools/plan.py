@@ -22,13 +22,14 @@ from langdc.adapters import adapt, attach_lora
 from langdc.config import LoraConfig, ModelConfig, PhaseConfig, StageConfig, check
 from langdc.data.records import Record, read_records, write_records
 from langdc.features import FeatureStore
+from langdc.jsonl import write_json
 from langdc.model import VideoModel
 from langdc.sources import resolve
 from langdc.tools.sizes import published
 from langdc.training import planning
 from langdc.training.memory import GIB, Choice, Layout, Weights, best, choices, layout_of
 from langdc.training.progress import read_log
-from langdc.training.runs import latest, write_json
+from langdc.training.runs import latest
 from langdc.training.samples import Sample, clip_of
 from langdc.training.stages import run_stage
 from langdc.training.trainable import unfreeze

@@ -18,9 +18,9 @@ from langdc.backbones.inputs import pad
 from langdc.compressors.langdc import LangDC
 from langdc.config import PhaseConfig, StageConfig
 from langdc.data.records import QuestionRecord, Record
+from langdc.distributed import world_size
 from langdc.features import FeatureStore, module_hash
 from langdc.flops import caption_flops, language_model_flops, linear_flops, project_flops
-from langdc.log import world_size
 from langdc.model import VideoModel
 from langdc.shards import TensorStore
 from langdc.training.captions import encoded

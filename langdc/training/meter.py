@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from langdc.log import get_logger, world_size
-from langdc.training import processes
+from langdc import devices
+from langdc.distributed import world_size
+from langdc.log import get_logger
 
 logger = get_logger(__name__)
 
@@ -83,8 +84,8 @@ def _measured_peak(precision: str) -> float:
 
 def peak_bytes() -> int:
     """The most memory this process has held: of the accelerator's, tensors alone; on a CPU, everything resident."""
-    if processes.has_accelerator():
-        return int(torch.get_device_module(processes.device().type).max_memory_allocated())
+    if devices.has_accelerator():
+        return int(torch.get_device_module(devices.device().type).max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -164,7 +165,7 @@ class Meter:
 
     def _peak_flops(self) -> float | None:
         if self._peak is None:
-            self._peak = peak_flops(processes.device(), self.precision, self.given_peak)
+            self._peak = peak_flops(devices.device(), self.precision, self.given_peak)
             logger.info("mfu: %s %s.", "against" if self._peak[0] else "left out, the peak is", self._peak[1])
         return self._peak[0]
 
@@ -173,6 +174,6 @@ def _summed(values: list[float]) -> list[float]:
     """The sums over all ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
-    found = torch.tensor(values, dtype=torch.float32, device=processes.device())
+    found = torch.tensor(values, dtype=torch.float32, device=devices.device())
     dist.all_reduce(found)
     return found.tolist()

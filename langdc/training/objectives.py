@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 
 from langdc.config import PhaseConfig, StageConfig
 from langdc.data.records import Record
+from langdc.distributed import world_size
 from langdc.features import FeatureStore, FrameSpec
-from langdc.log import get_logger, world_size
+from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.training.samples import GB, Decoder, Sample, grid_values, read_samples, too_much
 from langdc.types import FeatureGrid, Frames, VideoFeatures

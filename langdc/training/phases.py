@@ -19,10 +19,11 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import SchedulerType
 
+from langdc import devices, distributed
 from langdc.config import PhaseConfig, StageConfig
-from langdc.log import get_logger, is_first, world_size
+from langdc.distributed import is_main_process, world_size
+from langdc.log import get_logger
 from langdc.registry import nearest
-from langdc.training import processes
 from langdc.training.meter import Meter
 from langdc.training.progress import Bar, JsonLog, read_log
 from langdc.training.stopping import Stop, Stopped
@@ -70,15 +71,21 @@ def run_phase(
     `directory` is the run's: `log.jsonl` grows in it, checkpoints to continue from live in `resume/<phase>` until the
     phase is done. At the end `before_save` is called on all processes, then `save` on the first while it sees all
     trained parameters, and those in `gather`, whole (ZeRO-3 cuts them up otherwise); a ValueError of it is raised in
-    all, and the checkpoints stay. Needs `processes.start`. The module is not for use afterwards when DeepSpeed trained
-    it. Raises Stopped, after saving, when a signal asked for it.
+    all, and the checkpoints stay. Needs `distributed.start`. The module is not for use afterwards when DeepSpeed
+    trained it. Raises Stopped, after saving, when a signal asked for it.
     """
     resume = directory / "resume" / phase.name
     arguments = training_arguments(phase, config, resume, f"{directory.name}/{phase.name}")
     samples_at = _sample_counter(_size(dataset), phase, samples_per_item)
     log, bar = JsonLog(directory / "log.jsonl", phase.name, samples_at), Bar(phase.name)
     stop, watchdog = Stop(), Watchdog(module, config.watchdog) if config.watchdog is not None else None
-    own = [stop, Flow(dataset), *callbacks, *((log, bar) if is_first() else ()), *([watchdog] if watchdog else ())]
+    own = [
+        stop,
+        Flow(dataset),
+        *callbacks,
+        *((log, bar) if is_main_process() else ()),
+        *([watchdog] if watchdog else ()),
+    ]
     trainer = StageTrainer(
         model=module,
         args=arguments,
@@ -92,7 +99,7 @@ def run_phase(
     )
     open_trackers(trainer, directory, phase.name)
     try:
-        newest = processes.share(str(next(reversed(checkpoints(resume)), "")))
+        newest = distributed.broadcast(str(next(reversed(checkpoints(resume)), "")))
         if newest:
             logger.info("%s goes on after step %s.", phase.name, newest.rpartition("-")[2])
         stop.listen()
@@ -111,9 +118,9 @@ def run_phase(
         bar.close()
         close_trackers()
         _release(trainer)
-    if is_first():
+    if is_main_process():
         shutil.rmtree(resume, ignore_errors=True)
-    processes.wait()
+    distributed.barrier()
     if stop.asked:
         raise Stopped(f"{phase.name} is done, all {outcome.steps} steps of it")
     return outcome
@@ -123,7 +130,7 @@ def training_arguments(phase: PhaseConfig, config: StageConfig, directory: Path,
     """The Trainer's settings for a phase; ValueError for what this machine cannot do."""
     if phase.schedule not in [kind.value for kind in SchedulerType]:
         raise ValueError(f"schedule: {phase.schedule!r} is none.{nearest(phase.schedule, list(SchedulerType))}")
-    if config.precision == "float16" and not processes.has_accelerator():
+    if config.precision == "float16" and not devices.has_accelerator():
         raise ValueError("precision: float16 needs an accelerator; on a CPU use float32 or bfloat16.")
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
@@ -133,7 +140,7 @@ def training_arguments(phase: PhaseConfig, config: StageConfig, directory: Path,
         run_name=name,
         seed=config.seed,
         data_seed=config.seed,
-        use_cpu=not processes.has_accelerator(),
+        use_cpu=not devices.has_accelerator(),
         bf16=config.precision == "bfloat16",
         fp16=config.precision == "float16",
         deepspeed=str(config.deepspeed) if config.deepspeed else None,
@@ -184,11 +191,11 @@ def _sample_counter(items: int, phase: PhaseConfig, samples_per_item: int) -> Ca
 def _outcome(trainer: StageTrainer, log: JsonLog, samples_at: Callable[[int], int]) -> Outcome:
     steps = trainer.state.global_step
     outcome = None
-    if is_first():
+    if is_main_process():
         losses = [line["loss"] for line in read_log(log.path, log.phase)]
         loss = fmean(losses[-max(1, len(losses) // 10) :])
         outcome = Outcome(steps, loss, round(log.seconds, 3), samples_at(steps), trainer.state.total_flos)
-    outcome = processes.share(outcome)
+    outcome = distributed.broadcast(outcome)
     assert outcome is not None
     return outcome
 
@@ -206,8 +213,8 @@ def _finish(
         cut = {id(p): p for p in (*(p for _, p in trained_parameters(trainer.model)), *gather) if hasattr(p, "ds_id")}
         whole = deepspeed.zero.GatheredParameters(list(cut.values()))
     with whole:
-        processes.first_alone(save)
-    processes.wait()
+        distributed.main_process_first(save)
+    distributed.barrier()
 
 
 def _release(trainer: StageTrainer) -> None:

@@ -18,16 +18,17 @@ import torch
 from langdc.backbones.chat import IGNORED, conversation
 from langdc.compressors.langdc import LangDC
 from langdc.config import PhaseConfig, StageConfig
+from langdc.devices import has_accelerator
+from langdc.distributed import is_main_process, world_size
 from langdc.features import FrameSpec
-from langdc.log import get_logger, is_first, world_size
+from langdc.jsonl import write_json
+from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.training.counts import caption_reads
 from langdc.training.memory import Rows, Weights, layout_of, memory
 from langdc.training.meter import peak_bytes
 from langdc.training.objectives import as_features
-from langdc.training.processes import has_accelerator
 from langdc.training.progress import read_log
-from langdc.training.runs import write_json
 from langdc.training.samples import Sample, grid_values, too_much
 
 logger = get_logger(__name__)
@@ -245,7 +246,7 @@ def note(
     directory: Path, config: StageConfig, phase: PhaseConfig, model: VideoModel, samples: Sequence[Sample]
 ) -> None:
     """Put the plan of a phase that is about to run into plan.json; its seconds are those that a probe foretold."""
-    if not is_first():
+    if not is_main_process():
         return
     path = directory / PLAN
     tree = json.loads(path.read_text()) if path.is_file() else {"phases": {}}

@@ -1,6 +1,5 @@
 """What a training run tells: a line of JSON per logging step, and a bar for whoever watches."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from langdc import jsonl
 from langdc.log import console, get_logger
 from langdc.training.meter import FIGURES
 
@@ -17,18 +17,7 @@ logger = get_logger(__name__)
 
 def read_log(path: Path, phase: str | None = None) -> list[dict]:
     """The lines of a run's log, of one phase or all; a last line cut short by a kill is left out."""
-    return [line for line in read_lines(path) if phase in (None, line["phase"])]
-
-
-def read_lines(path: Path) -> list[dict]:
-    """JSON lines of a file that grows, none where it is not there; a last one cut short by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    return [line for line in jsonl.read(path) if phase in (None, line["phase"])]
 
 
 class JsonLog(TrainerCallback):
@@ -55,9 +44,7 @@ class JsonLog(TrainerCallback):
         ]
         self.seconds = next((line["seconds"] for line in reversed(kept) if line["phase"] == self.phase), 0.0)
         self._offset = self.seconds - time.perf_counter()
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.rename(self.path)
+        jsonl.write_lines(self.path, kept)
 
     def on_log(
         self,
@@ -82,8 +69,7 @@ class JsonLog(TrainerCallback):
             "flops": state.total_flos,
             "seconds": round(self.seconds, 3),
         }
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        jsonl.append(self.path, line)
 
 
 class Bar(TrainerCallback):

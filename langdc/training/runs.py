@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from langdc import config as settings
+from langdc import distributed
 from langdc.config import StageConfig
-from langdc.log import get_logger, is_first, world_size
-from langdc.training import processes
+from langdc.distributed import is_main_process, world_size
+from langdc.jsonl import write_json
+from langdc.log import get_logger
 
 logger = get_logger(__name__)
 
@@ -73,12 +75,12 @@ def claim(config: StageConfig) -> Run:
     Raises ValueError when the newest directory holds an unfinished run with other settings or other things.
     """
     answer: Run | str | None = None
-    if is_first():
+    if is_main_process():
         try:
             answer = _claim(config)
         except ValueError as error:
             answer = str(error)
-    answer = processes.share(answer)
+    answer = distributed.broadcast(answer)
     if isinstance(answer, str):
         raise ValueError(answer)
     assert answer is not None
@@ -182,10 +184,3 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     else:
         return {prefix.removesuffix("."): tree}
     return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}{name}.").items()}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.rename(path)

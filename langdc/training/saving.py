@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from langdc.distributed import is_main_process
 from langdc.language_models import FLASH
-from langdc.log import get_logger, is_first
+from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.verify import Fingerprint, fingerprint, prepare, probe, typed_hash, verify_saved
 
@@ -41,7 +42,7 @@ class Proof:
         for parameter in cut:
             if not parameter.requires_grad:
                 with deepspeed.zero.GatheredParameters([parameter]):
-                    if is_first():
+                    if is_main_process():
                         self._hashes[id(parameter)] = typed_hash(parameter)
         # markers are read without a call of the module that holds them, so nobody would bring them
         with deepspeed.zero.GatheredParameters(list(self.model.compressor.parameters(recurse=False))):
@@ -91,7 +92,7 @@ class Proof:
 
 def begin(wanted: bool) -> None:
     """Let the process that will read the saves import what it needs, beside the training."""
-    if wanted and is_first():
+    if wanted and is_main_process():
         prepare()
 
 

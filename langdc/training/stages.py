@@ -16,22 +16,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
-from langdc import checkpoint
+from langdc import checkpoint, devices, distributed
 from langdc import config as settings
 from langdc.adapters import adapt, attach_lora, merge
 from langdc.config import LoraConfig, PhaseConfig, StageConfig
+from langdc.distributed import is_main_process, without_launcher
 from langdc.features import FeatureStore
+from langdc.jsonl import write_json
 from langdc.language_models import FLASH, fastest_attention, use_liger
-from langdc.log import get_logger, is_first
+from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.shards import StoreError
-from langdc.training import planning, processes, runs, saving, stopping
+from langdc.training import planning, runs, saving, stopping
 from langdc.training.alignment import Alignment
 from langdc.training.answers import AnswerObjective
 from langdc.training.captions import CaptionObjective
 from langdc.training.meter import Meter
 from langdc.training.phases import Outcome, run_phase
-from langdc.training.runs import FINISHED, write_json
+from langdc.training.runs import FINISHED
 from langdc.training.stopping import Stopped
 from langdc.training.tracking import watches
 from langdc.training.trainable import unfreeze
@@ -41,15 +43,6 @@ logger = get_logger(__name__)
 OBJECTIVES = {"caption": CaptionObjective, "align": Alignment, "answer": AnswerObjective}
 SAMPLE_CONFIG = "configs/sample/langdc/{stage}.yaml"
 SAMPLE_DATA = Path("data/sample")
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 
 
 def run_stage(config: StageConfig) -> Path:
@@ -62,7 +55,7 @@ def run_stage(config: StageConfig) -> Path:
     names = [phase.name for phase in config.phases]
     if len(set(names)) < len(names):
         raise ValueError(f"phases: names must differ, for checkpoints are kept under them. Given: {', '.join(names)}.")
-    processes.start(deepspeed=config.deepspeed is not None)
+    distributed.start(deepspeed=config.deepspeed is not None)
     if config.tf32:
         torch.set_float32_matmul_precision("high")
     directory = runs.claim(config).directory
@@ -94,7 +87,7 @@ def _train(config: StageConfig, directory: Path, number: int, features: FeatureS
     patterns = [*phase.trainable, *(["compressor.captioner.*.lora_*"] if writing else [])]
     trained = unfreeze(model, patterns, adapters=phase.lora is not None)
     _apply(model, phase, config)
-    model.to(processes.device())
+    model.to(devices.device())
     if features is None:
         features = FeatureStore.of(model.backbone, config.features, config.features_dtype)
     features.encoders = model.backbone.encode
@@ -116,7 +109,7 @@ def _train(config: StageConfig, directory: Path, number: int, features: FeatureS
     if isinstance(objective, Alignment):
         outcome = objective.solve()
         logger.info("%s: solved, %.4f of the words' embeddings left unexplained.", phase.name, outcome.loss)
-        processes.first_alone(lambda: save(outcome))
+        distributed.main_process_first(lambda: save(outcome))
         return features
     planning.note(directory, config, phase, model, objective.samples)
     meter = Meter(objective.module, config.precision, config.peak_flops)
@@ -227,16 +220,16 @@ def main(stage: str, argv: Sequence[str], root: Path) -> tuple[int, str]:
         config = _read(stage, options, root)
         directory = run_stage(config)
     except KeyboardInterrupt:
-        return 130, "Interrupted. The same command goes on from the last checkpoint." if is_first() else ""
+        return 130, "Interrupted. The same command goes on from the last checkpoint." if is_main_process() else ""
     except Stopped as stopped:
-        return stopping.EXIT_CODE, f"{stopped}. The same command goes on from there." if is_first() else ""
+        return stopping.EXIT_CODE, f"{stopped}. The same command goes on from there." if is_main_process() else ""
     except (ValueError, StoreError) as error:
         if options.traceback:
             raise
-        if not is_first():
+        if not is_main_process():
             time.sleep(5)  # the launcher ends this process when the first one failed likewise
-        return 2, f"{processes.name()}error: {error}"
-    if not is_first():
+        return 2, f"{distributed.process_name()}error: {error}"
+    if not is_main_process():
         return 0, ""
     figures = json.loads((directory / FINISHED).read_text())
     return 0, f"{stage}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}"
@@ -285,16 +278,16 @@ def _prepare_sample(config: StageConfig, root: Path) -> StageConfig:
         raise ValueError(f"start: {before} holds no finished run. Train that stage first, or give another start=...")
     _make(lambda: runs.latest(before) is not None, f"{before}", application)
     start = runs.latest(before)
-    if is_first():
+    if is_main_process():
         logger.info("Starting from %s.", start)
     return config.model_copy(update={"start": start})
 
 
 def _make(there: Callable[[], bool], what: str, application: Path) -> None:
-    if is_first() and not there():
+    if is_main_process() and not there():
         shown = f"python {'/'.join(application.parts[-2:])}"
         logger.info("There is no %s yet; making it: %s", what, shown)
-        alone = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+        alone = without_launcher(os.environ)
         code = subprocess.run([sys.executable, str(application)], env=alone, check=False).returncode
         if code == 130:
             raise KeyboardInterrupt

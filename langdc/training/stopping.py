@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from langdc.log import get_logger, is_first
+from langdc.distributed import is_main_process
+from langdc.log import get_logger
 
 logger = get_logger(__name__)
 
@@ -59,7 +60,7 @@ class Stop(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Agree, and save."""
         if self.agree():
-            if is_first():
+            if is_main_process():
                 logger.info("Asked to stop: saving after step %d.", state.global_step)
             control.should_save = True
             control.should_training_stop = True

@@ -15,17 +15,17 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
+from langdc import jsonl
 from langdc.compressors.langdc import LangDC
 from langdc.config import PhaseConfig, StageConfig, WatchConfig
 from langdc.data.records import SegmentRecord
 from langdc.density import density_correlation
+from langdc.distributed import is_main_process, world_size
 from langdc.features import FeatureStore
-from langdc.log import is_first, world_size
 from langdc.model import VideoModel
 from langdc.training.memory import layout_of
 from langdc.training.meter import Meter
 from langdc.training.objectives import as_features
-from langdc.training.progress import read_lines
 from langdc.training.samples import Sample, read_samples
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,14 +76,12 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Drop lines of steps that are made again."""
-        if is_first():
+        if is_main_process():
             kept = [
-                line for line in read_lines(self.path)
+                line for line in jsonl.read(self.path)
                 if line["phase"] != self.phase or line["step"] <= state.global_step
             ]  # fmt: skip
-            partial = self.path.with_name(f"{self.path.name}.partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            partial.rename(self.path)
+            jsonl.write_lines(self.path, kept)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Describe the videos, if it is time."""
@@ -116,7 +114,7 @@ class Watch(TrainerCallback):
             "soft_tokens_per_segment": fmean(len(ids) for of_video in written for ids in of_video),
             "captions": shown,
         }
-        if is_first():
+        if is_main_process():
             with self.path.open("a") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         figures = {"held_out_soft_tokens": line["soft_tokens_per_segment"]}

@@ -22,8 +22,9 @@ from transformers import (
     set_seed,
 )
 
-from langdc.log import rank, world_size
-from langdc.training import processes, universal
+from langdc import distributed, jsonl
+from langdc.distributed import rank, world_size
+from langdc.training import universal
 from langdc.training.meter import Meter
 from langdc.training.runs import COMPLETE
 from langdc.training.samples import settle
@@ -117,9 +118,8 @@ class StageTrainer(Trainer):
         directory.mkdir(parents=True, exist_ok=True)
         if not self.is_deepspeed_enabled:
             # Parameters appear once under their first name, so tied weights are no obstacle to safetensors.
-            save_file(
-                {name: p.detach().contiguous() for name, p in trained_parameters(self.model)}, directory / TRAINED
-            )
+            with jsonl.writing(directory / TRAINED) as partial:
+                save_file({name: p.detach().contiguous() for name, p in trained_parameters(self.model)}, partial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / TRAINED)
@@ -166,10 +166,12 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        processes.wait()
+        distributed.barrier()
         if self.args.should_save:
             directory = Path(str(self.args.output_dir))
-            (directory / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            newest = directory / f"checkpoint-{self.state.global_step}"
+            jsonl.sync_folder(newest)  # before it counts as complete, and before older ones go
+            jsonl.write_text(newest / COMPLETE, "")
             for old in checkpoints(directory)[: -self.keep_checkpoints]:
                 (old / COMPLETE).unlink()
                 shutil.rmtree(old)

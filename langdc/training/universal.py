@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
-from langdc.log import get_logger, is_first, world_size
-from langdc.training import processes
+from langdc import distributed
+from langdc.distributed import is_main_process, world_size
+from langdc.log import get_logger
 
 logger = get_logger(__name__)
 
@@ -36,11 +37,11 @@ def load(engine: Any, checkpoint: Path) -> None:
     if saved_processes(checkpoint) == world_size():
         deepspeed_load_checkpoint(engine, str(checkpoint), load_module_strict=False)
         return
-    if is_first():
+    if is_main_process():
         logger.info("%s was written by %d processes; putting it together for %d.",
                     checkpoint.name, saved_processes(checkpoint), world_size())  # fmt: skip
         _convert(checkpoint)
-    processes.wait()
+    distributed.barrier()
     groups = [{key: value for key, value in group.items() if key != "params"} for group in _groups(engine)]
     engine._config.load_universal_checkpoint = True
     try:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from langdc.log import rank, world_size
+from langdc.distributed import rank, world_size
 
 EXIT_CODE = 124
 """How a process ends that hung, as `timeout` does."""

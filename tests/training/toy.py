@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from langdc import checkpoint
+from langdc import checkpoint, distributed
 from langdc.config import StageConfig, check
-from langdc.training import processes, runs
+from langdc.training import runs
 from langdc.training.phases import Outcome, run_phase
 from langdc.training.trainable import unfreeze
 
@@ -103,7 +103,7 @@ def settings(output: Path, overrides: dict | None = None, **stage: object) -> St
 
 def train(config: StageConfig, items: int = 12, dropout: float = 0.1, slow: float = 0.0) -> dict:
     """Claim a directory, train one phase in it, and leave `finished.json`; returns what that holds."""
-    processes.start(deepspeed=config.deepspeed is not None)
+    distributed.start(deepspeed=config.deepspeed is not None)
     run = runs.claim(config)
     torch.manual_seed(config.seed)
     module, phase = Toy(dropout), config.phases[0]

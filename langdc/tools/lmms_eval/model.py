@@ -10,10 +10,11 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from PIL import Image
 from rich.progress import track
 
-from langdc.log import console, get_logger, is_first, rank, world_size
+from langdc import devices
+from langdc.distributed import is_main_process, rank, world_size
+from langdc.log import console, get_logger
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.tools.lmms_eval import terms
-from langdc.training.processes import device as best_device
 
 log = get_logger(__name__)
 
@@ -48,7 +49,7 @@ class LangDCModel(lmms):
             raise ValueError(f"batch_size={batch_size}: requests are answered one by one; leave it out.")
         self._rank, self._world_size = rank(), world_size()
         lm = VideoLM.from_pretrained(str(pretrained), **terms.chosen(compressor, kv, backbone, settings))
-        self.lm = lm.to(device if device is not None else best_device())
+        self.lm = lm.to(device if device is not None else devices.device())
         self.device = self.lm.device  # lmms-eval counts the requests of all processes there
         self._open: dict[str, OpenVideo] = {}
 
@@ -56,7 +57,7 @@ class LangDCModel(lmms):
         """Answer requests one by one; consecutive ones about the same video decode, encode and compress it once."""
         replies: list[str] = []
         failed = 0
-        for request in track(requests, "answering", console=console, disable=not is_first()):
+        for request in track(requests, "answering", console=console, disable=not is_main_process()):
             text, settings, visuals_of, doc_id, task, split = request.args
             visuals = visuals_of(self.task_dict[task][split][doc_id])
             try:

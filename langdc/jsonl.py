@@ -1,0 +1,159 @@
+"""Files of JSON lines, and files and folders that are written whole or not at all.
+
+What is written whole goes to a `.partial` name first, is flushed to the disk, and is then renamed: no reader, also none
+after a kill or a power cut, ever finds half of it under its own name.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+
+def read(path: Path, strict: bool = False) -> list[dict]:
+    """The objects of a file of JSON lines, in order; empty lines count for nothing.
+
+    A file that grows need not be there, and its last line is left out if a kill cut it short; `strict`: both are
+    errors, as for a file that was downloaded. Raises ValueError that names file and line of what is no JSON object.
+    """
+    if not strict and not path.is_file():
+        return []
+    lines = [(n, line) for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+    found: list[dict] = []
+    for number, line in lines:
+        try:
+            found.append(_object(line))
+        except ValueError as error:
+            if number == lines[-1][0] and not strict:
+                break
+            raise ValueError(
+                f"{path}, line {number}, is not valid JSON: {error}. Delete the file and fetch or make it again."
+            ) from None
+    return found
+
+
+def _object(line: bytes) -> dict:
+    try:
+        value = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def append(path: Path, *values: dict) -> None:
+    """Add a line per value; a last line that a kill cut short is taken off before. One process may do so at a time."""
+    if not values:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        _mend(file)
+        file.write("".join(_line(value) for value in values).encode())
+
+
+def _mend(file: Any) -> None:
+    """Take off a broken last line, or add the end that a whole one lacks."""
+    size = start = file.seek(0, os.SEEK_END)
+    tail = b""
+    while start > 0 and b"\n" not in tail.rstrip():
+        step = min(start, 1 << 16)
+        start = file.seek(start - step)
+        tail = file.read(step) + tail
+    stripped = tail.rstrip()
+    begin = stripped.rfind(b"\n") + 1
+    if not stripped[begin:]:
+        return
+    try:
+        _object(stripped[begin:])
+    except ValueError:
+        file.truncate(size - len(tail) + begin)
+    else:
+        file.write(b"" if tail.endswith(b"\n") else b"\n")
+
+
+def _line(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def write_lines(path: Path, values: Iterable[dict]) -> None:
+    """Write a file of JSON lines, whole or not at all."""
+    with writing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(_line(value) for value in values)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Gives the name to write a file under; it gets its own name once it is whole and on the disk.
+
+    The file has the permissions that the umask gives, whatever the writer does (safetensors: the owner's alone).
+    `shared`: other processes may write the same file; the last one stays.
+    """
+    partial = path.with_name(f"{path.name}.{token_hex(4)}.partial" if shared else f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    mode = partial.stat().st_mode
+    try:
+        yield partial
+        partial.chmod(mode)
+        _sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Gives a new, empty folder to write into; it gets the name `path` once everything in it is on the disk."""
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        sync_folder(partial)
+        partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until everything in a folder is on the disk: before what makes an older copy of it superfluous.
+
+    Whoever may read or write the folder may read or write its files (safetensors gives them to the owner alone).
+    """
+    allowed = folder.stat().st_mode & 0o666
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | allowed)
+        if not path.is_symlink():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if not path.is_dir():  # some file systems of networks refuse it for a folder
+            raise OSError(error.errno, f"{path} may not be on the disk: {error.strerror}") from None
+    finally:
+        os.close(number)
