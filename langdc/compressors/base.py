@@ -49,6 +49,15 @@ def spread_evenly(total: int, rows: int, most: int, device: torch.device) -> Ten
     return at_least + ends.diff(prepend=ends.new_zeros(1))
 
 
+def whole_frames(budget: Budget, frames: int, places: int, variant: str) -> int:
+    """How many of T frames of P tokens a budget keeps, at least one: rounded down; for `variant` "released" rounded to
+    the nearest, as in ReTaKe's release.
+    """
+    if variant == "released":
+        return max(1, round(budget.share(frames * places) * frames))
+    return max(1, budget.of(frames * places) // places)
+
+
 def apportioned(wanted: Tensor, total: int, most: Tensor) -> Tensor:
     """Whole numbers near `wanted` [n], at most `most` [n], that add up to `total`; the largest remainders go first."""
     floor = torch.minimum(wanted.floor(), most.to(wanted.dtype))
