@@ -37,7 +37,7 @@ ROWS = (
         "langdc.language_models",
     ),
     ("langdc.sources", "langdc.rope", "langdc.chunks", "langdc.metering", "langdc.shards"),
-    ("langdc.sample",),
+    ("langdc.sample", "langdc.tiny"),
     ("langdc.interfaces", "langdc.config"),
     (
         "langdc.types",
