@@ -20,7 +20,7 @@ from langdc.adapters import attach_lora
 from langdc.backbones import backbone_of
 from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
 from langdc.model import VideoModel
-from langdc.sources import resolve
+from langdc.sources import is_packaged, resolve
 from langdc.version import __version__
 
 WEIGHTS = "model.safetensors"
@@ -127,7 +127,7 @@ def _has_random_parts(settings: object) -> bool:
 
 def locate(directory: str | Path) -> Path:
     """The directory of a checkpoint, which may be one that ships ("sample:langdc"); ValueError if there is none."""
-    found = resolve(str(directory)) if str(directory).startswith("sample:") else Path(directory)
+    found = resolve(str(directory)) if is_packaged(str(directory)) else Path(directory)
     if not (isinstance(found, Path) and found.is_dir()):
         raise ValueError(f"There is no checkpoint directory {directory}. {ADVICE}")
     return found
