@@ -18,7 +18,7 @@ from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 
 __all__ = ["Budget", "check_budget", "compressors", "segment_of_frame"]
 
-compressors: Registry[TokenCompressor] = Registry("compressor")
+compressors: Registry[TokenCompressor] = Registry("compressor", TokenCompressor)
 
 
 def segment_of_frame(frames: int, frames_per_segment: int, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from langdc.kvcompressors.scorers import Scorer, build_scorer
 from langdc.registry import Registry
 from langdc.types import Chunk, Plan
 
-kvcompressors: Registry[KVCompressor] = Registry("kvcompressor")
+kvcompressors: Registry[KVCompressor] = Registry("kvcompressor", KVCompressor)
 
 
 class BudgetedKV(KVCompressor):
