@@ -18,7 +18,7 @@ ROWS = (
     ("langdc.cli",),
     ("langdc.evaluation", "langdc.tools", "langdc.conformance"),
     ("langdc.pipeline", "langdc.training"),
-    ("langdc.flops", "langdc.conversion"),
+    ("langdc.conversion",),
     ("langdc.verify",),
     ("langdc.checkpoint",),
     ("langdc.model",),
@@ -36,7 +36,7 @@ ROWS = (
         "langdc.plots",
         "langdc.language_models",
     ),
-    ("langdc.sources", "langdc.rope", "langdc.chunks", "langdc.metering", "langdc.shards"),
+    ("langdc.sources", "langdc.rope", "langdc.chunks", "langdc.flops", "langdc.shards"),
     ("langdc.sample",),
     ("langdc.interfaces", "langdc.config"),
     (
