@@ -9,7 +9,6 @@ from torch import Tensor
 
 from langdc.encoders.base import Encoder, encoders
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
-from langdc.metering import patch_flops, transformer_flops
 from langdc.sources import Source, resolve
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -35,21 +34,6 @@ class VideoEncoder(Encoder):
         self.width = self.model.config.width
         self.size = self.model.config.image_size
         self.side = self.model.config.side
-
-    def flops(self, frames: int) -> float:
-        config = self.model.config
-        clip = min(frames, config.frames)
-        blocks = transformer_flops(
-            layers=config.depth - config.skip_last,
-            width=config.width,
-            heads=config.heads,
-            kv_heads=config.heads,
-            head_width=config.width // config.heads,
-            mlp_width=config.mlp_width,
-            new_tokens=clip * self.side**2 + 1,
-            gated=False,
-        )
-        return frames / clip * blocks + frames * patch_flops(config.width, config.patch_size, self.side**2)
 
     def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
         clip = self.model.config.frames
