@@ -1,11 +1,11 @@
 """How many floating-point operations a model's parts take; a multiply-add counts two.
 
-Language models by closed form, from the tokens they read and write; encoders by torch's counter on the meta device, once
-per shape; compressors and projectors by torch's counter in the pass that is timed, `with Counted() as counted`.
+Language models by closed form, from the tokens they read and write; encoders by torch's counter on the meta device,
+once per shape; compressors and projectors by torch's counter in the pass that is timed, `with Counted() as counted`.
 
 Counted: matrix products and convolutions, attention included, every query with every key, the masked half too. Not
-counted: norms, activations, softmax, rotations, sums, element-wise products, embedding look-ups, resizing. docs/flops.md
-has the list by stage.
+counted: norms, activations, softmax, rotations, sums, element-wise products, embedding look-ups, resizing.
+docs/flops.md has the list by stage.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -14,7 +14,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from langdc.backbones.base import backbones
 from langdc.backbones.qwen2_vl import Qwen2VL
 from langdc.language_models import VIDEO_MARK
-from langdc.types import FeatureGrid, Slot, Spliced, VideoFeatures
+from langdc.types import Slot, Spliced, VideoFeatures
 
 START, END = "<|vision_start|>", "<|vision_end|>"
 
