@@ -5,7 +5,7 @@ count in the whole step, which the batches announce, so that the division does n
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from langdc.distributed import world_size
 from langdc.flops import language_model_flops
 from langdc.interfaces import Objective, TokenCompressor
 from langdc.log import get_logger
-from langdc.model import ModelOutput, VideoModel
+from langdc.model import ModelOutput, VideoModel, hidden, is_absent
 from langdc.types import Compressed, Context, LanguageWork, VideoBatch
 
 logger = get_logger(__name__)
@@ -63,6 +63,16 @@ class Learner(nn.Module):
                 f"{type(self.model.compressor).__name__} has none that is weighed. Choose the objective answer, or a "
                 "compressor with losses."
             )
+
+    def engine_parts(self) -> AbstractContextManager[None]:
+        """Leave frozen encoders, and a language model that is absent, out of the module tree for a while.
+
+        Then an engine (DDP, DeepSpeed) neither partitions nor gathers them, and ranks may call them as they need.
+        """
+        encoders = self.model.backbone.encoders
+        parts = [encoders, *encoders.values()]
+        frozen = {id(part) for part in parts if not any(p.requires_grad for p in part.parameters())}
+        return hidden(self.model, lambda part: id(part) in frozen or is_absent(part))
 
     def begin_step(self, step: int, steps: int) -> None:
         """Choose the step's random numbers and progress."""

@@ -63,6 +63,11 @@ class RunTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
 
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        """As the Trainer does, with the parts of the module that belong in an engine."""
+        with getattr(self.model, "engine_parts", nullcontext)():
+            return super().train(*arguments, **keywords)
+
     # ---- batches and losses
 
     def get_train_dataloader(self) -> DataLoader:
