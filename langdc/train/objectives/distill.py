@@ -48,7 +48,8 @@ class Distill(Objective):
 
     def prepare(self, model: Any, data: Any, directory: Path) -> None:
         """Refuse a language model whose own weights are trained: it could not be its own teacher."""
-        trained = (n for n, p in model.backbone.text_model.named_parameters() if p.requires_grad and ".lora_" not in n)
+        parts = (model.backbone.text_model, model.backbone.lm_head)
+        trained = (n for part in parts for n, p in part.named_parameters() if p.requires_grad and ".lora_" not in n)
         if (name := next(trained, None)) is not None:
             raise ValueError(
                 f"distill compares with the language model as it was before training, and {name} is trained. Train the "
