@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from langdc.files import write_whole
+from langdc.jsonl import write_text
 
 console = Console(width=max(Console().width, 130))
 
@@ -70,7 +70,7 @@ def write(page: Path, title: str, head: str, columns: Sequence[str], rows: Seque
     old = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     found = old.search(before)
     if found is None:
-        write_whole(page, f"{before.rstrip()}\n\n{section}")
+        write_text(page, f"{before.rstrip()}\n\n{section}")
     else:
         rest = before[found.end() :]
-        write_whole(page, before[: found.start()] + section + (f"\n{rest}" if rest else ""))
+        write_text(page, before[: found.start()] + section + (f"\n{rest}" if rest else ""))

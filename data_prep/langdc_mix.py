@@ -23,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from langdc.data.records import QuestionRecord, Record, SegmentRecord, read_records, write_records
+from langdc.jsonl import writing
 
 SHOWN = 5
 REQUEST = "Describe the image."  # where an image's caption stands without one
@@ -210,9 +211,8 @@ def _unpack(file: Path, content: bytes) -> None:
     if file.is_file():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(content)
-    partial.rename(file)
+    with writing(file) as partial:
+        partial.write_bytes(content)
 
 
 def _record(name: str, number: int, item: dict, is_caption: bool) -> Record:

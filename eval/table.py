@@ -19,7 +19,7 @@ from langdc.evaluation.page import page
 from langdc.evaluation.report import APART, as_csv, as_markdown, split, table
 from langdc.evaluation.results import RunFolder
 from langdc.evaluation.rows import Row, read_rows
-from langdc.files import write_whole
+from langdc.jsonl import write_text
 
 ABOUT = ("exact captions", "cue recall", "density rho", "train ")
 """How columns begin that say what a row's model is like, and nothing of cost."""
@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"{run}: {cost}", style="dim", highlight=False)
     html = options.html or options.runs[0] / "report.html"
     html.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(options.runs[0] / "table.csv", as_csv(rows))
-    write_whole(options.runs[0] / "table.md", as_markdown(rows))
-    write_whole(html, page(rows, None if options.no_frames else lambda row: Pictures(row.header)))
+    write_text(options.runs[0] / "table.csv", as_csv(rows))
+    write_text(options.runs[0] / "table.md", as_markdown(rows))
+    write_text(html, page(rows, None if options.no_frames else lambda row: Pictures(row.header)))
     console.print(f"Report: {html}", soft_wrap=True, highlight=False)
     return 0
 

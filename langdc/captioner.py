@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from langdc.decoding import greedy
+from langdc.flops import uncounted
 from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer
 from langdc.log import get_logger
 from langdc.sources import Source
@@ -116,6 +117,7 @@ class Captioner(nn.Module):
         """The text of caption ids."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
+    @uncounted()
     def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> CaptionOutput:
         """Read the states off given captions and score every token of them, the end token included.
 
@@ -135,6 +137,7 @@ class Captioner(nn.Module):
         states = self._states(found.hidden_states[self.layer], starts, captions)
         return CaptionOutput(captions, states, loss, len(targets))
 
+    @uncounted()
     def read(self, visual: list[Tensor], captions: list[Tensor]) -> list[Tensor]:
         """The states [n,Z] of given captions, as `supervised` has them, by the layers below them alone."""
         captions = [caption.to(visual[0].device) for caption in captions]
@@ -200,6 +203,7 @@ class Captioner(nn.Module):
         ranges = [torch.arange(n) + i * longest + a for i, (a, n) in enumerate(zip(starts, lengths, strict=True))]
         return torch.cat(ranges).to(padded.device)
 
+    @uncounted()
     def write(self, visual: list[Tensor], synced: bool = False) -> CaptionOutput:
         """Write the captions of all segments greedily, in one batch. `visual`: [n_visual,Z] per segment."""
         device = visual[0].device

@@ -20,14 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from langdc import compat
+from langdc import compat, jsonl
 from langdc.adapters import attach_lora
 from langdc.backbones import backbone_of
 from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
 from langdc.language_models import load_language_model
 from langdc.model import VideoModel
-from langdc.sources import resolve
+from langdc.sources import is_packaged, resolve
 from langdc.version import __version__
 
 WEIGHTS = "model.safetensors"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from langdc.config import MethodConfig, load
-from langdc.files import write_whole
+from langdc.jsonl import write_text
 from langdc.types import Answer
 from langdc.version import __version__
 
@@ -153,7 +153,7 @@ def _compare(options: argparse.Namespace) -> int:
     assert video.frames is not None and found[0].answer is not None
     before = found[0].answer.tokens_before
     text = page(Path(options.video).name, options.question, video.frames.pixels, found, before)
-    write_whole(Path(options.out), text)
+    write_text(Path(options.out), text)
     console.print(f"What each one kept: {options.out}")
     return 0
 

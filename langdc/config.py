@@ -322,7 +322,7 @@ def check(kind: type[Model], tree: dict, where: str) -> Model:
 
 def save(config: BaseModel, path: Path) -> None:
     """Write the resolved settings; loading the file gives the same config."""
-    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _set(tree: dict, override: str) -> None:

@@ -1,105 +1,60 @@
-"""How many floating-point operations a model's parts take, by closed form.
+"""How many floating-point operations a model's parts take; a multiply-add counts two.
 
-A multiply-add counts two. Counted: matrix products and convolutions of encoders, projectors, compressors, captioner and
-language model, attention included. Not counted: norms, activations, softmax, rotations, similarities made of
-element-wise products, sums of rows, embedding look-ups, resizing. docs/flops.md has the list by stage.
+Language models by closed form, from the tokens they read and write; encoders by torch's counter on the meta device,
+once per shape; compressors and projectors by torch's counter in the pass that is timed, `with Counted() as counted`.
 
-Letters: S segments, n tokens.
+Counted: matrix products and convolutions, attention included, every query with every key, the masked half too. Not
+counted: norms, activations, softmax, rotations, sums, element-wise products, embedding look-ups, resizing.
+docs/flops.md has the list by stage.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from math import prod
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
-from langdc.compressors.langdc import LangDC
-from langdc.decoding import CHECK_EVERY
-from langdc.interfaces import Backbone, TokenCompressor
-from langdc.metering import lm_head_flops, transformer_flops
-from langdc.types import FeatureGrid, VideoFeatures
+from langdc.interfaces import Backbone
+from langdc.types import FeatureGrid, LanguageWork
+
+aten = torch.ops.aten
+
+# ---- language models
 
 
-def language_model_flops(config: PretrainedConfig, new: int, past: float = 0, predictions: int = 1) -> float:
-    """Reading `new` tokens after `past` ones (on average over layers), with the head at `predictions` positions."""
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    blocks = transformer_flops(
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_width=head_width,
-        mlp_width=config.intermediate_size,
-        new_tokens=new,
-        past_tokens=past,
-    )
-    return blocks + lm_head_flops(config.hidden_size, config.vocab_size, predictions)
+def language_model_flops(config: PretrainedConfig, read: int, cached: float = 0, predictions: int = 1) -> float:
+    """A dense decoder that reads `read` tokens after `cached` others (on average over layers).
 
-
-def linear_flops(module: nn.Module, rows: int) -> float:
-    """All linear layers of a module, each applied to `rows` vectors."""
-    return sum(2.0 * rows * m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
-
-
-def project_flops(projectors: nn.ModuleDict, encoded: Mapping[str, FeatureGrid]) -> float:
-    """One projector per stream over every place of a video's encoded grids; streams without one cost nothing."""
-    return sum(
-        linear_flops(projector, encoded[name].tokens) for name, projector in projectors.items() if name in encoded
-    )
-
-
-def caption_flops(
-    compressor: LangDC,
-    encoded: Mapping[str, FeatureGrid],
-    lengths: Sequence[int],
-    given: Literal["scored", "read"] | None = None,
-) -> float:
-    """Projecting and captioning a video. `lengths`: caption tokens of each segment.
-
-    `given` captions are not written but "scored", every token of them predicted, or only "read" up to their states.
+    `predictions`: positions at which the head computes logits. The MLP is gated, as in Qwen2 and Llama.
     """
-    config = compressor.captioner.language_model.config
-    frames = len(next(iter(encoded.values())).values)
-    prompt = len(compressor.captioner.before) + len(compressor.captioner.after)
-    of_frame = sum(side**2 for side in compressor.pool.values())
-    size = compressor.frames_per_segment
-    starts = [prompt + of_frame * min(size, frames - number * size) for number in range(len(lengths))]
-    total = project_flops(compressor.projectors, encoded)
-    if given is None:
-        return total + writing_flops(config, max(starts), lengths, compressor.captioner.max_soft_tokens)
-    whole = sum(
-        language_model_flops(config, start + length, predictions=0)
-        for start, length in zip(starts, lengths, strict=True)
-    )
-    if given == "read":
-        return total + whole * compressor.captioner.depth / config.num_hidden_layers
-    return total + whole + language_model_flops(config, 0, predictions=sum(lengths) + len(lengths))
+    width = config.hidden_size
+    head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    queries, keys = config.num_attention_heads * head_width, config.num_key_value_heads * head_width
+    weights = width * (2 * queries + 2 * keys + 3 * config.intermediate_size)
+    attention = 2 * queries * (read + cached)
+    return 2.0 * read * config.num_hidden_layers * (weights + attention) + 2.0 * predictions * width * config.vocab_size
 
 
-def writing_flops(config: PretrainedConfig, start: int, lengths: Sequence[int], most: int) -> float:
-    """Writing S captions of `lengths` tokens greedily, all after `start` others.
-
-    All go on until the longest has ended and that was noticed, which it is every few steps; at most `most` are kept.
-    """
-    noticed = -(-(max(lengths) + 1) // CHECK_EVERY) * CHECK_EVERY
-    later = min(most + 1, noticed) - 1
-    each = language_model_flops(config, start)
-    each += sum(language_model_flops(config, 1, start + done) for done in range(later))
-    return len(lengths) * each
+def work_flops(work: Sequence[LanguageWork]) -> float:
+    """What the language models inside a compressor took for one video."""
+    return sum(map(_use_flops, work))
 
 
-def compress_flops(
-    backbone: Backbone, compressor: TokenCompressor, video: VideoFeatures, written: Sequence[int] = ()
-) -> float:
-    """From encoder grids to tokens in backbone width, for one video. `written`: caption tokens of each segment, if
-    any.
-    """
-    total = project_flops(backbone.projectors, video.encoder) if video.projected else 0.0
-    if not isinstance(compressor, LangDC):
-        return total + compressor.flops(video)
-    total += caption_flops(compressor, video.encoder, written)
-    total += linear_flops(compressor.post_projector, sum(written))
-    return total + (compressor.base.flops(video) if compressor.base is not None else 0.0)
+def _use_flops(use: LanguageWork) -> float:
+    total = language_model_flops(use.config, use.read, predictions=use.scored + min(use.written, 1))
+    return total + _writing_flops(use.config, use.read, use.written - 1)
+
+
+def _writing_flops(config: PretrainedConfig, cached: float, steps: int) -> float:
+    """`steps` tokens read one by one after `cached` others; linear in those, so their mean is taken."""
+    return steps * language_model_flops(config, 1, cached + (steps - 1) / 2) if steps > 0 else 0.0
 
 
 def answer_flops(backbone: Backbone, prompt: int, steps: int) -> dict[str, float]:
@@ -116,5 +71,142 @@ def reading_flops(
     """
     config = backbone.language_model.config.get_text_config()
     read = sum(language_model_flops(config, new, past, predictions=0) for new, past in calls)
-    rest = steps * language_model_flops(config, 1, held + (steps - 1) / 2)  # linear in the past, so the mean will do
-    return {"prefill": read + language_model_flops(config, 0) + scoring, "generate": rest}
+    prefill = read + language_model_flops(config, 0) + scoring
+    return {"prefill": prefill, "generate": _writing_flops(config, held, steps)}
+
+
+# ---- whatever is computed, by torch's counter
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Scores and weighted values of [B,h,Q,E], [B,G,n,E] and [B,G,n,E']; h is a multiple of G (grouped keys)."""
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _pairs(one: Sequence[int], other: Sequence[int], *_: Any, **__: Any) -> int:
+    """All products of rows [...,n,E] and [...,m,E], of which distances are made."""
+    return 2 * prod(one) * other[-2]
+
+
+def _matrix_vector(matrix: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * prod(matrix)
+
+
+def _self_attention(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], width: int, *_: Any, **__: Any
+) -> int:
+    """The fused call of `nn.MultiheadAttention`: four projections and the attention, on [B,n,D]."""
+    return 8 * prod(query[:-1]) * width**2 + 4 * prod(query[:-1]) * key[-2] * width
+
+
+_FORMULAS = {
+    # torch 2.11 refuses grouped keys here
+    aten._scaled_dot_product_flash_attention: _attention,
+    aten._scaled_dot_product_efficient_attention: _attention,
+    aten._scaled_dot_product_cudnn_attention: _attention,
+    # what torch's counter lacks
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    aten._native_multi_head_attention: _self_attention,
+    aten.mv: _matrix_vector,
+    aten.dot: _matrix_vector,
+    aten.vdot: _matrix_vector,
+    aten.addmv: lambda _, matrix, *__, **___: _matrix_vector(matrix),
+    aten._euclidean_dist: _pairs,
+    aten._cdist_forward: _pairs,
+    # in inference mode attention comes whole; the overload says not to take it apart
+    aten.scaled_dot_product_attention: _attention,
+    aten.scaled_dot_product_attention.default: _attention,
+}
+
+
+class _WholeOnly:
+    """Stands for the counter's tracker of modules, whose hooks cost time in every call of every module."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+
+class Counted(FlopCounterMode):
+    """Counts what is computed inside, by the formulas of torch's counter and those that it lacks."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=_FORMULAS)
+        self.mod_tracker: Any = _WholeOnly()
+
+    @property
+    def total(self) -> float:
+        """What was counted so far."""
+        return float(self.get_total_flops())
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """No `Counted` counts inside, and none costs time; for what is counted by closed form."""
+    with _disable_current_modes() as modes, ExitStack() as others:
+        for mode in reversed(modes):
+            if not isinstance(getattr(mode, "counter", None), Counted):
+                others.enter_context(mode)
+        yield
+
+
+# ---- encoders, by their shapes
+
+
+def encoder_flops(backbone: Backbone, encoded: Mapping[str, FeatureGrid]) -> float:
+    """What the encoders took for one video's grids, their attention included where the grids have it.
+
+    Counted on the meta device, once for each set of shapes.
+    """
+    shapes = tuple((name, tuple(grid.values.shape), grid.saliency is not None) for name, grid in encoded.items())
+    known: dict[Any, float] = backbone.__dict__.setdefault("_encoder_flops", {})
+    if shapes not in known:
+        with torch.inference_mode(), _Shapes(), Counted() as counted:
+            without_weights(backbone).encode_blank(encoded)
+        known[shapes] = counted.total
+    return known[shapes]
+
+
+def without_weights(backbone: Backbone) -> Backbone:
+    """A copy of a backbone on the meta device, without its language model: for shapes."""
+    tensors = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in _tensors(backbone)}
+    language = {id(part): nn.Identity() for part in (backbone.text_model, backbone.lm_head)}
+    # tokenizers and processors are shared
+    shared = {id(value): value for value in vars(backbone).values() if not isinstance(value, nn.Module | dict)}
+    copied = deepcopy(backbone, {**shared, **tensors, **language})
+    for module in copied.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", "eager") not in ("eager", "sdpa"):
+            config._attn_implementation = "sdpa"  # the kernels of others cannot run on the meta device
+    return copied
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+class _Shapes(TorchDispatchMode):
+    """Computes shapes alone wherever a tensor of the meta device is involved.
+
+    Integers stay where they are, with their values: encoders ask small tables of sizes for them.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is aten.scaled_dot_product_attention.default:
+            query, _, value = args[:3]
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        if func is aten._to_copy.default and not args[0].is_floating_point():
+            kwargs = {**kwargs, "device": args[0].device}
+        if any(leaf.is_meta for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)):
+            args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+_to_meta: Callable[[Tensor], Tensor] = lambda tensor: tensor.to("meta")  # noqa: E731

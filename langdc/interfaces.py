@@ -104,8 +104,6 @@ class KVCompressor(ABC):
     """Where the method was published."""
     active: bool = True
     """False when the budget covers the prompt: nothing is observed, dropped or moved."""
-    flops: float = 0.0
-    """Matrix products of `observe` since `begin`, for the report; stays 0 where it makes none."""
 
     @abstractmethod
     def begin(self, plan: Plan) -> None:
@@ -204,9 +202,16 @@ class Backbone(nn.Module, ABC):
         calls whatever the videos are. Gradients flow where the encoders are trained.
         """
 
-    @abstractmethod
-    def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
-        """Floating-point operations of the encoders behind one video's grids, up to the layer that is read."""
+    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> None:
+        """Encode a video without content whose grids have the shapes of `encoded`; what that takes is counted.
+
+        Default: as many frames as those grids have, of any size. To override where grids depend on the size.
+        """
+        grid = next(iter(encoded.values()))
+        count = len(grid.values) * self.frames_per_step
+        device = next(self.encoders.parameters()).device
+        frames = Frames(torch.zeros(count, 3, 56, 56, dtype=torch.uint8, device=device), torch.arange(count))
+        self.encode([frames], frozenset() if grid.saliency is None else frozenset({"saliency"}))
 
     @abstractmethod
     def project(

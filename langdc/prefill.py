@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from langdc.attention import Observer, using
 from langdc.chunks import PerVideo, chunks_of
+from langdc.flops import Counted
 from langdc.interfaces import KVCompressor
 from langdc.kvcache import KVCache
 from langdc.rope import Rope
@@ -91,7 +92,7 @@ def prefill(
         moved,
         tuple(reader.calls),
         tuple(reader.origins),
-        compressor.flops if compressor is not None and chunks else 0.0,
+        reader.scoring,
     )
 
 
@@ -135,6 +136,7 @@ class Reader:
         self.cache = KVCache(text_model.config.num_hidden_layers, self.rope)
         self.compressor: KVCompressor | None = None
         self.calls: list[tuple[int, float]] = []
+        self.scoring = 0.0
         self.origins = [torch.empty(0, dtype=torch.long, device=embeds.device)] * text_model.config.num_hidden_layers
         self._chunk: Chunk | None = None
         self._coming = positions
@@ -218,7 +220,9 @@ class Reader:
             assert stands is not None
             coming = self._coming[..., looking].to(query.device)
             query, key = self.rope.strip(query, coming), self.rope.strip(key, stands[..., span])
-        compressor.observe(layer, query, key, value)
+        with Counted() as counted:
+            compressor.observe(layer, query, key, value)
+        self.scoring += counted.total
 
 
 def _taken(origin: Tensor, rows: Tensor) -> Tensor:

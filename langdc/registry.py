@@ -1,6 +1,7 @@
 """Named members of a zoo: build them from a name and keyword arguments, with errors that say what exists."""
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
@@ -19,10 +20,14 @@ Member = TypeVar("Member")
 
 
 class Registry(Generic[Member]):
-    """Members by name; third parties add theirs through the entry point group `langdc.<kind>s`."""
+    """Members by name; third parties add theirs through the entry point group `langdc.<kind>s`.
 
-    def __init__(self, kind: str) -> None:
+    A name "module:Class" takes a class from any module that Python finds, if it is a subclass of `base`.
+    """
+
+    def __init__(self, kind: str, base: type | None = None) -> None:
         self.kind = kind
+        self.base = base
         self._members: dict[str, Callable[..., Member]] = {}
         self._loaded_entry_points = False
 
@@ -45,9 +50,24 @@ class Registry(Generic[Member]):
     def get(self, name: str) -> Callable[..., Member]:
         """The member of a name; ValueError with the nearest one if there is none."""
         self._load_entry_points()
-        if name not in self._members:
-            raise ValueError(f"Unknown {self.kind} {name!r}.{nearest(name, self._members)}")
-        return self._members[name]
+        if name in self._members:
+            return self._members[name]
+        if ":" in name and self.base is not None:
+            return self._imported(name, self.base)
+        raise ValueError(f"Unknown {self.kind} {name!r}.{nearest(name, self._members)}")
+
+    def _imported(self, name: str, base: type) -> Callable[..., Member]:
+        module, _, attribute = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"The {self.kind} {name!r} cannot be imported: {error}. Put the folder of {module}.py on PYTHONPATH, or "
+                "install its package."
+            ) from error
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise ValueError(f"The {self.kind} {name!r} is no subclass of {base.__module__}.{base.__name__}.")
+        return found
 
     def build(self, name: str, **settings: Any) -> Member:
         """Make a member; unknown settings raise ValueError and name the allowed ones."""

@@ -13,7 +13,6 @@ from langdc.continuation import Continuation
 from langdc.flops import answer_flops, reading_flops
 from langdc.generation import FirstToken, ScoreWatch
 from langdc.interfaces import Backbone, KVCompressor
-from langdc.metering import synchronize
 from langdc.prefill import Reading
 from langdc.timing import StageTimer, note, stage
 from langdc.types import Answer, Prompt, VideoTokens
@@ -68,7 +67,7 @@ def reply_together(
         options = {"streamer": clock, **options}
     started = time.perf_counter()
     ids, lengths = _generate(backbone, prompts, tokens, options)
-    synchronize(ids.device)
+    devices.synchronize(ids.device)
     texts = [_text(backbone, row) for row in ids]
     finished = time.perf_counter()
     watch.refuse_nan(each for values in tokens for each in values)

@@ -1,4 +1,4 @@
-"""Where weights come from: a directory, a packaged sample backbone, or an architecture drawn at random."""
+"""Where weights come from: a directory, a packaged sample model, a tiny one made on the spot, or random weights."""
 
 import difflib
 from pathlib import Path
@@ -33,15 +33,35 @@ class Architecture(Settings):
 Source = str | dict
 
 
+def _tiny(name: str) -> Path:
+    from langdc import tiny  # brings the processors of all families with it
+
+    return tiny.folder(name)
+
+
+_MADE = {"sample:": sample.weights, "tiny:": _tiny}
+"""Prefixes of sources that the package has or makes itself."""
+
+
+def is_packaged(source: object) -> bool:
+    """Whether a source comes with the package: "sample:NAME" or "tiny:NAME"."""
+    return isinstance(source, str) and source.startswith(tuple(_MADE))
+
+
 def resolve(source: Source) -> Path | Architecture:
-    """Turn "sample:NAME", a directory or {config: ..., init: random} into what a loader reads; ValueError if absent."""
+    """Turn a source into what a loader reads; ValueError if there is no such thing.
+
+    A source is "sample:NAME" or "tiny:NAME", a directory, or {config: ..., init: random}.
+    """
     if isinstance(source, dict):
         return check(Architecture, source, "a model source")
-    if source.startswith("sample:"):
-        return sample.weights(source.removeprefix("sample:"))
+    for prefix, get in _MADE.items():
+        if source.startswith(prefix):
+            return get(source.removeprefix(prefix))
     if not Path(source).is_dir():
         raise ValueError(
             f"There is no checkpoint directory {source!r}. Give a local directory in Hugging Face layout (nothing is "
-            "downloaded), 'sample:NAME' for a packaged one, or {config: {...}, init: random} for random weights."
+            "downloaded), 'sample:NAME' for a packaged one, 'tiny:NAME' for a tiny one made on the spot, or "
+            "{config: {...}, init: random} for random weights."
         )
     return Path(source)

@@ -15,7 +15,7 @@ from contextvars import ContextVar, Token
 
 import torch
 
-from langdc.metering import synchronize
+from langdc.devices import synchronize
 
 STAGES = ("read", "decode", "preprocess", "encode", "saliency", "compress", "prefill", "generate")
 """What answering a question is made of. "read": stored encoder outputs, in place of decoding and encoding; "saliency":

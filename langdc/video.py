@@ -29,6 +29,7 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from langdc.jsonl import writing
 from langdc.log import get_logger
 from langdc.registry import nearest
 from langdc.types import Frames
@@ -185,16 +186,14 @@ def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float) -> No
     height, width = images.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"{path}: frames of {height}x{width}; H.264 needs even sizes. Crop a row or a column.")
-    partial = path.with_name(path.name + ".partial")
     # Without cpu-independent, x264 wrote other bytes for about one file in twenty, even in the same process.
     options = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
-    with av.open(str(partial), "w", format="mp4") as container:
+    with writing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for image in images:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         container.mux(stream.encode())
-    partial.rename(path)
 
 
 def _require_positive(**numbers: int) -> None:

@@ -6,7 +6,6 @@ another shape stops the conversion: nothing is ever left random.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from langdc.conversion import internvideo2, parts
+from langdc import jsonl
+from langdc.conversion import internvideo2
 from langdc.conversion.names import NameReport
 from langdc.verify import tensor_hash, verify_converted
 
@@ -54,12 +54,9 @@ def convert(
         raise ValueError(f"{out} exists already; give a directory that is yet to be made.")
     tensors, heads = internvideo2.read(published, heads)
     config, converted, report = internvideo2.convert(tensors, heads, dtype)
-    beside = out.with_name(f"{out.name}.partial")
-    parts.clear(beside)
-    beside.rmdir()
-    internvideo2.write(beside, config, converted)
-    (beside / REPORT).write_text(json.dumps(report.as_json(), indent=1) + "\n")
-    beside.replace(out)
+    with jsonl.writing_folder(out) as beside:
+        internvideo2.write(beside, config, converted)
+        jsonl.write_json(beside / REPORT, report.as_json())
     return report, {f"model.{name}": tensor_hash(tensor) for name, tensor in converted.items()}
 
 

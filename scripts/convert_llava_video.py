@@ -25,6 +25,7 @@ from transformers import AddedToken, AutoTokenizer, LlavaOnevisionProcessor, Pre
 from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 
+from langdc import jsonl
 from langdc.backbones.llava_next import (
     INDEX,
     Plan,
@@ -90,18 +91,15 @@ def convert(
     config = stock_config(settings, tokenizer, vision)
     plan = plan_names(checkpoint, language, vision, config)
     check_plan(plan, config)
-    beside = out.with_name(out.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    write_weights(plan, beside, getattr(torch, str(config.dtype).removeprefix("torch.")), int(shard_gb * 1e9))
-    config.save_pretrained(beside)
-    write_processor(config, tokenizer, beside)
-    copy_generation_settings([checkpoint, *([language] if language else [])], beside)
-    taken = {
-        name: f"{stored.file.parent.name}/{stored.file.name}: {stored.name}" for name, stored in plan.taken.items()
-    }
-    (beside / REPORT).write_text(json.dumps({"taken": taken, "dropped": plan.dropped}, indent=1) + "\n")
-    beside.replace(out)
+    with jsonl.writing_folder(out) as beside:
+        write_weights(plan, beside, getattr(torch, str(config.dtype).removeprefix("torch.")), int(shard_gb * 1e9))
+        config.save_pretrained(beside)
+        write_processor(config, tokenizer, beside)
+        copy_generation_settings([checkpoint, *([language] if language else [])], beside)
+        taken = {
+            name: f"{stored.file.parent.name}/{stored.file.name}: {stored.name}" for name, stored in plan.taken.items()
+        }
+        jsonl.write_json(beside / REPORT, {"taken": taken, "dropped": plan.dropped})
     return plan
 
 

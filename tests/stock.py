@@ -1,114 +1,27 @@
-"""Tiny stock checkpoints with a tokenizer and processors, and the stock model's own answers to compare with."""
+"""Tiny stock checkpoints, and the stock model's own answers to compare with."""
 
-import json
-import shutil
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import (
-    LlavaOnevisionProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLProcessor,
-    Qwen2VLProcessor,
-    Qwen3VLProcessor,
-)
+from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata
 
-from langdc.backbones import backbones
+from langdc import tiny
 from langdc.backbones.stock import StockBackbone
 from langdc.types import Frames
 from langdc.video import write_video
 
-GOLDEN = Path(__file__).parent / "golden"
-FOLDERS = {
-    "qwen2_vl": "e2e_qwen2vl",
-    "qwen2_5_vl": "e2e_qwen25vl",
-    "qwen3_vl": "e2e_qwen3vl",
-    "llava_onevision": "e2e_llava_ov",
-    "llava_video": "e2e_llava_ov",
-}
-SENTENCE = "what is in the video picture a dog cat red ring square how many of them seconds . ? user assistant system"
-MARKS = {
-    "qwen": {"<|image_pad|>": 290, "<|video_pad|>": 291, "<|vision_start|>": 292, "<|vision_end|>": 293},
-    "llava": {"<image>": 290, "<video>": 291},
-}
-PLACES = {
-    "qwen": {
-        "video": "<|vision_start|><|video_pad|><|vision_end|>",
-        "image": "<|vision_start|><|image_pad|><|vision_end|>",
-    },
-    "llava": {"video": "<video>", "image": "<image>"},
-}
-PROCESSORS = {
-    "qwen2_vl": Qwen2VLProcessor,
-    "qwen2_5_vl": Qwen2_5_VLProcessor,
-    "qwen3_vl": Qwen3VLProcessor,
-    "llava_onevision": LlavaOnevisionProcessor,
-}
+NAMES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "llava_video")
 FPS = 2.0
 
 
-def family(name: str) -> str:
-    return name.split("_")[0].rstrip("23")
-
-
-def template(kind: str) -> str:
-    places = PLACES[kind]
-    return (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
-        "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
-        "{% elif part['type'] == 'video' %}"
-        + places["video"]
-        + "{% else %}"
-        + places["image"]
-        + "{% endif %}{% endfor %}"
-        "{% endif %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
-    )
-
-
-def tokenizer(kind: str, size: int = 290) -> PreTrainedTokenizerFast:
-    """One id per word, per digit and per sign; the marks of videos and images where the checkpoints have them."""
-    listed = ["<unk>", "<|im_start|>", "<|im_end|>", *SENTENCE.split(), *"0123456789<>", "<0", "<1", "<2"]
-    vocabulary = {word: number for number, word in enumerate(listed)}
-    vocabulary |= {f"<spare{n}>": n for n in range(len(listed), size)} | MARKS[kind]
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        unk_token="<unk>",
-        eos_token="<|im_end|>",
-        pad_token="<spare280>",
-        extra_special_tokens=["<|im_start|>", *MARKS[kind]],
-        chat_template=template(kind),
-    )
-
-
-@cache
 def folder(name: str) -> str:
-    """A checkpoint directory of a family: its tiny weights and the tokenizer."""
-    made = Path(mkdtemp(prefix=name)) / "model"
-    shutil.copytree(GOLDEN / FOLDERS[name], made)
-    config = json.loads((made / "config.json").read_text())
-    # the authors' test checkpoints end a reply at other ids than the tokenizer does
-    (made / "config.json").write_text(json.dumps({**config, "eos_token_id": 2}))
-    tokenizer(family(name)).save_pretrained(made)
-    if name.startswith("qwen"):
-        vision = config["vision_config"]
-        settings = {
-            "patch_size": vision["patch_size"], "temporal_patch_size": 2, "merge_size": 2,
-            "size": {"shortest_edge": 64, "longest_edge": 8192},
-        }  # fmt: skip
-        kind = backbones.get(name)
-        for processor in (kind.image_processor_class, kind.video_processor_class):
-            processor(**settings).save_pretrained(made)
-    return str(made)
+    """The checkpoint directory of a family."""
+    return str(tiny.folder(name))
 
 
 def clip(number: int = 0, count: int = 8, height: int = 24, width: int = 32) -> Frames:
@@ -146,7 +59,7 @@ def stock_inputs(backbone: StockBackbone, name: str, media: Sequence[Frames]) ->
         settings["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": about}
         if name == "qwen2_5_vl":
             settings["videos_kwargs"]["fps"] = FPS
-    found = processor(backbone, name)(
+    found = AutoProcessor.from_pretrained(backbone.source)(
         text=[text], images=pictures or None, videos=videos or None, return_tensors="pt", **settings
     )
     return dict(found)
@@ -159,26 +72,8 @@ def learning_inputs(backbone: StockBackbone, name: str, video: Frames, messages:
     settings: dict[str, Any] = {"do_sample_frames": False, "video_metadata": about}
     if name == "qwen2_5_vl":
         settings["fps"] = FPS
-    made = processor(backbone, name)
-    return dict(made(text=[text], videos=[video.pixels], return_tensors="pt", videos_kwargs=settings))
-
-
-def processor(backbone: StockBackbone, name: str) -> Any:
-    extra = {}
-    if name.startswith("llava"):
-        config = backbone.model.config
-        extra = {
-            "num_image_tokens": (config.vision_config.image_size // config.vision_config.patch_size) ** 2,
-            "vision_feature_select_strategy": "full",
-        }
-    kind = PROCESSORS["llava_onevision" if name == "llava_video" else name]
-    return kind(
-        backbone.image_processor,
-        backbone.tokenizer,
-        backbone.video_processor,
-        chat_template=backbone.tokenizer.chat_template,
-        **extra,
-    )
+    processor = AutoProcessor.from_pretrained(backbone.source)
+    return dict(processor(text=[text], videos=[video.pixels], return_tensors="pt", videos_kwargs=settings))
 
 
 @torch.no_grad()

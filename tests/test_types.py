@@ -43,7 +43,7 @@ def test_features_hold_at_least_one_grid():
     grid = FeatureGrid(torch.zeros(1, 2, 2, 3))
     VideoFeatures((), {"clip": grid}, torch.zeros(1))
     VideoFeatures((grid,), {}, torch.zeros(1))
-    with pytest.raises(ValueError, match="neither projected nor encoded"):
+    with pytest.raises(ValueError, match="neither projected nor encoder"):
         VideoFeatures((), {}, torch.zeros(1))
 
 

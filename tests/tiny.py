@@ -102,15 +102,21 @@ def frames(number: int = 0, count: int = 16, size: int = 20) -> Frames:
     return Frames(pixels, torch.arange(count) / 8)
 
 
-def features(number: int = 0, count: int = 16, dtype: torch.dtype = torch.float32) -> VideoFeatures:
-    """Features as the small backbone makes them, of noise: leaf tensors, so that gradients can be looked at."""
+def features(
+    number: int = 0, count: int = 16, dtype: torch.dtype = torch.float32, size: tuple[int, int] = (6, 6)
+) -> VideoFeatures:
+    """Features as the small backbone makes them, of noise: leaf tensors, so that gradients can be looked at.
+
+    `size`: of the image grid; the video grid has two thirds of its rows and columns.
+    """
     dice = torch.Generator().manual_seed(number)
+    smaller = size[0] * 2 // 3, size[1] * 2 // 3
 
-    def grid(side: int, width: int) -> FeatureGrid:
-        return FeatureGrid(torch.randn(count, side, side, width, generator=dice).to(dtype))
+    def grid(shape: tuple[int, int], width: int) -> FeatureGrid:
+        return FeatureGrid(torch.randn(count, *shape, width, generator=dice).to(dtype))
 
-    main = (grid(6, BACKBONE_WIDTH), grid(4, BACKBONE_WIDTH))
-    encoded = {"image": grid(6, CLIP["hidden_size"]), "video": grid(4, INTERNVIDEO2["width"])}
+    main = (grid(size, BACKBONE_WIDTH), grid(smaller, BACKBONE_WIDTH))
+    encoded = {"image": grid(size, CLIP["hidden_size"]), "video": grid(smaller, INTERNVIDEO2["width"])}
     return VideoFeatures(main, encoded, torch.arange(count) / 8)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from langdc.interfaces import Backbone
 from langdc.registry import Registry
 
-backbones: Registry[Backbone] = Registry("backbone")
+backbones: Registry[Backbone] = Registry("backbone", Backbone)
 
 
 def backbone_of(folder: Path) -> str:

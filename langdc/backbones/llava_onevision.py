@@ -15,8 +15,7 @@ from transformers.models.llava_onevision.video_processing_llava_onevision import
 
 from langdc.backbones.base import backbones
 from langdc.backbones.stock import StockBackbone
-from langdc.encoders.saliency import attention_received, saliency_flops
-from langdc.metering import patch_flops, transformer_flops
+from langdc.encoders.saliency import attention_received
 from langdc.timing import stage
 from langdc.types import FeatureGrid, Frames, VideoFeatures, VideoTokens
 
@@ -98,7 +97,7 @@ class LlavaOnevision(StockBackbone):
 
         `saliency`: with the attention each gets in the block before that layer, the last where it names several.
         """
-        frames = torch.cat(list(pixels)).to(self.model.device, self.model.dtype)
+        frames = torch.cat(list(pixels)).to(self.vision.device, self.vision.dtype)
         with torch.set_grad_enabled(self.trains_vision):
             parts = [self._read(part, saliency) for part in frames.split(at_once)]
         lengths = list(map(len, pixels))
@@ -154,15 +153,10 @@ class LlavaOnevision(StockBackbone):
         """Projected patches [T,H'*W',D] to the grid that the language model reads [T,H,W,D]."""
         return self._inner.apply_pooling(projected).unflatten(1, (self.side, self.side))
 
-    def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
-        config = self.model.config.vision_config
-        patches, wide, heads = self.patch_side**2, config.hidden_size, config.num_attention_heads
-        blocks = transformer_flops(
-            config.num_hidden_layers, wide, heads, heads, wide // heads, config.intermediate_size, patches, gated=False
-        )
-        grid = encoded["video"]
-        attended = saliency_flops(wide, patches) if grid.saliency is not None else 0.0
-        return len(grid.values) * (blocks + patch_flops(wide, config.patch_size, patches) + attended)
+    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> None:
+        grid, side = encoded["video"], self.model.config.vision_config.image_size
+        frames = torch.zeros(len(grid.values), 3, side, side, device=self.vision.device)
+        self.read_pixels([frames], grid.saliency is not None)
 
     # ---- what the model adds to a video's tokens
 

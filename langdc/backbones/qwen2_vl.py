@@ -14,7 +14,6 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from langdc.backbones.base import backbones
 from langdc.backbones.splice import slot_tokens
 from langdc.backbones.stock import StockBackbone
-from langdc.metering import matmul_flops, transformer_flops
 from langdc.sources import Source
 from langdc.timing import stage
 from langdc.types import FeatureGrid, Frames, Prompt, Slot, VideoFeatures, VideoTokens
@@ -138,26 +137,12 @@ class Qwen2VL(StockBackbone):
         shape = (-(-len(video) // self.frames_per_step), height // side, width // side, 0)
         return VideoFeatures((), {"video": FeatureGrid(torch.empty(shape))}, video.seconds)
 
-    def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
+    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> None:
         steps, rows, columns = encoded["video"].values.shape[:3]
         config, merge = self.vision.config, self.vision.spatial_merge_size
-        patches, wide = rows * columns * merge**2, self._vision_width()
         values = 3 * config.temporal_patch_size * config.patch_size**2
-        inner = wide * merge**2
-        merger = matmul_flops(rows * columns, inner, inner) + matmul_flops(rows * columns, inner, self.width)
-        return steps * (matmul_flops(patches, values, wide) + self._block_flops(patches, wide) + merger)
-
-    def _vision_width(self) -> int:
-        return self.vision.config.embed_dim
-
-    def _block_flops(self, patches: int, wide: int) -> float:
-        """All blocks over the patches of one step; attention stays within a step."""
-        return self._plain_blocks(patches, wide, int(wide * self.vision.config.mlp_ratio))
-
-    def _plain_blocks(self, patches: int, wide: int, mlp: int) -> float:
-        config = self.vision.config
-        heads = config.num_heads
-        return transformer_flops(config.depth, wide, heads, heads, wide // heads, mlp, patches, gated=False)
+        patches = torch.zeros(steps * rows * columns * merge**2, values, device=self.vision.device)
+        self.read_patches(patches, torch.tensor([[steps, rows * merge, columns * merge]]))
 
     # ---- where tokens stand
 

@@ -14,8 +14,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from langdc.backbones.base import backbones
 from langdc.backbones.qwen2_vl import Qwen2VL
 from langdc.language_models import VIDEO_MARK
-from langdc.metering import matmul_flops
-from langdc.types import FeatureGrid, Slot, Spliced, VideoFeatures
+from langdc.types import Slot, Spliced, VideoFeatures
 
 START, END = "<|vision_start|>", "<|vision_end|>"
 
@@ -96,15 +95,3 @@ class Qwen3VL(Qwen2VL):
         ]
         joined = [torch.cat(parts) for parts in zip(*sides, strict=True)]
         return {"visual_pos_masks": torch.stack(mask), "deepstack_visual_embeds": joined}
-
-    def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
-        steps, rows, columns = encoded["video"].values.shape[:3]
-        inner = self._vision_width() * self.vision.spatial_merge_size**2
-        merger = matmul_flops(rows * columns, inner, inner) + matmul_flops(rows * columns, inner, self.width)
-        return super().encoder_flops(encoded) + steps * merger * len(encoded["video"].extra)
-
-    def _vision_width(self) -> int:
-        return self.vision.config.hidden_size
-
-    def _block_flops(self, patches: int, wide: int) -> float:
-        return self._plain_blocks(patches, wide, self.vision.config.intermediate_size)

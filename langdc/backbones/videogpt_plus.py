@@ -118,9 +118,6 @@ class VideoGPTPlus(Backbone):
     def end_ids(self) -> list[int]:
         return end_ids(self.language_model, self.tokenizer)
 
-    def encoder_flops(self, encoded: Mapping[str, FeatureGrid]) -> float:
-        return sum(encoder.flops(len(encoded[name].values)) for name, encoder in self._encoders().items())
-
     def frame_spec(
         self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
     ) -> FrameSpec:

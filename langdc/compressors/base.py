@@ -18,7 +18,7 @@ from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 
 __all__ = ["Budget", "check_budget", "compressors", "segment_of_frame"]
 
-compressors: Registry[TokenCompressor] = Registry("compressor")
+compressors: Registry[TokenCompressor] = Registry("compressor", TokenCompressor)
 
 
 def segment_of_frame(frames: int, frames_per_segment: int, device: torch.device) -> Tensor:
@@ -47,6 +47,15 @@ def spread_evenly(total: int, rows: int, most: int, device: torch.device) -> Ten
     at_least, rest = divmod(min(total, rows * most), rows)
     ends = torch.arange(1, rows + 1, device=device) * rest // rows
     return at_least + ends.diff(prepend=ends.new_zeros(1))
+
+
+def whole_frames(budget: Budget, frames: int, places: int, variant: str) -> int:
+    """How many of T frames of P tokens a budget keeps, at least one: rounded down; for `variant` "released" rounded to
+    the nearest, as in ReTaKe's release.
+    """
+    if variant == "released":
+        return max(1, round(budget.share(frames * places) * frames))
+    return max(1, budget.of(frames * places) // places)
 
 
 def apportioned(wanted: Tensor, total: int, most: Tensor) -> Tensor:

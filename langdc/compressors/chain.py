@@ -57,7 +57,6 @@ class Chain(TokenCompressor):
                 break
             after = results[-1].tokens
             tokens = [_through(*pair) for pair in zip(tokens, after, strict=True)] if index else after
-            videos = before
         losses = {name: loss for result in results for name, loss in result.losses.items()}
         ids = next((result.ids for result in results if result.ids is not None), None)
         return Compressed(tokens, losses, ids, results[0].states, _all_work(results))

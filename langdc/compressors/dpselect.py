@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from langdc.compressors.base import Budget, GridCompressor, best_places, compressors, cosine, importance
+from langdc.compressors.base import Budget, GridCompressor, best_places, compressors, cosine, importance, whole_frames
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
 Per = Literal["frame", "patch"]
+Variant = Literal["fixed", "released"]
 
 
 @compressors.register("dpselect")
@@ -22,10 +23,12 @@ class DPSelect(GridCompressor):
     """Keep what differs from the moment before; local peaks of that difference first, then the largest rest.
 
     `per="frame"` keeps whole frames by the mean difference over their places; `per="patch"` lets each place keep its
-    own moments. The budget is rounded down to whole frames; where it is less than one, what one frame would keep is cut
-    down to the tokens that matter most to the encoder. The peaks become anchors: PivotKV never evicts them, and with
-    keep=1 nothing is dropped and anchors are all this does, as in ReTaKe.
-    `window`: how many frames a peak must top, centred on it. The first frame always counts as different.
+    own moments. The peaks become anchors: PivotKV never evicts them, and with keep=1 nothing is dropped and anchors are
+    all this does, as in ReTaKe. `window`: how many frames a peak must top, centred on it. The first frame always counts
+    as different.
+    `variant`: "fixed", the default, rounds the budget down to whole frames; where it is less than one, what one frame
+    would keep is cut down to the tokens that matter most to the encoder. "released" keeps max(1, round(keep * frames))
+    frames, as the released code does, which may be more than the budget.
     """
 
     paper = "ReTaKe, arXiv 2412.20504"
@@ -36,13 +39,15 @@ class DPSelect(GridCompressor):
         tokens: int | None = None,
         per: Per = "frame",
         window: int = 3,
+        variant: Variant = "fixed",
         frames_per_segment: int = 4,
     ) -> None:
         super().__init__(keep, tokens, frames_per_segment)
         check_choice("dpselect per", per, Per)
+        check_choice("dpselect variant", variant, Variant)
         if window < 1:
             raise ValueError(f"dpselect window {window}; a peak must top at least itself: 1 or more frames.")
-        self.per = per
+        self.per, self.variant = per, variant
         self.window = window
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
@@ -51,11 +56,11 @@ class DPSelect(GridCompressor):
         change = self.change(values)
         peaks = find_peaks(change, self.window)
         wanted = budget.of(grid.tokens)
-        count = max(1, wanted // places)
+        count = whole_frames(budget, frames, places, self.variant)
         kept = (change + 2 * peaks).topk(count, dim=0).indices  # a difference is at most 2: peaks come first
         chosen = torch.zeros_like(peaks).scatter(0, kept, True).expand(frames, places)
         source = chosen.flatten().nonzero()[:, 0]
-        if wanted < places:
+        if wanted < places and self.variant == "fixed":
             source = source[best_places(importance(grid).flatten()[source], wanted)]
         return self.taken(grid, source, anchor=peaks.expand(frames, places).flatten()[source])
 

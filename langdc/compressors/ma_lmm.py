@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from langdc.compressors.base import Budget, GridCompressor, best_places, compressors, cosine, importance
+from langdc.compressors.base import Budget, GridCompressor, best_places, compressors, cosine, importance, whole_frames
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
 Per = Literal["frame", "patch"]
+Variant = Literal["fixed", "released"]
 
 
 @compressors.register("ma_lmm")
@@ -22,9 +23,11 @@ class MALMM(GridCompressor):
     """Merge neighbours in time, the most similar pair first, as often as the budget asks.
 
     `per="patch"` merges each place on its own, `per="frame"` whole frames by their mean similarity. `soft` averages the
-    pair, weighted by how many frames each stands for; else the later one replaces both. The budget is rounded down to
-    whole frames; where it is less than one, all frames are merged, and the places that matter most to the encoder, over
-    all frames, are left. One merge follows another; all places make theirs at once.
+    pair, weighted by how many frames each stands for; else the later one replaces both. One merge follows another; all
+    places make theirs at once.
+    `variant`: "fixed", the default, rounds the budget down to whole frames; where it is less than one, all frames are
+    merged, and the places that matter most to the encoder, over all frames, are left. "released" leaves
+    max(1, round(keep * frames)) frames, as ReTaKe's release does, which may be more than the budget.
     """
 
     paper = "arXiv 2404.05726"
@@ -35,11 +38,13 @@ class MALMM(GridCompressor):
         tokens: int | None = None,
         per: Per = "patch",
         soft: bool = True,
+        variant: Variant = "fixed",
         frames_per_segment: int = 4,
     ) -> None:
         super().__init__(keep, tokens, frames_per_segment)
         check_choice("ma_lmm per", per, Per)
-        self.per = per
+        check_choice("ma_lmm variant", variant, Variant)
+        self.per, self.variant = per, variant
         self.soft = soft
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
@@ -49,11 +54,11 @@ class MALMM(GridCompressor):
         values = values[:, None] if self.per == "frame" else values[:, :, None]
         bank = _Bank(values)
         wanted = budget.of(grid.tokens)
-        for _ in range(frames - max(1, wanted // places)):
+        for _ in range(frames - whole_frames(budget, frames, places, self.variant)):
             bank.merge(self.soft)
         alive = bank.alive.expand(frames, places)
         source = alive.flatten().nonzero()[:, 0]
-        if wanted < places:  # one slot is left, that of the first frame
+        if wanted < places and self.variant == "fixed":  # one slot is left, that of the first frame
             source = best_places(importance(grid).mean(0), wanted)
         merged = bank.values.flatten(1, 2).flatten(0, 1)[source].to(grid.values.dtype)
         return VideoTokens(merged, self.frames(grid)[source // places])

@@ -11,21 +11,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from langdc.data.records import QuestionRecord, Record, SegmentRecord
 from langdc.types import FeatureGrid, VideoFeatures
 
 WIDTH, SIDE, FRAMES, PER_SEGMENT, SIDE_FEATURES = 48, 6, 16, 4, 8
 
 
-def noise(seed: int = 0, frames: int = FRAMES, dtype: torch.dtype = torch.float32) -> VideoFeatures:
-    """One stream of features [T,6,6,48] of noise, with a question and side features of each token."""
-    dice = torch.Generator().manual_seed(seed)
+def noise(
+    seed: int = 0, frames: int = FRAMES, dtype: torch.dtype = torch.float32, size: tuple[int, int] = (SIDE, SIDE)
+) -> VideoFeatures:
+    """One stream of features [T,H,W,48] of noise, with a question and side features of each token."""
+    generator = torch.Generator().manual_seed(seed)
 
     def grid(width: int) -> Tensor:
-        return torch.randn(frames, SIDE, SIDE, width, generator=dice).to(dtype)
+        return torch.randn(frames, *size, width, generator=generator).to(dtype)
 
-    main = FeatureGrid(grid(WIDTH), torch.rand(frames, SIDE, SIDE, generator=dice), (grid(SIDE_FEATURES).to(dtype),))
-    question = torch.randn(5, WIDTH, generator=dice).to(dtype)
+    main = FeatureGrid(grid(WIDTH), torch.rand(frames, *size, generator=generator), (grid(SIDE_FEATURES).to(dtype),))
+    question = torch.randn(5, WIDTH, generator=generator).to(dtype)
     return VideoFeatures((main,), {"video": main}, torch.arange(frames) / 8, question)
+
+
+def record(frames: int, steps: int, seed: int = 0) -> Record:
+    """A record of a video of `frames` steps: a caption for each segment of `steps` steps, a question and its answer."""
+    colours = ("red", "blue", "green", "yellow")
+    captions = [f"{colours[(seed + i) % 4]} ring" if (seed + i) % 3 else "" for i in range(-(-frames // steps))]
+    return Record(
+        id=f"v{seed}",
+        video=f"v{seed}.mp4",
+        segments=[SegmentRecord(caption=caption) for caption in captions],
+        questions=[QuestionRecord(kind="colour", question="what colour is the ring ?", answer=colours[seed % 4])],
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A checkpoint as plain Hugging Face directories, which together are a checkpoint of this project all the same."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from langdc import adapters, checkpoint
+from langdc import adapters, checkpoint, jsonl
 from langdc.compressors.langdc import LangDC
 from langdc.config import LoraConfig, ModelConfig, check
 from langdc.conversion import internvideo2, parts
@@ -56,10 +55,8 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
     else:
         adapters.merge(model.backbone.text_model)
     _round(model, dtype)
-    beside = out.with_name(f"{out.name}.partial")
-    parts.clear(beside)
     made = Exported()
-    try:
+    with jsonl.writing_folder(out) as beside:
         tensors = _write_parts(model, beside, adapter, dtype)
         config = check(ModelConfig, _settings(card["model"], beside, adapter), str(source))
         made.hashes = {name: tensor_hash(t) for name, t in _named(model).items() if name not in model.untrained}
@@ -70,9 +67,6 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
             made.others = {out / ADAPTER: _adapter_fingerprint(model)}
             made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
         (beside / "README.md").write_text(model_card(out.name, card, adapter))
-        beside.replace(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return made
 
 

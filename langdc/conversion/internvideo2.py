@@ -106,7 +106,7 @@ def read(source: Path, heads: int | None = None) -> tuple[dict[str, Tensor], int
 
 
 def write(folder: Path, config: InternVideo2Config, tensors: Mapping[str, Tensor]) -> None:
-    """Write config.json and model.safetensors into a directory, which is made."""
-    folder.mkdir(parents=True)
+    """Write config.json and model.safetensors into a directory, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config.model_dump(), indent=1) + "\n")

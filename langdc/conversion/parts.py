@@ -1,6 +1,5 @@
 """The parts of a checkpoint under conversion, each written as a directory of its own and accounted for by name."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,9 +77,3 @@ def write_video_encoder(
     internvideo2.write(made.folder / VIDEO, config, tensors)
     made.expect("backbone.encoders.video.model.", tensors)
     return config
-
-
-def clear(folder: Path) -> None:
-    """Make a directory anew."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)

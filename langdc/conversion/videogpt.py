@@ -1,7 +1,5 @@
 """A release of VideoGPT+ or LangDC as one checkpoint of this project, with all its parts inside it."""
 
-import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from langdc import checkpoint
+from langdc import checkpoint, jsonl
 from langdc.captioner import SoftToken
 from langdc.config import ModelConfig, check
 from langdc.conversion import files, internvideo2, language, parts, release
@@ -86,14 +84,10 @@ def convert(kind: str, source: Path, out: Path, options: Options) -> parts.Made:
     found = release.open_release(source, KINDS[kind].model_type)
     if found.settings.get("mm_use_im_start_end"):
         raise ValueError(f"{found.folder} has mm_use_im_start_end, marks around videos that no backbone here writes.")
-    made = parts.Made(out.with_name(f"{out.name}.partial"), options.dtype)
-    parts.clear(made.folder)
-    try:
+    with jsonl.writing_folder(out) as beside:
+        made = parts.Made(beside, options.dtype)
         _write(kind, found, options, made)
-        (made.folder / REPORT).write_text(json.dumps(made.report.as_json(), indent=1) + "\n")
-        made.folder.replace(out)
-    finally:
-        shutil.rmtree(made.folder, ignore_errors=True)
+        jsonl.write_json(made.folder / REPORT, made.report.as_json())
     return made
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from langdc import jsonl
 from langdc.config import check
 from langdc.log import get_logger
 
@@ -158,11 +159,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines, leaving out what has its default; the file appears only when it is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n")
-    partial.rename(path)
+    jsonl.write_lines(path, (record.model_dump(exclude_defaults=True) for record in records))
 
 
 def check_media(
@@ -198,6 +195,8 @@ def _parse(line: bytes, number: int) -> Record:
         tree: Any = json.loads(line.decode("utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg}, column {error.colno}).") from None
+    except RecursionError:
+        raise ValueError("not valid JSON (nested too deeply).") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text (byte {error.start + 1}).") from None
     if not isinstance(tree, dict):

@@ -37,10 +37,6 @@ class Encoder(nn.Module, ABC):
     def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
         """Encode the normalised frames [sum T,3,size,size] of several videos of `frames` frames each: [sum T,H,W,C]."""
 
-    @abstractmethod
-    def flops(self, frames: int) -> float:
-        """Floating-point operations over T frames, by closed form."""
-
     def forward(self, videos: list[Frames]) -> list[FeatureGrid]:
         """Encode all frames of all videos in one batch; gradients flow where the encoder is trained."""
         with stage("preprocess"):

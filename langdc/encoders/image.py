@@ -9,8 +9,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel, PretrainedConfig, PreTrainedModel
 
 from langdc.encoders.base import Encoder, encoders
-from langdc.language_models import load_pretrained, mark_published
-from langdc.metering import patch_flops, transformer_flops
 from langdc.sources import Source, resolve
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -28,7 +26,7 @@ def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
         return AutoModel.from_config(found.model_copy(update={"config": {**clip, **found.config}}).sizes()), None
     config = _vision_config(AutoConfig.from_pretrained(found))
     kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
-    return mark_published(load_pretrained(kind, found, config=config, dtype=torch.float32), source), found
+    return kind.from_pretrained(found, config=config, dtype=torch.float32), found
 
 
 def _statistics(folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -62,21 +60,6 @@ class ImageEncoder(Encoder):
         """How many blocks are run."""
         blocks = _vision_config(self.model.config).num_hidden_layers
         return self.layer if self.layer >= 0 else blocks + 1 + self.layer
-
-    def flops(self, frames: int) -> float:
-        config = _vision_config(self.model.config)
-        heads = config.num_attention_heads
-        blocks = transformer_flops(
-            layers=self.depth,
-            width=self.width,
-            heads=heads,
-            kv_heads=heads,
-            head_width=self.width // heads,
-            mlp_width=config.intermediate_size,
-            new_tokens=self.side**2 + 1,
-            gated=False,
-        )
-        return frames * (blocks + patch_flops(self.width, config.patch_size, self.side**2))
 
     def _any(self, pixels: Tensor) -> Tensor:
         return self.model(pixel_values=pixels, output_hidden_states=True).hidden_states[self.layer]

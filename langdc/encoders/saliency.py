@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from langdc.blocks import at_once
-from langdc.metering import matmul_flops
 
 
 def attention_received(block: Any, states: Tensor) -> Tensor:
@@ -32,8 +31,3 @@ def attention_received(block: Any, states: Tensor) -> Tensor:
         for some, keys in zip(query.split(step), key.split(step), strict=True)
     ]
     return torch.cat(received).unflatten(0, (-1, attention.num_heads)).mean(1)
-
-
-def saliency_flops(width: int, patches: int) -> float:
-    """Queries, keys and their products for one frame of P patches."""
-    return 2 * matmul_flops(patches, width, width) + matmul_flops(patches, width, patches)

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from langdc.encoders.base import Encoder, encoders
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
-from langdc.language_models import mark_published
-from langdc.metering import patch_flops, transformer_flops
 from langdc.sources import Source, resolve
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,34 +28,12 @@ class VideoEncoder(Encoder):
         settings = json.loads((found / "config.json").read_text()) if isinstance(found, Path) else found.config
         self.model = InternVideo2(InternVideo2Config(**settings))
         if isinstance(found, Path):
-            mark_published(self.model, source)
-            self._read(found / "model.safetensors")
+            self.model.load_state_dict(load_file(found / "model.safetensors"))
         else:
             self.model.reset_parameters()
         self.width = self.model.config.width
         self.size = self.model.config.image_size
         self.side = self.model.config.side
-
-    def _read(self, file: Path) -> None:
-        try:
-            self.model.load_state_dict(load_file(file))
-        except RuntimeError as error:  # torch names missing, unexpected and misshapen tensors
-            raise ValueError(f"{file} is not of this architecture. Copy or convert it again.\n{error}") from None
-
-    def flops(self, frames: int) -> float:
-        config = self.model.config
-        clip = min(frames, config.frames)
-        blocks = transformer_flops(
-            layers=config.depth - config.skip_last,
-            width=config.width,
-            heads=config.heads,
-            kv_heads=config.heads,
-            head_width=config.width // config.heads,
-            mlp_width=config.mlp_width,
-            new_tokens=clip * self.side**2 + 1,
-            gated=False,
-        )
-        return frames / clip * blocks + frames * patch_flops(config.width, config.patch_size, self.side**2)
 
     def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
         clip = self.model.config.frames

@@ -21,7 +21,8 @@ from typing import Any
 
 from rich.progress import track
 
-from langdc.evaluation.results import LineFile, RunFolder, read_lines
+from langdc import jsonl
+from langdc.evaluation.results import LineFile, RunFolder
 from langdc.evaluation.settings import JudgeConfig
 from langdc.evaluation.tasks import Task
 from langdc.log import console, get_logger
@@ -252,7 +253,7 @@ def unjudged(folder: RunFolder, judge: JudgeConfig) -> int:
 
 def memory_of(directory: Path) -> dict[str, dict]:
     """The verdicts in a run's folder, by key."""
-    return {line["key"]: line for line in read_lines(directory / MEMORY)}
+    return {line["key"]: line for line in jsonl.read(directory / MEMORY)}
 
 
 def remembered(

@@ -22,40 +22,14 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from langdc import jsonl
 from langdc.distributed import rank, world_size
-from langdc.files import write_whole
 from langdc.version import __version__
 
 HEADER = "header.json"
 BEGUN = {f"{HEADER}.partial"}
 """What a run leaves that was ended before it began, such as by a full disk."""
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "safetensors", "av", "decord", "numpy", "scipy")
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The complete lines of a JSON-lines file, in order; a last line cut short is left out.
-
-    Raises ValueError that names file and line if another line is broken.
-    """
-    return _parse(path)[0]
-
-
-def _parse(path: Path) -> tuple[list[dict], int]:
-    """The complete lines, and how many bytes they take."""
-    content = path.read_bytes() if path.is_file() else b""
-    found, size = [], 0
-    pieces = content.split(b"\n")
-    for number, piece in enumerate(pieces[:-1], 1):  # what follows the last line end is cut short or nothing
-        try:
-            found.append(json.loads(piece))
-        except ValueError as error:
-            if number == len(pieces) - 1:
-                break
-            raise ValueError(
-                f"{path}, line {number} is not valid JSON: {error}. Delete the file to make it again."
-            ) from None
-        size += len(piece) + 1
-    return found, size
 
 
 class LineFile:
@@ -70,11 +44,9 @@ class LineFile:
         self.reread()
 
     def reread(self) -> None:
-        """Know what is in the files now; a last line of its own that was cut short is taken off."""
-        self.lines = [] if self.part == self.path else read_lines(self.path)
-        own, size = _parse(self.part)
-        if self.part.is_file() and self.part.stat().st_size > size:
-            os.truncate(self.part, size)
+        """Know what is in the files now."""
+        self.lines = [] if self.part == self.path else jsonl.read(self.path)
+        own = jsonl.read(self.part)
         known = {line["key"] for line in self.lines}
         self.lines += [line for line in own if line["key"] not in known]
         self.by_key = {line["key"]: line for line in self.lines}
@@ -85,8 +57,7 @@ class LineFile:
     def append(self, lines: Iterable[dict]) -> None:
         """Write lines, all but those whose key is there."""
         new = [line for line in lines if line["key"] not in self.by_key]
-        with self.part.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in new)
+        jsonl.append(self.part, *new)
         self.lines += new
         self.by_key |= {line["key"]: line for line in new}
 
@@ -163,7 +134,7 @@ class RunFolder:
         header.update(judging or {})
         header["sessions"].append(session)
         directory.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(header, indent=1, ensure_ascii=False) + "\n")
+        jsonl.write_json(path, header)
         return cls(directory, header)
 
     @classmethod
@@ -223,7 +194,7 @@ class RunFolder:
 
     def lines(self, name: str) -> list[dict]:
         """All lines of a row, those of processes that did not come to their end included; a key counts once."""
-        found = [line for path in (self.row_path(name), *self._parts(name)) for line in read_lines(path)]
+        found = [line for path in (self.row_path(name), *self._parts(name)) for line in jsonl.read(path)]
         return list({line["key"]: line for line in found[::-1]}.values())[::-1]
 
     def merge(self, name: str) -> None:
@@ -231,9 +202,8 @@ class RunFolder:
         parts = self._parts(name)
         if not parts:
             return
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines(name))
         self.row_path(name).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.row_path(name), text)
+        jsonl.write_lines(self.row_path(name), self.lines(name))
         for part in parts:
             part.unlink()
 
@@ -245,11 +215,11 @@ class RunFolder:
             return
         over = ("budget", "finished")
         kept = [line for line in lines if line["type"] not in over and not line.get("failed")]
-        write_whole(self.row_path(name), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        jsonl.write_lines(self.row_path(name), kept)
 
     def sessions(self) -> list[dict]:
         """What each start took, of each of its processes."""
-        return [line for path in sorted(self.directory.glob("sessions*.jsonl")) for line in read_lines(path)]
+        return [line for path in sorted(self.directory.glob("sessions*.jsonl")) for line in jsonl.read(path)]
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from langdc.kvcompressors.scorers import Scorer, build_scorer
 from langdc.registry import Registry
 from langdc.types import Chunk, Plan
 
-kvcompressors: Registry[KVCompressor] = Registry("kvcompressor")
+kvcompressors: Registry[KVCompressor] = Registry("kvcompressor", KVCompressor)
 
 
 class BudgetedKV(KVCompressor):
@@ -72,7 +72,6 @@ class BestKeysKV(BudgetedKV):
 
     def begin(self, plan: Plan) -> None:
         super().begin(plan)
-        self.flops = 0.0
         self._scores: list[Tensor] = []
         self.guide = self.scorer.guide if self.active else 0
         if self.active and self.guide and plan.chunks and plan.chunks[-1].rows.stop == len(plan.embeds):
@@ -84,9 +83,7 @@ class BestKeysKV(BudgetedKV):
     def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         if layer == 0:
             self._scores = []
-        self.scorer.flops = 0.0
         self._scores.append(self.scorer(query, key))
-        self.flops += self.scorer.flops
 
     def chunk_share(self, chunk: Chunk) -> float:
         """The fraction kept of a chunk, averaged over layers."""

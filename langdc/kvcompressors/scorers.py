@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from langdc.attention import received_attention
-from langdc.metering import matmul_flops
 from langdc.registry import Registry
 
 scorers: Registry["Scorer"] = Registry("scorer")
@@ -19,13 +18,6 @@ class Scorer(ABC):
     """Scores the keys of a chunk; `guide` is how many of the question's tokens it reads behind the chunk."""
 
     guide: int = 0
-    flops: float = 0.0
-    """Matrix products since whoever asks set it to 0."""
-
-    def received(self, query: Tensor, key: Tensor, causal: bool = False) -> Tensor:
-        """`received_attention`, and its products on the bill."""
-        self.flops += matmul_flops(query.shape[1] * query.shape[2], query.shape[3], key.shape[2])
-        return received_attention(query, key, causal=causal)
 
     @abstractmethod
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
@@ -37,7 +29,7 @@ class SelfScorer(Scorer):
     """Attention from the chunk's own tokens, all to all (ReTaKe, eq. 6)."""
 
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
-        return self.received(query, key)
+        return received_attention(query, key)
 
 
 @scorers.register("window")
@@ -50,7 +42,7 @@ class WindowScorer(Scorer):
         self.size = size
 
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
-        return self.received(query[:, :, -self.size :], key, causal=True)
+        return received_attention(query[:, :, -self.size :], key, causal=True)
 
 
 @scorers.register("question")
@@ -70,9 +62,9 @@ class QuestionScorer(Scorer):
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
         if self.relevant:
             every_head = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-            attention = self.received(every_head, query).mean(0)
+            attention = received_attention(every_head, query).mean(0)
             query = query[:, :, attention > attention.mean()]
-        return self.received(query, key)
+        return received_attention(query, key)
 
 
 def build_scorer(scorer: "str | dict | Scorer") -> Scorer:

@@ -18,6 +18,7 @@ from PIL import Image
 from rich.progress import track
 
 from langdc.data.records import QuestionRecord, Record, SegmentRecord, write_records
+from langdc.jsonl import writing
 from langdc.log import console
 from langdc.registry import nearest
 from langdc.sample.questions import ask_all, requests
@@ -158,9 +159,8 @@ def _make_image(task: _Task) -> Record:
     path = task.folder / "images" / f"{name}.png"
     if not path.exists():
         frames = draw(scene, rng)
-        partial = path.with_name(path.name + ".partial")
-        Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")
-        partial.rename(path)
+        with writing(path) as partial:
+            Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")
     text = image_caption(scene)
     asked = [QuestionRecord(kind="describe_image", question="describe the image", answer=text)] if text else []
     return Record(id=name, image=f"images/{name}.png", segments=[_segment(scene, text, [])], questions=asked)

@@ -22,8 +22,9 @@ from langdc.adapters import adapt, attach_lora
 from langdc.config import LoraConfig, ModelConfig, PhaseConfig, StageConfig, check
 from langdc.data.records import Record, read_records, write_records
 from langdc.features import FeatureStore
+from langdc.jsonl import write_json
 from langdc.model import VideoModel
-from langdc.sources import resolve
+from langdc.sources import is_packaged, resolve
 from langdc.tools.sizes import published
 from langdc.training import planning
 from langdc.training.memory import GIB, Choice, Layout, Weights, best, choices, layout_of
@@ -80,7 +81,7 @@ def sized(config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
 
 
 def _is_here(source: str) -> bool:
-    return source.startswith("sample:") or Path(source).is_dir()
+    return is_packaged(source) or Path(source).is_dir()
 
 
 def _tokenizer(source: str, absent: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Training on the transformers Trainer, DeepSpeed and PEFT: objectives, batches, and the run itself."""
+"""Training on the transformers Trainer, DeepSpeed and PEFT: what a run learns (`objectives`), and how it steps."""
 
 from langdc import devices
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from langdc.backbones.chat import IGNORED, conversation, share_video
+from langdc.backbones.chat import IGNORED, conversation, question_of, share_video
 from langdc.config import RunConfig
-from langdc.data.records import QuestionRecord, Record, check_media, read_records
+from langdc.data.records import QuestionRecord
 from langdc.features import TYPES, FeatureStore, read_spec
 from langdc.interfaces import Objective
 from langdc.language_models import ids_of
 from langdc.log import get_logger
 from langdc.model import VideoModel
+from langdc.train.samples import Sample, read_samples, targets_of
 from langdc.train.states import FrozenStates
 from langdc.types import FeatureGrid, Frames, FrameSpec, Prompt, VideoBatch, VideoFeatures
 
@@ -33,19 +34,6 @@ logger = get_logger(__name__)
 GB = 10**9
 _Encoded = tuple[Mapping[str, FeatureGrid], Tensor]  # grids by stream, and times [T]
 MAX_THREADS = 8  # that decode; more of them wait for the same memory
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A record with the frames that are read of its media (None for text), and its index in the data set.
-
-    `padding`: it fills up a process's share of a step; nothing is learned from it.
-    """
-
-    record: Record
-    spec: FrameSpec | None
-    index: int
-    padding: bool = False
 
 
 class TrainingData(Dataset):
@@ -60,9 +48,12 @@ class TrainingData(Dataset):
         self.epoch = 0
         self.replies: Mapping[tuple[str, str], str] = {}
         """Replies to learn in place of the records', by record id and the text asked."""
-        self._check_settings()
-        self.samples = self._read()
-        self._check_targets()
+        if config.train.questions_per_video > 1 and "question" in model.compressor.needs:
+            raise ValueError(
+                f"{type(model.compressor).__name__} compresses a video for one question, and "
+                f"train.questions_per_video is {config.train.questions_per_video}. Set it to 1."
+            )
+        self.samples = read_samples(model, objective, config.train)
         self.specs = list(dict.fromkeys(sample.spec for sample in self.samples if sample.spec is not None))
         trained = any(parameter.requires_grad for parameter in model.backbone.encoders.parameters())
         self.online = trained or (features.store.folder is None and self._too_much())
@@ -70,81 +61,15 @@ class TrainingData(Dataset):
         if not self.online:
             features.fill(self.specs)
         self.states = None if self.online else FrozenStates.of(self)
-        self._blank = (
-            None if self.online or (len(self.specs) and all(s.spec for s in self.samples)) else self._encoded_blank()
-        )
+        text = any(sample.spec is None for sample in self.samples)
+        self._blank = self._encoded_blank() if text and not self.online else None
 
-    # ---- records
-
-    def _check_settings(self) -> None:
-        many = self.config.train.questions_per_video > 1
-        if many and "question" in self.model.compressor.needs:
-            raise ValueError(
-                f"{type(self.model.compressor).__name__} compresses a video for one question, and "
-                f"train.questions_per_video is {self.config.train.questions_per_video}. Set it to 1."
-            )
-
-    def _read(self) -> list[Sample]:
-        """The samples of all files that the objective can learn from; ValueError if there is none."""
-        train, samples = self.config.train, []
-        for file in train.data:
-            records = [self._of_kinds(record) for record in check_media(file, read_records(file))[0]]
-            for record in self.objective.samples(records):
-                if "question" in self.model.compressor.needs and not record.questions:
-                    continue
-                media = record.media_path(file.parent)
-                spec = media and self.model.backbone.frame_spec(media, record.start, record.end, record.fps)
-                samples.append(Sample(record, spec, len(samples)))
-        if not samples:
-            raise ValueError(
-                f"No record of {', '.join(map(str, train.data))} can be used for this objective"
-                + (f" with kinds {train.kinds}." if train.kinds else ".")
-            )
-        return samples
-
-    def _of_kinds(self, record: Record) -> Record:
-        kinds = self.config.train.kinds
-        if kinds is None:
-            return record
-        return record.model_copy(update={"questions": [q for q in record.questions if q.kind in kinds]})
-
-    def _check_targets(self) -> None:
-        """Leave out what a compressor cannot learn from where it alone learns; else ValueError for such a record."""
-        lacking = [sample for sample in self.samples if sample.spec is not None and not self._targets(sample)]
-        shown = sum(sample.spec is not None for sample in self.samples)
-        learns = self.config.train.targets != "none" and bool(self.model.compressor.losses)
-        if lacking and len(lacking) < shown and not self.objective.reads:
-            logger.info("%d records without targets of the compressor are left out.", len(lacking))
-            kept = [sample for sample in self.samples if sample not in lacking]
-            self.samples = [replace(sample, index=index) for index, sample in enumerate(kept)]
-        elif lacking and (learns or len(lacking) < shown):
-            raise ValueError(
-                f"{self._where(lacking[0])} has nothing that the compressor learns from (such as segments with "
-                "captions). Write it there, or set train.targets: none, so that the compressor works as in use."
-            )
-        for sample in self.samples:
-            found = len(sample.record.segments)
-            if sample.spec is not None and found not in (0, sample.spec.segments) and self._targets(sample):
-                raise ValueError(
-                    f"{self._where(sample)} has {found} segments; its media is cut into {sample.spec.segments}. Write "
-                    "one for each, with an empty caption where there is nothing to say, or change the backbone's "
-                    "setting segments."
-                )
-
-    def _targets(self, sample: Sample) -> Mapping[str, Any]:
-        if self.config.train.targets == "none":
-            return {}
-        try:
-            return self.model.compressor.targets(sample.record)
-        except ValueError as error:
-            raise ValueError(f"{self._where(sample)}: {error}") from None
-
-    def _where(self, sample: Sample) -> str:
-        files = ", ".join(map(str, self.config.train.data))
-        return f"{files}: line {sample.record.line} (id {sample.record.id!r})"
+    def targets(self, sample: Sample) -> Mapping[str, Any]:
+        """What the compressor learns from a sample, by name."""
+        return targets_of(self.model, sample) if self.config.train.targets == "records" else {}
 
     def _too_much(self) -> bool:
-        """Whether the encoders' outputs are more GB than may be kept in memory, judged by the longest video and an image."""
+        """Whether the encoders' outputs are more GB than may be kept, judged by the longest video and an image."""
         frames = {spec: spec.segments * spec.frames_per_segment for spec in self.specs}
         images = [spec for spec in self.specs if frames[spec] == 1]
         values = 0.0
@@ -193,7 +118,7 @@ class TrainingData(Dataset):
         shown = [sample for sample in samples if sample.spec is not None]
         videos = self._videos(shown)
         prompts, whole, shows, questions = self._prompts(samples, videos["media"])
-        targets = [dict(self._targets(sample)) for sample in shown]
+        targets = [dict(self.targets(sample)) for sample in shown]
         counts = self._counts(samples, prompts, targets)
         for sample, per_video in zip(shown, targets, strict=True):
             per_video |= {"states": self.states[sample]} if self.states is not None else {}
@@ -215,7 +140,7 @@ class TrainingData(Dataset):
     def target_names(self) -> list[str]:
         """Names of the targets of a video."""
         first = next((sample for sample in self.samples if sample.spec is not None), None)
-        return list(self._targets(first)) if first is not None else []
+        return list(self.targets(first)) if first is not None else []
 
     def _counts(self, samples: Sequence[Sample], prompts: Sequence[Prompt], targets: list[dict]) -> dict[str, int]:
         if any(sample.padding for sample in samples):
@@ -228,7 +153,7 @@ class TrainingData(Dataset):
         return counts
 
     def _videos(self, shown: Sequence[Sample]) -> dict[str, list]:
-        """Grids or frames of a batch's videos, a blank one if there is none, and as `media` what prompts read of them."""
+        """Grids or frames of a batch's videos, a blank one if there is none; `media`: what prompts read of them."""
         backbone = self.model.backbone
         if self.online:
             frames = self._decoded([sample.spec for sample in shown if sample.spec is not None])
@@ -281,7 +206,7 @@ class TrainingData(Dataset):
     def _prompts(
         self, samples: Sequence[Sample], media: list[VideoFeatures]
     ) -> tuple[list[Prompt], list[Prompt], list[tuple[int, ...]], list[Tensor] | None]:
-        """Prompts, those for uncompressed videos where they differ, the videos of each, and the ids of the questions."""
+        """Prompts, those for uncompressed videos where they differ, the videos of each, and ids of the questions."""
         steps = self.model.compressor.frames_per_segment
         prompts, whole, shows, questions = [], [], [], []
         videos = iter(enumerate(media))
@@ -289,7 +214,8 @@ class TrainingData(Dataset):
             number, video = next(videos) if sample.spec is not None else (-1, None)
             asked = self.drawn(sample)
             if video is not None and "question" in self.model.compressor.needs:
-                questions.append(ids_of(self.model.backbone.tokenizer, asked[0].prompt()))
+                text = question_of(conversation(asked[0].prompt()))
+                questions.append(ids_of(self.model.backbone.tokenizer, text))
             if not self.objective.reads:
                 continue
             prompts.append(self._prompt(sample, asked, video, steps))

@@ -5,7 +5,7 @@ count in the whole step, which the batches announce, so that the division does n
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from langdc.distributed import world_size
 from langdc.flops import language_model_flops
 from langdc.interfaces import Objective, TokenCompressor
 from langdc.log import get_logger
-from langdc.model import ModelOutput, VideoModel
+from langdc.model import ModelOutput, VideoModel, hidden, is_absent
 from langdc.types import Compressed, Context, LanguageWork, VideoBatch
 
 logger = get_logger(__name__)
@@ -64,6 +64,16 @@ class Learner(nn.Module):
                 "compressor with losses."
             )
 
+    def engine_parts(self) -> AbstractContextManager[None]:
+        """Leave frozen encoders, and a language model that is absent, out of the module tree for a while.
+
+        Then an engine (DDP, DeepSpeed) neither partitions nor gathers them, and ranks may call them as they need.
+        """
+        encoders = self.model.backbone.encoders
+        parts = [encoders, *encoders.values()]
+        frozen = {id(part) for part in parts if not any(p.requires_grad for p in part.parameters())}
+        return hidden(self.model, lambda part: id(part) in frozen or is_absent(part))
+
     def begin_step(self, step: int, steps: int) -> None:
         """Choose the step's random numbers and progress."""
         self.step, self.progress = step, min(step / max(steps, 1), 1.0)
@@ -81,16 +91,23 @@ class Learner(nn.Module):
     ) -> dict[str, Tensor]:
         """{"loss"}: the weighted sum of the losses, each divided by its count in the whole step.
 
-        `counts`: of this batch, as announced by `TrainingData`; `num_items_in_batch`: of the whole step, with its number
-        of "batches"; default: the step is this batch alone.
+        `counts`: of this batch, as announced by `TrainingData`; `num_items_in_batch`: of the whole step, with its
+        number of "batches"; default: the step is this batch alone.
         """
         self.flops, self.figures = 0.0, dict.fromkeys(FIGURES, 0)
         context = self.context()
         context = replace(context, targets=batch.targets)
         with self._observed(batch):
             losses = self.objective.losses(self.model, batch, context)
+        if undeclared := sorted(losses.keys() - set(self.names)):
+            raise ValueError(
+                f"The losses {', '.join(undeclared)} were returned and not declared: name them in `losses` of the "
+                "compressor or `names` of the objective, so that all processes count the same ones."
+            )
         self.parts = {}
         total = torch.zeros((), device=self.model.device)
+        if counts is not None and not counts:  # padding
+            self.flops, self.figures = 0.0, dict.fromkeys(FIGURES, 0)
         for name, (summed, count) in losses.items():
             if batch.blank and name not in self.objective.names:
                 total = total + summed * 0.0
@@ -102,7 +119,7 @@ class Learner(nn.Module):
         return {"loss": total}
 
     def _divisor(self, name: str, count: int, counts: Mapping[str, int], in_step: Mapping[str, float] | None) -> float:
-        """The count of a loss in the whole step; where a batch's was not as announced, so that batch means are averaged."""
+        """The count of a loss in the whole step; where it is not as announced, means of micro-batches are averaged."""
         if in_step is None:
             return max(count, 1)
         if counts.get(name, 0) == count:
@@ -163,7 +180,7 @@ class Learner(nn.Module):
 
 
 def _passes(module: nn.Module) -> int:
-    """How often a module's products are computed: forward, backward to its inputs and, where trained, to its weights."""
+    """How often products are computed: forward, backward to inputs and, where a module is trained, to weights."""
     return 3 if any(parameter.requires_grad for parameter in module.parameters()) else 2
 
 

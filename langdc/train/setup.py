@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -68,7 +67,6 @@ def build(config: RunConfig, objective: Objective) -> RunModel:
     if not trained:
         raise ValueError("The run trains nothing: give patterns in train.trainable, or adapters in train.lora.")
     _set_kernels(model, config, objective)
-    _fill_unloaded(model)
     return RunModel(model, inherited, lora, trained, adapted)
 
 
@@ -114,17 +112,6 @@ def _adapt_compressor(model: VideoModel, lora: LoraConfig | None) -> dict[str, n
         adapt(part, lora)
         adapted[name] = part
     return adapted
-
-
-def _fill_unloaded(model: nn.Module) -> None:
-    """Put placeholders of one number in place of weights that were not loaded: they can be moved and wrapped as any."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_meta:
-                setattr(module, name, nn.Parameter(torch.zeros(1), requires_grad=False))
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:
-                setattr(module, name, torch.zeros(1))
 
 
 def _pretrained(module: nn.Module) -> list[PreTrainedModel]:

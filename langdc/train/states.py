@@ -10,17 +10,19 @@ from torch import Tensor
 
 from langdc.shards import TensorStore
 from langdc.train.learner import wanted_of
+from langdc.train.samples import Sample
 from langdc.types import Context, VideoBatch
 
 if TYPE_CHECKING:
-    from langdc.train.batches import Sample, TrainingData
+    from langdc.train.batches import TrainingData
 
 CHUNK = 16  # videos at once
 
 
 class FrozenStates:
-    """`Compressed.states` of every sample's video, kept as long as the identity of the frozen part, the features and the
-    targets are the same; read from the store when asked.
+    """`Compressed.states` of every sample's video, read from the store when asked.
+
+    Kept as long as the identity of the frozen part, the features and the targets are the same.
     """
 
     def __init__(self, data: "TrainingData", identity: str) -> None:
@@ -43,13 +45,13 @@ class FrozenStates:
         identity = data.model.compressor.frozen_identity(Context(training=True, targets=targets, wanted=wanted))
         return None if identity is None else cls(data, identity)
 
-    def __getitem__(self, sample: "Sample") -> list[Tensor]:
+    def __getitem__(self, sample: Sample) -> list[Tensor]:
         found = self.store[self.keys[sample.index]]
         return [found[name] for name in sorted(found, key=int)]
 
-    def _key(self, sample: "Sample") -> str:
+    def _key(self, sample: Sample) -> str:
         assert sample.spec is not None  # as chosen
-        targets = json.dumps(self.data._targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
+        targets = json.dumps(self.data.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
         text = f"{self.identity} {self.data.features.key(sample.spec)} {targets}"
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -58,7 +60,7 @@ class FrozenStates:
         model, chosen = self.data.model, [self.samples[number] for number in numbers]
         found = [self.data.features.get(sample.spec, None) for sample in chosen if sample.spec is not None]
         videos = model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
-        each: list[Mapping[str, Any]] = [self.data._targets(sample) for sample in chosen]
+        each: list[Mapping[str, Any]] = [self.data.targets(sample) for sample in chosen]
         targets = {name: [per_video[name] for per_video in each] for name in each[0]}
         states = model.compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
         if states is None:

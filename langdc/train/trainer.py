@@ -63,6 +63,11 @@ class RunTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
 
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        """As the Trainer does, with the parts of the module that belong in an engine."""
+        with getattr(self.model, "engine_parts", nullcontext)():
+            return super().train(*arguments, **keywords)
+
     # ---- batches and losses
 
     def get_train_dataloader(self) -> DataLoader:
@@ -222,7 +227,7 @@ def divided(items: list[int], parts: int) -> list[list[int]]:
 
 
 class EpochCallback(TrainerCallback):
-    """Tells data and module which epoch and step it is, logs wherever a checkpoint is written, and writes none at the end.
+    """Sets epoch and step of data and module, logs wherever a checkpoint is written, and writes none at the end.
 
     A line at each checkpoint makes the log of a run that was killed equal to one that was not; after the last step the
     run's own checkpoint follows at once, and the Trainer would train on when it starts from a last step.

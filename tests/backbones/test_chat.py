@@ -131,9 +131,9 @@ def test_sharing_a_video_keeps_each_question_whole() -> None:
 
 def test_prompts_that_cannot_share() -> None:
     video, text = (lay_out(conversation("what ?", "red", video=v), learn=True) for v in (True, False))
-    with pytest.raises(ValueError, match="one video, at the same place"):
+    with pytest.raises(ValueError, match="same videos, at the same places"):
         share_video([video, text])
-    with pytest.raises(ValueError, match="one video"):
+    with pytest.raises(ValueError, match="same videos"):
         share_video([text])
     other = Prompt(video.ids.clone(), video.labels, video.slots)
     other.ids[0] = 5

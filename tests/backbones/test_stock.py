@@ -46,7 +46,7 @@ def backbone(name: str) -> StockBackbone:
 def tokens_of(backbone: StockBackbone, media: list[Frames], compressor=None) -> tuple[list, list[VideoTokens]]:
     videos = backbone.features_of(media)
     squeeze = compressor or compressors.build("identity", frames_per_segment=1)
-    return videos, [backbone.append_newline_tokens(squeeze(video), video) for video in videos]
+    return videos, [backbone.append_newline_tokens(squeeze.one(video), video) for video in videos]
 
 
 def read(backbone: StockBackbone, media: list[Frames], compressor=None, kv=None) -> Reading:
@@ -158,11 +158,11 @@ def test_llava_video_ends_each_row_with_a_newline() -> None:
     backbone, video = build("llava_video"), stock.clip()
     features = backbone.features_of([video])[0]
     assert features.projected[0].values.shape[:3] == (8, 2, 2)
-    whole = backbone.append_newline_tokens(compressors.build("identity", frames_per_segment=1)(features), features)
+    whole = backbone.append_newline_tokens(compressors.build("identity", frames_per_segment=1).one(features), features)
     newline = backbone.model.model.image_newline
     assert [bool((row == newline).all()) for row in whole.values[:6]] == [False, False, True] * 2
     assert len(whole) == 8 * (4 + 2) and whole.segment.tolist() == sorted(whole.segment.tolist())
-    some = compressors.build("random", keep=0.5, frames_per_segment=1)(features)
+    some = compressors.build("random", keep=0.5, frames_per_segment=1).one(features)
     rows = len({int(place) // 2 for place in some.source})
     assert len(backbone.append_newline_tokens(some, features)) == len(some) + rows
     every = build("llava_video", newlines="all").append_newline_tokens(some, features)

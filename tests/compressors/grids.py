@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from langdc.compressors import build
+from langdc.interfaces import TokenCompressor
 from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 from tests.reference.vectors import Vector, Video, length
 
@@ -55,10 +56,15 @@ def scores(grid: FeatureGrid) -> list[list[float]]:
     return [[length(token) for token in frame] for frame in lists(grid.values)]
 
 
+def alone(compressor: TokenCompressor, video: VideoFeatures) -> VideoTokens:
+    """The tokens of one video."""
+    return compressor([video]).tokens[0]
+
+
 def compress(name: str, grid: FeatureGrid, **settings) -> VideoTokens:
     """What a compressor makes of one grid."""
     compressor = build(name, **settings, frames_per_segment=PER_SEGMENT)
-    return compressor(VideoFeatures((grid,), {}, torch.arange(len(grid.values)) / 2))
+    return alone(compressor, VideoFeatures((grid,), {}, torch.arange(len(grid.values)) / 2))
 
 
 def check(found: VideoTokens, grid: FeatureGrid, source: list[int], values: list[Vector] | None = None) -> None:

@@ -9,7 +9,7 @@ from langdc.compressors import build
 from langdc.compressors.plain import Identity
 from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 from tests import tiny
-from tests.compressors.grids import check, compress, grid_of, lists, noise, scenes, scores
+from tests.compressors.grids import alone, check, compress, grid_of, lists, noise, scenes, scores
 from tests.reference.dpselect import dpselect
 from tests.reference.vectors import Video
 from tests.reference.vidcom2 import vidcom2
@@ -70,10 +70,10 @@ def test_a_last_member_that_merges_in_time() -> None:
     grid = grid_of(noise(FRAMES, HEIGHT, WIDTH))
     kept = compress("dpselect", grid, keep=0.5).source
     assert kept is not None
-    alone = compress("ma_lmm", FeatureGrid(grid.values.flatten(0, 2)[kept].view(4, HEIGHT, WIDTH, -1)), keep=0.5)
+    merged = compress("ma_lmm", FeatureGrid(grid.values.flatten(0, 2)[kept].view(4, HEIGHT, WIDTH, -1)), keep=0.5)
     found = chain(grid, HALF_THE_FRAMES, {"name": "ma_lmm", "keep": 0.5})
     assert found.source is None
-    assert torch.equal(found.values, alone.values) and torch.equal(found.segment, alone.segment)
+    assert torch.equal(found.values, merged.values) and torch.equal(found.segment, merged.segment)
 
 
 def test_three_members_and_one() -> None:
@@ -92,23 +92,21 @@ def test_the_times_and_the_question_go_on() -> None:
     seen = []
 
     class Looks(Identity):
-        def forward(self, video: VideoFeatures) -> VideoTokens:
+        def one(self, video: VideoFeatures) -> VideoTokens:
             seen.append(video)
-            return super().forward(video)
+            return super().one(video)
 
     video = VideoFeatures((grid_of(noise(FRAMES, HEIGHT, WIDTH)),), {}, torch.arange(FRAMES) / 2, torch.ones(3, 8))
-    kept = build("dpselect", keep=0.5)(video).source // PLACES
-    build("chain", members=[HALF_THE_FRAMES, Looks()])(video)
+    kept = alone(build("dpselect", keep=0.5), video).source // PLACES
+    build("chain", members=[HALF_THE_FRAMES, Looks()])([video])
     assert seen[0].seconds.tolist() == (kept[::PLACES] / 2).tolist()
     assert seen[0].question is video.question
 
 
 def test_it_needs_what_a_member_needs() -> None:
     learned = build("ldpv2", width=8, streams={"video": 4}, sides=[2])
-    alone = build("chain", members=[learned])
-    assert alone.needs == {"encoder"} and not alone.keeps_places
+    assert build("chain", members=[learned]).needs == {"encoder"}
     assert build("chain", members=[HALF_THE_FRAMES]).needs == {"projected"}
-    assert not build("chain", members=[HALF_THE_FRAMES, {"name": "ma_lmm", "keep": 0.5}]).keeps_places
     with pytest.raises(ValueError, match="LDPv2 reads the encoder's own grids"):
         build("chain", members=[HALF_THE_FRAMES, learned])
 
@@ -130,6 +128,6 @@ def test_members_that_do_not_fit(members: list[dict], message: str) -> None:
 def test_two_streams_do_not_go_through() -> None:
     video = tiny.features()
     with pytest.raises(ValueError, match="two streams have no frames"):
-        build("chain", members=[HALF_THE_FRAMES, HALF_THE_FRAMES])(video)
-    found = build("chain", members=[HALF_THE_FRAMES, HALF_THE_FRAMES])(replace(video, projected=video.projected[:1]))
+        build("chain", members=[HALF_THE_FRAMES, HALF_THE_FRAMES])([video])
+    found = alone(build("chain", members=[HALF_THE_FRAMES] * 2), replace(video, projected=video.projected[:1]))
     assert len(found) == 4 * 36

@@ -70,10 +70,25 @@ def test_budgets_are_rounded_down_to_frames() -> None:
     assert everything.anchor is not None and not torch.equal(everything.anchor, torch.ones(40, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("per", ["frame", "patch"])
+@pytest.mark.parametrize(
+    ("frames", "keep", "count"), [(11, 0.5, 6), (5, 0.5, 2), (7, 0.5, 4), (8, 0.4, 3), (9, 0.01, 1)]
+)
+def test_the_release_rounds_to_the_nearest_number_of_frames(per: str, frames: int, keep: float, count: int) -> None:
+    """Halves to the even number, as Python does; at least one whole frame."""
+    grid = grid_of(scenes(frames, 2, 3))
+    expected = dpselect(lists(grid.values), count, 3, per == "frame")
+    check_all(compress("dpselect", grid, keep=keep, per=per, variant="released"), grid, expected)
+    tokens = max(1, round(keep * frames * 6))
+    share = round(tokens / (frames * 6) * frames)
+    assert len(compress("dpselect", grid, tokens=tokens, per=per, variant="released")) == 6 * max(1, share)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"per": "token"}, "dpselect per='token'; allowed are 'frame', 'patch'"),
+        ({"variant": "paper"}, "dpselect variant='paper'; allowed are 'fixed', 'released'"),
         ({"window": 0}, "dpselect window 0; .* 1 or more frames"),
     ],
 )

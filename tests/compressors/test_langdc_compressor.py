@@ -1,5 +1,6 @@
 """LangDC hands the captioner the right visual tokens and the backbone the right soft tokens, in order of segments."""
 
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -9,10 +10,14 @@ from torch import Tensor
 from langdc.compressors import build
 from langdc.compressors.langdc import LangDC
 from langdc.config import check
+from langdc.conformance.candidates import record
+from langdc.types import Context
 from tests import tiny
+from tests.compressors.grids import alone
 from tests.reference.pooling import slow_pool
 
 CAPTIONS = [["red square left", "", "blue ring", "green cross up ; yellow ring still"], [""] * 4]
+EVERYTHING = frozenset({"tokens", "states", "caption"})
 
 
 def make(**changes) -> LangDC:
@@ -25,9 +30,13 @@ def ids(compressor: LangDC, texts: list[list[str]]) -> list[list[Tensor]]:
     return [[compressor.captioner.encode(text) for text in of_video] for of_video in texts]
 
 
+def given(compressor: LangDC, texts: list[list[str]] = CAPTIONS, wanted: frozenset[str] = EVERYTHING) -> Context:
+    return Context(targets={"captions": ids(compressor, texts)}, wanted=wanted)
+
+
 def test_visual_tokens_are_projected_then_pooled_per_segment_image_first() -> None:
     compressor = make(projector="mlp2x_gelu")
-    videos = [tiny.features(0), tiny.features(1, count=1), tiny.features(2, count=8)]
+    videos = [tiny.features(0), tiny.features(1, count=1, size=(5, 7)), tiny.features(2, count=8)]
     found = compressor.visual(videos)
     assert len(found) == 4 + 1 + 2
     expected = []
@@ -58,25 +67,93 @@ def test_a_pool_of_0_leaves_a_stream_out() -> None:
 def test_tokens_are_the_projected_states_of_each_segment() -> None:
     compressor = make(max_soft_tokens=16)
     videos = [tiny.features(0), tiny.features(1)]
-    found = compressor.supervised(videos, ids(compressor, CAPTIONS))
+    found = compressor(videos, given(compressor))
     direct = compressor.captioner.supervised(compressor.visual(videos), [*chain(*ids(compressor, CAPTIONS))])
-    assert found.targets == direct.targets
-    assert torch.equal(found.loss, direct.loss)
-    tokens = compressor.project(videos, found.states)
-    assert tokens[0].per_segment(4) == [len(caption.split()) for caption in CAPTIONS[0]]
-    assert len(tokens[1]) == 0
+    loss, count = found.losses["caption"]
+    assert count == direct.targets
+    assert torch.equal(loss, direct.loss)
+    assert found.tokens[0].per_segment(4) == [len(caption.split()) for caption in CAPTIONS[0]]
+    assert len(found.tokens[1]) == 0
+    assert found.states is not None
     assert torch.equal(torch.cat(found.states[0]), torch.cat(direct.states[:4]))
-    torch.testing.assert_close(tokens[0].values, compressor.post_projector(torch.cat(found.states[0])))
+    torch.testing.assert_close(found.tokens[0].values, compressor.post_projector(torch.cat(found.states[0])))
+
+
+def test_given_captions_are_only_read_where_their_loss_is_not_used() -> None:
+    """Not wanted, or nothing of the captioner is trained: the same states, by the layers below them."""
+    compressor, videos = make(max_soft_tokens=16), [tiny.features(0), tiny.features(1)]
+    scored = compressor(videos, given(compressor))
+    called = []
+    compressor.captioner.language_model.lm_head.register_forward_hook(lambda *_: called.append(1))
+    unwanted = compressor(videos, given(compressor, wanted=frozenset({"tokens"})))
+    frozen = compressor.requires_grad_(False)(videos, given(compressor))
+    assert not called and not unwanted.losses and not frozen.losses
+    for found in (unwanted, frozen):
+        for tokens, expected in zip(found.tokens, scored.tokens, strict=True):
+            torch.testing.assert_close(tokens.values, expected.values, atol=1e-5, rtol=1e-5)
+
+
+def test_known_states_call_no_captioner() -> None:
+    compressor, videos = make(segment_marker=True, max_soft_tokens=16), [tiny.features(0), tiny.features(1)]
+    first = compressor(videos, given(compressor, wanted=frozenset({"states"})))
+    assert first.tokens == [] and not first.losses
+    whole = compressor(videos, given(compressor))
+    called = []
+    compressor.captioner.language_model.model.register_forward_hook(lambda *_: called.append(1))
+    found = compressor(videos, Context(targets={"states": first.states}))
+    assert not called
+    for tokens, expected in zip(found.tokens, whole.tokens, strict=True):
+        torch.testing.assert_close(tokens.values, expected.values, atol=1e-5, rtol=1e-5)
+    blank = compressor([tiny.features(3)], Context(targets={"states": [None]}))
+    assert blank.tokens[0].per_segment(4) == [1] * 4  # markers alone
+
+
+def test_nothing_is_computed_for_nothing() -> None:
+    compressor = make().requires_grad_(False)
+    called = []
+    compressor.captioner.language_model.model.register_forward_hook(lambda *_: called.append(1))
+    found = compressor([tiny.features(0)], given(compressor, CAPTIONS[:1], frozenset({"caption"})))
+    assert not called and found.tokens == [] and not found.losses and found.states is None
 
 
 def test_a_batch_of_videos_is_captioned_as_each_alone() -> None:
     compressor = make()
     videos = [tiny.features(0), tiny.features(1, count=1), tiny.features(2, count=8)]
-    together = compressor.caption(videos)
-    assert [len(of_video) for of_video in together.ids] == [4, 1, 2]
+    together = compressor(videos).ids
+    assert [len(of_video) for of_video in together] == [4, 1, 2]
     for number, video in enumerate(videos):
-        alone = compressor.caption([video])
-        assert [i.tolist() for i in alone.ids[0]] == [i.tolist() for i in together.ids[number]]
+        assert [i.tolist() for i in compressor([video]).ids[0]] == [i.tolist() for i in together[number]]
+
+
+def test_written_captions_have_no_gradients_and_leave_training_mode_alone() -> None:
+    compressor = make(segment_marker=True).train()
+    found = compressor([tiny.features(0)], Context(training=True))
+    assert all(part.training for part in compressor.modules())
+    assert not any(state.requires_grad for state in found.states[0])
+    assert found.tokens[0].values.requires_grad and not found.losses
+    assert compressor.text(found.ids[0][0]) == compressor.captioner.decode(found.ids[0][0])
+
+
+def test_the_language_models_work_is_reported() -> None:
+    """By segment: what is read, predicted at what was read, and written; read alone ends at the layer of the states."""
+    compressor, video = make(layer=2, max_soft_tokens=16), tiny.features(0, count=6)
+    texts = [["red ring", ""]]
+    prompt = len(compressor.captioner.before) + len(compressor.captioner.after)
+    starts = [prompt + 4 * (9 + 4), prompt + 2 * (9 + 4)]
+    lengths = [len(caption) for caption in ids(compressor, texts)[0]]
+    (scored,) = compressor([video], given(compressor, texts)).work
+    assert [(w.read, w.scored, w.written) for w in scored] == [
+        (start + n, n + 1, 0) for start, n in zip(starts, lengths, strict=True)
+    ]
+    (read,) = compressor([video], given(compressor, texts, frozenset({"tokens"}))).work
+    assert [(w.read, w.scored, w.written) for w in read] == [
+        (start + n, 0, 0) for start, n in zip(starts, lengths, strict=True)
+    ]
+    assert [w.config.num_hidden_layers for w in (*scored, *read)] == [3, 3, 2, 2]
+    found = compressor([video])
+    assert [(w.read, w.scored, w.written) for w in found.work[0]] == [
+        (start, 0, len(written) + 1) for start, written in zip(starts, found.ids[0], strict=True)
+    ]
 
 
 def test_the_base_comes_first() -> None:
@@ -84,7 +161,7 @@ def test_the_base_comes_first() -> None:
     dual, plain = make(base=base), make()
     dual.load_state_dict(plain.state_dict())
     video = tiny.features(0)
-    found, soft, pooled = dual(video), plain(video), build("pool", sides=[2, 1])(video)
+    found, soft, pooled = alone(dual, video), alone(plain, video), alone(build("pool", sides=[2, 1]), video)
     assert torch.equal(found.values, torch.cat([pooled.values, soft.values]))
     assert torch.equal(found.segment, torch.cat([pooled.segment, soft.segment]))
     assert dual.needs == {"encoder", "projected"}
@@ -94,20 +171,45 @@ def test_the_base_comes_first() -> None:
 def test_a_marker_opens_every_segment_even_a_silent_one() -> None:
     compressor = make(segment_marker=True, max_segments=4, max_soft_tokens=16)
     videos = [tiny.features(0), tiny.features(1)]
-    states = compressor.supervised(videos, ids(compressor, CAPTIONS)).states
-    tokens = compressor.project(videos, states)
+    found = compressor(videos, given(compressor))
+    tokens, markers = found.tokens, compressor.segment_marker.weight
     assert tokens[0].per_segment(4) == [len(caption.split()) + 1 for caption in CAPTIONS[0]]
-    assert torch.equal(tokens[1].values, compressor.segment_marker)
+    assert torch.equal(tokens[1].values, markers)
     for number in range(4):
-        assert torch.equal(tokens[0].values[tokens[0].segment == number][0], compressor.segment_marker[number])
+        assert torch.equal(tokens[0].values[tokens[0].segment == number][0], markers[number])
     with pytest.raises(ValueError, match="5 segments; max_segments is 4"):
-        compressor.project([tiny.features(0, count=20)], [[states[0][0]] * 5])
+        compressor([tiny.features(0, count=20)], Context(targets={"states": [[found.states[0][0]] * 5]}))
 
 
 def test_captions_must_fit_the_segments() -> None:
     compressor = make()
     with pytest.raises(ValueError, match="3 captions for a video of 4 segments"):
-        compressor.supervised([tiny.features(0)], [ids(compressor, CAPTIONS)[0][:3]])
+        compressor([tiny.features(0)], given(compressor, [CAPTIONS[0][:3]]))
+
+
+def test_targets_of_a_record_are_its_captions() -> None:
+    compressor = make()
+    asked = record(16, 4, seed=1)
+    found = compressor.targets(asked)
+    assert [compressor.text(one) for one in found["captions"]] == [segment.caption for segment in asked.segments]
+    assert compressor.targets(asked.model_copy(update={"segments": []})) == {}
+
+
+def test_what_decides_the_states_is_hashed() -> None:
+    """Weights of the captioner and its projectors, its settings, and whether captions are given."""
+    context = Context(targets={"captions": []})
+    frozen = make().requires_grad_(False)
+    first = frozen.frozen_identity(context)
+    assert first == make().requires_grad_(False).frozen_identity(context)
+    others = [make(layer=1), make(soft_token="predicting"), make(pool=[2, 2]), make(max_soft_tokens=5)]
+    changed = make()
+    changed.projectors["image"][0].weight.data[0, 0] += 1
+    trained = make(segment_marker=True).requires_grad_(False)
+    trained.post_projector.requires_grad_(True)
+    hashes = [one.requires_grad_(False).frozen_identity(context) for one in (*others, changed)]
+    assert len({first, *hashes, frozen.frozen_identity(replace(context, targets={}))}) == len(hashes) + 2
+    assert trained.frozen_identity(context) == first  # the states do not depend on what reads them
+    assert make().frozen_identity(context) is None
 
 
 def test_bad_settings() -> None:

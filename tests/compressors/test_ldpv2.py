@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from langdc.compressors import build
 from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 from tests import tiny
-from tests.compressors.grids import lists
+from tests.compressors.grids import alone, lists, noise
 from tests.reference.ldpv2 import ldpv2
 
 STREAMS = {"image": 24, "video": 32}
@@ -25,7 +26,7 @@ def weights(compressor, name: str) -> dict:
 
 @torch.no_grad()
 def compress(compressor, video: VideoFeatures) -> VideoTokens:
-    return compressor(video)
+    return alone(compressor, video)
 
 
 @pytest.mark.parametrize("sides", [[3, 2], [6, 4], [4, 3], [1, 1]])
@@ -44,20 +45,21 @@ def test_like_the_formulas(sides: list[int], frames: int) -> None:
     assert found.source is None
 
 
-def test_work_is_counted() -> None:
-    """By hand: two linear layers for each patch, nine products for each channel of each token."""
-    image = 2 * 5 * 36 * (24 * 12 + 12 * 12) + 2 * 9 * 5 * 3 * 3 * 12
-    video = 2 * 5 * 16 * (32 * 12 + 12 * 12) + 2 * 9 * 5 * 2 * 2 * 12
-    assert make([3, 2]).flops(tiny.features(count=5)) == image + video
-
-
 @pytest.mark.parametrize("sides", [[3], [3, 2, 2], [3, 0]])
 def test_bad_sides(sides: list[int]) -> None:
     with pytest.raises(ValueError, match=r"ldpv2 sides are \[.*; give one positive side per stream: image, video"):
         make(sides)
 
 
-def test_a_side_larger_than_the_grid() -> None:
-    encoded = {name: FeatureGrid(torch.zeros(2, 4, 4, wide)) for name, wide in STREAMS.items()}
-    with pytest.raises(ValueError, match="side 5 is larger than the grid of 4"):
-        make([5, 2])(VideoFeatures((), encoded, torch.arange(2)))
+@torch.no_grad()
+def test_a_smaller_grid_keeps_the_rows_and_columns_it_has() -> None:
+    """Its convolution sees zeros around it, as if it were alone, though larger grids stand beside it in the batch."""
+    compressor = make([5, 3])
+    small = {name: FeatureGrid(noise(2, 4, 2, wide)) for name, wide in STREAMS.items()}
+    videos = [tiny.features(count=3), VideoFeatures((), small, torch.arange(2))]
+    found = compressor(videos).tokens[1]
+    expected = []
+    for (name, grid), (rows, columns) in zip(small.items(), ((4, 2), (3, 2)), strict=True):
+        pooled = F.adaptive_avg_pool2d(compressor.projectors[name](grid.values).movedim(3, 1), (rows, columns))
+        expected.append((pooled + compressor.neighbours[name].convolution(pooled)).movedim(1, 3).flatten(0, 2))
+    torch.testing.assert_close(found.values, torch.cat(expected), atol=1e-5, rtol=0)

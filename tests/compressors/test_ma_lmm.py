@@ -62,6 +62,15 @@ def test_less_than_a_frame_is_the_places_that_matter_most(per: str, saliency: bo
         check_merged(found, 15, expected, [values[p] for p in expected])
 
 
+@pytest.mark.parametrize("per", ["frame", "patch"])
+@pytest.mark.parametrize(("frames", "keep", "count"), [(11, 0.5, 6), (5, 0.5, 2), (8, 0.4, 3), (9, 0.01, 1)])
+def test_the_release_rounds_to_the_nearest_number_of_frames(per: str, frames: int, keep: float, count: int) -> None:
+    """Halves to the even number, as Python does; at least one whole frame."""
+    grid = grid_of(scenes(frames, 2, 3))
+    source, values = ma_lmm(lists(grid.values), count, per == "frame", True)
+    check_merged(compress("ma_lmm", grid, keep=keep, per=per, variant="released"), 6, source, values)
+
+
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match="ma_lmm per='token'; allowed are 'frame', 'patch'"):
         compress("ma_lmm", grid_of(noise(2, 2, 2)), keep=0.5, per="token")

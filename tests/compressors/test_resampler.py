@@ -5,7 +5,7 @@ import torch
 
 from langdc.compressors import build
 from langdc.types import FeatureGrid, VideoFeatures
-from tests.compressors.grids import noise
+from tests.compressors.grids import alone, noise
 from tests.reference.resampler import resampler
 
 STREAMS = {"image": 6, "video": 10}
@@ -19,7 +19,7 @@ def make(**settings):
         "resampler", **{"width": WIDTH, "streams": STREAMS, "queries": 3, **settings}, frames_per_segment=PER_SEGMENT
     )
     for name in ("queries", "frame", "row", "column", "stream"):
-        getattr(made, name).data *= 50
+        getattr(made, name).weight.data *= 50
     return made.eval()
 
 
@@ -42,7 +42,7 @@ def test_like_the_formulas(depth: int, heads: int, queries: int, frames: int) ->
         }
         expected += resampler(part, weights, depth, heads)
         segment += [start // PER_SEGMENT] * queries
-    found = compressor(video)
+    found = alone(compressor, video)
     torch.testing.assert_close(found.values.double(), torch.tensor(expected).double(), atol=1e-5, rtol=0)
     assert found.segment.tolist() == segment
     assert found.source is None
@@ -52,21 +52,8 @@ def test_like_the_formulas(depth: int, heads: int, queries: int, frames: int) ->
 def test_what_is_padded_is_not_seen() -> None:
     """Short segments beside long ones in a batch."""
     compressor, videos = make(), [features(1), features(7, seed=2), features(4, seed=4)]
-    for together, video in zip(compressor.batch(videos), videos, strict=True):
-        torch.testing.assert_close(together.values, compressor(video).values, atol=1e-5, rtol=0)
-
-
-def test_work_is_counted() -> None:
-    """By hand: projections of patches; in each of two rounds attention and an MLP; the last projection."""
-    frames, segments, rows = 5, 2, 2 * 3
-    patches = frames * (12 + 4)
-    keys = patches + rows
-    project = 2 * frames * (12 * 6 + 4 * 10) * WIDTH
-    attention = 2 * (2 * rows + 2 * keys) * WIDTH * WIDTH + 2 * 2 * 3 * WIDTH * keys
-    mlp = 2 * 2 * rows * WIDTH * 4 * WIDTH
-    expected = project + 2 * (attention + mlp) + 2 * rows * WIDTH * WIDTH
-    assert segments * 3 == rows
-    assert make().flops(features(frames)) == expected
+    for together, video in zip(compressor(videos).tokens, videos, strict=True):
+        torch.testing.assert_close(together.values, alone(compressor, video).values, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -83,5 +70,5 @@ def test_bad_settings(settings: dict, message: str) -> None:
 
 
 def test_a_grid_larger_than_it_has_places_for() -> None:
-    with pytest.raises(ValueError, match=r"A grid of \(3, 4\) patches; most_side is 3"):
-        make(most_side=3)(features(2))
+    with pytest.raises(ValueError, match=r"A grid of \(3, 4\) patches; max_side is 3"):
+        make(max_side=3)([features(2)])

@@ -129,5 +129,8 @@ def test_sources_that_do_not_exist() -> None:
         build("internvideo2", source={"config": tiny.INTERNVIDEO2, "init": "zeros"})
 
 
-def test_encoders_keep_no_gradients() -> None:
-    assert all(not build(name)([tiny.frames(0, count=4)])[0].values.requires_grad for name in SOURCES)
+@pytest.mark.parametrize("trained", [False, True])
+def test_gradients_flow_through_encoders_that_are_trained(trained: bool) -> None:
+    for name in SOURCES:
+        encoder = build(name).requires_grad_(trained)
+        assert encoder([tiny.frames(0, count=4)])[0].values.requires_grad is trained

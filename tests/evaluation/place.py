@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from langdc.evaluation.results import RunFolder, read_lines
+from langdc import jsonl
+from langdc.evaluation.results import RunFolder
 from tests.evaluation import runs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,7 +50,7 @@ class Place:
         """All lines by row, but those of times, by key; a key occurs once."""
         folder, found = RunFolder.read(output or self.output), {}
         for name in folder.names():
-            of_row = read_lines(folder.row_path(name))
+            of_row = jsonl.read(folder.row_path(name))
             assert len({line["key"] for line in of_row}) == len(of_row)
             found[name] = sorted((line for line in of_row if line["type"] != "timing"), key=lambda line: line["key"])
         return found

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from langdc import jsonl
 from langdc.config import check
 from langdc.evaluation import tasks
 from langdc.evaluation.loop import evaluate
 from langdc.evaluation.notes import lacking, missing_controls
 from langdc.evaluation.page import page
 from langdc.evaluation.report import as_csv, as_markdown
-from langdc.evaluation.results import read_lines
 from langdc.evaluation.rows import Row, read_rows
 from langdc.evaluation.settings import EvalConfig, own_compressor
 from tests.eval.test_applications import TABLE
@@ -118,7 +118,7 @@ def test_a_sweep_puts_langdc_beside_its_own_controls(prepared: Path, tmp_path: P
     assert [row.name for row in config.all_rows][:4] == learned
     assert all(row.name.startswith("pooled ") for row in config.all_rows[4:])
     evaluate(config, tasks.build(config.task.name, **config.task.settings))
-    lines = {row.name: read_lines(tmp_path / "run" / "rows" / f"{row.name}.jsonl") for row in config.all_rows}
+    lines = {row.name: jsonl.read(tmp_path / "run" / "rows" / f"{row.name}.jsonl") for row in config.all_rows}
     counts = {name: [line["tokens"] for line in of if line["type"] == "video"] for name, of in lines.items()}
     assert counts["ours random tokens"] == counts["ours"] and len(counts["ours"]) == 2
     assert not any(line["failed"] for of in lines.values() for line in of if line["type"] == "answer")

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from langdc.evaluation.results import read_lines
+from langdc import jsonl
 from tests.evaluation import runs
 from tests.evaluation.place import DONE, FAILED, MACHINE, ROOT, Place
 
@@ -89,7 +89,7 @@ def test_a_full_disk(
     assert "No space left on device" in said and "the same command goes on from there" in said
     assert disk.room == 0
     for path in place.output.glob("rows/*.jsonl"):
-        assert all(line["key"] for line in read_lines(path))  # all but the last line is whole
+        assert all(line["key"] for line in jsonl.read(path))  # all but the last line is whole
     assert place.run() == DONE
     undisturbed = place.lines(finished)
     assert place.lines() == {name: undisturbed[name] for name in ("langdc", "random")}

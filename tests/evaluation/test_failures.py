@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from langdc import jsonl
 from langdc.data.records import read_records
 from langdc.evaluation import tasks
 from langdc.evaluation.loop import evaluate
 from langdc.evaluation.page import page
-from langdc.evaluation.results import RunFolder, read_lines
+from langdc.evaluation.results import RunFolder
 from langdc.evaluation.rows import read_rows
 from langdc.kvcompressors import kvcompressors
 from langdc.pipeline import VideoLM
@@ -129,12 +130,12 @@ def test_a_video_that_is_gone_before_it_is_timed(place: Place) -> None:
     assert place.run() == DONE
     rows = [place.output / "rows" / f"{row.name}.jsonl" for row in place.config.rows]
     for path in rows:
-        kept = [line for line in read_lines(path) if line["type"] not in ("timing", "budget", "finished")]
+        kept = [line for line in jsonl.read(path) if line["type"] not in ("timing", "budget", "finished")]
         path.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
     place.video("v0").unlink()
     assert place.run() == DONE
     for path in rows:
-        assert [line["video"] for line in read_lines(path) if line["type"] == "timing"] == ["v1"]
+        assert [line["video"] for line in jsonl.read(path) if line["type"] == "timing"] == ["v1"]
 
 
 def test_the_page_lists_failures(place: Place) -> None:

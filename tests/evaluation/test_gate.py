@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from langdc import jsonl
 from langdc.config import check
 from langdc.evaluation import tasks
 from langdc.evaluation.gate import check_published
@@ -15,7 +16,7 @@ from langdc.evaluation.judge import MEMORY, case_of, verdict_key
 from langdc.evaluation.loop import evaluate
 from langdc.evaluation.page import page
 from langdc.evaluation.report import as_csv, as_markdown, cells, citation
-from langdc.evaluation.results import RunFolder, read_lines
+from langdc.evaluation.results import RunFolder
 from langdc.evaluation.rows import Row, read_rows
 from langdc.evaluation.settings import EvalConfig
 from tests.eval.test_applications import RUN, TABLE
@@ -241,7 +242,7 @@ def test_from_the_command_to_the_table(prepared: Path, tmp_path: Path, capsys: p
     (tmp_path / "eval.yaml").write_text(yaml.safe_dump(tree))
     assert RUN.main(["--config", str(tmp_path / "eval.yaml")]) == 0
     printed = _printed(tmp_path / "run", capsys)
-    asked = len([line for line in read_lines(tmp_path / "run" / "rows" / "pool 3.jsonl") if line["type"] == "answer"])
+    asked = len([line for line in jsonl.read(tmp_path / "run" / "rows" / "pool 3.jsonl") if line["type"] == "answer"])
     assert "langdc (uncalibrated)" in printed and "Uncalibrated. pool 3: measured" in printed and asked > 0
     assert RUN.main(["--config", str(tmp_path / "eval.yaml"), "published.0.tolerance=100"]) == 0
     assert "Calibrated. pool 3: measured" in _printed(tmp_path / "run", capsys)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from langdc import jsonl
 from langdc.config import check
 from langdc.evaluation import tasks
 from langdc.evaluation.judge import (
@@ -22,7 +23,6 @@ from langdc.evaluation.judge import (
     read_verdict,
     remembered,
 )
-from langdc.evaluation.results import read_lines
 from langdc.evaluation.settings import JudgeConfig
 from tests.evaluation.endpoint import YES, closed_port, completion
 
@@ -166,7 +166,7 @@ def test_an_endpoint_that_is_down_fails_every_case_and_is_not_waited_for_each_ti
     assert all(verdict.failed and not verdict.right and verdict.score == 0 for verdict in found.values())
     assert "asked 2 time(s): cannot be reached" in (found[cases[0]].reason or "")
     assert "asked 1 time(s): cannot be reached" in (found[cases[9]].reason or "")
-    assert read_lines(tmp_path / "verdicts.jsonl") == []  # a failure is no verdict
+    assert jsonl.read(tmp_path / "verdicts.jsonl") == []  # a failure is no verdict
     server = endpoint(YES)
     again = _judge(server.url, tmp_path).verdicts(cases)
     assert all(verdict == Verdict(True, 4) for verdict in again.values())
@@ -207,7 +207,7 @@ def test_a_killed_run_goes_on_where_its_verdicts_end(endpoint, tmp_path: Path):
     path.write_bytes(b"".join(lines[:3]) + lines[3][:20])
     assert len(_judge(server.url, tmp_path).verdicts(cases)) == 6
     assert len(server.requests) == 6 + 3
-    assert len(read_lines(path)) == 6
+    assert len(jsonl.read(path)) == 6
 
 
 def test_verdicts_that_cannot_be_kept_stop_the_asking(endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from langdc.evaluation.results import read_lines
+from langdc import jsonl
 from tests.eval.test_applications import RUN, TABLE
 from tests.evaluation.endpoint import YES, closed_port
 
@@ -41,7 +41,7 @@ def _run(folder: Path, url: str, *more: str) -> int:
 
 
 def _answers(folder: Path) -> list[dict]:
-    return [line for name in ("one", "two") for line in read_lines(folder / "run" / "rows" / f"{name}.jsonl")]
+    return [line for name in ("one", "two") for line in jsonl.read(folder / "run" / "rows" / f"{name}.jsonl")]
 
 
 def _tables(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from langdc import jsonl
 from langdc.data.records import QuestionRecord, Record
 from langdc.evaluation.library import Library, preprocessing
-from langdc.evaluation.results import LineFile, read_lines
+from langdc.evaluation.results import LineFile
 from langdc.pipeline import VideoLM
 from langdc.timing import StageTimer
 from tests import stock
@@ -68,7 +69,7 @@ def test_what_was_unused_for_longest_is_dropped(lm: VideoLM, mp4: Path, tmp_path
     assert library.decoded == 3
     library.open(lm, here, record(1), mp4)  # had to go for the third
     assert (library.videos, library.decoded) == (3, 4)
-    assert len(read_lines(tmp_path / "encoding.jsonl")) == 3
+    assert len(jsonl.read(tmp_path / "encoding.jsonl")) == 3
 
 
 def library_bytes(lm: VideoLM, mp4: Path, folder: Path) -> int:

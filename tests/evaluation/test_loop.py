@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from langdc import jsonl
 from langdc.compressors.base import compressors
 from langdc.evaluation import tasks
 from langdc.evaluation.loop import evaluate, failures, identity
-from langdc.evaluation.results import RunFolder, read_lines
+from langdc.evaluation.results import RunFolder
 from langdc.evaluation.settings import EvalConfig
 from tests.evaluation import runs
 
@@ -20,7 +21,7 @@ def _task(config: EvalConfig):
 
 
 def _rows(folder: RunFolder) -> dict[str, list[dict]]:
-    return {name: read_lines(folder.row_path(name)) for name in folder.names()}
+    return {name: jsonl.read(folder.row_path(name)) for name in folder.names()}
 
 
 def _of(lines: list[dict], kind: str) -> list[dict]:
@@ -95,19 +96,19 @@ def test_each_video_is_decoded_once_for_all_rows(prepared: Path, tmp_path: Path)
 
 def test_a_run_cut_off_anywhere_goes_on_to_the_same_lines(prepared: Path, finished: Path, tmp_path: Path):
     copied = Path(shutil.copytree(finished, tmp_path / "eval"))
-    whole = read_lines(copied / "rows" / "random.jsonl")
+    whole = jsonl.read(copied / "rows" / "random.jsonl")
     (copied / "rows" / "frames.jsonl").unlink()
     path = copied / "rows" / "random.jsonl"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])  # in the middle of a line
     config = runs.config(prepared, output=str(copied))
     evaluate(config, _task(config))
-    again = {line["key"]: line for line in read_lines(path)}
+    again = {line["key"]: line for line in jsonl.read(path)}
     assert set(again) == {line["key"] for line in whole}
     for line in whole:
         if line["type"] != "timing":
             assert again[line["key"]] == line
-    assert read_lines(copied / "rows" / "frames.jsonl")[-1]["type"] == "finished"
+    assert jsonl.read(copied / "rows" / "frames.jsonl")[-1]["type"] == "finished"
     assert len(json.loads((copied / "header.json").read_text())["sessions"]) == 2
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from langdc import jsonl
 from langdc.backbones.inputs import read_prompt
 from langdc.compressors import compressors
 from langdc.evaluation import tasks
 from langdc.evaluation.loop import evaluate, load_model
 from langdc.evaluation.matching import OnPool, Search, compared, equipped, other_videos
-from langdc.evaluation.results import RunFolder, read_lines
+from langdc.evaluation.results import RunFolder
 from langdc.evaluation.settings import EvalConfig, RowConfig
 from langdc.pipeline import VideoLM
 from tests import tiny
@@ -56,11 +57,11 @@ def matched(prepared: Path, others: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def _line(folder: Path, row: str, key: str) -> dict:
-    return next(line for line in read_lines(folder / "rows" / f"{row}.jsonl") if line["key"] == key)
+    return next(line for line in jsonl.read(folder / "rows" / f"{row}.jsonl") if line["key"] == key)
 
 
 def _answers(folder: Path, row: str) -> dict[str, dict]:
-    return {line["key"]: line for line in read_lines(folder / "rows" / f"{row}.jsonl") if line["type"] == "answer"}
+    return {line["key"]: line for line in jsonl.read(folder / "rows" / f"{row}.jsonl") if line["type"] == "answer"}
 
 
 def test_tokens_are_matched_as_they_were_read(matched: Path):
@@ -147,7 +148,7 @@ def test_a_budget_is_set_on_other_videos_only(prepared: Path, others: Path, tmp_
         config, _task(config), load=lambda row: Lm.from_pretrained(row.model) if row.calibrated else load_model(row)
     )
     assert decoded == [others.parent / "videos" / f"v{number}.mp4" for number in range(4)]
-    lines = read_lines(out / "rows" / "fastvid.jsonl")
+    lines = jsonl.read(out / "rows" / "fastvid.jsonl")
     assert [line["type"] for line in lines[:2]] == ["calibration", "row"]  # found before a question was asked
     assert lines[0]["videos"] == 4 and lines[0]["target"] == 40
 
@@ -165,7 +166,7 @@ def test_a_run_cut_off_keeps_the_budget_it_found(prepared: Path, others: Path, m
     evaluate(config, _task(config))
     assert {line["tokens"] for line in _answers(copied, "random").values()} == {26}
     assert _line(copied, "random", "budget")["ratio"] == 26 / 40
-    assert len(read_lines(path)) == len(lines)
+    assert len(jsonl.read(path)) == len(lines)
     assert RunFolder.read(copied).header["calibration_sha256"]
 
 

@@ -13,7 +13,8 @@ import psutil
 import pytest
 import yaml
 
-from langdc.evaluation.results import RunFolder, read_lines
+from langdc import jsonl
+from langdc.evaluation.results import RunFolder
 from tests.evaluation import runs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,6 +109,6 @@ def test_two_processes_and_twenty_kills(prepared: Path, many: Path, tmp_path: Pa
     run(config, 2)
     assert lines(output) == lines(tmp_path / "alone")
     assert not list(output.glob("parts/*/*"))
-    opened = [line["key"] for path in output.glob("encoding*.jsonl") for line in read_lines(path)]
+    opened = [line["key"] for path in output.glob("encoding*.jsonl") for line in jsonl.read(path)]
     assert len(opened) >= 36
     assert run(config, 2).count("answers right") == 0  # nothing is left to do

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from langdc.evaluation.results import LineFile, RunFolder, read_lines
+from langdc import jsonl
+from langdc.evaluation.results import LineFile, RunFolder
 
 
 def _line(key: str, **more) -> dict:
@@ -21,17 +22,17 @@ def test_a_torn_last_line_is_dropped_and_made_again(tmp_path: Path, torn: bytes)
     LineFile(path).append([_line("1"), _line("2")])
     with path.open("ab") as file:
         file.write(torn)
-    assert [line["key"] for line in read_lines(path)] == ["1", "2"]
+    assert [line["key"] for line in jsonl.read(path)] == ["1", "2"]
     again = LineFile(path)
     again.append([_line("2", text="not twice"), _line("3")])
-    assert read_lines(path) == [_line("1"), _line("2"), _line("3")]
+    assert jsonl.read(path) == [_line("1"), _line("2"), _line("3")]
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"key": "1"}\nbroken\n{"key": "2"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2"):
-        read_lines(path)
+        jsonl.read(path)
 
 
 def test_a_folder_goes_on_only_with_the_same_things(tmp_path: Path):

@@ -36,7 +36,8 @@ def opened(model: str) -> tuple[StockBackbone, VideoFeatures, Prompt]:
     name = {"qwen25vl": "qwen2_5_vl", "qwen3vl": "qwen3_vl"}[model]
     backbone = backbones.build(name, source=str(FOLDER / f"e2e_{model}"), dtype="float32")
     given = stored()
-    grid = backbone.read_patches(given[f"{model}.in.pixel_values_videos"], given[f"{model}.in.video_grid_thw"].long())
+    pixels, shape = given[f"{model}.in.pixel_values_videos"], given[f"{model}.in.video_grid_thw"].long()
+    (grid,) = backbone.read_patches(pixels, shape)
     features = VideoFeatures((grid,), {"video": grid}, torch.arange(2 * len(grid.values)).float())
     return backbone, features, prompt(model, given[f"{model}.in.input_ids"][0].long(), grid)
 
@@ -72,7 +73,7 @@ def check(reading: Reading, name: str) -> None:
 def test_compressed_answers_equal_the_authors(case: dict) -> None:
     method = NAMES.get(case["method"], case["method"])
     squeeze = compressors.build(method, keep=case["ratio"], variant="released", frames_per_segment=1)
-    tokens = squeeze(opened(case["model"])[1])
+    tokens = squeeze.one(opened(case["model"])[1])
     assert tokens.source is not None
     assert tokens.source.tolist() == stored()[f"{case['id']}.keep"].tolist()
     check(read(case["model"], tokens), case["id"])
@@ -80,7 +81,7 @@ def test_compressed_answers_equal_the_authors(case: dict) -> None:
 
 def test_qwen3_uncompressed_equals_the_record() -> None:
     backbone, features, asked = opened("qwen3vl")
-    tokens = compressors.build("identity", frames_per_segment=1)(features)
+    tokens = compressors.build("identity", frames_per_segment=1).one(features)
     stands = backbone.positions(asked, [tokens])
     assert torch.equal(stands, stored()["qwen3vl.plain.position_ids"].long())
     reading = read("qwen3vl", tokens)
@@ -91,7 +92,7 @@ def test_qwen3_uncompressed_equals_the_record() -> None:
 @pytest.mark.parametrize("model", ["qwen2vl", "qwen25vl", "llava_ov"])
 def test_uncompressed_answers_are_those_of_the_transformers_the_models_were_made_with(model: str) -> None:
     backbone, features, asked = whole(model)
-    tokens = backbone.append_newline_tokens(compressors.build("identity", frames_per_segment=1)(features), features)
+    tokens = backbone.append_newline_tokens(compressors.build("identity", frames_per_segment=1).one(features), features)
     if model != "llava_ov":
         assert torch.equal(backbone.positions(asked, [tokens]), every()[f"{model}.positions"].long())
     reading = read_prompt(backbone, asked, [tokens], None, [len(features.seconds)], [len(features.projected[0].values)])
@@ -111,14 +112,14 @@ def whole(model: str) -> tuple[StockBackbone, VideoFeatures, Prompt]:
     backbone, given = backbones.build(name, source=str(FOLDER / f"e2e_{model}"), dtype="float32"), every()
     ids, pixels = given[f"{model}.in.input_ids"][0].long(), given[f"{model}.in.pixel_values_videos"]
     if model == "llava_ov":
-        encoded, frames = backbone.read_pixels(pixels[0]), pixels.shape[1]
+        encoded, frames = backbone.read_pixels([pixels[0]])[0], pixels.shape[1]
     else:
-        encoded = backbone.read_patches(pixels, given[f"{model}.in.video_grid_thw"].long())
+        (encoded,) = backbone.read_patches(pixels, given[f"{model}.in.video_grid_thw"].long())
         frames = 2 * len(encoded.values)
     # half a second per step, as recorded for Qwen2.5-VL
     features = backbone.project([{"video": encoded}], [torch.arange(frames) / 4], frozenset({"projected"}))[0]
     shown = ids == VIDEO_ID
-    slot = backbone.slots(0, features)[0]
+    slot = backbone.slots(0, features, 1)[0]
     return backbone, features, Prompt(ids[~shown], slots=(replace(slot, position=int(shown.nonzero()[0])),))
 
 
@@ -129,12 +130,12 @@ def test_fewer_moments_on_qwen2_equal_the_authors_where_their_layout_is_copied(c
     backbone, features, asked = whole(model)
     frames, places = len(features.projected[0].values), features.projected[0].values.shape[1:3].numel()
     if "dp_half" in case:
-        found = compressors.build("dpselect", keep=0.5, per="patch", frames_per_segment=1)(features)
+        found = compressors.build("dpselect", keep=0.5, per="patch", frames_per_segment=1).one(features)
         values = found.values[(found.source % places).argsort(stable=True)]
         values = values.unflatten(0, (places, -1)).transpose(0, 1).flatten(0, 1)
     else:
         kept = int(0.4 * frames) * places
-        values = compressors.build("ma_lmm", tokens=kept, per="frame", frames_per_segment=1)(features).values
+        values = compressors.build("ma_lmm", tokens=kept, per="frame", frames_per_segment=1).one(features).values
     start, dropped = asked.slots[0].position, frames - len(values) // places
     embeds = backbone.splice([asked], [[VideoTokens(values, torch.zeros(len(values), dtype=torch.long))]])[0].embeds
     stands = every()[f"{model}.positions"].long()

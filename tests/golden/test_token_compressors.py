@@ -41,7 +41,7 @@ def test_vidcom2(numbers, case) -> None:
     torch.testing.assert_close(to_frame, stored[f"{group}.frame_score"], atol=1e-5, rtol=0)
     budgets = method.shares(to_video, Budget(keep=case["retention_ratio"]))
     assert torch.equal(budgets, stored[f"{name}.budgets"])
-    found = method(video)
+    found = method([video]).tokens[0]
     assert torch.equal(found.source % features.shape[1], stored[f"{name}.local_indices"])
     assert torch.equal(found.values, features.flatten(0, 1)[found.source])
 
@@ -54,7 +54,7 @@ def test_dpselect(numbers, case) -> None:
     method = build(
         "dpselect", tokens=case["tgt"] * places, window=case["window"], per="frame" if case["sync"] else "patch"
     )
-    found = method(one_row(memory))
+    found = method([one_row(memory)]).tokens[0]
     frames = stored[f"{name}.frame_index"].reshape(case["tgt"], -1).expand(case["tgt"], places)
     expected = (frames * places + torch.arange(places)).flatten()
     order = expected.argsort()
@@ -68,7 +68,7 @@ def test_ma_lmm(numbers, case) -> None:
     memory = stored[f"{name.split('.')[0]}.memory"][0]
     per = "frame" if case["sync"] else "patch"
     method = build("ma_lmm", tokens=case["tgt"] * places, per=per, soft=not case["hard"])
-    found = method(one_row(memory)).values
+    found = method([one_row(memory)]).tokens[0].values
     expected = stored[f"{name}.output"][0]
     if case["sync"]:
         torch.testing.assert_close(found.unflatten(0, (-1, places)), expected, atol=1e-5, rtol=0)
@@ -96,6 +96,6 @@ def test_others(numbers, case) -> None:
     features = stored[f"{case['video']}.features"].unflatten(0, (steps, rows * columns // 4))
     settings = {SETTINGS[key]: value for key, value in case["env"].items()}
     method = build(NAMES.get(case["method"], case["method"]), keep=case["ratio"], variant="released", **settings)
-    found = method(one_row(features))
+    found = method([one_row(features)]).tokens[0]
     assert torch.equal(found.source, stored[f"{name}.keep"])
     torch.testing.assert_close(found.values, stored[f"{name}.output"], atol=1e-5, rtol=0)

@@ -22,11 +22,9 @@ def layer(weights: dict, name: str, one: Vector) -> Vector:
 def attended(weights: dict, block: str, asking: list[Vector], seen: list[Vector], heads: int) -> list[Vector]:
     """What each query gets from all it sees."""
     width = len(asking[0])
-    weight, bias = weights[f"{block}.attention.in_proj_weight"], weights[f"{block}.attention.in_proj_bias"]
-    query, key, value = (
-        [linear(weight[i * width : (i + 1) * width], bias[i * width : (i + 1) * width], one) for one in these]
-        for i, these in enumerate((asking, seen, seen))
-    )
+    query = [layer(weights, f"{block}.attention.query", one) for one in asking]
+    both = [layer(weights, f"{block}.attention.key_value", one) for one in seen]
+    key, value = [one[:width] for one in both], [one[width:] for one in both]
     part = width // heads
     found = []
     for q in query:
@@ -49,11 +47,14 @@ def resampler(streams: dict[str, list], weights: dict, depth: int, heads: int) -
         for t, frame in enumerate(grid):
             for i, row in enumerate(frame):
                 for j, patch in enumerate(row):
-                    where = (weights["row"][i], weights["column"][j], weights["stream"][number], weights["frame"][t])
+                    where = (
+                        weights[f"{n}.weight"][k]
+                        for n, k in (("row", i), ("column", j), ("stream", number), ("frame", t))
+                    )
                     patches.append(
                         [sum(parts) for parts in zip(layer(weights, f"projectors.{name}", patch), *where, strict=True)]
                     )
-    found = weights["queries"]
+    found = weights["queries.weight"]
     for b in range(depth):
         block = f"blocks.{b}"
         asking = [norm(weights, f"{block}.query_norm", one) for one in found]

@@ -45,7 +45,7 @@ LANGUAGE = {
     "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 64,
     "initializer_range": 0.02, "intermediate_size": 96, "max_position_embeddings": 512, "max_window_layers": 2,
     "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0, "sliding_window": 4096, "use_cache": True, "use_sliding_window": False, "vocab_size": 300,
+    "rope_theta": 1000000.0, "sliding_window": 4096, "use_cache": True, "use_sliding_window": False, "vocab_size": 576,
 }  # fmt: skip
 LLAVA = {
     "_name_or_path": "", "add_faster_video": False, "add_time_instruction": True, "faster_token_stride": 10,
@@ -204,7 +204,7 @@ def test_settings_of_generation_and_positions_are_taken_over(converted: Path) ->
         "top_p": 0.8,
         "repetition_penalty": 1.05,
     }
-    assert backbone.end_ids == [0, 2]
+    assert backbone.end_ids == [0, 2, backbone.tokenizer.eos_token_id]
 
 
 def test_a_checkpoint_without_its_encoder_needs_the_encoders_weights(tmp_path: Path, parts: Parts, capsys) -> None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from langdc import checkpoint
+from langdc import checkpoint, jsonl
 from langdc.config import ModelConfig, StageConfig, check
 from langdc.data.records import QuestionRecord, Record, read_records, write_records
 from langdc.sample.dataset import make_dataset
@@ -213,5 +213,5 @@ def assert_close(found: StageConfig, expected: StageConfig, tolerance: float) ->
     assert losses(found) == pytest.approx(losses(expected), abs=tolerance)
     ours, theirs = (load_file(config.output / checkpoint.WEIGHTS) for config in (found, expected))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-    seen, wanted = (read_lines(config.output / "captions.jsonl") for config in (found, expected))
+    seen, wanted = (jsonl.read(config.output / "captions.jsonl") for config in (found, expected))
     assert seen == wanted

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from langdc import jsonl
 from langdc.config import StageConfig, check
 from langdc.density import density_correlation
 from langdc.sample.dataset import make_dataset
@@ -63,7 +64,7 @@ def test_a_line_of_the_log_has_all_figures_and_captions_of_videos_kept_aside_hav
     # one accumulation step a batch: the part of the only loss is the mean over all targets, the loss one over batches
     assert first["loss_caption"] == pytest.approx(first["loss"], rel=0.1) and "loss_answer" not in first
     assert "loss_answer" in post and "held_out_soft_tokens" not in first
-    looks = read_lines(watched / "captions.jsonl")
+    looks = jsonl.read(watched / "captions.jsonl")
     assert [look["step"] for look in looks] == [3, 4], "every third step, and the last"
     assert second["held_out_soft_tokens"] == looks[-1]["soft_tokens_per_segment"]
     records = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
@@ -84,7 +85,7 @@ def test_the_correlation_is_that_of_the_captions_written(data, tmp_path):
     config = stage(data, tmp_path)
     config = config.model_copy(update={"watch": config.watch.model_copy(update={"captions": 3})})
     directory = stages.run_stage(config)
-    look = read_lines(directory / "captions.jsonl")[-1]
+    look = jsonl.read(directory / "captions.jsonl")[-1]
     encode = tiny.model().captioner.captioner.encode
     records = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
     wanted = [segment["density"] for record in records for segment in record["segments"]]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from langdc import config as settings
+from langdc import jsonl
 from langdc.config import StageConfig
 from langdc.train.progress import read_lines
 from tests.training import kill
@@ -58,7 +59,7 @@ def test_two_processes_learn_what_one_does(trained: dict[str, StageConfig], tmp_
     found = changed(trained[stage], tmp_path / "two", ZERO[kind], batch_size=2)
     run(2, found)
     assert_close(found, trained[stage], 1e-4)
-    looks = read_lines(found.output / "captions.jsonl")
+    looks = jsonl.read(found.output / "captions.jsonl")
     assert [(look["phase"], look["step"]) for look in looks] == (
         [("base", 6), ("density", 9), ("density", 10)] if stage == "stage2" else []
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from langdc import jsonl
 from langdc.data.records import LETTERS, QuestionRecord, Record
 from langdc.evaluation import answers
 from langdc.registry import Registry
@@ -144,7 +145,7 @@ def read_rows(path: Path, wanted: Iterable[str]) -> list[dict[str, Any]]:
     if path.suffix == ".json":
         rows = read_json(path)
     elif path.suffix == ".jsonl":
-        rows = _read_lines(path)
+        rows = jsonl.read(path, strict=True)
     else:
         from datasets import Dataset  # heavy, and only benchmarks in tables need it
 
@@ -154,14 +155,4 @@ def read_rows(path: Path, wanted: Iterable[str]) -> list[dict[str, Any]]:
         lacking = [name for name in wanted if name not in row]
         if lacking:
             raise ValueError(f"{path}, row {number}: there is no {', '.join(lacking)}. It has: {', '.join(row)}.")
-    return rows
-
-
-def _read_lines(path: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            rows.extend([json.loads(line)] if line.strip() else [])
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, line {number}, is not valid JSON: {error}. Fetch it again.") from None
     return rows

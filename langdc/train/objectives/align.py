@@ -26,8 +26,8 @@ class Align(Objective):
     """Solve for a linear map from states to the embeddings of the words they stand for; no steps are made.
 
     For compressors with an attribute `alignable`: (linear map, segment markers [S,D] or None, tokenizer of the words),
-    with a frozen part whose states are one row [Z] per token of the target `captions`. `segment_text`: what the language
-    model would read before segment {number}, "[{number}]" in the sample; the markers become its embeddings.
+    with a frozen part whose states are one row [Z] per token of the target `captions`. `segment_text`: what the
+    language model would read before segment {number}, "[{number}]" in the sample; the markers become its embeddings.
     """
 
     def __init__(self, segment_text: str = "") -> None:

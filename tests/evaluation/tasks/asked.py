@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from langdc import jsonl
 from langdc.evaluation.loop import evaluate
-from langdc.evaluation.results import read_lines
 from langdc.evaluation.tasks import build
 from langdc.evaluation.tasks.base import Benchmark
 from langdc.pipeline import VideoLM
@@ -52,5 +52,5 @@ def ask(prepared: Path, output: Path, task: dict, replies: Sequence[str]) -> tup
     config = config.model_copy(update={"rows": config.rows[1:2]})
     asked = build(config.task.name, **config.task.settings)
     folder = evaluate(config, asked, load=lambda row: Replying.from_pretrained(row.model))
-    lines = read_lines(folder.row_path(config.rows[0].name))
+    lines = jsonl.read(folder.row_path(config.rows[0].name))
     return sorted((line for line in lines if line["type"] == "answer"), key=lambda line: line["key"]), prompts
