@@ -62,8 +62,8 @@ class Registry(Generic[Member]):
             found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(
-                f"The {self.kind} {name!r} cannot be imported: {error}. Put the folder of {module}.py on PYTHONPATH, or "
-                "install its package."
+                f"The {self.kind} {name!r} cannot be imported: {error}. Put the folder of {module}.py on PYTHONPATH "
+                "or install its package."
             ) from error
         if not (isinstance(found, type) and issubclass(found, base)):
             raise ValueError(f"The {self.kind} {name!r} is no subclass of {base.__module__}.{base.__name__}.")

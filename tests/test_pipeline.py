@@ -96,7 +96,6 @@ def test_our_own_checkpoints_take_kv_compressors(mp4: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"compressor": {"name": "ma_lmm", "keep": 0.5}}, "need its place in the video"),
         ({"compressor": {"name": "vidcom2", "keep": 0}}, r"keep=0 is not in \(0, 1\]"),
         ({"compressor": {"name": "vidcom3", "keep": 0.5}}, "Did you mean 'vidcom2'"),
         ({"compressor": {"name": "vidcom2", "kep": 0.5}}, "Did you mean 'keep'"),

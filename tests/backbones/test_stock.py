@@ -225,3 +225,30 @@ def test_a_stretched_backbone_is_the_stock_model_with_yarn_in_its_config(backbon
 def test_a_range_is_not_shrunk(name: str) -> None:
     with pytest.raises(ValueError, match="would shrink the range of positions"):
         build(name, yarn=0.5)
+
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("media", MEDIA.values(), ids=MEDIA)
+def test_prompts_of_videos_that_are_not_encoded_yet(name: str, media: list[Frames]) -> None:
+    backbone, messages = build(name), stock.conversation(media)
+    encoded = backbone.prompt(messages, media=backbone.features_of(media), segment_steps=2)
+    outlined = backbone.prompt(messages, media=[backbone.outline(video) for video in media], segment_steps=2)
+    assert torch.equal(outlined.ids, encoded.ids) and outlined.slots == encoded.slots
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_without_its_language_model_a_backbone_encodes_the_same(name: str) -> None:
+    whole, part = build(name), build(name, text=False)
+    media = MEDIA["a picture between videos"]
+    for one, other in zip(whole.features_of(media), part.features_of(media), strict=True):
+        assert torch.equal(one.projected[0].values, other.projected[0].values)
+    assert all(weight.is_meta for weight in part.text_model.parameters())
+    assert part.text_model.config.num_hidden_layers == whole.text_model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "llava_video"])
+def test_encoder_features_of_an_image_are_its_crops_before_the_projector(name: str) -> None:
+    backbone = build(name)
+    grid = backbone.encode([stock.clip(5, count=1)])[0]["video"]
+    assert grid.values.shape[1:] == (backbone.patch_side, backbone.patch_side, backbone.stream_widths["video"])
+    assert grid.size == (24, 32) and len(grid.values) > 1
