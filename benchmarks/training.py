@@ -36,8 +36,8 @@ from benchmarks import report
 from langdc import checkpoint, devices, distributed
 from langdc import config as settings
 from langdc.adapters import attach_lora
-from langdc.backbones.inputs import pad
 from langdc.backbones.chat import IGNORED
+from langdc.backbones.inputs import pad
 from langdc.config import ModelConfig, PhaseConfig, Settings, StageConfig
 from langdc.encoders.internvideo2 import InternVideo2Config
 from langdc.features import FeatureStore
