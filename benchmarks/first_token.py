@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import report
 from langdc import compressors
+from langdc.devices import synchronize
 from langdc.interfaces import KVCompressor
 from langdc.kvcompressors import kvcompressors
-from langdc.metering import synchronize
 from langdc.prefill import Reading, prefill
 from langdc.types import FeatureGrid, VideoFeatures
 

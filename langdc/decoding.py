@@ -71,6 +71,11 @@ def greedy(
     return _cut(torch.stack(written, 1), torch.stack(states, 1), ends, most, ends.new_tensor(said))
 
 
+def predictions(tokens: int, most: int) -> int:
+    """How many predictions `greedy` makes for a row of `tokens` tokens and its end, on its own."""
+    return min(most + 1, -(-(tokens + 1) // CHECK_EVERY) * CHECK_EVERY)
+
+
 def _all_finished(finished: Tensor, synced: bool) -> bool:
     flag = finished.all().int()
     if synced and torch.distributed.is_initialized():

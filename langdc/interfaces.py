@@ -192,16 +192,18 @@ class Backbone(nn.Module, ABC):
         calls whatever the videos are. Gradients flow where the encoders are trained.
         """
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> None:
-        """Encode a video without content whose grids have the shapes of `encoded`; what that takes is counted.
+    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
+        """Encode a video without content whose grids have the shapes of `encoded`: what that takes is counted.
 
-        Default: as many frames as those grids have, of any size. To override where grids depend on the size.
+        Returns how many times it has to be taken: T where one step stands for all, which do not attend to each other.
+        Default: once, for as many frames of any size; to override where grids depend on the size.
         """
         grid = next(iter(encoded.values()))
         count = len(grid.values) * self.frames_per_step
         device = next(self.encoders.parameters()).device
         frames = Frames(torch.zeros(count, 3, 56, 56, dtype=torch.uint8, device=device), torch.arange(count))
         self.encode([frames], frozenset() if grid.saliency is None else frozenset({"saliency"}))
+        return 1
 
     @abstractmethod
     def project(

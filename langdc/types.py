@@ -180,8 +180,8 @@ class Context:
 class LanguageWork:
     """One use of a language model, for counting its operations by closed form: `config` says its sizes.
 
-    `read` tokens at once, predictions at `scored` of them, then `written` predictions one after the other, the end
-    token included (the first of them needs no token of its own).
+    `read` tokens at once, predictions at `scored` of them, then `written` predictions one after the other, those of the
+    end token and after it included (the first of them needs no token of its own).
     """
 
     config: Any

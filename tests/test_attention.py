@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.memory import most_live_bytes
 from langdc import attention
 from langdc.attention import NAME, attend, causal_attention, received_attention, using
 from langdc.blocks import BLOCK_BYTES
 from langdc.conformance.prompts import plain, prompt, small
-from langdc.metering import most_live_bytes
 from tests.reference.kv import received
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.memory import most_live_bytes
 from langdc.adapters import attach_lora
 from langdc.config import LoraConfig, PhaseConfig
-from langdc.metering import most_live_bytes
 from langdc.training import memory
 from langdc.training.memory import GIB, Layout, Rows, Weights
 from langdc.training.trainable import unfreeze
