@@ -44,6 +44,7 @@ ROWS = (
         "langdc.budget",
         "langdc.blocks",
         "langdc.jsonl",
+        "langdc.hashing",
         "langdc.registry",
         "langdc.log",
         "langdc.version",
