@@ -1,10 +1,9 @@
 """A trained model as one directory: what was trained, where the rest comes from, and how it was made.
 
 `model.safetensors` holds the tensors that differ from the published parts, `langdc.json` the settings that build the
-model, the sha256 of every part and the training record. Nothing is unpickled.
+model, the identity of every part and the training record. Nothing is unpickled.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from langdc import compat, jsonl
 from langdc.adapters import attach_lora
 from langdc.backbones import backbone_of
 from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
+from langdc.hashing import file_hash, is_part, part_identity
 from langdc.model import VideoModel
 from langdc.sources import is_packaged, resolve
 from langdc.version import __version__
@@ -28,22 +28,6 @@ CARD = "langdc.json"
 HERE = "./"  # begins the path of a part that lies in the checkpoint's own directory
 NEEDED = frozenset({"model", "lora", "parts", "weights_sha256"})
 ADVICE = "Give the directory that a training stage printed at its end, or 'sample:langdc' for the one that ships."
-
-
-def tensor_hash(tensors: dict[str, Tensor]) -> str:
-    """The sha256 over names, types and bytes of tensors, in order of name."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """The sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -79,7 +63,7 @@ def write(
             "model": _inside(config.model_dump(mode="json"), directory),
             "lora": lora.model_dump(mode="json") if lora else None,
             "weights_sha256": file_hash(weights),
-            "parts": {_inside(source, directory): found for source, found in _parts(config).items()},
+            "parts": {_inside(source, directory): part_identity(folder) for source, folder in _parts(config).items()},
             **info,
         }
         card_file.write_text(json.dumps(card, indent=1))
@@ -109,14 +93,11 @@ def _sources(settings: object) -> list[str]:
     return []
 
 
-def _parts(config: ModelConfig) -> dict[str, str]:
+def _parts(config: ModelConfig) -> dict[str, Path]:
+    """The folders of the published parts that settings name, by how they name them."""
     tree = {"backbone": config.backbone.settings, "compressor": config.compressor.settings}
-    files = {source: resolve(source) for source in sorted(set(_sources(tree)))}
-    return {
-        source: hashlib.sha256("".join(file_hash(f) for f in sorted(folder.glob("*.safetensors"))).encode()).hexdigest()
-        for source, folder in files.items()
-        if isinstance(folder, Path)
-    }
+    found = {source: resolve(source) for source in sorted(set(_sources(tree)))}
+    return {source: folder for source, folder in found.items() if isinstance(folder, Path)}
 
 
 def _has_random_parts(settings: object) -> bool:
@@ -134,11 +115,10 @@ def locate(directory: str | Path) -> Path:
 
 
 def weights_hash(directory: Path) -> str:
-    """The sha256 of a checkpoint's weights; of a stock model's files of weights and settings, all of them read."""
+    """The sha256 of a checkpoint's weights; of a stock model the `part_identity`."""
     if (directory / CARD).is_file():
         return read_card(directory)["weights_sha256"]
-    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")])
-    return hashlib.sha256("".join(f"{path.name} {file_hash(path)}\n" for path in files).encode()).hexdigest()
+    return part_identity(directory)
 
 
 def read_card(directory: Path) -> dict:
@@ -260,7 +240,8 @@ def start(config: ModelConfig, directory: Path | None) -> tuple[VideoModel, dict
 
 def _check_parts(config: ModelConfig, card: dict, where: Path) -> None:
     """Refuse a checkpoint whose frozen parts are not the ones it was trained on."""
-    changed = [name for name, found in _parts(config).items() if card["parts"].get(name, found) != found]
+    known = card["parts"]
+    changed = [name for name, folder in _parts(config).items() if name in known and not is_part(folder, known[name])]
     if changed:
         raise ValueError(
             f"{where} was trained on other weights than those now at: {', '.join(changed)}. Bring the former ones "

@@ -6,7 +6,6 @@ verify_saved(directory, expected)      # ValueError names what differs
 
 import atexit
 import gc
-import hashlib
 import json
 import os
 import subprocess
@@ -26,6 +25,7 @@ from langdc import checkpoint
 from langdc.backbones.chat import conversation
 from langdc.distributed import without_launcher
 from langdc.encoders.video import VideoEncoder
+from langdc.hashing import tensor_hash
 from langdc.interfaces import CaptionCompressor
 from langdc.language_models import load_language_model
 from langdc.model import VideoModel
@@ -81,16 +81,8 @@ def fingerprint(model: nn.Module, logits: bool = True, known: Mapping[int, list[
 
 
 def typed_hash(tensor: Tensor) -> list[str]:
-    """A tensor's type, and its `tensor_hash`."""
-    return [str(tensor.dtype).removeprefix("torch."), tensor_hash(tensor)]
-
-
-def tensor_hash(tensor: Tensor) -> str:
-    """The sha256 of a tensor's shape and of its values as float32."""
-    values = tensor.detach().to("cpu", torch.float32).contiguous()
-    digest = hashlib.sha256(str(tuple(values.shape)).encode())
-    digest.update(values.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """A tensor's type, and the hash of its values as float32, which loading may turn them into."""
+    return [str(tensor.dtype).removeprefix("torch."), tensor_hash(tensor, torch.float32)]
 
 
 def open_saved(directory: Path) -> nn.Module:

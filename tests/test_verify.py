@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from langdc import checkpoint, verify
+from langdc.hashing import file_hash
 from langdc.model import VideoModel
 from langdc.verify import Fingerprint, differences, fingerprint, main, open_saved, probe, verify_saved
 from tests import tiny
@@ -29,7 +30,7 @@ def tamper(folder: Path, name: str) -> None:
     tensors[name] = tensors[name] + 1e-3
     save_file(tensors, folder / checkpoint.WEIGHTS)
     card = json.loads((folder / checkpoint.CARD).read_text())
-    card["weights_sha256"] = checkpoint.file_hash(folder / checkpoint.WEIGHTS)
+    card["weights_sha256"] = file_hash(folder / checkpoint.WEIGHTS)
     (folder / checkpoint.CARD).write_text(json.dumps(card))
 
 

@@ -3,7 +3,6 @@
 Letters: B videos, S segments, n caption tokens, M length, D backbone width, Z captioner width.
 """
 
-import hashlib
 import json
 from typing import Literal
 
@@ -19,8 +18,9 @@ from langdc.compressors.langdc import LangDC
 from langdc.config import PhaseConfig, StageConfig
 from langdc.data.records import QuestionRecord, Record
 from langdc.distributed import world_size
-from langdc.features import FeatureStore, module_hash
+from langdc.features import FeatureStore
 from langdc.flops import caption_flops, language_model_flops, linear_flops, project_flops
+from langdc.hashing import module_hash, text_hash
 from langdc.model import VideoModel
 from langdc.shards import TensorStore
 from langdc.training.captions import encoded
@@ -248,7 +248,7 @@ class CaptionStates:
         from_file = self.objective.phase.captions == "file"
         said = [segment.caption for segment in sample.record.segments] if from_file else []
         text = f"{settings} {self.objective.features.key(sample.clip)} {json.dumps(said)}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_hash(text)
 
     @torch.no_grad()
     def _computed(self, numbers: list[int]) -> list[dict[str, Tensor]]:

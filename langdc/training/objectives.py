@@ -4,7 +4,6 @@ What frozen encoders put out is computed before the first step and kept, in memo
 the memory, each step decodes and encodes its own videos. Letters: B videos, T frames, H W patch grid, C encoder width.
 """
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from itertools import chain
@@ -18,6 +17,7 @@ from langdc.config import PhaseConfig, StageConfig
 from langdc.data.records import Record
 from langdc.distributed import world_size
 from langdc.features import FeatureStore, FrameSpec
+from langdc.hashing import text_hash
 from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.training.samples import GB, Decoder, Sample, grid_values, read_samples, too_much
@@ -95,7 +95,7 @@ class Objective(Dataset, ABC):
     def data_hash(self) -> str:
         """A hash of the records."""
         text = json.dumps([sample.record.model_dump() for sample in self.samples])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_hash(text)
 
     def seen(self, samples: list[Sample]) -> dict[str, Any]:
         """What a batch holds of its videos: "grids", or "frames" for the module to encode."""

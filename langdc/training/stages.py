@@ -22,6 +22,7 @@ from langdc.adapters import adapt, attach_lora, merge
 from langdc.config import LoraConfig, PhaseConfig, StageConfig
 from langdc.distributed import is_main_process, without_launcher
 from langdc.features import FeatureStore
+from langdc.hashing import tensors_hash
 from langdc.jsonl import write_json
 from langdc.language_models import FLASH, fastest_attention, use_liger
 from langdc.log import get_logger
@@ -100,7 +101,7 @@ def _train(config: StageConfig, directory: Path, number: int, features: FeatureS
     def save(outcome: Outcome) -> None:
         kept = _merge_captioner(model, writing, trained) if writing else trained
         tensors = {**checkpoint.own_tensors(model, drawn), **carried, **checkpoint.own_tensors(model, kept)}
-        figures = {**outcome.__dict__, "hash": checkpoint.tensor_hash(tensors)}
+        figures = {**outcome.__dict__, "hash": tensors_hash(tensors)}
         info = {"stage": config.stage, "phase": phase.name, "data_sha256": objective.data_hash(), "training": figures}
         checkpoint.save(model, place, tensors=tensors, lora=lora, info=info)
         figures["verified"] = proof.compare(place, tensors)

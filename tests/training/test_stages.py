@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from langdc import checkpoint
 from langdc.config import StageConfig, check
+from langdc.hashing import tensors_hash
 from langdc.sample.dataset import make_dataset
 from langdc.training import runs, stages, stopping
 from langdc.training.progress import read_log
@@ -60,7 +61,7 @@ def test_a_stage_leaves_a_checkpoint_and_its_figures(config):
     model = checkpoint.load(directory)
     parameters = dict(model.named_parameters())
     saved = load_file(directory / checkpoint.WEIGHTS)
-    assert checkpoint.tensor_hash(saved) == figures["hash"]
+    assert tensors_hash(saved) == figures["hash"]
     assert all(torch.equal(tensor, parameters[name]) for name, tensor in saved.items())
     assert {"compressor.projectors", "compressor.post_projector"} <= {".".join(name.split(".")[:2]) for name in saved}
     assert any(tensor.any() for name, tensor in parameters.items() if "lora_B" in name)
