@@ -18,8 +18,9 @@ from transformers import Phi3Config, PretrainedConfig, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import report
 from langdc.decoding import predictions
+
+from benchmarks import report
 from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
 from langdc.flops import Counted, language_model_flops, work_flops

@@ -93,9 +93,7 @@ def test_what_is_not_needed_may_be_missing(variant: str) -> None:
     same(alone(compressor, less), alone(compressor, video))
 
 
-@pytest.mark.parametrize(
-    "variant", [variant for variant in LEARNED if variant != "pool"]
-)
+@pytest.mark.parametrize("variant", [variant for variant in LEARNED if variant != "pool"])
 def test_a_missing_stream_is_named(variant: str) -> None:
     video = tiny.features()
     with pytest.raises(ValueError, match="reads the encoder features 'image'; a video has 'video'"):

@@ -195,7 +195,7 @@ def test_lively_chunks_keep_more_and_each_video_has_its_own_budget() -> None:
 
 def test_a_chunk_that_is_kept_whole_keeps_no_question() -> None:
     found = {}
-    for defects in ((), ("saturated_guide",)):
+    for defects in ((), ("saturated_question",)):
         compressor = build("flexreduc", keep=0.9, defects=defects)
         lengths = read("sections", compressor, prompt("sections", frames=12)).keys_per_layer
         whole = sum(share >= 1 for share in compressor._shares.values())
@@ -218,8 +218,8 @@ def test_settings_of_methods_that_do_not_exist() -> None:
         build_allocator({"name": "adaptive", "smoothing": "none"})
     with pytest.raises(ValueError, match=r"beta=0\.5"):
         build_allocator({"name": "pyramid", "beta": 0.5})
-    with pytest.raises(ValueError, match="most=0"):
-        build_scorer({"name": "question", "most": 0})
+    with pytest.raises(ValueError, match="max_tokens=0"):
+        build_scorer({"name": "question", "max_tokens": 0})
     with pytest.raises(ValueError, match="sinks=-1"):
         build("streaming", keep=0.5, sinks=-1)
 
