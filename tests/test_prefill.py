@@ -52,14 +52,14 @@ def test_chunks_change_nothing_where_nothing_is_dropped(kind: str, chunk: int | 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("guide", [0, 3, 1 << 30])
-def test_a_guide_leaves_no_trace(kind: str, guide: int) -> None:
+@pytest.mark.parametrize("window", [0, 3, 1 << 30])
+def test_a_question_window_leaves_no_trace(kind: str, window: int) -> None:
     watcher = Everything()
-    watcher.question_window = guide
+    watcher.question_window = window
     found = read(kind, watcher)
     torch.testing.assert_close(found.logits, plain(kind), atol=1e-4, rtol=1e-4)
     assert found.keys_per_layer == [len(prompt(kind).embeds)] * LAYERS
-    assert {chunk.question_window for chunk in watcher.chunks} == {min(guide, QUESTION)}
+    assert {chunk.question_window for chunk in watcher.chunks} == {min(window, QUESTION)}
 
 
 def test_what_a_compressor_is_shown() -> None:
@@ -153,7 +153,7 @@ def test_text_between_frames_is_never_dropped(name: str) -> None:
 
 
 def test_side_features_follow_their_rows() -> None:
-    """`arguments` is asked for the rows of each piece, the guide's included."""
+    """`arguments` is asked for the rows of each piece, the question window's included."""
     words, model, asked = prompt("one axis"), small("one axis"), []
     watcher = Everything()
     watcher.question_window = 2
