@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from langdc.decoding import greedy, predictions
 from langdc.flops import uncounted
+from langdc.generate import greedy, predictions
 from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer
 from langdc.log import get_logger
 from langdc.sources import Source

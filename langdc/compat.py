@@ -13,8 +13,10 @@ from langdc.log import get_logger
 
 logger = get_logger(__name__)
 
-KEYS = {"host": "backbone", "most_side": "max_side"}
+KEYS = {"host": "backbone", "most_side": "max_side", "reforge": "compact_positions", "most": "max_tokens"}
 """Keys of a config or of a checkpoint's settings, at any depth."""
+VALUES = {"saturated_guide": "saturated_question"}
+"""Values in lists of a config, such as `defects`."""
 TENSORS = (
     (re.compile(r"^host\."), "backbone."),
     (re.compile(r"^(compressor\.(?:.+\.)?(?:segment_marker|queries|frame|row|column|stream))$"), r"\1.weight"),
@@ -40,13 +42,23 @@ def settings(tree: Any) -> Any:
         return [settings(item) for item in tree]
     if not isinstance(tree, Mapping):
         return tree
-    found = {}
-    for key, value in tree.items():
-        new = str(KEYS.get(key, key))
-        if new != key:
-            warn_once(key, new)
-        found[new] = settings(value)
-    return found
+    return {_present(KEYS, key): settings(value) for key, value in tree.items()}
+
+
+def keywords(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Keyword arguments of a zoo's member under their present names; those that it has (`known`) stay."""
+    found = {name if name in known else _present(KEYS, name): value for name, value in given.items()}
+    return {
+        name: [_present(VALUES, item) for item in value] if isinstance(value, list) else value
+        for name, value in found.items()
+    }
+
+
+def _present(table: Mapping[str, str], old: Any) -> Any:
+    new = table.get(old, old) if isinstance(old, str) else old
+    if new != old:
+        warn_once(old, new)
+    return new
 
 
 def tensor_name(name: str) -> str:

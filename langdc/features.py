@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from langdc.config import FeatureType
-from langdc.generation import refuse_nan
+from langdc.generate import require_finite
 from langdc.hashing import module_hash, text_hash
 from langdc.interfaces import Backbone
 from langdc.log import get_logger
@@ -163,7 +163,7 @@ class FeatureStore:
         """What is stored of the frames of a file; ValueError if an encoder's output is not finite."""
         (grids,) = self.encoders([video])
         try:
-            refuse_nan(grids)
+            require_finite(grids)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         packed = {"seconds": video.seconds.double()}
