@@ -48,10 +48,10 @@ from langdc.sample.dataset import make_dataset
 from langdc.training.answers import AnswerObjective
 from langdc.training.objectives import Objective, as_features
 from langdc.training.phases import run_phase
-from langdc.training.progress import read_log
+from langdc.train.progress import read_log
 from langdc.training.samples import Sample, settle
 from langdc.training.stages import OBJECTIVES
-from langdc.training.trainable import unfreeze
+from langdc.train.trainable import unfreeze
 from langdc.types import Frames, VideoTokens
 
 ROOT = Path(__file__).resolve().parent.parent

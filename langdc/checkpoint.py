@@ -1,11 +1,14 @@
 """A trained model as one directory: what was trained, where the rest comes from, and how it was made.
 
-`model.safetensors` holds the tensors that differ from the published parts, `langdc.json` the settings that build the
-model, the identity of every part and the training record. Nothing is unpickled.
+`model.safetensors` holds the tensors that differ from the published parts, `langdc.json` (the manifest) the settings
+that build the model, the identity of every part and the training record. Nothing is unpickled.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +17,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from langdc import compat, jsonl
+from langdc import compat
 from langdc.adapters import attach_lora
 from langdc.backbones import backbone_of
-from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
-from langdc.hashing import file_hash, is_part, part_identity
+from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
+from langdc.distributed import without_launcher
+from langdc.hashing import file_hash, is_part, part_identity, tensor_hash, tensors_hash
+from langdc.language_models import load_language_model
 from langdc.model import VideoModel
-from langdc.sources import is_packaged, resolve
+from langdc.sources import resolve
 from langdc.version import __version__
 
 WEIGHTS = "model.safetensors"
-CARD = "langdc.json"
+MANIFEST = "langdc.json"
 HERE = "./"  # begins the path of a part that lies in the checkpoint's own directory
 NEEDED = frozenset({"model", "lora", "parts", "weights_sha256"})
-ADVICE = "Give the directory that a training stage printed at its end, or 'sample:langdc' for the one that ships."
+ADVICE = "Give the directory that a training run printed at its end, or 'sample:langdc' for the one that ships."
 
 
 def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -40,33 +45,68 @@ def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     return found
 
 
+def published(model: nn.Module) -> dict[str, str]:
+    """Where published weights are in a model: the source of every module that was loaded from one, by its name.
+
+    Such a module has the attribute `published`; all its parameters came from there.
+    """
+    found = ((name, getattr(module, "published", None)) for name, module in model.named_modules())
+    return {name: source for name, source in found if isinstance(source, str)}
+
+
+def unpublished(model: VideoModel) -> dict[str, nn.Parameter]:
+    """The parameters that no published part holds, trained or not: a checkpoint without them would load at random.
+
+    The backbone's projectors are left out where the compressor does not use them.
+    """
+    parts = [f"{name}." if name else "" for name in published(model)]
+    unused = [] if "projected" in model.compressor.needs else ["backbone.projectors."]
+    return {
+        name: parameter for name, parameter in model.named_parameters() if not name.startswith(tuple(parts + unused))
+    }
+
+
 def save(
     model: VideoModel, directory: Path, *, tensors: dict[str, Tensor], lora: LoraConfig | None = None, info: dict
 ) -> None:
     """Write a checkpoint: `tensors` are those that differ from the parts the settings name.
 
-    `info` joins `langdc.json`, the card: stage, data hash, training record. It is written last: a directory with one is
-    whole. Files of a run that are in it already stay.
+    `info` joins the manifest: stage, data hash, training record. The directory appears whole or not at all; files of a
+    run that are in it already stay. What was written is read back and compared; ValueError if it differs.
     """
-    write(model.config, directory, tensors=tensors, lora=lora, info=info)
+    write(model.config, directory, tensors=tensors, sources=published(model).values(), lora=lora, info=info)
 
 
 def write(
-    config: ModelConfig, directory: Path, *, tensors: dict[str, Tensor], lora: LoraConfig | None = None, info: dict
+    config: ModelConfig,
+    directory: Path,
+    *,
+    tensors: dict[str, Tensor],
+    sources: Iterable[str] | None = None,
+    lora: LoraConfig | None = None,
+    info: dict,
 ) -> None:
-    """As `save`, of a model that was never built. Parts that lie in the directory itself are found after it moved."""
+    """As `save`, of a model that was never built. Parts that lie in the directory itself are found after it moved.
+
+    `sources`: where the published parts are; None: every setting that names a folder of weights.
+    """
+    tree = config.model_dump(mode="json")
+    parts = _folders(set(sources) if sources is not None else set(_texts(tree)))
     directory.mkdir(parents=True, exist_ok=True)
-    with jsonl.writing(directory / CARD) as card_file, jsonl.writing(directory / WEIGHTS) as weights:
+    # the manifest gets its name last, so that it never describes other weights
+    with jsonl.writing(directory / MANIFEST) as manifest, jsonl.writing(directory / WEIGHTS) as weights:
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, weights)
-        card = {
+        if tensors_hash(load_file(weights)) != tensors_hash(tensors):
+            raise ValueError(f"{weights} does not hold what was written to it. Check the disk, and save again.")
+        stated = {
             "version": __version__,
-            "model": _inside(config.model_dump(mode="json"), directory),
+            "model": _inside(tree, directory),
             "lora": lora.model_dump(mode="json") if lora else None,
             "weights_sha256": file_hash(weights),
-            "parts": {_inside(source, directory): part_identity(folder) for source, folder in _parts(config).items()},
+            "parts": {_inside(source, directory): part_identity(folder) for source, folder in parts.items()},
             **info,
         }
-        card_file.write_text(json.dumps(card, indent=1))
+        manifest.write_text(json.dumps(stated, indent=1))
 
 
 def _inside(tree: Any, directory: Path) -> Any:
@@ -84,66 +124,71 @@ def _placed(tree: Any, directory: Path) -> Any:
     return str(directory / tree) if isinstance(tree, str) and tree.startswith(HERE) else tree
 
 
-def _sources(settings: object) -> list[str]:
-    """Every weight source that settings name, at any depth."""
-    if isinstance(settings, dict):
-        keys = ("source", "language_model", "captioner")
-        named = [settings[key] for key in keys if isinstance(settings.get(key), str)]
-        return named + [s for value in settings.values() for s in _sources(value)]
-    return []
+def _texts(settings: object) -> Iterator[str]:
+    """Every text among settings, at any depth."""
+    if isinstance(settings, str):
+        yield settings
+    elif isinstance(settings, Mapping | list):
+        for value in settings.values() if isinstance(settings, Mapping) else settings:
+            yield from _texts(value)
 
 
-def _parts(config: ModelConfig) -> dict[str, Path]:
-    """The folders of the published parts that settings name, by how they name them."""
-    tree = {"backbone": config.backbone.settings, "compressor": config.compressor.settings}
-    found = {source: resolve(source) for source in sorted(set(_sources(tree)))}
-    return {source: folder for source, folder in found.items() if isinstance(folder, Path)}
-
-
-def _has_random_parts(settings: object) -> bool:
-    if not isinstance(settings, dict):
-        return False
-    return settings.get("init") == "random" or any(map(_has_random_parts, settings.values()))
+def _folders(sources: Iterable[str]) -> dict[str, Path]:
+    """The folder of weights behind each source; texts that name none are left out."""
+    found: dict[str, Path] = {}
+    for source in sorted(set(sources)):
+        if source.startswith("sample:") or Path(source).is_dir() or "/" in source:
+            try:
+                folder = resolve(source)
+            except ValueError:
+                continue
+            if isinstance(folder, Path) and any(folder.glob("*.safetensors")):
+                found[source] = folder
+    return found
 
 
 def locate(directory: str | Path) -> Path:
     """The directory of a checkpoint, which may be one that ships ("sample:langdc"); ValueError if there is none."""
-    found = resolve(str(directory)) if is_packaged(str(directory)) else Path(directory)
-    if not (isinstance(found, Path) and found.is_dir()):
-        raise ValueError(f"There is no checkpoint directory {directory}. {ADVICE}")
+    if Path(directory).is_dir():
+        return Path(directory)
+    try:
+        found = resolve(str(directory))
+    except ValueError as error:
+        raise ValueError(f"There is no checkpoint directory {directory}. {ADVICE}\n{error}") from None
+    assert isinstance(found, Path)  # what a text resolves to
     return found
 
 
 def weights_hash(directory: Path) -> str:
     """The sha256 of a checkpoint's weights; of a stock model the `part_identity`."""
-    if (directory / CARD).is_file():
-        return read_card(directory)["weights_sha256"]
+    if (directory / MANIFEST).is_file():
+        return read_manifest(directory)["weights_sha256"]
     return part_identity(directory)
 
 
-def read_card(directory: Path) -> dict:
+def read_manifest(directory: Path) -> dict:
     """The contents of `langdc.json`; ValueError if the directory holds no checkpoint or that file is damaged."""
-    file = Path(directory) / CARD
+    file = Path(directory) / MANIFEST
     if not file.is_file():
-        raise ValueError(f"{directory} holds no LangDC checkpoint (no {CARD}). {ADVICE}")
+        raise ValueError(f"{directory} holds no LangDC checkpoint (no {MANIFEST}). {ADVICE}")
     try:
-        card = json.loads(file.read_text())
+        manifest = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}); it was cut off. Copy the checkpoint again.") from None
-    lacking = NEEDED - set(card) if isinstance(card, dict) else NEEDED
+    lacking = NEEDED - set(manifest) if isinstance(manifest, dict) else NEEDED
     if lacking:
         raise ValueError(
             f"{file} lacks {', '.join(sorted(lacking))}: it was changed, or another version of langdc than this one "
             f"({__version__}) wrote it. Copy or train the checkpoint again."
         )
-    model = compat.settings(_placed(card["model"], file.parent))
-    return {**card, "model": model, "parts": _placed(card["parts"], file.parent)}
+    model = compat.settings(_placed(manifest["model"], file.parent))
+    return {**manifest, "model": model, "parts": _placed(manifest["parts"], file.parent)}
 
 
-def _read_weights(directory: Path, card: dict, model: nn.Module) -> dict[str, Tensor]:
+def _read_weights(directory: Path, manifest: dict, model: nn.Module) -> dict[str, Tensor]:
     file = directory / WEIGHTS
-    if not file.is_file() or file_hash(file) != card["weights_sha256"]:
-        raise ValueError(f"{file} is not the file that {CARD} describes: missing, cut off or replaced. Copy both.")
+    if not file.is_file() or file_hash(file) != manifest["weights_sha256"]:
+        raise ValueError(f"{file} is not the file that {MANIFEST} describes: missing, cut off or replaced. Copy both.")
     return compat.tensors(load_file(file), dict(model.named_parameters()))
 
 
@@ -153,27 +198,43 @@ def saved_names(directory: str | Path) -> list[str]:
         return list(map(compat.tensor_name, opened.keys()))
 
 
-def load(directory: str | Path, plain: bool = False) -> VideoModel:
+def load(directory: str | Path, plain: bool = False, contents: bool = False) -> VideoModel:
     """Build the model of a checkpoint with its weights, in evaluation mode.
 
-    `plain`: as any CPU can, whatever the settings say: whole weights instead of 4 bits, attention by sdpa.
+    `plain`: as any CPU can, whatever the settings say: whole weights instead of 4 bits, attention by sdpa. `contents`:
+    compare the frozen parts by what their files hold, which reads all of them, instead of by size and stated hash.
 
     ValueError names every tensor that is unexpected or of another shape, every part whose file has changed since
     training, and a weights file that is not the one saved.
     """
     folder = locate(directory)
-    card = read_card(folder)
-    settings = {name: {**part, **_plain(part)} for name, part in card["model"].items()} if plain else card["model"]
-    config = check(ModelConfig, settings, f"{folder / CARD}")
-    _check_parts(config, card, folder)
+    manifest = read_manifest(folder)
+    settings = manifest["model"]
+    if plain:
+        settings = {name: {**part, **_plain(part)} for name, part in settings.items()}
+    config = named(check(ModelConfig, settings, f"{folder / MANIFEST}"))
+    _check_parts(config, manifest, folder, contents)
     model = VideoModel(config)
-    if card["lora"] is not None:
-        attach_lora(model.backbone, check(LoraConfig, card["lora"], "lora"))
-    tensors = _read_weights(folder, card, model)
+    if manifest["lora"] is not None:
+        attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
+    tensors = _read_weights(folder, manifest, model)
     load_tensors(model, tensors, folder)
-    drawn = (name for name, _ in model.named_parameters() if name.startswith("backbone.projectors."))
-    model.untrained = frozenset(drawn) - set(tensors)
+    parts = tuple(f"{name}." for name in published(model))
+    projectors = (name for name, _ in model.named_parameters() if name.startswith("backbone.projectors."))
+    model.untrained = frozenset(name for name in projectors if not name.startswith(parts)) - set(tensors)
     return model.eval().requires_grad_(False)
+
+
+def named(config: ModelConfig) -> ModelConfig:
+    """The settings with the backbone's name in place of "auto", as the settings beside its weights say."""
+    if config.backbone.name != AUTO:
+        return config
+    found = resolve(config.backbone.settings.get("source", {}))
+    if isinstance(found, Path) and (found / MANIFEST).is_file():
+        raise ValueError(f"model.backbone: {found} was trained by langdc. Give it as `start`, with the same model.")
+    if not isinstance(found, Path):
+        raise ValueError("model.backbone: name: auto needs weights in a folder; for random ones give the name.")
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": backbone_of(found)})})
 
 
 def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +248,7 @@ def open_model(directory: str | Path, backbone: Mapping[str, Any] | None = None)
     several.
     """
     folder = locate(directory)
-    if (folder / CARD).is_file():
+    if (folder / MANIFEST).is_file():
         if backbone:
             raise ValueError(f"{folder} brings its backbone's settings along; leave out {', '.join(backbone)}.")
         return load(directory)
@@ -216,32 +277,47 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> N
             parameters[name].copy_(tensor)
 
 
-def start(config: ModelConfig, directory: Path | None) -> tuple[VideoModel, dict[str, Tensor]]:
-    """A model to train: built from its parts, then given the tensors of an earlier stage.
+def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tuple[VideoModel, dict[str, Tensor]]:
+    """A model to train: built from its parts, then given the tensors of an earlier run.
 
-    Returns it with those tensors, which a later checkpoint must carry on. Settings may change between stages; tensors
-    that fit nothing raise ValueError. Earlier LoRA adapters are attached first. Parts drawn at random are among the
-    tensors, since nothing else holds them.
+    Returns it with those tensors, which a later checkpoint must carry on. Settings may change between runs; tensors
+    that fit nothing raise ValueError. Earlier LoRA adapters are attached first. `text`: whether the language model is
+    needed; where it is not, its weights are not loaded, unless nothing else holds them.
     """
-    model = VideoModel(config)
+    config = named(config)
+    if not text:
+        state = torch.get_rng_state()
+        model = VideoModel(config, text=False)
+        if any(parameter.is_meta for parameter in unpublished(model).values()):
+            torch.set_rng_state(state)
+            return start(config, directory)
+    else:
+        model = VideoModel(config)
     if directory is None:
-        # what is in 4 bits comes from a directory, so it was not drawn
-        names = [name for name, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()]
-        return model, own_tensors(model, names) if _has_random_parts(config.model_dump()) else {}
-    card = read_card(directory)
-    _check_parts(config, card, directory)
-    if card["lora"] is not None:
-        attach_lora(model.backbone, check(LoraConfig, card["lora"], "lora"))
-    tensors = _read_weights(directory, card, model)
-    load_tensors(model, tensors, directory)
-    _check_drawn(card["model"], config.model_dump(mode="json"), directory)
+        return model, {}
+    manifest = read_manifest(directory)
+    _check_parts(config, manifest, directory)
+    tensors = _read_weights(directory, manifest, model)
+    if text and manifest["lora"] is not None:
+        attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
+    here = dict(model.named_parameters(remove_duplicate=False))
+    absent = {} if text else {name for name in tensors if name.startswith("backbone.") and name not in here}
+    load_tensors(model, {name: tensor for name, tensor in tensors.items() if name not in absent}, directory)
+    _check_drawn(manifest["model"], config.model_dump(mode="json"), directory)
     return model, tensors
 
 
-def _check_parts(config: ModelConfig, card: dict, where: Path) -> None:
+def _same(folder: Path, identity: str, contents: bool) -> bool:
+    if contents and identity.startswith("sha256:"):
+        return part_identity(folder, contents=True) == identity
+    return is_part(folder, identity)
+
+
+def _check_parts(config: ModelConfig, manifest: dict, where: Path, contents: bool = False) -> None:
     """Refuse a checkpoint whose frozen parts are not the ones it was trained on."""
-    known = card["parts"]
-    changed = [name for name, folder in _parts(config).items() if name in known and not is_part(folder, known[name])]
+    before = manifest["parts"]
+    now = _folders(source for source in _texts(config.model_dump(mode="json")) if source in before)
+    changed = [source for source, folder in now.items() if not _same(folder, before[source], contents)]
     if changed:
         raise ValueError(
             f"{where} was trained on other weights than those now at: {', '.join(changed)}. Bring the former ones "
@@ -271,3 +347,45 @@ def _drawn(settings: dict, path: str = "") -> dict[str, dict]:
         return {f"{path}config": settings["config"]}
     below = ((f"{path}{key}.", value) for key, value in settings.items() if isinstance(value, dict))
     return {name: sizes for inner, value in below for name, sizes in _drawn(value, inner).items()}
+
+
+def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
+    """Load a saved directory in a fresh process and compare tensors by name; returns how many were equal.
+
+    `hashes`: of the values of each, in float32. ValueError names those that are missing or differ.
+    """
+    command = [sys.executable, "-c", f"from langdc.checkpoint import print_hashes; print_hashes({str(directory)!r})"]
+    environment = {**without_launcher(os.environ), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = "\n  ".join(done.stderr.strip().splitlines()[-12:])
+        raise ValueError(f"{directory} was saved, but a fresh process cannot load it:\n  {told}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    wrong = [f"{name} {'has other values' if name in found else 'is missing'}"
+             for name, expected in hashes.items() if found.get(name) != expected]  # fmt: skip
+    if wrong:
+        more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError(
+            f"{directory} was saved, but what a fresh process loads from it differs; do not use it:\n  "
+            + "\n  ".join(wrong[:8]) + more
+        )  # fmt: skip
+    return len(hashes)
+
+
+def print_hashes(directory: str) -> None:
+    """Load a checkpoint, an adapter or a language model, and print the hash of each parameter's values in float32, as JSON."""
+    folder = Path(directory)
+    if (folder / MANIFEST).is_file():
+        model: nn.Module = load(folder, plain=True, contents=True)
+    elif (folder / "adapter_config.json").is_file():
+        import peft  # takes seconds, and few saves are adapters
+
+        model = peft.AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    else:
+        model = load_language_model(directory)
+    parameters = model.named_parameters(remove_duplicate=False)
+    found = {name: tensor_hash(parameter, torch.float32) for name, parameter in parameters}
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+read_card, CARD = read_manifest, MANIFEST  # names that callers still have

@@ -5,6 +5,7 @@ Everything old that is still read is in the tables of this file: settings, tenso
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,8 +16,16 @@ logger = get_logger(__name__)
 
 KEYS = {"host": "backbone", "most_side": "max_side", "reforge": "compact_positions", "most": "max_tokens"}
 """Keys of a config or of a checkpoint's settings, at any depth."""
-VALUES = {"saturated_guide": "saturated_question"}
+ITEMS = {"saturated_guide": "saturated_question"}
 """Values in lists of a config, such as `defects`."""
+OBJECTIVES = {"caption": "compress"}
+"""Objectives by their names of 0.1."""
+OF_PHASE = {"captioner_lora": "compressor_lora", "captions": "targets"}
+"""Keys of a phase whose name changed; their place is now `train`."""
+VALUES = {"targets": {"file": "records", "captioner": "none"}}
+"""Values of such keys that changed."""
+PHASE_DEFAULTS = {"questions_per_video": 8}
+"""Defaults of a phase that a run does not have."""
 TENSORS = (
     (re.compile(r"^host\."), "backbone."),
     (re.compile(r"^(compressor\.(?:.+\.)?(?:segment_marker|queries|frame|row|column|stream))$"), r"\1.weight"),
@@ -38,18 +47,27 @@ def warn_once(old: str, new: str) -> None:
 
 def settings(tree: Any) -> Any:
     """Settings of 0.1 under their present keys; others come back as they are."""
+    old: set[str] = set()
+    found = _renamed(tree, old)
+    for key in sorted(old):
+        warn_once(key, KEYS[key])
+    return found
+
+
+def _renamed(tree: Any, old: set[str]) -> Any:
     if isinstance(tree, list):
-        return [settings(item) for item in tree]
+        return [_renamed(item, old) for item in tree]
     if not isinstance(tree, Mapping):
         return tree
-    return {_present(KEYS, key): settings(value) for key, value in tree.items()}
+    old |= KEYS.keys() & tree.keys()
+    return {KEYS.get(key, key): _renamed(value, old) for key, value in tree.items()}
 
 
 def keywords(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Keyword arguments of a zoo's member under their present names; those that it has (`known`) stay."""
     found = {name if name in known else _present(KEYS, name): value for name, value in given.items()}
     return {
-        name: [_present(VALUES, item) for item in value] if isinstance(value, list) else value
+        name: [_present(ITEMS, item) for item in value] if isinstance(value, list) else value
         for name, value in found.items()
     }
 
@@ -82,3 +100,43 @@ def _split(name: str, tensor: Tensor) -> dict[str, Tensor]:
             rows = [len(tensor) * share // sum(shares) for share in shares]
             return {pattern.sub(p, name): rest.clone() for p, rest in zip(parts, tensor.split(rows), strict=True)}
     return {name: tensor}
+
+
+def is_stage(tree: Mapping[str, Any]) -> bool:
+    """Whether settings are those of a stage of 0.1, with a list of phases, instead of one run."""
+    return "phases" in tree
+
+
+def runs_of_stage(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs that stand for the phases of a stage of 0.1; each starts from the one before.
+
+    The last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
+    """
+    warn_once("phases", "one file per run, and a chain.yaml that lists them")
+    common = {key: value for key, value in _renamed(tree, set()).items() if key not in ("phases", "objective", "train")}
+    output, start = Path(common.get("output", "runs/stage")), common.get("start")
+    runs = []
+    for number, phase in enumerate(tree["phases"], 1):
+        last = number == len(tree["phases"])
+        place = output if last else output / "phases" / str(phase.get("name", number))
+        runs.append({**common, **_run_of_phase(phase), "start": start, "output": str(place)})
+        start = str(place)
+    return runs
+
+
+def _run_of_phase(phase: Mapping[str, Any]) -> dict[str, Any]:
+    train = {**PHASE_DEFAULTS, **{OF_PHASE.get(key, key): value for key, value in phase.items()}}
+    for key, known in VALUES.items():
+        if key in train:
+            train[key] = known.get(train[key], train[key])
+    train["trainable"] = [tensor_name(pattern) for pattern in train.get("trainable", [])]
+    rate = train.pop("projector_learning_rate", None)
+    if rate is not None:
+        train["rates"] = {"*projector*": rate}
+    name = str(train.pop("objective", None))
+    objective = {"name": OBJECTIVES.get(name, name)}
+    text = train.pop("segment_text", None)
+    if text is not None:
+        objective["segment_text"] = text
+    train.pop("name", None)
+    return {"objective": objective, "train": train}

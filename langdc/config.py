@@ -3,19 +3,30 @@
 The models here are the vocabulary of every config file; `load` reads one.
 """
 
+import difflib
+import importlib
 import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from langdc.jsonl import write_text
-from langdc.registry import nearest
+from langdc.registry import Registry, check_keywords, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
+
+AUTO = "auto"
+"""In place of a backbone's name: the one that the weights' own settings name."""
+CHAIN = "chain.yaml"
+"""The file of a recipe's folder that lists its runs."""
+SHIPPED = next(
+    (path for path in [Path(__file__).with_name("configs")] if path.is_dir()), Path(__file__).parents[1] / "configs"
+)
+"""The configs that ship: inside the installed package, or in the repository."""
 
 FeatureType = Literal["float32", "float16", "bfloat16", "float8"]
 """What encoder outputs may be kept as."""
@@ -40,11 +51,37 @@ class MemberConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _as_backbone(value: Any) -> Any:
+    """A string is the name of a backbone, or says where weights are; then their own settings say which backbone."""
+    if not isinstance(value, str):
+        return value
+    is_name = value.isidentifier() and not Path(value).exists()
+    return {"name": value} if is_name else {"name": AUTO, "source": value}
+
+
+def _known_objective(member: MemberConfig) -> MemberConfig:
+    # by name, since what is registered lies in rows above this one
+    registry: Registry[Any] = importlib.import_module("langdc.train.objectives").objectives
+    check_keywords(f"objective {member.name!r}", registry.get(member.name), member.settings)
+    return member
+
+
+Member = Annotated[MemberConfig, BeforeValidator(_named, json_schema_input_type=str | MemberConfig)]
+"""A member of a zoo; a string is a name without settings."""
+BackboneMember = Annotated[MemberConfig, BeforeValidator(_as_backbone, json_schema_input_type=str | MemberConfig)]
+"""A backbone: a string is a name, a folder or a hub id."""
+
+
 class ModelConfig(Settings):
     """What a model is made of."""
 
-    backbone: MemberConfig
-    compressor: MemberConfig
+    backbone: BackboneMember
+    """`name: auto` takes the backbone that the source's own settings name."""
+    compressor: Member
 
 
 class MethodConfig(Settings):
@@ -79,77 +116,80 @@ class LoraConfig(Settings):
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
 
-class PhaseConfig(Settings):
-    """One training run of a stage: what is trained, on what, how long."""
+class TrainConfig(Settings):
+    """What is trained, on what, how long."""
 
-    name: str
-    objective: Literal["caption", "align", "answer"]
-    """caption: the captioner learns the segments' target captions. align: the post-projector is set to the best
-    linear map onto the language model's embeddings of the captions' words. answer: the replies are learned."""
     data: list[Path] = Field(min_length=1)
     """Record files (JSON lines)."""
     kinds: list[str] | None = None
     """Only records (or questions) of these kinds; all when null."""
-    trainable: list[str] = Field(min_length=1)
+    steps: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0)
+    """Exactly one of the two."""
+    trainable: list[str] = []
     """Glob patterns over parameter names; each must match at least one."""
     lora: LoraConfig | None = None
-    captioner_lora: LoraConfig | None = None
-    """Train the captioner through adapters, which are merged into it when the phase is done."""
-    segment_text: str | None = None
-    """For the align objective: what the language model would read before segment {number} in place of its marker."""
-    captions: Literal["file", "captioner"] = "file"
-    """Where the answer objective takes captions from: the records, or the frozen captioner, which writes them once."""
-    epochs: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, gt=0)
+    """Adapters on the language model, which are trained as well."""
+    compressor_lora: LoraConfig | None = None
+    """Adapters on the language model inside the compressor, which are merged into it when the run is done."""
+    targets: Literal["records", "none"] = "records"
+    """What the compressor is given to learn from: what the records say (such as captions), or nothing, so that it
+    works as in use."""
     batch_size: int = Field(8, gt=0)
     """Videos per process and step."""
-    questions_per_video: int = Field(8, gt=0)
+    questions_per_video: int = Field(1, gt=0)
     """At most this many questions share one video in a step; the draw changes every epoch."""
     gradient_accumulation: int = Field(1, gt=0)
     learning_rate: float = Field(2e-4, gt=0)
-    projector_learning_rate: float | None = Field(None, gt=0)
-    """For projectors when they need another rate than the rest."""
+    rates: dict[str, float] = {}
+    """Learning rates of their own, by glob pattern over parameter names; the first that matches counts."""
     warmup: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps."""
+    """Fraction of the steps."""
     schedule: str = "cosine"
     """A learning rate schedule of transformers, by name."""
     weight_decay: float = Field(0.0, ge=0)
     adam_beta2: float = Field(0.999, gt=0, lt=1)
-    """Memory of AdamW's second moment; short runs want a shorter one."""
+    """Decay of AdamW's second moment; short runs want a smaller one."""
     clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradients."""
 
     @model_validator(mode="after")
-    def _length(self) -> "PhaseConfig":
+    def _length(self) -> "TrainConfig":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of epochs and steps")
+            raise ValueError("give exactly one of steps and epochs")
         return self
 
 
 class WatchConfig(Settings):
-    """Videos kept aside that the captioner describes while it learns."""
+    """Held-out videos that the compressor describes while it is trained."""
 
     data: Path
-    """A record file with captions that no phase learns from."""
+    """A record file with captions that the run does not learn from."""
     every: int = Field(100, gt=0)
-    """Steps between two looks; there is one more at the end."""
+    """Steps between two evaluations; there is one more at the end."""
     captions: int = Field(4, ge=0)
-    """Of so many records, the first, the captions are written down."""
+    """The captions of the first so many records are written down."""
     density: int = Field(32, ge=0)
     """Over so many records the lengths of captions are compared with the density of segments."""
     batch_size: int = Field(8, gt=0)
     """Videos described at a time."""
 
 
-class StageConfig(Settings):
-    """A training stage: the model, what it starts from, and its phases one after the other."""
+class RunConfig(Settings):
+    """One training run."""
 
-    stage: Literal["stage1", "stage2", "stage3"]
+    stage: str | None = None
+    """A label for logs and reports."""
+    objective: Annotated[Member, AfterValidator(_known_objective)]
+    """What is learned: a name, or a name with settings (`langdc.train.objectives`)."""
+    loss_weights: dict[str, float] = {}
+    """Weights of the losses by name; 1 where none is given."""
     model: ModelConfig
     start: Path | None = None
-    """Checkpoint directory of the earlier stage; null starts from the published parts."""
-    output: Path = Path("runs/stage")
+    """Checkpoint directory of an earlier run; null starts from the published parts."""
+    output: Path = Path("runs/run")
     """A new numbered directory is made when this one holds a finished run."""
-    phases: list[PhaseConfig] = Field(min_length=1)
+    train: TrainConfig
     seed: int = 0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     tf32: bool = False
@@ -161,27 +201,65 @@ class StageConfig(Settings):
     """Fused norms and feed-forward layers from the package liger-kernel; "auto" takes them where they can be used."""
     gradient_checkpointing: bool = False
     deepspeed: Path | None = None
-    """ZeRO settings file (configs/deepspeed/*.json)."""
+    """ZeRO settings, a file beside this one or by name, such as deepspeed/zero2.json."""
     save_steps: int = Field(200, gt=0)
     keep_checkpoints: int = Field(1, gt=0)
-    verify_save: bool = True
-    """After each phase a fresh process loads what was saved and compares all tensors and one vector of logits; only
-    then the phase counts as finished."""
+    verify_save: bool = False
+    """Load what was saved in a fresh process and compare all tensors; only then the run counts as finished."""
     log_steps: int = Field(10, gt=0)
     workers: int = Field(0, ge=0)
     features: Path | None = None
     """Where encoder outputs are kept; null keeps them in memory for the run, if they fit."""
     feature_memory: float = Field(16.0, ge=0)
-    """GB of them that a process keeps in memory at most; if a phase has more, each step encodes its own videos."""
+    """GB of them that a process keeps in memory at most; if a run has more, each step encodes its own videos."""
     features_dtype: FeatureType = "bfloat16"
     """What they are rounded to when kept; with the type that encoders compute in, nothing is rounded."""
     watchdog: float | None = Field(1800.0, gt=0)
     """Seconds without a finished step after which every process says where it is and ends; null waits for ever."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
     watch: WatchConfig | None = None
-    """In phases of the caption objective."""
+    """For compressors that write text."""
     peak_flops: float | None = Field(None, gt=0)
-    """Operations per second of one device at best, for the share that is used (mfu); null looks the device up."""
+    """Peak operations per second of one device, for the fraction that is used (mfu); null looks the device up."""
+
+
+def find_config(name: str | Path, beside: Path | None = None) -> Path:
+    """The file of that name: beside another file, at that path, or among the configs that ship.
+
+    ".yaml" may be left out. Of a folder, its chain.yaml. ValueError lists where it was looked for.
+    """
+    places = [*([beside] if beside is not None else []), Path(), SHIPPED]
+    for place in places:
+        for path in (place / name, place / f"{name}.yaml", place / name / CHAIN):
+            if path.is_file():
+                return path
+    near = difflib.get_close_matches(str(name), shipped_configs(), n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else f" {SHIPPED} has those that ship, such as sample/langdc/stage1."
+    raise ValueError(f"There is no file {name}.{hint}")
+
+
+def shipped_configs() -> list[str]:
+    """Names of the config files that ship, and of folders with a chain of runs."""
+    files = [path.relative_to(SHIPPED) for path in sorted(SHIPPED.rglob("*.yaml"))]
+    return [str(path.parent if path.name == CHAIN else path.with_suffix("")) for path in files]
+
+
+def schema() -> dict[str, Any]:
+    """A JSON schema of config files, for editors. A file may be extended, so no key is required in it."""
+    tree = RunConfig.model_json_schema(mode="validation")
+    found = [tree]
+    while found:
+        node = found.pop()
+        node.pop("required", None)
+        found += [each for value in node.values() for each in (value if isinstance(value, list) else [value])
+                  if isinstance(each, dict)]  # fmt: skip
+    tree["properties"] = {"extends": {"type": "string", "description": "A file that this one is laid over."}} | tree[
+        "properties"
+    ]
+    definitions = tree.pop("$defs")
+    chain = {"type": "array", "items": {"type": "string"}, "description": "Config files, run in this order."}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A LangDC training run"}
+    return {**head, "anyOf": [tree, chain], "$defs": definitions}
 
 
 def load(kind: type[Model], path: str | Path, overrides: Iterable[str] = ()) -> Model:
@@ -190,16 +268,24 @@ def load(kind: type[Model], path: str | Path, overrides: Iterable[str] = ()) -> 
     A file may begin with `extends: other.yaml` (a path beside it): its keys are laid over the other's, lists replaced.
     Raises ValueError that lists every mistake at once, each with its path and, for unknown keys, the nearest one.
     """
-    tree = _read(Path(path))
+    return check(kind, read_tree(path, overrides), str(path))
+
+
+def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict:
+    """The settings of a file, as `load` checks them."""
+    tree = _read(find_config(path))
     for override in overrides:
         _set(tree, override)
-    return check(kind, tree, str(path))
+    return _with_files(tree, None)
+
+
+def _with_files(tree: dict, beside: Path | None) -> dict:
+    """Settings in which the file that is named beside them, or by name, is a path."""
+    given = tree.get("deepspeed")
+    return {**tree, "deepspeed": str(find_config(given, beside))} if isinstance(given, str) else tree
 
 
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
-    if not path.is_file():
-        wanted = f", which {readers[-1]} extends" if readers else ""
-        raise ValueError(f"There is no config file {path}{wanted}. See configs/ for those that ship.")
     if path.resolve() in readers:
         raise ValueError(f"{path} extends itself, by way of {readers[-1]}.")
     try:
@@ -208,9 +294,10 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}; a config file is a mapping of keys to values.")
+    tree = _with_files(tree, path.parent)
     if "extends" not in tree:
         return tree
-    below = _read(path.parent / tree.pop("extends"), (*readers, path.resolve()))
+    below = _read(find_config(tree.pop("extends"), path.parent), (*readers, path.resolve()))
     return _lay_over(below, tree)
 
 

@@ -45,6 +45,8 @@ class TokenCompressor(nn.Module, ABC):
     """Where the method was published."""
     frames_per_segment: int = 1
     """How many steps T of a grid make one `segment` of its tokens."""
+    needs_with_states: ClassVar[frozenset[str] | None] = None
+    """What it still reads of a video whose stored states are given; None: all of `needs`."""
 
     def one(self, video: VideoFeatures) -> VideoTokens:
         """Compress one video."""
@@ -60,6 +62,14 @@ class TokenCompressor(nn.Module, ABC):
         A name is left out where the record lacks it. Called by workers that load data, so it touches no device.
         """
         return {}
+
+    def loss_counts(self, targets: Mapping[str, Any]) -> Mapping[str, int]:
+        """How many items each loss is summed over for one video with these targets, known before it is compressed.
+
+        The trainer divides by their sum over accumulated batches and processes. Default: one for each loss, which makes
+        it a mean over videos.
+        """
+        return dict.fromkeys(self.losses, 1)
 
     def frozen_identity(self, context: Context) -> str | None:
         """What decides `Compressed.states` beside the features and targets: a hash of its frozen part.
@@ -274,6 +284,10 @@ class Objective(ABC):
 
     reads: ClassVar[bool] = True
     """Whether the language model is called; where not, it is not even loaded."""
+    names: ClassVar[frozenset[str]] = frozenset()
+    """Names of its losses, each a mean over the tokens of the replies, beside those of the compressor."""
+    whole: ClassVar[bool] = False
+    """Whether it compares with uncompressed videos, so that batches need `VideoBatch.whole`."""
 
     def samples(self, records: Sequence[Any]) -> list[Any]:
         """The records it can learn from; default: those with questions."""
@@ -285,3 +299,17 @@ class Objective(ABC):
 
         `model`: a `langdc.model.VideoModel`.
         """
+
+    def prepare(self, model: Any, data: Any, directory: Path) -> None:
+        """Called on every process before the first step; default: nothing.
+
+        `data`: the `langdc.train.batches.TrainingData`; `directory`: the run's.
+        """
+        return
+
+    def solve(self, model: Any, data: Any) -> tuple[float, float] | None:
+        """Learn in closed form, without steps: the loss that is left and the floating-point operations it took.
+
+        None, the default: it is trained by gradient descent.
+        """
+        return None

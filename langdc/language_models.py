@@ -39,10 +39,29 @@ def load_language_model(
     """
     found = resolve(source)
     if quantize is not None:
-        return _load_quantized(found, attention, quantize)
+        return mark_published(_load_quantized(found, attention, quantize), source)
     if isinstance(found, Path):
-        return AutoModelForCausalLM.from_pretrained(found, attn_implementation=attention, dtype=dtype or torch.float32)
+        settings = {"attn_implementation": attention, "dtype": dtype or torch.float32}
+        return mark_published(load_pretrained(AutoModelForCausalLM, found, **settings), source)
     return AutoModelForCausalLM.from_config(found.sizes(), attn_implementation=attention, dtype=dtype or torch.float32)
+
+
+def load_pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
+    """`kind.from_pretrained`; ValueError where the folder lacks tensors of the model, which would stay random."""
+    model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} tensors of the model, which would stay random: {', '.join(missing[:5])}. "
+            "Copy the checkpoint again, or convert it first."
+        )
+    return model
+
+
+def mark_published(module: Any, source: Source) -> Any:
+    """The module, with the source that all its weights came from as `published`, so that no checkpoint repeats them."""
+    module.published = source
+    return module
 
 
 def language_model_outline(source: Source) -> PreTrainedModel:
@@ -50,7 +69,8 @@ def language_model_outline(source: Source) -> PreTrainedModel:
     found = resolve(source)
     config = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)
+    return mark_published(model, source) if isinstance(found, Path) else model
 
 
 def _load_quantized(found: object, attention: str, quantize: str) -> PreTrainedModel:

@@ -4,8 +4,10 @@ Letters: T frames, H W patch grid, B prompts, M length, D backbone width, n posi
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,11 @@ class VideoModel(nn.Module):
         given = {} if text else {"text": False}
         self.backbone = backbones.build(config.backbone.name, **config.backbone.settings, **given)
         self.compressor = build_compressor(config.compressor, self.backbone)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move or cast all weights but those that are absent."""
+        with hidden(self, is_absent):
+            return super()._apply(fn, recurse)
 
     @property
     def device(self) -> torch.device:
@@ -143,6 +150,43 @@ class VideoModel(nn.Module):
                 f"({len(self.untrained)} tensors, such as {min(self.untrained)}, would be random). Take a checkpoint "
                 "that was trained with a compressor of these features, such as 'pool'."
             )
+
+
+@contextmanager
+def hidden(module: nn.Module, chosen: Callable[[nn.Module], bool]) -> Iterator[None]:
+    """Leave the chosen parts out of a module's tree for a while; they can be called as before.
+
+    So nothing moves, saves, partitions or wraps them.
+    """
+    before: list[tuple[nn.Module, dict[str, Any], list[str]]] = []
+
+    def hide(parent: nn.Module) -> None:
+        children = dict(parent._modules)
+        names = [name for name, child in children.items() if child is not None and chosen(child)]
+        if names:
+            before.append((parent, children, names))
+        for name, child in children.items():
+            if name in names:
+                del parent._modules[name]
+                parent.__dict__[name] = child
+            elif child is not None:
+                hide(child)
+
+    hide(module)
+    try:
+        yield
+    finally:
+        for parent, children, names in before:
+            for name in names:
+                del parent.__dict__[name]
+            parent._modules.clear()
+            parent._modules.update(children)
+
+
+def is_absent(module: nn.Module) -> bool:
+    """Whether a module was left on the meta device, because nothing needs its weights."""
+    parameters = list(module.parameters())
+    return bool(parameters) and all(parameter.is_meta for parameter in parameters)
 
 
 def build_compressor(config: MemberConfig, backbone: Backbone) -> TokenCompressor:

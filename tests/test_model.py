@@ -15,7 +15,7 @@ from langdc.encoders.video import VideoEncoder
 from langdc.model import VideoModel, build_compressor
 from langdc.training.answers import AnswerModule
 from langdc.training.captions import CaptionModule
-from langdc.training.trainable import unfreeze
+from langdc.train.trainable import unfreeze
 from langdc.types import Prompt
 from tests import tiny
 from tests.reference.answers import slow_losses

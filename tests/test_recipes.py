@@ -15,7 +15,7 @@ from data_prep.langdc_mix import MIXES
 from langdc.adapters import adapt, attach_lora
 from langdc.config import ModelConfig, PhaseConfig, Settings, StageConfig, check, load
 from langdc.model import VideoModel
-from langdc.training.trainable import unfreeze
+from langdc.train.trainable import unfreeze
 from scripts.run_stages import ordered, read_steps
 from tests import tiny
 

@@ -24,7 +24,7 @@ from transformers import (
 from langdc.backbones.chat import checked_parts, marked_prompt
 from langdc.backbones.splice import splice_all
 from langdc.interfaces import Backbone
-from langdc.language_models import VIDEO_MARK, end_ids, load_tokenizer
+from langdc.language_models import VIDEO_MARK, end_ids, load_pretrained, load_tokenizer, mark_published
 from langdc.rope import yarn as stretch
 from langdc.sources import Source, resolve
 from langdc.types import FeatureGrid, FrameSpec, Prompt, Slot, Spliced, VideoFeatures, VideoTokens
@@ -81,7 +81,8 @@ class StockBackbone(Backbone):
         if self.yarn is not None:
             stretch(config.get_text_config(), self.yarn)
         if self.text:
-            return self._load_model(found, config, dtype, attention)
+            model = self._load_model(found, config, dtype, attention)
+            return mark_published(model, source) if isinstance(found, Path) else model
         whole = deepcopy(config.get_text_config())
         _set_layers(config.get_text_config(), 0, [])  # layers that are not there are neither made nor read
         model = self._load_model(found, config, dtype, attention)
@@ -89,24 +90,16 @@ class StockBackbone(Backbone):
             part.to("meta")
         for stated in (model.config.get_text_config(), model.base_model.language_model.config):
             _set_layers(stated, whole.num_hidden_layers, getattr(whole, "layer_types", None))
-        return model
+        return mark_published(model, source) if isinstance(found, Path) else model
 
     @staticmethod
     def _load_model(found: Any, config: Any, dtype: Any, attention: str) -> Any:
         if not isinstance(found, Path):
             kind = None if dtype == "auto" else dtype
             return AutoModelForImageTextToText.from_config(config, dtype=kind, attn_implementation=attention)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            found, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        return load_pretrained(
+            AutoModelForImageTextToText, found, config=config, dtype=dtype, attn_implementation=attention
         )
-        model, report = loaded
-        lacking = sorted(report["missing_keys"])
-        if lacking:
-            raise ValueError(
-                f"{found} lacks {len(lacking)} tensors of the model, which would stay random: "
-                f"{', '.join(lacking[:5])}. Copy the checkpoint again, or convert it first."
-            )
-        return model
 
     def _check_type(self, found: str) -> None:
         if found not in self.model_types:

@@ -80,6 +80,10 @@ class Chain(TokenCompressor):
         writers = [member for member in members if type(member).text is not TokenCompressor.text]
         return writers[0].text(ids) if writers else super().text(ids)
 
+    def loss_counts(self, targets: Mapping[str, Any]) -> Mapping[str, int]:
+        members: list[Any] = list(self.members)
+        return {name: count for member in members for name, count in member.loss_counts(targets).items()}
+
     def targets(self, record: Any) -> Mapping[str, Any]:
         members: list[Any] = list(self.members)
         return {name: target for member in members for name, target in member.targets(record).items()}

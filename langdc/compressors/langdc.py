@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from langdc.captioner import Captioner, SoftToken
 from langdc.compressors.base import compressors, encoder_values
@@ -81,6 +82,7 @@ class LangDC(TokenCompressor):
         self.base = compressors.build(**base) if base is not None else None
         of_base = self.base.needs if self.base is not None else frozenset()
         self.needs = frozenset({"encoder"}) | of_base
+        self.needs_with_states = of_base
 
     def visual(self, videos: list[VideoFeatures]) -> list[Tensor]:
         """The captioner's visual tokens of every segment: per segment, all frames of each stream in turn [n,Z]."""
@@ -109,6 +111,15 @@ class LangDC(TokenCompressor):
         if not record.segments:
             return {}
         return {"captions": [self.captioner.encode(segment.caption) for segment in record.segments]}
+
+    def loss_counts(self, targets: Mapping[str, Any]) -> Mapping[str, int]:
+        return {"caption": sum(len(ids) + 1 for ids in targets["captions"])} if "captions" in targets else {}
+
+    @property
+    def alignable(self) -> tuple[nn.Module, nn.Parameter | None, PreTrainedTokenizerBase]:
+        """For `langdc.train.objectives.align`: the map from states to tokens, markers, and the captions' tokenizer."""
+        markers = None if self.segment_marker is None else self.segment_marker.weight
+        return self.post_projector, markers, self.captioner.tokenizer
 
     def text(self, ids: Tensor) -> str:
         return self.captioner.decode(ids)

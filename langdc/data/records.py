@@ -22,6 +22,8 @@ from langdc.log import get_logger
 log = get_logger(__name__)
 
 LETTERS = string.ascii_uppercase
+INSTRUCTION = "Answer with the option's letter from the given choices directly."
+"""What follows the options of a multiple-choice question."""
 SHOWN_MISTAKES = 10
 SHOWN_LETTERS = 300
 
@@ -65,6 +67,15 @@ class QuestionRecord(_Strict):
                 f"A to {LETTERS[len(self.options) - 1]}"
             )
         return self
+
+    def prompt(self, instruction: str = INSTRUCTION, listing: str = "{}. {}") -> str:
+        """The text that a model is asked: context, question, options and, where there are options, `instruction`.
+
+        `listing`: how an option is written, from its letter and its words. The same in training and evaluation.
+        """
+        listed = [listing.format(*option) for option in zip(LETTERS, self.options, strict=False)]
+        parts = [self.context, self.question, *listed, instruction if self.options else ""]
+        return "\n".join(part for part in parts if part)
 
 
 class Record(_Strict):

@@ -14,7 +14,7 @@ from typing import IO
 
 import psutil
 
-from langdc.training.progress import read_log
+from langdc.train.progress import read_log
 
 LIMIT = 300.0
 """Seconds after which a command hangs, as far as a test is concerned."""

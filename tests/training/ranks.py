@@ -25,7 +25,7 @@ from langdc.config import ModelConfig, StageConfig, check
 from langdc.data.records import QuestionRecord, Record, read_records, write_records
 from langdc.sample.dataset import make_dataset
 from langdc.training import stages, stopping
-from langdc.training.progress import read_log
+from langdc.train.progress import read_lines, read_log
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from langdc.training.progress import read_log
+from langdc.train.progress import read_log
 from langdc.training.trainer import parameter_groups
 from tests.training import toy
 from tests.training.kill import fork_until, losses

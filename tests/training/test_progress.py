@@ -4,7 +4,7 @@ import json
 
 from transformers import TrainerControl, TrainerState
 
-from langdc.training.progress import JsonLog, read_log
+from langdc.train.progress import JsonLog, read_log
 
 
 def line(phase, step, seconds=0.0):

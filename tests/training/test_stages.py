@@ -12,7 +12,7 @@ from langdc.config import StageConfig, check
 from langdc.hashing import tensors_hash
 from langdc.sample.dataset import make_dataset
 from langdc.training import runs, stages, stopping
-from langdc.training.progress import read_log
+from langdc.train.progress import read_log
 from tests import tiny
 from tests.training.kill import fork_until, losses
 from tests.training.test_deepspeed import ROOT

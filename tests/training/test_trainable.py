@@ -7,7 +7,7 @@ import torch
 
 from langdc.adapters import attach_lora
 from langdc.config import LoraConfig
-from langdc.training.trainable import select, unfreeze
+from langdc.train.trainable import select, unfreeze
 from tests.training.toy import Toy
 
 NAMES = ["backbone.projectors.image.weight", "backbone.projectors.video.weight", "compressor.captioner.embed.weight"]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from langdc.training import watchdog
-from langdc.training.watchdog import Watchdog
+from langdc.train.watchdog import Watchdog
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from langdc.config import StageConfig, check
 from langdc.hashing import tensors_hash
 from langdc.training import runs
 from langdc.training.phases import Outcome, run_phase
-from langdc.training.trainable import unfreeze
+from langdc.train.trainable import unfreeze
 
 VOCABULARY, WIDTH = 96, 64
 

@@ -1,0 +1,70 @@
+"""The settings of a run as the transformers Trainer takes them."""
+
+import importlib.util
+from pathlib import Path
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from langdc import devices
+from langdc.config import RunConfig
+from langdc.distributed import world_size
+from langdc.registry import nearest
+
+ADVICE = {
+    "wandb": "pip install wandb (WANDB_MODE=offline needs no account)",
+    "tensorboard": "pip install 'langdc[tensorboard]'",
+}
+
+
+def check_environment(config: RunConfig) -> None:
+    """ValueError for what this machine cannot do; called before the model is built."""
+    schedules = [kind.value for kind in SchedulerType]
+    if config.train.schedule not in schedules:
+        raise ValueError(
+            f"train.schedule: there is no {config.train.schedule!r}.{nearest(config.train.schedule, schedules)}"
+        )
+    if config.precision == "float16" and not devices.has_accelerator():
+        raise ValueError("precision: float16 needs an accelerator; on a CPU use float32 or bfloat16.")
+    for tracker in config.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise ValueError(f"trackers: {tracker} is not installed. {ADVICE[tracker]}, or take it off the list.")
+
+
+def training_arguments(config: RunConfig, directory: Path, name: str) -> TrainingArguments:
+    """The Trainer's settings; `directory` is where it keeps checkpoints, `name` what trackers call the run."""
+    train = config.train
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        run_name=name,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=not devices.has_accelerator(),
+        bf16=config.precision == "bfloat16",
+        fp16=config.precision == "float16",
+        deepspeed=str(config.deepspeed) if config.deepspeed else None,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation,
+        max_steps=train.steps or -1,
+        num_train_epochs=train.epochs or 1.0,
+        learning_rate=train.learning_rate,
+        adam_beta2=train.adam_beta2,
+        lr_scheduler_type=train.schedule,
+        warmup_steps=train.warmup,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.clip,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        logging_steps=config.log_steps,
+        logging_nan_inf_filter=False,
+        report_to=list(config.trackers) or "none",
+        dataloader_num_workers=config.workers,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+    )
+    if world_size() == 1 and arguments.device.type != "cpu":
+        arguments._n_gpu = 1  # several cards and plain python would mean DataParallel, which divides batches blindly
+    return arguments

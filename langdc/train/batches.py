@@ -1,0 +1,264 @@
+"""From records to batches: the frames of each video, prompts that know their videos, and targets of the compressor.
+
+What frozen encoders put out is computed before the first step and kept, in memory or on a disk; where it is too much
+for the memory, batches hold frames, which are encoded in the step ("online"). Letters: T frames, H W patch grid.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from langdc.backbones.chat import IGNORED, conversation, question_of, share_video
+from langdc.config import RunConfig
+from langdc.data.records import QuestionRecord
+from langdc.features import TYPES, FeatureStore, read_spec
+from langdc.interfaces import Objective
+from langdc.language_models import ids_of
+from langdc.log import get_logger
+from langdc.model import VideoModel
+from langdc.train.samples import Sample, read_samples, targets_of
+from langdc.train.states import FrozenStates
+from langdc.types import FeatureGrid, Frames, FrameSpec, Prompt, VideoBatch, VideoFeatures
+
+logger = get_logger(__name__)
+
+GB = 10**9
+_Encoded = tuple[Mapping[str, FeatureGrid], Tensor]  # grids by stream, and times [T]
+MAX_THREADS = 8  # that decode; more of them wait for the same memory
+
+
+class TrainingData(Dataset):
+    """The records of a run as samples, and batches of them: {"batch": `VideoBatch`, "counts": targets by loss}.
+
+    `online`: nothing of the encoders is kept. A negative index -i-1 is sample i as padding. ValueError for records that
+    cannot be learned from, before anything is encoded.
+    """
+
+    def __init__(self, model: VideoModel, objective: Objective, config: RunConfig, features: FeatureStore) -> None:
+        self.model, self.objective, self.config, self.features = model, objective, config, features
+        self.epoch = 0
+        self.replies: Mapping[tuple[str, str], str] = {}
+        """Replies to learn in place of the records', by record id and the text asked."""
+        if config.train.questions_per_video > 1 and "question" in model.compressor.needs:
+            raise ValueError(
+                f"{type(model.compressor).__name__} compresses a video for one question, and "
+                f"train.questions_per_video is {config.train.questions_per_video}. Set it to 1."
+            )
+        self.samples = read_samples(model, objective, config.train)
+        self.specs = list(dict.fromkeys(sample.spec for sample in self.samples if sample.spec is not None))
+        trained = any(parameter.requires_grad for parameter in model.backbone.encoders.parameters())
+        self.online = trained or (features.store.folder is None and self._too_much())
+        self._outlines: dict[FrameSpec, _Encoded] = {}
+        if not self.online:
+            features.fill(self.specs)
+        self.states = None if self.online else FrozenStates.of(self)
+        text = any(sample.spec is None for sample in self.samples)
+        self._blank = self._encoded_blank() if text and not self.online else None
+
+    def targets(self, sample: Sample) -> Mapping[str, Any]:
+        """What the compressor learns from a sample, by name."""
+        return targets_of(self.model, sample) if self.config.train.targets == "records" else {}
+
+    def _too_much(self) -> bool:
+        """Whether the encoders' outputs are more GB than may be kept, judged by the longest video and an image."""
+        frames = {spec: spec.segments * spec.frames_per_segment for spec in self.specs}
+        images = [spec for spec in self.specs if frames[spec] == 1]
+        values = 0.0
+        for specs in (images, [spec for spec in self.specs if frames[spec] > 1]):
+            if specs:
+                longest = max(specs, key=frames.__getitem__)
+                grids = self._encode(read_spec(longest))
+                found = sum(grid.values.numel() for grid in grids.values())
+                values += found / frames[longest] * sum(frames[spec] for spec in specs)
+        size = values * TYPES[self.config.features_dtype].itemsize / GB
+        if size > self.config.feature_memory:
+            logger.info(
+                "The encoders' outputs would take about %.3g GB, more than feature_memory = %g: each step decodes and "
+                "encodes its own videos. To keep them on a disk: features=DIR.", size, self.config.feature_memory
+            )  # fmt: skip
+        return size > self.config.feature_memory
+
+    def data_hash(self) -> str:
+        """A hash of the records."""
+        text = json.dumps([sample.record.model_dump() for sample in self.samples])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    # ---- as a data set
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose questions are drawn."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index] if index >= 0 else replace(self.samples[-index - 1], padding=True)
+
+    def drawn(self, sample: Sample) -> list[QuestionRecord]:
+        """At most `questions_per_video` questions, drawn by seed, epoch and record; one of a record without video."""
+        questions = sample.record.questions
+        rng = np.random.default_rng([self.config.seed, self.epoch, sample.index])
+        count = self.config.train.questions_per_video if sample.spec is not None else 1
+        return [questions[number] for number in rng.permutation(len(questions))[:count]]
+
+    # ---- batches
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """One batch. `counts`: over how many items each loss will be summed. A batch without videos has a blank one."""
+        shown = [sample for sample in samples if sample.spec is not None]
+        videos = self._videos(shown)
+        prompts, whole, shows, questions = self._prompts(samples, videos["media"])
+        targets = [dict(self.targets(sample)) for sample in shown]
+        counts = self._counts(samples, prompts, targets)
+        for sample, per_video in zip(shown, targets, strict=True):
+            per_video |= {"states": self.states[sample]} if self.states is not None else {}
+        names = targets[0] if targets else [*self.target_names, *(["states"] if self.states is not None else [])]
+        batch = VideoBatch(
+            raw=videos["raw"],
+            seconds=videos["seconds"],
+            prompts=prompts,
+            shows=shows,
+            targets={name: [each[name] for each in targets] if targets else [None] for name in names},
+            questions=questions,
+            whole=whole,
+            blank=not shown,
+            frames=videos["frames"],
+        )
+        return {"batch": _as_padding(batch) if any(s.padding for s in samples) else batch, "counts": counts}
+
+    @cached_property
+    def target_names(self) -> list[str]:
+        """Names of the targets of a video."""
+        first = next((sample for sample in self.samples if sample.spec is not None), None)
+        return list(self.targets(first)) if first is not None else []
+
+    def _counts(self, samples: Sequence[Sample], prompts: Sequence[Prompt], targets: list[dict]) -> dict[str, int]:
+        if any(sample.padding for sample in samples):
+            return {}
+        learned = sum(int((prompt.labels[1:] != IGNORED).sum()) for prompt in prompts if prompt.labels is not None)
+        counts = dict.fromkeys(self.objective.names, learned)
+        for per_video in targets:
+            for name, count in self.model.compressor.loss_counts(per_video).items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
+
+    def _videos(self, shown: Sequence[Sample]) -> dict[str, list]:
+        """Grids or frames of a batch's videos, a blank one if there is none; `media`: what prompts read of them."""
+        backbone = self.model.backbone
+        if self.online:
+            frames = self._decoded([sample.spec for sample in shown if sample.spec is not None])
+            media = [backbone.outline(video) for video in frames]
+            frames = frames or [backbone.blank()]
+            return {"raw": [], "seconds": [video.seconds for video in frames], "media": media, "frames": frames}
+        found = [self._grids(sample) for sample in shown]
+        media = [VideoFeatures((), grids, seconds) for grids, seconds in found]
+        found = found or [self._blank or self._encoded_blank()]
+        return {"raw": [grids for grids, _ in found], "seconds": [t for _, t in found], "media": media, "frames": []}
+
+    def _grids(self, sample: Sample) -> _Encoded:
+        """Kept grids and times [T] of a sample's video; without values where stored states stand for them."""
+        spec = sample.spec
+        assert spec is not None  # as chosen
+        if not self._shapes_only:
+            return self.features.get(spec, None)
+        if spec not in self._outlines:
+            grids, seconds = self.features.get(spec, None)
+            self._outlines[spec] = ({name: _outline(grid) for name, grid in grids.items()}, seconds)
+        return self._outlines[spec]
+
+    @cached_property
+    def _shapes_only(self) -> bool:
+        """Whether nobody reads the grids' values."""
+        needs = self.model.compressor.needs_with_states
+        if self.states is None or self.objective.whole or needs is None:
+            return False
+        return not needs & {"encoder", "projected", "saliency"}
+
+    def _encoded_blank(self) -> _Encoded:
+        """The video of batches without one; made before data loader's workers start, which have no accelerator."""
+        frames = self.model.backbone.blank()
+        grids = {name: _on_cpu(grid) for name, grid in self._encode(frames).items()}
+        shown = {name: _outline(grid) for name, grid in grids.items()} if self._shapes_only else grids
+        return shown, frames.seconds
+
+    @torch.no_grad()
+    def _encode(self, video: Frames) -> Mapping[str, FeatureGrid]:
+        return self.model.backbone.encode([video], self.model.compressor.needs)[0]
+
+    def _decoded(self, specs: Sequence[FrameSpec]) -> list[Frames]:
+        """Decode videos in threads; in a data loader's worker process, which works ahead by itself, one by one."""
+        return list(map(read_spec, specs) if get_worker_info() is not None else self._threads.map(read_spec, specs))
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(min(MAX_THREADS, max(2, torch.get_num_threads())))
+
+    def _prompts(
+        self, samples: Sequence[Sample], media: list[VideoFeatures]
+    ) -> tuple[list[Prompt], list[Prompt], list[tuple[int, ...]], list[Tensor] | None]:
+        """Prompts, those for uncompressed videos where they differ, the videos of each, and ids of the questions."""
+        steps = self.model.compressor.frames_per_segment
+        prompts, whole, shows, questions = [], [], [], []
+        videos = iter(enumerate(media))
+        for sample in samples:
+            number, video = next(videos) if sample.spec is not None else (-1, None)
+            asked = self.drawn(sample)
+            if video is not None and "question" in self.model.compressor.needs:
+                text = question_of(conversation(asked[0].prompt()))
+                questions.append(ids_of(self.model.backbone.tokenizer, text))
+            if not self.objective.reads:
+                continue
+            prompts.append(self._prompt(sample, asked, video, steps))
+            if self.objective.whole and steps != 1:
+                whole.append(self._prompt(sample, asked, video, 1))
+            shows.append((number,) if video is not None else ())
+        if "question" not in self.model.compressor.needs:
+            return prompts, whole, shows, None
+        return prompts, whole, shows, questions or [torch.zeros(1, dtype=torch.long)]
+
+    def _prompt(
+        self, sample: Sample, asked: list[QuestionRecord], video: VideoFeatures | None, segment_steps: int
+    ) -> Prompt:
+        """A question with its answer; several questions of one video share it."""
+        media = [video] if video is not None else []
+        prompts = [
+            self.model.backbone.prompt(
+                conversation(question.prompt(), self._reply(sample, question), video=bool(media)),
+                learn=True,
+                media=media,
+                segment_steps=segment_steps,
+            )
+            for question in asked
+        ]
+        return prompts[0] if len(prompts) == 1 else share_video(prompts)
+
+    def _reply(self, sample: Sample, question: QuestionRecord) -> str:
+        return self.replies.get((sample.record.id, question.prompt()), question.answer)
+
+
+def _outline(grid: FeatureGrid) -> FeatureGrid:
+    """The shape [T,H,W,0] of a grid."""
+    return FeatureGrid(grid.values[..., :0].clone(), size=grid.size)
+
+
+def _on_cpu(grid: FeatureGrid) -> FeatureGrid:
+    saliency = None if grid.saliency is None else grid.saliency.cpu()
+    return FeatureGrid(grid.values.cpu(), saliency, tuple(side.cpu() for side in grid.extra), grid.size)
+
+
+def _as_padding(batch: VideoBatch) -> VideoBatch:
+    """A batch whose calls are made, and from which nothing is learned."""
+    prompts = [
+        replace(prompt, labels=torch.full_like(prompt.ids, IGNORED)) for prompt in (*batch.prompts, *batch.whole)
+    ]
+    return replace(batch, prompts=prompts[: len(batch.prompts)], whole=prompts[len(batch.prompts) :], blank=True)

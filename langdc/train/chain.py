@@ -1,0 +1,148 @@
+"""Runs one after the other: each starts from the output of the one before, and what is finished is not repeated.
+
+A recipe's folder lists its runs in `chain.yaml`: names of config files beside it, in order. A file that says no `start`
+starts from the one before; the first starts from the published parts.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from langdc import compat, distributed
+from langdc import config as settings
+from langdc.config import CHAIN, RunConfig, find_config
+from langdc.log import get_logger
+from langdc.train import output
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Link:
+    """One run of a chain: its config, and what to call it."""
+
+    name: str
+    config: RunConfig
+
+    @property
+    def finished(self) -> Path | None:
+        """The newest directory of this run that is finished."""
+        return output.latest(self.config.output)
+
+    @property
+    def missing(self) -> list[Path]:
+        """Record files that are not there."""
+        return [path for path in self.config.train.data if not path.is_file()]
+
+
+def read(names: Iterable[str | Path], overrides: Sequence[str] = ()) -> list[Link]:
+    """The runs of config files and of folders with a chain.yaml, in order, with the same overrides.
+
+    In a chain of several files `output=DIR` puts each run's directory into DIR. ValueError as `langdc.config.load`.
+    """
+    files = [file for name in names for file in _files(find_config(name))]
+    place = next((text.partition("=")[2] for text in reversed(overrides) if text.startswith("output=")), None)
+    if place is not None and len(files) > 1:
+        overrides = [text for text in overrides if not text.startswith("output=")]
+    trees = [found for file in files for found in _trees(file, overrides)]
+    if place is not None and len(files) > 1:
+        trees = _moved(trees, Path(place))
+    links: list[Link] = []
+    for name, tree in trees:
+        follows = {"start": str(links[-1].config.output)} if links else {}
+        links.append(Link(name, settings.check(RunConfig, {**follows, **tree}, name)))
+    _check_order(links)
+    return links
+
+
+def _files(path: Path) -> list[Path]:
+    if path.name != CHAIN:
+        return [path]
+    names = yaml.safe_load(path.read_text())
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{path} is not a list of config files, such as: [stage1.yaml, stage2.yaml].")
+    return [file for name in names for file in _files(find_config(name, path.parent))]
+
+
+def _trees(file: Path, overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and settings of every run that a file stands for: one, or the phases of a stage of 0.1."""
+    tree = settings.read_tree(file, overrides)
+    if compat.is_stage(tree):
+        return [(f"{file} (phase {n})", run) for n, run in enumerate(compat.runs_of_stage(tree), 1)]
+    return [(str(file), compat.settings(tree))]
+
+
+def _moved(trees: list[tuple[str, dict[str, Any]]], place: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The same runs with their outputs in one folder; what starts from one of them finds it there."""
+    default = str(RunConfig.model_fields["output"].default)
+    now = {str(tree.get("output", default)): str(place / Path(tree.get("output", default)).name) for _, tree in trees}
+    return [
+        (
+            name,
+            {
+                **tree,
+                "output": now[str(tree.get("output", default))],
+                **({"start": now.get(str(tree["start"]), tree["start"])} if "start" in tree else {}),
+            },
+        )
+        for name, tree in trees
+    ]
+
+
+def _check_order(links: Sequence[Link]) -> None:
+    """ValueError if two runs write to one place, or one starts from a run that comes after it."""
+    outputs: dict[Path, int] = {}
+    for number, link in enumerate(links):
+        other = outputs.setdefault(link.config.output, number)
+        if other != number:
+            raise ValueError(f"{links[other].name} and {link.name} have the same output, {link.config.output}.")
+    for number, link in enumerate(links):
+        if link.config.start is not None and outputs.get(link.config.start, -1) >= number:
+            later = links[outputs[link.config.start]].name
+            raise ValueError(f"{link.name} starts from the output of {later}, which does not run before it.")
+
+
+def run(links: Sequence[Link], train: Callable[[RunConfig], Path]) -> Path:
+    """Train the runs that are not finished, in this process or in all of a launcher's; the last one's directory.
+
+    ValueError for a run that is finished with other settings, or whose records are missing.
+    """
+    directory = Path()
+    for number, link in enumerate(links, 1):
+        if len(links) > 1:
+            finished = distributed.broadcast(link.finished)
+            if finished is not None:
+                _check_finished(finished, link)
+                logger.info("[%d/%d] %s is finished: %s", number, len(links), link.name, finished)
+                directory = finished
+                continue
+            logger.info("[%d/%d] %s -> %s", number, len(links), link.name, link.config.output)
+        directory = train(_started(link.config))
+    return directory
+
+
+def _started(config: RunConfig) -> RunConfig:
+    """With the newest finished directory of the run to start from, where it had to be numbered."""
+    start = config.start
+    newest = distributed.broadcast(output.latest(start) if start is not None else None)
+    if newest is None or newest == start:
+        return config
+    logger.info("Starting from %s, the newest finished run of %s.", newest, start)
+    return config.model_copy(update={"start": newest})
+
+
+def _check_finished(directory: Path, link: Link) -> None:
+    if not (directory / output.SETTINGS).is_file():
+        return
+    before = settings.load(RunConfig, directory / output.SETTINGS)
+    starts = {"start": None}  # they may be numbered
+    lines = output.changed(before.model_copy(update=starts), link.config.model_copy(update=starts))
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines)
+        raise ValueError(
+            f"{directory} holds a finished run of {link.name} with other settings:\n{listed}\n"
+            "Give the chain another folder with output=DIR, or delete that run to train it again."
+        )

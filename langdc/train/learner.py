@@ -1,0 +1,191 @@
+"""What the Trainer trains: a batch in, one loss out; every named loss is normalised over the whole step.
+
+A step's batch is divided into micro-batches, over accumulation and processes. The sum of each loss is divided by its
+count in the whole step, which the batches announce, so that the division does not depend on how it was divided.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from langdc.distributed import world_size
+from langdc.flops import language_model_flops
+from langdc.interfaces import Objective, TokenCompressor
+from langdc.log import get_logger
+from langdc.model import ModelOutput, VideoModel, hidden, is_absent
+from langdc.types import Compressed, Context, LanguageWork, VideoBatch
+
+logger = get_logger(__name__)
+
+FIGURES = ("samples", "tokens", "soft_tokens", "segments")
+
+
+def wanted_of(objective: Objective, compressor: TokenCompressor, weights: Mapping[str, float]) -> frozenset[str]:
+    """`Context.wanted` of a training step: tokens if the language model reads them, and losses with a weight."""
+    own = {name for name in compressor.losses if weights.get(name, 1.0) != 0}
+    return frozenset(own | ({"tokens"} if objective.reads else set()))
+
+
+class Learner(nn.Module):
+    """Weighs an objective's losses. Of the last batch: `parts`, each loss's sum and count, `flops` and `figures`.
+
+    `figures`: "samples", "tokens" that language models read, and "soft_tokens" of how many "segments". ValueError for
+    weights of losses that do not exist, and for an objective without any loss.
+    """
+
+    def __init__(
+        self, model: VideoModel, objective: Objective, weights: Mapping[str, float] | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.model, self.objective, self.weights, self.seed = model, objective, dict(weights or {}), seed
+        self.wanted = wanted_of(objective, model.compressor, self.weights)
+        self.names = sorted(objective.names | (self.wanted - {"tokens"}))
+        """Names of the losses, the same on all processes."""
+        self._check()
+        self.step, self.progress = 0, 0.0
+        self.parts: dict[str, tuple[Tensor, int]] = {}
+        self.flops = 0.0
+        self.figures: dict[str, int] = {}
+        self._uneven: set[str] = set()
+
+    def _check(self) -> None:
+        known = self.objective.names | self.model.compressor.losses
+        if unknown := sorted(self.weights.keys() - known):
+            raise ValueError(
+                f"loss_weights: there is no loss {', '.join(unknown)}. There is: {', '.join(sorted(known)) or 'none'}."
+            )
+        if not self.names:
+            raise ValueError(
+                f"The objective {type(self.objective).__name__} has no loss of its own, and "
+                f"{type(self.model.compressor).__name__} has none that is weighed. Choose the objective answer, or a "
+                "compressor with losses."
+            )
+
+    def engine_parts(self) -> AbstractContextManager[None]:
+        """Leave frozen encoders, and a language model that is absent, out of the module tree for a while.
+
+        Then an engine (DDP, DeepSpeed) neither partitions nor gathers them, and ranks may call them as they need.
+        """
+        encoders = self.model.backbone.encoders
+        parts = [encoders, *encoders.values()]
+        frozen = {id(part) for part in parts if not any(p.requires_grad for p in part.parameters())}
+        return hidden(self.model, lambda part: id(part) in frozen or is_absent(part))
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Choose the step's random numbers and progress."""
+        self.step, self.progress = step, min(step / max(steps, 1), 1.0)
+
+    def context(self) -> Context:
+        """The context of a batch of this step: every micro-batch draws the same random numbers."""
+        generator = torch.Generator().manual_seed((self.seed << 32) + self.step)
+        return Context(self.training, self.progress, generator, wanted=self.wanted, synced=world_size() > 1)
+
+    def forward(
+        self,
+        batch: VideoBatch,
+        counts: Mapping[str, int] | None = None,
+        num_items_in_batch: Mapping[str, float] | None = None,
+    ) -> dict[str, Tensor]:
+        """{"loss"}: the weighted sum of the losses, each divided by its count in the whole step.
+
+        `counts`: of this batch, as announced by `TrainingData`; `num_items_in_batch`: of the whole step, with its
+        number of "batches"; default: the step is this batch alone.
+        """
+        self.flops, self.figures = 0.0, dict.fromkeys(FIGURES, 0)
+        context = self.context()
+        context = replace(context, targets=batch.targets)
+        with self._observed(batch):
+            losses = self.objective.losses(self.model, batch, context)
+        if undeclared := sorted(losses.keys() - set(self.names)):
+            raise ValueError(
+                f"The losses {', '.join(undeclared)} were returned and not declared: name them in `losses` of the "
+                "compressor or `names` of the objective, so that all processes count the same ones."
+            )
+        self.parts = {}
+        total = torch.zeros((), device=self.model.device)
+        if counts is not None and not counts:  # padding
+            self.flops, self.figures = 0.0, dict.fromkeys(FIGURES, 0)
+        for name, (summed, count) in losses.items():
+            if batch.blank and name not in self.objective.names:
+                total = total + summed * 0.0
+                continue
+            self.parts[name] = summed.detach(), count
+            total = total + self.weights.get(name, 1.0) * summed / self._divisor(
+                name, count, counts or {}, num_items_in_batch
+            )
+        return {"loss": total}
+
+    def _divisor(self, name: str, count: int, counts: Mapping[str, int], in_step: Mapping[str, float] | None) -> float:
+        """The count of a loss in the whole step; where it is not as announced, means of micro-batches are averaged."""
+        if in_step is None:
+            return max(count, 1)
+        if counts.get(name, 0) == count:
+            return max(in_step[name], 1)
+        if name not in self._uneven:
+            self._uneven.add(name)
+            logger.warning(
+                "%s returned the loss %s over %d items where %d were announced, so it is a mean over the means of "
+                "micro-batches. Override loss_counts to have the mean over the whole step.",
+                type(self.model.compressor).__name__, name, count, counts.get(name, 0),
+            )  # fmt: skip
+        return max(count, 1) * in_step["batches"]
+
+    # ---- for the log
+
+    @contextmanager
+    def _observed(self, batch: VideoBatch) -> Iterator[None]:
+        """Count operations and tokens of the model's and the compressor's calls."""
+        compressor = self.model.compressor
+        hooks = [
+            self.model.register_forward_hook(lambda _, given, output: self._note_output(given[0], output)),
+            compressor.register_forward_hook(lambda _, given, output: self._note_compressed(output)),
+        ]
+        self.figures["samples"] = len(batch.prompts) or (0 if batch.blank else len(batch.seconds))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _note_output(self, batch: VideoBatch, output: ModelOutput) -> None:
+        """What the language model read; a teacher's pass, which has no gradients, counts once."""
+        backbone, tokens = self.model.backbone, output.compressed.tokens
+        config = backbone.language_model.config.get_text_config()
+        lengths = [
+            len(prompt.ids) + sum(len(tokens[number]) for number in shown)
+            for prompt, shown in zip(batch.prompts, batch.shows, strict=True)
+        ]
+        learned = len(output.logits) if output.logits is not None else 0
+        forward = sum(language_model_flops(config, length, predictions=0) for length in lengths)
+        forward += language_model_flops(config, 0, predictions=learned)
+        if torch.is_grad_enabled():
+            self.flops += forward * _passes(backbone.text_model)
+            self.figures["tokens"] = sum(lengths)
+        else:
+            self.flops += forward
+
+    def _note_compressed(self, compressed: Compressed) -> None:
+        """What language models inside the compressor did, and how many tokens stand for a segment."""
+        work = [use for per_video in compressed.work or () for use in per_video]
+        passes = _passes(self.model.compressor) if compressed.losses else 1
+        self.flops += passes * sum(map(work_flops, work))
+        self.figures["tokens"] = sum(use.read + use.written for use in work)
+        written = [len(ids) for per_video in compressed.ids or () for ids in per_video]
+        if not written:
+            written = [n for video in compressed.tokens for n in video.segment.bincount().tolist()]
+        self.figures["soft_tokens"], self.figures["segments"] = sum(written), len(written)
+
+
+def _passes(module: nn.Module) -> int:
+    """How often products are computed: forward, backward to inputs and, where a module is trained, to weights."""
+    return 3 if any(parameter.requires_grad for parameter in module.parameters()) else 2
+
+
+def work_flops(work: LanguageWork) -> float:
+    """Floating-point operations of one use of a language model."""
+    total = language_model_flops(work.config, work.read, predictions=work.scored + min(work.written, 1))
+    rest = max(work.written - 1, 0)
+    return total + rest * language_model_flops(work.config, 1, work.read + (rest - 1) / 2)

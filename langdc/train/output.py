@@ -1,0 +1,202 @@
+"""Output directories: a finished run is never overwritten, an unfinished one is resumed, nothing is mixed.
+
+A run's directory holds `config.yaml` (all settings), `run.json` (processes, package versions, hashes of the record
+files), `log.jsonl` (a line per logging step) and, when all is done, the checkpoint and, written last, `finished.json`.
+While a process writes to it, `.lock` is locked.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from langdc import config as settings
+from langdc import distributed, jsonl
+from langdc.config import RunConfig
+from langdc.hashing import file_hash
+from langdc.log import get_logger
+
+logger = get_logger(__name__)
+
+FINISHED = "finished.json"
+RUN = "run.json"
+SETTINGS = "config.yaml"
+LOG = "log.jsonl"
+RESUME = "resume"
+LOCK = ".lock"
+COMPLETE = "complete"
+"""File of a Trainer checkpoint that was written to its end."""
+LOCK_TIMEOUT_SECONDS = 10.0
+"""Worker processes of a run that was killed hold its lock until they notice."""
+RESUME_SAFE_FIELDS = frozenset(
+    {
+        "stage",
+        "save_steps",
+        "keep_checkpoints",
+        "log_steps",
+        "workers",
+        "trackers",
+        "features",
+        "feature_memory",
+        "watch",
+        "peak_flops",
+        "watchdog",
+        "verify_save",
+    }
+)
+"""Settings that change no trained number, so a run may be resumed with other values."""
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft")
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether a run ended as planned."""
+    return (directory / FINISHED).is_file()
+
+
+def latest(base: Path) -> Path | None:
+    """The newest finished run of a base name; None when there is none."""
+    return next((path for path in reversed(_numbered(base)) if is_finished(path)), None)
+
+
+def _numbered(base: Path) -> list[Path]:
+    """The existing directories `base`, `base-2`, `base-3`, ..., oldest first."""
+    found = {1: base} if base.is_dir() else {}
+    for path in base.parent.glob(f"{base.name}-*") if base.parent.is_dir() else ():
+        match = re.fullmatch(rf"{re.escape(base.name)}-(\d+)", path.name)
+        if match and path.is_dir():
+            found[int(match[1])] = path
+    return [found[number] for number in sorted(found)]
+
+
+@contextmanager
+def resolve_output_dir(config: RunConfig) -> Iterator[Path]:
+    """The directory to write to, locked against other runs; the first process decides, all get the same one.
+
+    Raises ValueError when the newest directory holds an unfinished run with other settings or data, or other files, and
+    when another run writes to it.
+    """
+    with ExitStack() as held:
+        found: list[Path] = []
+        distributed.main_process_first(lambda: found.append(_resolved(config, held)))
+        yield distributed.broadcast(found[0] if found else config.output)
+
+
+def _resolved(config: RunConfig, held: ExitStack) -> Path:
+    existing = _numbered(config.output)
+    directory = existing[-1] if existing else config.output
+    if is_finished(directory):
+        number = 1 if directory == config.output else int(directory.name.rpartition("-")[2])
+        finished, directory = directory, config.output.with_name(f"{config.output.name}-{number + 1}")
+        logger.info("%s holds a finished run; this one goes to %s.", finished, directory)
+    _make(directory)
+    _lock(directory, held)
+    if is_finished(directory):  # by another process, while this one waited
+        return _resolved(config, held)
+    if _has_progress(directory):
+        _check_same(directory, config)
+        logger.info("Resuming the unfinished run in %s.", directory)
+    else:
+        _check_empty(directory)
+        (directory / LOG).unlink(missing_ok=True)
+    # the settings come first: a folder without them counts as somebody's else
+    settings.save(config, directory / SETTINGS)
+    jsonl.write_json(directory / RUN, _header(config))
+    return directory
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output: {directory} cannot be made ({error.strerror}). Choose another with output=..."
+        ) from None
+
+
+def _lock(directory: Path, held: ExitStack) -> None:
+    try:
+        held.enter_context(FileLock(directory / LOCK, timeout=LOCK_TIMEOUT_SECONDS))
+    except Timeout:
+        raise ValueError(
+            f"Another process is training into {directory}. Wait for it, or choose another place with output=..."
+        ) from None
+    except OSError as error:
+        raise ValueError(f"output: {directory} cannot be written ({error.strerror}).") from None
+
+
+def _has_progress(directory: Path) -> bool:
+    """Whether there is a checkpoint to resume from; a run that ended at once for a mistake in its settings has none."""
+    return any(directory.glob(f"{RESUME}/checkpoint-*/{COMPLETE}"))
+
+
+def _check_empty(directory: Path) -> None:
+    ours = {LOCK, f"{SETTINGS}.partial"}
+    if not (directory / SETTINGS).is_file() and {path.name for path in directory.iterdir()} - ours:
+        raise ValueError(f"{directory} holds files that are no training run. Choose another place with output=...")
+
+
+def _header(config: RunConfig) -> dict[str, Any]:
+    files = [*config.train.data, *([config.watch.data] if config.watch is not None else [])]
+    hashes = {str(path): file_hash(path) for path in files if path.is_file()}
+    return {"processes": distributed.world_size(), "packages": _versions(), "data": hashes}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_same(directory: Path, config: RunConfig) -> None:
+    """ValueError that names every setting and record file that differs from those of the unfinished run."""
+    header = json.loads((directory / RUN).read_text()) if (directory / RUN).is_file() else _header(config)
+    before = settings.load(RunConfig, directory / SETTINGS)
+    lines = changed(before, config, header["processes"])
+    now = {str(path): file_hash(path) for path in config.train.data if path.is_file()}
+    lines += [f"{path} holds other records" for path in now if header["data"].get(path, now[path]) != now[path]]
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines)
+        raise ValueError(
+            f"{directory} holds an unfinished run with other settings or data:\n{listed}\n"
+            f"Resume with the same ones, choose another place with output=..., or delete {directory}."
+        )
+
+
+def changed(before: RunConfig, now: RunConfig, processes: int | None = None) -> list[str]:
+    """One line for each setting that would change trained numbers. `processes`: how many the run before had."""
+    then, given = (_flat(each.model_dump(mode="json", exclude=set(RESUME_SAFE_FIELDS))) for each in (before, now))
+    if processes is not None and processes != distributed.world_size():
+        then, given = _per_step(then, processes), _per_step(given, distributed.world_size())
+    return [
+        f"{key}: {then.get(key)!r} before, {given.get(key)!r} now"
+        for key in {**then, **given}
+        if then.get(key) != given.get(key)
+    ]
+
+
+def _per_step(leaves: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """Settings in which the samples of a step stand for how they are divided: the steps are the same."""
+    found = dict(leaves)
+    batch, accumulated = found.pop("train.batch_size"), found.pop("train.gradient_accumulation")
+    found["samples of a step (processes x batch_size x gradient_accumulation)"] = processes * batch * accumulated
+    return found
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted path; list items by number."""
+    if isinstance(tree, dict) and tree:
+        items = list(tree.items())
+    elif isinstance(tree, list) and tree:
+        items = [(str(number), item) for number, item in enumerate(tree)]
+    else:
+        return {prefix.removesuffix("."): tree}
+    return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}{name}.").items()}

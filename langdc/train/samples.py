@@ -1,0 +1,97 @@
+"""The records that a run learns from, each with the frames that are read of its media."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from langdc.config import TrainConfig
+from langdc.data.records import Record, check_media, read_records
+from langdc.interfaces import Objective
+from langdc.log import get_logger
+from langdc.model import VideoModel
+from langdc.types import FrameSpec
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record with the frames that are read of its media (None for text), and its index in the data set.
+
+    `where`: its file and line. `padding`: it fills up a process's share of a step; nothing is learned from it.
+    """
+
+    record: Record
+    spec: FrameSpec | None
+    index: int
+    where: str
+    padding: bool = False
+
+
+def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) -> list[Sample]:
+    """The samples of all files that an objective and the compressor can learn from.
+
+    ValueError if there is none, as `read_records` and `check_media`, and for records without targets of the compressor.
+    """
+    samples: list[Sample] = []
+    for file in train.data:
+        records = [_of_kinds(record, train.kinds) for record in check_media(file, read_records(file))[0]]
+        for record in objective.samples(records):
+            if "question" in model.compressor.needs and not record.questions:
+                continue
+            media = record.media_path(file.parent)
+            spec = media and model.backbone.frame_spec(media, record.start, record.end, record.fps)
+            samples.append(Sample(record, spec, len(samples), f"{file}: line {record.line} (id {record.id!r})"))
+    if not samples:
+        kinds = f" with kinds {train.kinds}" if train.kinds else ""
+        raise ValueError(f"No record of {', '.join(map(str, train.data))} can be used for this objective{kinds}.")
+    if train.targets == "records":
+        samples = _with_targets(model, samples, drop=not objective.reads)
+    return samples
+
+
+def targets_of(model: VideoModel, sample: Sample) -> Mapping[str, Any]:
+    """What the compressor learns from a sample, by name."""
+    try:
+        return model.compressor.targets(sample.record)
+    except ValueError as error:
+        raise ValueError(f"{sample.where}: {error}") from None
+
+
+def _of_kinds(record: Record, kinds: Sequence[str] | None) -> Record:
+    if kinds is None:
+        return record
+    return record.model_copy(update={"questions": [q for q in record.questions if q.kind in kinds]})
+
+
+def _with_targets(model: VideoModel, samples: list[Sample], drop: bool) -> list[Sample]:
+    """The samples, checked for targets of the compressor; with `drop` those without are left out."""
+    shown = [sample for sample in samples if sample.spec is not None]
+    lacking = {sample.index for sample in shown if not targets_of(model, sample)}
+    if lacking and len(lacking) < len(shown) and drop:
+        logger.info("%d records are left out: they have nothing that the compressor learns from.", len(lacking))
+        kept = [sample for sample in samples if sample.index not in lacking]
+        samples = [replace(sample, index=index) for index, sample in enumerate(kept)]
+    elif lacking and (model.compressor.losses or len(lacking) < len(shown)):
+        raise ValueError(
+            f"{samples[min(lacking)].where} has nothing that the compressor learns from, such as segments with "
+            "captions. Write it there, or set train.targets: none, so that the compressor works as in use."
+        )
+    if len(lacking) < len(shown):
+        _check_segments(model, samples)
+    return samples
+
+
+def _check_segments(model: VideoModel, samples: Sequence[Sample]) -> None:
+    """ValueError for a record whose captions are not one for each segment that its video will have."""
+    backbone, steps = model.backbone, model.compressor.frames_per_segment
+    for sample in samples:
+        if sample.spec is not None and sample.record.segments:
+            frames = sample.spec.segments * sample.spec.frames_per_segment
+            found, wanted = len(sample.record.segments), -(-frames // (backbone.frames_per_step * steps))
+            if found != wanted:
+                raise ValueError(
+                    f"{sample.where} has {found} segments; its media is cut into {wanted}. Write one for each, with an "
+                    "empty caption where there is nothing to say, or change how many frames the backbone reads "
+                    "(segments, frames) or the compressor's frames_per_segment."
+                )

@@ -1,0 +1,149 @@
+"""The model of a run as it is trained: built, started from an earlier run, with adapters and kernels, partly frozen."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from langdc import checkpoint
+from langdc.adapters import adapt, attach_lora, merge
+from langdc.config import LoraConfig, RunConfig, check
+from langdc.interfaces import Objective
+from langdc.language_models import FLASH, fastest_attention, use_liger
+from langdc.log import get_logger
+from langdc.model import VideoModel
+from langdc.train.trainable import unfreeze
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class RunModel:
+    """A model to train.
+
+    `inherited`: tensors of earlier runs, and `lora` the adapters, that its checkpoint keeps; `trained`: names of what
+    this run trains; `adapted`: language models of the compressor with adapters that are merged when they are saved.
+    """
+
+    model: VideoModel
+    inherited: dict[str, Tensor]
+    lora: LoraConfig | None
+    trained: set[str]
+    adapted: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def initialised(self) -> dict[str, nn.Parameter]:
+        """Parameters that neither a published part nor an earlier run holds: they were drawn at random here."""
+        found = checkpoint.unpublished(self.model)
+        return {name: parameter for name, parameter in found.items() if name not in self.inherited}
+
+    @property
+    def written(self) -> list[nn.Parameter]:
+        """Parameters that the process that saves needs whole."""
+        merged = [parameter for part in self.adapted.values() for parameter in part.parameters()]
+        return [*(self.model.get_parameter(name) for name in self.trained), *self.initialised.values(), *merged]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it; adapters of the compressor are merged, so that it is not to be trained on."""
+        kept = set(self.trained)
+        for prefix, part in self.adapted.items():
+            merged = {f"{prefix}.{name}" for name in merge(part)}
+            kept = {name for name in kept if not (name.startswith(f"{prefix}.") and ".lora_" in name)} | merged
+        own = checkpoint.own_tensors
+        return {**own(self.model, self.initialised), **self.inherited, **own(self.model, kept)}
+
+
+def build(config: RunConfig, objective: Objective) -> RunModel:
+    """Build what a config says, start it from the earlier run, attach adapters, freeze the rest, choose kernels.
+
+    ValueError for patterns without effect, adapters that do not fit the earlier ones, and a run that trains nothing.
+    """
+    model, inherited = checkpoint.start(config.model, config.start, text=objective.reads)
+    lora, inherited = _attach_lora(model, config, objective, inherited)
+    adapted = _adapt_compressor(model, config.train.compressor_lora)
+    patterns = [*config.train.trainable, *(f"{name}.*lora_*" for name in adapted)]
+    trained = unfreeze(model, patterns, adapters=config.train.lora is not None)
+    if not trained:
+        raise ValueError("The run trains nothing: give patterns in train.trainable, or adapters in train.lora.")
+    _set_kernels(model, config, objective)
+    return RunModel(model, inherited, lora, trained, adapted)
+
+
+def _attach_lora(
+    model: VideoModel, config: RunConfig, objective: Objective, inherited: dict[str, Tensor]
+) -> tuple[LoraConfig | None, dict[str, Tensor]]:
+    """Attach the run's adapters. Returns those the model now has, and the earlier tensors under their new names."""
+    wanted = config.train.lora
+    stated = checkpoint.read_manifest(config.start)["lora"] if config.start else None
+    earlier = check(LoraConfig, stated, "lora") if stated else None
+    if wanted is None:
+        return earlier, inherited
+    if not objective.reads:
+        raise ValueError(f"train.lora: the objective {config.objective.name!r} does not call the language model.")
+    if earlier is not None:
+        if wanted != earlier:
+            raise ValueError(
+                f"train.lora is {wanted.model_dump()}, but {config.start} has {earlier.model_dump()}. Use the same, or "
+                "export the earlier checkpoint first, which merges its adapters."
+            )
+        return earlier, inherited
+    before = dict(model.named_parameters(remove_duplicate=False))
+    attach_lora(model.backbone, wanted)
+    now: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        now.setdefault(id(parameter), name)
+    return wanted, {now[id(before[name])]: tensor for name, tensor in inherited.items()}
+
+
+def _adapt_compressor(model: VideoModel, lora: LoraConfig | None) -> dict[str, nn.Module]:
+    """Attach adapters to the language models inside the compressor; these, without their heads, by name."""
+    if lora is None:
+        return {}
+    found = {id(part.base_model): part.base_model for part in _pretrained(model.compressor)}
+    if not found:
+        raise ValueError(
+            f"train.compressor_lora: the compressor {model.config.compressor.name!r} has no language model in it."
+        )
+    adapted = {}
+    for part in found.values():
+        assert isinstance(part, nn.Module)
+        (name,) = (name for name, module in model.named_modules() if module is part)
+        adapt(part, lora)
+        adapted[name] = part
+    return adapted
+
+
+def _pretrained(module: nn.Module) -> list[PreTrainedModel]:
+    return [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+
+
+def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> None:
+    """Set the attention kernel, fused layers and gradient checkpointing of every transformers part.
+
+    flash-attn reads padding masks only: not the mask of several questions that share a video, nor what runs in float32
+    before the first step. "auto" takes it for the language models of a compressor that is trained alone.
+    """
+    shared = objective.reads and config.train.questions_per_video > 1
+    if config.attention == FLASH and shared:
+        raise ValueError(
+            f"attention: {FLASH} cannot be used with train.questions_per_video > 1, since questions that share a video "
+            "need a mask of their own. Use auto, which takes it where it can, sdpa, or one question."
+        )
+    fast, reason = fastest_attention(config.precision != "float32")
+    alone = {id(part) for part in _pretrained(model.compressor)} if not objective.reads else set()
+    for part in _pretrained(model):
+        kernel = config.attention
+        if kernel == "auto":
+            kernel = fast if id(part) in alone else "sdpa"
+        if kernel not in (None, part.config._attn_implementation):
+            part.set_attn_implementation(kernel)
+        if config.gradient_checkpointing and part.supports_gradient_checkpointing:
+            part.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.attention == "auto":
+        logger.info("attention: %s (%s).", fast if alone else "sdpa", reason if alone else "the language model's own")
+    called: list[Any] = [model.backbone.language_model] if objective.reads else []
+    inner = _pretrained(model.compressor)
+    heads = [part for part in inner if part.get_output_embeddings() is not None]
+    for part in [*called, *heads]:
+        use_liger(part, config.liger)

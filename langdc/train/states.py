@@ -1,0 +1,68 @@
+"""What a compressor's frozen part makes of every video, computed once before the first step."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from langdc.shards import TensorStore
+from langdc.train.learner import wanted_of
+from langdc.train.samples import Sample
+from langdc.types import Context, VideoBatch
+
+if TYPE_CHECKING:
+    from langdc.train.batches import TrainingData
+
+CHUNK = 16  # videos at once
+
+
+class FrozenStates:
+    """`Compressed.states` of every sample's video, read from the store when asked.
+
+    Kept as long as the identity of the frozen part, the features and the targets are the same.
+    """
+
+    def __init__(self, data: "TrainingData", identity: str) -> None:
+        self.data, self.identity = data, identity
+        folder = data.features.store.folder
+        self.store = TensorStore(folder.with_name("states") if folder else None)
+        self.samples = [sample for sample in data.samples if sample.spec is not None]
+        self.keys = {sample.index: self._key(sample) for sample in self.samples}
+        compressor = data.model.compressor
+        training = compressor.training
+        compressor.eval()  # layers that recompute their activations in training keep no cache
+        self.store.fill(list(self.keys.values()), self._computed, CHUNK, "Computing states")
+        compressor.train(training)
+
+    @classmethod
+    def of(cls, data: "TrainingData") -> Self | None:
+        """The states of a run's samples; None if the compressor has none that could be stored."""
+        wanted = wanted_of(data.objective, data.model.compressor, data.config.loss_weights)
+        targets = dict.fromkeys(data.target_names, ())
+        identity = data.model.compressor.frozen_identity(Context(training=True, targets=targets, wanted=wanted))
+        return None if identity is None else cls(data, identity)
+
+    def __getitem__(self, sample: Sample) -> list[Tensor]:
+        found = self.store[self.keys[sample.index]]
+        return [found[name] for name in sorted(found, key=int)]
+
+    def _key(self, sample: Sample) -> str:
+        assert sample.spec is not None  # as chosen
+        targets = json.dumps(self.data.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
+        text = f"{self.identity} {self.data.features.key(sample.spec)} {targets}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @torch.no_grad()
+    def _computed(self, numbers: list[int]) -> list[dict[str, Tensor]]:
+        model, chosen = self.data.model, [self.samples[number] for number in numbers]
+        found = [self.data.features.get(sample.spec, None) for sample in chosen if sample.spec is not None]
+        videos = model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
+        each: list[Mapping[str, Any]] = [self.data.targets(sample) for sample in chosen]
+        targets = {name: [per_video[name] for per_video in each] for name in each[0]}
+        states = model.compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
+        if states is None:
+            raise ValueError(f"{type(model.compressor).__name__} has a frozen identity and returned no states.")
+        return [{str(n): part.cpu().contiguous() for n, part in enumerate(per_video)} for per_video in states]

@@ -1,0 +1,289 @@
+"""The transformers Trainer as runs need it.
+
+What is its own: losses divided over the whole step by name, equal batches on any number of processes, checkpoints of
+what is trained alone that only count when complete, learning rates by pattern, elastic resume.
+"""
+
+import math
+import multiprocessing
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from langdc import distributed
+from langdc.train import elastic
+from langdc.train.meter import Meter
+from langdc.train.output import COMPLETE
+
+TRAINED = "trained.safetensors"
+
+
+class RunTrainer(Trainer):
+    """Trains a module whose forward(**batch) returns {"loss"}, with what `langdc.train.learner.Learner` adds to that.
+
+    `rates`: learning rates of their own by pattern over parameter names; the first that matches counts.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        rates: Mapping[str, float] | None = None,
+        keep_checkpoints: int = 1,
+        meter: Meter | None = None,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.rates, self.keep_checkpoints, self.meter = dict(rates or {}), keep_checkpoints, meter
+        self.batches = EvenBatchSampler(
+            len(self.train_dataset),
+            self.args.per_device_train_batch_size,
+            self.args.seed,  # pyright: ignore[reportArgumentType]
+        )
+        self.add_callback(EpochCallback(self))
+        self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
+        self.remove_callback(PrinterCallback)
+
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        """As the Trainer does, with the parts of the module that belong in an engine."""
+        with getattr(self.model, "engine_parts", nullcontext)():
+            return super().train(*arguments, **keywords)
+
+    # ---- batches and losses
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches of this process.
+
+        Worker processes are forked: other kinds would be sent a copy of the model, which the data set knows.
+        """
+        workers = self.args.dataloader_num_workers
+        fork = workers and "fork" in multiprocessing.get_all_start_methods()
+        return DataLoader(
+            self.train_dataset,  # pyright: ignore[reportArgumentType]
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            multiprocessing_context="fork" if fork else None,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
+        """As the Trainer does, with the time it took."""
+        with self.meter.waiting(self.state.total_flos) if self.meter is not None else nullcontext():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """The count of each loss in the whole step, by name, and its number of "batches"."""
+        names: list[str] | None = getattr(self.model, "names", None)
+        if names is None:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        filled = [batch["counts"] for batch in batch_samples if batch["counts"]]  # padding has none
+        found = torch.tensor([len(filled), *(sum(c.get(name, 0) for c in filled) for name in names)], device=device)
+        if self.args.world_size > 1:
+            dist.all_reduce(found)
+        return dict(zip(("batches", *names), found.tolist(), strict=True))
+
+    def floating_point_ops(self, inputs: dict) -> float:
+        """What the batch just learned took, forward and backward, as the module counts."""
+        if self.meter is not None:
+            self.meter.add()
+        return getattr(self.model, "flops", 0.0)
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """As the Trainer does, with the meter's figures, which so reach the file and every tracker."""
+        if self.meter is not None and "loss" in logs:
+            logs.update(self.meter.figures(self.state.total_flos))
+        super().log(logs, start_time)
+
+    # ---- parameters
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with a group per learning rate, with and without weight decay."""
+        if self.optimizer is None:
+            trained: Any = model or self.model
+            decayed = self.get_decay_parameter_names(trained)
+            groups = parameter_groups(trained, decayed, self.args.weight_decay, self.args.learning_rate, self.rates)
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
+        return self.optimizer
+
+    # ---- checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained tensors; under DeepSpeed the engine writes its own shards later."""
+        directory = Path(output_dir or str(self.args.output_dir))
+        if not self.args.should_save:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        if not self.is_deepspeed_enabled:
+            # Parameters appear once under their first name, so tied weights are no obstacle to safetensors.
+            tensors = {name: parameter.detach().contiguous() for name, parameter in trained_parameters(self.model)}
+            save_file(tensors, directory / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / TRAINED)
+        current = dict(trained_parameters(model or self.model))
+        if saved.keys() != current.keys():
+            names = ", ".join(sorted(saved.keys() ^ current.keys())[:5])
+            raise ValueError(f"{resume_from_checkpoint} holds other trained tensors than this run: {names}.")
+        with torch.no_grad():
+            for name, parameter in current.items():
+                parameter.copy_(saved[name])
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        engine: Any = self.model_wrapped
+        engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        scheduler: Any = self.lr_scheduler
+        if self.args.should_save:
+            with warnings.catch_warnings(action="ignore"):  # the scheduler belongs to torch, the optimizer to DeepSpeed
+                torch.save(scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> tuple:
+        """As the Trainer does, but DeepSpeed knows that frozen weights are not in its checkpoint."""
+        if not (self.is_deepspeed_enabled and resume_from_checkpoint):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        elastic.load(self.model_wrapped, Path(resume_from_checkpoint))
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        scheduler: Any = self.lr_scheduler
+        engine: Any = self.model_wrapped
+        for group, rate in zip(engine.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        return prepared
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As the Trainer does; processes that the run did not have before get a seed of their own."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        many = distributed.world_size() > 1
+        name = f"rng_state_{distributed.rank()}.pth" if many else "rng_state.pth"
+        if not (Path(checkpoint) / name).is_file():
+            set_seed(hash((self.args.seed, self.state.global_step, distributed.rank())) % 2**32)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        distributed.barrier()
+        if self.args.should_save:
+            directory = Path(str(self.args.output_dir))
+            (directory / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            for old in checkpoints(directory)[: -self.keep_checkpoints]:
+                (old / COMPLETE).unlink()
+                shutil.rmtree(old)
+
+
+class EvenBatchSampler(Sampler[list[int]]):
+    """This process's batches of an epoch: a step holds the same samples on any number of processes.
+
+    What is left at the end of an epoch is divided evenly; accelerate would repeat samples from the beginning, and then
+    several processes learn something else than one. A process for which nothing is left gets one sample as padding,
+    index -i-1, since all must make the same calls.
+    """
+
+    def __init__(self, items: int, size: int, seed: int) -> None:
+        self.items, self.size, self.seed, self.epoch = items, size, seed, 0
+        self.rank, self.processes = distributed.rank(), distributed.world_size()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.items / (self.size * self.processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(self.items, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        together = self.size * self.processes
+        for start in range(0, self.items, together):
+            yield divided(order[start : start + together], self.processes)[self.rank]
+
+
+def divided(items: list[int], parts: int) -> list[list[int]]:
+    """Items in order in parts whose sizes differ by one at most; an empty part gets the first item as padding."""
+    size, larger = divmod(len(items), parts)
+    ends = [number * size + min(number, larger) for number in range(parts + 1)]
+    return [items[start:end] or [-items[0] - 1] for start, end in pairwise(ends)]
+
+
+class EpochCallback(TrainerCallback):
+    """Sets epoch and step of data and module, logs wherever a checkpoint is written, and writes none at the end.
+
+    A line at each checkpoint makes the log of a run that was killed equal to one that was not; after the last step the
+    run's own checkpoint follows at once, and the Trainer would train on when it starts from a last step.
+    """
+
+    def __init__(self, trainer: RunTrainer) -> None:
+        self.batches = trainer.batches
+        self.set_epoch = getattr(trainer.train_dataset, "set_epoch", lambda epoch: None)
+        self.begin_step = getattr(trainer.model, "begin_step", lambda step, steps: None)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Choose the epoch's order and draws."""
+        self.batches.set_epoch(int(state.epoch or 0))
+        self.set_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Choose the step's draws."""
+        self.begin_step(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Amend what the Trainer decided to do after this step."""
+        last = state.global_step >= state.max_steps
+        control.should_save = control.should_save and not last
+        control.should_log = control.should_log or control.should_save or last
+
+
+def trained_parameters(module: Any) -> Iterable[tuple[str, nn.Parameter]]:
+    """The trained parameters of a module by name; tied ones once."""
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def parameter_groups(
+    model: nn.Module, decayed: Iterable[str], weight_decay: float, rate: float, rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Group trained parameters by learning rate, and those with weight decay apart.
+
+    `rates`: by pattern over names; ValueError for one that matches no trained parameter.
+    """
+    decayed, used = set(decayed), set()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in trained_parameters(model):
+        own = name.removeprefix("model.")  # as in `train.trainable`
+        pattern = next((pattern for pattern in rates if fnmatchcase(own, pattern)), None)
+        used.add(pattern)
+        groups.setdefault((rates.get(pattern or "", rate), name in decayed), []).append(parameter)
+    if idle := [pattern for pattern in rates if pattern not in used]:
+        raise ValueError(f"train.rates: {', '.join(map(repr, idle))} matches no trained parameter that is left to it.")
+    return [
+        {"params": parameters, "lr": own_rate, "weight_decay": weight_decay if decays else 0.0}
+        for (own_rate, decays), parameters in groups.items()
+    ]
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The complete Trainer checkpoints in a directory, oldest first; one that a kill cut short does not count."""
+    found = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
