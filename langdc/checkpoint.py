@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from langdc import compat
+from langdc import compat, jsonl
 from langdc.adapters import attach_lora
 from langdc.backbones import backbone_of
 from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
@@ -373,7 +373,7 @@ def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
 
 
 def print_hashes(directory: str) -> None:
-    """Load a checkpoint, an adapter or a language model, and print the hash of each parameter's values in float32, as JSON."""
+    """Load a checkpoint, an adapter or a language model, and print a hash of each parameter's float32 values as JSON."""
     folder = Path(directory)
     if (folder / MANIFEST).is_file():
         model: nn.Module = load(folder, plain=True, contents=True)

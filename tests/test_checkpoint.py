@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 from langdc import checkpoint
 from langdc.adapters import attach_lora
 from langdc.backbones.chat import conversation
-from langdc.backbones.inputs import pad
 from langdc.config import LoraConfig, ModelConfig
 from langdc.hashing import file_hash
 from langdc.language_models import load_language_model
 from langdc.model import VideoModel
+from langdc.types import VideoBatch
 from tests import tiny
 
 LORA = LoraConfig(rank=2, alpha=4, dropout=0.0)
@@ -42,13 +42,9 @@ def parts(folder: Path) -> ModelConfig:
 def logits(model: VideoModel) -> Tensor:
     """What a model says about a video of noise."""
     with torch.no_grad():
-        features = model.backbone.features_of([tiny.frames(0)], model.compressor.needs)
-        spliced = model.backbone.splice([model.backbone.prompt(conversation("what shape ?"))], [model.tokens(features)])
-        batch = pad(spliced)
-        found = model.backbone.text_model(
-            inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions
-        )
-        return model.backbone.lm_head(found.last_hidden_state)
+        frames = tiny.frames(0)
+        prompt = model.backbone.prompt(conversation("what shape ?"))
+        return model(VideoBatch(model.backbone.encode([frames]), [frames.seconds], [prompt], [(0,)])).logits
 
 
 @pytest.mark.parametrize("compressor", tiny.COMPRESSORS)
