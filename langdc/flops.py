@@ -167,8 +167,8 @@ def encoder_flops(backbone: Backbone, encoded: Mapping[str, FeatureGrid]) -> flo
     known: dict[Any, float] = backbone.__dict__.setdefault("_encoder_flops", {})
     if shapes not in known:
         with torch.inference_mode(), _Shapes(), Counted() as counted:
-            without_weights(backbone).encode_blank(encoded)
-        known[shapes] = counted.total
+            times = without_weights(backbone).encode_blank(encoded)
+        known[shapes] = times * counted.total
     return known[shapes]
 
 

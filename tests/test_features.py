@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from langdc.config import FeatureType, StageConfig, check
-from langdc.features import TYPES, FeatureStore, FrameSpec, module_hash, pack, preprocessing_hash, unpack
+from langdc.features import TYPES, FeatureStore, FrameSpec, pack, preprocessing_hash, unpack
+from langdc.hashing import module_hash
 from langdc.pipeline import VideoLM
 from langdc.training.captions import CaptionObjective
 from langdc.training.objectives import Objective

@@ -26,13 +26,13 @@ from langdc.jsonl import write_json
 from langdc.model import VideoModel
 from langdc.sources import is_packaged, resolve
 from langdc.tools.sizes import published
+from langdc.train.progress import read_log
+from langdc.train.trainable import unfreeze
 from langdc.training import planning
 from langdc.training.memory import GIB, Choice, Layout, Weights, best, choices, layout_of
-from langdc.train.progress import read_log
 from langdc.training.runs import latest, write_json
 from langdc.training.samples import Sample, clip_of
 from langdc.training.stages import run_stage
-from langdc.train.trainable import unfreeze
 
 SUGGESTED = LoraConfig(rank=128, alpha=256, dropout=0.05)
 """The paper's adapters, tried where nothing else fits."""

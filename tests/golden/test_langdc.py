@@ -21,7 +21,7 @@ from langdc import checkpoint
 from langdc.backbones.inputs import pad
 from langdc.captioner import SoftToken
 from langdc.conversion.videogpt import Branch, Options, convert
-from langdc.decoding import greedy
+from langdc.generate import greedy
 from langdc.model import VideoModel
 from langdc.training.answers import AnswerModule
 from langdc.types import FeatureGrid, Prompt, Slot, Spliced, VideoFeatures
@@ -303,5 +303,5 @@ def test_the_backbone_writes_the_same_answer(kind: str, parts: list[int] | None)
     model = build(kind, *([0] if kind == "dual" else []))
     states = None if parts is None else list(golden()["gen.dual.L-1.soft_tokens"][0].split(parts))
     batch = pad([splice(model, states)], left=True)
-    found = greedy(model.backbone.language_model, batch.embeds, batch.mask, end=[-1], most=6, layer=-1)
+    found = greedy(model.backbone.language_model, batch.embeds, batch.mask, end=[-1], max_tokens=6, layer=-1)
     assert found.ids[0].tolist() == golden()[f"generate.{kind}.ids"][0, -6:].tolist()

@@ -10,6 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from langdc import checkpoint, distributed
 from langdc.config import StageConfig, check
+from langdc.hashing import tensors_hash
 from langdc.training import runs
 from langdc.training.phases import Outcome, run_phase
 from langdc.train.trainable import unfreeze
@@ -112,7 +113,7 @@ def train(config: StageConfig, items: int = 12, dropout: float = 0.1, slow: floa
 
     def save(outcome: Outcome) -> None:
         tensors = checkpoint.own_tensors(module, trained)
-        found.update(outcome.__dict__, hash=checkpoint.tensor_hash(tensors))
+        found.update(outcome.__dict__, hash=tensors_hash(tensors))
         found["parameters"] = sum(tensor.numel() for tensor in tensors.values())
 
     run_phase(
