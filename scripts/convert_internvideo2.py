@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from langdc.verify import verify_converted
 from rich.console import Console
 
 from langdc import jsonl
 from langdc.conversion import internvideo2
 from langdc.conversion.names import NameReport
 from langdc.hashing import tensor_hash
-from langdc.verify import verify_converted
 
 REPORT = "conversion.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

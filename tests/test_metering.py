@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from langdc.metering import lm_head_flops, matmul_flops, synchronize, transformer_flops, vit_flops
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, Qwen2Config, Qwen2ForCausalLM
-
-from langdc.metering import lm_head_flops, matmul_flops, synchronize, transformer_flops, vit_flops
 
 QWEN2 = {
     "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,

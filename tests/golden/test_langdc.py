@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from langdc.training.answers import AnswerModule
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from langdc.captioner import SoftToken
 from langdc.conversion.videogpt import Branch, Options, convert
 from langdc.generate import greedy
 from langdc.model import VideoModel
-from langdc.training.answers import AnswerModule
 from langdc.types import FeatureGrid, Prompt, Slot, Spliced, VideoFeatures
 
 TOLERANCE: dict[str, Any] = {"atol": 1e-4, "rtol": 0.0}

@@ -58,7 +58,9 @@ def batch_of(data: TrainingData, *indices: int) -> dict[str, Any]:
     return data.collate([data[index] for index in indices or range(len(data))])
 
 
-def train(data: TrainingData, output: Path, resume: bool = False, weights: Mapping[str, float] | None = None, **more: Any):
+def train(
+    data: TrainingData, output: Path, resume: bool = False, weights: Mapping[str, float] | None = None, **more: Any
+):
     """Train as the config says, without a run's directory; the Trainer afterwards."""
     config, learner = data.config, learner_of(data, weights)
     trainer = RunTrainer(

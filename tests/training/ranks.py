@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from langdc.training import stages, stopping
 from safetensors.torch import load_file
 
 from langdc import checkpoint, jsonl
 from langdc.config import ModelConfig, StageConfig, check
 from langdc.data.records import QuestionRecord, Record, read_records, write_records
 from langdc.sample.dataset import make_dataset
-from langdc.training import stages, stopping
-from langdc.train.progress import read_lines, read_log
+from langdc.train.progress import read_log
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from langdc.config import StageConfig, check
-from langdc.features import FeatureStore
 from langdc.training.answers import AnswerObjective
 from langdc.training.objectives import Objective
 from langdc.training.samples import grid_values, settle
 from langdc.training.stages import OBJECTIVES
+
+from langdc.config import StageConfig, check
+from langdc.features import FeatureStore
 from tests import tiny
 from tests.training.ranks import STAGES, assert_close, changed, losses, recipe, run
 

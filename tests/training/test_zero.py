@@ -11,7 +11,6 @@ import pytest
 from langdc import config as settings
 from langdc import jsonl
 from langdc.config import StageConfig
-from langdc.train.progress import read_lines
 from tests.training import kill
 from tests.training.ranks import ROOT, STAGES, assert_close, changed, recipe, run
 from tests.training.test_deepspeed import environment, launched

@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 
 import torch
+from langdc.training import runs
+from langdc.training.phases import Outcome, run_phase
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -11,8 +13,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from langdc import checkpoint, distributed
 from langdc.config import StageConfig, check
 from langdc.hashing import tensors_hash
-from langdc.training import runs
-from langdc.training.phases import Outcome, run_phase
 from langdc.train.trainable import unfreeze
 
 VOCABULARY, WIDTH = 96, 64
