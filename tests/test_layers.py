@@ -21,10 +21,10 @@ ROWS = (
     ("langdc.flops", "langdc.conversion"),
     ("langdc.verify",),
     ("langdc.checkpoint",),
-    ("langdc.model",),
+    ("langdc.model", "langdc.density"),
     ("langdc.sample.dataset", "langdc.sample.pretrain_encoders", "langdc.sample.pretrain_language"),
     ("langdc.compressors", "langdc.kvcompressors", "langdc.backbones", "langdc.data"),
-    ("langdc.captioner", "langdc.density", "langdc.features", "langdc.adapters", "langdc.continuation"),
+    ("langdc.captioner", "langdc.features", "langdc.adapters", "langdc.continuation"),
     ("langdc.encoders", "langdc.decoding", "langdc.prefill"),
     (
         "langdc.attention",

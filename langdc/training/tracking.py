@@ -18,8 +18,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from langdc import jsonl
 from langdc.compressors.langdc import LangDC
 from langdc.config import PhaseConfig, StageConfig, WatchConfig
-from langdc.data.records import SegmentRecord
-from langdc.density import density_correlation
+from langdc.density import densities, density_correlation
 from langdc.distributed import is_main_process, world_size
 from langdc.features import FeatureStore
 from langdc.model import VideoModel
@@ -29,12 +28,6 @@ from langdc.training.objectives import as_features
 from langdc.training.samples import Sample, read_samples
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def density(segment: SegmentRecord) -> int | None:
-    """What a segment has to say: as the record states, else by its cues; None where it has neither."""
-    cues = [*segment.subjects, *segment.attributes, *segment.actions, *segment.background]
-    return segment.density if segment.density is not None else len(cues) or None
 
 
 class Watch(TrainerCallback):
@@ -91,12 +84,11 @@ class Watch(TrainerCallback):
 
     def _look(self, step: int) -> None:
         written = self._write()
-        pairs = [
-            (density(segment), len(ids))
+        known = [
+            (wanted, len(ids))
             for sample, of_video in zip(self.samples[: self.config.density], written, strict=False)
-            for segment, ids in zip(sample.record.segments, of_video, strict=False)
+            for wanted, ids in zip(densities(sample.record.segments), of_video, strict=False)
         ]
-        known = [(wanted, count) for wanted, count in pairs if wanted is not None]
         related = density_correlation(*map(list, zip(*known, strict=True))) if len(known) > 2 else math.nan
         decode = self.model.captioner.captioner.decode
         shown = [
