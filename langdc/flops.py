@@ -11,6 +11,7 @@ docs/flops.md has the list by stage.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -152,7 +153,7 @@ def uncounted() -> Iterator[None]:
     """No `Counted` counts inside, and none costs time; for what is counted by closed form."""
     with _disable_current_modes() as modes, ExitStack() as others:
         for mode in reversed(modes):
-            if not isinstance(mode, Counted):
+            if mode is not None and not isinstance(mode, Counted):
                 others.enter_context(mode)
         yield
 
@@ -166,31 +167,27 @@ def encoder_flops(backbone: Backbone, encoded: Mapping[str, FeatureGrid]) -> flo
     Counted on the meta device, once for each set of shapes.
     """
     shapes = tuple((name, tuple(grid.values.shape), grid.saliency is not None) for name, grid in encoded.items())
-    known: dict[Any, float] = backbone.__dict__.setdefault("_encoder_flops", {})
+    known: dict[Any, float] = vars(backbone).setdefault("_encoder_flops", {})
     if shapes not in known:
         with _disable_current_modes(), torch.inference_mode(), _Shapes(), Counted() as counted:
-            times = without_weights(backbone).encode_blank(encoded)
+            times = _without_weights(backbone).encode_blank(encoded)
         known[shapes] = times * counted.total
     return known[shapes]
 
 
-def without_weights(backbone: Backbone) -> Backbone:
+def _without_weights(backbone: Backbone) -> Backbone:
     """A copy of a backbone on the meta device, without its language model: for shapes."""
-    tensors = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in _tensors(backbone)}
+    held = chain(backbone.parameters(), backbone.buffers())
+    tensors = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in held}
     language = {id(part): nn.Identity() for part in (backbone.text_model, backbone.lm_head)}
     # tokenizers and processors are shared
     shared = {id(value): value for value in vars(backbone).values() if not isinstance(value, nn.Module | dict)}
     copied = deepcopy(backbone, {**shared, **tensors, **language})
     for module in copied.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "_attn_implementation", "eager") not in ("eager", "sdpa"):
             config._attn_implementation = "sdpa"  # the kernels of others cannot run on the meta device
     return copied
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
 
 
 class _Shapes(TorchDispatchMode):
@@ -207,8 +204,5 @@ class _Shapes(TorchDispatchMode):
         if func is aten._to_copy.default and not args[0].is_floating_point():
             kwargs = {**kwargs, "device": args[0].device}
         if any(leaf.is_meta for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)):
-            args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         return func(*args, **kwargs)
-
-
-_to_meta: Callable[[Tensor], Tensor] = lambda tensor: tensor.to("meta")  # noqa: E731

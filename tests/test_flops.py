@@ -205,13 +205,13 @@ def test_encoders_are_counted_from_shapes(name: str, monkeypatch: pytest.MonkeyP
             assert encoder_flops(backbone, encoded) == counted() > 0
     weights = dict(backbone.encoders.named_parameters())
     assert not any(weight.is_meta for weight in weights.values())
-    monkeypatch.setattr(flops, "without_weights", None)  # known shapes are not counted again
+    monkeypatch.setattr(flops, "_without_weights", None)  # known shapes are not counted again
     assert encoder_flops(backbone, encoded) == counted()
 
 
 def test_a_backbone_without_weights_shares_nothing_large() -> None:
     backbone = model("llava_onevision").backbone
-    tokenizer, copied = backbone.tokenizer, flops.without_weights(backbone)
+    tokenizer, copied = backbone.tokenizer, flops._without_weights(backbone)
     assert all(tensor.is_meta for tensor in (*copied.parameters(), *copied.buffers()))
     assert isinstance(copied.text_model, torch.nn.Identity) and copied.tokenizer is tokenizer
 
