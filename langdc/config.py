@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from langdc.jsonl import write_text
+from langdc import jsonl
 from langdc.registry import Registry, check_keywords, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -322,7 +322,7 @@ def check(kind: type[Model], tree: dict, where: str) -> Model:
 
 def save(config: BaseModel, path: Path) -> None:
     """Write the resolved settings; loading the file gives the same config."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    jsonl.write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _set(tree: dict, override: str) -> None:
