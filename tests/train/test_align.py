@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from langdc.training import stages
+from langdc.training.alignment import Alignment
 
 from langdc.config import PhaseConfig, StageConfig
 from langdc.features import FeatureStore, module_hash
 from langdc.sample.dataset import make_dataset
-from langdc.training import stages
-from langdc.training.alignment import Alignment
 from tests import tiny
 
 MARKER = "[{number}]"

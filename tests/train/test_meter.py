@@ -4,9 +4,9 @@ import time
 
 import pytest
 import torch
+from langdc.training import meter as meters
 from torch import nn
 
-from langdc.training import meter as meters
 from langdc.train.meter import Meter, peak_flops
 
 
