@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -114,9 +114,7 @@ def unpublished(model: VideoModel) -> dict[str, nn.Parameter]:
     parts = [f"{name}." if name else "" for name in published(model)]
     unused = [] if "projected" in model.compressor.needs else ["backbone.projectors."]
     return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if not name.startswith(tuple(parts + unused))
+        name: parameter for name, parameter in model.named_parameters() if not name.startswith(tuple(parts + unused))
     }
 
 

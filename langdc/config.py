@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from langdc.files import write_whole
+from langdc import jsonl
 from langdc.registry import Registry, check_keywords, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -35,7 +35,7 @@ FeatureType = Literal["float32", "float16", "bfloat16", "float8"]
 class Settings(BaseModel):
     """Base of all config models: an unknown key is an error, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class MemberConfig(BaseModel):
@@ -224,9 +224,9 @@ class RunConfig(Settings):
 
 
 def find_config(name: str | Path, beside: Path | None = None) -> Path:
-    """The file of that name: beside another file, at that path, or among the configs that ship (".yaml" may be left out).
+    """The file of that name: beside another file, at that path, or among the configs that ship.
 
-    Of a folder, its chain.yaml. ValueError lists where it was looked for.
+    ".yaml" may be left out. Of a folder, its chain.yaml. ValueError lists where it was looked for.
     """
     places = [*([beside] if beside is not None else []), Path(), SHIPPED]
     for place in places:
@@ -244,9 +244,9 @@ def shipped_configs() -> list[str]:
     return [str(path.parent if path.name == CHAIN else path.with_suffix("")) for path in files]
 
 
-def schema() -> dict[str, Any]:
+def schema(kind: type[BaseModel] = RunConfig) -> dict[str, Any]:
     """A JSON schema of config files, for editors. A file may be extended, so no key is required in it."""
-    tree = RunConfig.model_json_schema(mode="validation")
+    tree = kind.model_json_schema(mode="validation")
     found = [tree]
     while found:
         node = found.pop()
@@ -258,7 +258,7 @@ def schema() -> dict[str, Any]:
     ]
     definitions = tree.pop("$defs")
     chain = {"type": "array", "items": {"type": "string"}, "description": "Config files, run in this order."}
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A LangDC training run"}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"LangDC: {kind.__name__}"}
     return {**head, "anyOf": [tree, chain], "$defs": definitions}
 
 
@@ -322,7 +322,7 @@ def check(kind: type[Model], tree: dict, where: str) -> Model:
 
 def save(config: BaseModel, path: Path) -> None:
     """Write the resolved settings; loading the file gives the same config."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    jsonl.write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _set(tree: dict, override: str) -> None:

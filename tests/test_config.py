@@ -1,31 +1,45 @@
-"""Settings: strict, all mistakes at once, overrides, and a saved config that loads equal."""
+"""Settings: strict, all mistakes at once, overrides, configs by name, and a saved config that loads equal."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from langdc.config import MemberConfig, StageConfig, check, load, save
+from langdc.config import (
+    SHIPPED,
+    MemberConfig,
+    ModelConfig,
+    RunConfig,
+    check,
+    find_config,
+    load,
+    save,
+    schema,
+    shipped_configs,
+)
 from langdc.evaluation.settings import EvalConfig
+from langdc.train import chain
 
-PHASE = {"name": "base", "objective": "caption", "data": ["train.jsonl"], "trainable": ["compressor.*"], "steps": 10}
-STAGE = {
-    "stage": "stage2",
+TRAIN = {"data": ["train.jsonl"], "trainable": ["compressor.*"], "steps": 10}
+RUN = {
+    "objective": "compress",
     "model": {"backbone": {"name": "videogpt_plus"}, "compressor": {"name": "pool", "sides": [2, 2]}},
-    "phases": [PHASE, {**PHASE, "name": "density", "steps": None, "epochs": 0.5}],
+    "train": TRAIN,
 }
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "stage2.yaml"
-    path.write_text(yaml.safe_dump(STAGE))
+    path.write_text(yaml.safe_dump(RUN))
     return path
 
 
 def mistakes(tree: dict) -> list[str]:
     with pytest.raises(ValueError) as caught:
-        check(StageConfig, tree, "stage2.yaml")
+        check(RunConfig, tree, "stage2.yaml")
     head, *lines = str(caught.value).splitlines()
     assert head == f"stage2.yaml has {len(lines)} mistake(s):"
     return [line.strip() for line in lines]
@@ -33,77 +47,96 @@ def mistakes(tree: dict) -> list[str]:
 
 def test_all_mistakes_come_at_once_with_path_and_nearest_key():
     tree = {
-        **STAGE,
-        "fases": [],
+        **RUN,
+        "trian": {},
         "seed": "many",
-        "model": {**STAGE["model"], "compresor": {}},
-        "phases": [PHASE, {**PHASE, "lerning_rate": 1, "batch_size": 0}],
+        "objective": "anser",
+        "model": {**RUN["model"], "compresor": {}},
+        "train": {**TRAIN, "lerning_rate": 1, "batch_size": 0},
     }
     found = mistakes(tree)
-    assert len(found) == 5
+    assert len(found) == 6
     for wanted in (
-        "fases: unknown key. Did you mean 'phases'?",
+        "trian: unknown key. Did you mean 'train'?",
         "model.compresor: unknown key. Did you mean 'compressor'?",
-        "phases.1.lerning_rate: unknown key. Did you mean 'learning_rate'?",
+        "train.lerning_rate: unknown key. Did you mean 'learning_rate'?",
     ):
         assert any(line.startswith(wanted) for line in found), (wanted, found)
     assert any(line.startswith("seed:") and "given: 'many'" in line for line in found)
-    assert any(line.startswith("phases.1.batch_size:") and "given: 0" in line for line in found)
+    assert any(line.startswith("train.batch_size:") and "given: 0" in line for line in found)
+    assert any(line.startswith("objective:") and "Did you mean 'answer'?" in line for line in found)
 
 
 def test_a_key_below_an_optional_model_is_explained_too():
-    (line,) = mistakes({**STAGE, "phases": [{**PHASE, "lora": {"rang": 4}}]})
-    assert line.startswith("phases.0.lora.rang: unknown key. Did you mean 'rank'?")
+    (line,) = mistakes({**RUN, "train": {**TRAIN, "lora": {"rang": 4}}})
+    assert line.startswith("train.lora.rang: unknown key. Did you mean 'rank'?")
 
 
 def test_missing_and_forbidden_values_are_named():
-    tree = {key: value for key, value in STAGE.items() if key != "stage"}
+    tree = {key: value for key, value in RUN.items() if key != "train"}
     found = mistakes({**tree, "precision": "float8"})
-    assert any(line == "stage: Field required" for line in found)
+    assert any(line == "train: Field required" for line in found)
     assert any(line.startswith("precision:") and "float8" in line for line in found)
 
 
+def test_settings_of_an_objective_are_checked_when_the_file_is_read():
+    (line,) = mistakes({**RUN, "objective": {"name": "distill", "temprature": 2}})
+    assert "has no setting 'temprature'" in line and "Did you mean 'temperature'?" in line
+    config = check(RunConfig, {**RUN, "objective": {"name": "distill", "temperature": 2}}, "x")
+    assert config.objective == MemberConfig(name="distill", temperature=2)
+
+
 @pytest.mark.parametrize("length", [{"steps": None}, {"steps": 3, "epochs": 1}])
-def test_a_phase_has_exactly_one_length(length: dict):
-    (line,) = mistakes({**STAGE, "phases": [{**PHASE, **length}]})
-    assert "exactly one of epochs and steps" in line
+def test_a_run_has_exactly_one_length(length: dict):
+    (line,) = mistakes({**RUN, "train": {**TRAIN, **length}})
+    assert "exactly one of steps and epochs" in line
 
 
 def test_settings_do_not_change_after_loading(file: Path):
-    config = load(StageConfig, file)
+    config = load(RunConfig, file)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
 
 
 def test_members_keep_their_keyword_arguments(file: Path):
-    assert load(StageConfig, file).model.compressor.settings == {"sides": [2, 2]}
+    assert load(RunConfig, file).model.compressor.settings == {"sides": [2, 2]}
     assert MemberConfig(name="pool").settings == {}
 
 
-def test_overrides_reach_list_items_by_name_and_number_and_hold_yaml(file: Path):
+def test_a_string_names_a_member_or_says_where_the_weights_of_a_backbone_are(tmp_path: Path):
+    def built(backbone: str) -> MemberConfig:
+        return check(ModelConfig, {"backbone": backbone, "compressor": "identity"}, "x").backbone
+
+    assert built("qwen2_5_vl") == MemberConfig(name="qwen2_5_vl")
+    for source in ("Qwen/Qwen2.5-VL-7B-Instruct", str(tmp_path), "tiny:qwen2_5_vl"):
+        assert built(source) == MemberConfig(name="auto", source=source)
+    assert check(RunConfig, {**RUN, "objective": "answer"}, "x").objective == MemberConfig(name="answer")
+
+
+def test_overrides_are_dotted_and_hold_yaml(file: Path):
     changed = load(
-        StageConfig,
+        RunConfig,
         file,
         [
-            "phases.density.learning_rate=1.0e-3",
-            "phases.0.steps=7",
-            "phases.density.lora.rank=4",
+            "train.learning_rate=1.0e-3",
+            "train.steps=7",
+            "train.lora.rank=4",
             "model.compressor.sides=[4, 4]",
+            "train.data.0=other.jsonl",
             "start=runs/one",
         ],
     )
-    assert changed.phases[1].learning_rate == 1e-3 and changed.phases[0].learning_rate == 2e-4
-    assert changed.phases[0].steps == 7
-    assert changed.phases[1].lora is not None and changed.phases[1].lora.rank == 4
+    assert changed.train.learning_rate == 1e-3 and changed.train.steps == 7
+    assert changed.train.lora is not None and changed.train.lora.rank == 4
     assert changed.model.compressor.settings == {"sides": [4, 4]}
-    assert changed.start == Path("runs/one")
+    assert changed.train.data == [Path("other.jsonl")] and changed.start == Path("runs/one")
 
 
 @pytest.mark.parametrize("written", ["1e-3", "1.0e-3", "0.001", "'1e-3'"])
 def test_numbers_may_be_written_as_people_write_them(file: Path, written: str):
     """YAML reads 1e-3 as text; a number is wanted and a number it becomes."""
-    changed = load(StageConfig, file, [f"phases.0.learning_rate={written}"])
-    assert changed.phases[0].learning_rate == 1e-3
+    changed = load(RunConfig, file, [f"train.learning_rate={written}", f"train.rates={{a: {written}}}"])
+    assert changed.train.learning_rate == 1e-3 and changed.train.rates == {"a": 1e-3}
 
 
 @pytest.mark.parametrize(
@@ -111,34 +144,50 @@ def test_numbers_may_be_written_as_people_write_them(file: Path, written: str):
     [
         ("seed", "is not of the form dotted.key=value"),
         ("=3", "is not of the form dotted.key=value"),
-        ("phases.finish.steps=3", r"no item 'finish'; items 0 to 1, names \['base', 'density'\]"),
-        ("phases.2.steps=3", "no item '2'; items 0 to 1"),
-        ("stage.name=x", "goes through the value 'stage2'"),
+        ("train.data.2=x", "no item '2'; items 0 to 0"),
+        ("objective.name=x", "goes through the value 'compress'"),
         ("sed=3", "sed: unknown key. Did you mean 'seed'"),
     ],
 )
 def test_bad_overrides_say_what_is_wrong(file: Path, override: str, message: str):
     with pytest.raises(ValueError, match=message):
-        load(StageConfig, file, [override])
+        load(RunConfig, file, [override])
 
 
 def test_saved_config_loads_equal(file: Path, tmp_path: Path):
-    config = load(StageConfig, file, ["phases.base.lora.targets=[q_proj]", "deepspeed=zero2.json"])
+    config = load(RunConfig, file, ["train.lora.targets=[q_proj]", "deepspeed=deepspeed/zero2.json"])
+    assert config.deepspeed == SHIPPED / "deepspeed/zero2.json"
     save(config, tmp_path / "config.yaml")
-    assert load(StageConfig, tmp_path / "config.yaml") == config
+    assert load(RunConfig, tmp_path / "config.yaml") == config
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "stage2.yaml"], "nothing half-written"
 
 
 def test_an_extending_file_is_laid_over_the_other(file: Path, tmp_path: Path):
-    above = {"extends": file.name, "seed": 5, "model": {"compressor": {"sides": [4, 4]}}}
+    above = {"extends": "stage2", "seed": 5, "model": {"compressor": {"sides": [4, 4]}}}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(above))
-    config = load(StageConfig, tmp_path / "more.yaml")
-    assert config.seed == 5 and len(config.phases) == 2
+    config = load(RunConfig, tmp_path / "more.yaml")
+    assert config.seed == 5 and config.train.steps == 10
     assert config.model.compressor == MemberConfig(name="pool", sides=[4, 4])
     above["model"] = {"compressor": {"name": "langdc", "layer": 3}}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(above))
-    compressor = load(StageConfig, tmp_path / "more.yaml").model.compressor
+    compressor = load(RunConfig, tmp_path / "more.yaml").model.compressor
     assert compressor.settings == {"layer": 3}, "settings of another member do not stay"
+
+
+def test_files_are_found_beside_another_by_path_or_among_those_that_ship(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours = SHIPPED / "sample/langdc/stage1.yaml"
+    assert find_config("sample/langdc/stage1") == find_config("sample/langdc/stage1.yaml") == ours
+    assert find_config("sample/langdc") == SHIPPED / "sample/langdc/chain.yaml"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for place in (mine, tmp_path):
+        (place / "zero2.json").write_text("{}")
+    assert find_config("zero2.json", mine) == mine / "zero2.json", "beside comes first"
+    assert find_config("zero2.json") == Path("zero2.json")
+    assert load(RunConfig, "sample/langdc/stage1").train.steps == 40
+    with pytest.raises(ValueError, match=r"no file sample/langdc/stage4\. Did you mean 'sample/langdc/stage3'"):
+        find_config("sample/langdc/stage4")
 
 
 @pytest.mark.parametrize(
@@ -146,16 +195,16 @@ def test_an_extending_file_is_laid_over_the_other(file: Path, tmp_path: Path):
     [
         ("a: [1", "is not valid YAML"),
         ("[1, 2]", "holds a list"),
-        ("extends: absent.yaml", r"no config file .*absent\.yaml, which .*bad\.yaml extends"),
+        ("extends: absent.yaml", r"no file absent\.yaml"),
         ("extends: bad.yaml", "extends itself"),
     ],
 )
 def test_unreadable_files_are_explained(tmp_path: Path, text: str, message: str):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        load(StageConfig, tmp_path / "bad.yaml")
-    with pytest.raises(ValueError, match="no config file"):
-        load(StageConfig, tmp_path / "nowhere.yaml")
+        load(RunConfig, tmp_path / "bad.yaml")
+    with pytest.raises(ValueError, match="There is no file"):
+        load(RunConfig, tmp_path / "nowhere.yaml")
 
 
 def test_evaluation_rows_are_checked():
@@ -164,17 +213,46 @@ def test_evaluation_rows_are_checked():
         check(EvalConfig, tree, "eval.yaml")
 
 
-ROOT = Path(__file__).resolve().parent.parent
-STAGES = sorted((ROOT / "configs").rglob("stage[123]*.yaml"))
-EVALUATIONS = sorted((ROOT / "configs").rglob("eval*.yaml"))
+EVALUATIONS = sorted(SHIPPED.rglob("eval*.yaml"))
+NOT_RUNS = re.compile(r"^(eval|vidcom2|retake|flexreduc)/|^sample/(eval|eval_full|sweep)$")
+TRAINING = [name for name in shipped_configs() if not NOT_RUNS.search(name)]
+RUNS = [name for name in TRAINING if Path(name).name.startswith("stage")]
 
 
-@pytest.mark.parametrize("path", STAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_shipped_stages_are_valid_and_named_as_what_they_are(path: Path):
-    assert load(StageConfig, path).stage == path.stem[: len("stage1")]
+@pytest.mark.parametrize("name", RUNS)
+def test_shipped_runs_are_valid_and_named_as_what_they_are(name: str):
+    config = load(RunConfig, name)
+    assert config.stage == Path(name).name[: len("stage1")]
+    assert config.output.name == Path(name).name
 
 
-@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shipped_configs_name_the_schema_which_is_up_to_date():
+    """Made by `langdc config-schema`."""
+    assert json.loads((SHIPPED / "schema.json").read_text()) == schema()
+    for name in TRAINING:
+        path = find_config(name)
+        first = path.read_text().splitlines()[0]
+        assert first.startswith("# yaml-language-server: $schema="), path
+        assert (path.parent / first.partition("$schema=")[2]).resolve() == (SHIPPED / "schema.json").resolve()
+
+
+def test_the_schema_knows_every_key_of_a_config_and_no_other():
+    run, _ = schema()["anyOf"]
+    assert set(run["properties"]) == {*RunConfig.model_fields, "extends"}
+    assert run["additionalProperties"] is False and "required" not in json.dumps(schema()["$defs"]["TrainConfig"])
+    backbone = schema()["$defs"]["ModelConfig"]["properties"]["backbone"]
+    assert {"type": "string"} in backbone["anyOf"]
+
+
+@pytest.mark.parametrize("folder", [name for name in TRAINING if (SHIPPED / name / "chain.yaml").is_file()])
+def test_shipped_chains_start_from_what_they_made(folder: str):
+    links = chain.read([folder])
+    outputs = [link.config.output for link in links]
+    for number, link in enumerate(links):
+        assert link.config.start is None or link.config.start in outputs[:number] or number == 0
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
 def test_shipped_evaluations_are_valid_with_rows_of_different_names(path: Path):
     names = [row.name for row in load(EvalConfig, path).rows]
     assert len(set(names)) == len(names)

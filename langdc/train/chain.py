@@ -138,8 +138,8 @@ def _check_finished(directory: Path, link: Link) -> None:
     if not (directory / output.SETTINGS).is_file():
         return
     before = settings.load(RunConfig, directory / output.SETTINGS)
-    starts = {"start": None}  # they may be numbered
-    lines = output.changed(before.model_copy(update=starts), link.config.model_copy(update=starts))
+    places = {"start": None, "output": Path()}  # they may be numbered
+    lines = output.changed(before.model_copy(update=places), link.config.model_copy(update=places))
     if lines:
         listed = "\n".join(f"  {line}" for line in lines)
         raise ValueError(

@@ -1,8 +1,8 @@
 """Output directories: a finished run is never overwritten, an unfinished one is resumed, nothing is mixed.
 
 A run's directory holds `config.yaml` (all settings), `run.json` (processes, package versions, hashes of the record
-files), `log.jsonl` (a line per logging step) and, when all is done, the checkpoint and `finished.json`, which is written
-last. While a process writes to it, `.lock` is locked.
+files), `log.jsonl` (a line per logging step) and, when all is done, the checkpoint and, written last, `finished.json`.
+While a process writes to it, `.lock` is locked.
 """
 
 import json
@@ -184,7 +184,7 @@ def changed(before: RunConfig, now: RunConfig, processes: int | None = None) -> 
 
 
 def _per_step(leaves: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """Settings in which the samples of a step stand for how they are divided among processes: the steps are the same."""
+    """Settings in which the samples of a step stand for how they are divided: the steps are the same."""
     found = dict(leaves)
     batch, accumulated = found.pop("train.batch_size"), found.pop("train.gradient_accumulation")
     found["samples of a step (processes x batch_size x gradient_accumulation)"] = processes * batch * accumulated

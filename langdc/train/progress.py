@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -30,11 +31,16 @@ class JsonLog(TrainerCallback):
         self.seconds = 0.0
         self._offset = 0.0
 
-    @property
-    def final_loss(self) -> float:
-        """The mean over the last tenth of the lines."""
+    def figures(self, state: TrainerState) -> dict[str, Any]:
+        """What the run comes to at its end; "loss" is the mean over the last tenth of the lines."""
         losses = [line["loss"] for line in jsonl.read(self.path)]
-        return fmean(losses[-max(1, len(losses) // 10) :])
+        return {
+            "steps": state.global_step,
+            "loss": fmean(losses[-max(1, len(losses) // 10) :]),
+            "seconds": round(self.seconds, 3),
+            "samples": self.samples_at(state.global_step),
+            "flops": state.total_flos,
+        }
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object

@@ -8,31 +8,41 @@ mistake in settings or data, 75 stopped by a signal after saving, 130 interrupte
 """
 
 import argparse
+import gc
+import json
 import math
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from langdc import checkpoint, devices, distributed, jsonl
-from langdc.config import RunConfig, find_config
+from langdc.config import RunConfig
+from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.log import get_logger
-from langdc.train import chain, output, stopping
-from langdc.train.arguments import training_arguments
+from langdc.shards import StoreError
+from langdc.train import chain, output, sample_recipe, stopping
+from langdc.train.arguments import check_environment, training_arguments
 from langdc.train.batches import TrainingData
 from langdc.train.learner import Learner
+from langdc.train.meter import Meter
 from langdc.train.objectives import objectives
+from langdc.train.progress import Bar, FiniteLoss, JsonLog
 from langdc.train.setup import RunModel, build
-from langdc.train.stopping import Stopped
+from langdc.train.stopping import GracefulShutdown, Stopped
+from langdc.train.tracking import caption_eval, close_trackers, open_trackers
+from langdc.train.trainer import RunTrainer, checkpoints, trained_parameters
+from langdc.train.watchdog import Watchdog
 
 logger = get_logger(__name__)
 
@@ -42,8 +52,9 @@ def train(config: RunConfig) -> Path:
 
     `finished.json` in it: {"steps", "loss", "seconds", "samples", "flops", "hash" of the tensors saved}; `loss` is the
     mean over the last tenth of the log, `seconds` are those of training alone. Raises ValueError for settings or data
-    that cannot work and for a loss that is no number, Stopped after a signal.
+    that cannot work and for a loss that is no number; Stopped after a signal.
     """
+    check_environment(config)
     distributed.start(deepspeed=config.deepspeed is not None)
     if config.tf32:
         torch.set_float32_matmul_precision("high")
@@ -54,74 +65,58 @@ def train(config: RunConfig) -> Path:
         run.model.to(devices.device())
         features = FeatureStore.of(run.model.backbone, config.features, config.features_dtype)
         data = TrainingData(run.model, objective, config, features)
-        count = sum(run.model.get_parameter(name).numel() for name in run.trained)
-        logger.info("%s: %d samples, %d trained parameters.", config.stage or config.output.name, len(data), count)
         objective.prepare(run.model, data, directory)
-
+        count = sum(run.model.get_parameter(name).numel() for name in run.trained)
+        logger.info("%s: %d samples, %d trained parameters.", directory.name, len(data), count)
         started = time.monotonic()
         solved = objective.solve(run.model, data)
-        if solved is not None:
-            loss, flops = solved
-            seconds = time.monotonic() - started
-            figures = {"steps": 0, "loss": loss, "seconds": seconds, "samples": len(data), "flops": flops}
-            distributed.main_process_first(lambda: _save(run, config, directory, data.data_hash(), figures))
-        else:
+        if solved is None:
             learner = Learner(run.model, objective, config.loss_weights, config.seed)
             _fit(learner, data, run, config, directory)
+        else:
+            seconds = time.monotonic() - started
+            figures = {"steps": 0, "loss": solved[0], "seconds": seconds, "samples": len(data), "flops": solved[1]}
+            distributed.main_process_first(lambda: _save(run, config, directory, data.data_hash(), figures))
     return directory
 
 
-def _save(run: RunModel, config: RunConfig, directory: Path, data_hash: str, figures: dict[str, Any]) -> None:
-    """Write the checkpoint and, when it is proved whole, `finished.json`; by the main process, which sees all tensors."""
-    tensors = run.tensors()
-    broken = [name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all()]
-    if broken:
-        raise ValueError(f"{len(broken)} trained tensors are not finite, such as {min(broken)}; nothing was saved.")
-    figures = {**figures, "hash": checkpoint.tensor_hash(tensors)}
-    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data_hash, "training": figures}
-    checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
-    if config.verify_save:
-        hashes = {name: checkpoint.value_hash(tensor) for name, tensor in tensors.items()}
-        figures["verified"] = checkpoint.verify_saved(directory, hashes)
-    jsonl.write_json(directory / output.FINISHED, figures)
+def _fit(learner: Learner, data: TrainingData, run: RunModel, config: RunConfig, directory: Path) -> None:
+    """Train from the newest complete checkpoint, with or without DeepSpeed, and save.
 
-
-def _fit(
-    learner: Learner, data: TrainingData, run: RunModel, config: RunConfig, directory: Path, features: FeatureStore
-) -> None:
-    """Train with the Trainer from the newest complete checkpoint, with or without DeepSpeed, and save.
-
-    The module is not for use afterwards when DeepSpeed trained it.
+    The module is not for use afterwards when DeepSpeed trained it. Raises Stopped, after saving, when a signal came.
     """
     resume, name = directory / output.RESUME, directory.name
     meter = Meter(learner, config.precision, config.peak_flops)
-    log, bar = JsonLog(directory / output.LOG, _sample_counter(len(data), config)), Bar(name)
-    shutdown = GracefulShutdown()
+    log = JsonLog(directory / output.LOG, _samples_after(len(data), config))
+    bar, shutdown = Bar(name), GracefulShutdown()
     watchdog = Watchdog(learner, config.watchdog) if config.watchdog is not None else None
-    callbacks = [shutdown, *caption_eval(config, directory, run.model, features, meter), FiniteLoss()]
+    callbacks = [shutdown, *caption_eval(config, directory, run.model, data.features, meter)]
+    callbacks += [log, bar] if is_main_process() else []
     trainer = RunTrainer(
         model=learner,
         args=training_arguments(config, resume, name),
         train_dataset=data,
         data_collator=data.collate,
-        callbacks=[*callbacks, *((log, bar) if is_main_process() else ()), *([watchdog] if watchdog else ())],
+        callbacks=[*callbacks, FiniteLoss(), *([watchdog] if watchdog is not None else [])],
         rates=config.train.rates,
         keep_checkpoints=config.keep_checkpoints,
         meter=meter,
     )
-    open_trackers(trainer, directory, name)
+    open_trackers(trainer, directory)
     try:
         newest = distributed.broadcast(str(next(reversed(checkpoints(resume)), "")))
         if newest:
             logger.info("Resuming after step %s.", newest.rpartition("-")[2])
-        with shutdown.listening(), watchdog or nullcontext():
+        with shutdown.listening(), closing(watchdog) if watchdog is not None else nullcontext():
             trainer.train(resume_from_checkpoint=newest or None)
+            shutdown.agree()  # a signal may have come after the last step
         steps = trainer.state.global_step
         if steps < trainer.state.max_steps:
             raise Stopped(f"{name} stopped after step {steps} of {trainer.state.max_steps}")
-        with _whole(trainer, run.written):
-            distributed.main_process_first(lambda: _save(run, config, directory, data.data_hash(), _figures(trainer, log)))
-        distributed.barrier()
+        with _gathered(trainer, run.written):
+            distributed.main_process_first(
+                lambda: _save(run, config, directory, data.data_hash(), log.figures(trainer.state))
+            )
     finally:
         bar.close()
         close_trackers()
@@ -131,3 +126,127 @@ def _fit(
     distributed.barrier()
     if shutdown.requested:
         raise Stopped(f"{name} is done, all {steps} steps of it")
+
+
+def _samples_after(items: int, config: RunConfig) -> Callable[[int], int]:
+    """How many samples have been trained on after a number of steps; the last step of an epoch may be a smaller one."""
+    step = config.train.batch_size * config.train.gradient_accumulation * distributed.world_size()
+    per_epoch = -(-items // step)
+
+    def samples_after(steps: int) -> int:
+        epochs, rest = divmod(steps, per_epoch)
+        return epochs * items + min(rest * step, items)
+
+    return samples_after
+
+
+@contextmanager
+def _gathered(trainer: RunTrainer, written: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let every process have the trained parameters, and those that are written, whole; ZeRO-3 partitions them."""
+    if not trainer.is_deepspeed_enabled:
+        yield
+        return
+    import deepspeed
+
+    engine: Any = trainer.deepspeed
+    engine.empty_partition_cache()  # what was fetched ahead
+    all_parameters = (*(parameter for _, parameter in trained_parameters(trainer.model)), *written)
+    partitioned = {id(parameter): parameter for parameter in all_parameters if hasattr(parameter, "ds_id")}
+    with deepspeed.zero.GatheredParameters(list(partitioned.values())):
+        yield
+
+
+def _save(run: RunModel, config: RunConfig, directory: Path, data_hash: str, figures: dict[str, Any]) -> None:
+    """Write the checkpoint and, last, `finished.json`; by the main process, which sees all tensors whole."""
+    tensors = run.tensors()
+    broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
+    if broken or not math.isfinite(figures["loss"]):
+        raise ValueError(f"Nothing was saved: {len(broken)} trained tensors are not finite {broken[:1]}.")
+    figures = {**figures, "hash": checkpoint.tensor_hash(tensors)}
+    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data_hash, "training": figures}
+    checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
+    if config.verify_save:
+        hashes = {name: checkpoint.value_hash(tensor) for name, tensor in tensors.items()}
+        figures["verified"] = checkpoint.verify_saved(directory, hashes)
+    jsonl.write_json(directory / output.FINISHED, figures)
+
+
+def _release(trainer: RunTrainer) -> None:
+    """Let go of the engine, so that the next run of a chain, or a model built for it, finds no traces of DeepSpeed."""
+    if trainer.is_deepspeed_enabled:
+        engine: Any = trainer.deepspeed
+        if engine is not None:  # None when training never began
+            engine.destroy()
+        unset_hf_deepspeed_config()
+    trainer.accelerator.free_memory()
+    gc.collect()
+
+
+def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
+    """Train the runs that a command line names, in order; the exit code.
+
+    `stage`: which one of the sample recipe is trained where no run is named.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_intermixed_args(words)
+    names = [word for word in [options.config, *options.words] if word is not None and "=" not in word]
+    overrides = [word for word in options.words if "=" in word]
+    overrides += [f"deepspeed={options.deepspeed}"] if options.deepspeed else []
+    overrides += ["verify_save=true"] if options.verify_save else []
+    try:
+        if options.processes is not None:
+            return _launch(options.processes, words)
+        if not names and stage is None:
+            raise ValueError("Give a config: a file, or a name such as sample/langdc/stage1.")
+        links = chain.read(names or sample_recipe.prepared(str(stage)), overrides)
+        directory = chain.run(links, train)
+    except KeyboardInterrupt:
+        return _ended(130, "Interrupted. The same command resumes from the last checkpoint.")
+    except Stopped as stopped:
+        return _ended(stopping.EXIT_CODE, f"{stopped}. The same command resumes from there.")
+    except (ValueError, StoreError, OSError) as error:
+        if options.traceback:
+            raise
+        if not is_main_process():
+            time.sleep(5)  # the launcher ends this process when the main one failed likewise
+        sys.stderr.write(f"{distributed.process_name()}error: {error}\n")
+        return 3 if isinstance(error, OSError) else 2
+    if is_main_process():
+        figures = json.loads((directory / output.FINISHED).read_text())
+        sys.stdout.write(f"{directory.name}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}\n")
+    return 0
+
+
+def _ended(code: int, message: str) -> int:
+    if is_main_process():
+        sys.stderr.write(f"{message}\n")
+    return code
+
+
+def _launch(processes: int, words: Sequence[str]) -> int:
+    """Start the same command on several processes of this machine, with the `deepspeed` launcher."""
+    at = next(n for n, word in enumerate(words) if word.startswith("--processes"))
+    rest = [*words[:at], *words[at + (1 if "=" in words[at] else 2) :]]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(processes)]
+    return subprocess.run([*launcher, "--module", "langdc.train", *rest], check=False).returncode
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="langdc train", description="Train one config, or several in order; the same command resumes."
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG | key=value",
+        help="config files or names (a folder: its chain.yaml), and settings of all of them, as train.steps=50",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a config, by an option")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="train on N devices or CPU processes of this machine"
+    )
+    parser.add_argument("--deepspeed", metavar="FILE", help="ZeRO settings, as deepspeed/zero2.json")
+    parser.add_argument("--verify-save", action="store_true", help="load what was saved in a fresh process and compare")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    return parser

@@ -1,4 +1,4 @@
-"""The model of a run as it is trained: built, started from an earlier run, with adapters, kernels, and what is frozen."""
+"""The model of a run as it is trained: built, started from an earlier run, with adapters and kernels, partly frozen."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,4 +147,3 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
     heads = [part for part in inner if part.get_output_embeddings() is not None]
     for part in [*called, *heads]:
         use_liger(part, config.liger)
-

@@ -37,8 +37,8 @@ class CaptionEval(TrainerCallback):
 
     {"step", "density_correlation", "soft_tokens_per_segment", "captions": [{"id", "written", "target"}]}. The
     correlation is Spearman's, between the density of segments and the number of tokens written. `samples`: records with
-    the frames that are read. `partitioned`: each process holds only a part of every parameter, as under ZeRO-3; a copy
-    of the compressor then writes, which is on the CPU between evaluations, since each token would gather all parameters.
+    the frames that are read. `partitioned`: each process holds only a part of every parameter, as under ZeRO-3; then a
+    copy of the compressor writes, on the CPU between evaluations, since each token would gather all parameters.
     """
 
     def __init__(
@@ -75,7 +75,9 @@ class CaptionEval(TrainerCallback):
         written = self._written()
         lengths = [len(ids) for per_video in written for ids in per_video]
         correlation = self._correlation(written)
-        texts = [[self.model.compressor.text(ids) for ids in per_video] for per_video in written[: self.config.captions]]
+        texts = [
+            [self.model.compressor.text(ids) for ids in per_video] for per_video in written[: self.config.captions]
+        ]
         shown = [
             {"id": record.id, "written": text, "target": [segment.caption for segment in record.segments]}
             for (record, _), text in zip(self.samples, texts, strict=False)
@@ -142,7 +144,7 @@ def _density(segment: SegmentRecord) -> int | None:
 def caption_eval(
     config: RunConfig, directory: Path, model: VideoModel, features: FeatureStore, meter: Meter
 ) -> list[CaptionEval]:
-    """The evaluation that the setting `watch` asks for, if the compressor is trained; ValueError if it writes no text."""
+    """What the setting `watch` asks for, if the compressor is trained; ValueError if it writes no text."""
     watch = config.watch
     if watch is None or not any(parameter.requires_grad for parameter in model.compressor.parameters()):
         return []

@@ -14,7 +14,7 @@ from typing import IO
 
 import psutil
 
-from langdc.train.progress import read_log
+from langdc import jsonl
 
 LIMIT = 300.0
 """Seconds after which a command hangs, as far as a test is concerned."""
@@ -41,7 +41,7 @@ def run_until(command: list, log: Path, lines: int, victim: str = "", **options)
     with TemporaryFile("w+") as said:
         process = _start(command, said, **options)
         try:
-            _wait(lambda: len(read_log(log)) >= lines, lambda: process.poll() is None, said)
+            _wait(lambda: len(jsonl.read(log)) >= lines, lambda: process.poll() is None, said)
             if victim:
                 (chosen,) = [one for one in _family(process) if victim in one.cmdline()]
                 chosen.kill()
@@ -49,7 +49,7 @@ def run_until(command: list, log: Path, lines: int, victim: str = "", **options)
         finally:
             left = _end(process)
         assert not (victim and left), f"still there: {left}"
-    return len(read_log(log))
+    return len(jsonl.read(log))
 
 
 def run_and_ask(command: list, log: Path, lines: int, number: int, asked: str = "", **options) -> int:
@@ -60,7 +60,7 @@ def run_and_ask(command: list, log: Path, lines: int, number: int, asked: str = 
     with TemporaryFile("w+") as said:
         process = _start(command, said, **options)
         try:
-            _wait(lambda: len(read_log(log)) >= lines, lambda: process.poll() is None, said)
+            _wait(lambda: len(jsonl.read(log)) >= lines, lambda: process.poll() is None, said)
             for one in _family(process):
                 if asked in one.cmdline() or not asked:
                     one.send_signal(number)
@@ -85,9 +85,9 @@ def fork_until(done: Callable[[], bool], target: Callable, *arguments, **options
         process.join()
 
 
-def losses(log: Path, phase: str | None = None) -> dict[tuple[str, int], float]:
-    """The loss of every step, by phase and step."""
-    return {(line["phase"], line["step"]): line["loss"] for line in read_log(log, phase)}
+def losses(log: Path) -> dict[int, float]:
+    """The loss by step."""
+    return {line["step"]: line["loss"] for line in jsonl.read(log)}
 
 
 def _start(command: list, said: IO, **options) -> subprocess.Popen:
