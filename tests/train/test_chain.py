@@ -82,7 +82,9 @@ def test_finished_runs_are_skipped_and_later_ones_start_from_the_newest(folder: 
 
 def test_a_chain_does_not_take_a_run_with_other_settings_for_its_own(folder: Path):
     chain.run(chain.read([folder]), finished)
-    with pytest.raises(ValueError, match=r"runs/a holds a finished run of(.|\n)*seed: 0 before, 1 now(.|\n)*output=DIR"):
+    with pytest.raises(
+        ValueError, match=r"runs/a holds a finished run of(.|\n)*seed: 0 before, 1 now(.|\n)*output=DIR"
+    ):
         chain.run(chain.read([folder], ["seed=1"]), finished)
 
 
