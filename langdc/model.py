@@ -61,7 +61,9 @@ class VideoModel(nn.Module):
         self, batch: VideoBatch, needs: frozenset[str] | None = None, synced: bool = False
     ) -> list[VideoFeatures]:
         """Features of a batch's videos, as far as `needs` asks; by default what the compressor needs."""
-        needs = self.compressor.needs if needs is None else needs
+        if needs is None:
+            reduced = self.compressor.needs_with_states if "states" in batch.targets else None
+            needs = self.compressor.needs if reduced is None else reduced
         encoded = batch.raw or self.backbone.encode(list(batch.frames), needs, synced)
         encoded = [{name: self._placed(grid) for name, grid in grids.items()} for grids in encoded]
         found = self.backbone.project(encoded, list(batch.seconds), needs)

@@ -7,6 +7,7 @@ count in the whole step, which the batches announce, so that the division does n
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,8 @@ class Learner(nn.Module):
 
     def context(self) -> Context:
         """The context of a batch of this step: every micro-batch draws the same random numbers."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.step)
+        digest = sha256(f"{self.seed} {self.step}".encode()).digest()  # torch uses 32 bits of a seed
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4]))
         return Context(self.training, self.progress, generator, wanted=self.wanted, synced=world_size() > 1)
 
     def forward(
