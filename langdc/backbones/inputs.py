@@ -142,7 +142,7 @@ def read_prompt(
         inputs.positions,
         numbers,
         compressor,
-        chunk_tokens=[_chunk_tokens(chunk_frames, frames[v], steps[v], len(tokens[v]), released) for v in shown],
+        chunk_tokens=[_chunk_tokens(chunk_frames, frames[v], steps[v], tokens[v], released) for v in shown],
         frame_tokens=[_even_frames(tokens[v], steps[v]) for v in shown],
         anchor=anchor if anchor.any() else None,
         arguments=_arguments(backbone, spliced, compressor),
@@ -163,14 +163,14 @@ def _arguments(backbone: Backbone, spliced: Spliced, compressor: KVCompressor | 
     return lambda rows: {**(own(rows) if own else {}), "padding": padding}
 
 
-def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: int, released: bool) -> int:
+def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoTokens, released: bool) -> int:
     """Video tokens per chunk. Released code counts steps where it means frames, so that short videos have two chunks,
     and does not count the newline after a video, which is then a chunk of its own.
     """
     if not released:
-        return tokens_per_chunk(chunk_frames, frames, tokens)
-    newline = tokens % steps if tokens % steps == 1 else 0
-    return tokens_per_chunk(chunk_frames, frames, tokens - newline, steps)
+        return tokens_per_chunk(chunk_frames, frames, len(tokens))
+    newline = int(tokens.source is None and len(tokens) % steps == 1)
+    return tokens_per_chunk(chunk_frames, frames, len(tokens) - newline, steps)
 
 
 def _even_frames(tokens: VideoTokens, steps: int) -> int | None:
