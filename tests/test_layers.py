@@ -36,7 +36,7 @@ ROWS = (
         "langdc.plots",
         "langdc.language_models",
     ),
-    ("langdc.sources", "langdc.rope", "langdc.chunks", "langdc.metering", "langdc.shards", "langdc.compat"),
+    ("langdc.sources", "langdc.rope", "langdc.chunks", "langdc.metering", "langdc.store", "langdc.compat"),
     ("langdc.sample",),
     ("langdc.interfaces", "langdc.config"),
     (

@@ -4,6 +4,7 @@ Letters: B videos, S segments, n caption tokens, M length, D backbone width, Z c
 """
 
 import json
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from langdc.features import FeatureStore
 from langdc.flops import caption_flops, language_model_flops, linear_flops, project_flops
 from langdc.hashing import module_hash, text_hash
 from langdc.model import VideoModel
-from langdc.shards import TensorStore
+from langdc.store import TensorStore
 from langdc.training.captions import encoded
 from langdc.training.counts import answer_counts
 from langdc.training.objectives import Looks, LossModule, Objective, as_features, passes, scaled
@@ -231,7 +232,7 @@ class CaptionStates:
         self.keys = {sample.index: key for sample, key in zip(self.samples, keys, strict=True)}
         training = self.compressor.training
         self.compressor.eval()  # layers that recompute their activations in training keep no cache
-        self.store.fill(keys, self._computed, CHUNK, "Reading caption states")
+        self.store.fill(keys, self._computed, "Reading caption states")
         self.compressor.train(training)
 
     def __getitem__(self, index: int) -> list[Tensor]:
@@ -250,9 +251,14 @@ class CaptionStates:
         text = f"{settings} {self.objective.features.key(sample.clip)} {json.dumps(said)}"
         return text_hash(text)
 
+    def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for first in range(0, len(numbers), CHUNK):
+            chunk = numbers[first : first + CHUNK]
+            yield from zip(chunk, self._of([self.samples[number] for number in chunk]), strict=True)
+
     @torch.no_grad()
-    def _computed(self, numbers: list[int]) -> list[dict[str, Tensor]]:
-        chosen, model = [self.samples[number] for number in numbers], self.objective.model
+    def _of(self, chosen: list[Sample]) -> list[dict[str, Tensor]]:
+        model = self.objective.model
         videos = as_features(model, self.objective.grids(chosen))
         if self.objective.phase.captions == "file":
             states = self.compressor.read(videos, encoded(model, chosen))

@@ -27,7 +27,7 @@ from langdc.jsonl import write_json
 from langdc.language_models import FLASH, fastest_attention, use_liger
 from langdc.log import get_logger
 from langdc.model import VideoModel
-from langdc.shards import StoreError
+from langdc.store import StoreError
 from langdc.training import planning, runs, saving, stopping
 from langdc.training.alignment import Alignment
 from langdc.training.answers import AnswerObjective
