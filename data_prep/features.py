@@ -32,7 +32,6 @@ from langdc.evaluation.settings import EvalConfig
 from langdc.features import FeatureStore, FrameSpec
 from langdc.interfaces import Backbone
 from langdc.log import get_logger
-from langdc.shards import SHARD_BYTES
 
 logger = get_logger("data_prep.features")
 
@@ -119,7 +118,7 @@ def _run(job: Job, options: argparse.Namespace, out: Console) -> int:
     """Store what is missing; how many clips are not there at the end."""
     job.backbone.to(devices.device())
     unread = len(job.failed)
-    store = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency, options.shard_mb * 10**6)
+    store = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency)
     clips = _present(job)
     for clip in track(
         clips, "Reading files", console=Console(stderr=True), transient=True, disable=not is_main_process()
@@ -229,9 +228,8 @@ def read_speed(store: FeatureStore, clips: list[FrameSpec]) -> tuple[float, floa
 
     What the system still holds of the files is dropped first where it lets us, so that the disk is measured.
     """
-    assert store.store.folder is not None
-    for path in (store.store.folder / "shards").glob("*.safetensors"):
-        with path.open("rb") as file:
+    for clip in clips:
+        with store.store.path(store.key(clip)).open("rb") as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     fresh, read, count = store.fresh(), 0, 0
@@ -264,13 +262,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plan", action="store_true", help="only say how large it gets and how long it takes")
     parser.add_argument(
         "--saliency", action="store_true", help="also what encoders attend to, for compressors that choose by it"
-    )
-    parser.add_argument(
-        "--shard-mb",
-        type=float,
-        default=SHARD_BYTES / 10**6,
-        metavar="MB",
-        help="size of a file (default: %(default).0f)",
     )
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     return parser

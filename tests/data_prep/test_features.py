@@ -16,11 +16,11 @@ import torch
 import yaml
 from langdc.training.stages import run_stage
 
-from langdc import shards
+from langdc import store as stores
 from langdc.config import StageConfig, load
 from langdc.features import FeatureStore
 from langdc.pipeline import VideoLM
-from langdc.shards import TensorStore
+from langdc.store import TensorStore
 from tests import tiny
 from tests.evaluation import runs
 
@@ -151,9 +151,9 @@ def test_a_disk_that_fills_up_is_exit_code_3(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards, "save_file", full)
+    monkeypatch.setattr(stores, "save_file", full)
     assert FEATURES.main(["--stage", str(stage)]) == 3
-    assert "make room and start again" in capsys.readouterr().err
+    assert "make room" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def launch(stage: Path, processes: int) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*(launcher if processes > 1 else [sys.executable]), "data_prep/features.py", "--stage", str(stage)]
     return subprocess.Popen(
-        [*command, "--shard-mb", "0.01", "features_dtype=float32"],
+        [*command, "features_dtype=float32"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         start_new_session=True,
@@ -181,12 +181,7 @@ def launch(stage: Path, processes: int) -> subprocess.Popen[str]:
 def contents(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     found = store(folder)
     assert found.folder is not None
-    keys = {key for path in found.folder.glob("index/*.jsonl") for key in _keys(path)}
-    return {key: found[key] for key in sorted(keys)}
-
-
-def _keys(path: Path) -> list[str]:
-    return [key for line in path.read_text().splitlines() for key in json.loads(line)["keys"]]
+    return {path.stem: found[path.stem] for path in sorted(found.folder.glob("*/*.safetensors"))}
 
 
 @pytest.mark.slow
@@ -199,7 +194,7 @@ def test_two_processes_and_a_kill_store_the_same(stage: Path, tmp_path: Path) ->
     assert len(wanted) == 12
     (tmp_path / "features").rename(tmp_path / "alone")
     killed = launch(stage, 1)
-    while not list((tmp_path / "features").glob("index/*")) and killed.poll() is None:
+    while not list((tmp_path / "features").glob("*/*.safetensors")) and killed.poll() is None:
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
