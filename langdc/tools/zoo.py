@@ -1,18 +1,39 @@
-"""The zoo as a table: what each compressor is, what it needs, where it was published."""
+"""`langdc compressors`: a table of all compressors with what they need and where they were published."""
 
+import argparse
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
+
+from rich.table import Table
 
 from langdc.backbones import backbones
 from langdc.compressors import compressors
 from langdc.interfaces import LearnedCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.kvcompressors.scorers import build_scorer
+from langdc.log import screen
 
-NEEDS = {"question": "question", "saliency": "encoder attention"}
-"""What the table says for each of `TokenCompressor.needs` that is worth saying."""
+_NEEDS = {"question": "question", "saliency": "encoder attention"}
+"""Words of the table for members of `TokenCompressor.needs`; the others go without saying."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    argparse.ArgumentParser(prog="langdc compressors", description=__doc__).parse_args(argv)
+    table = Table("name", "site", "needs", "backbones", "variants", "paper", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True  # names are copied from here
+    found = entries()
+    for entry in found:
+        variants = " ".join(entry.variants) or "-"
+        table.add_row(entry.name, entry.site, entry.needs, entry.backbones, variants, entry.paper)
+    console = screen(soft_wrap=False)
+    console.print(table)
+    console.print(
+        f"{len(found)} compressors. Try one: langdc ask VIDEO QUESTION --model DIR --compressor NAME --keep 0.25"
+    )
+    return 0
 
 
 @dataclass(frozen=True)
@@ -40,7 +61,7 @@ def _token_entry(name: str) -> Entry:
     learned = issubclass(kind, LearnedCompressor)
     needs = ["training"] if learned else []
     stated = kind.needs if isinstance(getattr(kind, "needs", None), frozenset) else frozenset()  # some know it later
-    needs += [said for name, said in NEEDS.items() if name in stated]
+    needs += [said for name, said in _NEEDS.items() if name in stated]
     return Entry(
         name,
         "learned" if learned else "before the LLM",

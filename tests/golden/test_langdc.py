@@ -19,7 +19,7 @@ from torch import Tensor
 
 from langdc import checkpoint
 from langdc.captioner import SoftToken
-from langdc.conversion.videogpt import Branch, Options, convert
+from langdc.convert.assemble import Branch, Options, convert
 from langdc.generate import greedy
 from langdc.model import VideoModel
 from langdc.types import Compressed, Context, FeatureGrid, Prompt, Slot, Spliced, VideoBatch, VideoFeatures

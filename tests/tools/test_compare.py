@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from langdc.cli import main
-from langdc.tools.compare import strip
+from langdc.tools.compare import _strip as strip
 from tests import stock
 
 QUESTION = "what is in the video ?"

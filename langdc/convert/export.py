@@ -1,7 +1,12 @@
-"""A checkpoint as plain Hugging Face directories, which together are a checkpoint of this project all the same."""
+"""A checkpoint of a training run as plain Hugging Face directories with a model card.
 
+Language model, captioner and image encoder load with transformers alone; the whole is a checkpoint of this project and
+may be moved. The adapter is merged, or with --adapter written as a PEFT directory for the published language model.
+"""
+
+import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,40 +15,58 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from langdc import adapters, checkpoint, jsonl
+from langdc import adapters, checkpoint
 from langdc.compressors.langdc import LangDC
 from langdc.config import LoraConfig, ModelConfig, check
-from langdc.conversion import internvideo2, parts
+from langdc.convert import internvideo2, parts
+from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output
 from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
-from langdc.hashing import tensor_hash
+from langdc.log import screen
 from langdc.model import VideoModel
 from langdc.sources import resolve
-from langdc.verify import Fingerprint, fingerprint
+from langdc.verify import tensor_hash
 
-ADAPTER = "adapter"
-LANGUAGE_PREFIX = "backbone.language_model."
-CAPTIONER_PREFIX = "compressor.captioner.language_model."
-IMAGE_PREFIX, VIDEO_PREFIX = "backbone.encoders.image.", "backbone.encoders.video."
+_ADAPTER = "adapter"
+_LANGUAGE_PREFIX = "backbone.language_model."
+_CAPTIONER_PREFIX = "compressor.captioner.language_model."
+_IMAGE_PREFIX, _VIDEO_PREFIX = "backbone.encoders.image.", "backbone.encoders.video."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export as the arguments say; 0 when the directory is written."""
+    parser = argparse.ArgumentParser(prog="langdc export", description=__doc__)
+    parser.add_argument("checkpoint", help="directory of the checkpoint, or sample:langdc")
+    parser.add_argument("out", type=Path, help="directory to make")
+    parser.add_argument("--adapter", action="store_true", help="write the adapter as it is, for the published model")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type to store; float32 keeps all digits")
+    add_verify_option(parser)
+    options = parser.parse_args(argv)
+    made = export(options.checkpoint, options.out, options.adapter, DTYPES[options.dtype])
+    console = screen()
+    console.print(*made.notes, sep="\n", end="\n" if made.notes else "")
+    if not options.no_verify_save:
+        console.print(check_saved(options.out, made.hashes))
+        if made.adapter:
+            console.print(f"{check_saved(options.out / _ADAPTER, made.adapter)}, with PEFT alone")
+    return 0
 
 
 @dataclass
-class Exported:
-    """What was written: `hashes` as of a conversion, `others` directories that load by themselves, `notes` to tell."""
+class _Exported:
+    """What was written: hashes of all tensors and of the adapter's, by name; `notes` to print."""
 
     hashes: dict[str, str] = field(default_factory=dict)
-    others: dict[Path, Fingerprint] = field(default_factory=dict)
+    adapter: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dtype = torch.float32) -> Exported:
+def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dtype = torch.float32) -> _Exported:
     """Write `out`, whole or not at all: parts as directories of their own, the rest beside them, a model card.
 
     `adapter` keeps the adapter apart, and the language model where it is. ValueError for a checkpoint that has none, or
     whose language model was trained itself.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists already; give a directory that is yet to be made.")
     card = checkpoint.read_card(checkpoint.locate(source))
     model = checkpoint.load(source)
     if card["model"]["backbone"]["name"] != "videogpt_plus":
@@ -56,20 +79,19 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
     else:
         adapters.merge(model.backbone.text_model)
     _round(model, dtype)
-    made = Exported()
-    with jsonl.writing_folder(out) as beside:
+    made = _Exported()
+    with open_output(out) as beside:
         tensors = _write_parts(model, beside, adapter, dtype)
         config = check(ModelConfig, _settings(card["model"], beside, adapter), str(source))
-        made.hashes = {
-            name: tensor_hash(t, torch.float32) for name, t in _named(model).items() if name not in model.untrained
-        }
+        made.hashes = {name: tensor_hash(t) for name, t in _named(model).items() if name not in model.untrained}
         info = {key: card[key] for key in ("stage", "phase", "data_sha256", "training") if key in card}
         checkpoint.write(config, beside, tensors=tensors, lora=lora if adapter else None, info=info)
         if adapter and lora is not None:
-            base = _write_adapter(model, lora, card["model"]["backbone"]["language_model"], beside / ADAPTER)
-            made.others = {out / ADAPTER: _adapter_fingerprint(model)}
+            base = _write_adapter(model, lora, card["model"]["backbone"]["language_model"], beside / _ADAPTER)
+            found = _named(model.backbone.language_model)
+            made.adapter = {f"base_model.model.{name}": tensor_hash(tensor) for name, tensor in found.items()}
             made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
-        (beside / "README.md").write_text(model_card(out.name, card, adapter))
+        (beside / "README.md").write_text(_model_card(out.name, card, adapter))
     return made
 
 
@@ -84,7 +106,7 @@ def _check_adapter_alone(model: VideoModel, lora: LoraConfig | None, source: str
     if not isinstance(card["model"]["backbone"]["language_model"], str):
         raise ValueError(f"{source} has a language model of random weights, which an adapter alone cannot be put on.")
     trained = checkpoint.saved_names(source)
-    whole = sorted(name for name in trained if name.startswith(LANGUAGE_PREFIX) and ".lora_" not in name)
+    whole = sorted(name for name in trained if name.startswith(_LANGUAGE_PREFIX) and ".lora_" not in name)
     if whole:
         raise ValueError(
             f"{source} trained {len(whole)} tensors of the language model beside the adapter, such as {whole[0]}. "
@@ -103,7 +125,7 @@ def _write_parts(model: VideoModel, folder: Path, adapter: bool, dtype: torch.dt
     backbone: Any = model.backbone
     image, video = backbone.encoders["image"], backbone.encoders["video"]
     assert isinstance(image, ImageEncoder) and isinstance(video, VideoEncoder)  # what the backbone is made of
-    written = [IMAGE_PREFIX, VIDEO_PREFIX]
+    written = [_IMAGE_PREFIX, _VIDEO_PREFIX]
     internvideo2.write(folder / parts.VIDEO, video.model.config, _as(video.model.state_dict(), dtype))
     _save(image.model, folder / parts.IMAGE, dtype)
     pixels = {"image_mean": image.mean.flatten().tolist(), "image_std": image.std.flatten().tolist()}
@@ -111,14 +133,14 @@ def _write_parts(model: VideoModel, folder: Path, adapter: bool, dtype: torch.dt
     if not adapter:
         _save(backbone.language_model, folder / parts.LANGUAGE, dtype)
         backbone.tokenizer.save_pretrained(folder / parts.LANGUAGE)
-        written.append(LANGUAGE_PREFIX)
+        written.append(_LANGUAGE_PREFIX)
     if isinstance(model.compressor, LangDC):
         captioner = model.compressor.captioner
         _save(captioner.language_model, folder / parts.CAPTIONER, dtype)
         captioner.tokenizer.save_pretrained(folder / parts.CAPTIONER)
-        written.append(CAPTIONER_PREFIX)
+        written.append(_CAPTIONER_PREFIX)
     rest = {name: tensor for name, tensor in _named(model).items() if not name.startswith(tuple(written))}
-    kept = {name: t for name, t in rest.items() if not name.startswith(LANGUAGE_PREFIX) or ".lora_" in name}
+    kept = {name: t for name, t in rest.items() if not name.startswith(_LANGUAGE_PREFIX) or ".lora_" in name}
     return _as({name: tensor for name, tensor in kept.items() if name not in model.untrained}, dtype)
 
 
@@ -177,12 +199,7 @@ def _write_adapter(model: VideoModel, lora: LoraConfig, language_model: str, fol
     return base
 
 
-def _adapter_fingerprint(model: VideoModel) -> Fingerprint:
-    found = fingerprint(model.backbone.language_model)
-    return Fingerprint({f"base_model.model.{name}": value for name, value in found.tensors.items()}, found.logits)
-
-
-def model_card(name: str, card: Mapping[str, Any], adapter: bool) -> str:
+def _model_card(name: str, card: Mapping[str, Any], adapter: bool) -> str:
     """README.md of an exported directory: what it is, where its parts come from, how it is loaded."""
     base = card["model"]["backbone"]["language_model"]
     named = base if isinstance(base, str) else base.get("config", {}).get("model_type", "random weights")
@@ -190,7 +207,7 @@ def model_card(name: str, card: Mapping[str, Any], adapter: bool) -> str:
     trained = "; ".join(f"{key} {record[key]}" for key in ("steps", "samples", "loss") if key in record)
     folders = [f"| `{parts.IMAGE}/` | image encoder | `AutoModel` |", f"| `{parts.VIDEO}/` | InternVideo2 | `langdc` |"]
     if adapter:
-        folders.insert(0, f"| `{ADAPTER}/` | adapter of {named} | `peft.AutoPeftModelForCausalLM` |")
+        folders.insert(0, f"| `{_ADAPTER}/` | adapter of {named} | `peft.AutoPeftModelForCausalLM` |")
     else:
         folders.insert(0, f"| `{parts.LANGUAGE}/` | language model, adapter merged | `AutoModelForCausalLM` |")
     if card["model"]["compressor"]["name"] == "langdc":

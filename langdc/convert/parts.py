@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from langdc.conversion import files, images, internvideo2, language
-from langdc.conversion.names import NameReport
-from langdc.hashing import tensor_hash
+from langdc.convert import files, images, internvideo2, language
+from langdc.convert.names import NameReport
+from langdc.verify import tensor_hash
 
 LANGUAGE, CAPTIONER, IMAGE, VIDEO = "language_model", "captioner", "image_encoder", "video_encoder"
 
 
 @dataclass
 class Made:
-    """What was written so far: the report, and the sha256 of every tensor that loading must give, by its name there."""
+    """What was written so far: the report, and `hashes` of every tensor that loading must give, by its name there."""
 
     folder: Path
     dtype: torch.dtype
