@@ -19,13 +19,12 @@ from langdc import adapters, checkpoint
 from langdc.compressors.langdc import LangDC
 from langdc.config import LoraConfig, ModelConfig, check
 from langdc.convert import internvideo2, parts
-from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output
+from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output, value_hash
 from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
 from langdc.log import screen
 from langdc.model import VideoModel
 from langdc.sources import resolve
-from langdc.verify import tensor_hash
 
 _ADAPTER = "adapter"
 _LANGUAGE_PREFIX = "backbone.language_model."
@@ -83,13 +82,13 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
     with open_output(out) as beside:
         tensors = _write_parts(model, beside, adapter, dtype)
         config = check(ModelConfig, _settings(card["model"], beside, adapter), str(source))
-        made.hashes = {name: tensor_hash(t) for name, t in _named(model).items() if name not in model.untrained}
+        made.hashes = {name: value_hash(t) for name, t in _named(model).items() if name not in model.untrained}
         info = {key: card[key] for key in ("stage", "phase", "data_sha256", "training") if key in card}
         checkpoint.write(config, beside, tensors=tensors, lora=lora if adapter else None, info=info)
         if adapter and lora is not None:
             base = _write_adapter(model, lora, card["model"]["backbone"]["language_model"], beside / _ADAPTER)
             found = _named(model.backbone.language_model)
-            made.adapter = {f"base_model.model.{name}": tensor_hash(tensor) for name, tensor in found.items()}
+            made.adapter = {f"base_model.model.{name}": value_hash(tensor) for name, tensor in found.items()}
             made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
         (beside / "README.md").write_text(_model_card(out.name, card, adapter))
     return made

@@ -16,12 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from langdc import jsonl
-from langdc.convert.commands import DTYPES, REPORT, add_verify_option, check_saved, open_output
+from langdc.convert.commands import DTYPES, REPORT, add_verify_option, check_saved, open_output, value_hash
 from langdc.convert.files import read_json, read_tensors
 from langdc.convert.names import NameReport, check_complete
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
 from langdc.log import screen
-from langdc.verify import tensor_hash
 
 _PREFIX = "vision_encoder."
 _HEADS = {1408: 16, 3200: 25}
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = screen()
     console.print(*report.lines(), sep="\n")
     if not options.no_verify_save:
-        hashes = {f"model.{name}": tensor_hash(tensor) for name, tensor in converted.items()}
+        hashes = {f"model.{name}": value_hash(tensor) for name, tensor in converted.items()}
         console.print(check_saved(options.out, hashes))
     return 0
 
