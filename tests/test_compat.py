@@ -11,7 +11,9 @@ from torch import nn
 
 from langdc import backbones, compat, registry
 from langdc.compressors import build
+from langdc.interfaces import TokenCompressor
 from langdc.registry import Registry
+from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 from tests.compressors.test_resampler import PER_SEGMENT, STREAMS, WIDTH, features, make
 
 
@@ -80,6 +82,32 @@ def test_hosts_is_another_name_of_backbones(said: list[str]):
     assert importlib.import_module("langdc.hosts.base").hosts is backbones.backbones
     assert sum("'langdc.hosts'" in line for line in said) == 1
     assert len(said) == len(set(said))
+
+
+def projected(steps: int) -> VideoFeatures:
+    return VideoFeatures((FeatureGrid(torch.randn(steps, 2, 2, 4)),), {}, torch.arange(steps).double())
+
+
+def test_a_learned_compressor_of_before_works(said: list[str]):
+    """Its forward compressed one video."""
+    old = importlib.import_module("langdc.interfaces").LearnedCompressor
+
+    class Mean(old):
+        needs = frozenset({"projected"})
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, video: VideoFeatures) -> VideoTokens:
+            values = video.projected[0].values.flatten(0, 2).mean(0, keepdim=True) * self.scale
+            return VideoTokens(values, torch.zeros(1, dtype=torch.long))
+
+    assert issubclass(Mean, TokenCompressor)
+    made = Mean()([projected(2), projected(3)])
+    assert [len(tokens) for tokens in made.tokens] == [1, 1] and made.losses == {}
+    assert made.tokens[0].values.requires_grad
+    assert [line for line in said if "LearnedCompressor" in line] == said and len(said) == 1
 
 
 def test_other_names_are_not_there():

@@ -23,6 +23,7 @@ from langdc.compressors import compressors
 from langdc.config import MemberConfig
 from langdc.jsonl import write_text
 from langdc.kvcompressors import kvcompressors
+from langdc.language_models import ids_of
 from langdc.log import screen
 from langdc.model import VideoModel, build_compressor
 from langdc.pipeline import OpenVideo, VideoLM
@@ -146,11 +147,15 @@ def _asked(name: str, lm: VideoLM, video: OpenVideo, question: str, **generation
 def _kept(lm: VideoLM, video: OpenVideo, question: str) -> Tensor | None:
     """The kept share of each patch of the first stream's grid: [T,H,W]."""
     features = video.features
-    source = lm.compressor(features).source if features.projected else None
+    if not features.projected:
+        return None
+    if "question" in lm.compressor.needs:
+        features = lm.model.with_questions([features], [ids_of(lm.model.backbone.tokenizer, question)])[0]
+    source = lm.compressor([features]).tokens[0].source
     if source is None:
         return None
     shape = features.projected[0].values.shape[:3]
-    if len(video.tokens) > len(source) + 1:
+    if len(lm.compress([(video, question)])[0].tokens) > len(source) + 1:
         return None  # newlines stand between the tokens
     share = _shares(lm, video, question, len(source)) if lm.kv is not None else torch.ones(len(source))
     mask = torch.zeros(shape.numel())
