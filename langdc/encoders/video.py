@@ -9,6 +9,7 @@ from torch import Tensor
 
 from langdc.encoders.base import Encoder, encoders
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
+from langdc.language_models import mark_published
 from langdc.sources import Source, resolve
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -29,6 +30,7 @@ class VideoEncoder(Encoder):
         self.model = InternVideo2(InternVideo2Config(**settings))
         if isinstance(found, Path):
             self.model.load_state_dict(load_file(found / "model.safetensors"))
+            mark_published(self.model, source)
         else:
             self.model.reset_parameters()
         self.width = self.model.config.width

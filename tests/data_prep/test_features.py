@@ -16,12 +16,12 @@ import yaml
 
 from langdc import shards
 from langdc.cli import door
-from langdc.config import StageConfig, load
+from langdc.config import RunConfig, load
 from langdc.features import FeatureStore
 from langdc.pipeline import VideoLM
 from langdc.prepare import features as command
 from langdc.shards import TensorStore
-from langdc.training.stages import run_stage
+from langdc.train.run import train
 from tests import tiny
 from tests.evaluation import runs
 
@@ -31,19 +31,18 @@ main = door("data features")
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
-    """The settings of a stage on three videos, with a folder for features."""
+    """The settings of a run on three videos, with a folder for features."""
     data = runs.write_data(tmp_path / "data")
-    phase = {
-        "name": "answer",
-        "objective": "answer",
+    train = {
         "data": [str(data)],
         "trainable": ["compressor.post_projector.*"],
         "steps": 2,
         "batch_size": 3,
+        "questions_per_video": 4,
     }
     model = tiny.config("langdc").model_dump(mode="json")
     places = {"output": str(tmp_path / "run"), "features": str(tmp_path / "features")}
-    tree = {"stage": "stage3", "model": model, "phases": [phase], **places, "log_steps": 1}
+    tree = {"model": model, "objective": "answer", "train": train, **places, "log_steps": 1}
     path = tmp_path / "stage.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -56,7 +55,7 @@ def store(folder: Path) -> TensorStore:
 def test_training_finds_what_was_stored(
     stage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--stage", str(stage)]) == 0
+    assert main(["--train", str(stage)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "3 videos and images, of which 0 are stored" in printed
     assert "video of 4 x 4 frames: 3 of them" in printed
@@ -68,21 +67,21 @@ def test_training_finds_what_was_stored(
     assert "Hit rate: 0.0 % (0 were there, 3 were not)" in printed
     assert re.search(r"It pays after 1\.\d\d epochs|It does not pay", printed)
     monkeypatch.setattr(FeatureStore, "encode", lambda *_: pytest.fail("it was stored"))
-    run_stage(load(StageConfig, stage))
+    train(load(RunConfig, stage))
 
 
 def test_again_everything_is_there(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--stage", str(stage)]) == 0
+    assert main(["--train", str(stage)]) == 0
     before = sorted((path, path.stat().st_mtime_ns) for path in (stage.parent / "features").rglob("*.*"))
     capsys.readouterr()
-    assert main(["--stage", str(stage)]) == 0
+    assert main(["--train", str(stage)]) == 0
     printed = capsys.readouterr().out
     assert "of which 3 are stored" in printed and "Hit rate: 100.0 %" in printed and "To store: 0 GB" in printed
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (stage.parent / "features").rglob("*.*"))
 
 
 def test_a_plan_stores_nothing(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--stage", str(stage), "--plan", "features_dtype=float8"]) == 0
+    assert main(["--train", str(stage), "--plan", "features_dtype=float8"]) == 0
     # half as much as bfloat16, and a scale of 4 bytes for each of the 24 + 32 channels
     size = (16 * (36 * 24 + 16 * 32) + 4 * (24 + 32) + 16 * 8) / 1e6
     assert f"{size:.3g} MB each as float8" in capsys.readouterr().out
@@ -91,11 +90,11 @@ def test_a_plan_stores_nothing(stage: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_losses_are_those_of_features_in_memory(stage: Path, tmp_path: Path) -> None:
     exact = ["features_dtype=float32"]
-    assert main(["--stage", str(stage), *exact]) == 0
+    assert main(["--train", str(stage), *exact]) == 0
     losses = []
     for name, folder in (("stored", str(tmp_path / "features")), ("memory", "null")):
-        config = load(StageConfig, stage, [*exact, f"output={tmp_path / name}", f"features={folder}"])
-        losses.append(json.loads((run_stage(config) / "finished.json").read_text())["loss"])
+        config = load(RunConfig, stage, [*exact, f"output={tmp_path / name}", f"features={folder}"])
+        losses.append(json.loads((train(config) / "finished.json").read_text())["loss"])
     assert losses[0] == losses[1]
 
 
@@ -109,7 +108,7 @@ def test_an_evaluation_finds_what_was_stored(tmp_path: Path, capsys: pytest.Capt
     lm = VideoLM.from_pretrained(tmp_path / "pool")
     features = FeatureStore.of(lm.model.backbone, tmp_path / "features", "float32")
     for name, there in (("v0", True), ("v1", False), ("v2", True)):
-        assert (features.find(lm.clip(tmp_path / "data" / "videos" / f"{name}.mp4")) is not None) == there
+        assert (features.find(lm.frame_spec(tmp_path / "data" / "videos" / f"{name}.mp4")) is not None) == there
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_an_evaluation_finds_what_was_stored(tmp_path: Path, capsys: pytest.Capt
 def test_mistakes_are_one_line(
     stage: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    assert main(["--stage", str(stage), *arguments]) == 2
+    assert main(["--train", str(stage), *arguments]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -131,7 +130,7 @@ def test_what_does_not_fit_is_not_begun(
     stage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    assert main(["--stage", str(stage)]) == 2
+    assert main(["--train", str(stage)]) == 2
     assert "do not fit" in capsys.readouterr().err and not (stage.parent / "features").exists()
 
 
@@ -142,7 +141,7 @@ def test_a_disk_that_fills_up_is_exit_code_3(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shards, "save_file", full)
-    assert main(["--stage", str(stage)]) == 3
+    assert main(["--train", str(stage)]) == 3
     assert "make room and start again" in capsys.readouterr().err
 
 
@@ -156,7 +155,7 @@ def test_it_pays_once_the_epochs_saved_outweigh_the_pass_it_costs(from_file: flo
 
 def launch(stage: Path, processes: int) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*(launcher if processes > 1 else [sys.executable]), "data_prep/features.py", "--stage", str(stage)]
+    command = [*(launcher if processes > 1 else [sys.executable]), "data_prep/features.py", "--train", str(stage)]
     return subprocess.Popen(
         [*command, "--shard-mb", "0.01", "features_dtype=float32"],
         cwd=ROOT,
