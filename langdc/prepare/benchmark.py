@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from langdc.data.records import Record, write_records
-from langdc.evaluation import tasks
-from langdc.evaluation.tasks.base import Benchmark
+from langdc.evaluate import tasks
+from langdc.evaluate.tasks.base import Benchmark
 from langdc.log import screen
 
 _SHOWN = 10

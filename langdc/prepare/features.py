@@ -23,9 +23,6 @@ from transformers import set_seed
 from langdc import checkpoint, devices, distributed
 from langdc.config import FeatureType, load
 from langdc.distributed import is_main_process, world_size
-from langdc.evaluation import matching, tasks
-from langdc.evaluation.loop import load_model
-from langdc.evaluation.settings import EvalConfig
 from langdc.features import FeatureStore, read_spec
 from langdc.interfaces import Backbone
 from langdc.log import get_logger, screen
@@ -88,22 +85,26 @@ def _of_train(options: argparse.Namespace) -> Iterator[_Job]:
 
 
 def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
+    from langdc.evaluate import matching, tasks  # not needed for a training
+    from langdc.evaluate.loop import load_model
+    from langdc.evaluate.settings import EvalConfig
+
     config = load(EvalConfig, options.eval, options.overrides)
     folder = _folder(config.features, options.eval)
     task = tasks.build(config.task.name, **config.task.settings)
-    videos = [(record, task.path(record), task.spec) for record in task.records[: config.limit]]
+    videos = [(record, task.path(record), task.clip) for record in task.records[: config.limit]]
     if config.calibration is not None:
-        others = matching.other_videos(config.calibration, task)
+        others = matching.calibration_videos(config.calibration, task)
         videos += [(record, path, lambda record: record) for record, path in others]
-    for row in {(str(row.model), repr(row.backbone)): row for row in config.all_rows}.values():
-        lm, specs, failed = load_model(row), [], {}
+    for entry in {(str(entry.model), repr(entry.backbone)): entry for entry in config.all_entries}.values():
+        lm, specs, failed = load_model(entry), [], {}
         for record, path, part_of in videos:
             try:
                 part = part_of(record)
                 specs.append(lm.frame_spec(path, part.start, part.end, part.fps))
             except ValueError as error:
                 failed[str(path)] = str(error)
-        yield _Job(str(row.model), lm.model.backbone, specs, folder, config.features_dtype, failed)
+        yield _Job(str(entry.model), lm.model.backbone, specs, folder, config.features_dtype, failed)
 
 
 # ---- storing it
