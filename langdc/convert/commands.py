@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from langdc import checkpoint, jsonl
+from langdc import checkpoint, jsonl, sources
 from langdc.encoders.video import VideoEncoder
 from langdc.language_models import load_language_model
 
@@ -63,15 +63,24 @@ def check_saved(directory: Path, hashes: Mapping[str, str]) -> str:
 
 def _open(directory: Path) -> nn.Module:
     """A checkpoint, an adapter, a language model or an InternVideo2."""
-    if (directory / checkpoint.CARD).is_file():
+    if (directory / checkpoint.MANIFEST).is_file():
         return checkpoint.load(directory)
     if (directory / "adapter_config.json").is_file():
-        import peft  # takes seconds, and few saves are adapters
-
-        return peft.AutoPeftModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        return _adapted(directory)
     if "model_type" in json.loads((directory / "config.json").read_text()):
         return load_language_model(str(directory))
     return VideoEncoder(str(directory))
+
+
+def _adapted(directory: Path) -> nn.Module:
+    """The published model that an adapter names, with it."""
+    import peft  # takes seconds, and few saves are adapters
+    import transformers
+
+    base = sources.resolve(peft.PeftConfig.from_pretrained(str(directory)).base_model_name_or_path or "")
+    config = transformers.AutoConfig.from_pretrained(base)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(base, dtype=torch.float32)
+    return peft.PeftModel.from_pretrained(model, str(directory))
 
 
 def add_part_options(parser: argparse.ArgumentParser) -> None:

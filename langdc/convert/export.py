@@ -1,54 +1,36 @@
-"""A checkpoint of a training run as plain Hugging Face directories with a model card.
+"""A checkpoint of a training run as plain Hugging Face directories with a model card: all that it needs is inside.
 
-Language model, captioner and image encoder load with transformers alone; the whole is a checkpoint of this project and
-may be moved. The adapter is merged, or with --adapter written as a PEFT directory for the published language model.
+Every part that was loaded from published weights is written as a directory of its own, which transformers loads alone;
+the whole is a checkpoint of this project and may be moved. The adapter is merged, or with --adapter written as a PEFT
+directory for the published language model.
 """
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from langdc import adapters, checkpoint
-from langdc.compressors.langdc import LangDC
 from langdc.config import LoraConfig, ModelConfig, check
-from langdc.convert import internvideo2, parts
+from langdc.convert.card import model_card
 from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output, value_hash
-from langdc.encoders.image import ImageEncoder
-from langdc.encoders.video import VideoEncoder
 from langdc.log import screen
 from langdc.model import VideoModel
-from langdc.sources import resolve
+from langdc.sources import is_packaged, resolve
 
 _ADAPTER = "adapter"
-_LANGUAGE_PREFIX = "backbone.language_model."
-_CAPTIONER_PREFIX = "compressor.captioner.language_model."
-_IMAGE_PREFIX, _VIDEO_PREFIX = "backbone.encoders.image.", "backbone.encoders.video."
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export as the arguments say; 0 when the directory is written."""
-    parser = argparse.ArgumentParser(prog="langdc export", description=__doc__)
-    parser.add_argument("checkpoint", help="directory of the checkpoint, or sample:langdc")
-    parser.add_argument("out", type=Path, help="directory to make")
-    parser.add_argument("--adapter", action="store_true", help="write the adapter as it is, for the published model")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type to store; float32 keeps all digits")
-    add_verify_option(parser)
-    options = parser.parse_args(argv)
-    made = export(options.checkpoint, options.out, options.adapter, DTYPES[options.dtype])
-    console = screen()
-    console.print(*made.notes, sep="\n", end="\n" if made.notes else "")
-    if not options.no_verify_save:
-        console.print(check_saved(options.out, made.hashes))
-        if made.adapter:
-            console.print(f"{check_saved(options.out / _ADAPTER, made.adapter)}, with PEFT alone")
-    return 0
+_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_WRITTEN = re.compile(r"config\.json|.*\.index\.json|langdc\.json|card\.json|conversion\.json|adapter_config\.json")
+"""Files of a source that are not copied, since they are written anew or describe something else."""
 
 
 @dataclass
@@ -60,37 +42,60 @@ class _Exported:
     notes: list[str] = field(default_factory=list)
 
 
-def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dtype = torch.float32) -> _Exported:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export as the arguments say; 0 when the directory is written."""
+    parser = argparse.ArgumentParser(prog="langdc export", description=__doc__)
+    parser.add_argument("checkpoint", help="directory of the checkpoint, or sample:langdc")
+    parser.add_argument("out", type=Path, help="directory to make")
+    parser.add_argument("--adapter", action="store_true", help="write the adapter as it is, for the published model")
+    parser.add_argument("--dtype", choices=DTYPES, help="type to store (default: that of each part in use)")
+    add_verify_option(parser)
+    options = parser.parse_args(argv)
+    made = export(options.checkpoint, options.out, options.adapter, DTYPES.get(options.dtype))
+    console = screen()
+    console.print(*made.notes, sep="\n", end="\n" if made.notes else "")
+    if not options.no_verify_save:
+        console.print(check_saved(options.out, made.hashes))
+        if made.adapter:
+            console.print(f"{check_saved(options.out / _ADAPTER, made.adapter)}, with PEFT alone")
+    return 0
+
+
+def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dtype | None = None) -> _Exported:
     """Write `out`, whole or not at all: parts as directories of their own, the rest beside them, a model card.
 
     `adapter` keeps the adapter apart, and the language model where it is. ValueError for a checkpoint that has none, or
     whose language model was trained itself.
     """
-    card = checkpoint.read_card(checkpoint.locate(source))
-    model = checkpoint.load(source)
-    if card["model"]["backbone"]["name"] != "videogpt_plus":
-        raise ValueError(
-            f"{source} has the backbone {card['model']['backbone']['name']!r}, which is a plain directory already."
-        )
-    lora = check(LoraConfig, card["lora"], "lora") if card["lora"] is not None else None
+    manifest = checkpoint.read_manifest(checkpoint.locate(source))
+    model = checkpoint.load(source, plain=True)
+    lora = check(LoraConfig, manifest["lora"], "lora") if manifest["lora"] is not None else None
     if adapter:
         _check_adapter_alone(model, lora, source)
     else:
         adapters.merge(model.backbone.text_model)
-    _round(model, dtype)
+    if dtype is not None:
+        _round(model, dtype)
     made = _Exported()
     with open_output(out) as beside:
-        tensors = _write_parts(model, beside, adapter, dtype)
-        config = check(ModelConfig, _settings(card["model"], beside, adapter), str(source))
-        made.hashes = {name: value_hash(t) for name, t in _named(model).items() if name not in model.untrained}
-        info = {key: card[key] for key in ("stage", "phase", "data_sha256", "training") if key in card}
-        checkpoint.write(config, beside, tensors=tensors, lora=lora if adapter else None, info=info)
+        left = [_language_model(model)] if adapter else []
+        parts = {name: where for name, where in checkpoint.published(model).items() if name not in left}
+        settings, folders = _placed(manifest["model"], parts, beside)
+        for name, folder in folders.items():
+            _write_part(model.get_submodule(name), Path(resolve(parts[name])), folder)  # pyright: ignore
+        _copy_tokenizers(settings, beside)
+        if not adapter:
+            settings["backbone"].pop("quantize", None)
+        named = _named(model)
+        made.hashes = {name: value_hash(tensor) for name, tensor in named.items() if name not in model.untrained}
+        rest = _rest(model, [*folders, *left])
+        config = check(ModelConfig, settings, str(source))
+        kept = {key: value for key, value in manifest.items() if key not in {*checkpoint.NEEDED, "version"}}
+        checkpoint.write(config, beside, tensors=rest, lora=lora if adapter else None, info=kept)
         if adapter and lora is not None:
-            base = _write_adapter(model, lora, card["model"]["backbone"]["language_model"], beside / _ADAPTER)
-            found = _named(model.backbone.language_model)
-            made.adapter = {f"base_model.model.{name}": value_hash(tensor) for name, tensor in found.items()}
-            made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
-        (beside / "README.md").write_text(_model_card(out.name, card, adapter))
+            _export_adapter(model, lora, beside / _ADAPTER, made)
+        classes = {folder.name: type(model.get_submodule(name)).__name__ for name, folder in folders.items()}
+        (beside / "README.md").write_text(model_card(out.name, manifest, classes, adapter))
     return made
 
 
@@ -98,14 +103,106 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
+def _round(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give all weights the values and the type that are stored."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.to(dtype)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config.dtype = dtype
+
+
+def _language_model(model: VideoModel) -> str:
+    """The name of the language model in a model."""
+    return next(name for name, module in model.named_modules() if module is model.backbone.language_model)
+
+
+# ---- settings
+
+
+def _placed(settings: Mapping[str, Any], parts: Mapping[str, str], out: Path) -> tuple[dict, dict[str, Path]]:
+    """The settings with a folder in `out` in place of every part's source, and the folder of each part by its name."""
+    settings, folders = json.loads(json.dumps(settings)), {}
+    for name, source in parts.items():
+        member = settings[name.partition(".")[0]]
+        paths = [path for path, value in _texts(member) if value == source]
+        if not paths:
+            raise ValueError(f"The checkpoint's settings do not name {source}, which {name} was loaded from.")
+        own = next((path for path in paths if "tokenizer" not in path[-1]), paths[0])
+        folder = out / next((key for key in reversed(own) if key != "source"), name.partition(".")[0])
+        folders[name] = folder
+        for path in [own, *(path for path in paths if "tokenizer" in path[-1])]:
+            _set(member, path, str(folder))
+    return settings, folders
+
+
+def _texts(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
+    """Every text among settings with the keys that lead to it."""
+    if isinstance(tree, str):
+        yield path, tree
+    elif isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _texts(value, (*path, key))
+
+
+def _set(tree: Any, path: tuple, value: str) -> None:
+    for key in path[:-1]:
+        tree = tree[key]
+    tree[path[-1]] = value
+
+
+# ---- parts
+
+
+def _write_part(part: nn.Module, source: Path, folder: Path) -> None:
+    """Write a part's weights and settings, and what lies beside its published weights, such as a tokenizer."""
+    folder.mkdir(parents=True)
+    if isinstance(part, PreTrainedModel):
+        part.save_pretrained(folder, max_shard_size="5GB")
+    else:
+        tensors = {name: tensor.detach().contiguous().clone() for name, tensor in part.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        settings: Any = part.config
+        (folder / "config.json").write_text(json.dumps(settings.model_dump(), indent=1) + "\n")
+    _copy_side_files(source, folder)
+
+
+def _copy_side_files(source: Path, folder: Path) -> None:
+    for pattern in _SIDE_FILES:
+        for file in source.glob(pattern):
+            if not _WRITTEN.fullmatch(file.name):
+                shutil.copyfile(file, folder / file.name)
+
+
+def _copy_tokenizers(settings: dict, out: Path) -> None:
+    """Copy tokenizers that settings name apart from a model; packaged ones stay where they are."""
+    for path, source in list(_texts(settings)):
+        if "tokenizer" in str(path[-1]) and not is_packaged(source) and not source.startswith(f"{out}/"):
+            folder = out / str(path[-1])
+            folder.mkdir(exist_ok=True)
+            _copy_side_files(Path(resolve(source)), folder)  # pyright: ignore[reportArgumentType]
+            _set(settings, path, str(folder))
+
+
+def _rest(model: VideoModel, parts: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of no part, and adapters."""
+    inside = tuple(f"{name}." for name in parts)
+    names = [name for name in _named(model) if not name.startswith(inside) or ".lora_" in name]
+    return checkpoint.own_tensors(model, [name for name in names if name not in model.untrained])
+
+
+# ---- the adapter
+
+
 def _check_adapter_alone(model: VideoModel, lora: LoraConfig | None, source: str | Path) -> None:
     if lora is None:
         raise ValueError(f"{source} has no adapter; leave out --adapter to write its whole language model.")
-    card = checkpoint.read_card(checkpoint.locate(source))
-    if not isinstance(card["model"]["backbone"]["language_model"], str):
+    prefix = _language_model(model)
+    if prefix not in checkpoint.published(model):
         raise ValueError(f"{source} has a language model of random weights, which an adapter alone cannot be put on.")
-    trained = checkpoint.saved_names(source)
-    whole = sorted(name for name in trained if name.startswith(_LANGUAGE_PREFIX) and ".lora_" not in name)
+    saved = checkpoint.saved_names(source)
+    whole = sorted(name for name in saved if name.startswith(f"{prefix}.") and ".lora_" not in name)
     if whole:
         raise ValueError(
             f"{source} trained {len(whole)} tensors of the language model beside the adapter, such as {whole[0]}. "
@@ -113,132 +210,34 @@ def _check_adapter_alone(model: VideoModel, lora: LoraConfig | None, source: str
         )
 
 
-def _round(model: nn.Module, dtype: torch.dtype) -> None:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(dtype))
-
-
-def _write_parts(model: VideoModel, folder: Path, adapter: bool, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Write every part that has a directory; the tensors of all others."""
-    backbone: Any = model.backbone
-    image, video = backbone.encoders["image"], backbone.encoders["video"]
-    assert isinstance(image, ImageEncoder) and isinstance(video, VideoEncoder)  # what the backbone is made of
-    written = [_IMAGE_PREFIX, _VIDEO_PREFIX]
-    internvideo2.write(folder / parts.VIDEO, video.model.config, _as(video.model.state_dict(), dtype))
-    _save(image.model, folder / parts.IMAGE, dtype)
-    pixels = {"image_mean": image.mean.flatten().tolist(), "image_std": image.std.flatten().tolist()}
-    (folder / parts.IMAGE / "preprocessor_config.json").write_text(json.dumps(pixels, indent=1) + "\n")
-    if not adapter:
-        _save(backbone.language_model, folder / parts.LANGUAGE, dtype)
-        backbone.tokenizer.save_pretrained(folder / parts.LANGUAGE)
-        written.append(_LANGUAGE_PREFIX)
-    if isinstance(model.compressor, LangDC):
-        captioner = model.compressor.captioner
-        _save(captioner.language_model, folder / parts.CAPTIONER, dtype)
-        captioner.tokenizer.save_pretrained(folder / parts.CAPTIONER)
-        written.append(_CAPTIONER_PREFIX)
-    rest = {name: tensor for name, tensor in _named(model).items() if not name.startswith(tuple(written))}
-    kept = {name: t for name, t in rest.items() if not name.startswith(_LANGUAGE_PREFIX) or ".lora_" in name}
-    return _as({name: tensor for name, tensor in kept.items() if name not in model.untrained}, dtype)
-
-
-def _save(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-    """Write a stock model in a shorter type; what stays in memory keeps its own."""
-    model.save_pretrained(folder, state_dict=_as(model.state_dict(), dtype))
-    settings = json.loads((folder / "config.json").read_text())
-    settings["dtype"] = str(dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
-
-
-def _as(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: tensor.detach().to(dtype) for name, tensor in tensors.items()}
-
-
-def _settings(model: dict[str, Any], folder: Path, adapter: bool) -> dict[str, Any]:
-    """The settings with every part that was written in place of the one it was trained from."""
-    backbone, compressor = dict(model["backbone"]), dict(model["compressor"])
-    backbone["image_encoder"] = {**backbone["image_encoder"], "source": str(folder / parts.IMAGE)}
-    backbone["video_encoder"] = {**backbone["video_encoder"], "source": str(folder / parts.VIDEO)}
-    backbone.pop("quantize", None)
-    if not adapter:
-        backbone["language_model"] = str(folder / parts.LANGUAGE)
-        backbone.pop("tokenizer", None)
-    if compressor["name"] == "langdc":
-        compressor["captioner"] = str(folder / parts.CAPTIONER)
-        compressor.pop("captioner_tokenizer", None)
-    return {"backbone": backbone, "compressor": compressor}
-
-
-def _write_adapter(model: VideoModel, lora: LoraConfig, language_model: str, folder: Path) -> str:
-    """Write a PEFT directory; the language model that it names."""
-    import peft  # takes seconds, and few who import this module have an adapter
-    from safetensors.torch import save_file
-
+def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Exported) -> None:
+    """Write a PEFT directory beside the parts, and remember its tensors."""
+    source = checkpoint.published(model)[_language_model(model)]
+    base = source if not is_packaged(source) and not Path(source).is_dir() else str(Path(resolve(source)).resolve())  # pyright: ignore
+    _write_adapter(model, lora, base, folder)
     found = _named(model.backbone.language_model)
-    tensors = {
-        f"base_model.model.{name.replace('.default.', '.')}": tensor.contiguous()
-        for name, tensor in found.items()
-        if ".lora_" in name
-    }
-    targets = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in found if ".lora_" in name})
-    base = str(Path(resolve(language_model)).resolve())  # pyright: ignore[reportArgumentType]
+    made.adapter = {f"base_model.model.{name}": value_hash(tensor) for name, tensor in found.items()}
+    made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
+
+
+def _write_adapter(model: VideoModel, lora: LoraConfig, base: str, folder: Path) -> None:
+    import peft  # takes seconds, and few who import this module have an adapter
+
+    whole, text = model.backbone.language_model, model.backbone.text_model
+    found = {name: tensor for name, tensor in _named(whole).items() if ".lora_" in name}
+    tensors = {f"base_model.model.{name.replace('.default.', '.')}": tensor for name, tensor in found.items()}
+    prefix = next(name for name, module in whole.named_modules() if module is text)
+    leaves = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in found})
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=targets,
+        # a vision encoder may have layers of the same names
+        target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(leaves)})",
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
         inference_mode=True,
     )
     folder.mkdir()
     settings.save_pretrained(str(folder))
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    return base
-
-
-def _model_card(name: str, card: Mapping[str, Any], adapter: bool) -> str:
-    """README.md of an exported directory: what it is, where its parts come from, how it is loaded."""
-    base = card["model"]["backbone"]["language_model"]
-    named = base if isinstance(base, str) else base.get("config", {}).get("model_type", "random weights")
-    record = card.get("training") or {}
-    trained = "; ".join(f"{key} {record[key]}" for key in ("steps", "samples", "loss") if key in record)
-    folders = [f"| `{parts.IMAGE}/` | image encoder | `AutoModel` |", f"| `{parts.VIDEO}/` | InternVideo2 | `langdc` |"]
-    if adapter:
-        folders.insert(0, f"| `{_ADAPTER}/` | adapter of {named} | `peft.AutoPeftModelForCausalLM` |")
-    else:
-        folders.insert(0, f"| `{parts.LANGUAGE}/` | language model, adapter merged | `AutoModelForCausalLM` |")
-    if card["model"]["compressor"]["name"] == "langdc":
-        folders.append(f"| `{parts.CAPTIONER}/` | captioner | `AutoModelForCausalLM` |")
-    sources = [f"- `{source}`: `{found}`" for source, found in sorted(card["parts"].items())]
-    return "\n".join(
-        [
-            "---",
-            "library_name: langdc",
-            "pipeline_tag: video-text-to-text",
-            "license: other",
-            "---",
-            f"# {name}",
-            "",
-            f"A video language model: `{card['model']['compressor']['name']}` turns videos into tokens of {named}.",
-            f"Stage `{card.get('stage', 'converted')}`{f': {trained}' if trained else ''}. Data: sha256 "
-            f"`{card.get('data_sha256', 'not recorded')}`.",
-            "",
-            "```python",
-            "from langdc import VideoLM",
-            f'VideoLM.from_pretrained("{name}").open("clip.mp4").ask("What happens?")',
-            "```",
-            "",
-            "| directory | what | loads with |",
-            "|---|---|---|",
-            *folders,
-            "| `model.safetensors`, `langdc.json` | projectors and what joins the parts | `langdc` |",
-            "",
-            "Made of:",
-            *(sources or ["- weights that were converted or drawn at random"]),
-            "",
-            "The licences of these parts and of the training data apply to the whole; name them before publishing.",
-            "",
-        ]
-    )
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "adapter_model.safetensors")

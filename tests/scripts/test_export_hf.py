@@ -1,18 +1,22 @@
 """The sample's checkpoint as plain directories: they load with transformers and PEFT alone, and answer the same."""
 
+import shutil
 from pathlib import Path
 
 import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from langdc import adapters, checkpoint
+from langdc import VideoLM, adapters, checkpoint
 from langdc.backbones.chat import conversation
+from langdc.config import LoraConfig, ModelConfig, check
+from langdc.model import VideoModel
+from langdc.sample import weights
 from langdc.types import Frames
 from scripts.export_hf import main
-from tests import tiny
+from tests import stock, tiny
 
 IDS = torch.arange(12)[None]
 
@@ -117,3 +121,56 @@ def test_a_checkpoint_without_an_adapter_has_none_to_write(tmp_path: Path, capsy
     found = checkpoint.load(tmp_path / "out")
     assert_same(found, model)
     torch.testing.assert_close(probe(found), probe(model), atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def stock_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a tiny Qwen2.5-VL with an adapter and a captioner of its own, both changed."""
+    place = tmp_path_factory.mktemp("stock")
+    shutil.copytree(stock.folder("qwen2_5_vl"), place / "published")
+    shutil.copytree(weights("captioner"), place / "captioner")
+    compressor = {
+        "name": "langdc", "captioner": str(place / "captioner"), "prompt": "describe it", "layer": 2, "pool": [2],
+        "captioner_tokenizer": str(place / "captioner"), "max_soft_tokens": 4,
+    }  # fmt: skip
+    backbone = {"name": "qwen2_5_vl", "source": str(place / "published"), "frames": 4}
+    model = VideoModel(check(ModelConfig, {"backbone": backbone, "compressor": compressor}, "test"))
+    lora = LoraConfig(rank=2, alpha=4)
+    adapters.attach_lora(model.backbone, lora)
+    changed = [name for name, _ in model.named_parameters() if ".lora_" in name or "captioner" in name]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name in changed:
+            parameter = model.get_parameter(name)
+            parameter += 0.02 * torch.randn(parameter.shape)
+    names = {*changed, *checkpoint.unpublished(model)}
+    tensors = checkpoint.own_tensors(model, names)
+    checkpoint.save(model, place / "run", tensors=tensors, lora=lora, info={"stage": "test"})
+    return place
+
+
+def test_a_run_on_a_stock_model_needs_nothing_else(stock_run: Path, tmp_path: Path) -> None:
+    """Its parts load with transformers alone, and the whole loads where the published weights are not."""
+    out = tmp_path / "out"
+    assert run(stock_run / "run", out) == 0
+    expected = checkpoint.load(stock_run / "run")
+    adapters.merge(expected.backbone.text_model)
+    kept = tensors(expected)
+    away = stock_run.rename(tmp_path / "away")
+    try:
+        found = checkpoint.load(out)
+        here = tensors(found)
+        assert here.keys() == kept.keys() and all(torch.equal(here[name], kept[name]) for name in kept)
+        alone = AutoModelForImageTextToText.from_pretrained(out / "backbone")
+        assert torch.equal(logits(alone), logits(found.backbone.language_model))
+        assert checkpoint.read_manifest(out)["lora"] is None
+        answer = VideoLM.from_pretrained(out).ask(stock.mp4(tmp_path, count=8, fps=4), "what moves ?", max_new_tokens=2)
+        assert answer.captions is not None
+    finally:
+        away.rename(stock_run)
+
+
+def test_the_adapter_of_a_stock_model(stock_run: Path, tmp_path: Path, capsys) -> None:
+    assert run(stock_run / "run", tmp_path / "out", "--adapter") == 0
+    assert ", with PEFT alone" in capsys.readouterr().out
+    assert not (tmp_path / "out/backbone").exists() and (tmp_path / "out/captioner").is_dir()
