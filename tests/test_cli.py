@@ -144,4 +144,4 @@ def test_config_schema_describes_every_key(capsys):
     tree = json.loads(capsys.readouterr().out)
     assert "extends" in json.dumps(tree) and "output" in json.dumps(tree)
     assert main(["config-schema", "--eval"]) == 0
-    assert "task" in json.loads(capsys.readouterr().out)["properties"]
+    assert '"task"' in capsys.readouterr().out

@@ -4,7 +4,6 @@ The model is built on the meta device, so a full-size config is planned on a lap
 few real steps here.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -20,7 +19,7 @@ from transformers import AutoConfig
 
 from langdc import checkpoint
 from langdc.adapters import adapt, attach_lora
-from langdc.config import LoraConfig, ModelConfig, PhaseConfig, StageConfig, check, load
+from langdc.config import LoraConfig, ModelConfig, PhaseConfig, StageConfig, check
 from langdc.data.records import Record, read_records, write_records
 from langdc.features import FeatureStore
 from langdc.jsonl import write_json
@@ -269,28 +268,3 @@ def _device() -> str:
     if torch.accelerator.is_available():
         return str(torch.get_device_module().get_device_name())
     return f"CPU, {torch.get_num_threads()} threads"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the plan of a training config."""
-    from rich.console import Console
-
-    from langdc.tools.plan_page import show
-
-    parser = argparse.ArgumentParser(prog="langdc plan", description="What a training takes: tokens, memory, hours.")
-    parser.add_argument("config", help="a training config, such as configs/sample/langdc/stage2.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted, as phases.density.batch_size=4")
-    parser.add_argument("--gpus", type=int, default=1, help="devices that share the work (default: 1)")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="of one device: what fits, and what to change")
-    parser.add_argument("--samples", type=int, help="records of each phase whose files are not here")
-    parser.add_argument("--probe", action="store_true", help="run a few real steps here, for the hours")
-    options = parser.parse_intermixed_args(argv)
-    if options.gpus < 1 or (options.memory is not None and options.memory <= 0):
-        raise ValueError(
-            f"--gpus {options.gpus} --memory {options.memory}: give at least 1 device and more than 0 GiB."
-        )
-    config = load(StageConfig, options.config, options.overrides)
-    probed = probe(config) if options.probe else None
-    planned = plan(config, options.gpus, options.memory, options.samples)
-    show(Console(), planned, options.gpus, options.memory, probed)
-    return 0
