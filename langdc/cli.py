@@ -65,7 +65,7 @@ def run(target: str, argv: Sequence[str]) -> int:
     try:
         return getattr(importlib.import_module(module), function)(argv)
     except KeyboardInterrupt:
-        print("Interrupted. What is complete stays; the same command continues from there.", file=sys.stderr)
+        print("Interrupted. The same command resumes from what is complete.", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

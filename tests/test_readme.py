@@ -13,7 +13,7 @@ from langdc.evaluation.settings import EvalConfig
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("langdc", "train", "eval", "data_prep", "scripts", "configs", "docs", "tests", "constraints")
+FOLDERS = ("langdc", "train", "eval", "data_prep", "scripts", "configs", "docs", "examples", "tests", "constraints")
 
 
 def blocks(page: Path, language: str) -> list[str]:
