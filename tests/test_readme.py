@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 import langdc.sample
-from langdc.config import MethodConfig, StageConfig, load
+from langdc.config import MethodConfig, RunConfig, load
 from langdc.evaluation.settings import EvalConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,4 +87,4 @@ def kind_of(application: str) -> type[BaseModel]:
     """What the config file of a command is read as."""
     if "langdc ask" in application:
         return MethodConfig
-    return EvalConfig if "eval/" in application else StageConfig
+    return EvalConfig if "eval/" in application else RunConfig
