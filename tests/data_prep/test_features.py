@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from langdc.shards import TensorStore
 
 from langdc import shards
 from langdc.cli import door
@@ -20,7 +21,6 @@ from langdc.config import RunConfig, load
 from langdc.features import FeatureStore
 from langdc.pipeline import VideoLM
 from langdc.prepare import features as command
-from langdc.shards import TensorStore
 from langdc.train.run import train
 from tests import tiny
 from tests.evaluation import runs
