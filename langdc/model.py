@@ -17,6 +17,7 @@ from langdc.backbones.chat import IGNORED
 from langdc.backbones.inputs import text_inputs
 from langdc.compressors import compressors
 from langdc.config import MemberConfig, ModelConfig
+from langdc.flops import uncounted
 from langdc.interfaces import Backbone, TokenCompressor
 from langdc.types import Compressed, Context, FeatureGrid, TextInputs, VideoBatch, VideoFeatures, VideoTokens
 
@@ -61,7 +62,9 @@ class VideoModel(nn.Module):
         self, batch: VideoBatch, needs: frozenset[str] | None = None, synced: bool = False
     ) -> list[VideoFeatures]:
         """Features of a batch's videos, as far as `needs` asks; by default what the compressor needs."""
-        needs = self.compressor.needs if needs is None else needs
+        if needs is None:
+            reduced = self.compressor.needs_with_states if "states" in batch.targets else None
+            needs = self.compressor.needs if reduced is None else reduced
         encoded = batch.raw or self.backbone.encode(list(batch.frames), needs, synced)
         encoded = [{name: self._placed(grid) for name, grid in grids.items()} for grids in encoded]
         found = self.backbone.project(encoded, list(batch.seconds), needs)
@@ -132,6 +135,10 @@ class VideoModel(nn.Module):
             # zero, added to the input, so that gradients flow through the same modules on every rank
             unused = sum(tokens.values.sum() for tokens in compressed.tokens) * 0
             inputs = replace(inputs, embeds=inputs.embeds + unused)
+        return self._read(compressed, inputs)
+
+    @uncounted()
+    def _read(self, compressed: Compressed, inputs: TextInputs) -> ModelOutput:
         states = self.backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
         if inputs.labels is None:
             order = torch.arange(inputs.positions.shape[2], device=states.device)

@@ -149,8 +149,6 @@ def _gathered(trainer: RunTrainer, written: Iterable[nn.Parameter]) -> Iterator[
         return
     import deepspeed
 
-    engine: Any = trainer.deepspeed
-    engine.empty_partition_cache()  # what was fetched ahead
     all_parameters = (*(parameter for _, parameter in trained_parameters(trainer.model)), *written)
     partitioned = {id(parameter): parameter for parameter in all_parameters if hasattr(parameter, "ds_id")}
     with deepspeed.zero.GatheredParameters(list(partitioned.values())):

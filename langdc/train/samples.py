@@ -77,8 +77,7 @@ def _with_targets(model: VideoModel, samples: list[Sample], drop: bool) -> list[
             f"{samples[min(lacking)].where} has nothing that the compressor learns from, such as segments with "
             "captions. Write it there, or set train.targets: none, so that the compressor works as in use."
         )
-    if len(lacking) < len(shown):
-        _check_segments(model, samples)
+    _check_segments(model, samples)
     return samples
 
 
@@ -86,7 +85,7 @@ def _check_segments(model: VideoModel, samples: Sequence[Sample]) -> None:
     """ValueError for a record whose captions are not one for each segment that its video will have."""
     backbone, steps = model.backbone, model.compressor.frames_per_segment
     for sample in samples:
-        if sample.spec is not None and sample.record.segments:
+        if sample.spec is not None and "captions" in targets_of(model, sample):
             frames = sample.spec.segments * sample.spec.frames_per_segment
             found, wanted = len(sample.record.segments), -(-frames // (backbone.frames_per_step * steps))
             if found != wanted:

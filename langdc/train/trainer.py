@@ -66,7 +66,11 @@ class RunTrainer(Trainer):
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         """As the Trainer does, with the parts of the module that belong in an engine."""
         with getattr(self.model, "engine_parts", nullcontext)():
-            return super().train(*arguments, **keywords)
+            output = super().train(*arguments, **keywords)
+            if self.is_deepspeed_enabled:
+                engine: Any = self.deepspeed
+                engine.empty_partition_cache()  # what was fetched ahead, of whatever ran last
+            return output
 
     # ---- batches and losses
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from langdc.training.trainable import unfreeze
+from langdc.train.trainable import unfreeze
 from torch import Tensor
 
 from langdc.adapters import attach_lora

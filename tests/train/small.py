@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from langdc.adapters import attach_lora
-from langdc.config import RunConfig, check
+from langdc.config import LoraConfig, RunConfig, check
 from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.features import FeatureStore
 from langdc.model import VideoModel
@@ -82,7 +82,7 @@ def losses(trainer: RunTrainer, name: str = "loss") -> list[float]:
 
 def with_adapters(model: VideoModel, *patterns: str) -> VideoModel:
     """Train what matches and adapters on the language model, which begin with an effect."""
-    attach_lora(model.backbone, check_lora())
+    attach_lora(model.backbone, LoraConfig(rank=2, alpha=4, dropout=0.0))
     unfreeze(model, patterns, adapters=True)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -90,12 +90,6 @@ def with_adapters(model: VideoModel, *patterns: str) -> VideoModel:
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
     return model
-
-
-def check_lora() -> Any:
-    from langdc.config import LoraConfig
-
-    return LoraConfig(rank=2, alpha=4, dropout=0.0)
 
 
 def langdc(**settings: Any) -> VideoModel:

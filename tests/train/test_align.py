@@ -1,81 +1,72 @@
-"""The start of the post-projector: the best linear map onto words, and refusals where there is none."""
+"""The start of the map from states to tokens: the best linear map onto words, and refusals where there is none."""
+
+from pathlib import Path
 
 import pytest
 import torch
-from langdc.training import stages
-from langdc.training.alignment import Alignment
 
-from langdc.config import PhaseConfig, StageConfig
-from langdc.features import FeatureStore
-from langdc.hashing import module_hash
-from langdc.sample.dataset import make_dataset
+from langdc.train.trainable import unfreeze
 from tests import tiny
+from tests.train import small
 
-MARKER = "[{number}]"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "sample"
-    make_dataset(folder, {"train": 6, "test": 0}, images=0, workers=1)
-    return folder / "train.jsonl"
+MARKER = {"name": "align", "segment_text": "[{number}]"}
 
 
-def phase(data, **changes) -> PhaseConfig:
-    trainable = ["compressor.post_projector.*", "compressor.segment_marker"]
-    settings = {"name": "align", "objective": "align", "data": [data], "trainable": trainable, "epochs": 1}
-    return PhaseConfig(**{**settings, "batch_size": 4, "segment_text": MARKER, **changes})
+def made(objective: dict = MARKER, model=None, **changes):
+    model = model or small.langdc(segment_marker=True)
+    unfreeze(model, ["compressor.post_projector.*", "compressor.segment_marker.*"])
+    return small.data_of(model, small.run_config(model, "train", "text", objective=objective, **changes))
 
 
-def alignment(data, model=None, **changes) -> Alignment:
-    model = model or tiny.model(segment_marker=True)
-    features = FeatureStore(model.backbone.encode, module_hash(model.backbone.encoders), None)
-    config = StageConfig(stage="stage2", model=model.config, output="unused", phases=[phase(data)])
-    return Alignment(model, phase(data, **changes), config, features)
-
-
-def test_it_is_the_least_squares_map(data):
-    found = alignment(data)
-    outcome = found.solve()
-    embeddings = found.model.backbone.language_model.get_input_embeddings().weight.detach()
-    batch = found.collate([found[i] for i in range(len(found))])
-    words = embeddings[batch["labels"][batch["labels"] >= 0]]
-    padded = torch.nn.functional.pad(batch["states"], (0, 1), value=1.0).double()
+def test_it_is_the_least_squares_map(tmp_path: Path):
+    data = made(batch_size=4)
+    model, objective = data.model, data.objective
+    objective.prepare(model, data, tmp_path)
+    loss, flops = objective.solve(model, data)
+    embeddings = model.backbone.language_model.get_input_embeddings().weight.detach()
+    targets = data.collate([data[i] for i in range(len(data))])["batch"].targets
+    states, ids = (torch.cat([part for video in targets[n] for part in video]) for n in ("states", "captions"))
+    words = embeddings[ids]
+    padded = torch.nn.functional.pad(states, (0, 1), value=1.0).double()
     best = padded @ torch.linalg.lstsq(padded, words.double(), driver="gelsd").solution
-    projected = found.compressor.post_projector(batch["states"]).detach().double()
+    projected = model.compressor.post_projector(states).detach().double()
     least, reached = ((best - words) ** 2).sum(), ((projected - words) ** 2).sum()
     assert reached <= least * 1.01
-    assert outcome.loss == pytest.approx(float(reached / words.double().square().sum()), rel=1e-3)
-    assert (outcome.steps, outcome.samples) == (0, 6) and outcome.flops > 0
+    assert loss == pytest.approx(float(reached / words.double().square().sum()), rel=1e-3)
+    assert len(data) == 6 and flops > 0
 
 
-def test_markers_are_the_words_before_a_segment(data):
-    found = alignment(data)
-    found.solve()
-    backbone, markers = found.model.backbone, found.compressor.segment_marker
+def test_markers_are_the_words_before_a_segment():
+    data = made()
+    data.objective.solve(data.model, data)
+    backbone, markers = data.model.backbone, data.model.compressor.segment_marker.weight
     third = backbone.tokenizer("[3]", add_special_tokens=False)["input_ids"]
     assert torch.equal(markers[2:3], backbone.language_model.get_input_embeddings()(torch.tensor(third)))
 
 
 @pytest.mark.parametrize(
-    ("model", "changes", "message"),
+    ("settings", "objective", "changes", "message"),
     [
-        ({"segment_marker": True}, {"captions": "captioner"}, "set captions: file"),
-        ({"segment_marker": True, "post_projector": "mlp2x_gelu"}, {}, "post_projector: linear"),
-        ({"segment_marker": True}, {"segment_text": "segment {number} :"}, "puts 1 before"),
-        ({"segment_marker": False}, {}, "puts 0 before"),
+        ({"segment_marker": True}, MARKER, {"targets": "none"}, r"set train\.targets: records"),
+        ({"segment_marker": True}, MARKER, {"feature_memory": 0}, "keep features"),
+        ({"segment_marker": True, "post_projector": "mlp2x_gelu"}, MARKER, {}, "post_projector: linear"),
+        ({"segment_marker": True}, {"name": "align", "segment_text": "segment {number} :"}, {}, "puts 1 before"),
+        ({"segment_marker": False}, MARKER, {}, "puts 0 before"),
     ],
 )
-def test_what_cannot_be_aligned_is_refused(data, model, changes, message):
+def test_what_cannot_be_aligned_is_refused(
+    settings: dict, objective: dict, changes: dict, message: str, tmp_path: Path
+):
+    model = small.langdc(**settings)
+    patterns = ["compressor.post_projector.*"]
+    unfreeze(model, patterns)
+    data = small.data_of(model, small.run_config(model, objective=objective, **changes))
     with pytest.raises(ValueError, match=message):
-        alignment(data, tiny.model(**model), **changes)
+        data.objective.prepare(model, data, tmp_path)
 
 
-def test_a_stage_takes_it_as_a_phase(data, tmp_path):
-    answer = phase(data, name="post", objective="answer", epochs=None, steps=2, segment_text=None)
-    model = tiny.config(segment_marker=True)
-    config = StageConfig(stage="stage2", model=model, output=tmp_path / "x", phases=[phase(data), answer], log_steps=1)
-    directory = stages.run_stage(config)
-    figures = stages.json.loads((directory / "finished.json").read_text())
-    assert figures["steps"] == 2 and figures["phases"]["align"]["steps"] == 0
-    assert figures["samples"] == 6 + figures["phases"]["post"]["samples"]
+def test_a_compressor_without_states_is_refused(tmp_path: Path):
+    model = tiny.model("pool")
+    data = small.data_of(model, small.run_config(model, objective=MARKER))
+    with pytest.raises(ValueError, match="Pool has no states that align could map to words"):
+        data.objective.prepare(model, data, tmp_path)

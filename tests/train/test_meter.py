@@ -4,14 +4,14 @@ import time
 
 import pytest
 import torch
-from langdc.training import meter as meters
 from torch import nn
 
+from langdc.train import meter as meters
 from langdc.train.meter import Meter, peak_flops
 
 
 class Told(nn.Module):
-    counts = {"samples": 4, "tokens": 400, "soft_tokens": 30, "segments": 10}  # noqa: RUF012 - as modules have it
+    figures = {"samples": 4, "tokens": 400, "soft_tokens": 30, "segments": 10}  # noqa: RUF012 - as modules have it
     parts = {"caption": (torch.tensor(20.0), 10)}  # noqa: RUF012
 
 

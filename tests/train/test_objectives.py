@@ -17,7 +17,7 @@ from tests.train import small
 
 def test_members_are_found_by_their_files():
     assert {"answer", "align", "compress", "distill"} <= set(objectives.names())
-    with pytest.raises(ValueError, match="'answers'.*Did you mean 'answer'"):
+    with pytest.raises(ValueError, match=r"'answers'.*Did you mean 'answer'"):
         objectives.build("answers")
     with pytest.raises(ValueError, match="temperature"):
         objectives.build("distill", temperatur=2.0)
@@ -80,7 +80,7 @@ def test_distilling_what_is_not_compressed_is_nothing_to_learn():
 def test_distill_refuses_to_train_the_teacher(tmp_path: Path):
     model = unfrozen(tiny.model("pool"), "backbone.language_model.*")
     data = small.data_of(model, small.run_config(model, objective="distill"))
-    with pytest.raises(ValueError, match="embed_tokens.weight is trained"):
+    with pytest.raises(ValueError, match=r"embed_tokens\.weight is trained"):
         data.objective.prepare(model, data, tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_replies_of_the_uncompressed_model_are_written_once(tmp_path: Path, monk
 def test_losses_that_do_not_exist_are_refused():
     model = tiny.model("pool")
     data = small.data_of(model, small.run_config(model))
-    with pytest.raises(ValueError, match="no loss caption. There is: answer"):
+    with pytest.raises(ValueError, match=r"no loss caption\. There is: answer"):
         small.learner_of(data, {"caption": 1.0})
     with pytest.raises(ValueError, match="Pool has none that is weighed"):
         small.learner_of(small.data_of(model, small.run_config(model, objective="compress")))

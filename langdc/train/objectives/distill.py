@@ -85,7 +85,7 @@ class Distill(Objective):
             return reply_alone(backbone, prompt, tokens, frames, None, options).text
 
     def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
-        videos = model.features(batch, frozenset({"projected"}), context.synced)
+        videos = model.features(batch, model.compressor.needs | {"projected"}, context.synced)
         wanted = self._teach(model, batch, videos)
         output = model(batch, context, videos=videos)
         given = F.log_softmax(output.logits.float() / self.temperature, -1)

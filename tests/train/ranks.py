@@ -1,6 +1,6 @@
-"""Stages on several processes without a launcher: started clean and fast from one that has everything imported.
+"""Runs on several processes without a launcher: started clean and fast from one that has everything imported.
 
-Data with captions of 0 to 100 tokens and text among the videos, and small recipes of all stages for them.
+Data with captions of 0 to 100 tokens and text among the videos, and small recipes for them.
 """
 
 import gc
@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from langdc.training import stages, stopping
 from safetensors.torch import load_file
 
 from langdc import checkpoint, jsonl
-from langdc.config import ModelConfig, StageConfig, check
+from langdc.config import ModelConfig, RunConfig, check
 from langdc.data.records import QuestionRecord, Record, read_records, write_records
 from langdc.sample.dataset import make_dataset
-from langdc.train.progress import read_log
+from langdc.train import run as runs
+from langdc.train import stopping
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -34,11 +34,11 @@ LIMIT = 240.0
 """Seconds after which processes hang, as far as a test is concerned."""
 WORDS = ("red", "ring", "left", "two", "moves", "blue")
 LENGTHS = (0, 100, 1, 37, 0, 3, 80, 12)
-POST = ["compressor.post_projector.*", "compressor.segment_marker"]
+POST = ["compressor.post_projector.*", "compressor.segment_marker.*"]
 CAPTIONER = ["compressor.projectors.*", "compressor.captioner.*"]
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0}
-STAGES = ("stage1_backbone", "stage1", "stage2", "stage3")
-"""Recipes: the backbone's projectors with replies, the captioner's with captions, and the two stages after these."""
+RECIPES = ("stage1_backbone", "stage1", "stage2", "stage3", "distill")
+"""The backbone's projectors with replies, the captioner's with captions, the two stages after these, and distilling."""
 
 
 def make_data(folder: Path) -> Path:
@@ -63,64 +63,71 @@ def _said(record: Record) -> Record:
     return record.model_copy(update={"segments": said, "questions": record.questions or asked})
 
 
-def recipe(name: str, data: Path, output: Path, longest: int = max(LENGTHS)) -> StageConfig:
-    """A stage in all its phases, four samples a step, a line of the log for every step, a checkpoint for every second.
+def recipe(name: str, data: Path, output: Path, longest: int = max(LENGTHS)) -> list[RunConfig]:
+    """Runs that start from each other, four samples a step, a line of the log and a checkpoint for every second step.
 
-    Text is in the data of every phase; the phases that learn captions leave it out. `longest`: where captions are cut.
+    Text is in the data of every run; those that learn captions leave it out. `longest`: where captions are cut.
     """
     images, videos, text = ([str(data / f"{part}.jsonl")] for part in ("images", "train", "text"))
-    tree = {
-        "stage": name.partition("_")[0],
-        "model": _model(name, longest).model_dump(mode="json"),
-        "output": str(output),
-    }
-    tree |= {
-        "phases": _phases(name, images, videos, text),
-        "log_steps": 1,
-        "save_steps": 2,
-        "watchdog": 60,
-        "verify_save": False,  # every process that starts would start one more; test_verify_save.py has its own
-    }
-    if name == "stage2":
-        tree["watch"] = {"data": videos[0], "every": 9, "captions": 1, "density": 1}
-    return check(StageConfig, tree, "test")
+    common = {"model": _model(name, longest).model_dump(mode="json"), "log_steps": 1, "save_steps": 2, "watchdog": 60}
+    configs: list[RunConfig] = []
+    for tree in _runs(name, images, videos, text):
+        start = {"start": str(configs[-1].output)} if configs else {}
+        place = {"output": str(output / tree.pop("name"))}
+        configs.append(check(RunConfig, {**common, **start, **place, **tree}, "test"))
+    return configs
 
 
 def _model(name: str, longest: int) -> ModelConfig:
     if name == "stage1_backbone":
         return tiny.config("pool", sides=[3, 0])
+    if name == "distill":
+        return tiny.config("resampler", queries=3, depth=1)
     base = {"name": "pool", "sides": [3, 2]} if name == "stage3" else None
     return tiny.config(segment_marker=True, base=base, max_soft_tokens=longest)
 
 
-def _phases(name: str, images: list[str], videos: list[str], text: list[str]) -> list[dict]:
-    """Beside what all recipes have: adapters in the captioner, words to start from, captions of its own."""
+def _runs(name: str, images: list[str], videos: list[str], text: list[str]) -> list[dict]:
+    """Beside what all recipes have: adapters in the captioner, words to start from, captions of its own, two losses."""
     if name == "stage1_backbone":
-        return [_phase("projectors", "answer", 6, [*images, *text, *videos], ["backbone.projectors.image.*"])]
+        return [_run("projectors", "answer", 6, [*images, *text, *videos], ["backbone.projectors.image.*"])]
     if name == "stage1":
-        return [_phase("projectors", "caption", 4, images + text, CAPTIONER[:1])]
+        return [_run("projectors", "compress", 4, images + text, CAPTIONER[:1])]
     if name == "stage2":
-        align = _phase("align", "align", None, videos + text, POST)
+        watch = {"data": videos[0], "every": 9, "captions": 1, "density": 1}
+        align = {"name": "align", "segment_text": "[{number}]"}
         return [
-            _phase("base", "caption", 6, images + text, CAPTIONER[:1]) | {"captioner_lora": LORA},
-            _phase("density", "caption", 10, videos + text, CAPTIONER),
-            align | {"epochs": 1, "segment_text": "[{number}]"},
-            _phase("post", "answer", 8, videos + text, POST) | {"captions": "captioner"},
+            _run("base", "compress", 6, images + text, CAPTIONER[:1], compressor_lora=LORA, watch=watch),
+            _run("density", "compress", 10, videos + text, CAPTIONER, watch=watch),
+            _run("align", align, None, videos + text, POST, epochs=1),
+            _run("post", "answer", 8, videos + text, POST, targets="none"),
+            _run("both", "answer", 4, videos + text, ["compressor.*"], loss_weights={"caption": 0.5}),
         ]
-    instruct = _phase("instruct", "answer", 24, videos + text, [*POST, "backbone.projectors.*"])
-    return [instruct | {"lora": LORA, "questions_per_video": 3, "projector_learning_rate": 5e-4}]
+    trained = ["compressor.*"] if name == "distill" else [*POST, "backbone.projectors.*"]
+    more = {"questions_per_video": 3, "rates": {"*projector*": 5e-4}} if name == "stage3" else {}
+    objective = "distill" if name == "distill" else "answer"
+    return [_run("instruct", objective, 12, videos + text, trained, lora=LORA, **more)]
 
 
-def _phase(name: str, objective: str, steps: int | None, data: list[str], trainable: list[str]) -> dict:
-    common = {"batch_size": 4, "learning_rate": 1e-3, "weight_decay": 0.05}
-    return {**common, "name": name, "objective": objective, "steps": steps, "data": data, "trainable": trainable}
+def _run(
+    name: str, objective: object, steps: int | None, data: list[str], trainable: list[str], **more: object
+) -> dict:
+    top = {key: more.pop(key) for key in ("watch", "loss_weights") if key in more}
+    train = {"batch_size": 4, "learning_rate": 1e-3, "weight_decay": 0.05, "steps": steps}
+    train |= {"data": data, "trainable": trainable, **more}
+    return {"name": name, "objective": objective, "train": train, **top}
 
 
-def changed(config: StageConfig, output: Path, zero: int | None = None, **phases: object) -> StageConfig:
-    """The same in another place, with other settings of all phases that train, under ZeRO or not."""
-    parts = [phase if phase.objective == "align" else phase.model_copy(update=phases) for phase in config.phases]
+def changed(configs: Sequence[RunConfig], output: Path, zero: int | None = None, **train: object) -> list[RunConfig]:
+    """The same runs in another place, with other settings of all that make steps, under ZeRO or not."""
     file = _zero_file(output.parent, zero) if zero is not None else None
-    return config.model_copy(update={"output": output, "phases": parts, "deepspeed": file})
+    found = []
+    for config in configs:
+        settings = config.train if config.train.steps is None else config.train.model_copy(update=train)
+        start = None if config.start is None else output / config.start.name
+        moved = {"output": output / config.output.name, "start": start, "train": settings, "deepspeed": file}
+        found.append(config.model_copy(update=moved))
+    return found
 
 
 def _zero_file(folder: Path, number: int) -> Path:
@@ -134,8 +141,8 @@ def _zero_file(folder: Path, number: int) -> Path:
     return file
 
 
-def start(count: int, *configs: StageConfig) -> Sequence[BaseProcess]:
-    """Start stages, one after the other, on so many processes, as a launcher would; a single one gets no group."""
+def start(count: int, *configs: RunConfig) -> Sequence[BaseProcess]:
+    """Start runs, one after the other, on so many processes, as a launcher would; a single one gets no group."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *SLOW_TO_IMPORT])
     before = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONPATH")}
@@ -152,7 +159,7 @@ def start(count: int, *configs: StageConfig) -> Sequence[BaseProcess]:
     return ranks
 
 
-def _rank(number: int, count: int, port: int, configs: Sequence[StageConfig]) -> None:
+def _rank(number: int, count: int, port: int, configs: Sequence[RunConfig]) -> None:
     gc.freeze()  # what was imported before the fork needs no looking through, which takes half a second each time
     if count > 1:
         here = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
@@ -160,7 +167,7 @@ def _rank(number: int, count: int, port: int, configs: Sequence[StageConfig]) ->
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     try:
         for config in configs:
-            stages.run_stage(config)
+            runs.train(config)
     except stopping.Stopped:
         sys.exit(stopping.EXIT_CODE)
 
@@ -182,36 +189,38 @@ def kill(ranks: Sequence[BaseProcess]) -> None:
         process.join()
 
 
-def run(count: int, *configs: StageConfig) -> None:
-    """Stages from where they stand to their end, one after the other."""
+def run(count: int, *configs: RunConfig) -> None:
+    """Runs from where they stand to their end, one after the other."""
     assert finish(start(count, *configs)) == [0] * count
 
 
-def run_until(count: int, config: StageConfig, lines: int, end: Callable[[Sequence[BaseProcess]], None] = kill) -> int:
-    """Start a stage and, when its log has so many lines, `end` it; returns how many lines it had then."""
+def run_until(count: int, config: RunConfig, lines: int, end: Callable[[Sequence[BaseProcess]], None] = kill) -> int:
+    """Start a run and, when its log has so many lines, `end` it; returns how many lines it had then."""
     ranks = start(count, config)
     log, deadline = config.output / "log.jsonl", time.monotonic() + LIMIT
     try:
-        while len(read_log(log)) < lines:
+        while len(jsonl.read(log)) < lines:
             assert all(process.is_alive() for process in ranks), [process.exitcode for process in ranks]
             assert time.monotonic() < deadline, f"no line {lines} within {LIMIT} s"
             time.sleep(0.005)
         end(ranks)
     finally:
         kill(ranks)
-    return len(read_log(log))
+    return len(jsonl.read(log))
 
 
-def losses(config: StageConfig) -> dict[tuple[str, int], float]:
-    """The loss of every step, by phase and step."""
-    return {(line["phase"], line["step"]): line["loss"] for line in read_log(config.output / "log.jsonl")}
+def losses(configs: Sequence[RunConfig]) -> dict[tuple[str, int], float]:
+    """The loss of every step, by run and step."""
+    lines = [(config.output.name, line) for config in configs for line in jsonl.read(config.output / "log.jsonl")]
+    return {(name, line["step"]): line["loss"] for name, line in lines}
 
 
-def assert_close(found: StageConfig, expected: StageConfig, tolerance: float) -> None:
+def assert_close(found: Sequence[RunConfig], expected: Sequence[RunConfig], tolerance: float) -> None:
     """Every loss; trained numbers to a tenth of what a step (of 1e-3) moves them; every caption that was written."""
     assert list(losses(found)) == list(losses(expected))
     assert losses(found) == pytest.approx(losses(expected), abs=tolerance)
-    ours, theirs = (load_file(config.output / checkpoint.WEIGHTS) for config in (found, expected))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-    seen, wanted = (jsonl.read(config.output / "captions.jsonl") for config in (found, expected))
-    assert seen == wanted
+    for one, other in zip(found, expected, strict=True):
+        ours, theirs = (load_file(config.output / checkpoint.WEIGHTS) for config in (one, other))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        seen, wanted = (jsonl.read(config.output / "captions.jsonl") for config in (one, other))
+        assert seen == wanted

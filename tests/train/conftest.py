@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from langdc.config import StageConfig
+from langdc.config import RunConfig
 
-pytest.register_assert_rewrite("tests.training.ranks", "tests.training.kill")
+pytest.register_assert_rewrite("tests.train.ranks", "tests.train.kill")
 
-from tests.training import ranks  # noqa: E402 - after what makes its failures say more
+from tests.train import ranks  # noqa: E402 - after what makes its failures say more
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +18,9 @@ def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(varied: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageConfig]:
+def trained(varied: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[RunConfig]]:
     """Every recipe, after one process without DeepSpeed has run it to its end."""
     folder = tmp_path_factory.mktemp("one")
-    configs = {name: ranks.recipe(name, varied, folder / name) for name in ranks.STAGES}
-    ranks.run(1, *configs.values())
+    configs = {name: ranks.recipe(name, varied, folder / name) for name in ranks.RECIPES}
+    ranks.run(1, *(config for chain in configs.values() for config in chain))
     return configs
