@@ -17,9 +17,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import reference, report
+from benchmarks.memory import most_live_bytes
 from langdc import compressors
 from langdc.attention import received_attention
-from langdc.metering import most_live_bytes, synchronize
+from langdc.devices import synchronize
 from langdc.types import FeatureGrid, VideoFeatures
 
 PLACES, WIDTH, KEEP = 196, 3584, 0.25

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import report
 from langdc import compressors
+from langdc.devices import synchronize
 from langdc.interfaces import KVCompressor
 from langdc.kvcompressors import kvcompressors
-from langdc.metering import synchronize
-from langdc.prefill import Reading, prefill
+from langdc.prefill import PrefillOutput, prefill
 from langdc.types import FeatureGrid, VideoFeatures
 
 SIZES = {
@@ -63,7 +63,7 @@ class Model:
         values = torch.randn(steps, *shape, generator=dice, device=self.device, dtype=self.dtype)
         return VideoFeatures((FeatureGrid(values.add_(still)),), {}, torch.arange(steps) / 2)
 
-    def read(self, tokens: Tensor, places: Tensor, steps: int, kv: KVCompressor | None = None) -> Reading:
+    def read(self, tokens: Tensor, places: Tensor, steps: int, kv: KVCompressor | None = None) -> PrefillOutput:
         """Read a prompt with the video's `tokens` [N,D], which come from flat `places` [N]."""
         row, frame = places % (HEIGHT * WIDTH), HEIGHT * WIDTH
         stands = torch.stack([places // frame, row // WIDTH, row % WIDTH]) + SYSTEM
@@ -84,7 +84,7 @@ class Model:
         )
 
 
-def timed(work: Callable[[], Reading], device: str) -> tuple[float, float | None, list[int]]:
+def timed(work: Callable[[], PrefillOutput], device: str) -> tuple[float, float | None, list[int]]:
     """Seconds of one call after one that is not counted, peak GiB where the device tells, and keys per layer."""
     work()
     synchronize(device)

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Phi3Config, PretrainedConfig, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import report
 from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
-from langdc.flops import language_model_flops, linear_flops, writing_flops
-from langdc.metering import lm_head_flops, matmul_flops
+from langdc.flops import Counted, language_model_flops, work_flops
+from langdc.generate import predictions
 from langdc.projectors import build_projector
+from langdc.types import Frames, LanguageWork
 
 FRAMES, SEGMENTS = 16, 4  # the paper's table B4
 MOST = 128  # caption tokens of a segment, ditto
@@ -120,11 +122,9 @@ class Counting:
 
     def read(self, config: PretrainedConfig, new: int, past: int = 0) -> float:
         """Reading `new` tokens after `past` others, the head at the end."""
-        total = language_model_flops(config, new, past)
-        if self.logits:
-            total += lm_head_flops(config.hidden_size, config.vocab_size, new - 1)
+        total = language_model_flops(config, new, past, predictions=new if self.logits else 1)
         if not self.attention:
-            total -= config.num_hidden_layers * 2 * matmul_flops(new, config.hidden_size, new + past)
+            total -= config.num_hidden_layers * 4 * new * config.hidden_size * (new + past)
         return total
 
     def write(self, config: PretrainedConfig, past: int, steps: int) -> float:
@@ -144,20 +144,30 @@ def encode(counting: Counting, captions: bool) -> float:
     """Both encoders over all frames."""
     if not counting.encoders:
         return 0.0
-    image, video = encoders(counting.blocks)
-    each = [image.flops(FRAMES), video.flops(FRAMES)]
-    if not counting.attention:
-        each[0] -= FRAMES * image.depth * 2 * matmul_flops(image.side**2 + 1, image.width, image.side**2 + 1)
-        depth, seen = video.model.config.depth - video.model.config.skip_last, 4 * video.side**2 + 1
-        each[1] -= SEGMENTS * depth * 2 * matmul_flops(seen, video.width, seen)
-    return each[0] + each[1] * (counting.encodings if captions else 1)
+    image, video = encoded(counting.blocks, counting.attention)
+    return image + video * (counting.encodings if captions else 1)
+
+
+@cache
+def encoded(blocks: bool, attention: bool) -> list[float]:
+    """Each encoder over all frames, with or without the products of attention."""
+    frames = Frames(torch.empty(FRAMES, 3, 336, 336, dtype=torch.uint8, device="meta"), torch.arange(FRAMES))
+    found = []
+    for encoder in encoders(blocks):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            encoder([frames])
+        kinds = counter.get_flop_counts()["Global"]  # batched products are those of attention
+        found.append(counter.get_total_flops() - (0 if attention else kinds[torch.ops.aten.bmm]))
+    return found
 
 
 def project(width: int) -> float:
     """Two projectors, over every patch of the image and the video encoder."""
-    sizes = {encoder.width: FRAMES * encoder.side**2 for encoder in encoders(blocks=False)}
-    with torch.device("meta"):
-        return sum(linear_flops(build_projector("mlp2x_gelu", wide, width), rows) for wide, rows in sizes.items())
+    with torch.device("meta"), Counted() as counted:
+        for encoder in encoders(blocks=False):
+            rows = torch.empty(FRAMES * encoder.side**2, encoder.width)
+            build_projector("mlp2x_gelu", encoder.width, width)(rows)
+    return counted.total
 
 
 def compress(setting: Setting, counting: Counting) -> float:
@@ -166,12 +176,12 @@ def compress(setting: Setting, counting: Counting) -> float:
     total = project(width) if setting.base != "none" else 0.0
     if not setting.captions:
         return total
-    captioner, lengths = MODELS["Qwen2.5-0.5B"], [counting.caption] * SEGMENTS
+    captioner = MODELS["Qwen2.5-0.5B"]
     start = FRAMES // SEGMENTS * sum(side**2 for side in SEEN) + CAPTION_TEXT
-    total += project(captioner.hidden_size) + matmul_flops(sum(lengths), captioner.hidden_size, width)
-    written = writing_flops(captioner, start, lengths, max(MOST, counting.caption))
-    read = counting.read(captioner, start) - language_model_flops(captioner, start)
-    return total + written + SEGMENTS * read
+    total += project(captioner.hidden_size) + 2 * SEGMENTS * counting.caption * captioner.hidden_size * width
+    written = predictions(counting.caption, max(MOST, counting.caption))
+    each = work_flops([LanguageWork(captioner, start, written=written)])
+    return total + SEGMENTS * (each + counting.read(captioner, start) - language_model_flops(captioner, start))
 
 
 def stages(setting: Setting, counting: Counting) -> dict[str, float]:

@@ -32,24 +32,26 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import report
-from langdc import checkpoint, devices, distributed
-from langdc import config as settings
-from langdc.adapters import attach_lora
-from langdc.backbones.inputs import pad
-from langdc.backbones.chat import IGNORED
-from langdc.config import ModelConfig, PhaseConfig, Settings, StageConfig
-from langdc.encoders.internvideo2 import InternVideo2Config
-from langdc.features import FeatureStore
-from langdc.metering import most_live_bytes, synchronize
-from langdc.model import VideoModel
-from langdc.sample.dataset import make_dataset
 from langdc.training.answers import AnswerObjective
 from langdc.training.objectives import Objective, as_features
 from langdc.training.phases import run_phase
-from langdc.train.progress import read_log
 from langdc.training.samples import Sample, settle
 from langdc.training.stages import OBJECTIVES
+
+from benchmarks import report
+from benchmarks.memory import most_live_bytes
+from langdc import checkpoint, devices, distributed
+from langdc import config as settings
+from langdc.adapters import attach_lora
+from langdc.backbones.chat import IGNORED
+from langdc.backbones.inputs import pad
+from langdc.config import ModelConfig, PhaseConfig, Settings, StageConfig
+from langdc.devices import synchronize
+from langdc.encoders.internvideo2 import InternVideo2Config
+from langdc.features import FeatureStore
+from langdc.model import VideoModel
+from langdc.sample.dataset import make_dataset
+from langdc.train.progress import read_log
 from langdc.train.trainable import unfreeze
 from langdc.types import Frames, VideoTokens
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from langdc.training import runs, samples
 from rich.console import Console
 from rich.progress import track
 from transformers import set_seed
@@ -32,7 +33,6 @@ from langdc.features import FeatureStore, FrameSpec
 from langdc.interfaces import Backbone
 from langdc.log import get_logger
 from langdc.shards import SHARD_BYTES
-from langdc.training import runs, samples
 
 logger = get_logger("data_prep.features")
 

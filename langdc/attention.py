@@ -1,7 +1,7 @@
-"""Attention: causal over a cache whose layers hold different numbers of keys, and how much attention each key receives.
+"""Causal attention over a cache whose layers hold different numbers of keys, and the attention each key receives.
 
-The first is registered with transformers under the name `langdc`; a model uses it inside `using(model)` and as before
-outside. No attention weights are ever asked of a language model: scores are computed from queries and keys, in blocks.
+The former is registered with transformers under the name `langdc`; a model uses it inside `using(model)` and its own
+outside. A language model never returns attention weights: scores are computed from queries and keys, in blocks.
 
 Letters: h query heads, G key heads, E head width, Q queries, K keys cached, n keys scored.
 """
@@ -19,21 +19,21 @@ from transformers import AttentionInterface, PreTrainedModel
 from langdc.blocks import at_once
 
 NAME = "langdc"
-FLASH_DEVICES = ("cuda",)
-MASK_BLOCK = 512
+_FLASH_DEVICES = ("cuda",)
+_MASK_BLOCK = 512
 """Queries per call where a kernel has no causal mode of its own and needs a mask."""
 
 
 class Observer(Protocol):
-    """What may look at a layer's attention while it happens."""
+    """Sees the queries, keys and values of each layer before they attend."""
 
-    def attending(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Look at queries [1,h,Q,E] and all keys and values [1,G,K,E]; return the queries to use."""
+    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """From queries [1,h,Q,E] and all keys and values [1,G,K,E] to the queries to use."""
         ...
 
 
 def flash_kernel() -> Callable[..., Tensor] | None:
-    """flash-attn's kernel if it is installed, for queries, keys and values [1,n,heads,E]; causal means bottom-right."""
+    """flash-attn's kernel if installed, for queries, keys and values [1,n,heads,E]; its causal mask is bottom-right."""
     try:
         from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -42,9 +42,9 @@ def flash_kernel() -> Callable[..., Tensor] | None:
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
-    """Attention [1,h,Q,E] of the last Q of K tokens to all before them; the mask is aligned to the end of the keys."""
+    """Attention output [1,h,Q,E] of the last Q of K tokens; the causal mask is aligned to the end of the keys."""
     flash = flash_kernel() if query.dtype in (torch.float16, torch.bfloat16) else None
-    if flash is not None and query.device.type in FLASH_DEVICES:
+    if flash is not None and query.device.type in _FLASH_DEVICES:
         turned = [states.transpose(1, 2) for states in (query, key, value)]
         return flash(*turned, softmax_scale=scale, causal=True).transpose(1, 2)
     return _sdpa(query, key, value, scale)
@@ -61,8 +61,8 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Ten
     if query.is_cuda:
         return attend_to(query, key, value, attn_mask=causal_lower_right(queries, keys), **options)
     parts = []
-    for start in range(0, queries, MASK_BLOCK):
-        stop = min(start + MASK_BLOCK, queries)
+    for start in range(0, queries, _MASK_BLOCK):
+        stop = min(start + _MASK_BLOCK, queries)
         seen = keys - queries + stop
         mask = torch.ones(stop - start, seen, dtype=torch.bool, device=query.device).tril(seen - stop + start)
         part = query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen]
@@ -81,9 +81,9 @@ def attend(
     observer: Observer | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: rotated queries, past and new keys; the mask is made here, per layer.
+    """The attention function that transformers calls, with rotated queries, past and new keys; masked per layer.
 
-    Positions are never handed to a kernel: gaps between kept tokens would be read as packed sequences.
+    Positions are never given to a kernel, which would take gaps between kept tokens for packed sequences.
     """
     if sliding_window is not None and sliding_window < key.shape[2]:
         raise ValueError(
@@ -91,7 +91,7 @@ def attend(
             "only where a layer attends to all of them."
         )
     if observer is not None:
-        query = observer.attending(int(module.layer_idx), query, key, value)  # pyright: ignore[reportArgumentType]
+        query = observer.before_attention(int(module.layer_idx), query, key, value)  # pyright: ignore[reportArgumentType]
     return causal_attention(query, key, value, scaling).transpose(1, 2), None
 
 
@@ -100,7 +100,7 @@ AttentionInterface.register(NAME, attend)
 
 @contextmanager
 def using(model: PreTrainedModel) -> Iterator[None]:
-    """Let this one model attend through `attend` inside the block, and as before after it."""
+    """Inside the block this one model attends through `attend`."""
     before = model.config._attn_implementation or "eager"
     model.set_attn_implementation(NAME)
     try:
@@ -110,10 +110,10 @@ def using(model: PreTrainedModel) -> Iterator[None]:
 
 
 def received_attention(query: Tensor, key: Tensor, scale: float | None = None, causal: bool = False) -> Tensor:
-    """How much attention each key receives, per key head: [G,n], in float32.
+    """Attention received by each key, per key head: [G,n], in float32.
 
     Softmax of the queries [1,h,Q,E] over the keys [1,G,n,E], summed over the queries and averaged over the h/G heads
-    of a group. `causal`: the queries are the last Q of the n tokens and do not see what follows them.
+    of a group. `causal`: the queries are the last Q of the n tokens and attend only to tokens up to themselves.
     """
     heads, queries, width = query.shape[1:]
     groups, keys = key.shape[1:3]

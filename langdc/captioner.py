@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from langdc.decoding import greedy
 from langdc.flops import uncounted
+from langdc.generate import greedy, predictions
 from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer
 from langdc.log import get_logger
 from langdc.sources import Source
@@ -164,7 +164,7 @@ class Captioner(nn.Module):
         """What the language model does for one segment `visual` [n_visual,Z] with a caption of `caption` tokens."""
         config, start = self.language_model.config, len(self.before) + len(visual) + len(self.after)
         if how == "written":
-            return LanguageWork(config, start, written=caption + 1)
+            return LanguageWork(config, start, written=predictions(caption, self.max_soft_tokens))
         if how == "scored":
             return LanguageWork(config, start + caption, scored=caption + 1)
         return LanguageWork(self._reader_config, start + caption)

@@ -4,11 +4,8 @@
 that build the model, the identity of every part and the training record. Nothing is unpickled.
 """
 
-import hashlib
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,9 +22,10 @@ from langdc.adapters import attach_lora
 from langdc.backbones import backbone_of
 from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
+from langdc.hashing import file_hash, is_part, part_identity, tensor_hash, tensors_hash
 from langdc.language_models import load_language_model
 from langdc.model import VideoModel
-from langdc.sources import is_packaged, resolve
+from langdc.sources import resolve
 from langdc.version import __version__
 
 WEIGHTS = "model.safetensors"
@@ -35,22 +33,6 @@ MANIFEST = "langdc.json"
 HERE = "./"  # begins the path of a part that lies in the checkpoint's own directory
 NEEDED = frozenset({"model", "lora", "parts", "weights_sha256"})
 ADVICE = "Give the directory that a training run printed at its end, or 'sample:langdc' for the one that ships."
-
-
-def tensor_hash(tensors: dict[str, Tensor]) -> str:
-    """The sha256 over names, types and bytes of tensors, in order of name."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """The sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -61,40 +43,6 @@ def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
             seen.add(parameter.data_ptr())
             found[name] = parameter.detach()
     return found
-
-
-def part_identity(folder: Path, contents: bool = False) -> dict[str, list]:
-    """What a folder of weights holds: size and sha256 of each file by name.
-
-    The sha256 is that of the Hugging Face cache, which names its files so; of others it is read only if asked by
-    `contents`, else None.
-    """
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        stated = file.resolve().name if file.is_symlink() else ""
-        known = stated if re.fullmatch("[0-9a-f]{64}", stated) else None
-        found[file.name] = [file.stat().st_size, known or (file_hash(file) if contents else None)]
-    return found
-
-
-def same_part(before: Any, folder: Path, contents: bool = False) -> bool:
-    """Whether a folder of weights is the one of that identity, as far as both are known."""
-    if isinstance(before, str):  # of version 0.1: a hash of all contents
-        texts = (file_hash(file) for file in sorted(folder.glob("*.safetensors")))
-        return not contents or hashlib.sha256("".join(texts).encode()).hexdigest() == before
-    now = part_identity(folder, contents)
-    return before.keys() == now.keys() and all(
-        size == now[name][0] and (None in (known, now[name][1]) or known == now[name][1])
-        for name, (size, known) in before.items()
-    )
-
-
-def value_hash(tensor: Tensor) -> str:
-    """The sha256 of a tensor's shape and of its values as float32."""
-    values = tensor.detach().to("cpu", torch.float32).contiguous()
-    digest = hashlib.sha256(str(tuple(values.shape)).encode())
-    digest.update(values.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def published(model: nn.Module) -> dict[str, str]:
@@ -142,27 +90,23 @@ def write(
 
     `sources`: where the published parts are; None: every setting that names a folder of weights.
     """
-    beside = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, beside / WEIGHTS)
-    if tensor_hash(load_file(beside / WEIGHTS)) != tensor_hash(tensors):
-        raise ValueError(f"{beside / WEIGHTS} does not hold what was written to it. Check the disk, and save again.")
     tree = config.model_dump(mode="json")
     parts = _folders(set(sources) if sources is not None else set(_texts(tree)))
-    manifest = {
-        "version": __version__,
-        "model": _inside(tree, directory),
-        "lora": lora.model_dump(mode="json") if lora else None,
-        "weights_sha256": file_hash(beside / WEIGHTS),
-        "parts": {_inside(source, directory): part_identity(folder) for source, folder in parts.items()},
-        **info,
-    }
-    (beside / MANIFEST).write_text(json.dumps(manifest, indent=1))
     directory.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS, MANIFEST):
-        (beside / name).replace(directory / name)
-    beside.rmdir()
+    # the manifest gets its name last, so that it never describes other weights
+    with jsonl.writing(directory / MANIFEST) as manifest, jsonl.writing(directory / WEIGHTS) as weights:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, weights)
+        if tensors_hash(load_file(weights)) != tensors_hash(tensors):
+            raise ValueError(f"{weights} does not hold what was written to it. Check the disk, and save again.")
+        stated = {
+            "version": __version__,
+            "model": _inside(tree, directory),
+            "lora": lora.model_dump(mode="json") if lora else None,
+            "weights_sha256": file_hash(weights),
+            "parts": {_inside(source, directory): part_identity(folder) for source, folder in parts.items()},
+            **info,
+        }
+        manifest.write_text(json.dumps(stated, indent=1))
 
 
 def _inside(tree: Any, directory: Path) -> Any:
@@ -216,11 +160,10 @@ def locate(directory: str | Path) -> Path:
 
 
 def weights_hash(directory: Path) -> str:
-    """The sha256 of a checkpoint's weights; of a stock model's files of weights and settings, all of them read."""
+    """The sha256 of a checkpoint's weights; of a stock model the `part_identity`."""
     if (directory / MANIFEST).is_file():
         return read_manifest(directory)["weights_sha256"]
-    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")])
-    return hashlib.sha256("".join(f"{path.name} {file_hash(path)}\n" for path in files).encode()).hexdigest()
+    return part_identity(directory)
 
 
 def read_manifest(directory: Path) -> dict:
@@ -364,11 +307,17 @@ def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tup
     return model, tensors
 
 
+def _same(folder: Path, identity: str, contents: bool) -> bool:
+    if contents and identity.startswith("sha256:"):
+        return part_identity(folder, contents=True) == identity
+    return is_part(folder, identity)
+
+
 def _check_parts(config: ModelConfig, manifest: dict, where: Path, contents: bool = False) -> None:
     """Refuse a checkpoint whose frozen parts are not the ones it was trained on."""
     before = manifest["parts"]
     now = _folders(source for source in _texts(config.model_dump(mode="json")) if source in before)
-    changed = [source for source, folder in now.items() if not same_part(before[source], folder, contents)]
+    changed = [source for source, folder in now.items() if not _same(folder, before[source], contents)]
     if changed:
         raise ValueError(
             f"{where} was trained on other weights than those now at: {', '.join(changed)}. Bring the former ones "
@@ -403,7 +352,7 @@ def _drawn(settings: dict, path: str = "") -> dict[str, dict]:
 def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
     """Load a saved directory in a fresh process and compare tensors by name; returns how many were equal.
 
-    `hashes`: the `value_hash` of each. ValueError names those that are missing or differ.
+    `hashes`: of the values of each, in float32. ValueError names those that are missing or differ.
     """
     command = [sys.executable, "-c", f"from langdc.checkpoint import print_hashes; print_hashes({str(directory)!r})"]
     environment = {**without_launcher(os.environ), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
@@ -424,7 +373,7 @@ def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
 
 
 def print_hashes(directory: str) -> None:
-    """Load a checkpoint, an adapter or a language model, and print the `value_hash` of each parameter as JSON."""
+    """Load a checkpoint, an adapter or a language model, and print a hash of each parameter's float32 values as JSON."""
     folder = Path(directory)
     if (folder / MANIFEST).is_file():
         model: nn.Module = load(folder, plain=True, contents=True)
@@ -434,7 +383,8 @@ def print_hashes(directory: str) -> None:
         model = peft.AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     else:
         model = load_language_model(directory)
-    found = {name: value_hash(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    parameters = model.named_parameters(remove_duplicate=False)
+    found = {name: tensor_hash(parameter, torch.float32) for name, parameter in parameters}
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -14,8 +14,10 @@ from langdc.log import get_logger
 
 logger = get_logger(__name__)
 
-KEYS = {"host": "backbone", "most_side": "max_side"}
+KEYS = {"host": "backbone", "most_side": "max_side", "reforge": "compact_positions", "most": "max_tokens"}
 """Keys of a config or of a checkpoint's settings, at any depth."""
+ITEMS = {"saturated_guide": "saturated_question"}
+"""Values in lists of a config, such as `defects`."""
 OBJECTIVES = {"caption": "compress"}
 """Objectives by their names of 0.1."""
 OF_PHASE = {"captioner_lora": "compressor_lora", "captions": "targets"}
@@ -59,6 +61,22 @@ def _renamed(tree: Any, old: set[str]) -> Any:
         return tree
     old |= KEYS.keys() & tree.keys()
     return {KEYS.get(key, key): _renamed(value, old) for key, value in tree.items()}
+
+
+def keywords(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Keyword arguments of a zoo's member under their present names; those that it has (`known`) stay."""
+    found = {name if name in known else _present(KEYS, name): value for name, value in given.items()}
+    return {
+        name: [_present(ITEMS, item) for item in value] if isinstance(value, list) else value
+        for name, value in found.items()
+    }
+
+
+def _present(table: Mapping[str, str], old: Any) -> Any:
+    new = table.get(old, old) if isinstance(old, str) else old
+    if new != old:
+        warn_once(old, new)
+    return new
 
 
 def tensor_name(name: str) -> str:

@@ -6,47 +6,42 @@ Source: LangDC (arXiv 2509.00969), section 4.1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scipy.stats import spearmanr
 
-KINDS = ("subjects", "attributes", "actions", "background")
+from langdc.data.records import SegmentRecord
 
 
-@dataclass(frozen=True)
-class Cues:
-    """What is to be seen in a segment, by kind; each cue is a word or phrase."""
-
-    subjects: tuple[str, ...] = ()
-    attributes: tuple[str, ...] = ()
-    actions: tuple[str, ...] = ()
-    background: tuple[str, ...] = ()
-
-    def all(self) -> list[str]:
-        """Every cue, in order of kind."""
-        return [cue for kind in KINDS for cue in getattr(self, kind)]
-
-    @property
-    def density(self) -> int:
-        """The number of cues."""
-        return len(self.all())
+def cues_of(segment: SegmentRecord) -> list[str]:
+    """Every cue of a segment: subjects, attributes, actions, background."""
+    return [*segment.subjects, *segment.attributes, *segment.actions, *segment.background]
 
 
-def target_caption(cues: Cues, separator: str = " ; ", most: int | None = None) -> str:
+def densities(segments: Sequence[SegmentRecord]) -> list[int]:
+    """The density of each segment of a record: as it states, else the number of its cues.
+
+    Empty if no segment states either: then nobody has looked, and 0 would be a claim.
+    """
+    known = any(segment.density is not None or cues_of(segment) for segment in segments)
+    found = [len(cues_of(segment)) if segment.density is None else segment.density for segment in segments]
+    return found if known else []
+
+
+def target_caption(segment: SegmentRecord, separator: str = " ; ", most: int | None = None) -> str:
     """Write the supervision text of a segment: its cues, subjects first, each said once; at most `most` of them.
 
     An empty segment gives an empty text: the captioner learns to stop at once.
     """
-    said = list(dict.fromkeys(cue.strip() for cue in cues.all() if cue.strip()))
+    said = list(dict.fromkeys(cue.strip() for cue in cues_of(segment) if cue.strip()))
     return separator.join(said[:most])
 
 
-def cue_recall(caption: str, cues: Cues) -> float:
-    """The share of cues that a caption mentions (as whole words, case ignored); 1 where there are none."""
+def cue_recall(caption: str, segment: SegmentRecord) -> float | None:
+    """The share of a segment's cues that a caption mentions (as whole words, case ignored); None where it has none."""
     padded = f" {' '.join(caption.lower().split())} "
-    wanted = [f" {' '.join(cue.lower().split())} " for cue in cues.all()]
-    return sum(cue in padded for cue in wanted) / len(wanted) if wanted else 1.0
+    wanted = [f" {' '.join(cue.lower().split())} " for cue in cues_of(segment)]
+    return sum(cue in padded for cue in wanted) / len(wanted) if wanted else None
 
 
 def density_correlation(densities: Sequence[float], tokens: Sequence[float]) -> float:

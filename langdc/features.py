@@ -11,10 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from langdc.config import FeatureType
-from langdc.generation import refuse_nan
+from langdc.generate import require_finite
+from langdc.hashing import module_hash, text_hash
 from langdc.interfaces import Backbone
 from langdc.log import get_logger
 from langdc.shards import SHARD_BYTES, TensorStore
@@ -63,19 +64,9 @@ def spec_key(spec: FrameSpec) -> str:
     return digest.hexdigest()
 
 
-def module_hash(*modules: nn.Module) -> str:
-    """A hash of the tensors of modules."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def preprocessing_hash(backbone: Backbone) -> str:
     """A hash of all that decides what a backbone's encoders see of frames: their tensors and settings."""
-    return hashlib.sha256(f"{module_hash(backbone.encoders)} {backbone.preprocessing}".encode()).hexdigest()
+    return text_hash(f"{module_hash(backbone.encoders)} {backbone.preprocessing}")
 
 
 class FeatureStore:
@@ -118,8 +109,7 @@ class FeatureStore:
     def key(self, clip: FrameSpec) -> str:
         """The key of a clip under these encoders."""
         if clip not in self._keys:
-            text = f"{spec_key(clip)} {self.identity} {self.dtype}"
-            self._keys[clip] = hashlib.sha256(text.encode()).hexdigest()
+            self._keys[clip] = text_hash(f"{spec_key(clip)} {self.identity} {self.dtype}")
         return self._keys[clip]
 
     def fresh(self) -> "FeatureStore":
@@ -173,7 +163,7 @@ class FeatureStore:
         """What is stored of the frames of a file; ValueError if an encoder's output is not finite."""
         (grids,) = self.encoders([video])
         try:
-            refuse_nan(grids)
+            require_finite(grids)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         packed = {"seconds": video.seconds.double()}

@@ -93,13 +93,13 @@ class KVCompressor(ABC):
 
     chunk_frames: int = 32
     """How many frames of a video are read at once."""
-    guide: int = 0
-    """How many tokens, counted from the end, of the text after the last video are read behind every chunk as well, so
-    that they can score it; more than there are means all. Their keys are dropped."""
+    question_window: int = 0
+    """How many tokens of the question (the text after the last video), counted from its end, are also read behind every
+    chunk, so that they can score it; more than there are: all. Their keys are dropped."""
     position_free: bool = False
     """Whether `observe` gets queries and keys without their rotation."""
     continuous: bool = False
-    """Whether each piece's time line goes on right after the last key that a layer kept."""
+    """Whether the next tokens follow the last key that a layer kept directly in time, for position compaction."""
     paper: ClassVar[str] = ""
     """Where the method was published."""
     active: bool = True
@@ -110,26 +110,29 @@ class KVCompressor(ABC):
         """Get ready for a prompt."""
 
     def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Look at a layer's keys and values of the chunk [1,G,Q,E], and at the queries that may score them [1,h,n,E].
+        """Gets a layer's keys and values of the chunk [1,G,Q,E], and the queries that may score them [1,h,n,E].
 
-        Those are the guide's where there is one, else the chunk's own.
+        Those are of the question window where there is one, else the chunk's own.
         """
         return
 
-    def guide_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
-        """Where the guide stands [A,1,n] for a chunk; `positions` [A,1,M] are the prompt's. Default: right after it."""
-        guide, last = positions[:, :, -chunk.guide :], positions[0, 0, chunk.rows.stop - 1]
-        return guide - (guide[0, 0, 0] - last - 1)
+    def question_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
+        """Positions [A,1,n] of the question window behind a chunk; `positions` [A,1,M] are the prompt's.
+
+        Default: directly after the chunk.
+        """
+        window, last = positions[:, :, -chunk.question_window :], positions[0, 0, chunk.rows.stop - 1]
+        return window - (window[0, 0, 0] - last - 1)
 
     @abstractmethod
     def kept(self, chunk: Chunk) -> list[Tensor]:
         """Per layer, the rows to keep, ascending: [n], or [G,n] where key heads differ.
 
-        They count the layer's whole cache: `chunk.past[layer]` older keys, then the chunk, then the guide.
+        They index the layer's whole cache: `chunk.past[layer]` older keys, then the chunk, then the question window.
         """
 
     def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
-        """Where the keys of a layer's whole cache [A,1 or G,K] stand from now on; default: where they stood."""
+        """New positions of the keys of a layer's whole cache [A,1 or G,K]; default: the `old` ones."""
         return old
 
 
@@ -202,16 +205,18 @@ class Backbone(nn.Module, ABC):
         calls whatever the videos are. Gradients flow where the encoders are trained.
         """
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> None:
-        """Encode a video without content whose grids have the shapes of `encoded`; what that takes is counted.
+    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
+        """Encode a video without content whose grids have the shapes of `encoded`: what that takes is counted.
 
-        Default: as many frames as those grids have, of any size. To override where grids depend on the size.
+        Returns how many times it has to be taken: T where one step stands for all, which do not attend to each other.
+        Default: once, for as many frames of any size; to override where grids depend on the size.
         """
         grid = next(iter(encoded.values()))
         count = len(grid.values) * self.frames_per_step
         device = next(self.encoders.parameters()).device
         frames = Frames(torch.zeros(count, 3, 56, 56, dtype=torch.uint8, device=device), torch.arange(count))
         self.encode([frames], frozenset() if grid.saliency is None else frozenset({"saliency"}))
+        return 1
 
     @abstractmethod
     def project(

@@ -1,6 +1,6 @@
-"""A cache whose layers hold different numbers of keys, each with its own time line.
+"""A key-value cache whose layers hold different numbers of keys at different positions.
 
-Only this module edits a cache. Dropped keys are really freed: what is kept is copied, so no view holds the old storage.
+Only this module edits a cache. Evicting frees memory: the keys that stay are copied, so no view holds the old storage.
 
 Letters: A rotary axes, G key heads, K keys cached, n tokens, E head width, L layers.
 """
@@ -16,15 +16,15 @@ from langdc.rope import Rope
 
 
 class KVLayer(DynamicLayer):
-    """One layer's keys and values [1,G,K,E], and where the keys stand: `positions` [A,1 or G,K].
+    """One layer's keys and values [1,G,K,E] and the keys' `positions` [A,1 or G,K].
 
-    `lag` [A]: how far this layer's time line is behind the prompt's positions, after keys were moved closer together.
+    `offset` [A]: how far this layer's positions are behind the prompt's, after position compaction.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.positions: Tensor | None = None
-        self.lag: tuple[int, ...] = ()
+        self.offset: tuple[int, ...] = ()
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
@@ -33,40 +33,38 @@ class KVLayer(DynamicLayer):
 
 
 class KVCache(Cache):
-    """The cache of one prompt. `expect` says what comes next, the model's layers fill it, `keep` evicts."""
+    """The cache of one prompt: `announce` sets the next positions, the model's layers add keys, `keep` evicts."""
 
     layers: list[KVLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, layers: int, rope: Rope) -> None:
         super().__init__(layers=[KVLayer() for _ in range(layers)])
         self.rope = rope
-        self._coming: Tensor | None = None
+        self._announced: Tensor | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """How many keys each layer holds."""
+        """Number of keys in each layer."""
         return tuple(layer.get_seq_length() for layer in self.layers)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of storage behind keys and values, counted once each."""
+        """Bytes of storage of keys and values, shared storage counted once."""
         tensors = [t for layer in self.layers for t in (layer.keys, layer.values) if t is not None]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(storages.values())
 
-    def expect(self, positions: Tensor, continuous: bool = False, axes: int = 1) -> None:
-        """Announce tokens at `positions` [A,1,n]; `continuous`: in each layer they go on right after its last key.
+    def announce(self, positions: Tensor, continuous: bool = False, axes: int = 1) -> None:
+        """Set the positions [A,1,n] of the next tokens; `continuous`: in each layer they follow its last key directly.
 
-        The first `axes` axes are moved for that, normally time alone.
+        For that the first `axes` axes are offset per layer, normally time alone.
         """
-        self._coming = positions
-        behind = [0] * len(self.layers)
+        self._announced = positions
+        offsets = [0] * len(self.layers)
         if continuous:
-            last = self._last_times()
-            behind = [int(positions[0, 0, 0]) - 1 - time for time in last]
-        still = (0,) * (len(positions) - axes)
-        for layer, distance in zip(self.layers, behind, strict=True):
-            layer.lag = (distance,) * axes + still
+            offsets = [int(positions[0, 0, 0]) - 1 - time for time in self._last_times()]
+        for layer, offset in zip(self.layers, offsets, strict=True):
+            layer.offset = (offset,) * axes + (0,) * (len(positions) - axes)
 
     def _last_times(self) -> list[int]:
         if self.layers[0].positions is None:
@@ -74,56 +72,57 @@ class KVCache(Cache):
         ends = [layer.positions[0, :, -1].max() for layer in self.layers if layer.positions is not None]
         return torch.stack([end.to(ends[0].device) for end in ends]).tolist()
 
-    def settle(self, time: int) -> None:
-        """Move every layer's keys so that what comes next, at `time`, goes on right after them without a lag."""
+    def close_gaps(self, time: int) -> None:
+        """Move every layer's keys so that the next token, at `time`, follows the last one directly with offset 0."""
         for layer, last in zip(self.layers, self._last_times(), strict=True):
             assert layer.keys is not None and layer.positions is not None
             distance = torch.zeros(len(layer.positions), 1, 1, dtype=torch.long, device=layer.keys.device)
             distance[0] = time - 1 - last
             if time - 1 != last:
-                layer.keys = self.rope.shift(layer.keys, distance)
+                layer.keys = self.rope.rerotate(layer.keys, distance)
                 layer.positions = layer.positions + distance
 
-    def follow(self, layer: int, states: Tensor) -> Tensor:
-        """Move rotated queries or keys [1,H,n,E] of the announced tokens onto a layer's own time line."""
-        lag = self.layers[layer].lag
-        if not any(lag):
+    def apply_offset(self, layer: int, states: Tensor) -> Tensor:
+        """Rotated queries or keys [1,H,n,E] of the announced tokens at the layer's own positions."""
+        offset = self.layers[layer].offset
+        if not any(offset):
             return states
-        return self.rope.shift(states, -torch.tensor(lag, device=states.device)[:, None, None])
+        return self.rope.rerotate(states, -torch.tensor(offset, device=states.device)[:, None, None])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Add the announced tokens to a layer; all its keys and values come back."""
-        assert self._coming is not None and self._coming.shape[-1] == key_states.shape[2], "expect() was not called"
+        """Add the announced tokens to a layer; returns all its keys and values."""
+        assert self._announced is not None and self._announced.shape[-1] == key_states.shape[2], (
+            "announce() was not called"
+        )
         layer = self.layers[layer_idx]
-        coming = self._coming.to(key_states.device)
-        stands = coming - torch.tensor(layer.lag, device=coming.device)[:, None, None]
+        announced = self._announced.to(key_states.device)
+        positions = announced - torch.tensor(layer.offset, device=announced.device)[:, None, None]
         if layer.positions is not None:
-            stands = torch.cat([layer.positions, stands.expand(-1, layer.positions.shape[1], -1)], -1)
-        layer.positions = stands
-        return super().update(self.follow(layer_idx, key_states), value_states, layer_idx, *args, **kwargs)
+            positions = torch.cat([layer.positions, positions.expand(-1, layer.positions.shape[1], -1)], -1)
+        layer.positions = positions
+        return super().update(self.apply_offset(layer_idx, key_states), value_states, layer_idx, *args, **kwargs)
 
     def keep(self, layer_idx: int, rows: Tensor, positions: Tensor | None = None) -> None:
-        """Keep only `rows` ([n], or [G,n] per key head) of a layer, moved to where `positions` [A,1 or G,K] says."""
+        """Evict all keys of a layer but `rows` ([n], or [G,n] per key head); `positions` [A,1 or G,K]: new ones."""
         layer = self.layers[layer_idx]
         assert layer.keys is not None and layer.values is not None and layer.positions is not None
         rows = rows.to(layer.keys.device)
-        stood, stand = layer.positions, layer.positions if positions is None else positions
-        everything = rows.ndim == 1 and len(rows) == layer.keys.shape[2]
-        if not everything:
+        old, new = layer.positions, layer.positions if positions is None else positions
+        if rows.ndim > 1 or len(rows) < layer.keys.shape[2]:
             layer.keys, layer.values = _take(layer.keys, rows), _take(layer.values, rows)
-            stood, stand = _take_positions(stood, rows), _take_positions(stand, rows)
+            old, new = _take_positions(old, rows), _take_positions(new, rows)
         if positions is not None:
-            layer.keys = self._moved(layer.keys, stand - stood)
-        layer.positions = stand
+            layer.keys = self._moved(layer.keys, new - old)
+        layer.positions = new
 
     def _moved(self, keys: Tensor, delta: Tensor) -> Tensor:
         moving = delta.ne(0).flatten(0, 1).any(0).nonzero()
         if not len(moving):
             return keys
         first = int(moving[0])
-        return torch.cat([keys[:, :, :first], self.rope.shift(keys[:, :, first:], delta[..., first:])], 2)
+        return torch.cat([keys[:, :, :first], self.rope.rerotate(keys[:, :, first:], delta[..., first:])], 2)
 
 
 def _take(states: Tensor, rows: Tensor) -> Tensor:

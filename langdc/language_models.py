@@ -47,7 +47,14 @@ def load_language_model(
 
 
 def load_pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
-    """`kind.from_pretrained`; ValueError where the folder lacks tensors of the model, which would stay random."""
+    """`kind.from_pretrained`; ValueError where the folder lacks tensors of the model, which would stay random.
+
+    With torch's default device "meta" the model has no weights, and no file of them is read.
+    """
+    if torch.get_default_device().type == "meta":
+        config = settings.pop("config", None) or AutoConfig.from_pretrained(folder)
+        make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+        return make(config, **settings)
     model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
     missing = sorted(report["missing_keys"])
     if missing:

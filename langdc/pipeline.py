@@ -20,12 +20,12 @@ from langdc.backbones.chat import conversation, question_of
 from langdc.config import MemberConfig, check
 from langdc.features import read_spec
 from langdc.flops import Counted, encoder_flops, work_flops
-from langdc.generation import FirstToken, refuse_nan
+from langdc.generate import FirstToken, require_finite
 from langdc.interfaces import KVCompressor, TokenCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
 from langdc.model import VideoModel, build_compressor
-from langdc.prefill import Reading
+from langdc.prefill import PrefillOutput
 from langdc.replies import read, reply_alone, reply_together
 from langdc.timing import StageTimer, stage
 from langdc.types import Answer, Compressed, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
@@ -172,7 +172,7 @@ class VideoLM:
     def _encoded(self, frames: Frames, seconds: dict[str, float], need: frozenset[str]) -> OpenVideo:
         with StageTimer(self.device) as timer, stage("encode"):
             encoded = self.model.backbone.encode([frames], self.compressor.needs | need)[0]
-        refuse_nan(encoded)
+        require_finite(encoded)
         return OpenVideo(self, frames, encoded, frames.seconds, {**seconds, **timer.seconds})
 
     def _as_needed(self, same: OpenVideo) -> OpenVideo:
@@ -295,7 +295,7 @@ class VideoLM:
         return [reply_alone(self.model.backbone, *each, self.kv, options) for each in given]
 
     @torch.no_grad()
-    def read(self, prompt: Prompt, videos: list[OpenVideo]) -> Reading:
+    def read(self, prompt: Prompt, videos: list[OpenVideo]) -> PrefillOutput:
         """Read a prompt about videos, in chunks if keys are dropped."""
         frames = [len(video.times) for video in videos]
         return read(self.model.backbone, prompt, [video.tokens for video in videos], frames, self.kv)

@@ -1,4 +1,4 @@
-"""Reading a prompt in pieces: videos chunk by chunk with a KV compressor between the chunks, text as it stands.
+"""Chunked prefill: videos are read chunk by chunk, with a KV compressor after each chunk; text is read as it is.
 
 Letters: A rotary axes, M prompt+video length, D backbone width, Q chunk length, n tokens, L layers, V vocabulary.
 """
@@ -20,33 +20,30 @@ from langdc.rope import Rope
 from langdc.types import Chunk, Plan
 
 Arguments = Callable[[Tensor], Mapping[str, Any]]
-"""From rows of the prompt to further keyword arguments of the text model for them (side features, for example)."""
+"""From rows of the prompt to further keyword arguments of the text model for them, such as DeepStack features."""
 
 
 @dataclass(eq=False)
-class Reading:
-    """A prompt that was read: its `cache`, the `logits` [1,V] after its last token, and where the next token stands.
-
-    `following` [A,1,1]; `keys_per_layer`: how many keys each layer kept, text included.
-    """
+class PrefillOutput:
+    """A prompt that was read: its `cache`, the `logits` [1,V] after its last token, and the `next_position` [A,1,1]."""
 
     text_model: PreTrainedModel
     lm_head: nn.Module
     cache: KVCache
     logits: Tensor
-    following: Tensor
-    moved_axes: int = 0
-    """How many axes of later tokens follow the layers' time lines; 0 once the cache is settled."""
+    next_position: Tensor
+    offset_axes: int = 0
+    """How many axes of later tokens are offset per layer; 0 where the cache has no gaps left."""
     calls: tuple[tuple[int, float], ...] = ()
-    """Tokens read by each call of the text model, and keys cached before it, on average over layers."""
-    origins: tuple[Tensor, ...] = ()
-    """Per layer, the rows of the prompt that its keys came from: [K], or [G,K] where key heads differ."""
-    scoring: float = 0.0
-    """FLOPs that the compressor took to look at the chunks."""
+    """Per call of the text model: tokens read, and keys cached before it, on average over layers."""
+    kept_rows: tuple[Tensor, ...] = ()
+    """Per layer, the rows of the prompt whose keys it holds: [K], or [G,K] where key heads differ."""
+    scoring_flops: float = 0.0
+    """FLOPs of the compressor's scores."""
 
     @property
     def keys_per_layer(self) -> list[int]:
-        """Keys held by each layer."""
+        """Number of keys in each layer, text included."""
         return list(self.cache.lengths)
 
 
@@ -62,37 +59,35 @@ def prefill(
     frame_tokens: PerVideo = None,
     anchor: Tensor | None = None,
     arguments: Arguments | None = None,
-    later_axes: Literal["time", "all"] = "time",
-) -> Reading:
-    """Read a prompt `embeds` [M,D] whose tokens stand at `positions` [A,1,M].
+    reply_axes: Literal["time", "all"] = "time",
+) -> PrefillOutput:
+    """Read a prompt `embeds` [M,D] at `positions` [A,1,M].
 
-    `video` [M]: true at video tokens, a run of them being one video; or numbers, the same for all tokens of a video
-    even where text stands between its frames, and -1 at text. `chunk_tokens`: video tokens per chunk (see
-    `tokens_per_chunk`), a whole video where None. `frame_tokens`: tokens of a frame, where all frames have as many.
-    `anchor` [M]: tokens to keep first. `arguments`: what else the text model gets for given rows.
-    `later_axes`: which axes of text after a video follow its shortened time line once it is being written; "all" is
-    what one released model's code does.
+    `video` [M]: true at video tokens, each run of them one video; or video ids, where text stands between the frames
+    of a video, and -1 at text. `chunk_tokens`: video tokens per chunk (see `tokens_per_chunk`); None: a whole video.
+    `frame_tokens`: tokens per frame, where all frames have the same number. `anchor` [M]: tokens to keep first.
+    `arguments`: further arguments of the text model for given rows. `reply_axes`: the axes in which written tokens
+    follow a compacted video directly, "time" or "all" (one released model). ValueError for inputs that do not fit.
     """
     _check(text_model, embeds, positions, video)
     chunks = tuple(chunks_of(video, chunk_tokens, frame_tokens, anchor))
-    reader = Reader(text_model, embeds, positions, chunks, arguments or _nothing)
+    reader = _ChunkedPrefill(text_model, embeds, positions, chunks, arguments or _nothing)
     if compressor is not None and chunks:
         config = text_model.config
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
         reader.compressor = compressor if compressor.active else None
     with torch.no_grad(), using(text_model):
-        logits = lm_head(reader.read(settle=later_axes == "time"))
-    moved = len(positions) if reader.continuous else 0
-    return Reading(
+        logits = lm_head(reader.read(close_gaps=reply_axes == "time"))
+    return PrefillOutput(
         text_model,
         lm_head,
         reader.cache,
         logits,
-        reader.following,
-        moved,
+        reader.next_position,
+        len(positions) if reader.continuous else 0,
         tuple(reader.calls),
-        tuple(reader.origins),
-        reader.scoring,
+        tuple(reader.kept_rows),
+        reader.scoring_flops,
     )
 
 
@@ -103,7 +98,7 @@ def _nothing(rows: Tensor) -> Mapping[str, Any]:
 def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video: Tensor) -> None:
     if embeds.ndim != 2 or not len(embeds):
         raise ValueError(
-            f"A prompt of shape {tuple(embeds.shape)} was given; chunked reading takes one prompt at a time, as [M,D]. "
+            f"A prompt of shape {tuple(embeds.shape)} was given; chunked prefill takes one prompt at a time, as [M,D]. "
             "Ask questions one by one where a KV compressor is used."
         )
     if positions.ndim != 3 or positions.shape[1:] != (1, len(embeds)):
@@ -119,8 +114,8 @@ def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video
         )
 
 
-class Reader:
-    """Reads the pieces of one prompt into a cache, and lets a compressor look and evict."""
+class _ChunkedPrefill:
+    """Reads one prompt into a cache, chunk by chunk; a compressor observes each chunk and evicts keys."""
 
     def __init__(
         self,
@@ -136,32 +131,35 @@ class Reader:
         self.cache = KVCache(text_model.config.num_hidden_layers, self.rope)
         self.compressor: KVCompressor | None = None
         self.calls: list[tuple[int, float]] = []
-        self.scoring = 0.0
-        self.origins = [torch.empty(0, dtype=torch.long, device=embeds.device)] * text_model.config.num_hidden_layers
+        self.scoring_flops = 0.0
+        self.kept_rows = [torch.empty(0, dtype=torch.long, device=embeds.device)] * text_model.config.num_hidden_layers
         self._chunk: Chunk | None = None
-        self._coming = positions
+        self._announced = positions
 
     @property
-    def following(self) -> Tensor:
-        """Where the first new token stands [A,1,1]: one further than everything in the prompt."""
+    def next_position(self) -> Tensor:
+        """Position of the first new token [A,1,1]: one after the largest of the prompt."""
         return (self.positions.max() + 1).expand(len(self.positions), 1, 1)
 
     @property
     def continuous(self) -> bool:
-        """Whether what comes next goes on right after each layer's last key."""
+        """Whether the next tokens follow each layer's last key directly."""
         return self.compressor is not None and self.compressor.continuous
 
-    def read(self, settle: bool) -> Tensor:
-        """Read the whole prompt; the last token's state [1,D]. `settle`: text after the last video needs no lag."""
+    def read(self, close_gaps: bool) -> Tensor:
+        """Read the whole prompt; returns the last token's state [1,D].
+
+        `close_gaps`: move the keys after the last video, so that later text needs no offset.
+        """
         at, state = 0, self.embeds[:0]
         for chunk in self.chunks:
             if chunk.rows.start > at:
                 state = self._forward(self._rows(at, chunk.rows.start))
             state = self._read_chunk(chunk)
             at = chunk.rows.stop
-        if self.chunks and self.continuous and settle:
-            whole = torch.cat([self.positions, self.following], 2)
-            self.cache.settle(int(whole[0, 0, at]))
+        if self.chunks and self.continuous and close_gaps:
+            whole = torch.cat([self.positions, self.next_position], 2)
+            self.cache.close_gaps(int(whole[0, 0, at]))
             self.compressor = None
         return self._forward(self._rows(at, len(self.embeds))) if at < len(self.embeds) else state
 
@@ -169,12 +167,14 @@ class Reader:
         return torch.arange(start, stop, device=self.embeds.device)
 
     def _forward(self, rows: Tensor, positions: Tensor | None = None, last: int = -1) -> Tensor:
-        """Run the text model on rows of the prompt; the state [1,D] of the `last` of them."""
-        self._coming = self.positions[:, :, rows] if positions is None else positions
+        """Run the text model on rows of the prompt; returns the state [1,D] of number `last` of them."""
+        self._announced = self.positions[:, :, rows] if positions is None else positions
         self.calls.append((len(rows), sum(self.cache.lengths) / len(self.cache.lengths)))
-        self.origins = [torch.cat([origin, rows.expand(*origin.shape[:-1], -1)], -1) for origin in self.origins]
-        self.cache.expect(self._coming, self.continuous)
-        states = run(self.text_model, self.embeds[None, rows], self._coming, self.cache, self, self.arguments(rows))
+        self.kept_rows = [torch.cat([kept, rows.expand(*kept.shape[:-1], -1)], -1) for kept in self.kept_rows]
+        self.cache.announce(self._announced, self.continuous)
+        states = forward_text(
+            self.text_model, self.embeds[None, rows], self._announced, self.cache, self, self.arguments(rows)
+        )
         return states[0, last][None]
 
     def _read_chunk(self, chunk: Chunk) -> Tensor:
@@ -182,12 +182,12 @@ class Reader:
         if self.compressor is None:
             return self._forward(rows)
         length = len(self.embeds)
-        guide = min(self.compressor.guide, length - self.chunks[-1].rows.stop)
-        chunk = replace(chunk, past=self.cache.lengths, guide=guide)
+        window = min(self.compressor.question_window, length - self.chunks[-1].rows.stop)
+        chunk = replace(chunk, past=self.cache.lengths, question_window=window)
         positions = self.positions[:, :, rows]
-        if chunk.guide:
-            rows = torch.cat([rows, self._rows(length - chunk.guide, length)])
-            positions = torch.cat([positions, self.compressor.guide_positions(chunk, self.positions)], 2)
+        if chunk.question_window:
+            rows = torch.cat([rows, self._rows(length - chunk.question_window, length)])
+            positions = torch.cat([positions, self.compressor.question_positions(chunk, self.positions)], 2)
         self._chunk = chunk
         state = self._forward(rows, positions, len(chunk) - 1)
         self._chunk = None
@@ -196,43 +196,43 @@ class Reader:
 
     def _evict(self, chunk: Chunk) -> None:
         assert self.compressor is not None
-        for number, rows in enumerate(self.compressor.kept(chunk)):
-            old = self.cache.layers[number].positions
+        for layer, rows in enumerate(self.compressor.kept(chunk)):
+            old = self.cache.layers[layer].positions
             assert old is not None
-            new = self.compressor.positions(chunk, number, old)
-            self.cache.keep(number, rows, None if new is old else new)
-            self.origins[number] = _taken(self.origins[number], rows.to(self.embeds.device))
+            new = self.compressor.positions(chunk, layer, old)
+            self.cache.keep(layer, rows, None if new is old else new)
+            self.kept_rows[layer] = _taken(self.kept_rows[layer], rows.to(self.embeds.device))
 
-    def attending(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Let the compressor look at a chunk; queries come back on the layer's own time line."""
+    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Let the compressor observe a chunk; returns the queries at the layer's own positions."""
         if self._chunk is not None and self.compressor is not None:
-            self._show(self.compressor, self._chunk, layer, query, key, value)
-        return self.cache.follow(layer, query)
+            self._observe(self.compressor, self._chunk, layer, query, key, value)
+        return self.cache.apply_offset(layer, query)
 
-    def _show(
+    def _observe(
         self, compressor: KVCompressor, chunk: Chunk, layer: int, query: Tensor, key: Tensor, value: Tensor
     ) -> None:
         span = slice(chunk.past[layer], chunk.past[layer] + len(chunk))
-        looking = slice(len(chunk), None) if chunk.guide else slice(0, len(chunk))
-        query, key, value = query[:, :, looking], key[:, :, span], value[:, :, span]
+        asking = slice(len(chunk), None) if chunk.question_window else slice(0, len(chunk))
+        query, key, value = query[:, :, asking], key[:, :, span], value[:, :, span]
         if compressor.position_free:
-            stands = self.cache.layers[layer].positions
-            assert stands is not None
-            coming = self._coming[..., looking].to(query.device)
-            query, key = self.rope.strip(query, coming), self.rope.strip(key, stands[..., span])
+            positions = self.cache.layers[layer].positions
+            assert positions is not None
+            announced = self._announced[..., asking].to(query.device)
+            query, key = self.rope.unrotate(query, announced), self.rope.unrotate(key, positions[..., span])
         with Counted() as counted:
             compressor.observe(layer, query, key, value)
-        self.scoring += counted.total
+        self.scoring_flops += counted.total
 
 
-def _taken(origin: Tensor, rows: Tensor) -> Tensor:
+def _taken(kept: Tensor, rows: Tensor) -> Tensor:
     """Entries of [K] or [G,K] at `rows` [n] or [G,n]."""
     if rows.ndim == 1:
-        return origin[..., rows]
-    return origin.expand(len(rows), -1).gather(1, rows)
+        return kept[..., rows]
+    return kept.expand(len(rows), -1).gather(1, rows)
 
 
-def run(
+def forward_text(
     text_model: PreTrainedModel,
     embeds: Tensor,
     positions: Tensor,
@@ -240,7 +240,7 @@ def run(
     observer: Observer,
     arguments: Mapping[str, Any],
 ) -> Tensor:
-    """Call a text model on announced tokens `embeds` [1,n,D] at `positions` [A,1,n]: their states [1,n,D]."""
+    """Run a text model on the announced tokens `embeds` [B,n,D] at `positions` [A,B,n]: their states [B,n,D]."""
     return text_model(
         inputs_embeds=embeds,
         position_ids=positions if len(positions) > 1 else positions[0],

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, get_args
 
+from langdc import compat
+
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """A hint for a name that does not exist: the closest one, then all of them."""
@@ -62,8 +64,8 @@ class Registry(Generic[Member]):
             found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(
-                f"The {self.kind} {name!r} cannot be imported: {error}. Put the folder of {module}.py on PYTHONPATH, or "
-                "install its package."
+                f"The {self.kind} {name!r} cannot be imported: {error}. Put the folder of {module}.py on PYTHONPATH "
+                "or install its package."
             ) from error
         if not (isinstance(found, type) and issubclass(found, base)):
             raise ValueError(f"The {self.kind} {name!r} is no subclass of {base.__module__}.{base.__name__}.")
@@ -72,6 +74,7 @@ class Registry(Generic[Member]):
     def build(self, name: str, **settings: Any) -> Member:
         """Make a member; unknown settings raise ValueError and name the allowed ones."""
         member = self.get(name)
+        settings = compat.keywords(settings, inspect.signature(member).parameters)
         check_keywords(f"{self.kind} {name!r}", member, settings)
         return member(**settings)
 

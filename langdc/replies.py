@@ -9,18 +9,17 @@ from torch import Tensor
 
 from langdc import devices
 from langdc.backbones.inputs import read_prompt, read_together
-from langdc.continuation import Continuation
 from langdc.flops import answer_flops, reading_flops
-from langdc.generation import FirstToken, ScoreWatch
+from langdc.generate import Continuation, FirstToken, ScoreCheck
 from langdc.interfaces import Backbone, KVCompressor
-from langdc.prefill import Reading
+from langdc.prefill import PrefillOutput
 from langdc.timing import StageTimer, note, stage
 from langdc.types import Answer, Prompt, VideoTokens
 
 
 def read(
     backbone: Backbone, prompt: Prompt, tokens: list[VideoTokens], frames: Sequence[int], kv: KVCompressor | None
-) -> Reading:
+) -> PrefillOutput:
     """Read a prompt, in chunks if `kv` drops keys; `frames`: how many were read of each video."""
     steps = [-(-count // backbone.frames_per_step) for count in frames]
     return read_prompt(backbone, prompt, tokens, kv, frames, steps)
@@ -42,10 +41,10 @@ def reply_alone(
             reading = read(backbone, prompt, tokens, frames, kv)
         held, kv_bytes = reading.keys_per_layer, reading.cache.held_bytes
         with stage("generate"):
-            ids = Continuation(reading, backbone.generation_config).write(**options)
+            ids = Continuation(reading, backbone.generation_config).generate(**options)
             text = _text(backbone, ids[0])
-    watch.refuse_nan(tokens)
-    flops = reading_flops(backbone, reading.calls, sum(held) / len(held), len(ids[0]) - 1, reading.scoring)
+    watch.require_finite(tokens)
+    flops = reading_flops(backbone, reading.calls, sum(held) / len(held), len(ids[0]) - 1, reading.scoring_flops)
     keys = held if kv is not None else None
     return _answer(backbone, text, prompt, timer.seconds, flops, kv_bytes, len(ids[0]), keys)
 
@@ -70,7 +69,7 @@ def reply_together(
     devices.synchronize(ids.device)
     texts = [_text(backbone, row) for row in ids]
     finished = time.perf_counter()
-    watch.refuse_nan(each for values in tokens for each in values)
+    watch.require_finite(each for values in tokens for each in values)
     first = clock.at if clock is not None and clock.at is not None else finished
     spent = {"prefill": first - started, "generate": finished - first}
     for name, taken in spent.items():
@@ -105,15 +104,15 @@ def _generate(
     return generate(**batch, **options), batch["attention_mask"].sum(1).tolist()
 
 
-def _watched(backbone: Backbone, options: dict[str, Any]) -> tuple[ScoreWatch, dict[str, Any]]:
+def _watched(backbone: Backbone, options: dict[str, Any]) -> tuple[ScoreCheck, dict[str, Any]]:
     """Options with the backbone's end and padding ids and a processor that finds scores that are no numbers."""
-    watch, tokenizer = ScoreWatch(), backbone.tokenizer
+    watch, tokenizer = ScoreCheck(), backbone.tokenizer
     complete = {
         "eos_token_id": backbone.end_ids,
         "pad_token_id": tokenizer.pad_token_id,
         **({"tokenizer": tokenizer} if "stop_strings" in options else {}),
         **options,
-        "logits_processor": watch.beside(options.get("logits_processor")),
+        "logits_processor": watch.after(options.get("logits_processor")),
     }
     return watch, complete
 

@@ -1,4 +1,4 @@
-"""Rotary positions after the fact: moving keys that were rotated already, and stretching a model's range (YaRN).
+"""Rotary positions: moving states that were rotated already, and stretching a model's range of positions (YaRN).
 
 A rotation by a position is undone or changed by a rotation by the difference, so nothing needs the projections again. A
 model's own `rotary_emb` makes the angles, which is why 1-axis models and 3-axis ones (M-RoPE, in sections or
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FIXED_FREQUENCIES = ("default", "linear", "yarn", "llama3", "proportional")
-"""Kinds of rotary embedding whose frequencies do not depend on the length of the input."""
+_FIXED_FREQUENCIES = ("default", "linear", "yarn", "llama3", "proportional")
+"""Kinds of rotary embedding whose frequencies do not depend on the input's length."""
 
 
 def yarn(config: Any, factor: float, beta_fast: float = 32.0, beta_slow: float = 1.0) -> None:
@@ -42,32 +42,32 @@ def yarn(config: Any, factor: float, beta_fast: float = 32.0, beta_slow: float =
 
 
 class Rope:
-    """The rotations of one model, made by its `rotary_emb`."""
+    """The rotary embedding of one model, computed by its `rotary_emb`."""
 
     def __init__(self, rotary: nn.Module) -> None:
         self.rotary = rotary
-        self.kind = str(getattr(rotary, "rope_type", "default"))
+        self.rope_type = str(getattr(rotary, "rope_type", "default"))
         self.scaling = float(getattr(rotary, "attention_scaling", 1.0))
 
-    def shift(self, states: Tensor, delta: Tensor) -> Tensor:
-        """Move rotated queries or keys [B,H,n,E] by `delta` [A,1 or H,n] positions."""
-        return self._turn(states, delta, self.scaling)
+    def rerotate(self, states: Tensor, delta: Tensor) -> Tensor:
+        """Rotated queries or keys [B,H,n,E] at positions that are `delta` [A,1 or H,n] further."""
+        return self._rotate(states, delta, self.scaling)
 
-    def strip(self, states: Tensor, positions: Tensor) -> Tensor:
-        """Take the rotation (and YaRN's scale) off queries or keys [B,H,n,E] that stand at `positions` [A,1 or H,n]."""
-        return self._turn(states, -positions, self.scaling**2)
+    def unrotate(self, states: Tensor, positions: Tensor) -> Tensor:
+        """Queries or keys [B,H,n,E] without the rotation of their `positions` [A,1 or H,n] and without YaRN's scale."""
+        return self._rotate(states, -positions, self.scaling**2)
 
-    def _turn(self, states: Tensor, angles: Tensor, divisor: float) -> Tensor:
-        if self.kind not in FIXED_FREQUENCIES:
+    def _rotate(self, states: Tensor, angles: Tensor, divisor: float) -> Tensor:
+        if self.rope_type not in _FIXED_FREQUENCIES:
             raise ValueError(
-                f"Keys under {self.kind!r} rotary positions cannot be moved: their frequencies follow the input's "
-                f"length. Give reforge=False, or a model with one of {', '.join(FIXED_FREQUENCIES)}."
+                f"Keys under {self.rope_type!r} rotary positions cannot be moved: their frequencies follow the input's "
+                f"length. Give compact_positions=False, or a model with one of {', '.join(_FIXED_FREQUENCIES)}."
             )
         probe = torch.empty(0, dtype=torch.float32, device=states.device)
         cos, sin = self.rotary(probe, angles[0] if len(angles) == 1 else angles)
         cos, sin = cos[None] / divisor, sin[None] / divisor
         width = cos.shape[-1]
-        turned = states[..., :width].float()
-        half = torch.cat([-turned[..., width // 2 :], turned[..., : width // 2]], -1)
-        turned = (turned * cos + half * sin).to(states.dtype)
-        return turned if width == states.shape[-1] else torch.cat([turned, states[..., width:]], -1)
+        rotated = states[..., :width].float()
+        half = torch.cat([-rotated[..., width // 2 :], rotated[..., : width // 2]], -1)
+        rotated = (rotated * cos + half * sin).to(states.dtype)
+        return rotated if width == states.shape[-1] else torch.cat([rotated, states[..., width:]], -1)

@@ -180,8 +180,8 @@ class Context:
 class LanguageWork:
     """One use of a language model, for counting its operations by closed form: `config` says its sizes.
 
-    `read` tokens at once, predictions at `scored` of them, then `written` predictions one after the other, the end
-    token included (the first of them needs no token of its own).
+    `read` tokens at once, predictions at `scored` of them, then `written` predictions one after the other, those of the
+    end token and after it included (the first of them needs no token of its own).
     """
 
     config: Any
@@ -330,8 +330,8 @@ class Chunk:
 
     `rows` of the prompt, Q of them; `video_id`: which video they belong to; `video` [Q] is false at text between
     frames, which is never dropped; `frame_tokens`: how many of them make a frame, None where that differs; `anchor`
-    [Q] marks tokens to keep first; `guide`: how many tokens of the question were read behind the chunk, for scoring
-    only; `past`: how many keys each layer held before.
+    [Q] marks tokens to keep first; `question_window`: how many tokens of the question were read behind the chunk, for
+    scoring only; `past`: how many keys each layer held before.
     """
 
     rows: slice
@@ -339,7 +339,7 @@ class Chunk:
     video: Tensor
     frame_tokens: int | None = None
     anchor: Tensor | None = None
-    guide: int = 0
+    question_window: int = 0
     past: tuple[int, ...] = ()
 
     def __len__(self) -> int:

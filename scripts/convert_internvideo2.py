@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from langdc.verify import verify_converted
 from rich.console import Console
 
 from langdc import jsonl
 from langdc.conversion import internvideo2
 from langdc.conversion.names import NameReport
-from langdc.verify import tensor_hash, verify_converted
+from langdc.hashing import tensor_hash
 
 REPORT = "conversion.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -57,7 +58,7 @@ def convert(
     with jsonl.writing_folder(out) as beside:
         internvideo2.write(beside, config, converted)
         jsonl.write_json(beside / REPORT, report.as_json())
-    return report, {f"model.{name}": tensor_hash(tensor) for name, tensor in converted.items()}
+    return report, {f"model.{name}": tensor_hash(tensor, torch.float32) for name, tensor in converted.items()}
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from langdc.verify import verify_converted, verify_saved
 from rich.console import Console
 
 from langdc.conversion.export import export
-from langdc.verify import verify_converted, verify_saved
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

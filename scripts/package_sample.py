@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from langdc.checkpoint import CARD, WEIGHTS, file_hash, read_card
+from langdc.checkpoint import CARD, WEIGHTS, read_card
+from langdc.hashing import file_hash
 from langdc.sample import WEIGHTS as PACKAGED
 
 

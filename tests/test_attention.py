@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.memory import most_live_bytes
 from langdc import attention
 from langdc.attention import NAME, attend, causal_attention, received_attention, using
 from langdc.blocks import BLOCK_BYTES
 from langdc.conformance.prompts import plain, prompt, small
-from langdc.metering import most_live_bytes
 from tests.reference.kv import received
 
 
@@ -30,7 +30,7 @@ def naive(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 @pytest.mark.parametrize(("queries", "keys"), [(1, 9), (9, 9), (4, 9), (7, 30), (13, 14)])
 @pytest.mark.parametrize("groups", [4, 2])
 def test_causal_attention_is_aligned_to_the_end(queries, keys, groups, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "MASK_BLOCK", 3)
+    monkeypatch.setattr(attention, "_MASK_BLOCK", 3)
     query, key, value = noise(1, 4, queries, 8), noise(1, groups, keys, 8, seed=1), noise(1, groups, keys, 8, seed=2)
     found = causal_attention(query, key, value, 0.3)
     torch.testing.assert_close(found, naive(query, key, value, 0.3), atol=1e-6, rtol=1e-5)
@@ -45,7 +45,7 @@ def test_the_flash_path_takes_and_gives_its_layout(monkeypatch: pytest.MonkeyPat
         return naive(*turned, softmax_scale).transpose(1, 2).to(query.dtype)
 
     monkeypatch.setattr(attention, "flash_kernel", lambda: stand_in)
-    monkeypatch.setattr(attention, "FLASH_DEVICES", ("cpu",))
+    monkeypatch.setattr(attention, "_FLASH_DEVICES", ("cpu",))
     monkeypatch.setattr(attention, "_sdpa", None)
     query, key, value = (noise(1, n, m, 8, seed=n).bfloat16() for n, m in ((4, 5), (2, 9), (2, 9)))
     found = causal_attention(query, key, value, 0.3)

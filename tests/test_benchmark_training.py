@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from langdc.training.stages import OBJECTIVES
 
 from benchmarks import training as benchmark
 from langdc import checkpoint
@@ -13,7 +14,6 @@ from langdc.features import FeatureStore
 from langdc.flops import caption_flops, language_model_flops
 from langdc.model import VideoModel
 from langdc.sample.dataset import make_dataset
-from langdc.training.stages import OBJECTIVES
 from langdc.types import FeatureGrid
 from tests import tiny
 

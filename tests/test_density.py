@@ -4,22 +4,32 @@ import math
 
 import pytest
 
-from langdc.density import Cues, cue_recall, density_correlation, target_caption
+from langdc.data.records import SegmentRecord
+from langdc.density import cue_recall, cues_of, densities, density_correlation, target_caption
 
-RICH = Cues(("dog", "man"), ("brown",), ("runs",), ("park", "dog"))
+RICH = SegmentRecord(
+    subjects=["dog", "man"], attributes=["brown"], actions=["runs"], background=["park", "dog"], caption="a dog"
+)
+STILL = SegmentRecord(caption="nothing moves")
 
 
 def test_density_and_target_follow_the_cues() -> None:
-    assert RICH.density == 6
+    assert cues_of(RICH) == ["dog", "man", "brown", "runs", "park", "dog"] and densities([RICH]) == [6]
     assert target_caption(RICH) == "dog ; man ; brown ; runs ; park"
     assert target_caption(RICH, separator=", ", most=3) == "dog, man, brown"
-    assert target_caption(Cues(subjects=(" dog ", "", "dog"))) == "dog"
+    assert target_caption(SegmentRecord(caption="", subjects=[" dog ", "", "dog"])) == "dog"
 
 
 def test_nothing_to_see() -> None:
-    assert Cues().density == 0
-    assert target_caption(Cues()) == ""
-    assert cue_recall("anything", Cues()) == 1.0
+    assert target_caption(STILL) == ""
+    assert cue_recall("anything", STILL) is None
+
+
+def test_density_is_known_of_all_segments_of_a_record_or_of_none() -> None:
+    stated = RICH.model_copy(update={"density": 2})
+    assert densities([stated, RICH, STILL]) == [2, 6, 0]
+    assert densities([STILL, STILL.model_copy(update={"density": 0})]) == [0, 0]
+    assert densities([STILL, STILL]) == densities([]) == []
 
 
 @pytest.mark.parametrize(

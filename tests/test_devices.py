@@ -32,12 +32,12 @@ PROGRAM = """
 import json, os, torch, torch_npu
 import torch.distributed as dist
 import langdc.training
-from langdc import devices, distributed, metering
+from langdc import devices, distributed
 joined = []
 dist.init_process_group = lambda backend, **more: joined.append(backend)
 distributed.start()
 where = devices.device()
-devices.synchronize(); metering.synchronize(where); devices.reset_peak(where)
+devices.synchronize(); devices.synchronize(where); devices.reset_peak(where)
 found = {"device": str(where), "kind": devices.kind().name, "deepspeed": os.environ.get("DS_ACCELERATOR")}
 found.update(joined=joined, peak=devices.peak_bytes(where), calls=torch_npu.calls)
 print(json.dumps(found))

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from langdc.training.captions import CaptionObjective
+from langdc.training.objectives import Objective
 from safetensors.torch import load_file
 
 from langdc.config import FeatureType, StageConfig, check
-from langdc.features import TYPES, FeatureStore, FrameSpec, module_hash, pack, preprocessing_hash, unpack
+from langdc.features import TYPES, FeatureStore, FrameSpec, pack, preprocessing_hash, unpack
+from langdc.hashing import module_hash
 from langdc.pipeline import VideoLM
-from langdc.training.captions import CaptionObjective
-from langdc.training.objectives import Objective
 from langdc.types import FeatureGrid, Frames
 from tests import stock, tiny
 from tests.evaluation.runs import write_data

@@ -19,7 +19,7 @@ def filled(n: int = 10, layers: int = 2, axes: int = 1) -> tuple[KVCache, list[T
     """A cache with n keys in each layer, at positions 0 to n-1."""
     rotary = small("one axis" if axes == 1 else "sections").text_model.rotary_emb
     cache = KVCache(layers, Rope(rotary))
-    cache.expect(torch.arange(n).expand(axes, 1, n))
+    cache.announce(torch.arange(n).expand(axes, 1, n))
     keys = [noise(n, layer) for layer in range(layers)]
     for layer, key in enumerate(keys):
         cache.update(key, key + 1, layer)
@@ -43,7 +43,7 @@ def test_key_heads_may_keep_different_rows() -> None:
     for head in range(GROUPS):
         assert torch.equal(cache.layers[0].keys[:, head], keys[0][:, head, rows[head]])
     assert cache.layers[0].positions.tolist() == [rows.tolist()]
-    cache.expect(torch.tensor([[[10]]]))
+    cache.announce(torch.tensor([[[10]]]))
     cache.update(noise(1), noise(1), 0)
     assert cache.layers[0].positions.tolist() == [[[0, 1, 10], [4, 9, 10]]]
 
@@ -68,7 +68,7 @@ def test_kept_keys_move_to_new_positions() -> None:
     cache.keep(0, torch.tensor([1, 5, 8]), new)
     delta = torch.zeros(3, 1, 3, dtype=torch.long)
     delta[0, 0, 1:] = -2
-    assert torch.equal(cache.layers[0].keys, cache.rope.shift(keys[0][:, :, [1, 5, 8]], delta))
+    assert torch.equal(cache.layers[0].keys, cache.rope.rerotate(keys[0][:, :, [1, 5, 8]], delta))
     assert cache.layers[0].positions[:, 0].tolist() == [[1, 3, 6], [1, 5, 8], [1, 5, 8]]
 
 
@@ -83,22 +83,22 @@ def test_what_comes_next_goes_on_right_after_the_last_key() -> None:
     cache, _ = filled(axes=3)
     cache.keep(0, torch.tensor([0, 3]))
     coming = torch.tensor([10, 11]).expand(3, 1, 2)
-    cache.expect(coming, continuous=True)
+    cache.announce(coming, continuous=True)
     new = noise(2, 5)
     for layer in range(2):
         cache.update(new, new, layer)
     assert cache.layers[0].positions[:, 0].tolist() == [[0, 3, 4, 5], [0, 3, 10, 11], [0, 3, 10, 11]]
     assert cache.layers[1].positions[0, 0].tolist() == list(range(12))
-    moved = cache.rope.shift(new, torch.tensor([-6, 0, 0])[:, None, None])
+    moved = cache.rope.rerotate(new, torch.tensor([-6, 0, 0])[:, None, None])
     assert torch.equal(cache.layers[0].keys[:, :, 2:], moved)
     assert torch.equal(cache.layers[1].keys[:, :, 10:], new)
-    assert torch.equal(cache.follow(0, new), moved)
+    assert torch.equal(cache.apply_offset(0, new), moved)
 
 
 def test_all_axes_may_follow() -> None:
     cache, _ = filled(axes=3)
     cache.keep(0, torch.tensor([0, 3]))
-    cache.expect(torch.full((3, 1, 1), 10), continuous=True, axes=3)
+    cache.announce(torch.full((3, 1, 1), 10), continuous=True, axes=3)
     cache.update(noise(1), noise(1), 0)
     assert cache.layers[0].positions[:, 0, -1].tolist() == [4, 4, 4]
 
@@ -109,14 +109,14 @@ def test_settling_moves_the_past_instead() -> None:
     query, at = noise(1, 7), torch.full((3, 1, 1), 10)
     for cache in (moving, settled):
         cache.keep(0, torch.tensor([0, 3]))
-    moving.expect(at, continuous=True)
-    settled.settle(10)
-    settled.expect(at)
+    moving.announce(at, continuous=True)
+    settled.close_gaps(10)
+    settled.announce(at)
     assert settled.layers[0].positions[0, 0].tolist() == [6, 9]
     assert settled.layers[0].positions[1, 0].tolist() == [0, 3]
     torch.testing.assert_close(
-        moving.follow(0, query) @ moving.layers[0].keys.transpose(2, 3),
-        settled.follow(0, query) @ settled.layers[0].keys.transpose(2, 3),
+        moving.apply_offset(0, query) @ moving.layers[0].keys.transpose(2, 3),
+        settled.apply_offset(0, query) @ settled.layers[0].keys.transpose(2, 3),
         atol=1e-4, rtol=1e-4,
     )  # fmt: skip
 

@@ -32,7 +32,6 @@ ROWS = (
         "langdc.generate",
         "langdc.kvcache",
         "langdc.language_models",
-        "langdc.metering",
         "langdc.plots",
         "langdc.prefill",
         "langdc.projectors",

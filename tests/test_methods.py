@@ -54,7 +54,7 @@ def test_retake_is_built_with_the_released_figures(file: str) -> None:
     assert (backbone.frames, backbone.fps) == (1024 if llava else 2048, 4 if Path(file).stem in RETAKE_4_FPS else 2)
     assert scaling(backbone) == pytest.approx(1.1386, abs=1e-4)
     assert isinstance(lm.kv, PivotKV)
-    assert (lm.kv.tokens, lm.kv.chunk_frames, lm.kv.reforge) == (40000 if llava else 32000, 32, True)
+    assert (lm.kv.tokens, lm.kv.chunk_frames, lm.kv.compact_positions) == (40000 if llava else 32000, 32, True)
     if file.endswith("videomme_qwen2_vl.yaml"):
         assert type(lm.compressor).__name__ == "Identity"
     else:
@@ -71,8 +71,8 @@ def test_flexreduc_is_built_with_the_released_figures(task: str) -> None:
     assert scaling(backbone) == pytest.approx(1.1386, abs=1e-4)
     assert isinstance(lm.kv, FlexReduc)
     assert (lm.kv.tokens, lm.kv.chunk_frames, lm.kv.temporal) == (16000, 32, True)
-    assert lm.kv.reforge == (task in ("videomme", "lvbench"))
-    assert (lm.kv.scorer.guide == 152) == (task == "longvideobench") and lm.kv.scorer.guide >= 152
+    assert lm.kv.compact_positions == (task in ("videomme", "lvbench"))
+    assert (lm.kv.scorer.question_window == 152) == (task == "longvideobench") and lm.kv.scorer.question_window >= 152
     assert type(lm.compressor).__name__ == "Identity"
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from langdc.training.answers import AnswerModule
+from langdc.training.captions import CaptionModule
 from torch import Tensor
 
 from langdc.adapters import attach_lora
@@ -13,8 +15,6 @@ from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
 from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
 from langdc.model import VideoModel, build_compressor
-from langdc.training.answers import AnswerModule
-from langdc.training.captions import CaptionModule
 from langdc.train.trainable import unfreeze
 from langdc.types import Prompt
 from tests import tiny

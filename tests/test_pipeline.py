@@ -1,12 +1,16 @@
 """From an mp4 file to an answer, on stock checkpoints and on our own, with any compressor."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from langdc import VideoLM
+from langdc import VideoLM, checkpoint
+from langdc.interfaces import TokenCompressor
+from langdc.pipeline import OpenVideo
+from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
 from tests import stock
 
 QUESTION = "what is in the video ?"
@@ -96,7 +100,6 @@ def test_our_own_checkpoints_take_kv_compressors(mp4: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"compressor": {"name": "ma_lmm", "keep": 0.5}}, "need its place in the video"),
         ({"compressor": {"name": "vidcom2", "keep": 0}}, r"keep=0 is not in \(0, 1\]"),
         ({"compressor": {"name": "vidcom3", "keep": 0.5}}, "Did you mean 'vidcom2'"),
         ({"compressor": {"name": "vidcom2", "kep": 0.5}}, "Did you mean 'keep'"),
@@ -157,3 +160,41 @@ def test_features_that_are_not_numbers_are_refused(mp4: Path) -> None:
     video.features.projected[0].values[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         video.ask(QUESTION)
+
+
+class Nearest(TokenCompressor):
+    """Keep the tokens that are nearest to the question."""
+
+    needs = frozenset({"projected", "question"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+
+    def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
+        self.calls.append(len(videos))
+        return super().forward(videos, context)
+
+    def one(self, video: VideoFeatures) -> VideoTokens:
+        assert video.question is not None
+        grid = video.projected[0].values
+        score = grid.flatten(0, 2) @ video.question.mean(0)
+        source = score.topk(3).indices.sort().values
+        places = grid.shape[1:3].numel()
+        return VideoTokens(grid.flatten(0, 2)[source], source // places, source)
+
+
+def test_a_compressor_that_needs_the_question_compresses_once_per_question() -> None:
+    lm = VideoLM(checkpoint.open_model(stock.folder("qwen2_5_vl")), Nearest())
+    backbone, asked = lm.model.backbone, ["what is red ?", "how many of them ?"]
+    video = OpenVideo(lm, None, backbone.encode([stock.clip()])[0], stock.clip().seconds)
+    for _ in range(2):
+        lm.answer([(video, question) for question in asked], max_new_tokens=2)
+    assert lm.compressor.calls == [2]
+    words = backbone.language_model.get_input_embeddings()
+    for question, found in zip(asked, lm.compress([(video, question) for question in asked]), strict=True):
+        ids = torch.tensor(backbone.tokenizer(question, add_special_tokens=False)["input_ids"])
+        expected = lm.compressor.one(replace(video.features, question=words(ids)))
+        assert torch.equal(found.tokens.source, expected.source)
+    with pytest.raises(ValueError, match="compresses for a question"):
+        _ = video.tokens

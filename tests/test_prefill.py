@@ -52,19 +52,19 @@ def test_chunks_change_nothing_where_nothing_is_dropped(kind: str, chunk: int | 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("guide", [0, 3, 1 << 30])
-def test_a_guide_leaves_no_trace(kind: str, guide: int) -> None:
+@pytest.mark.parametrize("window", [0, 3, 1 << 30])
+def test_a_question_window_leaves_no_trace(kind: str, window: int) -> None:
     watcher = Everything()
-    watcher.guide = guide
+    watcher.question_window = window
     found = read(kind, watcher)
     torch.testing.assert_close(found.logits, plain(kind), atol=1e-4, rtol=1e-4)
     assert found.keys_per_layer == [len(prompt(kind).embeds)] * LAYERS
-    assert {chunk.guide for chunk in watcher.chunks} == {min(guide, QUESTION)}
+    assert {chunk.question_window for chunk in watcher.chunks} == {min(window, QUESTION)}
 
 
 def test_what_a_compressor_is_shown() -> None:
     watcher = Everything()
-    watcher.guide = 3
+    watcher.question_window = 3
     read("sections", watcher)
     assert [layer for layer, *_ in watcher.seen] == list(range(LAYERS)) * 3
     for _, query, key, value in watcher.seen:
@@ -86,15 +86,15 @@ def test_without_positions_the_projections_are_shown() -> None:
     ):
         start = TEXT + 2 * FRAME * (number // LAYERS)
         stands = positions[..., start : start + 2 * FRAME]
-        torch.testing.assert_close(bare_query, rope.strip(query, stands), atol=1e-5, rtol=0)
-        torch.testing.assert_close(bare_key, rope.strip(key, stands), atol=1e-5, rtol=0)
+        torch.testing.assert_close(bare_query, rope.unrotate(query, stands), atol=1e-5, rtol=0)
+        torch.testing.assert_close(bare_key, rope.unrotate(key, stands), atol=1e-5, rtol=0)
 
 
 def test_a_guide_stands_right_after_its_chunk() -> None:
     """In time; other axes move along."""
     words = prompt("sections")
-    chunk = replace(next(iter(chunks_of(words.video, 2 * FRAME))), guide=QUESTION)
-    found = Everything().guide_positions(chunk, words.positions)
+    chunk = replace(next(iter(chunks_of(words.video, 2 * FRAME))), question_window=QUESTION)
+    found = Everything().question_positions(chunk, words.positions)
     last = words.positions[0, 0, chunk.rows.stop - 1]
     assert torch.equal(
         found - found[:, :, :1], words.positions[:, :, -QUESTION:] - words.positions[:, :, -QUESTION:][..., :1]
@@ -153,10 +153,10 @@ def test_text_between_frames_is_never_dropped(name: str) -> None:
 
 
 def test_side_features_follow_their_rows() -> None:
-    """`arguments` is asked for the rows of each piece, the guide's included."""
+    """`arguments` is asked for the rows of each piece, the question window's included."""
     words, model, asked = prompt("one axis"), small("one axis"), []
     watcher = Everything()
-    watcher.guide = 2
+    watcher.question_window = 2
 
     def arguments(rows: Tensor) -> dict:
         asked.append(rows.tolist())
@@ -186,7 +186,7 @@ def test_a_prompt_that_ends_with_a_video() -> None:
     words = prompt("sections", question=0)
     found = read("sections", build("pivotkv", keep=0.5), words)
     assert found.keys_per_layer == [TEXT + FRAMES * FRAME // 2] * LAYERS
-    assert found.following.flatten().tolist() == [int(words.positions.max()) + 1] * 3
+    assert found.next_position.flatten().tolist() == [int(words.positions.max()) + 1] * 3
     torch.testing.assert_close(read("sections", None, words).logits, plain("sections", words), atol=1e-4, rtol=1e-4)
 
 

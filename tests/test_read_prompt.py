@@ -6,7 +6,7 @@ from torch import Tensor
 
 from langdc.backbones.chat import conversation
 from langdc.backbones.inputs import read_prompt
-from langdc.continuation import Continuation
+from langdc.generate import Continuation
 from langdc.kvcompressors import build
 from langdc.types import Prompt, Slot, VideoTokens
 from tests import tiny
@@ -43,7 +43,7 @@ def test_a_budget_that_covers_the_video_answers_as_the_stock_model(backbone) -> 
     prompt, videos = asked(backbone, 2), [tokens(0), tokens(1)]
     for compressor in (build("flexreduc", tokens=10_000), build("streaming", keep=1.0, chunk_frames=3)):
         reading = read_prompt(backbone, prompt, videos, compressor, [FRAMES, FRAMES])
-        written = Continuation(reading).write(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=[])
+        written = Continuation(reading).generate(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=[])
         assert written.tolist() == stock(backbone, prompt, videos, max_new_tokens=6, do_sample=False, eos_token_id=[])
 
 
@@ -67,7 +67,7 @@ def test_anchors_of_the_tokens_reach_the_compressor(backbone) -> None:
     anchor = torch.zeros(FRAMES * PLACES, dtype=torch.bool)
     anchor[::40] = True
     prompt = asked(backbone)
-    compressor = build("pivotkv", keep=0.1, chunk_frames=8, reforge=False)
+    compressor = build("pivotkv", keep=0.1, chunk_frames=8, compact_positions=False)
     cache = read_prompt(backbone, prompt, [tokens(0, anchor)], compressor, [FRAMES]).cache
     first = prompt.slots[0].position
     for layer in cache.layers:

@@ -45,14 +45,14 @@ def rotary_and_kind(request):
 def test_moving_equals_rotating_there_at_once(rotary_and_kind) -> None:
     rotary, kind = rotary_and_kind
     states, old, new = noise(1, HEADS, LENGTH, WIDTH), places(kind), places(kind, 1)
-    found = Rope(rotary).shift(rotated(rotary, states, old), new - old)
+    found = Rope(rotary).rerotate(rotated(rotary, states, old), new - old)
     torch.testing.assert_close(found, rotated(rotary, states, new), atol=1e-5, rtol=0)
 
 
 def test_stripping_gives_back_what_the_projection_made(rotary_and_kind) -> None:
     rotary, kind = rotary_and_kind
     states, stands = noise(1, HEADS, LENGTH, WIDTH), places(kind)
-    found = Rope(rotary).strip(rotated(rotary, states, stands), stands)
+    found = Rope(rotary).unrotate(rotated(rotary, states, stands), stands)
     torch.testing.assert_close(found, states, atol=1e-5, rtol=0)
 
 
@@ -61,38 +61,38 @@ def test_moving_by_nothing_changes_no_bit(rotary_and_kind) -> None:
     states = noise(1, HEADS, LENGTH, WIDTH)
     for dtype in (torch.float32, torch.bfloat16):
         given = states.to(dtype)
-        assert torch.equal(Rope(rotary).shift(given, torch.zeros_like(places(kind))), given)
+        assert torch.equal(Rope(rotary).rerotate(given, torch.zeros_like(places(kind))), given)
 
 
 def test_heads_may_move_differently() -> None:
     rotary = small("sections").text_model.rotary_emb
     states, delta = noise(1, HEADS, LENGTH, WIDTH), torch.randint(-9, 9, (3, HEADS, LENGTH))
-    found = Rope(rotary).shift(states, delta)
+    found = Rope(rotary).rerotate(states, delta)
     for head in range(HEADS):
-        alone = Rope(rotary).shift(states[:, head : head + 1], delta[:, head : head + 1])
+        alone = Rope(rotary).rerotate(states[:, head : head + 1], delta[:, head : head + 1])
         torch.testing.assert_close(found[:, head : head + 1], alone)
 
 
 def test_low_precision_rounds_once() -> None:
     rotary = small("one axis").text_model.rotary_emb
     states, delta = noise(1, HEADS, LENGTH, WIDTH).bfloat16(), places("one axis")
-    exact = Rope(rotary).shift(states.float(), delta)
-    assert torch.equal(Rope(rotary).shift(states, delta), exact.bfloat16())
+    exact = Rope(rotary).rerotate(states.float(), delta)
+    assert torch.equal(Rope(rotary).rerotate(states, delta), exact.bfloat16())
 
 
 def test_only_the_rotated_part_of_a_head_turns() -> None:
     rotary = small("one axis").text_model.rotary_emb  # turns 16 of 24
     states, delta = noise(1, HEADS, LENGTH, 24), places("one axis")
-    found = Rope(rotary).shift(states, delta)
+    found = Rope(rotary).rerotate(states, delta)
     assert torch.equal(found[..., 16:], states[..., 16:])
-    torch.testing.assert_close(found[..., :16], Rope(rotary).shift(states[..., :16], delta))
+    torch.testing.assert_close(found[..., :16], Rope(rotary).rerotate(states[..., :16], delta))
 
 
 def test_frequencies_that_follow_the_length_are_refused() -> None:
     rotary = torch.nn.Module()
     rotary.rope_type = "dynamic"
-    with pytest.raises(ValueError, match=r"'dynamic'.*reforge=False"):
-        Rope(rotary).shift(noise(1, 1, 2, 4), torch.zeros(1, 1, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"'dynamic'.*compact_positions=False"):
+        Rope(rotary).rerotate(noise(1, 1, 2, 4), torch.zeros(1, 1, 2, dtype=torch.long))
 
 
 def test_yarn_says_what_is_wrong() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from langdc import stages
+from langdc import timing
 from langdc.timing import StageTimer, note, stage
 
 Wait = Callable[[float], None]
@@ -13,13 +13,13 @@ Wait = Callable[[float], None]
 
 @pytest.fixture
 def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
-    """Moves a clock of its own on, which the stages look at."""
+    """Moves a clock of its own on, which the stages read."""
     now = [100.0]
 
     def moved(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
     return moved
 
 

@@ -12,9 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from langdc.backbones.chat import IGNORED
-from langdc.chunks import in_order, tokens_per_chunk
+from langdc.chunks import tokens_per_chunk, videos_in_order
 from langdc.interfaces import Backbone, KVCompressor
-from langdc.prefill import Reading, prefill
+from langdc.prefill import PrefillOutput, prefill
 from langdc.types import Prompt, TextInputs, VideoTokens
 
 
@@ -118,7 +118,7 @@ def read_prompt(
     compressor: KVCompressor | None,
     frames: Sequence[int],
     steps: Sequence[int] | None = None,
-) -> Reading:
+) -> PrefillOutput:
     """Read a prompt with its videos' tokens, in the chunks that the KV compressor asks for; in one piece without one.
 
     `frames`: in how many frames each video was sampled, 1 for an image, which is read like text; `steps`: in how many
@@ -130,7 +130,7 @@ def read_prompt(
     images = [number for number, count in enumerate(frames) if count == 1]
     unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if compressor else spliced.video
     numbers = spliced.video_id.masked_fill(unread, -1)
-    shown = in_order(numbers)
+    shown = videos_in_order(numbers)
     released = str(getattr(compressor, "variant", "")).startswith("released")
     anchor = torch.zeros_like(spliced.video)
     for video in shown:
@@ -151,7 +151,7 @@ def read_prompt(
         frame_tokens=[_even_frames(tokens[v], steps[v]) for v in shown],
         anchor=anchor if anchor.any() else None,
         arguments=backbone.arguments(spliced),
-        later_axes=backbone.released_axes if released else "time",
+        reply_axes=backbone.released_axes if released else "time",
     )
 
 

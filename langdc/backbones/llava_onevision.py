@@ -153,10 +153,11 @@ class LlavaOnevision(StockBackbone):
         """Projected patches [T,H'*W',D] to the grid that the language model reads [T,H,W,D]."""
         return self._inner.apply_pooling(projected).unflatten(1, (self.side, self.side))
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> None:
+    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
         grid, side = encoded["video"], self.model.config.vision_config.image_size
-        frames = torch.zeros(len(grid.values), 3, side, side, device=self.vision.device)
-        self.read_pixels([frames], grid.saliency is not None)
+        frame = torch.zeros(1, 3, side, side, device=self.vision.device)
+        self.read_pixels([frame], grid.saliency is not None)
+        return len(grid.values)
 
     # ---- what the model adds to a video's tokens
 

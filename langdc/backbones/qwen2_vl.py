@@ -137,12 +137,13 @@ class Qwen2VL(StockBackbone):
         shape = (-(-len(video) // self.frames_per_step), height // side, width // side, 0)
         return VideoFeatures((), {"video": FeatureGrid(torch.empty(shape))}, video.seconds)
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> None:
+    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
         steps, rows, columns = encoded["video"].values.shape[:3]
         config, merge = self.vision.config, self.vision.spatial_merge_size
         values = 3 * config.temporal_patch_size * config.patch_size**2
-        patches = torch.zeros(steps * rows * columns * merge**2, values, device=self.vision.device)
-        self.read_patches(patches, torch.tensor([[steps, rows * merge, columns * merge]]))
+        patches = torch.zeros(rows * columns * merge**2, values, device=self.vision.device)
+        self.read_patches(patches, torch.tensor([[1, rows * merge, columns * merge]]))
+        return steps
 
     # ---- where tokens stand
 

@@ -5,8 +5,8 @@ Letters: T steps of time, H W token grid, D backbone width, A rotary axes, M pro
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,11 +80,16 @@ class StockBackbone(Backbone):
         self._check_type(str(config.model_type))
         if self.yarn is not None:
             stretch(config.get_text_config(), self.yarn)
-        with nullcontext() if self.text else _no_layers(config.get_text_config()):
+        if self.text:
             model = self._load_model(found, config, dtype, attention)
-        if not self.text:
-            model.base_model.language_model.to("meta")
-            model.get_output_embeddings().to("meta")
+            return mark_published(model, source) if isinstance(found, Path) else model
+        whole = deepcopy(config.get_text_config())
+        _set_layers(config.get_text_config(), 0, [])  # layers that are not there are neither made nor read
+        model = self._load_model(found, config, dtype, attention)
+        for part in (model.base_model.language_model, model.get_output_embeddings()):
+            part.to("meta")
+        for stated in (model.config.get_text_config(), model.base_model.language_model.config):
+            _set_layers(stated, whole.num_hidden_layers, getattr(whole, "layer_types", None))
         return mark_published(model, source) if isinstance(found, Path) else model
 
     @staticmethod
@@ -269,16 +274,7 @@ def _renamed(messages: list[dict], kinds: list[str]) -> list[dict]:
     return [{**message, "content": content(message["content"])} for message in messages]
 
 
-@contextmanager
-def _no_layers(config: Any) -> Iterator[None]:
-    """A text config without layers, whose weights are then neither made nor read."""
-    layers, kinds = config.num_hidden_layers, getattr(config, "layer_types", None)
-    config.num_hidden_layers = 0
-    if kinds is not None:
-        config.layer_types = []
-    try:
-        yield
-    finally:
-        config.num_hidden_layers = layers
-        if kinds is not None:
-            config.layer_types = kinds
+def _set_layers(config: Any, count: int, kinds: list[str] | None) -> None:
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = kinds

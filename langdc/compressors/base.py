@@ -131,26 +131,27 @@ class GridCompressor(TokenCompressor):
         self.allowed = Budget(keep, tokens)
         self.frames_per_segment = frames_per_segment
 
-    @abstractmethod
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         """Few tokens for one grid; `source` indexes its T*H*W places."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither `compress` nor `forward`.")
 
     def one(self, video: VideoFeatures) -> VideoTokens:
+        return joined([self.compress(*pair) for pair in zip(video.projected, self.budgets(video), strict=True)], video)
+
+    def budgets(self, video: VideoFeatures) -> list[Budget]:
+        """The budget of each grid of a video that can be compressed; ValueError for one that cannot."""
         if not video.projected:
             raise ValueError(
                 f"{type(self).__name__} compresses grids in the language model's width; this video has none."
             )
         for grid in video.projected:
-            if not torch.stack(grid.values.aminmax()).isfinite().all():
+            if not torch.stack(grid.values.detach().aminmax()).isfinite().all():
                 bad = int((~torch.isfinite(grid.values)).sum())
                 raise ValueError(
                     f"The features hold {bad} values that are not finite; nothing sensible can be kept. Look at the "
                     "video and at the precision of the encoder."
                 )
-        budgets = self.allowed.split([grid.tokens for grid in video.projected])
-        return joined(
-            [self.compress(grid, budget) for grid, budget in zip(video.projected, budgets, strict=True)], video
-        )
+        return self.allowed.split([grid.tokens for grid in video.projected])
 
     def frames(self, grid: FeatureGrid) -> Tensor:
         """The segment of each of the T frames of a grid: [T]."""

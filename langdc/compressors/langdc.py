@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import sha256
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from langdc.captioner import Captioner, SoftToken
 from langdc.compressors.base import compressors, encoder_values
+from langdc.hashing import module_hash, text_hash
 from langdc.interfaces import TokenCompressor
 from langdc.projectors import Vectors, average_pool, build_projector, project_ragged
 from langdc.sources import Source
@@ -125,17 +125,13 @@ class LangDC(TokenCompressor):
         return self.captioner.decode(ids)
 
     def frozen_identity(self, context: Context) -> str | None:
-        frozen = nn.ModuleDict({"captioner": self.captioner, "projectors": self.projectors})
-        if any(parameter.requires_grad for parameter in frozen.parameters()):
+        frozen = (self.captioner, self.projectors)
+        if any(parameter.requires_grad for part in frozen for parameter in part.parameters()):
             return None
         part = self.captioner
         settings = [self.pool, self.frames_per_segment, part.layer, part.soft_token, part.max_soft_tokens, part.end]
         prompt = [part.before.tolist(), part.after.tolist()]
-        digest = sha256(json.dumps([*settings, prompt, "captions" in context.targets]).encode())
-        for name, tensor in sorted(frozen.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return text_hash(json.dumps([*settings, prompt, "captions" in context.targets, module_hash(*frozen)]))
 
     def _learnable(self) -> frozenset[str]:
         """The losses that something is trained by."""

@@ -15,7 +15,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
-from langdc.prefill import Reading, prefill
+from langdc.prefill import PrefillOutput, prefill
 
 KINDS = ("one axis", "sections", "interleaved")
 WIDTH, VOCABULARY, LAYERS, HEADS, KEY_HEADS = 64, 96, 3, 4, 2
@@ -81,7 +81,9 @@ def prompt(kind: str, seed: int = 0, frames: int = FRAMES, question: int = QUEST
     return Words(embeds, torch.cat([torch.arange(TEXT).expand(3, -1), inside, after], 1)[:, None], video)
 
 
-def read(kind: str, compressor=None, words: Words | None = None, model: Small | None = None, **settings) -> Reading:
+def read(
+    kind: str, compressor=None, words: Words | None = None, model: Small | None = None, **settings
+) -> PrefillOutput:
     """Read a prompt in chunks of two frames."""
     model, words = model or small(kind), words or prompt(kind)
     settings = {"chunk_tokens": 2 * FRAME, "frame_tokens": FRAME, **settings}

@@ -16,9 +16,10 @@ from langdc.config import LoraConfig, ModelConfig, check
 from langdc.conversion import internvideo2, parts
 from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
+from langdc.hashing import tensor_hash
 from langdc.model import VideoModel
 from langdc.sources import resolve
-from langdc.verify import Fingerprint, fingerprint, tensor_hash
+from langdc.verify import Fingerprint, fingerprint
 
 ADAPTER = "adapter"
 LANGUAGE_PREFIX = "backbone.language_model."
@@ -59,7 +60,9 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
     with jsonl.writing_folder(out) as beside:
         tensors = _write_parts(model, beside, adapter, dtype)
         config = check(ModelConfig, _settings(card["model"], beside, adapter), str(source))
-        made.hashes = {name: tensor_hash(t) for name, t in _named(model).items() if name not in model.untrained}
+        made.hashes = {
+            name: tensor_hash(t, torch.float32) for name, t in _named(model).items() if name not in model.untrained
+        }
         info = {key: card[key] for key in ("stage", "phase", "data_sha256", "training") if key in card}
         checkpoint.write(config, beside, tensors=tensors, lora=lora if adapter else None, info=info)
         if adapter and lora is not None:
@@ -192,7 +195,7 @@ def model_card(name: str, card: Mapping[str, Any], adapter: bool) -> str:
         folders.insert(0, f"| `{parts.LANGUAGE}/` | language model, adapter merged | `AutoModelForCausalLM` |")
     if card["model"]["compressor"]["name"] == "langdc":
         folders.append(f"| `{parts.CAPTIONER}/` | captioner | `AutoModelForCausalLM` |")
-    sources = [f"- `{source}`: sha256 `{found}`" for source, found in sorted(card["parts"].items())]
+    sources = [f"- `{source}`: `{found}`" for source, found in sorted(card["parts"].items())]
     return "\n".join(
         [
             "---",

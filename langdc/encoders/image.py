@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel, PretrainedConfig, PreTrainedModel
 
 from langdc.encoders.base import Encoder, encoders
+from langdc.language_models import load_pretrained, mark_published
 from langdc.sources import Source, resolve
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -26,7 +27,7 @@ def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
         return AutoModel.from_config(found.model_copy(update={"config": {**clip, **found.config}}).sizes()), None
     config = _vision_config(AutoConfig.from_pretrained(found))
     kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
-    return kind.from_pretrained(found, config=config, dtype=torch.float32), found
+    return mark_published(load_pretrained(kind, found, config=config, dtype=torch.float32), source), found
 
 
 def _statistics(folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

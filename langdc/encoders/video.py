@@ -9,6 +9,7 @@ from torch import Tensor
 
 from langdc.encoders.base import Encoder, encoders
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
+from langdc.language_models import mark_published
 from langdc.sources import Source, resolve
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,12 +29,21 @@ class VideoEncoder(Encoder):
         settings = json.loads((found / "config.json").read_text()) if isinstance(found, Path) else found.config
         self.model = InternVideo2(InternVideo2Config(**settings))
         if isinstance(found, Path):
-            self.model.load_state_dict(load_file(found / "model.safetensors"))
+            mark_published(self.model, source)
+            self._read(found / "model.safetensors")
         else:
             self.model.reset_parameters()
         self.width = self.model.config.width
         self.size = self.model.config.image_size
         self.side = self.model.config.side
+
+    def _read(self, file: Path) -> None:
+        if torch.get_default_device().type == "meta":
+            return
+        try:
+            self.model.load_state_dict(load_file(file))
+        except RuntimeError as error:  # torch names missing, unexpected and misshapen tensors
+            raise ValueError(f"{file} is not of this architecture. Copy or convert it again.\n{error}") from None
 
     def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
         clip = self.model.config.frames

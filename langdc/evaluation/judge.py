@@ -6,7 +6,6 @@ yes. Verdicts are kept in a file, so that nothing is asked twice.
 """
 
 import ast
-import hashlib
 import http.client
 import json
 import os
@@ -25,6 +24,7 @@ from langdc import jsonl
 from langdc.evaluation.results import LineFile, RunFolder
 from langdc.evaluation.settings import JudgeConfig
 from langdc.evaluation.tasks import Task
+from langdc.hashing import text_hash
 from langdc.log import console, get_logger
 
 logger = get_logger(__name__)
@@ -168,7 +168,7 @@ class Judge:
 
 def verdict_key(model: str, options: Mapping[str, Any], case: Case) -> str:
     """By what a verdict is remembered: a hash of all that a request says, wherever it is sent."""
-    return hashlib.sha256(json.dumps(_request(model, options, case), sort_keys=True).encode()).hexdigest()
+    return text_hash(json.dumps(_request(model, options, case), sort_keys=True))
 
 
 def _request(model: str, options: Mapping[str, Any], case: Case) -> dict[str, Any]:

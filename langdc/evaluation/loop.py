@@ -4,7 +4,6 @@ Rows of one model take turns on each video, which is decoded and encoded once fo
 each process takes its share of the videos; what one that died has left is shared out again at the next start.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from langdc.evaluation.row import Row
 from langdc.evaluation.settings import CalibrationConfig, EvalConfig, RowConfig, own_compressor
 from langdc.evaluation.tasks import Task, tasks
 from langdc.evaluation.training import training_record
+from langdc.hashing import file_hash
 from langdc.kvcompressors import kvcompressors
 from langdc.log import console
 from langdc.pipeline import VideoLM
@@ -55,8 +55,7 @@ def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
     if foreign := foreign_sources(_members(found["config"])):
         found["foreign_sources_sha256"] = foreign
     if (calibration := _needed(config)) is not None:
-        with calibration.data.open("rb") as file:
-            found["calibration_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        found["calibration_sha256"] = file_hash(calibration.data)
     return found
 
 

@@ -112,7 +112,7 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
         (str(sum(row.failed for row in rows)), "failed answers, counted as wrong"),
         (str(sum(len(row.unparsed) for row in rows)), "unparsed answers, counted as wrong"),
     ]
-    captioned = next((row for row in rows if row.captions), None)
+    captioned = next((row for row in rows if row.exact_captions.n), None)
     if captioned is not None:
         share = captioned.exact_captions
         facts.insert(3, (f"{100 * share.value:.1f} %", f"captions exact, of {share.n} ({captioned.name})"))
@@ -174,7 +174,7 @@ def _shares(kinds: Sequence[str], values: dict[str, list[float]], chance: Sequen
 
 
 def _captions(rows: Sequence[Row]) -> str:
-    shown = [row for row in rows if row.captions]
+    shown = [row for row in rows if row.exact_captions.n]
     if not shown:
         return ""
     levels = sorted({density for row in shown for density in row.captions})
@@ -194,7 +194,7 @@ def _captions(rows: Sequence[Row]) -> str:
 
 
 def _examples(rows: Sequence[Row]) -> str:
-    captioned = next((row for row in rows if row.captions), rows[0])
+    captioned = next((row for row in rows if row.exact_captions.n), rows[0])
     shown = captioned.videos[:EXAMPLES]
     if not shown:
         return ""

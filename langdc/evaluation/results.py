@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from langdc import jsonl
 from langdc.distributed import rank, world_size
+from langdc.hashing import file_hash, text_hash
 from langdc.version import __version__
 
 HEADER = "header.json"
@@ -87,13 +88,13 @@ def foreign_sources(members: Iterable[Callable]) -> dict[str, str]:
     for member in members:
         path = Path(inspect.getsourcefile(member) or "")
         if path.is_file() and not path.resolve().is_relative_to(root.resolve()):
-            found[member.__module__] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[member.__module__] = file_hash(path)
     return found
 
 
 def identity_hash(identity: dict) -> str:
     """The sha256 of what must not change within a run folder."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return text_hash(json.dumps(identity, sort_keys=True))
 
 
 class RunFolder:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from langdc.data.records import Record, SegmentRecord
-from langdc.density import Cues, cue_recall
+from langdc.data.records import Record
+from langdc.density import cue_recall, densities
 from langdc.evaluation import controls, matching
 from langdc.evaluation.library import Asked, Library, Shelf
 from langdc.evaluation.results import LineFile
@@ -123,7 +123,7 @@ class Row:
     def _write(self, record: Record, answers: list[Answer]) -> None:
         first = answers[0]
         sizes = {"tokens": first.tokens, "segment_tokens": first.segment_tokens}
-        truth = {"densities": _densities(record), "targets": [segment.caption for segment in record.segments]}
+        truth = {"densities": densities(record.segments), "targets": [segment.caption for segment in record.segments]}
         truth |= self.library.about(self.preprocessing, record)
         video = {"type": "video", "key": f"video/{record.id}", "video": record.id, **sizes, **truth}
         lines = [{**video, "captions": first.captions, "cue_recall": _recall(record, first.captions)}]
@@ -183,20 +183,11 @@ def _key(record: Record, number: int) -> str:
     return f"{record.id}/{number}"
 
 
-def _cues(part: SegmentRecord) -> Cues:
-    return Cues(tuple(part.subjects), tuple(part.attributes), tuple(part.actions), tuple(part.background))
-
-
-def _densities(record: Record) -> list[int]:
-    return [part.density if part.density is not None else _cues(part).density for part in record.segments]
-
-
 def _recall(record: Record, captions: list[str] | None) -> list[float | None] | None:
     """The share of each segment's cues that its caption mentions; None where the record names no cues."""
     if captions is None or len(captions) != len(record.segments):
         return None
-    cues = [_cues(part) for part in record.segments]
-    return [cue_recall(said, wanted) if wanted.all() else None for said, wanted in zip(captions, cues, strict=True)]
+    return [cue_recall(said, segment) for said, segment in zip(captions, record.segments, strict=True)]
 
 
 def _questions(record: Record) -> Iterator[dict[str, Any]]:

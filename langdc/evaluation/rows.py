@@ -197,20 +197,26 @@ class Row:
 
     @property
     def captions(self) -> dict[int, Share]:
-        """Captions that are exactly the record's, by density; {} for rows without captions."""
+        """Captions that are exactly the record's, by density; {} for rows without captions or densities."""
         found: dict[int, list[bool]] = {}
-        for video in self.videos:
-            if video["captions"] is None or len(video["captions"]) != len(video["targets"]):
-                continue
-            for density, said, target in zip(video["densities"], video["captions"], video["targets"], strict=True):
-                found.setdefault(density, []).append(said.split() == target.split())
+        for video, exact in self._exact:
+            if len(video["densities"]) == len(exact):
+                for density, right in zip(video["densities"], exact, strict=True):
+                    found.setdefault(density, []).append(right)
         return {density: Share(sum(found[density]), len(found[density])) for density in sorted(found)}
 
     @property
     def exact_captions(self) -> Share:
         """The same over all segments."""
-        shares = self.captions.values()
-        return Share(sum(share.right for share in shares), sum(share.n for share in shares))
+        found = [right for _, exact in self._exact for right in exact]
+        return Share(sum(found), len(found))
+
+    @property
+    def _exact(self) -> list[tuple[dict, list[bool]]]:
+        """Videos with captions of their segments, and which of these are exactly the record's."""
+        fits = [v for v in self.videos if v["captions"] is not None and len(v["captions"]) == len(v["targets"])]
+        pairs = [zip(video["captions"], video["targets"], strict=True) for video in fits]
+        return [(v, [said.split() == target.split() for said, target in of]) for v, of in zip(fits, pairs, strict=True)]
 
     @property
     def cue_recall(self) -> float:

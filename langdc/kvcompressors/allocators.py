@@ -1,4 +1,4 @@
-"""How a budget is shared among layers: small pieces that any KV compressor combines.
+"""How a budget is divided among layers: small pieces that any KV compressor combines.
 
 Letters: L layers, n keys scored.
 """
@@ -16,11 +16,11 @@ Smoothing = Literal["count", "floor"]
 
 
 class Allocator(ABC):
-    """Shares of every layer, from the mean share and the layers' scores."""
+    """Each layer's share, from the mean share and the layers' scores."""
 
     @abstractmethod
     def __call__(self, share: float, scores: Tensor) -> Tensor:
-        """The share each layer keeps of its chunk [L], in float64; `scores` [L,n] are comparable across layers."""
+        """The fraction of a chunk that each layer keeps [L], in float64; `scores` [L,n] compare across layers."""
 
 
 @allocators.register("even")
@@ -47,9 +47,9 @@ class Pyramid(Allocator):
         layers = len(scores)
         if layers == 1:
             return torch.full((1,), share, dtype=torch.float64)
-        least, most = share / self.beta, 2 * share
+        lowest, highest = share / self.beta, 2 * share
         order = torch.arange(layers, dtype=torch.float64)
-        return ((most - least) - (most - 2 * least) / (layers - 1) * order).clamp(max=1.0)
+        return ((highest - lowest) - (highest - 2 * lowest) / (layers - 1) * order).clamp(max=1.0)
 
 
 @allocators.register("empirical")
@@ -73,7 +73,7 @@ class Empirical(Allocator):
 
 @allocators.register("adaptive")
 class Adaptive(Allocator):
-    """By how many of all layers' best scores a layer holds (AdaReTaKe, eqs. 11-15).
+    """By the number of all layers' best scores that a layer holds (AdaReTaKe, eqs. 11-15).
 
     `smoothing`: "count" adds one hit to every layer, as the released code does; "floor" is the printed eq. 16, which
     takes 0.01 off every layer's part and gives 0.01 to each.
@@ -91,7 +91,7 @@ class Adaptive(Allocator):
         return self.parts(torch.bincount(best // keys, minlength=layers)) * (layers * share)
 
     def parts(self, hits: Tensor) -> Tensor:
-        """Each layer's part of the whole [L], from its number of hits."""
+        """Each layer's part of the total [L], from its number of hits."""
         hits = hits.cpu().double()
         if self.smoothing == "count":
             return (hits + 1) / (hits + 1).sum()

@@ -1,4 +1,4 @@
-"""The zoo of KV compressors, and what most of them share: score a chunk's keys, share the budget, keep the best.
+"""The zoo of KV compressors, and what most of them share: score a chunk's keys, divide the budget, keep the best.
 
 Letters: G key heads, L layers, M prompt+video length, Q chunk length, n keys.
 """
@@ -44,16 +44,16 @@ class BudgetedKV(KVCompressor):
         return min(1.0, self.tokens / len(plan.embeds))
 
     def count(self, share: float, keys: int) -> int:
-        """How many of `keys` keys a share means: rounded down, at least one, at most all."""
+        """`share` of `keys` keys as a number: rounded down, at least one, at most all."""
         # 0.29 of 100 is 29, though the product is 28.999999999999996
         return min(keys, max(1, math.floor(share * keys + 1e-9)))
 
 
 class BestKeysKV(BudgetedKV):
-    """Keeps each chunk's best keys in every layer: a `scorer` ranks them, an `allocator` says how many.
+    """Keeps each chunk's best keys in every layer: a `scorer` ranks them, an `allocator` sets each layer's number.
 
-    Both by name ("self", "question"; "even", "pyramid", "empirical", "adaptive"), as {"name": ..., settings} or as
-    objects. `per_head`: key heads choose on their own.
+    Both are given by name ("self", "question"; "even", "pyramid", "empirical", "adaptive"), as {"name": ..., settings}
+    or as objects. `per_head`: each key head keeps its own best keys.
     """
 
     per_head = False
@@ -68,13 +68,13 @@ class BestKeysKV(BudgetedKV):
     ) -> None:
         super().__init__(keep, tokens, chunk_frames)
         self.scorer, self.allocator = build_scorer(scorer), build_allocator(allocator)
-        self.guide = self.scorer.guide
+        self.question_window = self.scorer.question_window
 
     def begin(self, plan: Plan) -> None:
         super().begin(plan)
         self._scores: list[Tensor] = []
-        self.guide = self.scorer.guide if self.active else 0
-        if self.active and self.guide and plan.chunks and plan.chunks[-1].rows.stop == len(plan.embeds):
+        self.question_window = self.scorer.question_window if self.active else 0
+        if self.active and self.question_window and plan.chunks and plan.chunks[-1].rows.stop == len(plan.embeds):
             raise ValueError(
                 "The prompt ends with a video, so no question can say what matters in it; put text after the video, "
                 "or give scorer='self'."
@@ -90,20 +90,21 @@ class BestKeysKV(BudgetedKV):
         return self.share
 
     def adjust(self, scores: Tensor, chunk: Chunk) -> Tensor:
-        """Last word on the scores [L,n] or [L,G,n]; default: none."""
+        """The scores [L,n] or [L,G,n] that the choice is made by; default: as they are."""
         return scores
 
     def kept(self, chunk: Chunk) -> list[Tensor]:
-        scores = torch.stack([of_layer.to(self._scores[0].device) for of_layer in self._scores])
-        places = chunk.video.to(scores.device).nonzero()[:, 0]
-        scores = scores[..., places]
+        scores = torch.stack([per_layer.to(self._scores[0].device) for per_layer in self._scores])
+        video_rows = chunk.video.to(scores.device).nonzero()[:, 0]
+        scores = scores[..., video_rows]
         shares = self.shares(scores.mean(1), chunk)
         ranked = self.adjust(scores if self.per_head else scores.mean(1), chunk)
-        best = [self.pick(layer, self.count(share, len(places))) for layer, share in zip(ranked, shares, strict=True)]
-        return [self._rows(chunk, number, places[rows]) for number, rows in enumerate(best)]
+        pairs = zip(ranked, shares, strict=True)
+        best = [self.pick(per_layer, self.count(share, len(video_rows))) for per_layer, share in pairs]
+        return [self._rows(chunk, layer, video_rows[rows]) for layer, rows in enumerate(best)]
 
     def shares(self, scores: Tensor, chunk: Chunk) -> list[float]:
-        """What each layer keeps of a chunk, from the scores [L,n]."""
+        """The fraction that each layer keeps of a chunk, from the scores [L,n]."""
         share = self.chunk_share(chunk)
         return self.allocator(share, scores).tolist() if share < 1 else [1.0] * len(scores)
 
@@ -112,7 +113,7 @@ class BestKeysKV(BudgetedKV):
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
     def _rows(self, chunk: Chunk, layer: int, best: Tensor) -> Tensor:
-        """Older keys, text between frames, and the best: rows of the whole cache, ascending."""
+        """Older keys, text between frames, and the `best` rows of the chunk: rows of the whole cache, ascending."""
         text = (~chunk.video).nonzero()[:, 0].to(best.device)
         new = torch.cat([best, text.expand(*best.shape[:-1], -1)], -1).sort(-1).values + chunk.past[layer]
         old = torch.arange(chunk.past[layer], device=best.device).expand(*best.shape[:-1], -1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from langdc.kvcompressors.allocators import Adaptive, Allocator
 from langdc.kvcompressors.base import BestKeysKV, kvcompressors
-from langdc.kvcompressors.pivotkv import closer
+from langdc.kvcompressors.pivotkv import compacted
 from langdc.kvcompressors.scorers import Scorer
 from langdc.kvcompressors.temporal import means_of_frames, shares_by_change, shares_by_distance
 from langdc.registry import check_choice
@@ -21,31 +21,32 @@ from langdc.types import Chunk, Plan
 Variant = Literal["fixed", "released-2026", "released", "paper"]
 VARIANTS = {
     "fixed": (),
-    "released-2026": ("text_scores", "saturated_guide", "half_video", "text_clock"),
+    "released-2026": ("text_scores", "saturated_question", "half_video", "text_clock"),
     "released": ("text_scores",),
     "paper": (),
 }
-NEVER = 1000.0
-"""What upstream scores text with."""
+_TEXT_SCORE = 1000.0
+"""The score that upstream gives to text."""
 
 
 @kvcompressors.register("flexreduc")
 class FlexReduc(BestKeysKV):
-    """Keep the tokens that the question attends to most, more in lively chunks and in layers where more stand out.
+    """Keep the tokens that the question attends to most, more of them in changing chunks and in layers of high scores.
 
     AdaReTaKe (arXiv 2503.12559), section 4. Every chunk is read together with the question (`scorer`; all of it, or its
     last tokens). `temporal`: chunks that differ from their neighbours keep more, on average the budget. `allocator`:
-    layers keep as many as they hold of all layers' best (eqs. 11-15). `reforge`: kept tokens are moved closer together
-    in time by the budget's fraction, what follows goes on right after them, and scores are taken without positions.
+    layers keep in proportion to their number among all layers' best (eqs. 11-15). `compact_positions`: the times of
+    kept tokens are scaled by the budget's fraction, later tokens follow directly after them, and scores are computed
+    without rotation.
 
     "fixed" (default): the full release of 2026 without its defects. "released-2026": that release as it runs with the
     transformers it pins. "released": the early release of 2025, in which a chunk's share grows with the part of its
     scores above 1 % of the best (its square root times that of `boost`), and which mostly exceeds the budget. "paper":
     the printed eqs. 8-16.
-    `defects`, by default those of the variant, puts some of them back: "text_scores": a video's first chunk is cut by
-    the scores of the text before it, so only its last tokens, by chance; "saturated_guide": a chunk that is kept whole
-    keeps the question's keys, too; "half_video": shares in time are measured on the first half of the video;
-    "text_clock": the question is placed by token numbers instead of time, and gaps between chunks stay.
+    `defects`, by default those of the variant, enables some of them: "text_scores": the first chunk of a video is
+    selected by the scores of the text before it, so arbitrarily; "saturated_question": a chunk that is kept whole also
+    keeps the question's keys; "half_video": shares in time are computed from the first half of the video;
+    "text_clock": the question's positions are counted in tokens instead of time, and gaps between chunks stay.
     """
 
     paper = "AdaReTaKe, arXiv 2503.12559"
@@ -58,7 +59,7 @@ class FlexReduc(BestKeysKV):
         scorer: str | dict | Scorer = "question",
         allocator: str | dict | Allocator | None = None,
         temporal: bool = True,
-        reforge: bool = True,
+        compact_positions: bool = True,
         chunk_frames: int = 32,
         boost: float = 4.0,
         defects: Collection[str] | None = None,
@@ -66,17 +67,17 @@ class FlexReduc(BestKeysKV):
         check_choice("flexreduc variant", variant, Variant)
         allocator = allocator or Adaptive("floor" if variant == "paper" else "count")
         super().__init__(keep, tokens, scorer, allocator, chunk_frames)
-        self.variant, self.temporal, self.reforge, self.boost = variant, temporal, reforge, boost
+        self.variant, self.temporal, self.compact_positions, self.boost = variant, temporal, compact_positions, boost
         self.defects = frozenset(VARIANTS[variant] if defects is None else defects)
         unknown = self.defects - set(VARIANTS["released-2026"])
         if unknown:
             raise ValueError(f"Unknown defects {sorted(unknown)}; there are {sorted(VARIANTS['released-2026'])}.")
-        self.position_free = reforge
-        self.continuous = reforge and "text_clock" not in self.defects
+        self.position_free = compact_positions
+        self.continuous = compact_positions and "text_clock" not in self.defects
 
     @property
     def released(self) -> bool:
-        """Whether rounding and ties are upstream's."""
+        """Whether rounding and ties are as in upstream."""
         return self.variant.startswith("released")
 
     def begin(self, plan: Plan) -> None:
@@ -95,7 +96,7 @@ class FlexReduc(BestKeysKV):
         return min(1.0, room / max(video, 1))
 
     def _chunk_shares(self, plan: Plan) -> dict[int, float]:
-        """Every chunk's share, by the prompt row it starts at."""
+        """Each chunk's share, by the prompt row that it starts at."""
         shares: dict[int, float] = {}
         for video_id in {chunk.video_id for chunk in plan.chunks}:
             chunks = [chunk for chunk in plan.chunks if chunk.video_id == video_id]
@@ -120,10 +121,12 @@ class FlexReduc(BestKeysKV):
         means = means_of_frames(whole, size, len(chunks)) if size else None
         return [self.share] * len(chunks) if means is None else shares_by_distance(self.share, means)
 
-    def guide_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
+    def question_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
         if "text_clock" not in self.defects:
-            return super().guide_positions(chunk, positions)
-        return positions[:, :, -chunk.guide :] - (positions.shape[2] - chunk.guide - chunk.rows.stop)
+            return super().question_positions(chunk, positions)
+        return positions[:, :, -chunk.question_window :] - (
+            positions.shape[2] - chunk.question_window - chunk.rows.stop
+        )
 
     def chunk_share(self, chunk: Chunk) -> float:
         return self._shares.get(chunk.rows.start, 1.0)
@@ -134,8 +137,8 @@ class FlexReduc(BestKeysKV):
     def _final(self, shares: Tensor, scores: Tensor) -> list[float]:
         found = (shares.float() if self.released else shares).tolist()
         if self.variant == "released" and self.temporal:
-            lively = (scores > 0.01 * scores.amax(1, keepdim=True)).double().mean(1).tolist()
-            grown = [min(2.0, max(0.5, math.sqrt(self.boost * part))) for part in lively]
+            changing = (scores > 0.01 * scores.amax(1, keepdim=True)).double().mean(1).tolist()
+            grown = [min(2.0, max(0.5, math.sqrt(self.boost * part))) for part in changing]
             found = [min(1.0, by * share) for by, share in zip(grown, found, strict=True)]
         return [max(0.01, share) for share in found]
 
@@ -148,16 +151,16 @@ class FlexReduc(BestKeysKV):
     def kept(self, chunk: Chunk) -> list[Tensor]:
         text, self._read_to = chunk.rows.start - self._read_to, chunk.rows.stop
         if self.chunk_share(chunk) >= 1:
-            guide = chunk.guide if "saturated_guide" in self.defects else 0
-            return [torch.arange(past + len(chunk) + guide, device=chunk.video.device) for past in chunk.past]
+            window = chunk.question_window if "saturated_question" in self.defects else 0
+            return [torch.arange(past + len(chunk) + window, device=chunk.video.device) for past in chunk.past]
         if text and "text_scores" in self.defects:
             return self._kept_by_text(chunk, text)
         return super().kept(chunk)
 
     def _kept_by_text(self, chunk: Chunk, text: int) -> list[Tensor]:
-        """The rows that stay when the scores of `text` tokens before the chunk are taken for those of its last ones."""
+        """Rows kept if the scores of the `text` tokens before the chunk are used for its last tokens."""
         layers, share = len(chunk.past), self.chunk_share(chunk)
-        stale = torch.full((layers, text), NEVER)
+        stale = torch.full((layers, text), _TEXT_SCORE)
         shares = self.allocator(share, stale)
         if isinstance(
             self.allocator, Adaptive
@@ -172,7 +175,7 @@ class FlexReduc(BestKeysKV):
         return [torch.cat([torch.arange(end - text), rows]).to(chunk.video.device) for end, rows in pairs]
 
     def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
-        if not self.reforge or self.chunk_share(chunk) >= 1:
+        if not self.compact_positions or self.chunk_share(chunk) >= 1:
             return old
         new = torch.arange(chunk.past[layer], old.shape[2], device=old.device)
-        return closer(old, new, new, self.share)
+        return compacted(old, new, new, self.share)

@@ -21,14 +21,14 @@ Variant = Literal["fixed", "released", "paper"]
 class PivotKV(BestKeysKV):
     """Keep, of every chunk and in every layer, the tokens that the chunk's own tokens attend to most.
 
-    ReTaKe (arXiv 2412.20504), section 3.3 and eq. 6; anchors are DPSelect's key patches. `reforge`: kept tokens are
-    moved closer together in time, by the fraction kept, and what follows goes on right after them; scores are then
-    taken without positions. With scorer="question", and an allocator, this is upstream's VidLang cache.
+    ReTaKe (arXiv 2412.20504), section 3.3 and eq. 6; anchors are DPSelect's key patches. `compact_positions`: the times
+    of kept tokens are scaled by the fraction kept, later tokens follow directly after them, and scores are computed
+    without rotation. With scorer="question", and an allocator, this is upstream's VidLang cache.
 
     "fixed" (default): the released rule, but anchors come first whatever they score (released: an anchor scores 1.0,
-    the average, so any better token beats it and a cut among anchors is decided by chance), and a budget that covers
-    the prompt changes nothing (released: gaps in time are closed all the same). "released": as the code of 2025 runs.
-    "paper": anchors first, positions stay.
+    the average, so any better token comes before it and ties among anchors are broken arbitrarily), and a budget that
+    covers the prompt changes nothing (released: gaps in time are closed all the same). "released": the code of 2025.
+    "paper": anchors first, positions unchanged.
     """
 
     paper = "ReTaKe, arXiv 2412.20504"
@@ -40,14 +40,14 @@ class PivotKV(BestKeysKV):
         variant: Variant = "fixed",
         scorer: str | dict | Scorer = "self",
         allocator: str | dict | Allocator = "even",
-        reforge: bool | None = None,
+        compact_positions: bool | None = None,
         chunk_frames: int = 32,
     ) -> None:
         super().__init__(keep, tokens, scorer, allocator, chunk_frames)
         check_choice("pivotkv variant", variant, Variant)
         self.variant = variant
-        self.reforge = variant != "paper" if reforge is None else reforge
-        self.position_free = self.continuous = self.reforge
+        self.compact_positions = variant != "paper" if compact_positions is None else compact_positions
+        self.position_free = self.continuous = self.compact_positions
 
     def begin(self, plan: Plan) -> None:
         super().begin(plan)
@@ -68,20 +68,20 @@ class PivotKV(BestKeysKV):
 
     def kept(self, chunk: Chunk) -> list[Tensor]:
         rows = super().kept(chunk)
-        self._chosen = [of_layer[past:] for of_layer, past in zip(rows, chunk.past, strict=True)]
+        self._chosen = [per_layer[past:] for per_layer, past in zip(rows, chunk.past, strict=True)]
         return rows
 
     def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
         chosen = self._chosen[layer]
-        if not self.reforge:
+        if not self.compact_positions:
             return old
-        return closer(old, chosen, chosen, len(chosen) / len(chunk))
+        return compacted(old, chosen, chosen, len(chosen) / len(chunk))
 
 
-def closer(old: Tensor, moving: Tensor, among: Tensor, factor: float) -> Tensor:
-    """Positions [A,1,K] with the times of the rows `moving` pulled towards the earliest of the rows `among`.
+def compacted(old: Tensor, moving: Tensor, among: Tensor, factor: float) -> Tensor:
+    """Positions [A,1,K]; times of the rows `moving` are scaled by `factor` towards the earliest of the rows `among`.
 
-    In float32 and rounded down, as upstream does; other axes stay.
+    In float32 and rounded down, as upstream does; other axes are unchanged.
     """
     time = old[0, 0]
     first = time[among].min()

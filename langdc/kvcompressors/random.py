@@ -1,4 +1,4 @@
-"""Keys by chance: what every method must beat.
+"""Random keys: the baseline of every KV compressor.
 
 Letters: G key heads, Q queries, n keys scored.
 """
@@ -12,15 +12,15 @@ from langdc.kvcompressors.scorers import Scorer
 from langdc.types import Plan
 
 
-class Dice(Scorer):
-    """Scores at random, from a seed; the same on every device."""
+class _RandomScorer(Scorer):
+    """Random scores from a seed, the same on every device."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.again()
+        self.reset()
 
-    def again(self) -> None:
-        """Start over from the seed."""
+    def reset(self) -> None:
+        """Restart the generator from the seed."""
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class Dice(Scorer):
 
 @kvcompressors.register("random")
 class RandomKV(BestKeysKV):
-    """Keep keys of every chunk at random, in every layer others; the same ones whenever the `seed` is the same."""
+    """Keep random keys of every chunk, different ones in every layer; the same ones for the same `seed`."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class RandomKV(BestKeysKV):
         allocator: str | dict | Allocator = "even",
         chunk_frames: int = 32,
     ) -> None:
-        self.dice = Dice(seed)
-        super().__init__(keep, tokens, self.dice, allocator, chunk_frames)
+        self.random_scorer = _RandomScorer(seed)
+        super().__init__(keep, tokens, self.random_scorer, allocator, chunk_frames)
 
     def begin(self, plan: Plan) -> None:
         super().begin(plan)
-        self.dice.again()
+        self.random_scorer.reset()

@@ -1,4 +1,4 @@
-"""Who says which keys of a chunk matter: small pieces that any KV compressor combines.
+"""How the keys of a chunk are scored: small pieces that any KV compressor combines.
 
 Letters: h query heads, G key heads, n keys scored, Q queries, E head width.
 """
@@ -11,22 +11,22 @@ from langdc.attention import received_attention
 from langdc.registry import Registry
 
 scorers: Registry["Scorer"] = Registry("scorer")
-ALL = 1 << 30
+_ALL = 1 << 30
 
 
 class Scorer(ABC):
-    """Scores the keys of a chunk; `guide` is how many of the question's tokens it reads behind the chunk."""
+    """Scores the keys of a chunk; `question_window`: how many tokens of the question it needs behind the chunk."""
 
-    guide: int = 0
+    question_window: int = 0
 
     @abstractmethod
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
-        """How much each key [1,G,n,E] matters to the queries [1,h,Q,E], per key head: [G,n]."""
+        """Scores of the keys [1,G,n,E] for the queries [1,h,Q,E], per key head: [G,n]."""
 
 
 @scorers.register("self")
 class SelfScorer(Scorer):
-    """Attention from the chunk's own tokens, all to all (ReTaKe, eq. 6)."""
+    """Attention received from all tokens of the chunk (ReTaKe, eq. 6)."""
 
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
         return received_attention(query, key)
@@ -34,7 +34,7 @@ class SelfScorer(Scorer):
 
 @scorers.register("window")
 class WindowScorer(Scorer):
-    """Attention from the last `size` tokens of the chunk to those up to themselves (SnapKV)."""
+    """Causal attention received from the last `size` tokens of the chunk (SnapKV)."""
 
     def __init__(self, size: int = 32) -> None:
         if size < 1:
@@ -47,16 +47,18 @@ class WindowScorer(Scorer):
 
 @scorers.register("question")
 class QuestionScorer(Scorer):
-    """Attention from the question's tokens (AdaReTaKe, eq. 10).
+    """Attention received from the question's tokens (AdaReTaKe, eq. 10).
 
-    `most`: only that many, counted from the end, 152 in upstream's LongVideoBench setting; all where None. `relevant`:
-    only those that attend to the chunk more than the average one does, as SparseVLM picks its raters.
+    `max_tokens`: only that many, counted from the end (152 in upstream's LongVideoBench setting); None: all.
+    `relevant`: only those that attend to the chunk more than their average, as SparseVLM chooses its raters.
     """
 
-    def __init__(self, most: int | None = None, relevant: bool = False) -> None:
-        if most is not None and most < 1:
-            raise ValueError(f"most={most} leaves no question to score with; give 1 or more, or None for all.")
-        self.guide = ALL if most is None else most
+    def __init__(self, max_tokens: int | None = None, relevant: bool = False) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(
+                f"max_tokens={max_tokens} leaves no question to score with; give 1 or more, or None for all."
+            )
+        self.question_window = _ALL if max_tokens is None else max_tokens
         self.relevant = relevant
 
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:

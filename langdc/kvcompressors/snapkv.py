@@ -1,4 +1,4 @@
-"""SnapKV: what the last tokens look at, every head for itself.
+"""SnapKV: the keys that the last tokens attend to, per key head.
 
 Letters: G key heads, L layers, n keys.
 """
@@ -15,11 +15,11 @@ from langdc.types import Chunk
 
 @kvcompressors.register("snapkv")
 class SnapKV(BestKeysKV):
-    """Keep, of every chunk and in each key head on its own, the places that the chunk's last `window` tokens attend to.
+    """Keep, per key head, the keys of every chunk that its last `window` tokens (the observation window) attend to.
 
     SnapKV (arXiv 2404.14469), section 4, applied chunk by chunk: scores are averaged over `kernel` neighbouring tokens,
-    so that what is kept comes with its surroundings, and the window itself stays (at most half of the budget). With
-    scorer="question" the question looks in place of the window. Heads that share a key head decide together.
+    so that neighbours are kept together, and the window itself stays (at most half of the budget). With
+    scorer="question" the question takes the window's place. Query heads of one key head choose together.
     """
 
     paper = "arXiv 2404.14469"

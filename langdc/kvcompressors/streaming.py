@@ -12,7 +12,7 @@ from langdc.types import Chunk, Plan
 
 @kvcompressors.register("streaming")
 class Streaming(BudgetedKV):
-    """Keep a video's first `sinks` tokens and its latest ones, in all layers the same; everything between is forgotten.
+    """Keep a video's first `sinks` tokens and its latest ones, the same in all layers; drop those between.
 
     StreamingLLM (arXiv 2309.17453). Text is kept, so what stands before the video is a sink as well. The budget
     counts all videos of the prompt together; sinks take at most half of it. Positions stay as they are.

@@ -1,4 +1,4 @@
-"""How a budget is shared among the chunks of a video: by how much each differs from its neighbours, or changes within.
+"""How a budget is divided among the chunks of a video: by their distance to neighbours, or by change within them.
 
 Letters: D backbone width, N chunks, P tokens per frame.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-LEAST = 1e-3
+_MIN_SHARE = 1e-3
 
 
 def shares_by_distance(share: float, chunks: Sequence[Tensor]) -> list[float]:
@@ -42,26 +42,26 @@ def shares_by_change(share: float, chunks: Sequence[Tensor]) -> list[float]:
     return [min(1.0, share * (next(found) if len(c) > 1 else mean) / mean) for c in chunks]
 
 
-def project(wanted: list[float], total: float, most: float = 1.0, tolerance: float = 1e-5) -> list[float]:
-    """The numbers of [0.001, `most`] nearest to `wanted` whose sum is `total`.
+def project(wanted: list[float], total: float, max_share: float = 1.0, tolerance: float = 1e-5) -> list[float]:
+    """The numbers of [0.001, `max_share`] nearest to `wanted` whose sum is `total`.
 
-    By bisection for what is taken off each, as upstream does, to the same `tolerance`, so that equal wishes come back
-    off by up to half of it.
+    By bisection for the amount subtracted from each, as upstream does, to the same `tolerance`: equal numbers come
+    back with an error of up to half of it.
     """
     if not wanted:
         return []
     wish = torch.tensor(wanted, dtype=torch.float64)
     scale = wish / wish.sum() * total if wish.sum() > 0 else torch.full_like(wish, total / len(wish))
-    low, high = float(scale.min()) - most, float(scale.max()) - LEAST
+    low, high = float(scale.min()) - max_share, float(scale.max()) - _MIN_SHARE
     for _ in range(100):
         if high - low <= tolerance:
             break
         middle = (high + low) / 2
-        if float((scale - middle).clamp(LEAST, most).sum()) > total:
+        if float((scale - middle).clamp(_MIN_SHARE, max_share).sum()) > total:
             low = middle
         else:
             high = middle
-    return (scale - (high + low) / 2).clamp(LEAST, most).tolist()
+    return (scale - (high + low) / 2).clamp(_MIN_SHARE, max_share).tolist()
 
 
 def means_of_frames(tokens: Tensor, frame_tokens: int, chunks: int) -> list[Tensor] | None:

@@ -117,7 +117,7 @@ def _shares(lm: VideoLM, video: OpenVideo, question: str, tokens: int) -> Tensor
     shown = lm.model.backbone.splice([prompt], [[video.tokens]])[0].video.nonzero()[:, 0].cpu()
     counts = [
         torch.bincount(o.flatten().cpu(), minlength=int(shown.max()) + 1) / (o.numel() / o.shape[-1])
-        for o in reading.origins
+        for o in reading.kept_rows
     ]
     return torch.stack(counts).mean(0)[shown][:tokens]
 

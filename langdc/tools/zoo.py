@@ -56,7 +56,7 @@ def _kv_entry(name: str) -> Entry:
     kind: Any = kvcompressors.get(name)
     scorer = inspect.signature(kind).parameters.get("scorer")
     given = scorer.default if scorer is not None else None
-    guided = isinstance(given, str) and build_scorer(given).guide > 0
+    guided = isinstance(given, str) and build_scorer(given).question_window > 0
     return Entry(
         name, "KV cache", "question" if guided else "-", kind.paper or "-", _variants(kind), "all", _summary(kind)
     )

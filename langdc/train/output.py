@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from langdc import config as settings
 from langdc import distributed, jsonl
-from langdc.checkpoint import file_hash
 from langdc.config import RunConfig
+from langdc.hashing import file_hash
 from langdc.log import get_logger
 
 logger = get_logger(__name__)

@@ -29,6 +29,7 @@ from langdc import checkpoint, devices, distributed, jsonl
 from langdc.config import RunConfig
 from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
+from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger
 from langdc.shards import StoreError
 from langdc.train import chain, output, sample_recipe, stopping
@@ -160,11 +161,11 @@ def _save(run: RunModel, config: RunConfig, directory: Path, data_hash: str, fig
     broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
     if broken or not math.isfinite(figures["loss"]):
         raise ValueError(f"Nothing was saved: {len(broken)} trained tensors are not finite {broken[:1]}.")
-    figures = {**figures, "hash": checkpoint.tensor_hash(tensors)}
+    figures = {**figures, "hash": tensors_hash(tensors)}
     info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data_hash, "training": figures}
     checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
     if config.verify_save:
-        hashes = {name: checkpoint.value_hash(tensor) for name, tensor in tensors.items()}
+        hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
         figures["verified"] = checkpoint.verify_saved(directory, hashes)
     jsonl.write_json(directory / output.FINISHED, figures)
 

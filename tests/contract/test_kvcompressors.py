@@ -20,7 +20,7 @@ VARIANTS: dict[str, dict] = {
     "flexreduc": {},
     "flexreduc, paper": {"variant": "paper"},
     "flexreduc, even": {"allocator": "even", "temporal": False},
-    "flexreduc, own scores": {"scorer": "self", "reforge": False},
+    "flexreduc, own scores": {"scorer": "self", "compact_positions": False},
 }
 
 

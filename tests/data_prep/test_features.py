@@ -14,13 +14,13 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 import yaml
+from langdc.training.stages import run_stage
 
 from langdc import shards
 from langdc.config import StageConfig, load
 from langdc.features import FeatureStore
 from langdc.pipeline import VideoLM
 from langdc.shards import TensorStore
-from langdc.training.stages import run_stage
 from tests import tiny
 from tests.evaluation import runs
 

@@ -14,8 +14,8 @@ from langdc import compressors
 from langdc.backbones import backbones
 from langdc.backbones.inputs import read_prompt
 from langdc.backbones.stock import StockBackbone
-from langdc.continuation import Continuation
-from langdc.prefill import Reading, prefill
+from langdc.generate import Continuation
+from langdc.prefill import PrefillOutput, prefill
 from langdc.types import FeatureGrid, Prompt, Slot, VideoFeatures, VideoTokens
 
 FOLDER = Path(__file__).parent
@@ -55,16 +55,16 @@ def prompt(model: str, ids: Tensor, grid: FeatureGrid) -> Prompt:
     return Prompt(ids[~shown], slots=tuple(slots))
 
 
-def read(model: str, tokens: VideoTokens) -> Reading:
+def read(model: str, tokens: VideoTokens) -> PrefillOutput:
     backbone, features, asked = opened(model)
     steps = len(features.projected[0].values)
     return read_prompt(backbone, asked, [tokens], None, [len(features.seconds)], [steps])
 
 
-def check(reading: Reading, name: str) -> None:
+def check(reading: PrefillOutput, name: str) -> None:
     expected = stored()
     torch.testing.assert_close(reading.logits, expected[f"{name}.logits"][:1], atol=1e-5, rtol=0)
-    written = Continuation(reading).write(max_new_tokens=8, output_logits=True, return_dict_in_generate=True)
+    written = Continuation(reading).generate(max_new_tokens=8, output_logits=True, return_dict_in_generate=True)
     assert written.sequences[0].tolist() == expected[f"{name}.tokens"].tolist()
     torch.testing.assert_close(written.logits[-1], expected[f"{name}.logits"][-1:], atol=1e-5, rtol=0)
 
@@ -86,7 +86,7 @@ def test_qwen3_uncompressed_equals_the_record() -> None:
     assert torch.equal(stands, stored()["qwen3vl.plain.position_ids"].long())
     reading = read("qwen3vl", tokens)
     torch.testing.assert_close(reading.logits, stored()["qwen3vl.plain.logits"], atol=1e-5, rtol=0)
-    assert Continuation(reading).write(max_new_tokens=8)[0].tolist() == stored()["qwen3vl.plain.tokens"].tolist()
+    assert Continuation(reading).generate(max_new_tokens=8)[0].tolist() == stored()["qwen3vl.plain.tokens"].tolist()
 
 
 @pytest.mark.parametrize("model", ["qwen2vl", "qwen25vl", "llava_ov"])
@@ -97,7 +97,7 @@ def test_uncompressed_answers_are_those_of_the_transformers_the_models_were_made
         assert torch.equal(backbone.positions(asked, [tokens]), every()[f"{model}.positions"].long())
     reading = read_prompt(backbone, asked, [tokens], None, [len(features.seconds)], [len(features.projected[0].values)])
     torch.testing.assert_close(reading.logits, every()[f"{model}.plain.logits"], atol=1e-5, rtol=0)
-    assert Continuation(reading).write(max_new_tokens=8)[0].tolist() == every()[f"{model}.plain.tokens"].tolist()
+    assert Continuation(reading).generate(max_new_tokens=8)[0].tolist() == every()[f"{model}.plain.tokens"].tolist()
 
 
 @cache
@@ -143,7 +143,7 @@ def test_fewer_moments_on_qwen2_equal_the_authors_where_their_layout_is_copied(c
     stands = torch.cat([stands[:, :, : start + len(values)], after], 2)
     video = torch.zeros(len(embeds), dtype=torch.bool)
     reading = prefill(backbone.text_model, backbone.lm_head, embeds, stands, video)
-    reading.following = reading.following + dropped
+    reading.next_position = reading.next_position + dropped
     check_to_the_end(reading, case)
 
 
@@ -155,18 +155,18 @@ def test_fewer_moments_on_llava_equal_the_authors_where_their_layout_is_copied(c
     per = "frame" if "sync" in case else "patch"
     places = encoded.values.shape[1:3].numel()
     select = compressors.build("dpselect", keep=0.5, per=per, frames_per_segment=1)
-    found = select(VideoFeatures((encoded,), {}, features.seconds))
+    found = select.one(VideoFeatures((encoded,), {}, features.seconds))
     frames = found.values[(found.source % places).argsort(stable=True)].unflatten(0, (places, -1)).transpose(0, 1)
     pooled = backbone.pool(backbone.model.model.multi_modal_projector(frames)).flatten(0, 2)
     embeds = backbone.splice([asked], [[VideoTokens(pooled, torch.zeros(len(pooled), dtype=torch.long))]])[0].embeds
     stands, video = torch.arange(len(embeds))[None, None], torch.zeros(len(embeds), dtype=torch.bool)
     reading = prefill(backbone.text_model, backbone.lm_head, embeds, stands, video)
-    reading.following = torch.full((1, 1, 1), every()["llava_ov.in.input_ids"].shape[1])
+    reading.next_position = torch.full((1, 1, 1), every()["llava_ov.in.input_ids"].shape[1])
     check_to_the_end(reading, case)
 
 
-def check_to_the_end(reading: Reading, name: str) -> None:
+def check_to_the_end(reading: PrefillOutput, name: str) -> None:
     expected = stored()
     torch.testing.assert_close(reading.logits, expected[f"{name}.logits"][:1], atol=1e-5, rtol=0)
-    written = Continuation(reading).write(max_new_tokens=8)
+    written = Continuation(reading).generate(max_new_tokens=8)
     assert written[0].tolist() == expected[f"{name}.tokens"].tolist()

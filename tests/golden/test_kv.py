@@ -19,7 +19,7 @@ from langdc.kvcompressors import build
 from langdc.kvcompressors.allocators import build_allocator
 from langdc.kvcompressors.flexreduc import FlexReduc
 from langdc.kvcompressors.temporal import means_of_frames, project, shares_by_distance
-from langdc.prefill import Reading, prefill
+from langdc.prefill import PrefillOutput, prefill
 from langdc.rope import yarn
 from tests.golden.recorded import RecordedModel, embeds
 
@@ -54,7 +54,7 @@ def rotary(inputs: str) -> nn.Module:
     return made
 
 
-def read(case: dict, compressor) -> tuple[Reading, RecordedModel]:
+def read(case: dict, compressor) -> tuple[PrefillOutput, RecordedModel]:
     """Prefill the recorded prompt of a case, chunked as recorded."""
     inputs = case["inputs"]
     segments = RECORD["inputs"][inputs]["segments"][:-1]  # the last one is a token written after the prompt
@@ -87,21 +87,32 @@ class GivenShares(FlexReduc):
 def released(case: dict):
     """The authors' compressor of a case."""
     how = case["settings"]
-    method, share, reforge = how["compression_method"], how["compression_ratio"], how.get("pos_embed_reforge", False)
+    method, share, compact_positions = (
+        how["compression_method"],
+        how["compression_ratio"],
+        how.get("pos_embed_reforge", False),
+    )
     allocator = {"name": ALLOCATORS.get(name := how.get("budget_allocation_method", "even"), name)}
     if name == "pyramid":
         allocator["beta"] = how["pyramid_beta"]
     if method == "pivotkv":
-        return build("pivotkv", keep=share, variant="released", reforge=reforge)
+        return build("pivotkv", keep=share, variant="released", compact_positions=compact_positions)
     if method == "vidlkv":
         scorer = {"name": "question", "relevant": how.get("prompt_compression", False)}
-        return build("pivotkv", keep=share, variant="released", reforge=reforge, scorer=scorer, allocator=allocator)
+        return build(
+            "pivotkv",
+            keep=share,
+            variant="released",
+            compact_positions=compact_positions,
+            scorer=scorer,
+            allocator=allocator,
+        )
     temporal = how.get("enable_temporal_adaptation", False)
-    settings = {"keep": share, "allocator": allocator, "reforge": reforge, "temporal": temporal}
+    settings = {"keep": share, "allocator": allocator, "compact_positions": compact_positions, "temporal": temporal}
     stale = ["text_scores"] if case["as_is"] else []
     if case["chunk_shares"] is not None:
         return GivenShares(
-            case["chunk_shares"], variant="released-2026", defects=[*stale, "saturated_guide"], **settings
+            case["chunk_shares"], variant="released-2026", defects=[*stale, "saturated_question"], **settings
         )
     return build(
         "flexreduc", variant="released", defects=stale, boost=how.get("temporal_adaptation_ratio", 10), **settings
@@ -119,8 +130,8 @@ def test_a_cache_equals_the_authors(case: dict) -> None:
     compare(case, reading)
 
 
-def compare(case: dict, reading: Reading) -> None:
-    """Which rows were kept, exactly; where they stand, up to the layer's lag; keys within 1e-5."""
+def compare(case: dict, reading: PrefillOutput) -> None:
+    """Which rows were kept, exactly; where they stand, up to the layer's offset; keys within 1e-5."""
     name, layers = case["id"], reading.cache.layers
     rows = stored()[f"{name}.rows"].long().split(case["lengths"])
     positions = stored().get(f"{name}.positions")
@@ -132,10 +143,10 @@ def compare(case: dict, reading: Reading) -> None:
             ahead = layer.positions[:, 0] - stands
             assert (ahead[0] == ahead[0, -1]).all() and not ahead[1:].any()
     last = layers[-1]
-    lag = torch.zeros(len(last.positions), 1, 1, dtype=torch.long)
+    offset = torch.zeros(len(last.positions), 1, 1, dtype=torch.long)
     if positions is not None:
-        lag[0] = last.positions[0, 0, -1] - positions[0, -1]
-    keys = reading.cache.rope.shift(last.keys, -lag)[0]
+        offset[0] = last.positions[0, 0, -1] - positions[0, -1]
+    keys = reading.cache.rope.rerotate(last.keys, -offset)[0]
     torch.testing.assert_close(keys, stored()[f"{name}.key"], atol=1e-5, rtol=0)
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from langdc.compressors.dpselect import DPSelect
-from langdc.continuation import Continuation
+from langdc.generate import Continuation
 from langdc.kvcompressors import build
 from langdc.kvcompressors.pivotkv import PivotKV
-from langdc.prefill import Reading, prefill
+from langdc.prefill import PrefillOutput, prefill
 from langdc.rope import yarn
 from langdc.types import Chunk, FeatureGrid
 
@@ -41,8 +41,10 @@ class TextClockPivotKV(PivotKV):
         super().__init__(**settings)
         self.continuous = False
 
-    def guide_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
-        return positions[:, :, -chunk.guide :] - (positions.shape[2] - chunk.guide - chunk.rows.stop)
+    def question_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
+        return positions[:, :, -chunk.question_window :] - (
+            positions.shape[2] - chunk.question_window - chunk.rows.stop
+        )
 
 
 @cache
@@ -90,7 +92,7 @@ def compressor(case: dict):
     if how is None:
         return None
     method, allocator = how["compression_method"], how.get("budget_allocation_method", "even")
-    shared = {"tokens": how["max_input_length"], "reforge": how["pos_embed_reforge"]}
+    shared = {"tokens": how["max_input_length"], "compact_positions": how["pos_embed_reforge"]}
     if method == "pivotkv":
         return build("pivotkv", variant="released", **shared)
     if method == "vidlkv":
@@ -107,7 +109,7 @@ def compressor(case: dict):
     stale = ["text_scores"] if "asis" in name else []
     if not name.startswith("e5"):
         return build("flexreduc", variant="released", defects=stale, boost=how["temporal_adaptation_ratio"], **settings)
-    defects = stale + ["half_video"] * ("allframes" not in name) + ["saturated_guide"] * ("dropguide" not in name)
+    defects = stale + ["half_video"] * ("allframes" not in name) + ["saturated_question"] * ("dropguide" not in name)
     defects += ["text_clock"] * name.startswith("e57.")
     return build("flexreduc", variant="released-2026", defects=defects, **settings)
 
@@ -181,11 +183,11 @@ def settings_of(case: dict) -> dict:
     return {
         "chunk_tokens": CHUNK[name],
         "frame_tokens": FRAME[name],
-        "later_axes": "all" if name == "qwen2vl" else "time",
+        "reply_axes": "all" if name == "qwen2vl" else "time",
     }
 
 
-def read(case: dict, kv) -> Reading:
+def read(case: dict, kv) -> PrefillOutput:
     name = case["model"]
     model, embeds, video = loaded(name, case["yarn"])
     stands, anchor = positions(name, case), None
@@ -213,14 +215,14 @@ def test_reading_and_writing_equal_the_authors(case: dict) -> None:
             and "stdvid" in case["settings"]["compression_method"]
         )
         assert watched.equal(name, adaptive)
-    written = Continuation(reading).write(max_new_tokens=8, output_logits=True, return_dict_in_generate=True)
+    written = Continuation(reading).generate(max_new_tokens=8, output_logits=True, return_dict_in_generate=True)
     assert written.sequences[0].tolist() == stored()[f"{name}.tokens"].tolist()
     torch.testing.assert_close(written.logits[-1], stored()[f"{name}.last"], atol=1e-5, rtol=0)
     stands_equal(name, reading)
 
 
-def stands_equal(name: str, reading: Reading) -> None:
-    """Positions are the recorded ones up to each layer's lag in time (one released model's code stores other ones)."""
+def stands_equal(name: str, reading: PrefillOutput) -> None:
+    """Positions are the recorded ones up to each layer's offset in time (one released model stores other ones)."""
     if f"{name}.positions" not in stored() or ".e57." in name:
         return
     lengths = reading.keys_per_layer  # with what was written
@@ -255,4 +257,4 @@ def test_reading_in_chunks_without_a_compressor_is_the_plain_model(name: str, ch
     model, embeds, video = loaded(name)
     reading = prefill(model.model.language_model, model.lm_head, embeds, positions(name), video, chunk_tokens=chunk)
     torch.testing.assert_close(reading.logits, stored()[f"{name}.plain.logits"], atol=1e-5, rtol=0)
-    assert Continuation(reading).write(max_new_tokens=8)[0].tolist() == stored()[f"{name}.plain.tokens"].tolist()
+    assert Continuation(reading).generate(max_new_tokens=8)[0].tolist() == stored()[f"{name}.plain.tokens"].tolist()

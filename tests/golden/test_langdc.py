@@ -18,13 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from langdc import checkpoint
-from langdc.backbones.inputs import pad
 from langdc.captioner import SoftToken
 from langdc.conversion.videogpt import Branch, Options, convert
-from langdc.decoding import greedy
+from langdc.generate import greedy
 from langdc.model import VideoModel
-from langdc.training.answers import AnswerModule
-from langdc.types import FeatureGrid, Prompt, Slot, Spliced, VideoFeatures
+from langdc.types import Compressed, Context, FeatureGrid, Prompt, Slot, Spliced, VideoBatch, VideoFeatures
 
 TOLERANCE: dict[str, Any] = {"atol": 1e-4, "rtol": 0.0}
 END, LAYERS = [67, 256], (-1, -3)
@@ -50,7 +48,7 @@ def build(kind: Branch, layer: int = -1, soft_token: SoftToken = "at", most: int
     """That checkpoint as loaded, with the recorded prompt and limit in place of the released ones."""
     model = checkpoint.load(converted(kind))
     if kind != "pool":
-        captioner = model.captioner.captioner
+        captioner: Any = model.compressor.captioner
         assert captioner.end == END
         ids = golden()["in.cap_ids"][0].long()
         captioner.before, captioner.after = ids[:6], ids[10:17]
@@ -78,8 +76,18 @@ def prompt() -> Prompt:
 
 
 def splice(model: VideoModel, states: list[Tensor] | None = None) -> Spliced:
-    tokens = model.tokens([video(model)], None if states is None else [states])
-    return model.backbone.splice([prompt()], [tokens])[0]
+    context = Context() if states is None else Context(targets={"states": [states]})
+    return model.backbone.splice([prompt()], [model.compress([video(model)], context).tokens])[0]
+
+
+def given(model: VideoModel) -> Compressed:
+    """The tokens and states of the recorded captions."""
+    return model.compressor([video(model)], Context(targets={"captions": [captions()]}))
+
+
+def states_of(result: Compressed) -> list[Tensor]:
+    assert result.states is not None
+    return result.states[0]
 
 
 def captions() -> list[Tensor]:
@@ -102,11 +110,11 @@ def close(found: Tensor, name: str, every: int = 1) -> None:
 
 def logits(model: VideoModel, spliced: Spliced, mask: Tensor | None = None) -> Tensor:
     """Of the last 8 positions [1,8,vocabulary]; `mask` [1,M] hides positions, which still count."""
-    batch = pad([spliced])
+    length = len(spliced.embeds)
     found = model.backbone.text_model(
-        inputs_embeds=batch.embeds,
-        attention_mask=batch.mask if mask is None else mask.long(),
-        position_ids=batch.positions,
+        inputs_embeds=spliced.embeds[None],
+        attention_mask=torch.ones(1, length).long() if mask is None else mask.long(),
+        position_ids=torch.arange(length)[None],
     )
     return model.backbone.lm_head(found.last_hidden_state[:, -8:])
 
@@ -165,25 +173,26 @@ def test_clip_hidden_state_before_the_last_block() -> None:
 
 def test_visual_tokens_of_the_captioner() -> None:
     model = build("cap")
-    close(torch.stack(model.captioner.visual([video(model)])), "cap.project", every=8)
+    compressor: Any = model.compressor
+    close(torch.stack(compressor.visual([video(model)])), "cap.project", every=8)
 
 
 def test_pooled_tokens_of_the_backbone() -> None:
     model = build("pool")
-    close(model.compressor(video(model)).values[None], "pool.project", every=8)
+    close(model.compressor([video(model)]).tokens[0].values[None], "pool.project", every=8)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_soft_tokens_of_given_captions_are_read_at_their_positions(layer: int) -> None:
     model = build("cap", layer)
-    found = model.captioner.supervised([video(model)], [captions()])
+    found = given(model)
     reference = golden()[f"tf.cap.L{layer}.soft_tokens"][0].view(4, 8, -1)
     projected = golden()[f"tf.cap.L{layer}.soft_projected"][0].view(4, 8, -1)
     lengths = [len(caption) for caption in captions()]
-    assert [len(states) for states in found.states[0]] == lengths == [5, 8, 3, 6]
-    for states, expected, n in zip(found.states[0], reference, lengths, strict=True):
+    assert [len(states) for states in states_of(found)] == lengths == [5, 8, 3, 6]
+    for states, expected, n in zip(states_of(found), reference, lengths, strict=True):
         torch.testing.assert_close(states, expected[:n], **TOLERANCE)
-    tokens = model.captioner.project([video(model)], found.states)[0]
+    tokens = found.tokens[0]
     for number, n in enumerate(lengths):
         torch.testing.assert_close(tokens.values[tokens.segment == number], projected[number, :n], **TOLERANCE)
 
@@ -192,20 +201,19 @@ def test_soft_tokens_of_given_captions_are_read_at_their_positions(layer: int) -
 def test_written_captions_and_the_states_that_predict_them(layer: int) -> None:
     """A row's end token has no state here; upstream keeps that one and those of the padding after it."""
     model = build("cap", layer, "predicting")
-    found = model.captioner.caption([video(model)])
+    found = model.compressor([video(model)])
     expected_ids = written("gen.caption_ids_cap")
-    assert [ids.tolist() for ids in found.ids[0]] == [ids.tolist() for ids in expected_ids]
+    assert [ids.tolist() for ids in (found.ids or [])[0]] == [ids.tolist() for ids in expected_ids]
     assert [len(ids) for ids in expected_ids] == [2, 12, 12, 5]
     reference = golden()[f"gen.cap.L{layer}.soft_tokens"][0].view(4, 12, -1)
-    for states, expected in zip(found.states[0], reference, strict=True):
+    for states, expected in zip(states_of(found), reference, strict=True):
         torch.testing.assert_close(states, expected[: len(states)], **TOLERANCE)
 
 
 def test_the_released_mode_is_at_for_given_and_predicting_for_written_captions() -> None:
     model = build("cap", -3, "released")
-    given = model.captioner.supervised([video(model)], [captions()]).states[0]
-    chosen = model.captioner.caption([video(model)]).states[0]
-    for number, (states, n) in enumerate(zip(given, (5, 8, 3, 6), strict=True)):
+    read, chosen = states_of(given(model)), states_of(model.compressor([video(model)]))
+    for number, (states, n) in enumerate(zip(read, (5, 8, 3, 6), strict=True)):
         expected = golden()["tf.cap.L-3.soft_tokens"][0].view(4, 8, -1)[number, :n]
         torch.testing.assert_close(states, expected, **TOLERANCE)
     reference = golden()["gen.cap.L-3.soft_tokens"][0].view(4, 12, -1)
@@ -235,13 +243,13 @@ def test_backbone_input_of_written_captions_is_what_upstream_lets_the_backbone_s
 
 def test_dual_form_of_given_captions_holds_embeddings() -> None:
     model = build("dual", layer=0)
-    found = model.captioner.supervised([video(model)], [captions()])
-    for states, expected in zip(found.states[0], golden()["tf.dual.L-1.soft_tokens"][0].view(4, 8, -1), strict=True):
+    found = given(model)
+    for states, expected in zip(states_of(found), golden()["tf.dual.L-1.soft_tokens"][0].view(4, 8, -1), strict=True):
         torch.testing.assert_close(states, expected[: len(states)], **TOLERANCE)
     mask = golden()["tf.dual.L-1.attention_mask"][0]
     kept = torch.arange(len(mask))[mask]
     every8 = kept % 8 == 0
-    spliced = splice(model, found.states[0])
+    spliced = splice(model, states_of(found))
     assert len(spliced.embeds) == len(kept)
     torch.testing.assert_close(
         spliced.embeds[every8], golden()["tf.dual.L-1.inputs_embeds"][0, kept[every8] // 8], **TOLERANCE
@@ -251,18 +259,18 @@ def test_dual_form_of_given_captions_holds_embeddings() -> None:
 def test_dual_form_of_written_captions() -> None:
     """Upstream's segments hold 3, 9, 9, 6 states: with the end token's, without the last of a caption at the limit."""
     model = build("dual", 0, "released", most=10)
-    found = model.captioner.caption([video(model)])
-    assert [i.tolist() for i in found.ids[0]] == [i.tolist() for i in written("gen.caption_ids_dual")]
+    found = model.compressor([video(model)])
+    assert [i.tolist() for i in (found.ids or [])[0]] == [i.tolist() for i in written("gen.caption_ids_dual")]
     reference = golden()["gen.dual.L-1.soft_tokens"][0].split([3, 9, 9, 6])
-    assert [len(states) for states in found.states[0]] == [3, 10, 10, 6]
-    for states, expected, same in zip(found.states[0], reference, (3, 9, 9, 6), strict=True):
+    assert [len(states) for states in states_of(found)] == [3, 10, 10, 6]
+    for states, expected, same in zip(states_of(found), reference, (3, 9, 9, 6), strict=True):
         torch.testing.assert_close(states[:same], expected[:same], **TOLERANCE)
 
 
 def test_backbone_input_of_given_captions() -> None:
     """Equal at every position that upstream does not mask."""
     model = build("cap")
-    spliced = splice(model, model.captioner.supervised([video(model)], [captions()]).states[0])
+    spliced = splice(model, states_of(given(model)))
     mask = golden()["tf.cap.L-1.attention_mask"][0]
     torch.testing.assert_close(spliced.embeds, golden()["tf.cap.L-1.inputs_embeds"][0, mask], **TOLERANCE)
     assert spliced.video.sum() == 22
@@ -291,17 +299,17 @@ def test_pool_from_pixels_to_logits_and_loss() -> None:
     spliced = splice(model)
     close(spliced.embeds[None], "tf.pool.inputs_embeds", every=8)
     close(logits(model, spliced), "tf.pool.logits_tail")
-    grids = {name: [grid.values] for name, grid in encoded().items()}
-    labels = prompt().labels
-    assert labels is not None  # as written
-    found = AnswerModule(model)([prompt()], labels[None], grids)
-    torch.testing.assert_close(found["loss"], golden()["tf.pool.loss"], **TOLERANCE)
+    found = model(VideoBatch([encoded()], [torch.arange(16)], [prompt()], [(0,)]))
+    assert found.logits is not None and found.labels is not None
+    loss = torch.nn.functional.cross_entropy(found.logits, found.labels)
+    torch.testing.assert_close(loss, golden()["tf.pool.loss"], **TOLERANCE)
 
 
 @pytest.mark.parametrize(("kind", "parts"), [("pool", None), ("dual", [3, 9, 9, 6])])
 def test_the_backbone_writes_the_same_answer(kind: str, parts: list[int] | None) -> None:
     model = build(kind, *([0] if kind == "dual" else []))
     states = None if parts is None else list(golden()["gen.dual.L-1.soft_tokens"][0].split(parts))
-    batch = pad([splice(model, states)], left=True)
-    found = greedy(model.backbone.language_model, batch.embeds, batch.mask, end=[-1], most=6, layer=-1)
+    embeds = splice(model, states).embeds[None]
+    mask = torch.ones(embeds.shape[:2]).long()
+    found = greedy(model.backbone.language_model, embeds, mask, end=[-1], max_tokens=6, layer=-1)
     assert found.ids[0].tolist() == golden()[f"generate.{kind}.ids"][0, -6:].tolist()

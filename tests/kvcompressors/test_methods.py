@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from langdc import compat
 from langdc.conformance.prompts import FRAME, LAYERS, QUESTION, TEXT, prompt, read
 from langdc.kvcompressors import build
 from langdc.kvcompressors.allocators import build_allocator
+from langdc.kvcompressors.flexreduc import FlexReduc
 from langdc.kvcompressors.scorers import Scorer, build_scorer
 from langdc.kvcompressors.temporal import shares_by_change, shares_by_distance
 from langdc.types import Chunk, Plan
@@ -195,14 +197,14 @@ def test_lively_chunks_keep_more_and_each_video_has_its_own_budget() -> None:
 
 def test_a_chunk_that_is_kept_whole_keeps_no_question() -> None:
     found = {}
-    for defects in ((), ("saturated_guide",)):
+    for defects in ((), ("saturated_question",)):
         compressor = build("flexreduc", keep=0.9, defects=defects)
         lengths = read("sections", compressor, prompt("sections", frames=12)).keys_per_layer
         whole = sum(share >= 1 for share in compressor._shares.values())
         found[bool(defects)] = lengths
     assert whole > 0
     assert all(
-        with_guide >= without + whole * QUESTION - 2 for with_guide, without in zip(found[1], found[0], strict=True)
+        with_question >= without + whole * QUESTION - 2 for with_question, without in zip(found[1], found[0], strict=True)
     )
     assert max(found[0]) <= TEXT + 12 * FRAME + QUESTION
 
@@ -218,8 +220,8 @@ def test_settings_of_methods_that_do_not_exist() -> None:
         build_allocator({"name": "adaptive", "smoothing": "none"})
     with pytest.raises(ValueError, match=r"beta=0\.5"):
         build_allocator({"name": "pyramid", "beta": 0.5})
-    with pytest.raises(ValueError, match="most=0"):
-        build_scorer({"name": "question", "most": 0})
+    with pytest.raises(ValueError, match="max_tokens=0"):
+        build_scorer({"name": "question", "max_tokens": 0})
     with pytest.raises(ValueError, match="sinks=-1"):
         build("streaming", keep=0.5, sinks=-1)
 
@@ -247,3 +249,15 @@ def test_relevant_question_tokens_are_those_that_attend_more_than_average() -> N
     found = build_scorer({"name": "question", "relevant": True})(query, key)
     expected = reference.received(some.double(), key[0].double(), causal=False)
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_settings_of_version_01_are_read_with_a_warning(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr(compat, "_warned", set())
+    old = build(
+        "flexreduc", keep=0.5, reforge=False, scorer={"name": "question", "most": 7}, defects=["saturated_guide"]
+    )
+    assert isinstance(old, FlexReduc)
+    assert (old.compact_positions, old.question_window, old.defects) == (False, 7, {"saturated_question"})
+    assert {"'reforge'", "'most'", "'saturated_guide'"} <= {line.split(" is ")[0] for line in caplog.messages}
+    with pytest.raises(ValueError, match="no setting 'reforge_'"):
+        build("flexreduc", keep=0.5, reforge_=False)

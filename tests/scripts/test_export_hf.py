@@ -5,11 +5,11 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from langdc.verify import differences, fingerprint, probe
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from langdc import adapters, checkpoint
-from langdc.verify import differences, fingerprint, probe
 from scripts.export_hf import main
 from tests import tiny
 

@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from langdc.training import runs, stopping
 from safetensors.torch import load_file
+from tests.training.kill import losses, run, run_and_ask, run_until
 
 from langdc import checkpoint
 from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.pipeline import VideoLM
 from langdc.sample.dataset import make_dataset
-from langdc.training import runs, stopping
 from tests import tiny
-from tests.training.kill import losses, run, run_and_ask, run_until
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ import copy
 from pathlib import Path
 
 import pytest
+from langdc.training import stages
 from safetensors.torch import load_file
 
 from langdc import checkpoint
 from langdc.config import StageConfig, check, load
 from langdc.data.records import QuestionRecord, read_records, write_records
 from langdc.sample.dataset import make_dataset
-from langdc.training import stages
 from scripts.run_stages import ordered, read_steps
 from tests import tiny
 

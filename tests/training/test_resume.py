@@ -10,9 +10,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from langdc.training import runs, stopping
 
 from langdc.config import StageConfig
-from langdc.training import runs, stopping
 from tests.training import ranks
 from tests.training.ranks import assert_close, changed, losses, run, run_until
 

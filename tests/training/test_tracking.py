@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
+from langdc.training import stages
 
 from langdc import jsonl
 from langdc.config import StageConfig, check
 from langdc.density import density_correlation
 from langdc.sample.dataset import make_dataset
-from langdc.training import stages
-from langdc.train.progress import read_lines, read_log
+from langdc.train.progress import read_log
 from tests import tiny
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from langdc.training import runs, saving, stages
+from langdc.training.saving import Proof, drawn_parameters
 from torch import nn
 
 from langdc import checkpoint, verify
 from langdc.config import StageConfig, check
 from langdc.sample.dataset import make_dataset
-from langdc.training import runs, saving, stages
-from langdc.training.saving import Proof, drawn_parameters
 from scripts import run_stages
 from tests import tiny
 from tests.training import ranks

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from langdc.training import watchdog
 from torch import nn
 
-from langdc.training import watchdog
 from langdc.train.watchdog import Watchdog
 
 ROOT = Path(__file__).parents[2]

@@ -4,14 +4,15 @@ import time
 from pathlib import Path
 
 import torch
+from langdc.training import runs
+from langdc.training.phases import Outcome, run_phase
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from langdc import checkpoint, distributed
 from langdc.config import StageConfig, check
-from langdc.training import runs
-from langdc.training.phases import Outcome, run_phase
+from langdc.hashing import tensors_hash
 from langdc.train.trainable import unfreeze
 
 VOCABULARY, WIDTH = 96, 64
@@ -112,7 +113,7 @@ def train(config: StageConfig, items: int = 12, dropout: float = 0.1, slow: floa
 
     def save(outcome: Outcome) -> None:
         tensors = checkpoint.own_tensors(module, trained)
-        found.update(outcome.__dict__, hash=checkpoint.tensor_hash(tensors))
+        found.update(outcome.__dict__, hash=tensors_hash(tensors))
         found["parameters"] = sum(tensor.numel() for tensor in tensors.values())
 
     run_phase(

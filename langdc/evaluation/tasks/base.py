@@ -1,6 +1,5 @@
 """What a task is: videos, questions, how they are put, and what a reply is worth."""
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 from langdc import jsonl
 from langdc.data.records import LETTERS, QuestionRecord, Record
 from langdc.evaluation import answers
+from langdc.hashing import text_hash
 from langdc.registry import Registry
 
 tasks: Registry["Task"] = Registry("task")
@@ -106,7 +106,7 @@ class Benchmark(Task):
 
     def data_hash(self) -> str:
         asked: list[Any] = [record.model_dump(mode="json", exclude_defaults=True) for record in self.records]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return text_hash(json.dumps(asked, sort_keys=True))
 
 
 class MultipleChoice(Benchmark):

@@ -1,12 +1,12 @@
 """The built-in task: questions with one-word answers about the sample videos."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from langdc.data.records import QuestionRecord, Record, read_readable
 from langdc.evaluation.answers import normalise
 from langdc.evaluation.tasks.base import Task, tasks
+from langdc.hashing import file_hash
 from langdc.registry import nearest
 from langdc.sample.questions import TARGET_KINDS
 
@@ -65,8 +65,7 @@ class SampleTask(Task):
         return float(found == normalise(question.answer))
 
     def data_hash(self) -> str:
-        with self.data.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_hash(self.data)
 
 
 def _only(record: Record, kinds: list[str] | None) -> Record:

@@ -1,0 +1,251 @@
+"""Writing tokens: greedy batches that keep hidden states, and replies to a prompt that was read in chunks.
+
+Letters: A rotary axes, B rows, M prompt length, D backbone width, Z width of a captioner, V vocabulary.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from langdc.attention import using
+from langdc.kvcache import KVCache
+from langdc.prefill import PrefillOutput, forward_text
+from langdc.types import FeatureGrid, VideoTokens
+
+_CHECK_EVERY = 8
+"""Steps between reads of the stop flags, each of which waits for the device."""
+
+
+@dataclass(frozen=True, eq=False)
+class GenerateOutput:
+    """Greedily written tokens: `ids` per row without the end token; `at` and `predicting`, [n,Z] per row.
+
+    `at` is the state at the position whose input is the token, `predicting` the state one earlier, that chose it; with
+    one more [n+1,Z] for an end token of `greedy(counted_ends=...)`.
+    """
+
+    ids: list[Tensor]
+    at: list[Tensor]
+    predicting: list[Tensor]
+
+
+@torch.no_grad()
+def greedy(
+    model: PreTrainedModel,
+    embeds: Tensor,
+    mask: Tensor,
+    end: list[int],
+    max_tokens: int,
+    layer: int,
+    synced: bool = False,
+    counted_ends: Sequence[int] = (),
+) -> GenerateOutput:
+    """Write at most `max_tokens` tokens per row after left-padded prompts; every row stops at its own end token.
+
+    `embeds` [B,M,Z]; `mask` [B,M] 1 at real positions; `layer` indexes the model's hidden states (0: embeddings).
+    `synced`: all ranks of a sharded model run the same number of steps. `counted_ends`: those of `end` that count as
+    one of the `max_tokens`, so that the state that chose them is kept.
+    """
+    ends = torch.tensor(end, device=embeds.device)
+    cache = DynamicCache(config=model.config)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    written: list[Tensor] = []
+    states: list[Tensor] = []
+    finished = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
+    inputs = embeds
+    for step in range(max_tokens + 1):
+        output = model.model(
+            inputs_embeds=inputs,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=True,
+        )
+        states.append(output.hidden_states[layer][:, -1])
+        token = model.lm_head(output.last_hidden_state[:, -1]).argmax(-1)
+        finished = finished | torch.isin(token, ends)
+        written.append(token)
+        if step % _CHECK_EVERY == _CHECK_EVERY - 1 and _all_finished(finished, synced):
+            break
+        inputs = model.get_input_embeddings()(token)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    return _cut(torch.stack(written, 1), torch.stack(states, 1), ends, max_tokens, ends.new_tensor(counted_ends))
+
+
+def predictions(tokens: int, max_tokens: int) -> int:
+    """How many predictions `greedy` makes for a row of `tokens` tokens and its end, on its own."""
+    return min(max_tokens + 1, -(-(tokens + 1) // _CHECK_EVERY) * _CHECK_EVERY)
+
+
+def _all_finished(finished: Tensor, synced: bool) -> bool:
+    flag = finished.all().int()
+    if synced and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
+    return bool(flag)
+
+
+def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_ends: Tensor) -> GenerateOutput:
+    """Rows up to their end token. `states[:, i]` chose token i, and is the state at the position of token i - 1."""
+    stopped = torch.isin(ids, ends)
+    lengths = torch.where(stopped.any(1), stopped.int().argmax(1), ids.shape[1]).clamp(max=max_tokens)
+    counted = torch.isin(ids.gather(1, lengths[:, None])[:, 0], counted_ends) & (lengths < max_tokens)
+    chosen = (lengths + counted).tolist()
+    lengths = lengths.tolist()
+    return GenerateOutput(
+        ids=[row[:n] for row, n in zip(ids, lengths, strict=True)],
+        at=[row[1 : n + 1] for row, n in zip(states, lengths, strict=True)],
+        predicting=[row[:n] for row, n in zip(states, chosen, strict=True)],
+    )
+
+
+class Continuation(PreTrainedModel, GenerationMixin):
+    """A `PrefillOutput` that transformers can `generate` from: sampling, beams, stop strings, streaming.
+
+    ids = Continuation(output).generate(max_new_tokens=32, eos_token_id=2)
+
+    The first step takes the logits that the prefill left; later steps run the text model at positions of their own.
+    """
+
+    config_class = PretrainedConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, output: PrefillOutput, generation_config: GenerationConfig | None = None) -> None:
+        sizes = output.text_model.config
+        super().__init__(PretrainedConfig.from_dict({"hidden_size": sizes.hidden_size, "vocab_size": sizes.vocab_size}))
+        self.output, self.position = output, output.next_position
+        self.generation_config = generation_config or GenerationConfig()
+
+    @property
+    def device(self) -> torch.device:
+        """The text model's device."""
+        return self.output.logits.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the text model computes in."""
+        return self.output.text_model.dtype
+
+    def generate(self, **options: Any) -> Tensor:
+        """New token ids [B,n]; options are those of transformers' `generate`. ValueError on a second call."""
+        if self.position is not self.output.next_position:
+            raise ValueError("This prompt was continued already; read it again for another reply.")
+        blank = torch.empty(1, 1, self.config.hidden_size, device=self.device, dtype=self.dtype)
+        with torch.no_grad(), using(self.output.text_model):
+            # the type of `generate` asks for attributes that only some models have
+            generate: Any = super().generate  # pyright: ignore[reportAttributeAccessIssue]
+            return generate(inputs_embeds=blank, past_key_values=self.output.cache, **options)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        is_first_iteration: bool = False,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool = True,
+        **kwargs: Any,
+    ) -> dict:
+        """Arguments of `forward`: the tokens so far [B,n], and whether none was written yet."""
+        return {"input_ids": input_ids, "first": is_first_iteration}
+
+    def forward(self, input_ids: Tensor, first: bool = False, **kwargs: Any) -> CausalLMOutputWithPast:
+        """Logits [B,1,V] after the tokens [B,n], the last of which is new; after the prompt where it is the `first`."""
+        output, rows = self.output, len(input_ids)
+        if first:
+            if rows > 1:
+                output.cache.batch_repeat_interleave(rows)
+            logits = output.logits[:, None].expand(rows, -1, -1)
+        else:
+            logits = output.lm_head(self._states(input_ids[:, -1:]))
+        return CausalLMOutputWithPast(logits=logits, past_key_values=output.cache)
+
+    def _states(self, ids: Tensor) -> Tensor:
+        output = self.output
+        output.cache.announce(self.position, output.offset_axes > 0, max(1, output.offset_axes))
+        embeds = output.text_model.get_input_embeddings()(ids)
+        positions = self.position.expand(-1, len(ids), -1)
+        self.position = self.position + 1
+        return forward_text(output.text_model, embeds, positions, output.cache, self, {})
+
+    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """New queries at the layer's own positions; see `langdc.attention.Observer`."""
+        return self.output.cache.apply_offset(layer, query)
+
+
+class FirstToken(BaseStreamer):
+    """Records the time at which generation delivers its first new token: `at`, in seconds of `time.perf_counter`."""
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+        self._calls = 0
+
+    def put(self, value: Tensor) -> None:
+        self._calls += 1
+        if self._calls == 2:  # the first call hands over the prompt
+            self.at = time.perf_counter()
+
+    def end(self) -> None:
+        pass
+
+
+class ScoreCheck(LogitsProcessor):
+    """Checks that the scores of every next token are finite; changes none. Argmax and sampling accept even NaN.
+
+    The device is waited for only in `require_finite`.
+    """
+
+    def __init__(self) -> None:
+        self._broken: Tensor | None = None
+
+    def after(self, others: Iterable[LogitsProcessor] | None) -> LogitsProcessorList:
+        """The other processors, then this one."""
+        return LogitsProcessorList([*(others or ()), self])
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # the largest is NaN if any is, and -inf if every token is forbidden; a single -inf is a forbidden token
+        broken = ~scores.amax(-1).isfinite().all()
+        self._broken = broken if self._broken is None else self._broken | broken
+        return scores
+
+    def require_finite(self, tokens: Iterable[VideoTokens]) -> None:
+        """ValueError if some scores were not finite; it says whether the videos' `tokens` were broken already."""
+        if self._broken is None or not self._broken:
+            return
+        if all(per_video.values.isfinite().all() for per_video in tokens):
+            where = "the video tokens are finite, so it is the language model. Load it in float32 or bfloat16"
+        else:
+            where = "the video tokens hold NaN or infinity already. Look at the compressor and the projectors"
+        raise ValueError(
+            f"The scores of the next token are NaN or infinite: {where}, and see whether a weight is not finite."
+        )
+
+
+def require_finite(encoded: Mapping[str, FeatureGrid]) -> None:
+    """ValueError if an encoder's grids of a video hold NaN or infinity; no compressor may drop that silently."""
+    if not encoded:
+        return
+    # minimum and maximum are NaN or infinite if any value is, and need no copy; one wait for all grids
+    extremes = [[torch.stack(part.aminmax()) for part in (grid.values, *grid.extra)] for grid in encoded.values()]
+    finite = torch.stack([torch.stack(per_grid).isfinite().all() for per_grid in extremes])
+    if not finite.all():
+        named = ", ".join(name for name, fine in zip(encoded, finite.tolist(), strict=True) if not fine)
+        raise ValueError(
+            f"The encoder {named} gives NaN or infinity for this video. Look at its frames, or load the encoder in "
+            "float32 and see whether a weight is not finite."
+        )

@@ -1,0 +1,119 @@
+"""Hashes of tensors, and what frozen parts are told by without being read."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from langdc import hashing
+from langdc.hashing import is_part, module_hash, part_identity, tensor_hash, tensors_hash
+
+LARGE = b"".join(number.to_bytes(4, "big") for number in range(hashing.SMALL_BYTES // 2))
+
+
+def test_a_hash_depends_on_type_shape_and_values() -> None:
+    one = torch.arange(6.0)
+    others = [one.view(2, 3), one.to(torch.bfloat16), one + 1]
+    assert len({tensor_hash(tensor) for tensor in [one, *others]}) == 4
+    assert tensor_hash(one) == tensor_hash(torch.arange(12.0).view(6, 2).T[0] / 2)  # strides do not count
+    assert tensor_hash(one) == tensor_hash(one.to(torch.bfloat16), torch.float32)
+
+
+def test_a_hash_of_tensors_depends_on_names_and_not_on_order() -> None:
+    one = {"a": torch.ones(2), "b": torch.zeros(2)}
+    assert tensors_hash(one) == tensors_hash(dict(reversed(one.items())))
+    changes = ({"b": torch.zeros(2, 1)}, {"b": torch.zeros(2).double()}, {"b": torch.ones(2)}, {"c": torch.zeros(2)})
+    assert len({tensors_hash({**one, **change}) for change in ({}, *changes)}) == 5
+
+
+def test_a_hash_of_modules() -> None:
+    model, same, other = (nn.Linear(2, 2) for _ in range(3))
+    same.load_state_dict(model.state_dict())
+    assert module_hash(model) == module_hash(same) != module_hash(other)
+    assert module_hash(model, other) != module_hash(other, model)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A folder with a large file that nobody published."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(LARGE)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def _cached(plain: Path) -> Path:
+    """The same, as the Hugging Face cache has it."""
+    blobs, snapshot = plain.parent / "hub" / "blobs", plain.parent / "hub" / "snapshots" / "main"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in plain.iterdir():
+        large = path.suffix == ".safetensors"
+        blob = blobs / (hashing.file_hash(path) if large else "9" * 40)
+        shutil.copyfile(path, blob)
+        (snapshot / path.name).symlink_to(blob)
+    return snapshot
+
+
+def _downloaded(plain: Path) -> Path:
+    """The same, as `hf download --local-dir` leaves it."""
+    folder = plain.parent / "local"
+    shutil.copytree(plain, folder)
+    notes = folder / ".cache" / "huggingface" / "download"
+    notes.mkdir(parents=True)
+    for path in plain.iterdir():
+        seconds = (folder / path.name).stat().st_mtime
+        (notes / f"{path.name}.metadata").write_text(f"{'1' * 40}\n{hashing.file_hash(path)}\n{seconds}\n")
+    return folder
+
+
+@pytest.mark.parametrize("place", [_cached, _downloaded])
+def test_a_published_part_is_not_read(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, place: Callable[[Path], Path]
+) -> None:
+    folder, read = place(plain), hashing.file_hash
+    whole = part_identity(plain, contents=True)
+    monkeypatch.setattr(
+        hashing, "file_hash", lambda path: read(path) if path.suffix == ".json" else pytest.fail("read")
+    )
+    assert part_identity(folder) == whole and is_part(folder, whole) and not is_part(folder, f"sha256:{'0' * 64}")
+    monkeypatch.undo()
+    assert whole == part_identity(folder, contents=True) and whole.startswith("sha256:")
+
+
+def test_a_file_that_changed_after_its_download_is_not_what_was_published(plain: Path) -> None:
+    folder = _downloaded(plain)
+    before = part_identity(folder)
+    (folder / "model.safetensors").write_bytes(LARGE[::-1])
+    os.utime(folder / "model.safetensors", (2**33, 2**33))
+    assert part_identity(folder) != before and not is_part(folder, before)
+
+
+def test_a_copy_is_the_same_part_and_a_change_is_not(plain: Path) -> None:
+    identity = part_identity(plain)
+    assert identity.startswith("sampled:")
+    copy = Path(shutil.copytree(plain, plain.parent / "copy", copy_function=shutil.copyfile))
+    assert part_identity(copy) == identity and is_part(copy, identity)
+    changes = (("config.json", b"{ }"), ("model.safetensors", LARGE[:-1]), ("model.safetensors", LARGE[:-1] + b"x"))
+    for name, content in changes:
+        (copy / name).write_bytes(content)
+        assert part_identity(copy) != identity and not is_part(copy, identity)
+        shutil.copyfile(plain / name, copy / name)
+    assert part_identity(copy) == identity
+
+
+def test_identities_of_both_kinds_are_compared(plain: Path) -> None:
+    cached = _cached(plain)
+    assert is_part(cached, part_identity(plain)) and is_part(plain, part_identity(cached))
+    assert is_part(plain, hashing.text_hash(hashing.file_hash(plain / "model.safetensors")))  # as 0.1 wrote it
+    assert not is_part(plain, "0" * 64)
+
+
+def test_a_small_part_is_read_whole(plain: Path) -> None:
+    (plain / "model.safetensors").write_bytes(LARGE[: hashing.SMALL_BYTES])
+    assert part_identity(plain) == part_identity(plain, contents=True)
