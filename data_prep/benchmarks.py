@@ -1,88 +1,10 @@
-"""python data_prep/benchmarks.py NAME --root DIR [--out FILE.jsonl]
+"""The same as `langdc data benchmark`; --help shows its arguments."""
 
-Look whether a benchmark's folder is complete: which annotation files and videos are missing, how to get them, and under
-what licence. With --out its questions are written as records (langdc/data/records.py). Without NAME: which there are.
-"""
-
-import argparse
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from langdc.cli import door
 
-from langdc.data.records import Record, write_records
-from langdc.evaluation import tasks
-from langdc.evaluation.tasks.base import Benchmark
-
-SHOWN = 10
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """0 when all is there, 1 when videos are missing, 2 when the folder cannot be read."""
-    options = _parser().parse_args(argv)
-    console = Console(soft_wrap=True, highlight=False)
-    if options.name is None:
-        console.print(_listed())
-        return 0
-    try:
-        return _check(options, console)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _check(options: argparse.Namespace, console: Console) -> int:
-    kind: Any = tasks.tasks.get(options.name)
-    if not issubclass(kind, Benchmark):
-        raise ValueError(f"{options.name} is no published benchmark. There are: {', '.join(_benchmarks())}.")
-    source = kind.source
-    console.print(f"{source.title}, {source.page}\nLicence: {source.licence}\nFields as in: {source.fields_as}")
-    if options.root is None:
-        raise ValueError(f"say where its files are: --root DIR. {source.get}")
-    task = kind(root=options.root)
-    questions = sum(len(record.questions) for record in task.records)
-    console.print(f"{len(task.records)} videos or clips, {questions} questions.")
-    if options.out is not None:
-        write_records(options.out, [_relative(record, task, options.out.parent) for record in task.records])
-        console.print(f"CaptionOutput: {options.out}")
-    missing = task.missing()
-    if not missing:
-        console.print("All videos are there.")
-        return 0
-    named = "\n  ".join(map(str, missing[:SHOWN]))
-    more = f"\n  ... and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-    console.print(f"{len(missing)} videos are missing:\n  {named}{more}\n{source.get}")
-    return 1
-
-
-def _relative(record: Record, task: Benchmark, folder: Path) -> Record:
-    """A record whose path is that of the file, seen from `folder`."""
-    return record.model_copy(update={"video": Path(os.path.relpath(task.path(record), folder)).as_posix()})
-
-
-def _benchmarks() -> list[str]:
-    return [name for name in tasks.tasks.names() if issubclass(tasks.tasks.get(name), Benchmark)]  # pyright: ignore
-
-
-def _listed() -> Table:
-    table = Table("name", "benchmark", "licence", "run", box=None, pad_edge=False)
-    for name in _benchmarks():
-        source: Any = tasks.tasks.get(name).source  # pyright: ignore[reportFunctionMemberAccess]
-        table.add_row(name, source.title, source.licence, source.run)
-    return table
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="data_prep/benchmarks.py", description="Check a benchmark's folder.")
-    parser.add_argument("name", nargs="?", help="a benchmark, as the task is called")
-    parser.add_argument("--root", help="its folder")
-    parser.add_argument("--out", type=Path, help="write its questions as records to this file")
-    return parser
-
+main = door("data benchmark")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -41,8 +41,15 @@ def flash_kernel() -> Callable[..., Tensor] | None:
     return flash_attn_func
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
-    """Attention output [1,h,Q,E] of the last Q of K tokens; the causal mask is aligned to the end of the keys."""
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, hidden: Tensor | None = None
+) -> Tensor:
+    """Attention output [1,h,Q,E] of the last Q of K tokens; the causal mask is aligned to the end of the keys.
+
+    `hidden` [K]: keys that no query attends to.
+    """
+    if hidden is not None:
+        return _blocks(query, key, value, scale, hidden)
     flash = flash_kernel() if query.dtype in (torch.float16, torch.bfloat16) else None
     if flash is not None and query.device.type in _FLASH_DEVICES:
         turned = [states.transpose(1, 2) for states in (query, key, value)]
@@ -52,7 +59,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | N
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     queries, keys = query.shape[2], key.shape[2]
-    options: dict[str, Any] = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+    options = _options(query, key, scale)
     attend_to = functional.scaled_dot_product_attention
     if queries == 1:
         return attend_to(query, key, value, **options)
@@ -60,13 +67,26 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Ten
         return attend_to(query, key, value, is_causal=True, **options)
     if query.is_cuda:
         return attend_to(query, key, value, attn_mask=causal_lower_right(queries, keys), **options)
+    return _blocks(query, key, value, scale)
+
+
+def _options(query: Tensor, key: Tensor, scale: float | None) -> dict[str, Any]:
+    return {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+
+
+def _blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | None, hidden: Tensor | None = None) -> Tensor:
+    """Attention with a mask, some queries at a time."""
+    queries, keys = query.shape[2], key.shape[2]
     parts = []
     for start in range(0, queries, _MASK_BLOCK):
         stop = min(start + _MASK_BLOCK, queries)
         seen = keys - queries + stop
         mask = torch.ones(stop - start, seen, dtype=torch.bool, device=query.device).tril(seen - stop + start)
+        if hidden is not None:
+            mask &= ~hidden[:seen]
         part = query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen]
-        parts.append(attend_to(*part, attn_mask=mask, **options))
+        attended = functional.scaled_dot_product_attention(*part, attn_mask=mask, **_options(query, key, scale))
+        parts.append(attended)
     return torch.cat(parts, 2)
 
 
@@ -79,11 +99,13 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     observer: Observer | None = None,
+    padding: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls, with rotated queries, past and new keys; masked per layer.
 
-    Positions are never given to a kernel, which would take gaps between kept tokens for packed sequences.
+    Positions are never given to a kernel, which would take gaps between kept tokens for packed sequences. `padding`:
+    true at keys, from the first on, that no query attends to.
     """
     if sliding_window is not None and sliding_window < key.shape[2]:
         raise ValueError(
@@ -92,7 +114,8 @@ def attend(
         )
     if observer is not None:
         query = observer.before_attention(int(module.layer_idx), query, key, value)  # pyright: ignore[reportArgumentType]
-    return causal_attention(query, key, value, scaling).transpose(1, 2), None
+    hidden = None if padding is None else padding[: key.shape[2]]
+    return causal_attention(query, key, value, scaling, hidden).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, attend)

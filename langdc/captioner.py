@@ -31,13 +31,15 @@ IGNORED = -100
 class CaptionOutput:
     """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
 
-    Captions that were written in the "released" way may have the state that chose their end after the others [n+1,Z].
+    Captions that were written in the "released" way may have the state that chose their end after the others [n+1,Z];
+    `padding` [*,Z] are then the states of the steps that follow until the last segment ends.
     """
 
     ids: list[Tensor]
     states: list[Tensor]
     loss: Tensor
     targets: int
+    padding: list[Tensor] | None = None
 
 
 class Captioner(nn.Module):
@@ -212,12 +214,16 @@ class Captioner(nn.Module):
             [torch.ones(len(row), device=device) for row in rows], batch_first=True, padding_side="left"
         )
         embeds = pad_sequence(rows, batch_first=True, padding_side="left")
-        said = [number for number in self.end if number != self.pad] if self.soft_token == "released" else []
-        found = greedy(
-            self.language_model, embeds, mask.long(), self.end, self.max_soft_tokens, self.layer, synced, said
-        )
-        states = found.at if self.soft_token == "at" else found.predicting
-        return CaptionOutput(found.ids, states, embeds.new_zeros(()), 0)
+        if self.soft_token == "released":
+            counted = [number for number in self.end if number != self.pad]
+            options: dict[str, Any] = {"counted_ends": counted, "pad": self.pad}
+        else:
+            options = {}
+        limits = (self.max_soft_tokens, self.layer, synced)
+        output = greedy(self.language_model, embeds, mask.long(), self.end, *limits, **options)
+        states = output.at if self.soft_token == "at" else output.predicting
+        padding = output.after if self.soft_token == "released" else None
+        return CaptionOutput(output.ids, states, embeds.new_zeros(()), 0, padding)
 
     def _rows(self, visual: list[Tensor], captions: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """Prompt, visual tokens and caption of each segment in embedding space, and where its caption starts."""

@@ -148,14 +148,9 @@ def _folders(sources: Iterable[str]) -> dict[str, Path]:
 
 
 def locate(directory: str | Path) -> Path:
-    """The directory of a checkpoint, which may be one that ships ("sample:langdc"); ValueError if there is none."""
-    if Path(directory).is_dir():
-        return Path(directory)
-    try:
-        found = resolve(str(directory))
-    except ValueError as error:
-        raise ValueError(f"There is no checkpoint directory {directory}. {ADVICE}\n{error}") from None
-    assert isinstance(found, Path)  # what a text resolves to
+    """The folder of a checkpoint or stock model: a path, a Hugging Face id, "sample:langdc"; ValueError if absent."""
+    found = resolve(str(directory))
+    assert isinstance(found, Path)  # only settings name an architecture
     return found
 
 

@@ -1,238 +1,130 @@
-"""The `langdc` command: ask a video, compare compressors, list them, plan a training, look at the environment."""
+"""The `langdc` command: a table of subcommands, of which only the one that is asked for is imported."""
 
 import argparse
+import importlib
+import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
-from langdc.config import MethodConfig, load
-from langdc.jsonl import write_text
-from langdc.types import Answer
 from langdc.version import __version__
 
-SAMPLE_QUESTION = "which segment has the most objects ?"
-BAR, SHOWN_SEGMENTS = 30, 32
+_INTERRUPTED = 130
+
+
+class Command(NamedTuple):
+    """A subcommand: its words, one line of help, and "module:function", which takes the arguments after the words."""
+
+    words: str
+    help: str
+    target: str
+
+
+COMMANDS = (
+    Command("ask", "ask a question about a video", "langdc.tools.ask:main"),
+    Command("compare", "ask with several compressors, and show the patches each one kept", "langdc.tools.compare:main"),
+    Command("compressors", "list all compressors", "langdc.tools.zoo:main"),
+    Command("train", "train a config, or several in order", "langdc.train.run:main"),
+    Command("eval", "evaluate the models of a config on its task", "langdc.evaluate:main"),
+    Command("report", "tables, plots and a page of evaluations", "langdc.evaluate:report"),
+    Command("plan", "the tokens, memory, steps and hours that a training takes", "langdc.tools.plan:main"),
+    Command("data sample", "make the sample data set", "langdc.prepare.sample:main"),
+    Command("data features", "store encoder outputs of a data set", "langdc.prepare.features:main"),
+    Command("data mix", "check published training sets and write them as records", "langdc.prepare.mix:main"),
+    Command("data benchmark", "check the folder of a benchmark", "langdc.prepare.benchmark:main"),
+    Command("convert internvideo2", "InternVideo2-stage2's published weights", "langdc.convert.internvideo2:main"),
+    Command("convert langdc", "LangDC's release", "langdc.convert.langdc:main"),
+    Command("convert llava_video", "a LLaVA-Video checkpoint", "langdc.convert.llava_video:main"),
+    Command("convert videogpt_plus", "VideoGPT+'s release", "langdc.convert.videogpt_plus:main"),
+    Command("export", "write a checkpoint as plain Hugging Face directories", "langdc.convert.export:main"),
+    Command("config-schema", "the JSON schema of config files, for editors", "langdc.tools.schema:main"),
+    Command("doctor", "what is installed, and what is missing", "langdc.tools.doctor:main"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; 0 when it worked, 2 for a user's mistake, which is told in one screen."""
-    options = _parser().parse_args(argv)
+    """Run a subcommand: its exit code, or that of docs/failures.md for an error, which is printed as one line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next((each for each in COMMANDS if words[: len(each.words.split())] == each.words.split()), None)
+    if command is None:
+        return _without_command(words)
+    return run(command.target, words[len(command.words.split()) :])
+
+
+def door(words: str) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of a script that does the same as a subcommand."""
+    return lambda argv=None: main([*words.split(), *(sys.argv[1:] if argv is None else argv)])
+
+
+def run(target: str, argv: Sequence[str]) -> int:
+    """Import "module:function" and call it with the arguments; errors become one line and an exit code.
+
+    LANGDC_TRACEBACK=1 raises them instead.
+    """
+    module, _, function = target.partition(":")
     try:
-        return options.run(options)
-    except ValueError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-        return 2
+        return getattr(importlib.import_module(module), function)(argv)
+    except KeyboardInterrupt:
+        print("Interrupted. The same command resumes from what is complete.", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or os.environ.get("LANGDC_TRACEBACK"):
+            raise
+        print(f"{_process()}error: {_message(error)}", file=sys.stderr)
+        return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="langdc", description="Learned and training-free video-token compressors.")
+def _exit_code(error: Exception) -> int | None:
+    """2: a mistake in what was given, or a damaged file; 3: a file that cannot be read or written; None: a bug."""
+    if isinstance(error, OSError):
+        return 3
+    damaged = ("SafetensorError", "UnpicklingError", "BadZipFile", "YAMLError", "OutOfMemoryError")
+    named = {cls.__name__ for cls in type(error).__mro__}
+    return 2 if isinstance(error, ValueError | RecursionError) or named & set(damaged) else None
+
+
+def _message(error: Exception) -> str:
+    """The message in words, with the name of the file where the error knows it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}"
+    if isinstance(error, RecursionError):
+        return f"A file is nested too deeply to be read ({error})."
+    return str(error).strip() or type(error).__name__
+
+
+def _process() -> str:
+    """The number of this process, where a launcher started several."""
+    return f"[process {os.environ['RANK']}] " if os.environ.get("RANK", "0") != "0" else ""
+
+
+def _without_command(words: list[str]) -> int:
+    """Show the list of commands, or say that there is none of this name."""
+    group = [each for each in COMMANDS if words and each.words.startswith(f"{words[0]} ")]
+    parser = argparse.ArgumentParser(
+        prog="langdc",
+        usage=f"langdc {words[0] if group else 'COMMAND'} ...",
+        description="Train, evaluate and use learned and training-free compressors of video tokens.",
+        epilog=_listed(group or COMMANDS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"langdc {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    ask = commands.add_parser("ask", help="ask a question about a video")
-    ask.add_argument("video", nargs="?", help="a video or image file")
-    ask.add_argument("question", nargs="?", help="what to ask")
-    ask.add_argument("--model", help="checkpoint directory (what a training stage printed at its end)")
-    ask.add_argument("--sample", action="store_true", help="try the small model that ships, on a video drawn now")
-    ask.add_argument("--seed", type=int, default=0, help="which video --sample draws (default: 0)")
-    ask.add_argument("--max-new-tokens", type=int, default=64, help="length limit of the reply (default: 64)")
-    ask.add_argument("--compressor", help="a compressor by name, before the LLM or in its cache (see: compressors)")
-    ask.add_argument("--kv", help="a second one, in the cache, with the same budget")
-    ask.add_argument("--config", metavar="FILE", help="all of these from a file, such as configs/retake/*.yaml")
-    _add_budget(ask)
-    _add_backbone(ask)
-    ask.set_defaults(run=_ask)
-    compare = commands.add_parser("compare", help="ask with several compressors, and show what each kept")
-    compare.add_argument("video", help="a video or image file")
-    compare.add_argument("question", help="what to ask")
-    compare.add_argument("--model", required=True, help="checkpoint directory, ours or a stock model's")
-    compare.add_argument("--compressors", nargs="+", metavar="NAME", help="which ones (default: all without training)")
-    compare.add_argument("--max-new-tokens", type=int, default=64, help="length limit of the replies (default: 64)")
-    compare.add_argument("--out", default="compare.html", help="the page to write (default: compare.html)")
-    _add_budget(compare)
-    _add_backbone(compare)
-    compare.set_defaults(run=_compare)
-    zoo = commands.add_parser("compressors", help="list all compressors")
-    zoo.set_defaults(run=_compressors)
-    planner = commands.add_parser("plan", help="what a training stage will take: tokens, memory, steps, hours")
-    planner.add_argument("config", help="a stage's settings, such as configs/sample/langdc/stage2.yaml")
-    planner.add_argument("overrides", nargs="*", metavar="key=value", help="dotted, as phases.density.batch_size=4")
-    planner.add_argument("--gpus", type=int, default=1, help="devices that share the work (default: 1)")
-    planner.add_argument("--memory", type=float, metavar="GIB", help="of one device: what fits, and what to change")
-    planner.add_argument("--samples", type=int, help="records of each phase whose files are not here")
-    planner.add_argument("--probe", action="store_true", help="run a few real steps here, for the hours")
-    planner.set_defaults(run=_plan)
-    doctor = commands.add_parser("doctor", help="what is installed, and what is missing")
-    doctor.set_defaults(run=_doctor)
-    return parser
+    rest = words[1:] if group else words
+    if rest and not rest[0].startswith("-"):
+        parser.error(f"There is no command {' '.join(words[: 2 if group else 1])!r}.\n{_listed(group or COMMANDS)}")
+    if not rest and not group:
+        parser.error(f"Give a command.\n{_listed(COMMANDS)}")
+    parser.parse_args(rest)
+    parser.print_help()
+    return 0 if not rest else 2
 
 
-def _add_budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--keep", type=float, help="fraction of the visual tokens kept, such as 0.25")
-    parser.add_argument("--tokens", type=int, help="how many visual tokens are kept, in place of --keep")
-
-
-def _add_backbone(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", help="for stock models: a backbone by name, such as llava_video")
-    parser.add_argument("--frames", type=int, help="for stock models: how many frames are looked at")
-
-
-def _budget(options: argparse.Namespace) -> dict:
-    given = {"keep": options.keep, "tokens": options.tokens}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _backbone(options: argparse.Namespace) -> dict:
-    given = {"name": options.backbone, "frames": options.frames}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _chosen(options: argparse.Namespace) -> dict:
-    """What `--compressor` and `--kv` ask for, as keywords of `VideoLM.from_pretrained`."""
-    from langdc.tools.compare import resolved
-
-    budget = _budget(options)
-    if budget and not (options.compressor or options.kv):
-        raise ValueError(f"A budget {budget} needs a compressor: add --compressor NAME. See: langdc compressors")
-    chosen = resolved(options.compressor, budget) if options.compressor else {}
-    if options.kv:
-        if "kv" in chosen:
-            raise ValueError(f"--compressor {options.compressor} works in the cache already; leave out --kv.")
-        chosen["kv"] = {"name": options.kv, **budget}
-    return chosen
-
-
-def _from_file(options: argparse.Namespace) -> dict:
-    """What `--config` asks for, as keywords of `VideoLM.from_pretrained`."""
-    names = ("compressor", "kv", "keep", "tokens", "backbone", "frames", "sample")
-    given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
-    if given:
-        raise ValueError(f"--config {options.config} sets the whole method; leave out {', '.join(given)}.")
-    return load(MethodConfig, options.config).arguments
-
-
-def _compressors(options: argparse.Namespace) -> int:
-    from langdc.tools.zoo import entries
-
-    table = Table("name", "site", "needs", "backbones", "variants", "paper", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True  # names are copied from here
-    found = entries()
-    for entry in found:
-        table.add_row(
-            entry.name, entry.site, entry.needs, entry.backbones, " ".join(entry.variants) or "-", entry.paper
-        )
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{len(found)} compressors. Try one: langdc ask VIDEO QUESTION --model DIR --compressor NAME --keep 0.25"
-    )
-    return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from langdc.pipeline import VideoLM
-    from langdc.tools.compare import compare, page, training_free
-
-    budget = _budget(options)
-    if len(budget) != 1:
-        raise ValueError(f"langdc compare needs --keep or --tokens, one of them; given: {budget or 'neither'}.")
-    names = options.compressors or training_free()
-    console = Console()
-    table = Table("compressor", "tokens", "ms", "answer", box=None, pad_edge=False)
-    found = []
-    with console.status("asking ..."):
-        video = VideoLM.from_pretrained(options.model, backbone=_backbone(options)).open(options.video)
-        for one in compare(video, options.question, budget, names, max_new_tokens=options.max_new_tokens):
-            found.append(one)
-            said = one.trouble if one.answer is None else one.answer.text
-            costs = ["-", "-"] if one.answer is None else [str(one.answer.tokens), f"{one.milliseconds:.0f}"]
-            table.add_row(one.name, *costs, said, style="dim" if one.answer is None else "")
-    console.print(table)
-    assert video.frames is not None and found[0].answer is not None
-    before = found[0].answer.tokens_before
-    text = page(Path(options.video).name, options.question, video.frames.pixels, found, before)
-    write_text(Path(options.out), text)
-    console.print(f"What each one kept: {options.out}")
-    return 0
-
-
-def _ask(options: argparse.Namespace) -> int:
-    from langdc.pipeline import VideoLM
-    from langdc.tools.sample_clip import sample_clip
-
-    chosen = _from_file(options) if options.config else {**_chosen(options), "backbone": _backbone(options)}
-    console = Console()
-    if options.sample:
-        with sample_clip(options.seed) as (path, truth):
-            question = options.question or options.video or SAMPLE_QUESTION
-            console.print(f"A sample video (seed {options.seed}), {len(truth)} segments. Question: {question}")
-            answer = VideoLM.from_pretrained(options.model or "sample:langdc", **chosen).ask(
-                path, question, max_new_tokens=options.max_new_tokens
-            )
-            _show(console, answer, truth)
-        return 0
-    given = {"VIDEO": options.video, "QUESTION": options.question, "--model DIR": options.model}
-    if not all(given.values()):
-        said = ", ".join(f"{name} {value!r}" for name, value in given.items() if value)
-        raise ValueError(
-            f"langdc ask needs {', '.join(given)}. Given: {said or 'nothing'}; missing: "
-            f"{', '.join(name for name, value in given.items() if not value)}.\nFor example: langdc ask clip.mp4 "
-            "'what happens ?' --model runs/sample/langdc/stage3. Or try: langdc ask --sample"
-        )
-    answer = VideoLM.from_pretrained(options.model, **chosen).ask(
-        options.video, options.question, max_new_tokens=options.max_new_tokens
-    )
-    _show(console, answer, None)
-    return 0
-
-
-def _show(console: Console, answer: Answer, truth: list[str] | None) -> None:
-    """The answer, what each segment cost, and where the time went."""
-    console.print(answer.text, style="bold green", markup=False)
-    table = Table("segment", "tokens", "", "caption", box=None, pad_edge=False)
-    if truth is not None:
-        table.add_column("what was drawn", style="dim")
-    most = max([*answer.segment_tokens, 1])
-    for number, count in enumerate(answer.segment_tokens[:SHOWN_SEGMENTS]):
-        said = answer.captions[number] if answer.captions is not None else ""
-        row = [str(number + 1), str(count), "█" * round(BAR * count / most), said]
-        table.add_row(*row, *([truth[number]] if truth is not None else []))
-    console.print(table)
-    if len(answer.segment_tokens) > SHOWN_SEGMENTS:
-        console.print(f"... and {len(answer.segment_tokens) - SHOWN_SEGMENTS} more segments", style="dim")
-    stages = "  ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in answer.seconds.items())
-    kept = f" of {answer.tokens_before}" if answer.tokens_before else ""
-    console.print(f"{answer.tokens}{kept} video tokens   {stages}", style="dim")
-    if answer.keys_per_layer is not None:
-        held = answer.keys_per_layer
-        console.print(f"{min(held)} to {max(held)} keys per layer after reading, text included", style="dim")
-
-
-def _plan(options: argparse.Namespace) -> int:
-    from langdc.config import StageConfig
-    from langdc.tools.plan import plan, probe
-    from langdc.tools.plan_page import show
-
-    if options.gpus < 1 or (options.memory is not None and options.memory <= 0):
-        raise ValueError(
-            f"--gpus {options.gpus} --memory {options.memory}: give at least 1 device and more than 0 GiB."
-        )
-    config = load(StageConfig, options.config, options.overrides)
-    console = Console()
-    probed = probe(config) if options.probe else None
-    show(console, plan(config, options.gpus, options.memory, options.samples), options.gpus, options.memory, probed)
-    return 0
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from langdc.tools.doctor import check_environment
-
-    console = Console()
-    for finding in check_environment():
-        console.print(str(finding), highlight=False)
-    return 0
+def _listed(commands: Sequence[Command]) -> str:
+    width = max(len(each.words) for each in commands)
+    return "\n".join(["commands:", *(f"  {each.words:{width}}  {each.help}" for each in commands)])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """Names of version 0.1 and what they are called now; read with one warning until version 0.3.
 
-Everything old that is still read is in the tables of this file: settings, tensor names and patterns over them.
+Everything old that is still read is in the tables of this file: settings, tensor names and patterns over them, names of
+modules and classes, groups of entry points.
 """
 
 import re
+import sys
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from langdc.log import get_logger
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = get_logger(__name__)
 
@@ -35,6 +39,14 @@ SPLIT = (
     (re.compile(r"^(compressor\..*attention\.)in_proj_(weight|bias)$"), (r"\1query.\2", r"\1key_value.\2"), (1, 2)),
 )
 """Tensors that are several now: names of the parts, and the share of rows of each."""
+NAMES = {
+    "langdc.backbones": {"hosts": "backbones", "host_of": "backbone_of"},
+    "langdc.backbones.base": {"hosts": "backbones", "host_of": "backbone_of"},
+    "langdc.interfaces": {"Host": "Backbone", "LearnedCompressor": "TokenCompressor"},
+}
+"""Names of a module's members."""
+ENTRY_POINTS = {"langdc.backbones": "langdc.hosts"}
+"""Groups of entry points by their present name."""
 _warned: set[str] = set()
 
 
@@ -86,15 +98,15 @@ def tensor_name(name: str) -> str:
     return name
 
 
-def tensors(found: Mapping[str, Tensor], known: Collection[str] = ()) -> dict[str, Tensor]:
+def tensors(found: "Mapping[str, Tensor]", known: Collection[str] = ()) -> "dict[str, Tensor]":
     """Tensors of a checkpoint of 0.1 under their present names; those of `known` names stay as they are."""
-    present: dict[str, Tensor] = {}
+    present: dict[str, Any] = {}
     for name, tensor in found.items():
         present |= {name: tensor} if name in known else _split(tensor_name(name), tensor)
     return present
 
 
-def _split(name: str, tensor: Tensor) -> dict[str, Tensor]:
+def _split(name: str, tensor: "Tensor") -> "dict[str, Tensor]":
     for pattern, parts, shares in SPLIT:
         if pattern.match(name):
             rows = [len(tensor) * share // sum(shares) for share in shares]
@@ -140,3 +152,43 @@ def _run_of_phase(phase: Mapping[str, Any]) -> dict[str, Any]:
         objective["segment_text"] = text
     train.pop("name", None)
     return {"objective": objective, "train": train}
+
+
+def member(module: str, name: str) -> Any:
+    """What a module's `__getattr__` gives for a name of 0.1; AttributeError for any other."""
+    new = NAMES.get(module, {}).get(name)
+    if new is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warn_once(f"{module}.{name}", f"{module}.{new}")
+    present = getattr(sys.modules[module], new)
+    return _learned(present) if name == "LearnedCompressor" else present
+
+
+def alias(old: str, new: str) -> None:
+    """Let a package's modules be imported by its name of 0.1 as well."""
+    warn_once(old, new)
+    for name in [name for name in sys.modules if name.startswith(f"{new}.")]:
+        sys.modules[f"{old}{name.removeprefix(new)}"] = sys.modules[name]
+
+
+@cache
+def _learned(base: type) -> type:
+    """LearnedCompressor of 0.1, whose `forward` compressed one video and whose `batch` several."""
+    from langdc.types import Compressed
+
+    class LearnedCompressor(base):
+        """Members that were written for 0.1 work as they are, without losses of their own."""
+
+        def __init_subclass__(cls, **settings: Any) -> None:
+            super().__init_subclass__(**settings)
+            if "forward" in vars(cls) and "batch" not in vars(base):
+                cls.one, cls.forward = cls.forward, LearnedCompressor.forward
+
+        def batch(self, videos: list) -> list:
+            return [self.one(video) for video in videos]
+
+        def forward(self, videos: list, context: Any = None) -> Any:
+            wanted = context is None or "tokens" in context.wanted
+            return Compressed(self.batch(videos) if wanted else [])
+
+    return LearnedCompressor

@@ -18,7 +18,7 @@ from langdc.generate import require_finite
 from langdc.hashing import module_hash, text_hash
 from langdc.interfaces import Backbone
 from langdc.log import get_logger
-from langdc.shards import SHARD_BYTES, TensorStore
+from langdc.store import TensorStore
 from langdc.types import FeatureGrid, Frames, FrameSpec
 from langdc.video import frame_files, read_frames
 
@@ -83,12 +83,11 @@ class FeatureStore:
         identity: str,
         folder: Path | None = None,
         dtype: torch.dtype = torch.bfloat16,
-        shard_bytes: float = SHARD_BYTES,
     ) -> None:
         self.encoders = encoders
         self.identity = identity
         self.dtype = dtype
-        self.store = TensorStore(folder, shard_bytes=shard_bytes)
+        self.store = TensorStore(folder)
         self.found = self.made = 0
         self._keys: dict[FrameSpec, str] = {}
 
@@ -99,12 +98,11 @@ class FeatureStore:
         folder: Path | None,
         dtype: FeatureType = "bfloat16",
         saliency: bool = False,
-        shard_bytes: float = SHARD_BYTES,
     ) -> "FeatureStore":
         """The store of what a backbone's encoders see; with `saliency`, also what they attend to."""
         need = frozenset({"saliency"} if saliency else ())
         identity = f"{preprocessing_hash(backbone)}{' saliency' if saliency else ''}"
-        return cls(lambda videos: backbone.encode(videos, need), identity, folder, TYPES[dtype], shard_bytes)
+        return cls(lambda videos: backbone.encode(videos, need), identity, folder, TYPES[dtype])
 
     def key(self, clip: FrameSpec) -> str:
         """The key of a clip under these encoders."""
@@ -141,9 +139,9 @@ class FeatureStore:
                 self.store.folder,
                 100 * (1 - missing / len(keys)),
             )
-        self.store.stream(keys, lambda numbers: self._encoded(clips, numbers, failed), "Encoding videos")
-        if failed is None:
-            self.store.wait(keys, "Encoding videos")
+        self.store.fill(
+            keys, lambda numbers: self._encoded(clips, numbers, failed), "Encoding videos", wait=failed is None
+        )
 
     def _encoded(
         self, clips: list[FrameSpec], numbers: list[int], failed: Callable[[FrameSpec, ValueError], None] | None

@@ -177,7 +177,8 @@ def encoder_flops(backbone: Backbone, encoded: Mapping[str, FeatureGrid]) -> flo
 
 def _without_weights(backbone: Backbone) -> Backbone:
     """A copy of a backbone on the meta device, without its language model: for shapes."""
-    held = chain(backbone.parameters(), backbone.buffers())
+    parts = (backbone, *backbone.encoders.values())  # which training may keep out of the module tree
+    held = (tensor for part in parts for tensor in chain(part.parameters(), part.buffers()))
     tensors = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in held}
     language = {id(part): nn.Identity() for part in (backbone.text_model, backbone.lm_head)}
     # tokenizers and processors are shared

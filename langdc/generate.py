@@ -36,12 +36,14 @@ class GenerateOutput:
     """Greedily written tokens: `ids` per row without the end token; `at` and `predicting`, [n,Z] per row.
 
     `at` is the state at the position whose input is the token, `predicting` the state one earlier, that chose it; with
-    one more [n+1,Z] for an end token of `greedy(counted_ends=...)`.
+    one more [n+1,Z] for an end token of `greedy(counted_ends=...)`. `after` [*,Z]: states of the steps after those of
+    `predicting`, as many as the batch made.
     """
 
     ids: list[Tensor]
     at: list[Tensor]
     predicting: list[Tensor]
+    after: list[Tensor]
 
 
 @torch.no_grad()
@@ -54,12 +56,13 @@ def greedy(
     layer: int,
     synced: bool = False,
     counted_ends: Sequence[int] = (),
+    pad: int | None = None,
 ) -> GenerateOutput:
     """Write at most `max_tokens` tokens per row after left-padded prompts; every row stops at its own end token.
 
     `embeds` [B,M,Z]; `mask` [B,M] 1 at real positions; `layer` indexes the model's hidden states (0: embeddings).
     `synced`: all ranks of a sharded model run the same number of steps. `counted_ends`: those of `end` that count as
-    one of the `max_tokens`, so that the state that chose them is kept.
+    one of the `max_tokens`, so that the state that chose them is kept. `pad`: what rows go on with after their end.
     """
     ends = torch.tensor(end, device=embeds.device)
     cache = DynamicCache(config=model.config)
@@ -79,6 +82,7 @@ def greedy(
         )
         states.append(output.hidden_states[layer][:, -1])
         token = model.lm_head(output.last_hidden_state[:, -1]).argmax(-1)
+        token = token if pad is None else torch.where(finished, pad, token)
         finished = finished | torch.isin(token, ends)
         written.append(token)
         if step % _CHECK_EVERY == _CHECK_EVERY - 1 and _all_finished(finished, synced):
@@ -112,6 +116,7 @@ def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_end
         ids=[row[:n] for row, n in zip(ids, lengths, strict=True)],
         at=[row[1 : n + 1] for row, n in zip(states, lengths, strict=True)],
         predicting=[row[:n] for row, n in zip(states, chosen, strict=True)],
+        after=[row[n:] for row, n in zip(states, chosen, strict=True)],
     )
 
 

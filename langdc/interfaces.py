@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from langdc import compat
 from langdc.types import (
     Chunk,
     Compressed,
@@ -313,3 +314,7 @@ class Objective(ABC):
         None, the default: it is trained by gradient descent.
         """
         return None
+
+
+def __getattr__(name: str) -> Any:
+    return compat.member(__name__, name)

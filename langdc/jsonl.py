@@ -102,7 +102,8 @@ def writing(path: Path, shared: bool = False) -> Iterator[Path]:
     """Gives the name to write a file under; it gets its own name once it is whole and on the disk.
 
     The file has the permissions that the umask gives, whatever the writer does (safetensors: the owner's alone).
-    `shared`: other processes may write the same file; the last one stays.
+    `shared`: other processes may write the same file, and the last one stays; should a power cut lose its name, it is
+    made again.
     """
     partial = path.with_name(f"{path.name}.{token_hex(4)}.partial" if shared else f"{path.name}.partial")
     partial.unlink(missing_ok=True)
@@ -116,7 +117,8 @@ def writing(path: Path, shared: bool = False) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    if not shared:
+        _sync(path.parent)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Causal language models and their tokenizers, loaded from a source."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from transformers import (
 
 from langdc import devices
 from langdc.log import get_logger
-from langdc.sources import Source, resolve
+from langdc.sources import Source, read_json, resolve
 
 logger = get_logger(__name__)
 
@@ -37,7 +36,7 @@ def load_language_model(
     `quantize`: "nf4" keeps the linear layers in 4 bits, for training adapters on a small card (QLoRA, arXiv
     2305.14314). It needs bitsandbytes; ValueError where that is missing.
     """
-    found = resolve(source)
+    found = resolve(source, weights=True)
     if quantize is not None:
         return mark_published(_load_quantized(found, attention, quantize), source)
     if isinstance(found, Path):
@@ -154,13 +153,25 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     folder = resolve(str(source))
     if not isinstance(folder, Path) or not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json).")
-    stated = json.loads((folder / "tokenizer_config.json").read_text()).get("tokenizer_class")
+    stated = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     # AutoTokenizer takes the class of the model type beside it, even where the files say that they stand for themselves
     kind = PreTrainedTokenizerFast if stated in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
     tokenizer = kind.from_pretrained(folder)
+    tokenizer.chat_template = load_chat_template(folder) or tokenizer.chat_template
     if tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer in {folder} has no chat template; use that of an instruction-tuned model.")
     return tokenizer
+
+
+def load_chat_template(folder: Path) -> str | None:
+    """The chat template of a folder's processor, which knows videos; None where the tokenizer's own is the only one.
+
+    As in transformers, processor_config.json and chat_template.json go before the tokenizer's files.
+    """
+    for name in ("processor_config.json", "chat_template.json"):
+        if (folder / name).is_file() and (template := read_json(folder / name).get("chat_template")):
+            return template
+    return None
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -20,3 +21,8 @@ def get_logger(name: str) -> logging.Logger:
         root.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         root.propagate = False
     return logging.getLogger(name if name.startswith("langdc") else f"langdc.{name}")
+
+
+def screen(**options: Any) -> Console:
+    """A console for standard output that shows text as it is: brackets are no markup and colons no emoji."""
+    return Console(**{"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, **options})

@@ -17,6 +17,7 @@ from langdc.backbones.chat import IGNORED
 from langdc.backbones.inputs import text_inputs
 from langdc.compressors import compressors
 from langdc.config import MemberConfig, ModelConfig
+from langdc.flops import uncounted
 from langdc.interfaces import Backbone, TokenCompressor
 from langdc.types import Compressed, Context, FeatureGrid, TextInputs, VideoBatch, VideoFeatures, VideoTokens
 
@@ -134,6 +135,10 @@ class VideoModel(nn.Module):
             # zero, added to the input, so that gradients flow through the same modules on every rank
             unused = sum(tokens.values.sum() for tokens in compressed.tokens) * 0
             inputs = replace(inputs, embeds=inputs.embeds + unused)
+        return self._read(compressed, inputs)
+
+    @uncounted()
+    def _read(self, compressed: Compressed, inputs: TextInputs) -> ModelOutput:
         states = self.backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
         if inputs.labels is None:
             order = torch.arange(inputs.positions.shape[2], device=states.device)

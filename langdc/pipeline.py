@@ -288,7 +288,8 @@ class VideoLM:
         **generation: Any,
     ) -> list[Answer]:
         options = {"max_new_tokens": 64, "do_sample": False, **generation}
-        if self.kv is None and self.model.backbone.batched:
+        padded = any(each.padding is not None for shown in tokens for each in shown)  # `generate` would never show it
+        if self.kv is None and self.model.backbone.batched and not padded:
             return reply_together(self.model.backbone, prompts, tokens, clock, options)
         frames = [[len(video.times) for video in shown] for shown in videos]
         given = zip(prompts, tokens, frames, strict=True)

@@ -82,8 +82,13 @@ class Registry(Generic[Member]):
         if self._loaded_entry_points:
             return
         self._loaded_entry_points = True
-        for entry in entry_points(group=f"langdc.{self.kind}s"):
-            self.register(entry.name)(entry.load())
+        group = f"langdc.{self.kind}s"
+        old = compat.ENTRY_POINTS.get(group)
+        for each in (group, *([old] if old else [])):
+            for entry in entry_points(group=each):
+                if each == old:
+                    compat.warn_once(f"entry points {old}", group)
+                self.register(entry.name)(entry.load())
 
 
 def check_keywords(what: str, function: Callable, settings: Mapping[str, Any]) -> None:

@@ -1,18 +1,37 @@
-"""Where weights come from: a directory, a packaged sample model, a tiny one made on the spot, or random weights."""
+"""Weights by name: a folder, a packaged or tiny model, a Hugging Face id, or an architecture drawn at random."""
 
 import difflib
+import importlib
+import json
+import os
+import re
+import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from huggingface_hub import constants, snapshot_download
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from langdc import devices, sample
+from langdc import devices
 from langdc.config import Settings, check
+from langdc.log import get_logger
 
-# Every part that loads weights passes here first: no progress bars of others, no loud guess at the accelerator.
+# Every part that loads weights imports this module first: no progress bars of others, no loud guess at the accelerator.
 transformers_logging.disable_progress_bar()
 devices.tell_deepspeed()
+
+logger = get_logger(__name__)
+
+PREFIXES = {"sample": "langdc.sample:weights", "tiny": "langdc.tiny:folder"}
+"""Sources "PREFIX:NAME", each with the "module:function" that turns NAME into a folder or an `Architecture`."""
+_FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_LEFT_OUT = ["original/*", "onnx/*", "openvino/*"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LFS_POINTER = b"version https://git-lfs"
+_WHOLE_JSON = 1 << 20
+"""JSON files up to this size in bytes are parsed; of larger ones only the end is checked."""
 
 
 class Architecture(Settings):
@@ -33,35 +52,182 @@ class Architecture(Settings):
 Source = str | dict
 
 
-def _tiny(name: str) -> Path:
-    from langdc import tiny  # brings the processors of all families with it
+def resolve(source: Source, weights: bool = False) -> Path | Architecture:
+    """The folder or architecture that a source names.
 
-    return tiny.folder(name)
-
-
-_MADE = {"sample:": sample.weights, "tiny:": _tiny}
-"""Prefixes of sources that the package has or makes itself."""
-
-
-def is_packaged(source: object) -> bool:
-    """Whether a source comes with the package: "sample:NAME" or "tiny:NAME"."""
-    return isinstance(source, str) and source.startswith(tuple(_MADE))
-
-
-def resolve(source: Source) -> Path | Architecture:
-    """Turn a source into what a loader reads; ValueError if there is no such thing.
-
-    A source is "sample:NAME" or "tiny:NAME", a directory, or {config: ..., init: random}.
+    A source is a folder, "sample:NAME" (`PREFIXES`), a Hugging Face id, or {config: ..., init: random}. An id is looked
+    up in the local cache, then fetched if the network allows. ValueError if it is not there, or if a file in the folder
+    is damaged; with `weights` also if the folder holds no safetensors.
     """
     if isinstance(source, dict):
         return check(Architecture, source, "a model source")
-    for prefix, get in _MADE.items():
-        if source.startswith(prefix):
-            return get(source.removeprefix(prefix))
-    if not Path(source).is_dir():
-        raise ValueError(
-            f"There is no checkpoint directory {source!r}. Give a local directory in Hugging Face layout (nothing is "
-            "downloaded), 'sample:NAME' for a packaged one, 'tiny:NAME' for a tiny one made on the spot, or "
-            "{config: {...}, init: random} for random weights."
+    prefix, colon, name = source.partition(":")
+    if colon and prefix in PREFIXES:
+        found = _named(PREFIXES[prefix])(name)
+    else:
+        found = Path(source) if Path(source).is_dir() else _of_hub(source)
+    if isinstance(found, Path):
+        _check_files(found)
+        if weights:
+            _check_weights(found)
+    return found
+
+
+def is_packaged(source: object) -> bool:
+    """Whether a source comes with the package, such as "sample:NAME"."""
+    return isinstance(source, str) and source.partition(":")[0] in PREFIXES and ":" in source
+
+
+def _named(target: str) -> Callable[[str], Path | Architecture]:
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+# ---- Hugging Face
+
+
+def _of_hub(source: str) -> Path:
+    """The snapshot of a Hugging Face id in the local cache, which is fetched if it is not complete there."""
+    if not _HUB_ID.fullmatch(source):
+        raise ValueError(f"There is no checkpoint directory {source!r}. {_advice()}")
+    cached = _snapshot(source, local_files_only=True)
+    if isinstance(cached, Path) and _is_complete(cached):
+        return cached
+    if Path(source).parent.is_dir():  # a mistyped path is not asked for on the network
+        why = f"the folder {Path(source).parent} is here, so a path was meant"
+    elif _is_offline():
+        why = "HF_HUB_OFFLINE is set"
+    else:
+        fetched = _snapshot(source)
+        if isinstance(fetched, Path):
+            return fetched
+        why = str(fetched).strip().partition("\n")[0]
+    if isinstance(cached, Path):
+        logger.warning("%s is not complete in the cache and could not be fetched: %s.", source, why)
+        return cached
+    raise ValueError(
+        f"There is no checkpoint directory {source!r}, no model of that name in the Hugging Face cache {_cache()}, and "
+        f"it was not fetched ({why}). Fetch it where there is a network: hf download {source}. {_advice()}"
+    )
+
+
+def _snapshot(source: str, local_files_only: bool = False) -> Path | Exception:
+    """The folder of an id's newest revision, or the error that huggingface_hub gave."""
+    try:
+        found = snapshot_download(
+            source,
+            cache_dir=_cache(),
+            local_files_only=local_files_only,
+            allow_patterns=_FETCHED,
+            ignore_patterns=_LEFT_OUT,
         )
-    return Path(source)
+    except Exception as error:  # its errors and those of its HTTP client have no class in common
+        return error
+    return Path(str(found))
+
+
+def _cache() -> str:
+    """Where huggingface_hub keeps models, by the variables as they are now."""
+    home = os.environ.get("HF_HOME")
+    return os.environ.get("HF_HUB_CACHE") or (f"{home}/hub" if home else constants.HF_HUB_CACHE)
+
+
+def _is_offline() -> bool:
+    given = os.environ.get("HF_HUB_OFFLINE", os.environ.get("TRANSFORMERS_OFFLINE", ""))
+    return constants.HF_HUB_OFFLINE or given.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        _check_files(folder)
+        _check_weights(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def _advice() -> str:
+    named = ", ".join(f"'{prefix}:NAME'" for prefix in PREFIXES)
+    return (
+        f"Give a folder in Hugging Face layout, an id such as Qwen/Qwen2.5-VL-7B-Instruct, {named}, or "
+        "{config: {...}, init: random} for random weights."
+    )
+
+
+# ---- damaged files
+
+
+def read_json(file: Path) -> Any:
+    """The contents of a JSON file; ValueError with its name if it is damaged."""
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off or changed. Copy it again.") from None
+
+
+def _check_files(folder: Path) -> None:
+    """ValueError names the first JSON or safetensors file that is damaged, or shards that an index lists in vain."""
+    for file in sorted(folder.glob("*.json")):
+        _check_pointer(file)
+        if file.stat().st_size <= _WHOLE_JSON:
+            read_json(file)
+        elif _end(file) not in (b"}", b"]"):
+            raise ValueError(f"{file} is cut off. Copy it again.")
+    for file in sorted(folder.glob("*.safetensors")):
+        _check_pointer(file)
+        _check_safetensors(file)
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        listed = read_json(index).get("weight_map", {})
+        lacking = sorted({str(name) for name in listed.values() if not (folder / name).is_file()})
+        if lacking:
+            raise ValueError(f"{folder} lacks {', '.join(lacking)}, which {index.name} lists. Copy the folder again.")
+
+
+def _check_pointer(file: Path) -> None:
+    with file.open("rb") as opened:
+        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(f"{file} is a git-lfs pointer, not the file itself. Fetch it with: git lfs pull")
+
+
+def _end(file: Path) -> bytes:
+    """The last byte that is no white space."""
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - 64))
+        return opened.read().rstrip()[-1:]
+
+
+def _check_safetensors(file: Path) -> None:
+    """ValueError if the file is not as long as its own head says."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        head = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if head + 8 > size:
+            raise ValueError(f"{file} is no whole safetensors file: {size} bytes. Copy it again.")
+        try:
+            entries = json.loads(opened.read(head))
+            wanted = (
+                8 + head + max((e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"), default=0)
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise ValueError(f"{file} is no safetensors file: its head is damaged. Copy it again.") from None
+    if size != wanted:
+        raise ValueError(f"{file} has {size} bytes, and its head says {wanted}: it was cut off. Copy it again.")
+
+
+def _check_weights(folder: Path) -> None:
+    if any(file.name != "adapter_model.safetensors" for file in folder.glob("*.safetensors")):
+        return
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise ValueError(
+            f"{folder} holds an adapter alone. Merge it into the model that it was trained on ({base}) with PEFT, and "
+            "give the merged folder."
+        )
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+    if pickled:
+        raise ValueError(
+            f"{folder} holds pickled weights only ({pickled[0]}), which may run code when loaded. Save them as "
+            "safetensors where you trust them."
+        )
+    raise ValueError(f"{folder} holds no weights (*.safetensors). Copy the whole folder.")

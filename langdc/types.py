@@ -118,7 +118,8 @@ class VideoTokens:
 
     `segment` [N] says which segment a token tells of (streams and base tokens follow each other, so it may start over);
     `source` [N] is the flat index into T*H*W that a kept token came from, None when tokens are new (learned or merged);
-    `anchor` [N] marks tokens that must not be evicted later; `extra` [N,*] travels along.
+    `anchor` [N] marks tokens that must not be evicted later; `extra` [N,*] travels along. `padding` [N] marks tokens
+    that use up positions but are not attended to while the prompt is read, only by the reply (LangDC as released).
     """
 
     values: Tensor
@@ -126,6 +127,7 @@ class VideoTokens:
     source: Tensor | None = None
     anchor: Tensor | None = None
     extra: tuple[Tensor, ...] = ()
+    padding: Tensor | None = None
 
     def __post_init__(self) -> None:
         _require(self.values.ndim == 2, f"VideoTokens.values has shape {tuple(self.values.shape)}; it needs [N,D].")
@@ -136,7 +138,7 @@ class VideoTokens:
             )
 
     def _sides(self) -> list[tuple[str, Tensor]]:
-        named = [("segment", self.segment), ("source", self.source), ("anchor", self.anchor)]
+        named = [(name, getattr(self, name)) for name in ("segment", "source", "anchor", "padding")]
         return [(name, side) for name, side in named if side is not None] + [("extra", e) for e in self.extra]
 
     def __len__(self) -> int:
@@ -259,7 +261,8 @@ class Prompt:
 class Spliced:
     """A prompt with its videos in place: `embeds` [M,D], `labels` [M], `sequence_id` [M].
 
-    `video_id` [M]: which video a row belongs to, -1 at text; `extra` [n,D]: side features of the n rows of videos.
+    `video_id` [M]: which video a row belongs to, -1 at text; `extra` [n,D]: side features of the n rows of videos;
+    `padding` [M]: rows of padding, see `VideoTokens`; None where there are none.
     """
 
     embeds: Tensor
@@ -267,6 +270,7 @@ class Spliced:
     video_id: Tensor
     sequence_id: Tensor | None = None
     extra: tuple[Tensor, ...] = ()
+    padding: Tensor | None = None
 
     @property
     def video(self) -> Tensor:

@@ -1,11 +1,19 @@
-"""Names of version 0.1 are read: settings, tensors and patterns over them."""
+"""Names of version 0.1 are read: settings, tensors and patterns over them, modules, classes, entry points."""
+
+import importlib
+import importlib.metadata
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from langdc import compat
+from langdc import backbones, compat, registry
 from langdc.compressors import build
+from langdc.interfaces import TokenCompressor
+from langdc.registry import Registry
+from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 from tests.compressors.test_resampler import PER_SEGMENT, STREAMS, WIDTH, features, make
 
 
@@ -55,3 +63,71 @@ def test_a_resampler_of_before_gives_the_same_tokens() -> None:
     expected = attention(asking, seen, seen, need_weights=False)[0]
     torch.testing.assert_close(loaded.blocks[0].attention(asking, seen, everything), expected, atol=1e-5, rtol=0)
     assert loaded([features(5)]).tokens[0].values.shape == (6, WIDTH)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Warnings, as if nothing had been said before."""
+    lines: list[str] = []
+    monkeypatch.setattr(compat, "_warned", set())
+    monkeypatch.setattr(compat.logger, "warning", lambda text, *words: lines.append(text % words))
+    return lines
+
+
+def test_hosts_is_another_name_of_backbones(said: list[str]):
+    sys.modules.pop("langdc.hosts", None)
+    hosts = importlib.import_module("langdc.hosts")
+    assert hosts.hosts is backbones.backbones and hosts.host_of is backbones.backbone_of
+    assert importlib.import_module("langdc.hosts.qwen2_5_vl") is backbones.qwen2_5_vl
+    assert importlib.import_module("langdc.hosts.base").hosts is backbones.backbones
+    assert sum("'langdc.hosts'" in line for line in said) == 1
+    assert len(said) == len(set(said))
+
+
+def projected(steps: int) -> VideoFeatures:
+    return VideoFeatures((FeatureGrid(torch.randn(steps, 2, 2, 4)),), {}, torch.arange(steps).double())
+
+
+def test_a_learned_compressor_of_before_works(said: list[str]):
+    """Its forward compressed one video."""
+    old = importlib.import_module("langdc.interfaces").LearnedCompressor
+
+    class Mean(old):
+        needs = frozenset({"projected"})
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, video: VideoFeatures) -> VideoTokens:
+            values = video.projected[0].values.flatten(0, 2).mean(0, keepdim=True) * self.scale
+            return VideoTokens(values, torch.zeros(1, dtype=torch.long))
+
+    assert issubclass(Mean, TokenCompressor)
+    made = Mean()([projected(2), projected(3)])
+    assert [len(tokens) for tokens in made.tokens] == [1, 1] and made.losses == {}
+    assert made.tokens[0].values.requires_grad
+    assert [line for line in said if "LearnedCompressor" in line] == said and len(said) == 1
+
+
+def test_other_names_are_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = backbones.nothing
+
+
+def test_an_old_group_of_entry_points_is_read(said: list[str], monkeypatch: pytest.MonkeyPatch):
+    groups = {
+        "langdc.hosts": [importlib.metadata.EntryPoint("old", "collections:OrderedDict", "langdc.hosts")],
+        "langdc.backbones": [importlib.metadata.EntryPoint("new", "collections:Counter", "langdc.backbones")],
+    }
+    monkeypatch.setattr(registry, "entry_points", lambda group: groups.get(group, []))
+    members: Registry = Registry("backbone")
+    assert members.names() == ["new", "old"]
+    members.names()
+    assert len(said) == 1 and "langdc.hosts" in said[0] and "langdc.backbones" in said[0]
+
+
+def test_a_warning_is_given_once_in_a_process():
+    code = "from langdc.hosts import hosts, host_of; from langdc.hosts import hosts; import langdc.hosts.base"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert " ".join(done.stderr.split()).count("'langdc.hosts' is the name of version 0.1") == 1

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -24,9 +25,11 @@ from langdc.interfaces import Backbone
 from langdc.kvcompressors import kvcompressors
 from langdc.model import VideoModel, build_compressor
 from langdc.pipeline import VideoLM
+from langdc.train.trainable import unfreeze
 from langdc.types import FeatureGrid, Frames, LanguageWork, VideoFeatures
 from tests import stock, tiny
 from tests.contract.test_kvcompressors import VARIANTS
+from tests.train import small
 
 WITHIN = 0.02  # rotary tables are products of small matrices, which the closed form leaves out
 QUESTION = "what is in the video ?"
@@ -325,3 +328,27 @@ def test_a_question_costs_the_same_alone_and_in_a_batch() -> None:
     again = lm.open(clip())
     together = lm.answer([(again, QUESTION), (again, "how many ?")], max_new_tokens=4)
     assert together[0].flops == alone and together[1].flops["prefill"] < alone["prefill"]
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_training_step(trained: bool) -> None:
+    """Stored features: the language model, three times where it learns and twice else; from frames: encoders, too."""
+    lm = tiny.model("pool")
+    unfreeze(lm, ["backbone.projectors.*"] if trained else ["backbone.language_model.*"])
+    data = small.data_of(lm, small.run_config(lm))
+    learner, batch = small.learner_of(data), small.batch_of(data, 0, 1)["batch"]
+    learner(batch)
+    stored, config = learner.flops, lm.backbone.language_model.config
+    tokens = [len(raw["image"].values) * (3 * 3 + 2 * 2) for raw in batch.raw]
+    lengths = [len(p.ids) + sum(tokens[n] for n in shown) for p, shown in zip(batch.prompts, batch.shows, strict=True)]
+    learned = sum(int((prompt.labels[1:] != -100).sum()) for prompt in batch.prompts)
+    reading = sum(language_model_flops(config, length, predictions=0) for length in lengths)
+    reading += language_model_flops(config, 0, predictions=learned)
+    assert stored == pytest.approx((2 if trained else 3) * reading, rel=1e-9)
+    frames = [tiny.frames(number, count=len(raw["image"].values)) for number, raw in enumerate(batch.raw)]
+    learner(replace(batch, raw=(), frames=frames))
+    encoding = sum(encoder_flops(lm.backbone, raw) for raw in batch.raw)
+    assert encoding > 0 and learner.flops == pytest.approx(stored + encoding, rel=1e-9)

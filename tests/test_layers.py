@@ -17,7 +17,7 @@ APPLICATIONS = ("train", "eval", "data_prep", "scripts")
 ROWS = (
     (*APPLICATIONS, "langdc.cli"),
     ("langdc.train", "langdc.evaluate", "langdc.prepare", "langdc.convert", "langdc.tools", "langdc.conformance"),
-    ("langdc.model", "langdc.replies", "langdc.pipeline", "langdc.checkpoint", "langdc.sample"),
+    ("langdc.hosts", "langdc.model", "langdc.replies", "langdc.pipeline", "langdc.checkpoint", "langdc.sample"),
     ("langdc.backbones", "langdc.compressors", "langdc.kvcompressors"),
     (
         "langdc.adapters",

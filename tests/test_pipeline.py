@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from langdc import VideoLM, checkpoint
+from langdc.generate import Continuation
 from langdc.interfaces import TokenCompressor
 from langdc.pipeline import OpenVideo
 from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
-from tests import stock
+from tests import stock, tiny
 
 QUESTION = "what is in the video ?"
 
@@ -198,3 +199,15 @@ def test_a_compressor_that_needs_the_question_compresses_once_per_question() -> 
         assert torch.equal(found.tokens.source, expected.source)
     with pytest.raises(ValueError, match="compresses for a question"):
         _ = video.tokens
+
+
+def test_padding_of_captions_is_read_alone_also_in_a_batch(sample_video) -> None:
+    """`generate` of a padded batch would never let a reply attend to it."""
+    lm = VideoLM(tiny.model("langdc", soft_token="released"))
+    video = lm.open(sample_video)
+    questions = ["what shape is the red object ?", "where ?"]
+    together = lm.answer([(video, question) for question in questions], max_new_tokens=4)
+    assert [answer.text for answer in together] == [lm.ask_one(video, q, max_new_tokens=4).text for q in questions]
+    prompt = lm.prompt(questions[0], video)
+    whole = Continuation(lm.read(prompt, [video])).generate(max_new_tokens=4, eos_token_id=[], pad_token_id=0)
+    assert len(whole[0]) == 4 and (video.tokens.padding is None or video.tokens.padding.any())

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from langdc.backbones.chat import conversation
-from langdc.backbones.inputs import read_prompt
+from langdc.backbones.inputs import read_prompt, text_inputs
 from langdc.generate import Continuation
 from langdc.kvcompressors import build
 from langdc.types import Prompt, Slot, VideoTokens
@@ -91,6 +92,45 @@ def test_the_released_chunks_of_a_short_video_are_its_halves(backbone, variant: 
     compressor.kept = lambda chunk: seen.append(len(chunk)) or inner(chunk)
     read_prompt(backbone, asked(backbone), [tokens()], compressor, [FRAMES], steps=[FRAMES // 2])
     assert seen == pieces
+
+
+@pytest.mark.parametrize(("variant", "pieces"), [("fixed", [209]), ("released", [208, 1])])
+def test_the_released_chunks_do_not_count_the_newline_after_a_video(backbone, variant: str, pieces: list[int]) -> None:
+    compressor, seen = build("pivotkv", keep=0.5, variant=variant), []
+    inner = compressor.kept
+    compressor.kept = lambda chunk: seen.append(len(chunk)) or inner(chunk)
+    read_prompt(backbone, asked(backbone), [tiny.video_tokens(FRAMES * PLACES + 1)], compressor, [FRAMES])
+    assert seen == pieces
+
+
+def test_padding_is_hidden_from_the_prompt_and_seen_by_the_reply(backbone) -> None:
+    """As the stock model with a mask that is lifted after the prompt."""
+    made = tiny.video_tokens(FRAMES)
+    padding = torch.arange(FRAMES) % 3 == 2
+    prompt, videos = asked(backbone), [VideoTokens(made.values, made.segment, padding=padding)]
+    given = text_inputs(backbone, [prompt], [videos])
+    first = prompt.slots[0].position
+    assert torch.equal(given.mask[0, first : first + FRAMES].bool(), ~padding) and given.mask.sum() == (
+        len(prompt.ids) + int((~padding).sum())
+    )
+    assert given.positions[0, 0].tolist() == list(range(given.embeds.shape[1]))
+    cache = DynamicCache(config=backbone.language_model.config)
+    with torch.no_grad():
+        states = backbone.text_model(**given.arguments, past_key_values=cache, use_cache=True).last_hidden_state
+        expected = [backbone.lm_head(states[:, -1])]
+        for step in range(3):
+            word = backbone.language_model.get_input_embeddings()(expected[-1].argmax(-1))[:, None]
+            place = torch.tensor([[given.embeds.shape[1] + step]])
+            states = backbone.text_model(
+                inputs_embeds=word, position_ids=place, past_key_values=cache
+            ).last_hidden_state
+            expected.append(backbone.lm_head(states[:, -1]))
+    reading = read_prompt(backbone, prompt, videos, None, [FRAMES])
+    options = {"eos_token_id": [], "pad_token_id": 0, "output_logits": True, "return_dict_in_generate": True}
+    written = Continuation(reading).generate(max_new_tokens=4, **options)
+    torch.testing.assert_close(torch.cat(written.logits), torch.cat(expected), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="cannot be read with a KV compressor"):
+        read_prompt(backbone, prompt, videos, build("random", keep=0.5), [FRAMES])
 
 
 def test_videos_that_touch_are_still_two(backbone) -> None:

@@ -7,13 +7,13 @@ import pytest
 from pydantic import BaseModel
 
 import langdc.sample
-from langdc.config import MethodConfig, StageConfig, load
+from langdc.config import MethodConfig, RunConfig, load
 from langdc.evaluation.settings import EvalConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("langdc", "train", "eval", "data_prep", "scripts", "configs", "docs", "tests", "constraints")
+FOLDERS = ("langdc", "train", "eval", "data_prep", "scripts", "configs", "docs", "examples", "tests", "constraints")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -87,4 +87,4 @@ def kind_of(application: str) -> type[BaseModel]:
     """What the config file of a command is read as."""
     if "langdc ask" in application:
         return MethodConfig
-    return EvalConfig if "eval/" in application else StageConfig
+    return EvalConfig if "eval/" in application else RunConfig

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.langdc_mix import MIXES
 from langdc.adapters import adapt, attach_lora
 from langdc.config import ModelConfig, PhaseConfig, Settings, StageConfig, check, load
 from langdc.model import VideoModel
+from langdc.prepare.mix import MIXES
 from langdc.train.trainable import unfreeze
 from scripts.run_stages import ordered, read_steps
 from tests import tiny

@@ -1,10 +1,12 @@
 """The zoo of backbones, and which of them a checkpoint directory is for."""
 
-import json
 from pathlib import Path
+from typing import Any
 
+from langdc import compat
 from langdc.interfaces import Backbone
 from langdc.registry import Registry
+from langdc.sources import read_json
 
 backbones: Registry[Backbone] = Registry("backbone", Backbone)
 
@@ -14,9 +16,13 @@ def backbone_of(folder: Path) -> str:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} holds no model: neither langdc.json nor config.json. Give a checkpoint directory.")
-    kind = json.loads(file.read_text()).get("model_type")
+    kind = read_json(file).get("model_type")
     found = [name for name in backbones.names() if kind in getattr(backbones.get(name), "model_types", ())]
     if not found:
         served = sorted({t for name in backbones.names() for t in getattr(backbones.get(name), "model_types", ())})
         raise ValueError(f"{folder} is a {kind!r} model; no backbone serves it. Served are: {', '.join(served)}.")
     return found[0]
+
+
+def __getattr__(name: str) -> Any:
+    return compat.member(__name__, name)

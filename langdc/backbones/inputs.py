@@ -14,8 +14,8 @@ from transformers import DynamicCache
 from langdc.backbones.chat import IGNORED
 from langdc.chunks import tokens_per_chunk, videos_in_order
 from langdc.interfaces import Backbone, KVCompressor
-from langdc.prefill import PrefillOutput, prefill
-from langdc.types import Prompt, TextInputs, VideoTokens
+from langdc.prefill import Arguments, PrefillOutput, prefill
+from langdc.types import Prompt, Spliced, TextInputs, VideoTokens
 
 
 def text_inputs(
@@ -39,7 +39,7 @@ def text_inputs(
     ]
     return TextInputs(
         embeds,
-        _mask([item.sequence_id for item in spliced], [len(item.embeds) for item in spliced], embeds, left),
+        _mask(spliced, embeds, left),
         padded(places, 0).permute(2, 0, 1),
         padded(labels, IGNORED) if labels else None,
         backbone.batch_arguments(spliced, embeds.shape[1], left),
@@ -58,18 +58,16 @@ def _restarted(positions: Tensor, sequence_id: Tensor | None) -> Tensor:
     return torch.where(sequence_id == 0, positions, first + order - starts[sequence_id])
 
 
-def _mask(sequence_ids: list[Tensor | None], lengths: list[int], embeds: Tensor, left: bool) -> Tensor:
+def _mask(items: list[Spliced], embeds: Tensor, left: bool) -> Tensor:
     """Padding mask [B,M]; with packed questions, what is added to attention scores [B,1,M,M]: 0 or very negative."""
-    device, longest = embeds.device, embeds.shape[1]
-    order = torch.arange(longest, device=device)
-    length = torch.tensor(lengths, device=device)[:, None]
-    real = order >= longest - length if left else order < length
-    if all(each is None for each in sequence_ids):
-        return real.long()
-    packed = torch.where(real, 0, -1)
-    for row, each in enumerate(sequence_ids):
-        if each is not None:
-            packed[row, real[row]] = each
+    packed = torch.full(embeds.shape[:2], -1, device=embeds.device)
+    for row, item in zip(packed, items, strict=True):
+        places = row[len(row) - len(item.embeds) :] if left else row[: len(item.embeds)]
+        places[:] = 0 if item.sequence_id is None else item.sequence_id
+        if item.padding is not None:
+            places[item.padding] = -1
+    if all(item.sequence_id is None for item in items):
+        return (packed == 0).long()
     # added to the scores, since stock "eager" attention would add a boolean mask as 0 and 1
     seen = _packed_mask(packed)[:, None]
     return torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
@@ -144,15 +142,35 @@ def read_prompt(
         inputs.positions,
         numbers,
         compressor,
-        # the released code counts steps where it means frames, so that short videos have two chunks
-        chunk_tokens=[
-            tokens_per_chunk(chunk_frames, frames[v], len(tokens[v]), steps[v] if released else None) for v in shown
-        ],
+        chunk_tokens=[_chunk_tokens(chunk_frames, frames[v], steps[v], tokens[v], released) for v in shown],
         frame_tokens=[_even_frames(tokens[v], steps[v]) for v in shown],
         anchor=anchor if anchor.any() else None,
-        arguments=backbone.arguments(spliced),
+        arguments=_arguments(backbone, spliced, compressor),
         reply_axes=backbone.released_axes if released else "time",
     )
+
+
+def _arguments(backbone: Backbone, spliced: Spliced, compressor: KVCompressor | None) -> Arguments | None:
+    """The backbone's further arguments, and which rows are padding."""
+    own, padding = backbone.arguments(spliced), spliced.padding
+    if padding is None:
+        return own
+    if compressor is not None:
+        raise ValueError(
+            "A prompt with padding, which LangDC has with soft_token='released', cannot be read with a KV compressor; "
+            "leave out one of them, or set soft_token to 'at' or 'predicting'."
+        )
+    return lambda rows: {**(own(rows) if own else {}), "padding": padding}
+
+
+def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoTokens, released: bool) -> int:
+    """Video tokens per chunk. Released code counts steps where it means frames, so that short videos have two chunks,
+    and does not count the newline after a video, which is then a chunk of its own.
+    """
+    if not released:
+        return tokens_per_chunk(chunk_frames, frames, len(tokens))
+    newline = int(tokens.source is None and len(tokens) % steps == 1)
+    return tokens_per_chunk(chunk_frames, frames, len(tokens) - newline, steps)
 
 
 def _even_frames(tokens: VideoTokens, steps: int) -> int | None:

@@ -164,9 +164,9 @@ class LlavaOnevision(StockBackbone):
     def append_newline_tokens(self, tokens: VideoTokens, video: VideoFeatures) -> VideoTokens:
         if video.is_image:
             return tokens
-        return self.with_newlines(tokens, self.newlines_after(tokens))
+        return self.with_newlines(tokens, self.newlines_after(tokens, video))
 
-    def newlines_after(self, tokens: VideoTokens) -> Tensor:
+    def newlines_after(self, tokens: VideoTokens, video: VideoFeatures) -> Tensor:
         """How many newlines follow each token: [N]."""
         count = tokens.segment.new_zeros(len(tokens))
         count[-1:] = 1
@@ -179,9 +179,10 @@ class LlavaOnevision(StockBackbone):
         newline = self._inner.image_newline.to(tokens.values)
         values = newline.expand(total, -1).clone()
         values[place] = tokens.values
-        anchor = None
-        if tokens.anchor is not None:
-            anchor = tokens.anchor.new_zeros(total)
-            anchor[place] = tokens.anchor
+
+        def marks(given: Tensor | None) -> Tensor | None:
+            return None if given is None else given.new_zeros(total).index_copy(0, place, given)
+
         segment = tokens.segment.repeat_interleave(count + 1)
-        return replace(tokens, values=values, segment=segment, source=None, anchor=anchor)
+        anchor, padding = marks(tokens.anchor), marks(tokens.padding)
+        return replace(tokens, values=values, segment=segment, source=None, anchor=anchor, padding=padding)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from langdc.backbones.base import backbones
 from langdc.backbones.llava_onevision import LlavaOnevision
 from langdc.sources import Source
-from langdc.types import VideoTokens
+from langdc.types import VideoFeatures, VideoTokens
 
 Grid = Literal["authors", "onevision"]
 Newlines = Literal["rows", "all"]
@@ -23,8 +23,8 @@ class LlavaVideo(LlavaOnevision):
     """LLaVA-Video. `grid`: "authors" (default) averages 2x2 patches, 13x13 of 27x27, and ends each row with a newline
     embedding, as the model was trained; "onevision" is transformers' rule, 14x14 and one newline, as in ReTaKe.
 
-    `newlines`: of a frame that a compressor thinned out, the newlines of "rows" that still have tokens, each after its
-    row (default), or "all" of them after the frame's tokens, as in VidCom2's released code.
+    `newlines`: of a video that a compressor thinned out, the newlines of "rows" that still have tokens, each after its
+    row (default), or "all" of each frame's after its tokens, as in VidCom2's released code, also for frames kept whole.
     """
 
     def __init__(
@@ -59,16 +59,14 @@ class LlavaVideo(LlavaOnevision):
         patches = projected.unflatten(1, (self.patch_side, self.patch_side)).permute(0, 3, 1, 2)
         return functional.avg_pool2d(patches, 2).permute(0, 2, 3, 1)
 
-    def newlines_after(self, tokens: VideoTokens) -> Tensor:
+    def newlines_after(self, tokens: VideoTokens, video: VideoFeatures) -> Tensor:
         if self.grid == "onevision":
-            return super().newlines_after(tokens)
+            return super().newlines_after(tokens, video)
         place = self._places(tokens)
-        row_ends = _last_of_run(place // self.side)
-        if self.newlines == "rows":
-            return row_ends.long()
-        frame = place // self.side**2
-        _, which, size = frame.unique_consecutive(return_inverse=True, return_counts=True)
-        return torch.where(size[which] == self.side**2, row_ends.long(), _last_of_run(frame) * self.side)
+        uncompressed = len(tokens) == video.grid[0] * self.side**2
+        if self.newlines == "rows" or uncompressed:
+            return _last_of_run(place // self.side).long()
+        return _last_of_run(place // self.side**2) * self.side
 
     def _places(self, tokens: VideoTokens) -> Tensor:
         """Flat places in the grid [N]; new tokens stand where their order puts them, within their segment."""

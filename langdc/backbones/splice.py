@@ -3,7 +3,7 @@
 Letters: D backbone width, N tokens, M prompt+video length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -62,7 +62,16 @@ def _splice(prompt: Prompt, words: Tensor, videos: list[VideoTokens]) -> Spliced
         woven(text, numbers),
         woven(prompt.sequence_id.to(words.device), filled(0)) if prompt.sequence_id is not None else None,
         _joined_sides(parts),
+        _padding(parts, woven, text),
     )
+
+
+def _padding(parts: list[VideoTokens], woven: Callable[[Tensor, list[Tensor]], Tensor], text: Tensor) -> Tensor | None:
+    """True at rows of padding [M]; None where there is none."""
+    if all(part.padding is None for part in parts):
+        return None
+    marks = [torch.zeros(len(part), dtype=torch.bool) if part.padding is None else part.padding for part in parts]
+    return woven(text >= 0, marks)
 
 
 def _joined_sides(parts: list[VideoTokens]) -> tuple[Tensor, ...]:

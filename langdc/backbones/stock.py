@@ -25,10 +25,13 @@ from langdc.backbones.chat import checked_parts, marked_prompt
 from langdc.backbones.splice import splice_all
 from langdc.interfaces import Backbone
 from langdc.language_models import VIDEO_MARK, end_ids, load_pretrained, load_tokenizer, mark_published
+from langdc.log import get_logger
 from langdc.rope import yarn as stretch
 from langdc.sources import Source, resolve
 from langdc.types import FeatureGrid, FrameSpec, Prompt, Slot, Spliced, VideoFeatures, VideoTokens
 from langdc.video import is_image, probe
+
+logger = get_logger(__name__)
 
 PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 TYPES = {"auto": "auto", "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -75,7 +78,7 @@ class StockBackbone(Backbone):
         self.segments = max(1, frames // self.frames_per_segment)
 
     def _load(self, source: Source, dtype: Any, attention: str) -> PreTrainedModel:
-        found = resolve(source)
+        found = resolve(source, weights=True)
         config: Any = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
         self._check_type(str(config.model_type))
         if self.yarn is not None:
@@ -170,6 +173,11 @@ class StockBackbone(Backbone):
         folder = resolve(self.source)
         if isinstance(folder, Path) and any((folder / name).is_file() for name in PREPROCESSOR_FILES):
             return kind.from_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(folder, Path):
+            logger.warning(
+                "%s has none of %s: frames are resized by the defaults of %s, which may not be the checkpoint's. Copy "
+                "these files from the published model.", folder, ", ".join(PREPROCESSOR_FILES), kind.__name__,
+            )  # fmt: skip
         return kind(**self._processor_settings())
 
     def _processor_settings(self) -> dict[str, Any]:

@@ -37,6 +37,10 @@ class LangDC(TokenCompressor):
     only. `segment_marker`: a learned token before each segment's (ours; the paper has none), for up to `max_segments`
     segments.
 
+    With soft_token="released" all segments of a video take as many positions as the longest one, as in the authors'
+    code: padding follows the others, which the prompt does not attend to, but the reply does. Captions written in the
+    dual form have no padding there, and lose their last state where none would follow.
+
     States come from `Context.targets["states"]`, else from `Context.targets["captions"]` (ids [n] of each segment, per
     video; None for a blank video), else from captions that are written greedily. The loss "caption", in nats summed
     over tokens, is made of given captions while the captioner or its projectors are trained.
@@ -129,7 +133,15 @@ class LangDC(TokenCompressor):
         if any(parameter.requires_grad for part in frozen for parameter in part.parameters()):
             return None
         part = self.captioner
-        settings = [self.pool, self.frames_per_segment, part.layer, part.soft_token, part.max_soft_tokens, part.end]
+        settings = [
+            self.base is None,
+            self.pool,
+            self.frames_per_segment,
+            part.layer,
+            part.soft_token,
+            part.max_soft_tokens,
+            part.end,
+        ]
         prompt = [part.before.tolist(), part.after.tolist()]
         return text_hash(json.dumps([*settings, prompt, "captions" in context.targets, module_hash(*frozen)]))
 
@@ -153,10 +165,11 @@ class LangDC(TokenCompressor):
             output = self.captioner.supervised(visual, flat)
             work = [self.captioner.work(seen, len(ids), "scored") for seen, ids in zip(visual, flat, strict=True)]
             losses = {"caption": (output.loss, output.targets)}
-            return Compressed([], losses, captions, _grouped(output.states, counts), _grouped(work, counts))
-        states = self.captioner.read(visual, flat)
+            states = list(map(self._padded, _grouped(output.states, counts)))
+            return Compressed([], losses, captions, states, _grouped(work, counts))
+        states = list(map(self._padded, _grouped(self.captioner.read(visual, flat), counts)))
         work = [self.captioner.work(seen, len(ids), "read") for seen, ids in zip(visual, flat, strict=True)]
-        return Compressed([], ids=captions, states=_grouped(states, counts), work=_grouped(work, counts))
+        return Compressed([], ids=captions, states=states, work=_grouped(work, counts))
 
     def _written(self, videos: list[VideoFeatures], counts: list[int], synced: bool) -> Compressed:
         """Captions written greedily, without gradients."""
@@ -165,11 +178,33 @@ class LangDC(TokenCompressor):
             output = self.captioner.write(visual, synced)
         work = [self.captioner.work(seen, len(ids), "written") for seen, ids in zip(visual, output.ids, strict=True)]
         states = _grouped(output.states, counts)
+        if output.padding is not None:
+            steps = [min(len(ids) + 1, self.captioner.max_soft_tokens) for ids in output.ids]
+            triples = zip(states, _grouped(output.padding, counts), _grouped(steps, counts), strict=True)
+            states = [self._released(*each) for each in triples]
         return Compressed([], ids=_grouped(output.ids, counts), states=states, work=_grouped(work, counts))
+
+    def _padded(self, states: list[Tensor]) -> list[Tensor]:
+        """The states of a video's given captions; if "released", padding of all segments to one length after them."""
+        if self.captioner.soft_token != "released":
+            return states
+        longest = max(map(len, states))
+        return [*states, *(state.new_zeros(longest - len(state), state.shape[1]) for state in states)]
+
+    def _released(self, states: list[Tensor], after: list[Tensor], steps: list[int]) -> list[Tensor]:
+        """The states of a video's written captions, then the padding of each, from the states of the steps `after`.
+
+        `steps`: how many steps each caption took, its end included.
+        """
+        longest = max(steps)
+        if self.base is not None:
+            return [*(state[: longest - 1] for state in states), *(state[:0] for state in states)]
+        return [*states, *(rest[: longest - len(state)] for state, rest in zip(states, after, strict=True))]
 
     def _known(self, states: list[Tensor] | None, count: int) -> list[Tensor]:
         """Stored states on the device of what reads them; states of length 0 for a blank video."""
         weight = next(chain(self.post_projector.parameters(), self.captioner.parameters()))
+        count *= 2 if self.captioner.soft_token == "released" else 1  # padding, too
         return [weight.new_empty(0, self.captioner.width)] * count if states is None else [s.to(weight) for s in states]
 
     def _tokens(self, videos: list[VideoFeatures], states: list[list[Tensor]], context: Context) -> list[VideoTokens]:
@@ -185,18 +220,28 @@ class LangDC(TokenCompressor):
         return [_join(base, captions) for base, captions in zip(first, tokens, strict=True)]
 
     def _caption_tokens(self, segments: list[Tensor], markers: Tensor | None) -> VideoTokens:
+        padding = []
+        if self.captioner.soft_token == "released":
+            segments, padding = segments[: len(segments) // 2], segments[len(segments) // 2 :]
         if markers is not None:
             if len(segments) > len(markers):
                 raise ValueError(f"A video of {len(segments)} segments; max_segments is {len(markers)}.")
             markers = markers.to(segments[0].dtype)
             segments = [torch.cat([markers[i : i + 1], part]) for i, part in enumerate(segments)]
-        lengths = torch.tensor([len(part) for part in segments], device=segments[0].device)
-        number = torch.arange(len(segments), device=lengths.device)
-        return VideoTokens(torch.cat(segments), number.repeat_interleave(lengths))
+        parts = list(chain.from_iterable(zip(segments, padding, strict=True))) if padding else segments
+        lengths = torch.tensor([len(part) for part in parts], device=parts[0].device)
+        order = torch.arange(len(parts), device=lengths.device).repeat_interleave(lengths)
+        if not sum(map(len, padding)):
+            return VideoTokens(torch.cat(parts), order // 2 if padding else order)
+        return VideoTokens(torch.cat(parts), order // 2, padding=order % 2 == 1)
 
 
 def _join(first: VideoTokens, then: VideoTokens) -> VideoTokens:
-    return VideoTokens(torch.cat([first.values, then.values]), torch.cat([first.segment, then.segment]))
+    padding = None
+    if then.padding is not None:
+        padding = torch.cat([then.padding.new_zeros(len(first)), then.padding])
+    values, segment = torch.cat([first.values, then.values]), torch.cat([first.segment, then.segment])
+    return VideoTokens(values, segment, padding=padding)
 
 
 def _grouped(flat: list[Item], counts: list[int]) -> list[list[Item]]:

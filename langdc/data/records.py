@@ -134,7 +134,7 @@ def read_readable(path: str | Path) -> tuple[list[Record], dict[int, str]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no record file {path}. Check the path; data_prep/ has a script per source.")
+        raise ValueError(f"There is no record file {path}. Check the path; `langdc data` makes record files.")
     records, mistakes, seen = [], {}, {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
@@ -151,7 +151,7 @@ def read_readable(path: str | Path) -> tuple[list[Record], dict[int, str]]:
     if mistakes and not records:
         raise _bad_lines(path, mistakes)
     if not records:
-        raise ValueError(f"{path} holds no records. Make it again; data_prep/ has a script per source.")
+        raise ValueError(f"{path} holds no records. Make it again, as with `langdc data`.")
     return records, mistakes
 
 

@@ -21,7 +21,7 @@ def _vision_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
-    found = resolve(source)
+    found = resolve(source, weights=True)
     if not isinstance(found, Path):
         clip = {"model_type": "clip_vision_model"}
         return AutoModel.from_config(found.model_copy(update={"config": {**clip, **found.config}}).sizes()), None

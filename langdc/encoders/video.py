@@ -25,7 +25,7 @@ class VideoEncoder(Encoder):
 
     def __init__(self, source: Source = "sample:internvideo2") -> None:
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
-        found = resolve(source)
+        found = resolve(source, weights=True)
         settings = json.loads((found / "config.json").read_text()) if isinstance(found, Path) else found.config
         self.model = InternVideo2(InternVideo2Config(**settings))
         if isinstance(found, Path):

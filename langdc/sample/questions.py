@@ -30,25 +30,25 @@ def _lone_colours(video: list[Segment]) -> list:
     return [thing for segment in video for thing in segment if seen[thing.colour] == 1]
 
 
-def count(rng: np.random.Generator, video: list[Segment]) -> Question:
+def _count(rng: np.random.Generator, video: list[Segment]) -> Question:
     """How many objects a segment holds."""
     number = int(rng.integers(len(video)))
     return Question("count", f"how many objects are in segment {number + 1} ?", str(len(video[number])))
 
 
-def shape(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+def _shape(rng: np.random.Generator, video: list[Segment]) -> Question | None:
     """Which shape the object of a colour has."""
     thing = _pick(rng, _lone_colours(video))
     return thing and Question("shape", f"what shape is the {thing.colour} object ?", thing.shape)
 
 
-def motion(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+def _motion(rng: np.random.Generator, video: list[Segment]) -> Question | None:
     """How the object of a colour moves."""
     thing = _pick(rng, _lone_colours(video))
     return thing and Question("motion", f"how does the {thing.colour} object move ?", thing.motion)
 
 
-def segment(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+def _segment(rng: np.random.Generator, video: list[Segment]) -> Question | None:
     """Which segment shows a coloured shape."""
     where = [(f"{t.colour} {t.shape}", number) for number, things in enumerate(video, 1) for t in things]
     seen = Counter(name for name, _ in where)
@@ -56,7 +56,7 @@ def segment(rng: np.random.Generator, video: list[Segment]) -> Question | None:
     return found and Question("segment", f"which segment shows the {found[0]} ?", str(found[1]))
 
 
-def most(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+def _most(rng: np.random.Generator, video: list[Segment]) -> Question | None:
     """Which segment holds the most objects; not asked where two tie."""
     sizes = [len(things) for things in video]
     if sizes.count(max(sizes)) > 1:
@@ -78,19 +78,19 @@ def _reverse(rng: np.random.Generator, video: list[Segment], field: str) -> Ques
     return Question(f"colour_of_{field}", text, thing.colour)
 
 
-def colour_of_shape(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+def _colour_of_shape(rng: np.random.Generator, video: list[Segment]) -> Question | None:
     """Which colour the only object of a shape in a segment has (a look-up against the order of the caption)."""
     return _reverse(rng, video, "shape")
 
 
-def colour_of_motion(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+def _colour_of_motion(rng: np.random.Generator, video: list[Segment]) -> Question | None:
     """Which colour the only object of a motion in a segment has."""
     return _reverse(rng, video, "motion")
 
 
-def choice(rng: np.random.Generator, video: list[Segment]) -> Question | None:
+def _choice(rng: np.random.Generator, video: list[Segment]) -> Question | None:
     """A shape or motion question with four lettered options; the answer is the letter."""
-    base = (shape, motion)[int(rng.integers(2))](rng, video)
+    base = (_shape, _motion)[int(rng.integers(2))](rng, video)
     if base is None:
         return None
     wrong = [w for w in (SHAPES if base.kind == "shape" else MOTIONS) if w != base.answer]
@@ -102,14 +102,14 @@ def choice(rng: np.random.Generator, video: list[Segment]) -> Question | None:
 
 TARGET_KINDS = ("count", "shape", "motion", "segment", "most")
 KINDS: dict[str, Callable[[np.random.Generator, list[Segment]], Question | None]] = {
-    "count": count,
-    "shape": shape,
-    "motion": motion,
-    "segment": segment,
-    "most": most,
-    "colour_of_shape": colour_of_shape,
-    "colour_of_motion": colour_of_motion,
-    "choice": choice,
+    "count": _count,
+    "shape": _shape,
+    "motion": _motion,
+    "segment": _segment,
+    "most": _most,
+    "colour_of_shape": _colour_of_shape,
+    "colour_of_motion": _colour_of_motion,
+    "choice": _choice,
 }
 
 

@@ -1,1 +1,1 @@
-"""Small helpers around the project: what is installed, a sample clip to try things on."""
+"""The commands of `langdc` that neither train nor evaluate, and the model of lmms-eval."""

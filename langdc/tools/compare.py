@@ -1,37 +1,87 @@
-"""Several compressors side by side on one video and question: answers, costs, and which patches each one kept.
+"""`langdc compare`: answers and costs of several compressors on one video and question, and the patches each one kept.
 
 Letters: T steps of time, H W token grid, N tokens kept.
 """
 
+import argparse
 import base64
 import html
 import inspect
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
 from langdc.compressors import compressors
 from langdc.config import MemberConfig
+from langdc.jsonl import write_text
 from langdc.kvcompressors import kvcompressors
+from langdc.language_models import ids_of
+from langdc.log import screen
 from langdc.model import VideoModel, build_compressor
 from langdc.pipeline import OpenVideo, VideoLM
+from langdc.tools import options as shared
 from langdc.types import Answer
 
-SHOWN_STEPS, STEPS_PER_ROW, HEIGHT, DARK = 16, 8, 96, 0.22
+_SHOWN_STEPS, _STEPS_PER_ROW, _HEIGHT, _DARK = 16, 8, 96, 0.22
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ask with every compressor, print a table and write the page; 0 when that is done."""
+    options = _parser().parse_args(argv)
+    budget, out = shared.budget(options), Path(options.out)
+    if len(budget) != 1:
+        raise ValueError(f"langdc compare needs --keep or --tokens, one of them; given: {budget or 'neither'}.")
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"--out {out}: give a file in a folder that exists.")
+    shared.check_text(options.question)
+    names = options.compressors or _training_free()
+    console = screen(soft_wrap=False)
+    with console.status("asking ..."):
+        lm = VideoLM.from_pretrained(options.model, backbone=shared.backbone(options))
+        video = lm.open(options.video)
+        found = list(compare(video, options.question, budget, names, max_new_tokens=options.max_new_tokens))
+    console.print(_table(found))
+    assert video.frames is not None and found[0].answer is not None
+    before = found[0].answer.tokens_before
+    write_text(out, _page(Path(options.video).name, options.question, video.frames.pixels, found, before))
+    console.print(f"The patches that each one kept: {out}", soft_wrap=True)
+    return 0
+
+
+def _table(found: Sequence["Compared"]) -> Table:
+    table = Table("compressor", "tokens", "ms", "answer", box=None, pad_edge=False)
+    for one in found:
+        text = one.trouble if one.answer is None else one.answer.text
+        costs = ["-", "-"] if one.answer is None else [str(one.answer.tokens), f"{one.milliseconds:.0f}"]
+        table.add_row(one.name, *costs, text, style="dim" if one.answer is None else "")
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="langdc compare", description=__doc__)
+    parser.add_argument("video", help="a video or image file")
+    parser.add_argument("question", help="the question")
+    parser.add_argument("--model", required=True, help="a checkpoint: a folder or a Hugging Face id")
+    parser.add_argument("--compressors", nargs="+", metavar="NAME", help="which ones (default: all without training)")
+    parser.add_argument("--out", default="compare.html", help="the page to write (default: compare.html)")
+    shared.add_method(parser)
+    return parser
 
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """What one compressor made of the video, or what the `trouble` was.
+    """The answer with one compressor, or the `trouble`: why there is none.
 
-    `kept` [T,H,W]: which patches stayed; with a compressor of keys, the share of layers (and heads) that kept each.
-    None where tokens are new.
+    `kept` [T,H,W]: which patches were kept; with a KV compressor, the share of layers (and heads) that kept each. None
+    where tokens are new.
     """
 
     name: str
@@ -46,7 +96,7 @@ class Compared:
         return 1000 * sum(s for stage, s in self.answer.seconds.items() if stage not in ("decode", "encode"))
 
 
-def resolved(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:
+def member_of(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:
     """{"compressor": ...} or {"kv": ...} for a name of either zoo; ValueError if there is none.
 
     A name of both is a token compressor; "kv:random" is the other.
@@ -61,8 +111,8 @@ def resolved(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:
     raise AssertionError(name)
 
 
-def training_free() -> list[str]:
-    """All that take a budget and no training: what a comparison shows unless told otherwise."""
+def _training_free() -> list[str]:
+    """All compressors that take a budget and need no training, as names of `member_of`."""
     budgeted = [n for n in compressors.names() if "keep" in inspect.signature(compressors.get(n)).parameters]
     return budgeted + [f"kv:{name}" if name in compressors.names() else name for name in kvcompressors.names()]
 
@@ -70,9 +120,9 @@ def training_free() -> list[str]:
 def compare(
     video: OpenVideo, question: str, budget: Mapping[str, Any], names: Sequence[str], **generation: Any
 ) -> Iterator[Compared]:
-    """Ask once with the model's own compressor, then with each of `names`; the video was decoded and encoded once."""
+    """Ask with the model's own compressor, then with each of `names`; the video is decoded and encoded once."""
     lm = video.lm
-    lm.open("", same=video).ask(question, **generation)  # warms up, so that times compare
+    lm.open("", same=video).ask(question, **generation)  # the first call is slower than the others
     yield _asked(lm.model.config.compressor.name, lm, video, question, **generation)
     for name in names:
         try:
@@ -82,7 +132,7 @@ def compare(
 
 
 def _with(model: VideoModel, name: str, budget: Mapping[str, Any]) -> VideoLM:
-    chosen = resolved(name, budget)
+    chosen = member_of(name, budget)
     if "kv" in chosen:
         return VideoLM(model, kv=kvcompressors.build(**chosen["kv"]))
     return VideoLM(model, build_compressor(MemberConfig(**chosen["compressor"]), model.backbone))
@@ -95,17 +145,21 @@ def _asked(name: str, lm: VideoLM, video: OpenVideo, question: str, **generation
 
 @torch.no_grad()
 def _kept(lm: VideoLM, video: OpenVideo, question: str) -> Tensor | None:
-    """How much of each place of the first stream's grid was kept: [T,H,W]."""
+    """The kept share of each patch of the first stream's grid: [T,H,W]."""
     features = video.features
-    source = lm.compressor(features).source if features.projected else None
+    if not features.projected:
+        return None
+    if "question" in lm.compressor.needs:
+        features = lm.model.with_questions([features], [ids_of(lm.model.backbone.tokenizer, question)])[0]
+    source = lm.compressor([features]).tokens[0].source
     if source is None:
         return None
     shape = features.projected[0].values.shape[:3]
-    if len(video.tokens) > len(source) + 1:
+    if len(lm.compress([(video, question)])[0].tokens) > len(source) + 1:
         return None  # newlines stand between the tokens
     share = _shares(lm, video, question, len(source)) if lm.kv is not None else torch.ones(len(source))
     mask = torch.zeros(shape.numel())
-    first = source.cpu() < shape.numel()  # later streams have no place in this grid
+    first = source.cpu() < shape.numel()  # later streams have grids of their own
     mask[source.cpu()[first]] = share[first]
     return mask.view(shape)
 
@@ -122,23 +176,23 @@ def _shares(lm: VideoLM, video: OpenVideo, question: str, tokens: int) -> Tensor
     return torch.stack(counts).mean(0)[shown][:tokens]
 
 
-def strip(frames: Tensor, kept: Tensor) -> Image.Image:
+def _strip(frames: Tensor, kept: Tensor) -> Image.Image:
     """Frames [T',3,height,width] side by side, dark where patches [T,H,W] were dropped."""
-    steps = torch.linspace(0, len(kept) - 1, min(len(kept), SHOWN_STEPS)).round().long()
+    steps = torch.linspace(0, len(kept) - 1, min(len(kept), _SHOWN_STEPS)).round().long()
     shown = frames[(steps * len(frames)) // len(kept)].float()
-    width = max(1, round(HEIGHT * shown.shape[3] / shown.shape[2]))
-    shown = functional.interpolate(shown, (HEIGHT, width), mode="bilinear", antialias=True)
-    mask = functional.interpolate(kept[steps][:, None].float(), (HEIGHT, width), mode="nearest")
-    lit = (shown * (DARK + (1 - DARK) * mask)).clamp(0, 255).byte()
-    rows = [torch.cat(list(row), 2) for row in lit.split(STEPS_PER_ROW)]
+    width = max(1, round(_HEIGHT * shown.shape[3] / shown.shape[2]))
+    shown = functional.interpolate(shown, (_HEIGHT, width), mode="bilinear", antialias=True)
+    mask = functional.interpolate(kept[steps][:, None].float(), (_HEIGHT, width), mode="nearest")
+    lit = (shown * (_DARK + (1 - _DARK) * mask)).clamp(0, 255).byte()
+    rows = [torch.cat(list(row), 2) for row in lit.split(_STEPS_PER_ROW)]
     whole = functional.pad(rows[-1], (0, rows[0].shape[2] - rows[-1].shape[2]))
     return Image.fromarray(torch.cat([*rows[:-1], whole], 1).permute(1, 2, 0).numpy())
 
 
-def page(title: str, question: str, frames: Tensor, found: Sequence[Compared], before: int) -> str:
+def _page(title: str, question: str, frames: Tensor, found: Sequence[Compared], before: int) -> str:
     """One self-contained HTML page with a strip of kept patches per compressor."""
     rows = "\n".join(_row(one, frames, before) for one in found)
-    return PAGE.format(title=html.escape(title), question=html.escape(question), before=before, rows=rows)
+    return _PAGE.format(title=html.escape(title), question=html.escape(question), before=before, rows=rows)
 
 
 def _row(one: Compared, frames: Tensor, before: int) -> str:
@@ -157,13 +211,13 @@ def _picture(one: Compared, frames: Tensor) -> str:
     if one.kept is None:
         return '<p class="quiet">No patches to show: its tokens are new ones.</p>'
     file = io.BytesIO()
-    strip(frames, one.kept).save(file, "JPEG", quality=85)
+    _strip(frames, one.kept).save(file, "JPEG", quality=85)
     data = base64.b64encode(file.getvalue()).decode()
     share = float(one.kept.float().mean())
     return f'<img alt="{html.escape(one.name)} kept {share:.0%} of the patches" src="data:image/jpeg;base64,{data}">'
 
 
-PAGE = """<!doctype html>
+_PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>

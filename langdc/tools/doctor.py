@@ -1,27 +1,39 @@
-"""What is installed here, what is missing, and whether it matters.
+"""`langdc doctor`: what is installed here, what is missing, and whether that matters.
 
-Nothing heavy is imported: packages are looked up by their metadata, so a broken one cannot stop the report.
+Packages are looked up by their metadata, not imported, so that a broken one cannot stop the report.
 """
 
+import argparse
 import importlib.metadata
 import platform
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-REQUIRED = ("transformers", "deepspeed", "peft", "accelerate", "datasets", "av", "safetensors", "pydantic")
+from langdc.log import screen
+
+_REQUIRED = ("transformers", "deepspeed", "peft", "accelerate", "datasets", "av", "safetensors", "pydantic")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a line for each thing; 0 whatever is missing."""
+    argparse.ArgumentParser(prog="langdc doctor", description=__doc__).parse_args(argv)
+    console = screen()
+    for finding in check_environment():
+        console.print(str(finding))
+    return 0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for: whether it was `found`, a `detail` such as its version, and `advice` if not.
+    """The state of one thing: whether it was `found`, a `detail` such as its version, and `advice` if not.
 
-    `required` things must be there for the sample to train; the project works without the others.
+    `required`: without it the sample does not train. The project works without the others.
     """
 
     name: str
@@ -40,12 +52,12 @@ def check_environment() -> list[Finding]:
     return [
         _python(),
         _torch(),
-        *(_package(name, "reinstall with: pip install -e .", required=True) for name in REQUIRED),
-        *(look() for look in OPTIONAL),
+        *(_package(name, "reinstall with: pip install -e .", required=True) for name in _REQUIRED),
+        *(look() for look in _OPTIONAL),
     ]
 
 
-def installed_version(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     """The version of an installed distribution, None when it is absent."""
     try:
         return importlib.metadata.version(package)
@@ -66,7 +78,7 @@ def _torch() -> Finding:
 
 
 def _package(name: str, advice: str, required: bool = False) -> Finding:
-    version = installed_version(name)
+    version = _installed_version(name)
     return Finding(name, version is not None, version or "not installed", "" if version else advice, required)
 
 
@@ -113,7 +125,7 @@ def _compiler() -> Finding:
     lacking = [] if compilers else ["a C++ compiler"]
     if not _has_headers():
         lacking.append("Python.h")
-    if installed_version("ninja") is None and shutil.which("ninja") is None:
+    if _installed_version("ninja") is None and shutil.which("ninja") is None:
         lacking.append("ninja")
     if lacking:
         advice = "DeepSpeed's CPU offload cannot be compiled; install g++, python3-dev and ninja to use it"
@@ -125,7 +137,7 @@ def _has_headers() -> bool:
     return (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 
-OPTIONAL: tuple[Callable[[], Finding], ...] = (
+_OPTIONAL: tuple[Callable[[], Finding], ...] = (
     _accelerator,
     _decord,
     _flash_attention,

@@ -1,4 +1,4 @@
-"""A sample video to try things on, drawn when it is wanted."""
+"""A sample video that is drawn on demand."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from langdc.video import write_video
 
 @contextmanager
 def sample_clip(seed: int) -> Iterator[tuple[Path, list[str]]]:
-    """Write the mp4 of a seed to a temporary place: its path and what each segment shows; ValueError below 0."""
+    """Write the mp4 of a seed to a temporary folder: its path and the caption of each segment; ValueError below 0."""
     if seed < 0:
         raise ValueError(f"The seed is {seed}; give 0 or more.")
     rng = np.random.default_rng([seed, 7])

@@ -1,30 +1,48 @@
-"""The zoo as a table: what each compressor is, what it needs, where it was published."""
+"""`langdc compressors`: a table of all compressors with what they need and where they were published."""
 
+import argparse
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
-from langdc.backbones import backbones
+from rich.table import Table
+
 from langdc.compressors import compressors
-from langdc.interfaces import LearnedCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.kvcompressors.scorers import build_scorer
+from langdc.log import screen
 
-NEEDS = {"question": "question", "saliency": "encoder attention"}
-"""What the table says for each of `TokenCompressor.needs` that is worth saying."""
+_NEEDS = {"question": "question", "saliency": "encoder attention"}
+"""Words of the table for members of `TokenCompressor.needs`; the others go without saying."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    argparse.ArgumentParser(prog="langdc compressors", description=__doc__).parse_args(argv)
+    table = Table("name", "site", "needs", "variants", "paper", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True  # names are copied from here
+    found = entries()
+    for entry in found:
+        variants = " ".join(entry.variants) or "-"
+        table.add_row(entry.name, entry.site, entry.needs, variants, entry.paper)
+    console = screen(soft_wrap=False)
+    console.print(table)
+    console.print(
+        f"{len(found)} compressors. Try one: langdc ask VIDEO QUESTION --model DIR --compressor NAME --keep 0.25"
+    )
+    return 0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One compressor: `site` is where it works, `needs` what it needs besides features, `backbones` which models."""
+    """One compressor: `site` is where it works, `needs` what it needs besides features."""
 
     name: str
     site: str
     needs: str
     paper: str
     variants: tuple[str, ...]
-    backbones: str
     summary: str
 
 
@@ -37,17 +55,16 @@ def entries() -> list[Entry]:
 
 def _token_entry(name: str) -> Entry:
     kind: Any = compressors.get(name)
-    learned = issubclass(kind, LearnedCompressor)
+    learned = "width" in inspect.signature(kind).parameters  # it has weights of the backbone's width
     needs = ["training"] if learned else []
     stated = kind.needs if isinstance(getattr(kind, "needs", None), frozenset) else frozenset()  # some know it later
-    needs += [said for name, said in NEEDS.items() if name in stated]
+    needs += [said for name, said in _NEEDS.items() if name in stated]
     return Entry(
         name,
         "learned" if learned else "before the LLM",
         ", ".join(needs) or "-",
         kind.paper or "-",
         _variants(kind),
-        _served(kind, learned),
         _summary(kind),
     )
 
@@ -57,21 +74,12 @@ def _kv_entry(name: str) -> Entry:
     scorer = inspect.signature(kind).parameters.get("scorer")
     given = scorer.default if scorer is not None else None
     guided = isinstance(given, str) and build_scorer(given).question_window > 0
-    return Entry(
-        name, "KV cache", "question" if guided else "-", kind.paper or "-", _variants(kind), "all", _summary(kind)
-    )
+    return Entry(name, "KV cache", "question" if guided else "-", kind.paper or "-", _variants(kind), _summary(kind))
 
 
 def _variants(kind: Callable) -> tuple[str, ...]:
     """The values that the keyword `variant` may have."""
     return get_args(get_type_hints(kind.__init__).get("variant"))  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def _served(kind: Any, learned: bool) -> str:
-    if learned:
-        return "videogpt_plus"
-    lacking = [name for name in backbones.names() if getattr(backbones.get(name), "needs_places", False)]
-    return "all" if kind.keeps_places or not lacking else f"all but {', '.join(lacking)}"
 
 
 def _summary(kind: Any) -> str:

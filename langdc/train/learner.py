@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from langdc.distributed import world_size
-from langdc.flops import language_model_flops
+from langdc.flops import encoder_flops, language_model_flops, work_flops
 from langdc.interfaces import Objective, TokenCompressor
 from langdc.log import get_logger
 from langdc.model import ModelOutput, VideoModel, hidden, is_absent
-from langdc.types import Compressed, Context, LanguageWork, VideoBatch
+from langdc.types import Compressed, Context, VideoBatch, VideoFeatures
 
 logger = get_logger(__name__)
 
@@ -143,7 +143,7 @@ class Learner(nn.Module):
         compressor = self.model.compressor
         hooks = [
             self.model.register_forward_hook(lambda _, given, output: self._note_output(given[0], output)),
-            compressor.register_forward_hook(lambda _, given, output: self._note_compressed(output)),
+            compressor.register_forward_hook(lambda _, given, output: self._note_compressed(batch, given[0], output)),
         ]
         self.figures["samples"] = len(batch.prompts) or (0 if batch.blank else len(batch.seconds))
         try:
@@ -169,11 +169,15 @@ class Learner(nn.Module):
         else:
             self.flops += forward
 
-    def _note_compressed(self, compressed: Compressed) -> None:
-        """What language models inside the compressor did, and how many tokens stand for a segment."""
+    def _note_compressed(self, batch: VideoBatch, videos: list[VideoFeatures], compressed: Compressed) -> None:
+        """What encoders and language models inside the compressor did, and how many tokens stand for a segment."""
+        if batch.frames:
+            encoders = self.model.backbone.encoders
+            encoding = sum(encoder_flops(self.model.backbone, video.encoder) for video in videos)
+            self.flops += encoding * (3 if _is_trained(encoders) else 1)
         work = [use for per_video in compressed.work or () for use in per_video]
         passes = _passes(self.model.compressor) if compressed.losses else 1
-        self.flops += passes * sum(map(work_flops, work))
+        self.flops += passes * work_flops(work)
         self.figures["tokens"] = sum(use.read + use.written for use in work)
         written = [len(ids) for per_video in compressed.ids or () for ids in per_video]
         if not written:
@@ -183,11 +187,8 @@ class Learner(nn.Module):
 
 def _passes(module: nn.Module) -> int:
     """How often products are computed: forward, backward to inputs and, where a module is trained, to weights."""
-    return 3 if any(parameter.requires_grad for parameter in module.parameters()) else 2
+    return 3 if _is_trained(module) else 2
 
 
-def work_flops(work: LanguageWork) -> float:
-    """Floating-point operations of one use of a language model."""
-    total = language_model_flops(work.config, work.read, predictions=work.scored + min(work.written, 1))
-    rest = max(work.written - 1, 0)
-    return total + rest * language_model_flops(work.config, 1, work.read + (rest - 1) / 2)
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

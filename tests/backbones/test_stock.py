@@ -172,6 +172,19 @@ def test_llava_video_ends_each_row_with_a_newline() -> None:
     assert [bool((row == newline).all()) for row in every.values[:4]] == [False, False, True, True]
 
 
+def test_all_newlines_follow_the_tokens_also_of_a_frame_kept_whole_but_not_of_an_uncompressed_video() -> None:
+    backbone = build("llava_video", newlines="all")
+    features = backbone.features_of([stock.clip()])[0]
+    whole = compressors.build("identity", frames_per_segment=1).one(features)
+    newline = backbone.model.model.image_newline
+    kept = backbone.append_newline_tokens(
+        whole.take(torch.arange(4 + 1)), features
+    )  # one frame, and a token of the next
+    assert [bool((row == newline).all()) for row in kept.values] == [False] * 4 + [True] * 2 + [False] + [True] * 2
+    plain = build("llava_video").append_newline_tokens(whole, features)
+    assert torch.equal(backbone.append_newline_tokens(whole, features).values, plain.values)
+
+
 def test_a_model_of_another_family_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'qwen2_vl' checkpoint was given; this backbone is for qwen3_vl"):
         backbones.build("qwen3_vl", source=stock.folder("qwen2_vl"))

@@ -230,3 +230,34 @@ def test_a_config_without_the_backbone_settings_is_complete() -> None:
         tiny.BACKBONE_WIDTH,
         4,
     )
+
+
+def test_released_segments_of_a_video_take_equally_many_positions() -> None:
+    compressor = make(soft_token="released", max_soft_tokens=16)
+    videos = [tiny.features(0), tiny.features(1, count=8)]
+    texts = [CAPTIONS[0], ["blue", "red ring left"]]
+    found = compressor(videos, given(compressor, texts))
+    alone_found = [compressor([v], given(compressor, [t])).tokens[0] for v, t in zip(videos, texts, strict=True)]
+    for tokens, expected, of_video in zip(found.tokens, alone_found, ids(compressor, texts), strict=True):
+        lengths = [len(caption) for caption in of_video]
+        assert tokens.per_segment(len(lengths)) == [max(lengths)] * len(lengths)
+        hidden = [[i >= length for i in range(max(lengths))] for length in lengths]
+        assert tokens.padding.tolist() == [*chain(*hidden)]
+        torch.testing.assert_close(tokens.values, expected.values, atol=1e-5, rtol=1e-5)
+    plain = make(soft_token="at", max_soft_tokens=16)(videos, given(compressor, texts))
+    for tokens, expected in zip(found.tokens, plain.tokens, strict=True):
+        torch.testing.assert_close(tokens.values[~tokens.padding], expected.values, atol=1e-5, rtol=1e-5)
+    blank = compressor([videos[0]], Context(targets={"states": [None]}))
+    assert len(blank.tokens[0]) == 0
+
+
+def test_released_captions_of_a_batch_are_written_as_each_alone() -> None:
+    compressor = make(soft_token="released", max_soft_tokens=12)
+    videos = [tiny.features(0), tiny.features(1, count=1), tiny.features(2, count=8)]
+    together = compressor(videos)
+    for number, video in enumerate(videos):
+        (tokens,), expected = compressor([video]).tokens, together.tokens[number]
+        torch.testing.assert_close(tokens.values, expected.values, atol=1e-5, rtol=1e-5)
+        assert (tokens.padding is None) == (expected.padding is None)
+        longest = max(min(len(i) + 1, 12) for i in together.ids[number])
+        assert expected.per_segment(len(together.ids[number])) == [longest] * len(together.ids[number])

@@ -1,6 +1,5 @@
 """The command that stores encoder outputs: it says what it will take, and training and evaluation find what it made."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,51 +8,41 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from langdc.training.stages import run_stage
+from langdc.shards import TensorStore
 
 from langdc import shards
-from langdc.config import StageConfig, load
+from langdc.cli import door
+from langdc.config import RunConfig, load
 from langdc.features import FeatureStore
 from langdc.pipeline import VideoLM
-from langdc.shards import TensorStore
+from langdc.prepare import features as command
+from langdc.train.run import train
 from tests import tiny
 from tests.evaluation import runs
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def _application() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("data_prep_features", ROOT / "data_prep" / "features.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-FEATURES = _application()
+main = door("data features")
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
-    """The settings of a stage on three videos, with a folder for features."""
+    """The settings of a run on three videos, with a folder for features."""
     data = runs.write_data(tmp_path / "data")
-    phase = {
-        "name": "answer",
-        "objective": "answer",
+    train = {
         "data": [str(data)],
         "trainable": ["compressor.post_projector.*"],
         "steps": 2,
         "batch_size": 3,
+        "questions_per_video": 4,
     }
     model = tiny.config("langdc").model_dump(mode="json")
     places = {"output": str(tmp_path / "run"), "features": str(tmp_path / "features")}
-    tree = {"stage": "stage3", "model": model, "phases": [phase], **places, "log_steps": 1}
+    tree = {"model": model, "objective": "answer", "train": train, **places, "log_steps": 1}
     path = tmp_path / "stage.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -66,7 +55,7 @@ def store(folder: Path) -> TensorStore:
 def test_training_finds_what_was_stored(
     stage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert FEATURES.main(["--stage", str(stage)]) == 0
+    assert main(["--train", str(stage)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "3 videos and images, of which 0 are stored" in printed
     assert "video of 4 x 4 frames: 3 of them" in printed
@@ -78,21 +67,21 @@ def test_training_finds_what_was_stored(
     assert "Hit rate: 0.0 % (0 were there, 3 were not)" in printed
     assert re.search(r"It pays after 1\.\d\d epochs|It does not pay", printed)
     monkeypatch.setattr(FeatureStore, "encode", lambda *_: pytest.fail("it was stored"))
-    run_stage(load(StageConfig, stage))
+    train(load(RunConfig, stage))
 
 
 def test_again_everything_is_there(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert FEATURES.main(["--stage", str(stage)]) == 0
+    assert main(["--train", str(stage)]) == 0
     before = sorted((path, path.stat().st_mtime_ns) for path in (stage.parent / "features").rglob("*.*"))
     capsys.readouterr()
-    assert FEATURES.main(["--stage", str(stage)]) == 0
+    assert main(["--train", str(stage)]) == 0
     printed = capsys.readouterr().out
     assert "of which 3 are stored" in printed and "Hit rate: 100.0 %" in printed and "To store: 0 GB" in printed
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (stage.parent / "features").rglob("*.*"))
 
 
 def test_a_plan_stores_nothing(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert FEATURES.main(["--stage", str(stage), "--plan", "features_dtype=float8"]) == 0
+    assert main(["--train", str(stage), "--plan", "features_dtype=float8"]) == 0
     # half as much as bfloat16, and a scale of 4 bytes for each of the 24 + 32 channels
     size = (16 * (36 * 24 + 16 * 32) + 4 * (24 + 32) + 16 * 8) / 1e6
     assert f"{size:.3g} MB each as float8" in capsys.readouterr().out
@@ -101,11 +90,11 @@ def test_a_plan_stores_nothing(stage: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_losses_are_those_of_features_in_memory(stage: Path, tmp_path: Path) -> None:
     exact = ["features_dtype=float32"]
-    assert FEATURES.main(["--stage", str(stage), *exact]) == 0
+    assert main(["--train", str(stage), *exact]) == 0
     losses = []
     for name, folder in (("stored", str(tmp_path / "features")), ("memory", "null")):
-        config = load(StageConfig, stage, [*exact, f"output={tmp_path / name}", f"features={folder}"])
-        losses.append(json.loads((run_stage(config) / "finished.json").read_text())["loss"])
+        config = load(RunConfig, stage, [*exact, f"output={tmp_path / name}", f"features={folder}"])
+        losses.append(json.loads((train(config) / "finished.json").read_text())["loss"])
     assert losses[0] == losses[1]
 
 
@@ -114,12 +103,12 @@ def test_an_evaluation_finds_what_was_stored(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "data" / "videos" / "v1.mp4").write_bytes(b"no video")
     path, tree = tmp_path / "eval.yaml", runs.config(tmp_path).model_dump(mode="json")
     path.write_text(yaml.safe_dump({**tree, "features": str(tmp_path / "features"), "features_dtype": "float32"}))
-    assert FEATURES.main(["--eval", str(path)]) == 1  # one cannot be read; the others are there
+    assert main(["--eval", str(path)]) == 1  # one cannot be read; the others are there
     assert "1 videos or images could not be stored" in capsys.readouterr().out
     lm = VideoLM.from_pretrained(tmp_path / "pool")
     features = FeatureStore.of(lm.model.backbone, tmp_path / "features", "float32")
     for name, there in (("v0", True), ("v1", False), ("v2", True)):
-        assert (features.find(lm.clip(tmp_path / "data" / "videos" / f"{name}.mp4")) is not None) == there
+        assert (features.find(lm.frame_spec(tmp_path / "data" / "videos" / f"{name}.mp4")) is not None) == there
 
 
 @pytest.mark.parametrize(
@@ -133,15 +122,15 @@ def test_an_evaluation_finds_what_was_stored(tmp_path: Path, capsys: pytest.Capt
 def test_mistakes_are_one_line(
     stage: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    assert FEATURES.main(["--stage", str(stage), *arguments]) == 2
+    assert main(["--train", str(stage), *arguments]) == 2
     assert said in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_not_begun(
     stage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(FEATURES.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    assert FEATURES.main(["--stage", str(stage)]) == 2
+    monkeypatch.setattr(command.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert main(["--train", str(stage)]) == 2
     assert "do not fit" in capsys.readouterr().err and not (stage.parent / "features").exists()
 
 
@@ -152,7 +141,7 @@ def test_a_disk_that_fills_up_is_exit_code_3(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shards, "save_file", full)
-    assert FEATURES.main(["--stage", str(stage)]) == 3
+    assert main(["--train", str(stage)]) == 3
     assert "make room and start again" in capsys.readouterr().err
 
 
@@ -161,12 +150,12 @@ def test_a_disk_that_fills_up_is_exit_code_3(
     [(2.0, 1.0, "after 2.00 epochs: in epoch 3"), (1.0, 0.1, "after 1.11 epochs: in epoch 2"), (1.0, 1.0, "not pay")],
 )
 def test_it_pays_once_the_epochs_saved_outweigh_the_pass_it_costs(from_file: float, from_store: float, said: str):
-    assert said in FEATURES.pays(from_file, from_store)
+    assert said in command._pays(from_file, from_store)
 
 
 def launch(stage: Path, processes: int) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*(launcher if processes > 1 else [sys.executable]), "data_prep/features.py", "--stage", str(stage)]
+    command = [*(launcher if processes > 1 else [sys.executable]), "data_prep/features.py", "--train", str(stage)]
     return subprocess.Popen(
         [*command, "--shard-mb", "0.01", "features_dtype=float32"],
         cwd=ROOT,

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from data_prep.langdc_mix import MIXES, SOURCES, main
+from data_prep.langdc_mix import main
 from langdc.data.records import Record, SegmentRecord, check_media, read_records, write_records
+from langdc.prepare.mix import MIXES, SOURCES
 
 
 def turns(*values: str) -> list[dict]:
@@ -87,7 +88,7 @@ def test_an_absent_set_stops_the_writing_unless_it_is_left_out(root: Path, tmp_p
     assert main(command) == 1
     assert "webvid_qa: there is no" in capsys.readouterr().out
     assert main([*command, "--out", str(out)]) == 2
-    assert "nothing is written without webvid_qa" in capsys.readouterr().err and not out.exists()
+    assert "Nothing is written without webvid_qa" in capsys.readouterr().err and not out.exists()
     assert main([*command, "--without", "webvid_qa", "--out", str(out)]) == 0
     assert len(read_records(out)) == 6
 

@@ -15,7 +15,7 @@ from langdc.evaluation.results import LineFile, RunFolder
 from langdc.evaluation.settings import EvalConfig
 from langdc.features import FeatureStore
 from langdc.pipeline import VideoLM
-from langdc.shards import StoreError
+from langdc.store import StoreError
 from tests import stock
 from tests.evaluation import runs
 from tests.evaluation.test_library import record, salient
@@ -64,15 +64,15 @@ def test_another_type_is_not_taken_for_this_one(prepared: Path, tmp_path: Path) 
     assert (stored.sessions()[0]["decoded"], stored.sessions()[0]["read"]) == (3, 0)
 
 
-def test_a_damaged_shard_stops_the_run_and_fails_no_answer(prepared: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_stops_the_run_and_fails_no_answer(prepared: Path, tmp_path: Path) -> None:
     store, out = tmp_path / "store", tmp_path / "eval"
     fill(prepared, store)
-    (shard,) = store.rglob("*.safetensors")
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(StoreError, match=shard.name):
+    file = next(store.rglob("*.safetensors"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(StoreError, match=file.name):
         run(prepared, out, features=str(store), features_dtype="float32")
-    shard.unlink()
+    file.unlink()
     found = run(prepared, out, features=str(store), features_dtype="float32")
     assert not any(line["failed"] for name in found.names() for line in found.lines(name) if line["type"] == "answer")
 

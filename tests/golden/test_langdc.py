@@ -1,10 +1,9 @@
 """Agreement with the LangDC authors' code, from the checkpoint that the converter makes of a release with tiny random
 weights (`langdc_ckpt/`); what the numbers are, README.md here says.
 
-On purpose the project differs from the released code in two ways, and compares around them: segments follow each other
-without padding (upstream masks padding inside the model's input and lets it use up positions), and the dual form reads
-the layer it is told to (upstream always the embeddings, layer 0, and drops the last token of captions that reach the
-limit). That an end token has no soft token is so too, but for "released", the way of converted checkpoints.
+With soft_token="released", the setting of converted checkpoints, tokens, logits and replies are the authors', padding
+included; with the others segments follow each other without padding and end tokens have no soft token. The dual form
+reads the layer that it is told to (upstream always the embeddings, layer 0).
 """
 
 from functools import cache
@@ -18,11 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from langdc import checkpoint
+from langdc.backbones.inputs import read_prompt
 from langdc.captioner import SoftToken
-from langdc.conversion.videogpt import Branch, Options, convert
-from langdc.generate import greedy
+from langdc.convert.assemble import Branch, Options, convert
+from langdc.generate import Continuation
 from langdc.model import VideoModel
-from langdc.types import Compressed, Context, FeatureGrid, Prompt, Slot, Spliced, VideoBatch, VideoFeatures
+from langdc.types import Compressed, Context, FeatureGrid, Prompt, Slot, TextInputs, VideoBatch, VideoFeatures
 
 TOLERANCE: dict[str, Any] = {"atol": 1e-4, "rtol": 0.0}
 END, LAYERS = [67, 256], (-1, -3)
@@ -75,19 +75,18 @@ def prompt() -> Prompt:
     return Prompt(ids[words], labels[words], (Slot(int((~words).nonzero()[0]), 0),))
 
 
-def splice(model: VideoModel, states: list[Tensor] | None = None) -> Spliced:
-    context = Context() if states is None else Context(targets={"states": [states]})
-    return model.backbone.splice([prompt()], [model.compress([video(model)], context).tokens])[0]
+def compressed(model: VideoModel, **targets: list[Tensor]) -> Compressed:
+    """The golden video's tokens, of given `captions` or `states`, else of captions that are written."""
+    wanted = frozenset({"tokens", "states", "caption"})
+    return model.compress([video(model)], Context(targets={name: [of] for name, of in targets.items()}, wanted=wanted))
 
 
-def given(model: VideoModel) -> Compressed:
-    """The tokens and states of the recorded captions."""
-    return model.compressor([video(model)], Context(targets={"captions": [captions()]}))
+def batch(asked: Prompt | None = None) -> VideoBatch:
+    return VideoBatch([encoded()], [torch.arange(16)], [asked or prompt()], [[0]])
 
 
-def states_of(result: Compressed) -> list[Tensor]:
-    assert result.states is not None
-    return result.states[0]
+def inputs(model: VideoModel, **targets: list[Tensor]) -> TextInputs:
+    return model.inputs(batch(), compressed(model, **targets).tokens)
 
 
 def captions() -> list[Tensor]:
@@ -108,15 +107,16 @@ def close(found: Tensor, name: str, every: int = 1) -> None:
     torch.testing.assert_close(found[:, ::every], golden()[name], **TOLERANCE)
 
 
-def logits(model: VideoModel, spliced: Spliced, mask: Tensor | None = None) -> Tensor:
-    """Of the last 8 positions [1,8,vocabulary]; `mask` [1,M] hides positions, which still count."""
-    length = len(spliced.embeds)
-    found = model.backbone.text_model(
-        inputs_embeds=spliced.embeds[None],
-        attention_mask=torch.ones(1, length).long() if mask is None else mask.long(),
-        position_ids=torch.arange(length)[None],
-    )
-    return model.backbone.lm_head(found.last_hidden_state[:, -8:])
+def visible(name: str) -> Tensor:
+    """The rows of the prompt that upstream's mask lets the backbone attend to [M]."""
+    return golden()[f"{name}.attention_mask"][0]
+
+
+def check(model: VideoModel, given: TextInputs, name: str) -> None:
+    """The mask and the last 8 logits are those of the authors."""
+    assert torch.equal(given.mask[0].bool(), visible(name))
+    found = model.backbone.text_model(**given.arguments).last_hidden_state
+    close(model.backbone.lm_head(found[:, -8:]), f"{name}.logits_tail")
 
 
 @pytest.fixture(autouse=True)
@@ -173,24 +173,23 @@ def test_clip_hidden_state_before_the_last_block() -> None:
 
 def test_visual_tokens_of_the_captioner() -> None:
     model = build("cap")
-    compressor: Any = model.compressor
-    close(torch.stack(compressor.visual([video(model)])), "cap.project", every=8)
+    close(torch.stack(model.compressor.visual([video(model)])), "cap.project", every=8)
 
 
 def test_pooled_tokens_of_the_backbone() -> None:
     model = build("pool")
-    close(model.compressor([video(model)]).tokens[0].values[None], "pool.project", every=8)
+    close(compressed(model).tokens[0].values[None], "pool.project", every=8)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_soft_tokens_of_given_captions_are_read_at_their_positions(layer: int) -> None:
-    model = build("cap", layer)
-    found = given(model)
+    found = compressed(build("cap", layer), captions=captions())
     reference = golden()[f"tf.cap.L{layer}.soft_tokens"][0].view(4, 8, -1)
     projected = golden()[f"tf.cap.L{layer}.soft_projected"][0].view(4, 8, -1)
     lengths = [len(caption) for caption in captions()]
-    assert [len(states) for states in states_of(found)] == lengths == [5, 8, 3, 6]
-    for states, expected, n in zip(states_of(found), reference, lengths, strict=True):
+    assert found.states is not None
+    assert [len(states) for states in found.states[0]] == lengths == [5, 8, 3, 6]
+    for states, expected, n in zip(found.states[0], reference, lengths, strict=True):
         torch.testing.assert_close(states, expected[:n], **TOLERANCE)
     tokens = found.tokens[0]
     for number, n in enumerate(lengths):
@@ -199,117 +198,90 @@ def test_soft_tokens_of_given_captions_are_read_at_their_positions(layer: int) -
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_written_captions_and_the_states_that_predict_them(layer: int) -> None:
-    """A row's end token has no state here; upstream keeps that one and those of the padding after it."""
-    model = build("cap", layer, "predicting")
-    found = model.compressor([video(model)])
+    found = compressed(build("cap", layer, "predicting"))
     expected_ids = written("gen.caption_ids_cap")
-    assert [ids.tolist() for ids in (found.ids or [])[0]] == [ids.tolist() for ids in expected_ids]
+    assert found.ids is not None and found.states is not None
+    assert [ids.tolist() for ids in found.ids[0]] == [ids.tolist() for ids in expected_ids]
     assert [len(ids) for ids in expected_ids] == [2, 12, 12, 5]
     reference = golden()[f"gen.cap.L{layer}.soft_tokens"][0].view(4, 12, -1)
-    for states, expected in zip(states_of(found), reference, strict=True):
+    for states, expected in zip(found.states[0], reference, strict=True):
         torch.testing.assert_close(states, expected[: len(states)], **TOLERANCE)
 
 
-def test_the_released_mode_is_at_for_given_and_predicting_for_written_captions() -> None:
+@pytest.mark.parametrize("layer", LAYERS)
+def test_released_written_captions_are_the_authors_padding_included(layer: int) -> None:
+    model, name = build("cap", layer, "released"), f"gen.cap.L{layer}"
+    found = compressed(model)
+    assert found.states is not None
+    states = [torch.cat(pair) for pair in zip(found.states[0][:4], found.states[0][4:], strict=True)]
+    torch.testing.assert_close(torch.cat(states)[None], golden()[f"{name}.soft_tokens"], **TOLERANCE)
+    assert [len(part) for part in found.states[0]] == [3, 12, 12, 6, 9, 0, 0, 6]  # two end with a token that is no pad
+    assert found.tokens[0].per_segment(4) == [12] * 4
+    given = model.inputs(batch(), found.tokens)
+    if f"{name}.inputs_embeds" in golden():
+        close(given.embeds, f"{name}.inputs_embeds")
+    check(model, given, name)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_released_given_captions_are_the_authors_but_for_states_of_padding(layer: int) -> None:
+    model, name = build("cap", layer, "released"), f"tf.cap.L{layer}"
+    given = inputs(model, captions=captions())
+    if f"{name}.inputs_embeds" in golden():
+        seen = visible(name)
+        torch.testing.assert_close(given.embeds[0, seen], golden()[f"{name}.inputs_embeds"][0, seen], **TOLERANCE)
+    check(model, given, name)
+
+
+def test_stored_states_of_the_released_way_give_the_same_tokens() -> None:
     model = build("cap", -3, "released")
-    read, chosen = states_of(given(model)), states_of(model.compressor([video(model)]))
-    for number, (states, n) in enumerate(zip(read, (5, 8, 3, 6), strict=True)):
-        expected = golden()["tf.cap.L-3.soft_tokens"][0].view(4, 8, -1)[number, :n]
-        torch.testing.assert_close(states, expected, **TOLERANCE)
-    reference = golden()["gen.cap.L-3.soft_tokens"][0].view(4, 12, -1)
-    for states, expected, seen in zip(chosen, reference, visible("gen.cap.L-3"), strict=True):
-        torch.testing.assert_close(states, expected[seen], **TOLERANCE)
-    assert [len(states) for states in chosen] == [
-        3,
-        12,
-        12,
-        6,
-    ]  # two captions end, both with a token that is no padding
+    for targets in ({}, {"captions": captions()}):
+        found = compressed(model, **targets)
+        assert found.states is not None
+        again = compressed(model, states=found.states[0]).tokens[0]
+        assert torch.equal(again.values, found.tokens[0].values) and again.padding is not None
+        assert torch.equal(again.padding, found.tokens[0].padding)
+        assert torch.equal(again.segment, found.tokens[0].segment)
 
 
-def visible(case: str) -> Tensor:
-    """Which of the 12 states of each caption upstream lets the backbone see [4,12]."""
-    mask = golden()[f"{case}.attention_mask"][0]
-    before = prompt().slots[0].position
-    return mask[before : before + 48].view(4, 12)
+def test_the_dual_form_of_given_captions_is_the_authors() -> None:
+    model, name = build("dual", 0, "released"), "tf.dual.L-1"
+    given, seen = inputs(model, captions=captions()), visible(name)
+    every8 = torch.arange(len(seen))[::8][seen[::8]]
+    torch.testing.assert_close(given.embeds[0, every8], golden()[f"{name}.inputs_embeds"][0, every8 // 8], **TOLERANCE)
+    check(model, given, name)
 
 
-def test_backbone_input_of_written_captions_is_what_upstream_lets_the_backbone_see() -> None:
-    spliced = splice(build("cap", -1, "released"))
-    mask = golden()["gen.cap.L-1.attention_mask"][0]
-    assert spliced.video.sum() == visible("gen.cap.L-1").sum() == 33
-    torch.testing.assert_close(spliced.embeds, golden()["gen.cap.L-1.inputs_embeds"][0, mask], **TOLERANCE)
-
-
-def test_dual_form_of_given_captions_holds_embeddings() -> None:
-    model = build("dual", layer=0)
-    found = given(model)
-    for states, expected in zip(states_of(found), golden()["tf.dual.L-1.soft_tokens"][0].view(4, 8, -1), strict=True):
-        torch.testing.assert_close(states, expected[: len(states)], **TOLERANCE)
-    mask = golden()["tf.dual.L-1.attention_mask"][0]
-    kept = torch.arange(len(mask))[mask]
-    every8 = kept % 8 == 0
-    spliced = splice(model, states_of(found))
-    assert len(spliced.embeds) == len(kept)
-    torch.testing.assert_close(
-        spliced.embeds[every8], golden()["tf.dual.L-1.inputs_embeds"][0, kept[every8] // 8], **TOLERANCE
-    )
-
-
-def test_dual_form_of_written_captions() -> None:
-    """Upstream's segments hold 3, 9, 9, 6 states: with the end token's, without the last of a caption at the limit."""
-    model = build("dual", 0, "released", most=10)
-    found = model.compressor([video(model)])
-    assert [i.tolist() for i in (found.ids or [])[0]] == [i.tolist() for i in written("gen.caption_ids_dual")]
-    reference = golden()["gen.dual.L-1.soft_tokens"][0].split([3, 9, 9, 6])
-    assert [len(states) for states in states_of(found)] == [3, 10, 10, 6]
-    for states, expected, same in zip(states_of(found), reference, (3, 9, 9, 6), strict=True):
-        torch.testing.assert_close(states[:same], expected[:same], **TOLERANCE)
-
-
-def test_backbone_input_of_given_captions() -> None:
-    """Equal at every position that upstream does not mask."""
-    model = build("cap")
-    spliced = splice(model, states_of(given(model)))
-    mask = golden()["tf.cap.L-1.attention_mask"][0]
-    torch.testing.assert_close(spliced.embeds, golden()["tf.cap.L-1.inputs_embeds"][0, mask], **TOLERANCE)
-    assert spliced.video.sum() == 22
-
-
-@pytest.mark.parametrize("case", ["tf.cap.L-1", "tf.cap.L-3", "gen.cap.L-1", "gen.cap.L-3"])
-def test_caption_logits_from_the_reference_states(case: str) -> None:
-    """Masked padding uses up positions upstream, so its logits are compared on its own padded states and mask."""
-    model = build("cap")
-    spliced = splice(model, list(golden()[f"{case}.soft_tokens"][0].chunk(4)))
-    if f"{case}.inputs_embeds" in golden():
-        close(spliced.embeds[None], f"{case}.inputs_embeds")
-    close(logits(model, spliced, golden()[f"{case}.attention_mask"]), f"{case}.logits_tail")
-
-
-@pytest.mark.parametrize(("case", "parts"), [("tf.dual.L-1", [8] * 4), ("gen.dual.L-1", [3, 9, 9, 6])])
-def test_dual_logits_from_the_reference_states(case: str, parts: list[int]) -> None:
-    model = build("dual", layer=0)
-    spliced = splice(model, list(golden()[f"{case}.soft_tokens"][0].split(parts)))
-    close(spliced.embeds[None], f"{case}.inputs_embeds", every=8)
-    close(logits(model, spliced, golden()[f"{case}.attention_mask"]), f"{case}.logits_tail")
+def test_the_dual_form_of_written_captions_is_the_authors() -> None:
+    model, name = build("dual", 0, "released", most=10), "gen.dual.L-1"
+    found = compressed(model)
+    assert found.ids is not None and found.states is not None
+    assert [ids.tolist() for ids in found.ids[0]] == [ids.tolist() for ids in written("gen.caption_ids_dual")]
+    assert [len(states) for states in found.states[0]] == [3, 9, 9, 6, 0, 0, 0, 0]
+    torch.testing.assert_close(torch.cat(found.states[0])[None], golden()[f"{name}.soft_tokens"], **TOLERANCE)
+    given = model.inputs(batch(), found.tokens)
+    close(given.embeds, f"{name}.inputs_embeds", every=8)
+    check(model, given, name)
 
 
 def test_pool_from_pixels_to_logits_and_loss() -> None:
-    model = build("pool")
-    spliced = splice(model)
-    close(spliced.embeds[None], "tf.pool.inputs_embeds", every=8)
-    close(logits(model, spliced), "tf.pool.logits_tail")
-    found = model(VideoBatch([encoded()], [torch.arange(16)], [prompt()], [(0,)]))
-    assert found.logits is not None and found.labels is not None
-    loss = torch.nn.functional.cross_entropy(found.logits, found.labels)
-    torch.testing.assert_close(loss, golden()["tf.pool.loss"], **TOLERANCE)
+    model, name = build("pool"), "tf.pool"
+    given = inputs(model)
+    close(given.embeds, f"{name}.inputs_embeds", every=8)
+    assert given.mask.all()
+    found = model.backbone.text_model(**given.arguments).last_hidden_state
+    close(model.backbone.lm_head(found[:, -8:]), f"{name}.logits_tail")
+    output = model(batch())
+    loss = torch.nn.functional.cross_entropy(output.logits, output.labels)
+    torch.testing.assert_close(loss, golden()[f"{name}.loss"], **TOLERANCE)
 
 
-@pytest.mark.parametrize(("kind", "parts"), [("pool", None), ("dual", [3, 9, 9, 6])])
-def test_the_backbone_writes_the_same_answer(kind: str, parts: list[int] | None) -> None:
-    model = build(kind, *([0] if kind == "dual" else []))
-    states = None if parts is None else list(golden()["gen.dual.L-1.soft_tokens"][0].split(parts))
-    embeds = splice(model, states).embeds[None]
-    mask = torch.ones(embeds.shape[:2]).long()
-    found = greedy(model.backbone.language_model, embeds, mask, end=[-1], max_tokens=6, layer=-1)
-    assert found.ids[0].tolist() == golden()[f"generate.{kind}.ids"][0, -6:].tolist()
+@pytest.mark.parametrize("kind", ["pool", "cap", "dual"])
+def test_the_backbone_writes_the_authors_reply(kind: Branch) -> None:
+    """The padding of captions is attended to from the second new token on, as in the released code."""
+    settings = {"pool": {}, "cap": {"layer": -1}, "dual": {"layer": 0, "most": 10}}[kind]
+    model = build(kind, **({"soft_token": "released", **settings} if settings else {}))
+    asked = Prompt(prompt().ids, slots=prompt().slots)
+    reading = read_prompt(model.backbone, asked, compressed(model).tokens, None, [16])
+    expected = golden()[f"generate.{kind}.ids"][0, -6:].tolist()
+    assert Continuation(reading).generate(max_new_tokens=6, eos_token_id=[], pad_token_id=0)[0].tolist() == expected

@@ -204,7 +204,8 @@ def test_a_chunk_that_is_kept_whole_keeps_no_question() -> None:
         found[bool(defects)] = lengths
     assert whole > 0
     assert all(
-        with_question >= without + whole * QUESTION - 2 for with_question, without in zip(found[1], found[0], strict=True)
+        with_question >= without + whole * QUESTION - 2
+        for with_question, without in zip(found[1], found[0], strict=True)
     )
     assert max(found[0]) <= TEXT + 12 * FRAME + QUESTION
 

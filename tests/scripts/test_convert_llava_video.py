@@ -15,8 +15,10 @@ from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, Llav
 
 from langdc import language_models, tiny
 from langdc.backbones import backbones
-from langdc.backbones.llava_next import pinpoints, trained_as, vision_sizes
-from scripts.convert_llava_video import REPORT, TEMPLATE, load_tokenizer, main
+from langdc.convert.commands import REPORT
+from langdc.convert.llava_next import image_sizes, trained_as, vision_sizes
+from langdc.convert.llava_video import TEMPLATE, load_tokenizer
+from scripts.convert_llava_video import main
 from tests import stock
 
 SOURCE = tiny.folder("llava_video")
@@ -220,10 +222,10 @@ def broken(place: Path, change, **settings: Any) -> int:
     ("change", "said"),
     [
         (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
-         "1 missing (new name): language_model.model.layers.1.mlp.up_proj.weight"),
+         "1 missing: language_model.model.layers.1.mlp.up_proj.weight"),
         (lambda t: t.pop(f"{TOWER}vision_model.post_layernorm.bias"),
-         "1 missing (new name): vision_tower.vision_model.post_layernorm.bias"),
-        (lambda t: t.pop("model.image_newline"), "1 missing (new name): image_newline"),
+         "1 missing: vision_tower.vision_model.post_layernorm.bias"),
+        (lambda t: t.pop("model.image_newline"), "1 missing: image_newline"),
         (lambda t: t.update({"model.layers.7.mlp.up_proj.weight": torch.ones(1)}),
          "1 unknown: model.layers.7.mlp.up_proj.weight"),
         (lambda t: t.update({"model.vision_resampler.query": torch.ones(1)}),
@@ -282,9 +284,9 @@ def test_an_interrupted_conversion_leaves_no_directory(tmp_path: Path, monkeypat
     original = save_original(tmp_path / "original", original_tensors())
     vision = save_siglip(tmp_path / "siglip", original_tensors())
     words = (original, tmp_path / "new", "--vision", vision)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("scripts.convert_llava_video.save_file", _interrupted)
-        run(*words)
+    with monkeypatch.context() as patched:
+        patched.setattr("langdc.convert.llava_video.save_file", _interrupted)
+        assert run(*words) == 130
     assert not (tmp_path / "new").exists()
     assert run(*words) == 0
     assert not (tmp_path / "new.partial").exists()
@@ -303,10 +305,10 @@ def test_the_published_encoder_needs_no_directory() -> None:
 
 
 def test_pinpoints_are_written_out() -> None:
-    assert pinpoints([[384, 768]], 384) == [[384, 768]]
-    assert pinpoints("(1x1),...,(6x6)", 384) == LlavaOnevisionConfig().image_grid_pinpoints
+    assert image_sizes([[384, 768]], 384) == [[384, 768]]
+    assert image_sizes("(1x1),...,(6x6)", 384) == LlavaOnevisionConfig().image_grid_pinpoints
     with pytest.raises(ValueError, match="it is a list of sizes"):
-        pinpoints(None, 384)
+        image_sizes(None, 384)
 
 
 def test_the_backbone_that_the_model_was_trained_as_is_told() -> None:

@@ -217,6 +217,6 @@ def test_a_checkpoint_without_its_encoder_needs_the_encoders_weights(tmp_path: P
     (vision / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": VISION}))
     assert main([str(original), str(tmp_path / "new"), "--vision", str(vision)]) == 2
     said = capsys.readouterr().err
-    assert "missing (new name): vision_tower.vision_model.embeddings.patch_embedding.bias" in said
+    assert "missing: vision_tower.vision_model.embeddings.patch_embedding.bias" in said
     assert "is taken from --language DIR or --vision DIR" in said
     assert not (tmp_path / "new").exists() and not (tmp_path / "new.partial").exists()

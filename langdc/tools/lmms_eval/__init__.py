@@ -4,7 +4,7 @@ from typing import Any
 
 
 def manifest() -> Any:
-    """What lmms-eval is told through the entry point `lmms_eval.models`; only lmms-eval calls this."""
+    """The entry point `lmms_eval.models`; only lmms-eval calls this."""
     from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]  # not a dependency
 
     return ModelManifest(model_id="langdc", simple_class_path="langdc.tools.lmms_eval.model.LangDCModel")

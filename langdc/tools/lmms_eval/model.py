@@ -1,4 +1,4 @@
-"""The model class that lmms-eval makes and asks; the only module that needs lmms-eval."""
+"""The model class of lmms-eval; the only module that needs lmms-eval."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +24,11 @@ class LangDCModel(lmms):
 
     `pretrained`: a checkpoint directory, ours or a stock model's. `compressor`, `kv`, `backbone`: names. `keep`,
     `tokens` and all other settings are the compressor's; `kv.keep`, `backbone.frames` and so on those of the other
-    two. All of them are in the key of lmms-eval's cache; what lies in the directory is not, so take another one for
-    other weights.
+    two. All of them are in the key of lmms-eval's cache; the weights in the directory are not, so use another directory
+    for other weights.
 
     A request that cannot be answered, such as one about a damaged video, gets an empty reply, which counts as wrong and
-    is not cached; the log names each and ends with their number. lmms-eval keeps no reply of a run that is broken off.
+    is not cached; the log names each and ends with their number. lmms-eval keeps no reply of an interrupted run.
     """
 
     is_simple = True  # gets a text and visuals, not chat messages
@@ -91,7 +91,7 @@ class LangDCModel(lmms):
         raise NotImplementedError(_only_generates("generate_until_multi_round"))
 
     def clean(self) -> None:
-        """Give the memory back once all requests are answered: a task may load a judge next."""
+        """Free the memory once all requests are answered: a task may load a judge next."""
         self._open = {}
         if hasattr(self, "lm"):
             del self.lm
@@ -99,7 +99,7 @@ class LangDCModel(lmms):
 
 
 def _listed(visuals: Any) -> list[Any]:
-    """What a task shows, as a list: tasks without visuals give None, some give a single one."""
+    """A task's visuals as a list; tasks without any give None, some give a single one."""
     if visuals is None:
         return []
     return list(visuals) if isinstance(visuals, list | tuple) else [visuals]
@@ -110,7 +110,7 @@ def _file(visual: Any, place: Path) -> str:
     if isinstance(visual, str | Path):
         return str(visual)
     if not isinstance(visual, Image.Image):
-        raise ValueError(f"A visual is a {type(visual).__name__}; this model looks at video files and pictures.")
+        raise ValueError(f"A visual is a {type(visual).__name__}; this model reads video files and pictures.")
     visual.convert("RGB").save(place)
     return str(place)
 

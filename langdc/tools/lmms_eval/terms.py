@@ -1,4 +1,4 @@
-"""What lmms-eval asks for, in our terms: model arguments, messages, generation settings."""
+"""From lmms-eval's model arguments, questions and generation settings to those of this package."""
 
 import re
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from typing import Any
 import yaml
 
 from langdc.backbones.chat import conversation
-from langdc.tools.compare import resolved
+from langdc.tools.compare import member_of
 
-MARK = re.compile(r"<image>|<video>")
-"""Where some tasks say that a visual belongs."""
-DEFAULT_NEW_TOKENS = 1024  # what most models of lmms-eval allow where a task says nothing
-PASSED_ON = ("num_beams", "repetition_penalty")
-SAMPLING = ("temperature", "top_p", "top_k")
+_MARK = re.compile(r"<image>|<video>")
+"""Marks of some tasks for the place of a visual in the text."""
+_DEFAULT_NEW_TOKENS = 1024  # what most models of lmms-eval allow where a task says nothing
+_PASSED_ON = ("num_beams", "repetition_penalty")
+_SAMPLING = ("temperature", "top_p", "top_k")
 
 
 def chosen(
@@ -21,8 +21,9 @@ def chosen(
 ) -> dict[str, dict[str, Any]]:
     """Keywords of `VideoLM.from_pretrained` for model arguments.
 
-    `settings` are the others: plain names set the compressor, `kv.NAME` what thins out the cache, `backbone.NAME` the
-    backbone of a stock model. Lists and the like are written as YAML or JSON. ValueError for a setting of nothing.
+    `settings`: all other arguments. Plain names are settings of the compressor, `kv.NAME` of the KV compressor,
+    `backbone.NAME` of a stock model's backbone; lists are written as YAML or JSON. ValueError for a setting of a member
+    that is not named.
     """
     read = {name: yaml.safe_load(v) if isinstance(v, str) else v for name, v in settings.items()}
     plain = {name: value for name, value in read.items() if "." not in name}
@@ -38,7 +39,7 @@ def chosen(
         raise ValueError(f"The model arguments {', '.join(plain)} set a compressor, and none is named: compressor=NAME")
     if of["kv"] and kv is None:
         raise ValueError(f"The model arguments kv.{', kv.'.join(of['kv'])} need to know of what: add kv=NAME")
-    found = {} if compressor is None else resolved(compressor, plain)
+    found = {} if compressor is None else member_of(compressor, plain)
     if kv is not None:
         if "kv" in found:
             raise ValueError(f"compressor={compressor} works in the cache already; leave out kv={kv}.")
@@ -49,11 +50,11 @@ def chosen(
 
 
 def messages(text: str, visuals: int) -> list[dict]:
-    """A question about visuals: where the text marks one place for each, there; else before it, on a line of their own.
+    """The messages of a question: visuals at the marks in its text if there is one for each, else before the text.
 
-    With one video or none these are the messages of `VideoLM.ask`, so a task puts its questions as our own loop does.
+    With one video or none these are the messages of `VideoLM.ask`.
     """
-    pieces = MARK.split(text)
+    pieces = _MARK.split(text)
     if visuals and len(pieces) == visuals + 1:
         content = [{"type": "text", "text": pieces[0]}]
         for piece in pieces[1:]:
@@ -65,22 +66,22 @@ def messages(text: str, visuals: int) -> list[dict]:
 
 
 def generation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of transformers' `generate` for a task's generation settings; those for other models are left out.
+    """Options of transformers' `generate` for a task's generation settings; those of other models are left out.
 
-    Sampled where a temperature above 0 is given, or sampling without any temperature; greedy otherwise.
+    Replies are sampled if the temperature is above 0, or if sampling is asked for without a temperature; else greedy.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    new = given.get("max_new_tokens", given.get("max_gen_toks", DEFAULT_NEW_TOKENS))
+    new = given.get("max_new_tokens", given.get("max_gen_toks", _DEFAULT_NEW_TOKENS))
     sample = given["temperature"] > 0 if "temperature" in given else bool(given.get("do_sample", False))
-    passed = [*PASSED_ON, *(SAMPLING if sample else ())]
+    passed = [*_PASSED_ON, *(_SAMPLING if sample else ())]
     return {"max_new_tokens": new, "do_sample": sample, **{name: given[name] for name in passed if name in given}}
 
 
 def cut(text: str, until: str | list[str] | None) -> str:
-    """A reply up to the first of the strings that end one.
+    """A reply up to the first of the `until` strings.
 
-    Cut from the finished text and not while writing: many tasks end replies at a blank line, and a model that begins
-    with one would have said nothing.
+    The finished text is cut, generation does not stop there: many tasks end replies at a blank line, and a reply that
+    begins with one would be empty.
     """
     for end in [until] if isinstance(until, str) else until or []:
         if end:

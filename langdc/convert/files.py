@@ -1,6 +1,5 @@
 """Reading published tensors without running anything that a file may hold."""
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-INDEX_SUFFIX = ".index.json"
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-SPREAD = "module."
+from langdc import sources
+
+_INDEX_SUFFIX = ".index.json"
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_SPREAD = "module."
 """What training on several devices puts before every name."""
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -22,10 +23,7 @@ def read_json(file: Path, purpose: str) -> dict[str, Any]:
     """A JSON file as a mapping; ValueError if it is absent or damaged. `purpose` ends the sentence "... is needed"."""
     if not file.is_file():
         raise ValueError(f"There is no {file}, which is needed {purpose}. Give the whole published directory.")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}). Copy it again.") from None
+    found = sources.read_json(file)
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds a {type(found).__name__}, not an object of settings. Copy it again.")
     return found
@@ -70,15 +68,15 @@ def _named_tensors(found: Any, file: Path) -> dict[str, Tensor]:
     others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(f"{file} holds more than tensors: {', '.join(others[:8])}. Save the weights alone.")
-    if all(name.startswith(SPREAD) for name in found):
-        return {name.removeprefix(SPREAD): tensor for name, tensor in found.items()}
+    if all(name.startswith(_SPREAD) for name in found):
+        return {name.removeprefix(_SPREAD): tensor for name, tensor in found.items()}
     return found
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a Hugging Face directory's weights: safetensors, else the older .bin; [] if none."""
-    for pattern in WEIGHTS:
-        files = sorted(file for file in folder.glob(pattern) if not file.name.endswith(INDEX_SUFFIX))
+    for pattern in _WEIGHTS:
+        files = sorted(file for file in folder.glob(pattern) if not file.name.endswith(_INDEX_SUFFIX))
         if files:
             return files
     return []
@@ -92,7 +90,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in files:
         found |= read_tensors(file)
-    for index in folder.glob(f"*{INDEX_SUFFIX}"):
+    for index in folder.glob(f"*{_INDEX_SUFFIX}"):
         listed = read_json(index, "to know which files belong together").get("weight_map", {})
         lacking = sorted({str(file) for name, file in listed.items() if name not in found})
         if lacking and index.name.split(".")[1] == files[0].name.split(".")[1]:

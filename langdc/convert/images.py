@@ -1,7 +1,6 @@
 """CLIP's vision half, as published alone or with its text half, to a directory that `ImageEncoder` loads."""
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel
 
-from langdc.conversion.names import NameReport, check_complete
+from langdc.convert.names import NameReport, check_complete
 
-VISION = "vision_model."
-ALONE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+_VISION = "vision_model."
+_ALONE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
 """How names of a vision half alone begin, as transformers writes them since its version 5."""
-DROPPED = (
+_DROPPED = (
     (r"(text_model|text_projection)\.|logit_scale$", "CLIP's text half is not used"),
     (r"visual_projection\.", "CLIP's projection to the text half is not used"),
     (r".*\.position_ids$", "position numbers are computed"),
@@ -35,39 +34,29 @@ def vision_config(folder: Path) -> CLIPVisionConfig:
     return config
 
 
-def plan(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], NameReport]:
-    """The vision half's tensors by the names that CLIP gives them, and what became of all others."""
-    report, taken = NameReport(), {}
-    for name, tensor in published.items():
-        reason = next((reason for pattern, reason in DROPPED if re.match(pattern, name)), None)
-        if reason is not None:
-            report.dropped[name] = reason
-        elif name.startswith((VISION, *ALONE)):
-            full = VISION + name.removeprefix(VISION)
-            taken[full], report.taken[full] = tensor, name
-        else:
-            report.unknown.append(name)
-    return taken, report
-
-
 def convert(
     published: Mapping[str, Tensor], config: CLIPVisionConfig, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], NameReport]:
     """The vision half's tensors; ValueError names all that are missing, unknown or misshapen."""
-    taken, report = plan(published)
+    report = NameReport.of(published, _DROPPED, _renamed)
+    taken = {new: published[old] for new, old in report.taken.items()}
     with torch.device("meta"):
         states = CLIPVisionModel(config).state_dict()
-    expected = {VISION + name.removeprefix(VISION): tuple(tensor.shape) for name, tensor in states.items()}
+    expected = {_VISION + name.removeprefix(_VISION): tuple(tensor.shape) for name, tensor in states.items()}
     expected = {name: shape for name, shape in expected.items() if not name.endswith("position_ids")}
     check_complete("the image encoder", taken, expected, report.unknown)
     return {name: tensor.to(dtype) for name, tensor in taken.items()}, report
+
+
+def _renamed(name: str) -> str | None:
+    return _VISION + name.removeprefix(_VISION) if name.startswith((_VISION, *_ALONE)) else None
 
 
 def loaded_name(name: str) -> str:
     """What the loaded model calls a tensor of a published directory."""
     with torch.device("meta"):
         nested = hasattr(CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=1)), "vision_model")
-    return name if nested else name.removeprefix(VISION)
+    return name if nested else name.removeprefix(_VISION)
 
 
 def write(folder: Path, config: CLIPVisionConfig, tensors: Mapping[str, Tensor], source: Path) -> None:

@@ -1,4 +1,4 @@
-"""python scripts/package_sample.py runs/sample/langdc/stage3
+"""python -m examples.sample_world.package_langdc runs/sample/langdc/stage3
 
 Packs a trained sample model as the checkpoint that ships (`sample:langdc`): its tensors in half precision, its settings
 and training record.

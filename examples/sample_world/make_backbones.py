@@ -1,4 +1,4 @@
-"""python data_prep/sample_backbones.py --out langdc/sample/weights
+"""python -m examples.sample_world.make_backbones --out langdc/sample/weights
 
 Makes the sample backbones again from a seed: a small Qwen2 language model, the untrained one that the captioner
 starts from, a tiny CLIP vision model and a tiny InternVideo2, each with a card that says how it was made and what it
@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
+from examples.sample_world import pretrain_encoders, pretrain_language
 from langdc.encoders.base import Encoder
 from langdc.encoders.image import CLIP_MEAN, CLIP_STD, ImageEncoder
 from langdc.encoders.video import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
-from langdc.sample import pretrain_encoders, pretrain_language
 from langdc.sample.scenes import FRAMES_PER_SEGMENT, SIZE
 from langdc.sample.tokenizer import build_tokenizer
 
@@ -154,7 +154,7 @@ ENCODER_TEXT = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the parts that were asked for."""
     parser = argparse.ArgumentParser(
-        prog="data_prep/sample_backbones.py", description=(__doc__ or "").partition("\n")[2].strip()
+        prog="examples.sample_world.make_backbones", description=(__doc__ or "").partition("\n")[2].strip()
     )
     parser.add_argument("--out", type=Path, default=Path("langdc/sample/weights"))
     parser.add_argument("--only", choices=PARTS, help="make one part alone")

@@ -1,12 +1,11 @@
-"""The layout that LLaVA-NeXT writes checkpoints in, and what its tensors and settings are called in LLaVA-OneVision.
+"""LLaVA-NeXT's checkpoint layout, and the names of its tensors and settings in LLaVA-OneVision of transformers.
 
 A checkpoint may leave out its language model or its encoder, which then come from the directory of that part.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,29 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from langdc.convert.files import read_json
+from langdc.convert.names import SHOWN, NameReport, check_complete
+
 INDEX = "model.safetensors.index.json"
-SHOWN = 8
-SO400M = {
+_SO400M = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
     "image_size": 384, "patch_size": 14,
 }  # fmt: skip
 """Sizes of siglip-so400m-patch14-384, which a checkpoint names but does not state."""
-TOWER = r"model\.vision_tower\.vision_tower\.vision_model\."
+_TOWER = r"model\.vision_tower\.vision_tower\.vision_model\."
 # From names of a checkpoint, as its parts would have them within it, to those of the published OneVision directories.
-RENAMED = (
-    (TOWER, "vision_tower.vision_model."),
+_RENAMED = (
+    (_TOWER, "vision_tower.vision_model."),
     (r"model\.mm_projector\.0\.", "multi_modal_projector.linear_1."),
     (r"model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
     (r"model\.image_newline$", "image_newline"),
     (r"model\.(?=(layers|embed_tokens|norm)\.)", "language_model.model."),
     (r"lm_head\.", "language_model.lm_head."),
 )
-DROPPED = (
+_DROPPED = (
     (r".*\.inv_freq$", "rotary frequencies are computed"),
     (r".*\.position_ids$", "position numbers are computed"),
-    (TOWER + "head.", "the encoder's pooling head is not used"),
+    (_TOWER + "head.", "the encoder's pooling head is not used"),
     (r"(text_model\.|logit_scale$|logit_bias$)", "SigLIP's text half is not used"),
 )
 
@@ -52,25 +53,24 @@ class Stored:
     file: Path
     name: str
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Read from the head of the file."""
+        with safe_open(self.file, "pt") as opened:
+            return tuple(opened.get_slice(self.name).get_shape())
 
-@dataclass
-class Plan:
-    """What becomes of every tensor: `taken` by new name, `dropped` with the reason, and those nobody knows."""
-
-    taken: dict[str, Stored] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
+    def read(self) -> torch.Tensor:
+        """The tensor itself."""
+        with safe_open(self.file, "pt") as opened:
+            return opened.get_tensor(self.name)
 
 
 # ---- settings
 
 
-def read_json(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a directory; ValueError if there is none."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} holds no config.json; give a checkpoint directory (nothing is downloaded).")
-    return json.loads(file.read_text())
+    return read_json(folder / "config.json", "to know the model's sizes")
 
 
 def check_layout(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ def stock_config(
         vision_config=seen,
         image_token_index=image,
         video_token_index=video,
-        image_grid_pinpoints=pinpoints(settings.get("image_grid_pinpoints"), seen["image_size"]),
+        image_grid_pinpoints=image_sizes(settings.get("image_grid_pinpoints"), seen["image_size"]),
         vision_aspect_ratio=settings["image_aspect_ratio"],
         tie_word_embeddings=bool(settings.get("tie_word_embeddings", False)),
         architectures=["LlavaOnevisionForConditionalGeneration"],
@@ -124,10 +124,10 @@ def vision_sizes(settings: Mapping[str, Any], vision: Path | None) -> dict[str, 
     """SigLIP's settings as LLaVA uses it: without head and last layer, whatever mm_vision_select_layer says."""
     name = str(settings.get("mm_vision_tower"))
     if vision is not None:
-        stated = read_json(vision)
+        stated = read_config(vision)
         sizes = SiglipVisionConfig(**stated.get("vision_config", stated)).to_dict()
     elif name.rstrip("/").endswith("siglip-so400m-patch14-384"):
-        sizes = SO400M
+        sizes = _SO400M
     else:
         raise ValueError(f"The sizes of the encoder {name!r} are not known here; give its directory: --vision DIR.")
     kept = {key: value for key, value in sizes.items() if key not in ("architectures", "torch_dtype", "dtype")}
@@ -139,7 +139,7 @@ def vision_sizes(settings: Mapping[str, Any], vision: Path | None) -> dict[str, 
     }
 
 
-def pinpoints(given: Any, side: int) -> list[list[int]]:
+def image_sizes(given: Any, side: int) -> list[list[int]]:
     """Sizes that images are cut from, as a list; "(1x1),...,(6x6)" counts them in tiles of `side` pixels."""
     if isinstance(given, list) and given:
         return given
@@ -153,27 +153,26 @@ def pinpoints(given: Any, side: int) -> list[list[int]]:
 # ---- names
 
 
-def tensors_in(folder: Path) -> dict[str, Path]:
-    """The file of every tensor in a directory, read off the files themselves; ValueError if some are absent."""
+def _tensors_in(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a directory by name, from the heads of the files; ValueError if some are absent."""
     files = sorted(folder.glob("*.safetensors"))
     if not files and any(folder.glob("*.bin")):
         raise ValueError(
             f"{folder} holds pickled weights only, which can run code when they are loaded. Save them as safetensors "
             "where you trust them, then convert."
         )
-    found: dict[str, Path] = {}
+    found: dict[str, Stored] = {}
     for file in files:
-        names = _names_in(file)
-        twice = [name for name in names if name in found]
-        if twice:
-            raise ValueError(f"{twice[0]} is in {found[twice[0]].name} and in {file.name}; remove the stale file.")
-        found |= dict.fromkeys(names, file)
+        for name in _names_in(file):
+            if name in found:
+                raise ValueError(f"{name} is in {found[name].file.name} and in {file.name}; remove the stale file.")
+            found[name] = Stored(file, name)
     if (folder / INDEX).is_file():
-        listed = json.loads((folder / INDEX).read_text())["weight_map"]
+        listed = read_json(folder / INDEX, "to know which files belong together")["weight_map"]
         lacking = sorted({listed[name] for name in listed.keys() - found.keys()})
         if lacking:
-            files_named = ", ".join(lacking[:SHOWN])
-            raise ValueError(f"{folder} is not complete: tensors of {files_named} are not there. Copy it again.")
+            named = ", ".join(lacking[:SHOWN])
+            raise ValueError(f"{folder} is not complete: tensors of {named} are not there. Copy it again.")
     return found
 
 
@@ -181,46 +180,53 @@ def _names_in(file: Path) -> list[str]:
     try:
         with safe_open(file, "pt") as opened:
             return list(opened.keys())
-    except SafetensorError as error:  # a download that broke off, or a pointer in place of the file
+    except SafetensorError as error:  # an interrupted download, or a git-lfs pointer in place of the file
         raise ValueError(f"{file} is no whole safetensors file ({error}). Copy it again.") from error
 
 
-def plan_names(checkpoint: Path, language: Path | None, vision: Path | None, config: LlavaOnevisionConfig) -> Plan:
-    """Where each new tensor comes from; a part that the checkpoint holds nothing of comes from its own directory."""
-    found = {name: Stored(file, name) for name, file in tensors_in(checkpoint).items()}
-    if vision is not None and not any(re.match(TOWER, name) for name in found):
-        found |= {_within(name): Stored(file, name) for name, file in tensors_in(vision).items()}
+def published_tensors(checkpoint: Path, language: Path | None, vision: Path | None) -> dict[str, Stored]:
+    """All published tensors by their name in the checkpoint.
+
+    A part that the checkpoint holds no tensor of is read from the directory of that part.
+    """
+    found = _tensors_in(checkpoint)
+    if vision is not None and not any(re.match(_TOWER, name) for name in found):
+        found |= {_within(name): stored for name, stored in _tensors_in(vision).items()}
     if language is not None and not any(name.startswith("model.layers.") for name in found):
-        found = {name: Stored(file, name) for name, file in tensors_in(language).items()} | found
-    assert config.text_config is not None and config.vision_config is not None  # filled in by the class
-    plan = Plan()
-    for name, stored in sorted(found.items()):
-        reason = _reason_to_drop(name, config)
-        renamed = next((re.sub("^" + old, new, name) for old, new in RENAMED if re.match(old, name)), None)
-        if reason is not None:
-            plan.dropped[name] = reason
-        elif renamed is None:
-            plan.unknown.append(name)
-        else:
-            plan.taken[renamed] = stored
-    return plan
+        found = _tensors_in(language) | found
+    return found
 
 
 def _within(name: str) -> str:
-    """What a tensor of a SigLIP directory is called within a checkpoint."""
+    """The name of a tensor of a SigLIP directory within a checkpoint."""
     return f"model.vision_tower.vision_tower.{name}" if name.startswith("vision_model.") else name
 
 
-def _reason_to_drop(name: str, config: Any) -> str | None:
-    layer = re.match(TOWER + r"encoder\.layers\.(\d+)\.", name)
+def sort_names(found: Mapping[str, Stored], config: LlavaOnevisionConfig) -> NameReport:
+    """New names of the published tensors, which are the stock model's exactly; else ValueError names what is wrong."""
+    left_out = {name: why for name in found if (why := _left_out(name, config)) is not None}
+    report = NameReport.of(sorted(found), _DROPPED, _renamed, left_out)
+    expected = _expected_shapes(config)
+    taken = {new: found[old] for new, old in report.taken.items() if new in expected}
+    unknown = report.unknown + [old for new, old in report.taken.items() if new not in expected]
+    advice = "A part that the checkpoint does not hold is taken from --language DIR or --vision DIR."
+    check_complete("the model", taken, expected, unknown, advice, report.taken)
+    return report
+
+
+def _renamed(name: str) -> str | None:
+    return next((re.sub("^" + old, new, name) for old, new in _RENAMED if re.match(old, name)), None)
+
+
+def _left_out(name: str, config: Any) -> str | None:
+    """Why a tensor is dropped for this model's sizes, None if it is not."""
+    layer = re.match(_TOWER + r"encoder\.layers\.(\d+)\.", name)
     if layer and int(layer[1]) >= config.vision_config.num_hidden_layers:
         return "LLaVA leaves out the encoder's last layer"
-    if name == "lm_head.weight" and config.tie_word_embeddings:
-        return "the head is tied to the embeddings"
-    return next((reason for pattern, reason in DROPPED if re.match(pattern, name)), None)
+    return "the head is tied to the embeddings" if name == "lm_head.weight" and config.tie_word_embeddings else None
 
 
-def expected_shapes(config: LlavaOnevisionConfig) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(config: LlavaOnevisionConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of the stock model by its name in published directories; nothing is allocated."""
     with torch.device("meta"):
         model = LlavaOnevisionForConditionalGeneration(config)
@@ -235,29 +241,3 @@ def _published(name: str) -> str:
     name = re.sub(r"^language_model\.", "language_model.model.", name)
     name = re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
     return re.sub(r"^lm_head\.", "language_model.lm_head.", name)
-
-
-def check_plan(plan: Plan, config: LlavaOnevisionConfig) -> None:
-    """Raise ValueError unless the plan covers the stock model exactly, shapes included."""
-    expected = expected_shapes(config)
-    unknown = plan.unknown + [plan.taken[name].name for name in plan.taken.keys() - expected.keys()]
-    misshapen = []
-    for name in sorted(plan.taken.keys() & expected.keys()):
-        shape = shape_of(plan.taken[name])
-        if shape != expected[name]:
-            misshapen.append(f"{plan.taken[name].name}: {shape}, the settings say {expected[name]}")
-    troubles = {
-        "missing (new name)": sorted(expected.keys() - plan.taken.keys()),
-        "unknown": sorted(unknown),
-        "of another shape": misshapen,
-    }
-    lines = [f"{len(names)} {what}: {'; '.join(names[:SHOWN])}" for what, names in troubles.items() if names]
-    if lines:
-        advice = "A part that the checkpoint does not hold is taken from --language DIR or --vision DIR."
-        raise ValueError("The tensors do not make up the model:\n  " + "\n  ".join(lines) + f"\n{advice}")
-
-
-def shape_of(stored: Stored) -> tuple[int, ...]:
-    """The shape of a tensor, read off its file's head."""
-    with safe_open(stored.file, "pt") as opened:
-        return tuple(opened.get_slice(stored.name).get_shape())

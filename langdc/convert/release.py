@@ -1,4 +1,4 @@
-"""The layout that VideoGPT+ and LangDC publish: what lies where, and what their tensors are called.
+"""The layout in which VideoGPT+ and LangDC are published: its files, and the names of its tensors.
 
 A release is a directory with config.json and non_lora_trainables.bin beside an adapter of the language model, or with
 all weights in one. The parts it is built on lie elsewhere: its files name them, relative to themselves or to the
@@ -14,19 +14,18 @@ from typing import Any
 
 from torch import Tensor
 
-from langdc.conversion.files import read_folder, read_json, read_tensors, weight_files
-from langdc.conversion.language import adapter_files
+from langdc.convert.files import read_folder, read_json, read_tensors, weight_files
+from langdc.convert.language import adapter_files
 
 EXTRA = "non_lora_trainables.bin"
 PROJECTORS = "mm_projector.bin"
-SHOWN = 8
-TRAINER = re.compile(r"base_model\.model\.|model\.(?=model\.)")
+_TRAINER = re.compile(r"base_model\.model\.|model\.(?=model\.)")
 """What trainers put before names."""
-PROJECTOR = re.compile(
+_PROJECTOR = re.compile(
     r"(?:model\.)?((?:cap_)?(?:image_)?mm_projector\.\d*\.?(?:weight|bias)$"
     r"|llm_projector\.(?:\d+\.)?(?:weight|bias)$)"
 )
-GROUPS = {
+_GROUPS = {
     "captioner": "model.cap_light_llm.",
     "video": "model.vision_tower.",
     "image": "model.image_vision_tower.vision_tower.",
@@ -78,16 +77,16 @@ def _below(folder: Path, model_type: str) -> Path:
 
 def by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Sort tensors into "projectors", the groups, and "language"; the prefixes of trainers are taken off."""
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in ("projectors", "language", *GROUPS)}
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in ("projectors", "language", *_GROUPS)}
     for name, tensor in tensors.items():
-        trainer = TRAINER.match(name)
+        trainer = _TRAINER.match(name)
         plain = name if trainer is None else name[trainer.end() :]
-        projector = PROJECTOR.match(plain)
-        part = next((part for part, prefix in GROUPS.items() if plain.startswith(prefix)), "language")
+        projector = _PROJECTOR.match(plain)
+        part = next((part for part, prefix in _GROUPS.items() if plain.startswith(prefix)), "language")
         if projector:
             parts["projectors"][projector[1]] = tensor
         else:
-            parts[part][plain.removeprefix(GROUPS.get(part, ""))] = tensor
+            parts[part][plain.removeprefix(_GROUPS.get(part, ""))] = tensor
     return parts
 
 

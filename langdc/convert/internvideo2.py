@@ -1,11 +1,13 @@
-"""InternVideo2-stage2 as published, one pickled training state, to a directory that `VideoEncoder` loads.
+"""The published training state of InternVideo2-stage2, a pickle, as a directory that `VideoEncoder` loads.
 
-The sizes are read off the tensors, but for the number of heads, which no shape tells.
+The file is read with `weights_only`. Sizes come from the tensors' shapes, except the number of heads, which no shape
+shows. Every tensor is accounted for in conversion.json; one that is missing, unknown or of another shape stops the
+conversion.
 """
 
+import argparse
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from langdc.conversion.files import read_json, read_tensors
-from langdc.conversion.names import NameReport, check_complete
+from langdc import jsonl
+from langdc.convert.commands import DTYPES, REPORT, add_verify_option, check_saved, open_output, value_hash
+from langdc.convert.files import read_json, read_tensors
+from langdc.convert.names import NameReport, check_complete
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
+from langdc.log import screen
 
-PREFIX = "vision_encoder."
-HEADS = {1408: 16, 3200: 25}
+_PREFIX = "vision_encoder."
+_HEADS = {1408: 16, 3200: 25}
 """Heads of the published sizes by width: 1B and 6B."""
-DROPPED = (
+_DROPPED = (
     (r"vision_encoder\.(clip_decoder|final_clip_decoder|clip_projector)\.", "heads of the pre-training are not used"),
     (r"vision_encoder\.clip_(img_)?pos_embed$", "heads of the pre-training are not used"),
     (r"(vision_proj|text_proj|itm_head|mlm_head|text_encoder)\.", "the half that reads text is not used"),
@@ -28,25 +33,36 @@ DROPPED = (
 )
 
 
-def plan(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], NameReport]:
-    """The encoder's tensors under this project's names, and what became of all others."""
-    report, taken = NameReport(), {}
-    for name, tensor in published.items():
-        reason = next((reason for pattern, reason in DROPPED if re.match(pattern, name)), None)
-        if reason is not None:
-            report.dropped[name] = reason
-        elif name.startswith(PREFIX):
-            taken[name.removeprefix(PREFIX)] = tensor
-            report.taken[name.removeprefix(PREFIX)] = name
-        else:
-            report.unknown.append(name)
-    return taken, report
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert as the arguments say; 0 when the directory is written."""
+    parser = argparse.ArgumentParser(prog="langdc convert internvideo2", description=__doc__)
+    parser.add_argument("published", type=Path, help="the published .pt file")
+    parser.add_argument("out", type=Path, help="directory to make")
+    parser.add_argument("--heads", type=int, help="attention heads, where the width is of no published size")
+    parser.add_argument("--dtype", choices=DTYPES, help="type to store; default: that of the file")
+    add_verify_option(parser)
+    options = parser.parse_args(argv)
+    with open_output(options.out) as beside:
+        tensors, heads = read(options.published, options.heads)
+        config, converted, report = convert(tensors, heads, DTYPES.get(options.dtype))
+        write(beside, config, converted)
+        jsonl.write_json(beside / REPORT, report.as_json())
+    console = screen()
+    console.print(*report.lines(), sep="\n")
+    if not options.no_verify_save:
+        hashes = {f"model.{name}": value_hash(tensor) for name, tensor in converted.items()}
+        console.print(check_saved(options.out, hashes))
+    return 0
 
 
-def sizes(tensors: Mapping[str, Tensor], heads: int | None = None) -> InternVideo2Config:
+def _renamed(name: str) -> str | None:
+    return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else None
+
+
+def _sizes(tensors: Mapping[str, Tensor], heads: int | None = None) -> InternVideo2Config:
     """The settings that the shapes tell; ValueError where they tell none, or contradict each other."""
     needed = ("cls_token", "pos_embed", "img_pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
-    lacking = [f"{PREFIX}{name}" for name in needed if name not in tensors]
+    lacking = [f"{_PREFIX}{name}" for name in needed if name not in tensors]
     if lacking:
         raise ValueError(
             f"This is no whole InternVideo2-stage2: {len(lacking)} missing: {', '.join(lacking)}. Give the published "
@@ -72,9 +88,9 @@ def sizes(tensors: Mapping[str, Tensor], heads: int | None = None) -> InternVide
 
 
 def _heads(width: int, given: int | None) -> int:
-    heads = given if given is not None else HEADS.get(width)
+    heads = given if given is not None else _HEADS.get(width)
     if heads is None:
-        known = ", ".join(f"{count} at width {size}" for size, count in HEADS.items())
+        known = ", ".join(f"{count} at width {size}" for size, count in _HEADS.items())
         raise ValueError(
             f"No shape tells how many heads an encoder of width {width} has (published: {known}). Say it: --heads N."
         )
@@ -87,8 +103,9 @@ def convert(
     published: Mapping[str, Tensor], heads: int | None = None, dtype: torch.dtype | None = None
 ) -> tuple[InternVideo2Config, dict[str, Tensor], NameReport]:
     """Settings and tensors of the encoder; ValueError names all that are missing, unknown or misshapen."""
-    taken, report = plan(published)
-    config = sizes(taken, heads)
+    report = NameReport.of(published, _DROPPED, _renamed)
+    taken = {new: published[old] for new, old in report.taken.items()}
+    config = _sizes(taken, heads)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in InternVideo2(config).state_dict().items()}
     check_complete("InternVideo2", taken, expected, report.unknown)
@@ -102,11 +119,11 @@ def read(source: Path, heads: int | None = None) -> tuple[dict[str, Tensor], int
     settings = read_json(source / "config.json", "to know the encoder's sizes")
     tensors = read_tensors(source / "model.safetensors")
     stated: Any = settings.get("heads", InternVideo2Config().heads)
-    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}, stated if heads is None else heads
+    return {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}, stated if heads is None else heads
 
 
 def write(folder: Path, config: InternVideo2Config, tensors: Mapping[str, Tensor]) -> None:
-    """Write config.json and model.safetensors into a directory, which is made if need be."""
+    """Write config.json and model.safetensors into a directory."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config.model_dump(), indent=1) + "\n")

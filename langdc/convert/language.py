@@ -1,4 +1,4 @@
-"""A causal language model from published tensors, with the adapter of a release merged into it or kept apart.
+"""A causal language model from published tensors, with a release's adapter merged into it or kept beside it.
 
 Weights pass through the type of the release (float16) before and after merging, as in the authors' code, so that the
 result is theirs to the last bit; the merging itself is done in float32.
@@ -23,11 +23,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from langdc.conversion.files import ADAPTER, read_json, read_tensors
-from langdc.conversion.names import NameReport, check_complete
+from langdc.convert.files import ADAPTER, read_json, read_tensors
+from langdc.convert.names import NameReport, check_complete
 
-EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-COMPUTED = re.compile(r".*\.(inv_freq|cos_cached|sin_cached)$")
+_EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_COMPUTED = re.compile(r".*\.(inv_freq|cos_cached|sin_cached)$")
 
 
 def causal_config(folder: Path) -> PretrainedConfig:
@@ -50,19 +50,19 @@ def build(
     config = type(config).from_dict({**config.to_dict(), "vocab_size": _vocabulary(what, published, rows)})
     report, taken = NameReport(), {}
     for name, tensor in published.items():
-        if COMPUTED.match(name):
+        if _COMPUTED.match(name):
             report.dropped[name] = "rotary frequencies are computed"
-        elif name == HEAD and config.tie_word_embeddings:
+        elif name == _HEAD and config.tie_word_embeddings:
             report.dropped[name] = "the head is tied to the embeddings"
             _check_tied(what, published)
         else:
-            taken[name] = tensor[:rows] if name in (EMBEDDINGS, HEAD) else tensor
+            taken[name] = tensor[:rows] if name in (_EMBEDDINGS, _HEAD) else tensor
             report.taken[name] = name
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
-        expected.pop(HEAD, None)
+        expected.pop(_HEAD, None)
     check_complete(what, taken, expected, report.unknown)
     # copies, since a parameter of a file that is mapped into memory could not be merged into
     ready = {name: tensor.to(dtype).to(torch.float32, copy=True) for name, tensor in taken.items()}
@@ -72,9 +72,11 @@ def build(
 
 
 def _vocabulary(what: str, published: Mapping[str, Tensor], rows: int | None) -> int:
-    if EMBEDDINGS not in published:
-        raise ValueError(f"The tensors do not make up {what}: 1 missing: {EMBEDDINGS}. Copy the published files again.")
-    there = published[EMBEDDINGS].shape[0]
+    if _EMBEDDINGS not in published:
+        raise ValueError(
+            f"The tensors do not make up {what}: 1 missing: {_EMBEDDINGS}. Copy the published files again."
+        )
+    there = published[_EMBEDDINGS].shape[0]
     if rows is not None and rows > there:
         raise ValueError(
             f"The tokenizer of {what} has {rows} tokens, but there are embeddings of {there}: the others would be "
@@ -84,7 +86,7 @@ def _vocabulary(what: str, published: Mapping[str, Tensor], rows: int | None) ->
 
 
 def _check_tied(what: str, published: Mapping[str, Tensor]) -> None:
-    if not torch.equal(published[HEAD], published[EMBEDDINGS]):
+    if not torch.equal(published[_HEAD], published[_EMBEDDINGS]):
         raise ValueError(
             f"The settings of {what} tie its head to the embeddings, but its weights differ. Copy it again."
         )

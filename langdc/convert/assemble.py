@@ -1,5 +1,6 @@
 """A release of VideoGPT+ or LangDC as one checkpoint of this project, with all its parts inside it."""
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,54 +13,53 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from langdc import checkpoint, jsonl
 from langdc.captioner import SoftToken
 from langdc.config import ModelConfig, check
-from langdc.conversion import files, internvideo2, language, parts, release
-from langdc.conversion.names import NameReport, check_complete
+from langdc.convert import files, internvideo2, language, parts, release
+from langdc.convert.commands import DTYPES, REPORT, check_saved, open_output
+from langdc.convert.names import SHOWN, NameReport, check_complete
+from langdc.log import screen
 from langdc.projectors import build_projector
 
-REPORT = "conversion.json"
 Branch = Literal["cap", "pool", "dual"]
-SYSTEM = "You are a helpful AI assistant."
+_SYSTEM = "You are a helpful AI assistant."
 # How the authors lay out a conversation; the backbone puts the system message first.
-QWEN_TEMPLATE = (
+_QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-PHI3_TEMPLATE = (
+_PHI3_TEMPLATE = (
     "{% for message in messages %}{% if not loop.first %}{{ '\n' }}{% endif %}<|{{ message['role'] }}|>\n"
     "{{ message['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}"
 )
-CAPTION_PROMPT = (
-    f"<|im_start|>system\n{SYSTEM}<|im_end|><|im_start|>user\n{{video}}\nPlease provide a brief description of the "
+_CAPTION_PROMPT = (
+    f"<|im_start|>system\n{_SYSTEM}<|im_end|><|im_start|>user\n{{video}}\nPlease provide a brief description of the "
     "video, focusing on the main subjects, their actions, the background scenes.\n<|im_end|><|im_start|>assistant\n"
 )
-STREAMS = {"image": "image_mm_projector", "video": "mm_projector"}
-SEEN, POOLED = [12, 8], [6, 4]
-"""Sides per stream: of what VideoGPT+'s backbone and LangDC's captioner see, and of what LangDC's backbone sees
-beside.
-"""
-DUAL_LAYER = 0
-"""The released dual form feeds the embeddings of captions, whatever layer its settings name."""
-LONGEST = {"cap": 128, "dual": 256}
+_STREAMS = {"image": "image_mm_projector", "video": "mm_projector"}
+_SEEN, _POOLED = [12, 8], [6, 4]
+"""Grid sides per stream: of VideoGPT+'s tokens and of the captioner's input, and of LangDC's pooled tokens."""
+_DUAL_LAYER = 0
+"""The released dual form reads the embeddings of captions, whatever layer its settings name."""
+_LONGEST = {"cap": 128, "dual": 256}
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What tells a family of releases from the other."""
+class _Family:
+    """How the two families of releases differ."""
 
     model_type: str
     text_type: str
     template: str
 
 
-KINDS = {
-    "langdc": Kind("VideoQwenVQA", "qwen2", QWEN_TEMPLATE),
-    "videogpt_plus": Kind("VideoGPT+", "phi3", PHI3_TEMPLATE),
+_FAMILIES = {
+    "langdc": _Family("VideoQwenVQA", "qwen2", _QWEN_TEMPLATE),
+    "videogpt_plus": _Family("VideoGPT+", "phi3", _PHI3_TEMPLATE),
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where parts lie that the release does not name, and what its files do not tell. None: as released."""
+    """Paths of parts that the release does not name, and settings that its files do not state. None: as released."""
 
     language: Path | None = None
     captioner: Path | None = None
@@ -74,26 +74,37 @@ class Options:
     dtype: torch.dtype = torch.float16
 
 
+def run(kind: str, arguments: argparse.Namespace) -> int:
+    """Convert, print what became of all tensors, and load the result again."""
+    given = {name: value for name, value in vars(arguments).items() if name in Options.__dataclass_fields__}
+    made = convert(kind, arguments.release, arguments.out, Options(**{**given, "dtype": DTYPES[arguments.dtype]}))
+    console = screen()
+    console.print(*made.report.lines(), *made.notes, sep="\n")
+    if not arguments.no_verify_save:
+        console.print(check_saved(arguments.out, made.hashes))
+    return 0
+
+
 def convert(kind: str, source: Path, out: Path, options: Options) -> parts.Made:
     """Write the checkpoint `out`, whole or not at all.
 
     ValueError names every tensor that is missing, unknown or misshapen, and every part that was not found.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists already; give a directory that is yet to be made.")
-    found = release.open_release(source, KINDS[kind].model_type)
-    if found.settings.get("mm_use_im_start_end"):
-        raise ValueError(f"{found.folder} has mm_use_im_start_end, marks around videos that no backbone here writes.")
-    with jsonl.writing_folder(out) as beside:
+    with open_output(out) as beside:
+        found = release.open_release(source, _FAMILIES[kind].model_type)
+        if found.settings.get("mm_use_im_start_end"):
+            raise ValueError(
+                f"{found.folder} has mm_use_im_start_end, marks around videos that no backbone here writes."
+            )
         made = parts.Made(beside, options.dtype)
         _write(kind, found, options, made)
-        jsonl.write_json(made.folder / REPORT, made.report.as_json())
+        jsonl.write_json(beside / REPORT, made.report.as_json())
     return made
 
 
 def _write(kind: str, found: release.Release, options: Options, made: parts.Made) -> None:
     branch = _branch(kind, found.settings, options)
-    text_source, tokenizer_source, width = _language(KINDS[kind], found, options, made)
+    text_source, tokenizer_source, width = _language(_FAMILIES[kind], found, options, made)
     video = _video_encoder(found, options, made)
     image_source = _part("image_mm_vision_tower", found, options.image_encoder, "--image-encoder", "The image encoder")
     image_width = parts.write_image_encoder(made, image_source, found.parts["image"])
@@ -106,7 +117,7 @@ def _write(kind: str, found: release.Release, options: Options, made: parts.Made
             projectors |= release.projectors_of(captioner / release.PROJECTORS)
     projectors |= found.parts["projectors"]
     backbone = _backbone(kind, found.settings, made, video)
-    compressor = {"name": "pool", "sides": POOLED if kind == "langdc" else SEEN}
+    compressor = {"name": "pool", "sides": _POOLED if kind == "langdc" else _SEEN}
     if captioned:
         compressor = _compressor(found.settings, options, made, branch)
     tensors = _projectors(projectors, backbone, compressor, widths, branch, made)
@@ -135,7 +146,7 @@ def _part(key: str, found: release.Release, given: Path | None, option: str, wha
     return release.locate(found.settings.get(key), given, found.folder, option, what)
 
 
-def _language(kind: Kind, found: release.Release, options: Options, made: parts.Made) -> tuple[Path, Path, int]:
+def _language(kind: _Family, found: release.Release, options: Options, made: parts.Made) -> tuple[Path, Path, int]:
     """Write the language model: where its settings and its tokenizer come from, and its width."""
     settings_of = found.folder
     if found.adapted:
@@ -161,11 +172,11 @@ def _account(made: parts.Made, report: NameReport, found: release.Release, part:
     made.report.join(report, f"{part}: ")
     others = found.parts["language"] if found.adapted else {}
     if others:
-        named = ", ".join(sorted(others)[: release.SHOWN])
+        named = ", ".join(sorted(others)[:SHOWN])
         raise ValueError(f"{found.folder / release.EXTRA} holds {len(others)} tensors of no part known here: {named}.")
 
 
-def _own_config(kind: Kind, settings: Mapping[str, Any]) -> PretrainedConfig:
+def _own_config(kind: _Family, settings: Mapping[str, Any]) -> PretrainedConfig:
     """The language model's settings, of a release that states them among its own."""
     known = {*CONFIG_MAPPING[kind.text_type]().to_dict(), "rope_theta", "rope_scaling"}
     kept = {name: value for name, value in settings.items() if name in known - {"model_type", "architectures"}}
@@ -173,7 +184,7 @@ def _own_config(kind: Kind, settings: Mapping[str, Any]) -> PretrainedConfig:
 
 
 def _added(settings: Mapping[str, Any]) -> list[str]:
-    """The mark that the authors' loader adds to the tokenizer unless told otherwise; it takes a row, and no part."""
+    """The token that the authors' loader adds to the tokenizer by default; it has a row, but no part reads it."""
     return ["<im_patch>"] if settings.get("mm_use_im_patch_token", True) else []
 
 
@@ -195,7 +206,7 @@ def _captioner(found: release.Release, options: Options, made: parts.Made, token
     model, report = language.build("the captioner", language.causal_config(source), published, options.dtype)
     made.report.join(report, f"{parts.CAPTIONER}: ")
     tokenizer = parts.captioner_tokenizer(tokenizer_of, source)
-    tokenizer.chat_template = QWEN_TEMPLATE
+    tokenizer.chat_template = _QWEN_TEMPLATE
     parts.write_language(made, parts.CAPTIONER, "compressor.captioner.language_model.", model, tokenizer, source)
     return source, model.config.hidden_size
 
@@ -216,7 +227,7 @@ def _backbone(
         "projector": settings.get(key, "mlp2x_gelu"),
         "segments": 4,
         "frames_per_segment": video.frames,
-        "system": SYSTEM,
+        "system": _SYSTEM,
     }
 
 
@@ -224,18 +235,18 @@ def _compressor(settings: Mapping[str, Any], options: Options, made: parts.Made,
     kinds = {settings.get("mm_projector_type", "linear"), settings.get("image_mm_projector_type", "linear")}
     if len(kinds) > 1:
         raise ValueError(f"The captioner's projectors are of two kinds ({', '.join(sorted(kinds))}); one is supported.")
-    layer = DUAL_LAYER if branch == "dual" else settings.get("hidden_state_layer", -1)
+    layer = _DUAL_LAYER if branch == "dual" else settings.get("hidden_state_layer", -1)
     return {
         "name": "langdc",
         "captioner": str(made.folder / parts.CAPTIONER),
-        "prompt": CAPTION_PROMPT,
+        "prompt": _CAPTION_PROMPT,
         "layer": layer if options.layer is None else options.layer,
-        "pool": SEEN,
+        "pool": _SEEN,
         "soft_token": options.soft_token,
-        "max_soft_tokens": options.max_soft_tokens or LONGEST[branch],
+        "max_soft_tokens": options.max_soft_tokens or _LONGEST[branch],
         "projector": kinds.pop(),
         "post_projector": settings.get("llm_projector_type", "linear"),
-        "base": {"name": "pool", "sides": POOLED} if branch == "dual" else None,
+        "base": {"name": "pool", "sides": _POOLED} if branch == "dual" else None,
     }
 
 
@@ -250,18 +261,20 @@ def _projectors(
     """The checkpoint's own tensors; ValueError names those that are missing, unknown or misshapen."""
     wanted = {
         old: (f"backbone.projectors.{s}", backbone["projector"], widths[s], widths["backbone"])
-        for s, old in STREAMS.items()
+        for s, old in _STREAMS.items()
     }
     if compressor["name"] == "langdc":
-        for stream, old in STREAMS.items():
+        for stream, old in _STREAMS.items():
             place = f"compressor.projectors.{stream}"
             wanted[f"cap_{old}"] = (place, compressor["projector"], widths[stream], widths["captioner"])
         post = ("compressor.post_projector", compressor["post_projector"], widths["captioner"], widths["backbone"])
         wanted["llm_projector"] = post
-    if branch == "cap" and not any(name.startswith(tuple(f"{old}." for old in STREAMS.values())) for name in published):
+    if branch == "cap" and not any(
+        name.startswith(tuple(f"{old}." for old in _STREAMS.values())) for name in published
+    ):
         # the authors' loader draws these at random here, and this form never reads them
         made.notes.append("The backbone's own projectors are not in the release: captions alone can be its tokens.")
-        for old in STREAMS.values():
+        for old in _STREAMS.values():
             del wanted[old]
     unread = {} if compressor["name"] == "langdc" else _captions_only(published, made)
     expected, places = {}, {}

@@ -1,0 +1,243 @@
+"""A checkpoint of a training run as plain Hugging Face directories with a model card: all that it needs is inside.
+
+Every part that was loaded from published weights is written as a directory of its own, which transformers loads alone;
+the whole is a checkpoint of this project and may be moved. The adapter is merged, or with --adapter written as a PEFT
+directory for the published language model.
+"""
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from langdc import adapters, checkpoint
+from langdc.config import LoraConfig, ModelConfig, check
+from langdc.convert.card import model_card
+from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output, value_hash
+from langdc.log import screen
+from langdc.model import VideoModel
+from langdc.sources import is_packaged, resolve
+
+_ADAPTER = "adapter"
+_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_WRITTEN = re.compile(r"config\.json|.*\.index\.json|langdc\.json|card\.json|conversion\.json|adapter_config\.json")
+"""Files of a source that are not copied, since they are written anew or describe something else."""
+
+
+@dataclass
+class _Exported:
+    """What was written: hashes of all tensors and of the adapter's, by name; `notes` to print."""
+
+    hashes: dict[str, str] = field(default_factory=dict)
+    adapter: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export as the arguments say; 0 when the directory is written."""
+    parser = argparse.ArgumentParser(prog="langdc export", description=__doc__)
+    parser.add_argument("checkpoint", help="directory of the checkpoint, or sample:langdc")
+    parser.add_argument("out", type=Path, help="directory to make")
+    parser.add_argument("--adapter", action="store_true", help="write the adapter as it is, for the published model")
+    parser.add_argument("--dtype", choices=DTYPES, help="type to store (default: that of each part in use)")
+    add_verify_option(parser)
+    options = parser.parse_args(argv)
+    made = export(options.checkpoint, options.out, options.adapter, DTYPES.get(options.dtype))
+    console = screen()
+    console.print(*made.notes, sep="\n", end="\n" if made.notes else "")
+    if not options.no_verify_save:
+        console.print(check_saved(options.out, made.hashes))
+        if made.adapter:
+            console.print(f"{check_saved(options.out / _ADAPTER, made.adapter)}, with PEFT alone")
+    return 0
+
+
+def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dtype | None = None) -> _Exported:
+    """Write `out`, whole or not at all: parts as directories of their own, the rest beside them, a model card.
+
+    `adapter` keeps the adapter apart, and the language model where it is. ValueError for a checkpoint that has none, or
+    whose language model was trained itself.
+    """
+    manifest = checkpoint.read_manifest(checkpoint.locate(source))
+    model = checkpoint.load(source, plain=True)
+    lora = check(LoraConfig, manifest["lora"], "lora") if manifest["lora"] is not None else None
+    if adapter:
+        _check_adapter_alone(model, lora, source)
+    else:
+        adapters.merge(model.backbone.text_model)
+    if dtype is not None:
+        _round(model, dtype)
+    made = _Exported()
+    with open_output(out) as beside:
+        left = [_language_model(model)] if adapter else []
+        parts = {name: where for name, where in checkpoint.published(model).items() if name not in left}
+        settings, folders = _placed(manifest["model"], parts, beside)
+        for name, folder in folders.items():
+            _write_part(model.get_submodule(name), Path(resolve(parts[name])), folder)  # pyright: ignore
+        _copy_tokenizers(settings, beside)
+        if not adapter:
+            settings["backbone"].pop("quantize", None)
+        named = _named(model)
+        made.hashes = {name: value_hash(tensor) for name, tensor in named.items() if name not in model.untrained}
+        rest = _rest(model, [*folders, *left])
+        config = check(ModelConfig, settings, str(source))
+        kept = {key: value for key, value in manifest.items() if key not in {*checkpoint.NEEDED, "version"}}
+        checkpoint.write(config, beside, tensors=rest, lora=lora if adapter else None, info=kept)
+        if adapter and lora is not None:
+            _export_adapter(model, lora, beside / _ADAPTER, made)
+        classes = {folder.name: type(model.get_submodule(name)).__name__ for name, folder in folders.items()}
+        (beside / "README.md").write_text(model_card(out.name, manifest, classes, adapter))
+    return made
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _round(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give all weights the values and the type that are stored."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.to(dtype)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config.dtype = dtype
+
+
+def _language_model(model: VideoModel) -> str:
+    """The name of the language model in a model."""
+    return next(name for name, module in model.named_modules() if module is model.backbone.language_model)
+
+
+# ---- settings
+
+
+def _placed(settings: Mapping[str, Any], parts: Mapping[str, str], out: Path) -> tuple[dict, dict[str, Path]]:
+    """The settings with a folder in `out` in place of every part's source, and the folder of each part by its name."""
+    settings, folders = json.loads(json.dumps(settings)), {}
+    for name, source in parts.items():
+        member = settings[name.partition(".")[0]]
+        paths = [path for path, value in _texts(member) if value == source]
+        if not paths:
+            raise ValueError(f"The checkpoint's settings do not name {source}, which {name} was loaded from.")
+        own = next((path for path in paths if "tokenizer" not in path[-1]), paths[0])
+        folder = out / next((key for key in reversed(own) if key != "source"), name.partition(".")[0])
+        folders[name] = folder
+        for path in [own, *(path for path in paths if "tokenizer" in path[-1])]:
+            _set(member, path, str(folder))
+    return settings, folders
+
+
+def _texts(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
+    """Every text among settings with the keys that lead to it."""
+    if isinstance(tree, str):
+        yield path, tree
+    elif isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _texts(value, (*path, key))
+
+
+def _set(tree: Any, path: tuple, value: str) -> None:
+    for key in path[:-1]:
+        tree = tree[key]
+    tree[path[-1]] = value
+
+
+# ---- parts
+
+
+def _write_part(part: nn.Module, source: Path, folder: Path) -> None:
+    """Write a part's weights and settings, and what lies beside its published weights, such as a tokenizer."""
+    folder.mkdir(parents=True)
+    if isinstance(part, PreTrainedModel):
+        part.save_pretrained(folder, max_shard_size="5GB")
+    else:
+        tensors = {name: tensor.detach().contiguous().clone() for name, tensor in part.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        settings: Any = part.config
+        (folder / "config.json").write_text(json.dumps(settings.model_dump(), indent=1) + "\n")
+    _copy_side_files(source, folder)
+
+
+def _copy_side_files(source: Path, folder: Path) -> None:
+    for pattern in _SIDE_FILES:
+        for file in source.glob(pattern):
+            if not _WRITTEN.fullmatch(file.name):
+                shutil.copyfile(file, folder / file.name)
+
+
+def _copy_tokenizers(settings: dict, out: Path) -> None:
+    """Copy tokenizers that settings name apart from a model; packaged ones stay where they are."""
+    for path, source in list(_texts(settings)):
+        if "tokenizer" in str(path[-1]) and not is_packaged(source) and not source.startswith(f"{out}/"):
+            folder = out / str(path[-1])
+            folder.mkdir(exist_ok=True)
+            _copy_side_files(Path(resolve(source)), folder)  # pyright: ignore[reportArgumentType]
+            _set(settings, path, str(folder))
+
+
+def _rest(model: VideoModel, parts: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of no part, and adapters."""
+    inside = tuple(f"{name}." for name in parts)
+    names = [name for name in _named(model) if not name.startswith(inside) or ".lora_" in name]
+    return checkpoint.own_tensors(model, [name for name in names if name not in model.untrained])
+
+
+# ---- the adapter
+
+
+def _check_adapter_alone(model: VideoModel, lora: LoraConfig | None, source: str | Path) -> None:
+    if lora is None:
+        raise ValueError(f"{source} has no adapter; leave out --adapter to write its whole language model.")
+    prefix = _language_model(model)
+    if prefix not in checkpoint.published(model):
+        raise ValueError(f"{source} has a language model of random weights, which an adapter alone cannot be put on.")
+    saved = checkpoint.saved_names(source)
+    whole = sorted(name for name in saved if name.startswith(f"{prefix}.") and ".lora_" not in name)
+    if whole:
+        raise ValueError(
+            f"{source} trained {len(whole)} tensors of the language model beside the adapter, such as {whole[0]}. "
+            "Leave out --adapter, so that they are written too."
+        )
+
+
+def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Exported) -> None:
+    """Write a PEFT directory beside the parts, and remember its tensors."""
+    source = checkpoint.published(model)[_language_model(model)]
+    base = source if not is_packaged(source) and not Path(source).is_dir() else str(Path(resolve(source)).resolve())  # pyright: ignore
+    _write_adapter(model, lora, base, folder)
+    found = _named(model.backbone.language_model)
+    made.adapter = {f"base_model.model.{name}": value_hash(tensor) for name, tensor in found.items()}
+    made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
+
+
+def _write_adapter(model: VideoModel, lora: LoraConfig, base: str, folder: Path) -> None:
+    import peft  # takes seconds, and few who import this module have an adapter
+
+    whole, text = model.backbone.language_model, model.backbone.text_model
+    found = {name: tensor for name, tensor in _named(whole).items() if ".lora_" in name}
+    tensors = {f"base_model.model.{name.replace('.default.', '.')}": tensor for name, tensor in found.items()}
+    prefix = next(name for name, module in whole.named_modules() if module is text)
+    leaves = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in found})
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        # a vision encoder may have layers of the same names
+        target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(leaves)})",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        inference_mode=True,
+    )
+    folder.mkdir()
+    settings.save_pretrained(str(folder))
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "adapter_model.safetensors")

@@ -1,0 +1,80 @@
+"""What became of every published tensor, and the refusal to write a model that is not complete."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SHOWN = 8
+Rules = Sequence[tuple[str, str]]
+"""Patterns of tensors that are left out, each with the reason."""
+
+
+@dataclass
+class NameReport:
+    """`taken`: old names by new ones; `dropped`: old names with the reason; `unknown`: names that nobody expects."""
+
+    taken: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, names: Iterable[str], dropped: Rules, renamed: Callable[[str], str | None], more: Mapping[str, str] = {}
+    ) -> "NameReport":
+        """Sort published names: dropped by the first pattern that matches (or in `more`), else taken as `renamed`."""
+        report = cls(dropped=dict(more))
+        for name in names:
+            reason = more.get(name) or next((why for pattern, why in dropped if re.match(pattern, name)), None)
+            new = renamed(name)
+            if reason is not None:
+                report.dropped[name] = reason
+            elif new is None:
+                report.unknown.append(name)
+            else:
+                report.taken[new] = name
+        return report
+
+    def join(self, other: "NameReport", prefix: str = "") -> None:
+        """Add another part's report; `prefix` is put before its new names."""
+        self.taken |= {f"{prefix}{new}": old for new, old in other.taken.items()}
+        self.dropped |= other.dropped
+        self.unknown += other.unknown
+
+    def as_json(self) -> dict:
+        """What conversion.json holds."""
+        return {"taken": self.taken, "dropped": self.dropped}
+
+    def lines(self) -> list[str]:
+        """For the screen: the number of tensors taken, and of those dropped for each reason."""
+        reasons = list(self.dropped.values())
+        first = f"{len(self.taken)} tensors taken, {len(self.dropped)} dropped, none missing"
+        return [first, *(f"  dropped {reasons.count(reason)}: {reason}" for reason in sorted(set(reasons)))]
+
+
+def check_complete(
+    what: str,
+    tensors: Mapping[str, Any],
+    expected: Mapping[str, tuple[int, ...]],
+    unknown: Iterable[str] = (),
+    advice: str = "Copy the published files again, all of them.",
+    published: Mapping[str, str] = {},
+) -> None:
+    """ValueError unless the tensors are exactly those expected, shapes included, so that no weight stays random.
+
+    `tensors`: by name, anything with a `shape`; `published`: names that messages use in place of these.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    misshapen = [
+        f"{published.get(name, name)}: {shapes[name]}, the settings say {expected[name]}"
+        for name in sorted(shapes.keys() & expected.keys())
+        if shapes[name] != tuple(expected[name])
+    ]
+    problems = {
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "unknown": sorted({*unknown, *(shapes.keys() - expected.keys())}),
+        "of another shape": misshapen,
+    }
+    lines = [f"{len(names)} {kind}: {'; '.join(names[:SHOWN])}" for kind, names in problems.items() if names]
+    if lines:
+        raise ValueError(f"The tensors do not make up {what}:\n  " + "\n  ".join(lines) + f"\n{advice}")

@@ -1,0 +1,79 @@
+"""`langdc data benchmark NAME --root DIR`: whether the folder of a benchmark is complete, and its questions as records.
+
+Prints which annotation files and videos are missing, how to get them, and their licence. Without NAME: all benchmarks.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from langdc.data.records import Record, write_records
+from langdc.evaluate import tasks
+from langdc.evaluate.tasks.base import Benchmark
+from langdc.log import screen
+
+_SHOWN = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when all is there, 1 when videos are missing."""
+    options = _parser().parse_args(argv)
+    console = screen()
+    if options.name is None:
+        console.print(_listed())
+        return 0
+    return _check(options, console)
+
+
+def _check(options: argparse.Namespace, console: Console) -> int:
+    kind: Any = tasks.tasks.get(options.name)
+    if not issubclass(kind, Benchmark):
+        raise ValueError(f"{options.name} is no published benchmark. There are: {', '.join(_benchmarks())}.")
+    source = kind.source
+    console.print(f"{source.title}, {source.page}\nLicence: {source.licence}\nFields as in: {source.fields_as}")
+    if options.root is None:
+        raise ValueError(f"Say where its files are: --root DIR. {source.get}")
+    task = kind(root=options.root)
+    questions = sum(len(record.questions) for record in task.records)
+    console.print(f"{len(task.records)} videos or clips, {questions} questions.")
+    if options.out is not None:
+        write_records(options.out, [_relative(record, task, options.out.parent) for record in task.records])
+        console.print(f"Written: {options.out}")
+    missing = task.missing()
+    if not missing:
+        console.print("All videos are there.")
+        return 0
+    named = "\n  ".join(map(str, missing[:_SHOWN]))
+    more = f"\n  ... and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    console.print(f"{len(missing)} videos are missing:\n  {named}{more}\n{source.get}")
+    return 1
+
+
+def _relative(record: Record, task: Benchmark, folder: Path) -> Record:
+    """A record whose path is that of the file, seen from `folder`."""
+    return record.model_copy(update={"video": Path(os.path.relpath(task.path(record), folder)).as_posix()})
+
+
+def _benchmarks() -> list[str]:
+    return [name for name in tasks.tasks.names() if issubclass(tasks.tasks.get(name), Benchmark)]  # pyright: ignore
+
+
+def _listed() -> Table:
+    table = Table("name", "benchmark", "licence", "run", box=None, pad_edge=False)
+    for name in _benchmarks():
+        source: Any = tasks.tasks.get(name).source  # pyright: ignore[reportFunctionMemberAccess]
+        table.add_row(name, source.title, source.licence, source.run)
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="langdc data benchmark", description=__doc__)
+    parser.add_argument("name", nargs="?", help="a benchmark, as the task is called")
+    parser.add_argument("--root", help="its folder")
+    parser.add_argument("--out", type=Path, help="write its questions as records to this file")
+    return parser

@@ -1,0 +1,258 @@
+"""`langdc data features`: store encoder outputs of a data set, so that training and evaluation read them from disk.
+
+Prints the size before it begins, and afterwards the reading speed and the number of epochs after which storing pays;
+with --plan it only prints the size. After an interruption the same command continues. Several processes share the
+work: torchrun --nproc-per-node 2 data_prep/features.py ...
+"""
+
+import argparse
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from transformers import set_seed
+
+from langdc import checkpoint, devices, distributed
+from langdc.config import FeatureType, load
+from langdc.distributed import is_main_process, world_size
+from langdc.features import FeatureStore, read_spec
+from langdc.interfaces import Backbone
+from langdc.log import get_logger, screen
+from langdc.train import chain, output
+from langdc.train.objectives import objectives
+from langdc.train.samples import read_samples
+from langdc.types import FrameSpec
+
+logger = get_logger(__name__)
+
+_PROBED = 3
+"""Number of specs of each shape that are encoded first to measure size and time, after one warm-up."""
+_READ_BACK = 512 * 10**6
+"""Bytes read at most to measure the reading speed."""
+_MANY = 20_000
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The videos and images that one model's encoders read. `failed`: why some of them cannot be read."""
+
+    name: str
+    backbone: Backbone
+    specs: list[FrameSpec]
+    folder: Path
+    dtype: FeatureType
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when all is stored or planned, 1 when a video could not be read."""
+    options = _parser().parse_intermixed_args(argv)
+    out = screen(quiet=not is_main_process())
+    distributed.start()
+    jobs = _of_train(options) if options.train is not None else _of_eval(options)
+    return 1 if sum(_run(job, options, out) for job in jobs) else 0
+
+
+# ---- the videos and encoders
+
+
+def _folder(folder: Path | None, path: str | Path) -> Path:
+    if folder is None:
+        raise ValueError(f"{path} does not say where encoder outputs are kept; add features=DIR.")
+    return folder
+
+
+def _of_train(options: argparse.Namespace) -> Iterator[_Job]:
+    for link in chain.read([options.train], options.overrides):
+        config = link.config
+        folder = _folder(config.features, link.name)
+        set_seed(config.seed)  # parts drawn at random are those of the training
+        start = output.latest(config.start) if config.start is not None else None
+        model, _ = checkpoint.start(config.model, start, text=False)
+        objective = objectives.build(config.objective.name, **config.objective.settings)
+        found = [sample.spec for sample in read_samples(model, objective, config.train)]
+        specs = [spec for spec in found if spec is not None]
+        yield _Job(link.name, model.backbone, specs, folder, config.features_dtype)
+
+
+def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
+    from langdc.evaluate import matching, tasks  # not needed for a training
+    from langdc.evaluate.loop import load_model
+    from langdc.evaluate.settings import EvalConfig
+
+    config = load(EvalConfig, options.eval, options.overrides)
+    folder = _folder(config.features, options.eval)
+    task = tasks.build(config.task.name, **config.task.settings)
+    videos = [(record, task.path(record), task.clip) for record in task.records[: config.limit]]
+    if config.calibration is not None:
+        others = matching.calibration_videos(config.calibration, task)
+        videos += [(record, path, lambda record: record) for record, path in others]
+    for entry in {(str(entry.model), repr(entry.backbone)): entry for entry in config.all_entries}.values():
+        lm, specs, failed = load_model(entry), [], {}
+        for record, path, part_of in videos:
+            try:
+                part = part_of(record)
+                specs.append(lm.frame_spec(path, part.start, part.end, part.fps))
+            except ValueError as error:
+                failed[str(path)] = str(error)
+        yield _Job(str(entry.model), lm.model.backbone, specs, folder, config.features_dtype, failed)
+
+
+# ---- storing it
+
+
+def _run(job: _Job, options: argparse.Namespace, out: Console) -> int:
+    """Store what is missing; the number of videos and images that are absent at the end."""
+    job.backbone.to(devices.device())
+    unread = len(job.failed)
+    store = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency)
+    specs = _present(job)
+    for spec in track(
+        specs, "Reading files", console=Console(stderr=True), transient=True, disable=not is_main_process()
+    ):
+        store.key(spec)  # remembered
+    keys = [store.key(spec) for spec in specs]
+    missing = [specs[number] for number in store.store.missing(keys)]
+    out.print(f"{job.name}: {len(specs)} videos and images, of which {len(specs) - len(missing)} are stored.")
+    seconds = _plan(job, store, specs, missing, out) if is_main_process() and specs else 0.0
+    if options.plan:
+        return 0
+    started, mine = time.perf_counter(), len(store.store.mine(keys))
+    store.fill(specs, failed=lambda spec, error: _fail(job, spec, error))
+    if mine:
+        seconds = (time.perf_counter() - started) / mine
+    distributed.barrier()
+    left = store.store.missing(keys)
+    if is_main_process():
+        _report(store, [spec for number, spec in enumerate(specs) if number not in set(left)], seconds, out)
+    absent = unread + len(set(job.specs)) - len(specs) + len(left)
+    if absent:
+        out.print(f"{absent} videos or images could not be stored; the reasons are above.")
+    return absent
+
+
+def _present(job: _Job) -> list[FrameSpec]:
+    """The different videos and images whose files are there."""
+    found = []
+    for spec in dict.fromkeys(job.specs):
+        if spec.path.exists():
+            found.append(spec)
+        else:
+            _fail(job, spec, ValueError(f"There is no file {spec.path}."))
+    return found
+
+
+def _fail(job: _Job, spec: FrameSpec, error: ValueError) -> None:
+    job.failed[str(spec.path)] = str(error)
+    logger.warning("left out: %s", error)
+
+
+def _plan(job: _Job, store: FeatureStore, specs: list[FrameSpec], missing: list[FrameSpec], out: Console) -> float:
+    """Say how large all gets and how long it takes; the seconds that one takes. ValueError if the disk is too small."""
+    shapes: dict[tuple[int, int], list[FrameSpec]] = {}
+    for spec in specs:
+        shapes.setdefault((spec.segments, spec.frames_per_segment), []).append(spec)
+    absent = set(missing)
+    needed = encoding = total = 0.0
+    for (segments, frames), of_shape in shapes.items():
+        size, seconds = _probe(store, of_shape)
+        still = sum(spec in absent for spec in of_shape)
+        needed, encoding, total = needed + still * size, encoding + still * seconds, total + len(of_shape) * seconds
+        what = "image" if segments * frames == 1 else f"video of {segments} x {frames} frames"
+        out.print(
+            f"  {what}: {len(of_shape)} of them, {size / 1e6:.3g} MB each as {job.dtype}, "
+            f"{size / 1e6:.3g} GB per 1,000; {seconds:.3g} s to decode and encode"
+        )
+    there = next(folder for folder in (job.folder, *job.folder.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    hours = encoding / 3600 / world_size()
+    out.print(f"To store: {needed / 1e9:.3g} GB, about {hours:.2g} h. Free in {job.folder}: {free / 1e9:.4g} GB.")
+    if len(specs) > _MANY:
+        out.print(f"More than {_MANY:,} videos and images: features of full size are larger than most disks.")
+    if needed > free:
+        raise ValueError(
+            f"{needed / 1e9:.3g} GB do not fit into the {free / 1e9:.3g} GB that are free in {job.folder}. Set "
+            "features_dtype=float8, another features=DIR, or train from the videos themselves."
+        )
+    return total / len(specs)
+
+
+def _probe(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, float]:
+    """Bytes and seconds of one video or image, on average over some that can be read; 0 if none can."""
+    found: list[tuple[int, float]] = []
+    for spec in specs[: 4 * _PROBED]:
+        started = time.perf_counter()
+        with suppress(ValueError):  # told when it is its turn
+            size = sum(tensor.nbytes for tensor in store.encode(read_spec(spec), spec.path).values())
+            found.append((size, time.perf_counter() - started))
+        if len(found) > _PROBED:
+            break
+    counted = found[1:] or found
+    if not counted:
+        return 0.0, 0.0
+    return sum(size for size, _ in counted) / len(counted), sum(taken for _, taken in counted) / len(counted)
+
+
+# ---- what it gives
+
+
+def _report(store: FeatureStore, specs: list[FrameSpec], seconds: float, out: Console) -> None:
+    """Say how large it is, how fast it is read, and after how many epochs that pays."""
+    out.print(f"Hit rate: {100 * store.hit_rate:.1f} % ({store.found} were there, {store.made} were not).")
+    if not specs:
+        return
+    read, size = _read_speed(store, specs)
+    rate = size / read
+    out.print(
+        f"Stored: {size / 1e6:.3g} MB a video or image, {size / 1e6:.3g} GB per 1,000. "
+        f"Read: {rate / 1e6:.4g} MB/s, {read:.3g} s each, against {seconds:.3g} s from the file."
+    )
+    out.print(_pays(seconds, read))
+
+
+def _read_speed(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, float]:
+    """Seconds and bytes that a stored video or image takes on average, read in random order by a fresh reader.
+
+    What the system still holds of the files is dropped first where it lets us, so that the disk is measured.
+    """
+    for spec in specs:
+        with store.store.path(store.key(spec)).open("rb") as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    fresh, read, count = store.fresh(), 0, 0
+    started = time.perf_counter()
+    for spec in random.Random(0).sample(specs, len(specs)):
+        fresh.get(spec)
+        read, count = read + sum(t.nbytes for t in fresh.store[fresh.key(spec)].values()), count + 1
+        if read > _READ_BACK:
+            break
+    return (time.perf_counter() - started) / count, read / count
+
+
+def _pays(from_file: float, from_store: float) -> str:
+    """After how many epochs storing is worth it: it costs a pass over the files, and saves the rest of each epoch."""
+    if from_store >= from_file:
+        return "It does not pay: reading what is stored takes as long as decoding and encoding again."
+    epochs = from_file / (from_file - from_store)
+    return f"It pays after {epochs:.2f} epochs: in epoch {math.floor(epochs) + 1} of a training, or its second reader."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="langdc data features", description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted, as features=features/mine")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--train", "--stage", metavar="CONFIG", help="a training config, or a folder with a chain.yaml")
+    which.add_argument("--eval", metavar="CONFIG", help="an evaluation config")
+    parser.add_argument("--plan", action="store_true", help="only say how large it gets and how long it takes")
+    parser.add_argument(
+        "--saliency", action="store_true", help="also what encoders attend to, for compressors that choose by it"
+    )
+    return parser

@@ -1,0 +1,112 @@
+"""`langdc ask`: one question about one video, with the cost of the answer."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from langdc.config import MethodConfig, load
+from langdc.log import screen
+from langdc.pipeline import VideoLM
+from langdc.tools import options as shared
+from langdc.tools.compare import member_of
+from langdc.tools.sample_clip import sample_clip
+from langdc.types import Answer
+
+_SAMPLE_QUESTION = "which segment has the most objects ?"
+_BAR, _SHOWN_SEGMENTS = 30, 32
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ask and print; 0 when there is an answer."""
+    options = _parser().parse_args(argv)
+    if options.sample:
+        return _ask_about_sample(options)
+    given = {"VIDEO": options.video, "QUESTION": options.question, "--model DIR": options.model}
+    if not all(given.values()):
+        said = ", ".join(f"{name} {value!r}" for name, value in given.items() if value)
+        raise ValueError(
+            f"langdc ask needs {', '.join(given)}. Given: {said or 'nothing'}; missing: "
+            f"{', '.join(name for name, value in given.items() if not value)}.\nFor example: langdc ask clip.mp4 "
+            "'what happens ?' --model runs/sample/langdc/stage3. Or try: langdc ask --sample"
+        )
+    shared.check_text(options.question)
+    lm = VideoLM.from_pretrained(options.model, **_method(options))
+    _show(lm.ask(options.video, options.question, max_new_tokens=options.max_new_tokens))
+    return 0
+
+
+def _ask_about_sample(options: argparse.Namespace) -> int:
+    question = options.question or options.video or _SAMPLE_QUESTION
+    shared.check_text(question)
+    with sample_clip(options.seed) as (path, truth):
+        screen().print(f"A sample video (seed {options.seed}), {len(truth)} segments. Question: {question}")
+        lm = VideoLM.from_pretrained(options.model or "sample:langdc", **_method(options))
+        _show(lm.ask(path, question, max_new_tokens=options.max_new_tokens), truth)
+    return 0
+
+
+def _method(options: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of `VideoLM.from_pretrained`."""
+    if options.config:
+        names = ("compressor", "kv", "keep", "tokens", "backbone", "frames", "sample")
+        given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
+        if given:
+            raise ValueError(f"--config {options.config} sets the whole method; leave out {', '.join(given)}.")
+        return load(MethodConfig, options.config).arguments
+    budget = shared.budget(options)
+    if budget and not (options.compressor or options.kv):
+        raise ValueError(f"A budget {budget} needs a compressor: add --compressor NAME. See: langdc compressors")
+    chosen = member_of(options.compressor, budget) if options.compressor else {}
+    if options.kv:
+        if "kv" in chosen:
+            raise ValueError(f"--compressor {options.compressor} works in the cache already; leave out --kv.")
+        chosen["kv"] = {"name": options.kv, **budget}
+    return {**chosen, "backbone": shared.backbone(options)}
+
+
+def _show(answer: Answer, truth: list[str] | None = None) -> None:
+    """Print the answer, the tokens of each segment and the seconds of each stage."""
+    console = screen(soft_wrap=False)
+    console.print(answer.text, style="bold green")
+    console.print(_segments(answer, truth))
+    if len(answer.segment_tokens) > _SHOWN_SEGMENTS:
+        console.print(f"... and {len(answer.segment_tokens) - _SHOWN_SEGMENTS} more segments", style="dim")
+    _show_cost(console, answer)
+
+
+def _segments(answer: Answer, truth: list[str] | None) -> Table:
+    table = Table("segment", "tokens", "", "caption", box=None, pad_edge=False)
+    if truth is not None:
+        table.add_column("what was drawn", style="dim")
+    largest = max([*answer.segment_tokens, 1])
+    for index, count in enumerate(answer.segment_tokens[:_SHOWN_SEGMENTS]):
+        caption = answer.captions[index] if answer.captions is not None else ""
+        drawn = [truth[index]] if truth is not None else []
+        table.add_row(str(index + 1), str(count), "█" * round(_BAR * count / largest), caption, *drawn)
+    return table
+
+
+def _show_cost(console: Console, answer: Answer) -> None:
+    stages = "  ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in answer.seconds.items())
+    before = f" of {answer.tokens_before}" if answer.tokens_before else ""
+    console.print(f"{answer.tokens}{before} video tokens   {stages}", style="dim")
+    if answer.keys_per_layer is not None:
+        keys = answer.keys_per_layer
+        console.print(f"{min(keys)} to {max(keys)} keys per layer after reading, text included", style="dim")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="langdc ask", description=__doc__)
+    parser.add_argument("video", nargs="?", help="a video or image file")
+    parser.add_argument("question", nargs="?", help="the question")
+    parser.add_argument("--model", help="a checkpoint: a folder, a Hugging Face id, or sample:langdc")
+    parser.add_argument("--sample", action="store_true", help="try the small model that ships, on a video drawn now")
+    parser.add_argument("--seed", type=int, default=0, help="which video --sample draws (default: 0)")
+    parser.add_argument("--compressor", help="a compressor by name, before the LLM or in its cache (see: compressors)")
+    parser.add_argument("--kv", help="a second one, in the cache, with the same budget")
+    parser.add_argument("--config", metavar="FILE", help="all of these from a file, such as retake/mlvu_qwen2_vl")
+    shared.add_method(parser)
+    return parser

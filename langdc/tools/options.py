@@ -1,0 +1,46 @@
+"""Options that `langdc ask` and `langdc compare` share."""
+
+import argparse
+from typing import Any
+
+from langdc import compat
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """The budget, and the backbone of a stock model."""
+    parser.add_argument("--keep", type=float, help="fraction of the visual tokens that is kept, such as 0.25")
+    parser.add_argument("--tokens", type=int, help="number of visual tokens that are kept, in place of --keep")
+    parser.add_argument("--backbone", help="for stock models: a backbone by name, such as llava_video")
+    parser.add_argument("--host", action=_OldName, dest="backbone", help=argparse.SUPPRESS)
+    parser.add_argument("--frames", type=int, help="for stock models: the number of frames of a video")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="length limit of a reply (default: 64)")
+
+
+class _OldName(argparse.Action):
+    """`--host` of version 0.1 sets `--backbone`."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        compat.warn_once("--host", "--backbone")
+        namespace.backbone = values
+
+
+def budget(options: argparse.Namespace) -> dict[str, Any]:
+    """The budget that was given, as keywords of a compressor."""
+    return _given(keep=options.keep, tokens=options.tokens)
+
+
+def backbone(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a stock model's backbone that were given."""
+    return _given(name=options.backbone, frames=options.frames)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def check_text(text: str) -> None:
+    """ValueError for an argument that the terminal sent in another encoding than UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The question {text!r} is not valid UTF-8. Set the terminal to UTF-8.") from None

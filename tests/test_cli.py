@@ -1,0 +1,147 @@
+"""The `langdc` command: quick to start, and every error one line with a code of docs/failures.md."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from langdc import cli, compat
+from langdc.cli import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parent.parent
+DOORS = {
+    "data_prep/sample.py": "data sample",
+    "data_prep/features.py": "data features",
+    "data_prep/langdc_mix.py": "data mix",
+    "data_prep/benchmarks.py": "data benchmark",
+    "scripts/convert_internvideo2.py": "convert internvideo2",
+    "scripts/convert_langdc.py": "convert langdc",
+    "scripts/convert_llava_video.py": "convert llava_video",
+    "scripts/convert_videogpt_plus.py": "convert videogpt_plus",
+    "scripts/export_hf.py": "export",
+}
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    """CPU seconds of the process and its modules, as the user waits for them."""
+    code = (
+        "import json, sys, time\n"
+        "from langdc import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(json.dumps([time.process_time(), sorted(m for m in sys.modules if '.' not in m)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    seconds, modules = json.loads(done.stdout.splitlines()[-1])
+    assert not {"torch", "transformers", "deepspeed", "numpy", "pydantic", "rich"} & set(modules)
+    assert seconds < 0.5
+    for command in COMMANDS:
+        assert f"  {command.words} " in done.stdout and command.help in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.words)
+def test_every_command_has_its_function(command: cli.Command):
+    module, _, function = command.target.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_scripts_are_thin_doors_to_the_same_commands(door: str):
+    text = (ROOT / door).read_text()
+    assert len(text.splitlines()) <= 12 and f'door("{DOORS[door]}")' in text
+    assert DOORS[door] in [command.words for command in COMMANDS]
+
+
+def test_a_group_lists_its_commands_and_an_unknown_one_is_a_mistake(capsys):
+    assert main(["convert"]) == 0
+    assert "convert internvideo2" in capsys.readouterr().out
+    for words in (["nothing"], ["data", "nothing"], []):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+    assert "There is no command 'data nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ValueError("frames=0; give 1 or more."), 2, "error: frames=0; give 1 or more."),
+        (ValueError("[/b] and [person] are text"), 2, "[/b] and [person]"),
+        (FileNotFoundError(2, "No such file or directory", "gone.json"), 3, "gone.json: No such file"),
+        (OSError(28, "No space left on device", "log.jsonl"), 3, "log.jsonl: No space left on device"),
+        (SafetensorError("header too large"), 2, "header too large"),
+        (RecursionError("maximum recursion depth"), 2, "nested too deeply"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_become_one_line_and_a_code(monkeypatch, capsys, error: BaseException, code: int, said: str):
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("langdc.tools.doctor.main", fail)
+    assert main(["doctor"]) == code
+    err = capsys.readouterr().err
+    assert said in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def fail(argv: list[str]) -> int:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("langdc.tools.doctor.main", fail)
+    with pytest.raises(KeyError):
+        main(["doctor"])
+
+
+def test_text_of_users_is_no_markup(capsys):
+    for question in ("[/b] what", "[red]what :smile:"):
+        assert main(["ask", "--sample", question, "--max-new-tokens", "2"]) == 0
+        assert question in capsys.readouterr().out
+
+
+def test_captions_are_shown_as_they_are(capsys):
+    from langdc.tools.ask import _show
+    from langdc.types import Answer
+
+    _show(Answer("[b]yes", 3, [1, 2], captions=["[person] walks", "a [/b] dog"]), ["[x]", "y"])
+    said = capsys.readouterr().out
+    assert all(text in said for text in ("[b]yes", "[person] walks", "a [/b] dog", "[x]"))
+
+
+def test_doctor_shows_extras(capsys):
+    assert main(["doctor"]) == 0
+    assert "'langdc[" in capsys.readouterr().out
+
+
+def test_a_question_in_another_encoding_is_a_mistake(capsys):
+    assert main(["ask", "--sample", os.fsdecode(b"caf\xe9 ?")]) == 2
+    assert "is not valid UTF-8" in capsys.readouterr().err
+
+
+def test_the_old_name_of_backbone_is_read_with_a_warning(monkeypatch, capsys):
+    said: list[str] = []
+    monkeypatch.setattr(compat, "warn_once", lambda old, new: said.append(f"{old} {new}"))
+    assert main(["ask", "clip.mp4", "what ?", "--model", "gone", "--host", "llava_video"]) == 2
+    assert said == ["--host --backbone"]
+
+
+def test_compare_looks_at_the_output_before_it_asks(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("langdc.pipeline.VideoLM.from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    words = ["compare", "clip.mp4", "what ?", "--model", "m", "--keep", "0.5", "--out"]
+    for out in (tmp_path / "no/such/x.html", tmp_path):
+        assert main([*words, str(out)]) == 2
+        assert "give a file in a folder that exists" in capsys.readouterr().err
+
+
+def test_config_schema_describes_every_key(capsys):
+    assert main(["config-schema"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert "extends" in json.dumps(tree) and "output" in json.dumps(tree)
+    assert main(["config-schema", "--eval"]) == 0
+    assert '"task"' in capsys.readouterr().out
