@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 KILLS = 4
 ZERO = {"ddp": None, "zero2": 2, "zero3": 3}
-LAST = {"stage2": "density", "stage3": "instruct"}
+LAST = {"stage2": "density", "stage3": "instruct", "distill": "instruct"}
 Recipes = dict[str, list[RunConfig]]
 
 
