@@ -1,7 +1,6 @@
 """What the commands of `langdc convert` share, and those of releases made of several parts."""
 
 import argparse
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from langdc import checkpoint, jsonl, sources
 from langdc.encoders.video import VideoEncoder
+from langdc.hashing import tensor_hash
 from langdc.language_models import load_language_model
 
 REPORT = "conversion.json"
@@ -37,11 +37,8 @@ def add_verify_option(parser: argparse.ArgumentParser) -> None:
 
 
 def value_hash(tensor: Tensor) -> str:
-    """The sha256 of a tensor's shape and of its values as float32."""
-    values = tensor.detach().to("cpu", torch.float32).contiguous()
-    digest = hashlib.sha256(str(tuple(values.shape)).encode())
-    digest.update(values.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """The hash of a tensor's values as float32, which is what loading gives."""
+    return tensor_hash(tensor, torch.float32)
 
 
 def check_saved(directory: Path, hashes: Mapping[str, str]) -> str:

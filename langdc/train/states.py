@@ -1,6 +1,5 @@
 """What a compressor's frozen part makes of every video, computed once before the first step."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from langdc.hashing import text_hash
 from langdc.store import TensorStore
 from langdc.train.learner import wanted_of
 from langdc.train.samples import Sample
@@ -53,7 +53,7 @@ class FrozenStates:
         assert sample.spec is not None  # as chosen
         targets = json.dumps(self.data.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
         text = f"{self.identity} {self.data.features.key(sample.spec)} {targets}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_hash(text)
 
     def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         for first in range(0, len(numbers), CHUNK):
