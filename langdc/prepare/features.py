@@ -26,7 +26,6 @@ from langdc.distributed import is_main_process, world_size
 from langdc.features import FeatureStore, read_spec
 from langdc.interfaces import Backbone
 from langdc.log import get_logger, screen
-from langdc.shards import SHARD_BYTES
 from langdc.train import chain, output
 from langdc.train.objectives import objectives
 from langdc.train.samples import read_samples
@@ -114,7 +113,7 @@ def _run(job: _Job, options: argparse.Namespace, out: Console) -> int:
     """Store what is missing; the number of videos and images that are absent at the end."""
     job.backbone.to(devices.device())
     unread = len(job.failed)
-    store = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency, options.shard_mb * 10**6)
+    store = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency)
     specs = _present(job)
     for spec in track(
         specs, "Reading files", console=Console(stderr=True), transient=True, disable=not is_main_process()
@@ -225,7 +224,7 @@ def _read_speed(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, flo
     What the system still holds of the files is dropped first where it lets us, so that the disk is measured.
     """
     assert store.store.folder is not None
-    for path in (store.store.folder / "shards").glob("*.safetensors"):
+    for path in [store.store.path(store.key(spec)) for spec in specs]:
         with path.open("rb") as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -256,12 +255,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plan", action="store_true", help="only say how large it gets and how long it takes")
     parser.add_argument(
         "--saliency", action="store_true", help="also what encoders attend to, for compressors that choose by it"
-    )
-    parser.add_argument(
-        "--shard-mb",
-        type=float,
-        default=SHARD_BYTES / 10**6,
-        metavar="MB",
-        help="size of a file (default: %(default).0f)",
     )
     return parser
