@@ -31,7 +31,6 @@ from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger
-from langdc.shards import StoreError
 from langdc.train import chain, output, sample_recipe, stopping
 from langdc.train.arguments import check_environment, training_arguments
 from langdc.train.batches import TrainingData
@@ -203,7 +202,7 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
         return _ended(130, "Interrupted. The same command resumes from the last checkpoint.")
     except Stopped as stopped:
         return _ended(stopping.EXIT_CODE, f"{stopped}. The same command resumes from there.")
-    except (ValueError, StoreError, OSError) as error:
+    except (ValueError, OSError) as error:
         if options.traceback:
             raise
         if not is_main_process():

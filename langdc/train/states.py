@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from langdc.shards import TensorStore
+from langdc.store import TensorStore
 from langdc.train.learner import wanted_of
 from langdc.train.samples import Sample
 from langdc.types import Context, VideoBatch

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from langdc.training.trainable import unfreeze
 from torch import Tensor
 
 from langdc.adapters import attach_lora
@@ -15,6 +14,7 @@ from langdc.backbones.chat import conversation, question_of
 from langdc.config import LoraConfig, MemberConfig, ModelConfig
 from langdc.language_models import ids_of
 from langdc.model import VideoModel
+from langdc.train.trainable import unfreeze
 from langdc.types import Context, Frames, VideoBatch
 from tests import stock, tiny
 

@@ -20,7 +20,7 @@ from langdc import checkpoint
 from langdc.backbones.inputs import read_prompt
 from langdc.captioner import SoftToken
 from langdc.convert.assemble import Branch, Options, convert
-from langdc.generate import Continuation, greedy
+from langdc.generate import Continuation
 from langdc.model import VideoModel
 from langdc.types import Compressed, Context, FeatureGrid, Prompt, Slot, TextInputs, VideoBatch, VideoFeatures
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from langdc.training import runs, stopping
+from tests.training.ranks import assert_close, changed, losses, run, run_until
 
 from langdc.config import StageConfig
 from tests.training import ranks
-from tests.training.ranks import assert_close, changed, losses, run, run_until
 
 pytestmark = pytest.mark.slow
 
