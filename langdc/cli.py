@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(command.target, words[len(command.words.split()) :])
 
 
-def door(words: str) -> Callable[[Sequence[str] | None], int]:
-    """The `main` of a script that does the same as a subcommand."""
+def door(words: str) -> Callable[..., int]:
+    """The `main(argv=None)` of a script that does the same as a subcommand."""
     return lambda argv=None: main([*words.split(), *(sys.argv[1:] if argv is None else argv)])
 
 
