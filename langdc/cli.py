@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from langdc.version import __version__
+from langdc import __version__
 
 _INTERRUPTED = 130
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,13 +31,19 @@ class Step:
     done: Path | None = None
 
 
-def train(stage: str, variant: str, run: str | None = None, overrides: Sequence[str] = (), start: str = "") -> Step:
-    """Train one stage of a variant; `run` names another output, `start` the stage of that run to start from."""
-    output = f"runs/sample/{run or variant}/{stage}"
-    command = [f"train/{stage}.py", "--config", f"configs/sample/{variant}/{stage}.yaml", *overrides]
-    if run:
-        command += [f"output={output}", *([f"start=runs/sample/{run}/{start}"] if start else [])]
-    return Step(f"{run or variant}: {stage}", command, ROOT / output / "finished.json")
+def langdc(title: str, *words: str, done: str = "") -> Step:
+    """A subcommand of `langdc`."""
+    return Step(title, ["-m", "langdc.cli", *words], ROOT / done if done else None)
+
+
+def train(config: str, run: str = "", *overrides: str) -> Step:
+    """Train a config of the sample, a folder's runs in order; `run` names another folder of outputs."""
+    name, *rest = config.split("/")
+    output = f"runs/sample/{run or name}"
+    last = rest[0] if rest else "stage3"
+    placed = [f"output={output}/{rest[0]}" if rest else f"output={output}"] if run else []
+    title = f"{run or name}: {last if rest else 'all runs'}"
+    return langdc(title, "train", f"sample/{config}", *overrides, *placed, done=f"{output}/{last}/finished.json")
 
 
 def evaluate(config: str, output: str) -> list[Step]:
@@ -49,11 +56,8 @@ def evaluate(config: str, output: str) -> list[Step]:
 
 def main_runs() -> list[Step]:
     """The data, LangDC and the baseline."""
-    return [
-        Step("sample videos", ["data_prep/sample.py", "--out", "data/sample"], ROOT / "data/sample/dataset.json"),
-        *(train(stage, "langdc") for stage in ("stage1", "stage2", "stage3")),
-        *(train(stage, "pool2x2") for stage in ("stage1", "stage3")),
-    ]
+    data = langdc("sample videos", "data", "sample", "--out", "data/sample", done="data/sample/dataset.json")
+    return [data, train("langdc"), train("pool2x2")]
 
 
 def quick_steps() -> list[Step]:
@@ -61,50 +65,36 @@ def quick_steps() -> list[Step]:
     return [*main_runs(), *evaluate("configs/sample/eval.yaml", "runs/sample/eval")]
 
 
-def pool(run: str, *overrides: str) -> list[Step]:
-    """Both stages of a pool with other settings."""
-    return [
-        train("stage1", "pool2x2", run, overrides),
-        train("stage3", "pool2x2", run, overrides, start="stage1"),
-    ]
-
-
 def seeded(seed: int) -> list[Step]:
     """LangDC and the baseline once more with another seed."""
-    changed = [f"seed={seed}"]
-    langdc, other = f"langdc-seed{seed}", f"pool2x2-seed{seed}"
-    return [
-        train("stage1", "langdc", langdc, changed),
-        train("stage2", "langdc", langdc, changed, start="stage1"),
-        train("stage3", "langdc", langdc, changed, start="stage2"),
-        *pool(other, *changed),
-    ]
+    return [train(name, f"{name}-seed{seed}", f"seed={seed}") for name in ("langdc", "pool2x2")]
 
 
 def more_steps() -> list[Step]:
     """What `make sample-full` adds, but for the pool that waits for LangDC's figures."""
     return [
-        *pool("pool1x1", "model.compressor.sides=[8,8]", "phases.0.steps=60", "phases.0.batch_size=4"),
-        *pool("pool4x4", "model.compressor.sides=[2,2]"),
-        train("stage3", "dual"),
-        *(train("stage3", "ablation", f"layer{n}", [f"model.compressor.layer={n}"]) for n in (0, 4)),
-        train("stage3", "ablation", "predicting", ["model.compressor.soft_token=predicting"]),
+        train("pool2x2", "pool1x1", "model.compressor.sides=[8,8]", "train.steps=60", "train.batch_size=4"),
+        train("pool2x2", "pool4x4", "model.compressor.sides=[2,2]"),
+        train("dual"),
+        *(train("ablation", f"layer{n}", f"model.compressor.layer={n}") for n in (0, 4)),
+        train("ablation", "predicting", "model.compressor.soft_token=predicting"),
         *(step for seed in (1, 2) for step in seeded(seed)),
     ]
 
 
-def finished(run: str, stage: str) -> dict:
-    """The training record of a stage."""
-    return json.loads((ROOT / f"runs/sample/{run}/{stage}/finished.json").read_text())
+def finished(run: str, name: str) -> dict:
+    """The training record of a run."""
+    return json.loads((ROOT / f"runs/sample/{run}/{name}/finished.json").read_text())
 
 
 def equal_flops() -> Step:
-    """The baseline's stage 3 with as many steps as LangDC's training FLOPs, all stages together, pay for."""
-    budget = sum(finished("langdc", stage)["flops"] for stage in ("stage1", "stage2", "stage3"))
+    """The baseline's stage 3 with as many steps as LangDC's training FLOPs, all runs together, pay for."""
+    runs = yaml.safe_load((ROOT / "configs/sample/langdc/chain.yaml").read_text())
+    budget = sum(finished("langdc", Path(name).stem)["flops"] for name in runs)
     spent, usual = finished("pool2x2", "stage1")["flops"], finished("pool2x2", "stage3")
     steps = max(1, round((budget - spent) / (usual["flops"] / usual["steps"])))
-    changed = [f"phases.instruct.steps={steps}", "start=runs/sample/pool2x2/stage1"]
-    return train("stage3", "pool2x2", "pool2x2-flops", changed)
+    changes = [f"train.steps={steps}", "start=runs/sample/pool2x2/stage1"]
+    return train("pool2x2/stage3", "pool2x2-flops", *changes)
 
 
 def run(steps: list[Step]) -> float:

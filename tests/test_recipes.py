@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from langdc.adapters import adapt, attach_lora
-from langdc.config import ModelConfig, PhaseConfig, Settings, StageConfig, check, load
+from langdc.config import ModelConfig, RunConfig, Settings, check, load
 from langdc.model import VideoModel
 from langdc.prepare.mix import MIXES
+from langdc.train import chain
 from langdc.train.trainable import unfreeze
-from scripts.run_stages import ordered, read_steps
 from tests import tiny
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -82,8 +82,8 @@ class Sizes(Settings):
     model: ModelConfig
 
 
-def stage(file: str) -> StageConfig:
-    return load(StageConfig, CONFIGS / f"{file}.yaml")
+def stage(file: str) -> RunConfig:
+    return load(RunConfig, CONFIGS / f"{file}.yaml")
 
 
 def sized(file: str) -> ModelConfig:
@@ -117,17 +117,18 @@ def built(file: str, fresh: bool = False) -> VideoModel:
     return _built.__wrapped__(settings) if fresh else _built(settings)
 
 
-def trained(file: str, phase: PhaseConfig) -> int:
-    """How many parameters a phase trains, adapters attached as its stage attaches them."""
-    model = built(file, fresh=phase.lora is not None or phase.captioner_lora is not None)
-    patterns = list(phase.trainable)
+def trained(file: str) -> int:
+    """How many parameters a run trains, adapters attached as it attaches them."""
+    train = stage(file).train
+    model = built(file, fresh=train.lora is not None or train.compressor_lora is not None)
+    patterns = list(train.trainable)
     with torch.device("meta"):
-        if phase.lora is not None:
-            attach_lora(model.backbone, phase.lora)
-        if phase.captioner_lora is not None:
-            adapt(model.captioner.captioner.language_model.base_model, phase.captioner_lora)
+        if train.lora is not None:
+            attach_lora(model.backbone, train.lora)
+        if train.compressor_lora is not None:
+            adapt(model.compressor.captioner.language_model.base_model, train.compressor_lora)
             patterns.append("compressor.captioner.*.lora_*")
-    names = unfreeze(model, patterns, adapters=phase.lora is not None)
+    names = unfreeze(model, patterns, adapters=train.lora is not None)
     return sum(model.get_parameter(name).numel() for name in names)
 
 
@@ -155,40 +156,36 @@ def test_a_recipe_loads_and_its_head_says_what_it_must(file: str) -> None:
         return
     for wanted in ("# Data: ", "# GPUs: ", "Published"):
         assert wanted in said, wanted
-    (phase,) = config.phases
-    (data,) = phase.data
+    (data,) = config.train.data
     assert data.stem in MIXES
     if "stage2c" not in file:
-        assert f"langdc_mix.py {data.stem} " in said
-    assert config.deepspeed is not None and (CONFIGS.parent / config.deepspeed).is_file()
+        assert f"langdc_mix.py {data.stem} " in said or f"langdc data mix {data.stem} " in said
+    assert config.deepspeed is not None and config.deepspeed.is_file()
 
 
 @pytest.mark.parametrize("folder", CHAINS)
-def test_the_stages_follow_one_another(folder: str) -> None:
-    steps = ordered(read_steps(CONFIGS / folder))
-    assert [step.name for step in steps] == CHAINS[folder]
-    outputs = [None, *(step.config.output for step in steps)]
-    assert all(step.config.start in outputs[: number + 1] for number, step in enumerate(steps))
-    assert steps[0].config.start is None and steps[-1].config.start == steps[-2].config.start
+def test_the_runs_follow_one_another(folder: str) -> None:
+    links = chain.read([CONFIGS / folder])
+    assert [Path(link.name).stem for link in links] == CHAINS[folder]
+    outputs = [link.config.output for link in links]
+    assert [link.config.start for link in links] == [None, *outputs[:-2], outputs[-3]], "both end from the same"
 
 
 @pytest.mark.parametrize("folder", CHAINS)
-def test_variants_fit_where_the_stage_stands_that_they_vary(folder: str) -> None:
-    steps = {step.name: step for step in read_steps(CONFIGS / folder / "variants")}
-    outputs = {step.config.output for step in [*read_steps(CONFIGS / folder), *steps.values()]}
-    assert sorted(steps) == sorted(VARIANTS[folder])
-    assert {step.config.start for step in steps.values()} <= outputs
-    for name, step in steps.items():
-        four_bits = step.config.model.backbone.settings.get("quantize") == "nf4"
-        assert four_bits == name.endswith("qlora") == (step.config.deepspeed is None)
-        (phase,), (usual,) = step.config.phases, stage(f"{folder}/{name.rpartition('_')[0]}").phases
-        assert phase.data == usual.data and phase.objective == usual.objective
+def test_variants_fit_where_the_run_stands_that_they_vary(folder: str) -> None:
+    variants = {name: stage(f"{folder}/variants/{name}") for name in VARIANTS[folder]}
+    outputs = {link.config.output for link in chain.read([CONFIGS / folder])}
+    assert {config.start for config in variants.values()} <= outputs | {each.output for each in variants.values()}
+    for name, config in variants.items():
+        four_bits = config.model.backbone.settings.get("quantize") == "nf4"
+        assert four_bits == name.endswith("qlora") == (config.deepspeed is None)
+        usual = stage(f"{folder}/{name.rpartition('_')[0]}")
+        assert config.train.data == usual.train.data and config.objective == usual.objective
 
 
 @pytest.mark.parametrize("file", TRAINED)
 def test_a_recipe_trains_what_the_paper_says(file: str) -> None:
-    (phase,) = stage(file).phases
-    assert trained(file, phase) == TRAINED[file]
+    assert trained(file) == TRAINED[file]
 
 
 @pytest.mark.parametrize("folder", CHAINS)

@@ -1,270 +1,244 @@
-"""Plans of training stages: what a config will take on so many devices, without weights, and what would fit better.
+"""`langdc plan CONFIG ...`: what training runs take: samples, tokens, steps, operations, memory, hours.
 
-The model is built on the meta device, so a full-size config is planned on a laptop. Hours need a probe, which runs a
-few real steps here.
+The model is built on the meta device, without weights, and one sample passes through it there, so a full-size config is
+planned on a laptop. `--probe` makes a few real steps here instead, and measures.
 """
 
-import json
+import argparse
+import math
+import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+import yaml
+from rich.table import Table
+from torch import nn
 
-from langdc import checkpoint
-from langdc.adapters import adapt, attach_lora
-from langdc.config import LoraConfig, ModelConfig, PhaseConfig, StageConfig, check
-from langdc.data.records import Record, read_records, write_records
+from langdc import jsonl
+from langdc.config import SHIPPED, RunConfig, check
 from langdc.features import FeatureStore
-from langdc.jsonl import write_json
+from langdc.flops import language_model_flops
+from langdc.log import console, get_logger
 from langdc.model import VideoModel
-from langdc.sources import is_packaged, resolve
-from langdc.tools.sizes import published
-from langdc.train.progress import read_log
-from langdc.train.trainable import unfreeze
-from langdc.training import planning
-from langdc.training.memory import GIB, Choice, Layout, Weights, best, choices, layout_of
-from langdc.training.runs import latest, write_json
-from langdc.training.samples import Sample, clip_of
-from langdc.training.stages import run_stage
+from langdc.train import chain, output
+from langdc.train.batches import TrainingData
+from langdc.train.objectives import objectives
+from langdc.train.run import train
+from langdc.train.setup import build
+from langdc.types import Context, Frames, FrameSpec
 
-SUGGESTED = LoraConfig(rank=128, alpha=256, dropout=0.05)
-"""The paper's adapters, tried where nothing else fits."""
-PROBE_STEPS = 6
-"""Of each phase; the first two are not counted."""
-MARGIN = 0.92
-"""Share of a device's memory that a plan may fill: the rest is its context and fragmentation."""
+logger = get_logger(__name__)
+
+GIB = 2**30
+NF4_BYTES = 0.516  # per weight: 4 bits, and scales that are quantized in turn (QLoRA, arXiv 2305.14314)
+PROBE_STEPS = 3
+FILLED = 0.92  # fraction of a device's memory that may be used: the rest is its context and fragmentation
+ASSUMED_MFU = 0.4
+NOTHING_FITS = "nothing fits: a smaller train.batch_size, adapters (train.lora), quantize: nf4, or more devices"
+MEDIA_SIZE = (336, 448)  # height and width where a frame's own size is not known
+TOKENIZERS = {"language_model": "tokenizer", "captioner": "captioner_tokenizer"}
 
 
 @dataclass(frozen=True)
-class Planned:
-    """The plan of a phase with the layouts that fit, the fastest first, and what is advised if any does."""
+class Layout:
+    """How a run is divided among devices. `zero`: the ZeRO stage, 0 without DeepSpeed."""
 
-    plan: dict[str, Any]
-    choices: list[Choice]
-    advice: str
-    notes: tuple[str, ...] = ()
-    """What the plan rests on because something is not here."""
+    zero: int = 0
+    offload: bool = False
+    checkpointing: bool = False
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        zero = f"ZeRO-{self.zero}" if self.zero else "no ZeRO"
+        return zero + ", offload" * self.offload + ", gradient checkpointing" * self.checkpointing
+
+    @property
+    def settings(self) -> str:
+        """As overrides."""
+        file = f"deepspeed/zero{self.zero}{'_offload' * self.offload}.json" if self.zero else "null"
+        return f"deepspeed={file} gradient_checkpointing={str(self.checkpointing).lower()}"
 
 
-def sized(config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The same model with architectures in place of checkpoint directories, so that no weights are read; and notes.
+class SizesOnly(TrainingData):
+    """The data of a run whose media are not read: each video is black frames of the number that would be read."""
 
-    A directory that is not here is taken for the published part of its name, its tokenizer for the sample's.
+    def _too_much(self) -> bool:
+        return True
+
+    def _decoded(self, specs: Sequence[FrameSpec]) -> list[Frames]:
+        found = []
+        for spec in specs:
+            count, (height, width) = spec.segments * spec.frames_per_segment, spec.size or MEDIA_SIZE
+            found.append(Frames(torch.zeros(count, 3, height, width, dtype=torch.uint8), torch.arange(count).double()))
+        return found
+
+
+def plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
+    """What a run takes on so many devices; "tokens" and "flops" are None where a sample cannot pass without numbers.
+
+    {"samples", "steps", "tokens" (of the mean sample), "flops" (of the run), "parameters", "trained", "memory": bytes
+    per device by layout}. ValueError for settings and records that cannot work.
     """
-    backbone, compressor = dict(config.backbone.settings), dict(config.compressor.settings)
-    absent: list[str] = []
-    if isinstance(backbone.get("language_model"), str):
-        backbone["tokenizer"] = _tokenizer(backbone.get("tokenizer") or backbone["language_model"], absent)
-        backbone["language_model"] = _architecture(backbone["language_model"])
-    backbone.pop("quantize", None)
-    for name in ("image_encoder", "video_encoder"):
-        member = dict(backbone.get(name) or {})
-        if isinstance(member.get("source"), str):
-            backbone[name] = {**member, "source": _architecture(member["source"])}
-    if isinstance(compressor.get("captioner"), str):
-        named = compressor.get("captioner_tokenizer") or compressor["captioner"]
-        compressor["captioner_tokenizer"] = _tokenizer(named, absent)
-        compressor["captioner"] = _architecture(compressor["captioner"])
-    tree = {
-        "backbone": {"name": config.backbone.name, **backbone},
-        "compressor": {"name": config.compressor.name, **compressor},
-    }
-    notes = (f"no tokenizer in {', '.join(dict.fromkeys(absent))}: texts are counted with the sample's, roughly",)
-    return check(ModelConfig, tree, "the model to plan"), notes if absent else ()
-
-
-def _is_here(source: str) -> bool:
-    return is_packaged(source) or Path(source).is_dir()
-
-
-def _tokenizer(source: str, absent: list[str]) -> str:
-    if _is_here(source):
-        return source
-    absent.append(source)
-    return "sample:language_model"
-
-
-def _architecture(source: str) -> dict:
-    known = published(source)
-    if known is not None and not _is_here(source):
-        return {"config": known, "init": "random"}
-    folder = resolve(source)
-    assert isinstance(folder, Path)
-    settings = json.loads((folder / "config.json").read_text())
-    if "model_type" in settings:  # else an encoder of ours
-        found: Any = AutoConfig.from_pretrained(folder)
-        settings = getattr(found, "vision_config", found).to_dict()
-    return {"config": settings, "init": "random"}
-
-
-def plan(config: StageConfig, gpus: int = 1, memory: float | None = None, samples: int | None = None) -> list[Planned]:
-    """Plan every phase of a stage for so many devices of so many GiB.
-
-    `samples`: how many records a phase has whose files are not here. ValueError for settings that cannot work.
-    """
-    return [_plan_phase(config, phase, gpus, memory, samples) for phase in config.phases]
-
-
-def _plan_phase(
-    config: StageConfig, phase: PhaseConfig, gpus: int, memory: float | None, number: int | None
-) -> Planned:
-    sizes, notes = sized(config.model)
-    model = _on_meta(sizes, phase)
-    quantized = model.backbone.text_model if config.model.backbone.settings.get("quantize") else None
-    found = _samples(phase, model)
-    weights = Weights.of(model, quantized)
-    known = planning.lengths(model, phase, found) if found else planning.assumed_lengths(model, phase)
-    described = planning.plan_phase(model, phase, config, found, gpus, number, weights)
-    fits: list[Choice] = []
-    advice = ""
-    if memory is not None and phase.objective != "align":
-        base = replace(layout_of(config, phase, gpus), online=described["online"])
-        budget = memory * GIB * MARGIN
-        fits = choices(model, phase, known.rows, weights, base, budget)
-        chosen = best(fits, phase.batch_size)
-        advice = _advice(phase, chosen) if chosen else _with_adapters(sizes, phase, base, known, budget)
-    seconds = planning.probed(config).get(phase.name)
-    if seconds is not None and described["steps"] is not None:
-        described["seconds"] = round(seconds * described["steps"], 1)
-    return Planned(described, fits, advice, notes)
-
-
-def _on_meta(sizes: ModelConfig, phase: PhaseConfig) -> VideoModel:
-    """The model as the phase trains it, without numbers in it."""
+    config = _sized(config)
+    objective = objectives.build(config.objective.name, **config.objective.settings)
     with torch.device("meta"):
-        model = VideoModel(sizes)
-        if phase.lora is not None:
-            attach_lora(model.backbone, phase.lora)
-        if phase.captioner_lora is not None:
-            adapt(model.captioner.captioner.language_model.base_model, phase.captioner_lora)
-    patterns = [*phase.trainable, *(["compressor.captioner.*.lora_*"] if phase.captioner_lora else [])]
-    unfreeze(model, patterns, adapters=phase.lora is not None)
-    return model
-
-
-def _samples(phase: PhaseConfig, model: VideoModel) -> list[Sample]:
-    """The records that a phase learns from, whether or not their media are here; none if a file of them is not."""
-    if not all(path.is_file() for path in phase.data):
-        return []
-    records = [(record, path) for path in phase.data for record in read_records(path)]
-    chosen = [(record, path) for record, path in records if _wanted(phase, record)]
-    return [Sample(record, clip_of(record, path, model), number) for number, (record, path) in enumerate(chosen)]
-
-
-def _wanted(phase: PhaseConfig, record: Record) -> bool:
-    if phase.objective == "answer":
-        return any(phase.kinds is None or question.kind in phase.kinds for question in record.questions)
-    return bool(record.segments) and (record.video is not None or record.image is not None)
-
-
-def _advice(phase: PhaseConfig, choice: Choice) -> str:
-    layout, name = choice.layout, f"phases.{phase.name}"
-    said = [f"{name}.batch_size={choice.micro_batch}", f"{name}.gradient_accumulation={choice.accumulation}"]
-    if layout.zero:
-        said.append(f"deepspeed=configs/deepspeed/zero{layout.zero}{'_offload' if layout.offload else ''}.json")
-    said.append(f"gradient_checkpointing={str(layout.checkpointing).lower()}")
-    return f"{layout.name}: {' '.join(said)}"
-
-
-def _with_adapters(sizes: ModelConfig, phase: PhaseConfig, base: Layout, known: planning.Lengths, budget: float) -> str:
-    """What adapters in place of whole weights would change, where no layout fits."""
-    of_captioner = phase.objective == "caption"
-    name = "captioner_lora" if of_captioner else "lora"
-    body = "compressor.captioner." if of_captioner else "backbone.language_model."
-    if getattr(phase, name) is not None:
-        return "nothing fits, adapters included: take quantize: nf4, larger devices or more of them"
-    kept = [pattern for pattern in phase.trainable if not pattern.startswith(body)] or ["compressor.*projector*"]
-    adapted = phase.model_copy(update={name: SUGGESTED, "trainable": kept})
-    model = _on_meta(sizes, adapted)
-    chosen = best(choices(model, adapted, known.rows, Weights.of(model), base, budget), phase.batch_size)
-    if chosen is None:
-        return "nothing fits, not with adapters either: take larger devices or more of them"
-    return f"only with adapters ({name}: rank {SUGGESTED.rank}); {_advice(phase, chosen)}"
-
-
-def probe(config: StageConfig, steps: int = PROBE_STEPS) -> dict[str, Any]:
-    """Run a few real steps of every phase here and measure: seconds per step by phase, and per video for encoding.
-
-    The stage's start, weights and media must be here. Nothing of it stays but `<output>.probe.json` beside the output,
-    which plans read; the features that it encodes are its own.
-    """
-    with tempfile.TemporaryDirectory(prefix="probe") as folder:
-        phases = [_shortened(phase, Path(folder), steps) for phase in config.phases]
-        update = {
-            "phases": phases,
-            "start": config.start and (latest(config.start) or config.start),
-            "output": Path(folder) / "run",
-            "features": None,
-            "feature_memory": 0.0 if any(each.plan["online"] for each in plan(config)) else config.feature_memory,
-            "log_steps": 1,
-            "save_steps": steps + 1,
-            "verify_save": False,
-            "trackers": [],
-            "watch": None,
-        }
-        short = config.model_copy(update=update)
-        encoding = _encoding_seconds(short)
-        directory = run_stage(short)
-        lines = {phase.name: read_log(directory / "log.jsonl", phase.name) for phase in phases}
-    found = {
-        "seconds_per_step": {name: _per_step(each) for name, each in lines.items() if len(each) > 2},
-        "seconds_per_video_encoded": encoding,
-        "steps": steps,
-        "device": _device(),
+        run = build(config.model_copy(update={"start": None}), objective)
+    parameters = {id(parameter): parameter for parameter in run.model.parameters()}.values()
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    found: dict[str, Any] = {"parameters": sum(p.numel() for p in parameters), "trained": trained, "samples": None}
+    found |= {"steps": config.train.steps, "tokens": None, "flops": None}
+    missing = [str(path) for path in config.train.data if not path.is_file()]
+    if missing:
+        logger.warning("There is no %s: tokens and operations are not known.", ", ".join(missing))
+    else:
+        data = SizesOnly(run.model, objective, config, FeatureStore(run.model.backbone.encode, "plan", None))
+        step = config.train.batch_size * config.train.gradient_accumulation * gpus
+        found["samples"] = len(data)
+        found["steps"] = config.train.steps or math.ceil(math.ceil(len(data) / step) * (config.train.epochs or 1))
+        tokens, flops = _passed(run.model, data, objective.reads)
+        found |= {"tokens": tokens, "flops": flops and flops * step * found["steps"]}
+    found["memory"] = {
+        layout: _bytes(run.model, config, found["tokens"] or 1024, layout, gpus) for layout in _layouts(gpus)
     }
-    path = planning.probe_file(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
     return found
 
 
-def _shortened(phase: PhaseConfig, folder: Path, steps: int) -> PhaseConfig:
-    """A phase of a few steps over so many records that no video comes twice, with paths that hold anywhere."""
-    wanted = phase.batch_size * phase.gradient_accumulation * steps
-    records = [
-        _absolute(record, path)
-        for path in phase.data
-        for record in read_records(path)
-        if _wanted(phase, record)
-    ][:wanted]  # fmt: skip
-    place = folder / f"{phase.name}.jsonl"
-    write_records(place, records)
-    return phase.model_copy(update={"data": [place], "steps": steps, "epochs": None})
+def _passed(model: VideoModel, data: TrainingData, reads: bool) -> tuple[float | None, float | None]:
+    """Mean tokens that the language model reads of a sample, and operations; None where it takes numbers."""
+    tokens, config = [], model.backbone.language_model.config.get_text_config()
+    for index in range(0, len(data), max(1, len(data) // 4)):
+        batch = data.collate([data[index]])["batch"]
+        try:
+            with torch.device("meta"):
+                found = model.compress(model.features(batch), Context(targets=batch.targets)).tokens
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            logger.info("Tokens and operations are known with --probe only (%s).", str(error).split("\n")[0])
+            return None, None
+        texts = sum(len(prompt.ids) for prompt in batch.prompts)
+        tokens.append(texts + sum(len(found[number]) for shown in batch.shows for number in shown))
+    mean = sum(tokens) / len(tokens)
+    passes = 3 if any(parameter.requires_grad for parameter in model.backbone.text_model.parameters()) else 2
+    return mean, passes * language_model_flops(config, round(mean), predictions=0) if reads else None
 
 
-def _absolute(record: Record, path: Path) -> Record:
-    media = record.media_path(path.parent.resolve())
-    name = "video" if record.video is not None else "image"
-    return record if media is None else record.model_copy(update={name: str(media)})
+def _layouts(gpus: int) -> list[Layout]:
+    """What may be tried, the fastest first."""
+    stages = [(0, False), (2, False), (3, False), (3, True)] if gpus > 1 else [(0, False), (3, True)]
+    return [Layout(zero, offload, saved) for zero, offload in stages for saved in (False, True)]
 
 
-def _encoding_seconds(config: StageConfig) -> float:
-    """Per video: decoding and both encoders, as they run before the first step."""
-    model, _ = checkpoint.start(config.model, config.start)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
-    samples = _samples(config.phases[-1], model)
-    clips = [sample.clip for sample in samples if sample.clip is not None][:8]
-    store = FeatureStore(model.backbone.encode, "probe", None)
-    store.fill(clips[:1])
-    started = time.perf_counter()
-    store.fill(clips)
-    return (time.perf_counter() - started) / max(len(clips) - 1, 1)
+def _bytes(model: VideoModel, config: RunConfig, tokens: float, layout: Layout, gpus: int) -> float:
+    """Memory of one device: weights, gradients, AdamW's states, what is kept for the backward pass, and logits."""
+    size = 4 if config.precision == "float32" else 2
+    parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
+    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    packed = config.model.backbone.settings.get("quantize") is not None
+    layers = [m for m in model.backbone.text_model.modules() if isinstance(m, nn.Linear)] if packed else []
+    saved = sum(layer.weight.numel() * (4 - NF4_BYTES) for layer in layers)
+    # without DeepSpeed weights are float32, which autocast rounds; with it they are of the run's type, with a copy
+    weights = (total * 4 - saved) if layout.zero == 0 else total * size
+    states = trained * (4 if layout.zero == 0 else size) + trained * (8 if layout.zero == 0 or size == 4 else 12)
+    if layout.zero >= 2:
+        states /= gpus
+    if layout.zero == 3:
+        weights /= gpus
+    if layout.offload:
+        states, weights = 0.0, weights * 0.1
+    settings: Any = model.backbone.language_model.config.get_text_config()
+    rows = config.train.batch_size * tokens * settings.hidden_size * size
+    kept = settings.num_hidden_layers * rows * (1 if layout.checkpointing else 16) + 16 * rows
+    logits = config.train.batch_size * tokens * 0.2 * settings.vocab_size * (4 + size)
+    return weights + states + kept + logits
 
 
-def _per_step(lines: Sequence[dict]) -> float:
-    ends = [line["seconds"] for line in lines]
-    return median(after - before for before, after in pairwise(ends[1:]))
+def _sized(config: RunConfig) -> RunConfig:
+    """The run with published sizes in place of folders of weights that are not here, and the sample's tokenizer."""
+    known = yaml.safe_load((SHIPPED / "sizes.yaml").read_text())
+
+    def replaced(tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        found = {key: replaced(value) for key, value in tree.items()}
+        for key, value in tree.items():
+            name = Path(value).name.lower() if isinstance(value, str) and not Path(value).exists() else ""
+            start = next((start for start in known if name.startswith(start)), None)
+            if start is not None:
+                found[key] = {"config": known[start], "init": "random"}
+                if key in TOKENIZERS and found.get(TOKENIZERS[key]) is None:
+                    found[TOKENIZERS[key]] = "sample:language_model"
+                    logger.warning("%s is not here: its published size, and the sample's tokenizer, are taken.", value)
+        return found
+
+    tree = config.model_dump(mode="json")
+    return check(RunConfig, {**tree, "model": replaced(tree["model"])}, "the run to plan")
 
 
-def _device() -> str:
-    if torch.accelerator.is_available():
-        return str(torch.get_device_module().get_device_name())
-    return f"CPU, {torch.get_num_threads()} threads"
+def probe(config: RunConfig) -> dict[str, float]:
+    """Make a few real steps here: {"seconds", "tokens", "flops" and "bytes"} of a step. Nothing of it stays."""
+    with tempfile.TemporaryDirectory(prefix="probe") as folder:
+        train_config = config.train.model_copy(update={"steps": PROBE_STEPS, "epochs": None})
+        changes = {"train": train_config, "output": Path(folder) / "run", "features": None, "log_steps": 1}
+        changes |= {
+            "trackers": [],
+            "watch": None,
+            "start": config.start and (output.latest(config.start) or config.start),
+        }
+        lines = jsonl.read(train(config.model_copy(update=changes)) / output.LOG)
+    return {
+        "seconds": (lines[-1]["seconds"] - lines[0]["seconds"]) / (len(lines) - 1),
+        "tokens": lines[-1].get("tokens_per_sample", math.nan),
+        "flops": lines[-1]["flops"] / len(lines),
+        "bytes": max(line["peak_bytes"] for line in lines),
+    }
+
+
+def _show(link: chain.Link, found: dict[str, Any], memory: float | None) -> None:
+    console.print(f"{link.name} -> {link.config.output}", style="bold", markup=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name in ("samples", "steps", "tokens", "parameters", "trained", "flops", "hours", "peak_gib"):
+        value = found.get(name)
+        table.add_row(
+            name, "not known" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+        )
+    budget = math.inf if memory is None else FILLED * memory * GIB
+    for layout, size in found["memory"].items():
+        fits = "" if memory is None else "  fits" if size <= budget else "  too large"
+        table.add_row(f"memory, {layout.name}", f"{size / GIB:.1f} GiB{fits}")
+    console.print(table)
+    if memory is not None:
+        chosen = next((layout.settings for layout, size in found["memory"].items() if size <= budget), NOTHING_FITS)
+        console.print(f"To fit: {chosen}\n", markup=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the plan of each run that is named."""
+    parser = argparse.ArgumentParser(prog="langdc plan", description="What training runs take.")
+    parser.add_argument("words", nargs="+", metavar="CONFIG | key=value", help="as for langdc train")
+    parser.add_argument("--gpus", type=int, default=1, help="devices that share the work (default: 1)")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of one device: what fits, and what to change")
+    parser.add_argument("--probe", action="store_true", help=f"make {PROBE_STEPS} real steps here, and measure them")
+    options = parser.parse_intermixed_args(argv)
+    if options.gpus < 1 or (options.memory is not None and options.memory <= 0):
+        raise ValueError(
+            f"--gpus {options.gpus} --memory {options.memory}: give at least 1 device and more than 0 GiB."
+        )
+    overrides = [word for word in options.words if "=" in word]
+    for link in chain.read([word for word in options.words if "=" not in word], overrides):
+        found = plan(link.config, options.gpus)
+        if options.probe:
+            measured = probe(link.config)
+            found |= {"tokens": measured["tokens"], "flops": measured["flops"] * found["steps"]}
+            found |= {"hours": measured["seconds"] * found["steps"] / 3600, "peak_gib": measured["bytes"] / GIB}
+        elif found["flops"] and link.config.peak_flops:
+            found["hours"] = found["flops"] / (ASSUMED_MFU * link.config.peak_flops * options.gpus * 3600)
+        _show(link, found, options.memory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

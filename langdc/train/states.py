@@ -1,13 +1,13 @@
 """What a compressor's frozen part makes of every video, computed once before the first step."""
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
+from langdc.hashing import text_hash
 from langdc.store import TensorStore
 from langdc.train.learner import wanted_of
 from langdc.train.samples import Sample
@@ -34,7 +34,7 @@ class FrozenStates:
         compressor = data.model.compressor
         training = compressor.training
         compressor.eval()  # layers that recompute their activations in training keep no cache
-        self.store.fill(list(self.keys.values()), self._computed, CHUNK, "Computing states")
+        self.store.fill(list(self.keys.values()), self._computed, "Computing states")
         compressor.train(training)
 
     @classmethod
@@ -53,10 +53,15 @@ class FrozenStates:
         assert sample.spec is not None  # as chosen
         targets = json.dumps(self.data.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
         text = f"{self.identity} {self.data.features.key(sample.spec)} {targets}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_hash(text)
+
+    def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for first in range(0, len(numbers), CHUNK):
+            chunk = numbers[first : first + CHUNK]
+            yield from zip(chunk, self._chunk(chunk), strict=True)
 
     @torch.no_grad()
-    def _computed(self, numbers: list[int]) -> list[dict[str, Tensor]]:
+    def _chunk(self, numbers: list[int]) -> list[dict[str, Tensor]]:
         model, chosen = self.data.model, [self.samples[number] for number in numbers]
         found = [self.data.features.get(sample.spec, None) for sample in chosen if sample.spec is not None]
         videos = model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))

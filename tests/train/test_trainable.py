@@ -1,14 +1,13 @@
 """Patterns must choose something, and adapters must leave names alone."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from tests import tiny
+from tests.train import small
 
 from langdc.adapters import attach_lora
 from langdc.config import LoraConfig
 from langdc.train.trainable import select, unfreeze
-from tests.training.toy import Toy
 
 NAMES = ["backbone.projectors.image.weight", "backbone.projectors.video.weight", "compressor.captioner.embed.weight"]
 
@@ -25,23 +24,21 @@ def test_every_pattern_without_a_match_is_named_with_what_is_near():
 
 
 def test_everything_else_is_frozen():
-    toy = Toy(0.0)
-    trained = unfreeze(toy, ["projector.*"])
-    assert trained == {"projector.weight", "projector.bias"}
-    assert {name for name, p in toy.named_parameters() if p.requires_grad} == trained
+    model = tiny.model("pool")
+    trained = unfreeze(model, ["backbone.projectors.image.*"])
+    assert trained == {f"backbone.projectors.image.{part}" for part in ("0.weight", "0.bias", "2.weight", "2.bias")}
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
 
 
 def test_adapters_join_what_the_patterns_choose_and_change_nothing_yet():
-    torch.manual_seed(0)
-    toy = Toy(0.0).eval()
-    batch = {"ids": torch.arange(12).view(2, 6), "labels": torch.arange(12).view(2, 6)}
-    before = toy(**batch)["loss"]
-    backbone = SimpleNamespace(text_model=toy.language_model.model)
-    attach_lora(backbone, LoraConfig(rank=2, alpha=4, dropout=0.0))
-    trained = unfreeze(toy, ["projector.*"], adapters=True)
-    assert toy(**batch)["loss"] == before
-    assert type(toy.language_model.model).__name__ == "Qwen2Model"
+    model = tiny.model("pool")
+    batch = small.batch_of(small.data_of(model, small.run_config(model)), 0)["batch"]
+    before = model(batch).logits
+    attach_lora(model.backbone, LoraConfig(rank=2, alpha=4, dropout=0.0))
+    trained = unfreeze(model, ["backbone.projectors.image.*"], adapters=True)
+    assert torch.equal(model(batch).logits, before)
+    assert type(model.backbone.text_model).__name__ == "Qwen2Model"
     lora = {name for name in trained if ".lora_" in name}
-    assert len(lora) == 2 * 7 * 2  # A and B of seven matrices in two layers
-    assert trained - lora == {"projector.weight", "projector.bias"}
-    assert not any(p.requires_grad for name, p in toy.named_parameters() if "base_layer" in name)
+    assert len(lora) == 3 * 2 * 7  # A and B of seven matrices in three layers
+    assert len(trained - lora) == 4
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "base_layer" in name)

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from langdc.training import watchdog
 from torch import nn
 
+from langdc.train import watchdog
 from langdc.train.watchdog import Watchdog
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ class Part(nn.Module):
 
 @pytest.fixture
 def watched(monkeypatch):
-    monkeypatch.setattr(watchdog, "GRACE", 0.05)
+    monkeypatch.setattr(watchdog, "REPORT_SECONDS", 0.05)
     model = nn.Sequential(nn.Linear(2, 2), Part())
     codes: list[int] = []
     dog = Watchdog(model, 0.4, leave=codes.append)
@@ -73,21 +73,33 @@ def test_before_any_module_it_says_what_it_waits_for(watched, capfd):
 
 
 PROGRAM = """
-import json, os, sys, time
+import os, sys, time
 from pathlib import Path
-from tests.training import toy
-config = toy.settings(Path(sys.argv[1]), watchdog=4.0)
-class Sleepy(toy.Toy):
-    def __init__(self, dropout):
-        super().__init__(dropout)
-        self.calls = 0
-        self.language_model.model.layers[1].register_forward_hook(self.nap)
-    def nap(self, *_):
-        self.calls += 1
-        if os.environ["RANK"] == "1" and self.calls == 3:
+from torch.nn.modules.module import register_module_forward_hook
+from langdc.train.run import train
+from tests.train import small
+calls = 0
+def nap(module, *_):
+    global calls
+    if module is layer:
+        calls += 1
+        if os.environ["RANK"] == "1" and calls == 3:
             time.sleep(600)
-toy.Toy = Sleepy
-toy.train(config)
+config = small.run_config(
+    small.langdc(), "images", objective="compress", trainable=["compressor.projectors.*"], batch_size=1, steps=9,
+    output=sys.argv[1], watchdog=6.0,
+)
+import langdc.train.run as run
+build = run.build
+def built(*arguments):
+    global layer
+    found = build(*arguments)
+    layer = found.model.compressor.captioner.language_model.model.layers[1]
+    return found
+run.build = built
+layer = None
+register_module_forward_hook(nap)
+train(config)
 """
 
 
@@ -110,6 +122,6 @@ def test_when_one_process_sleeps_all_say_where_they_are(tmp_path: Path):
     assert [process.returncode for process in started] == [watchdog.EXIT_CODE] * 2, said
     for rank, text in enumerate(said):
         assert f"Watchdog: process {rank} of 2" in text and "after step 2" in text
-    assert "Module entered last: language_model.model.layers.1.mlp." in said[1] and "in nap" in said[1]
+    assert "captioner.language_model.model.layers.1.mlp." in said[1] and "in nap" in said[1]
     steps = [json.loads(line)["step"] for line in (tmp_path / "x" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2]

@@ -1,0 +1,101 @@
+"""A run that was killed or stopped is resumed as if nothing had been, also on another number of processes.
+
+Captions of 0 to 100 tokens, and text among the videos. Two processes add the same float32 numbers in another order.
+"""
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from langdc.config import RunConfig
+from langdc.train import output, stopping
+from tests.train import ranks
+from tests.train.ranks import assert_close, changed, losses, run, run_until
+
+pytestmark = pytest.mark.slow
+
+KILLS = 4
+ZERO = {"ddp": None, "zero2": 2, "zero3": 3}
+LAST = {"stage2": "density", "stage3": "instruct", "distill": "instruct"}
+Recipes = dict[str, list[RunConfig]]
+
+
+def figures(config: RunConfig) -> dict:
+    return json.loads((config.output / output.FINISHED).read_text())
+
+
+def chosen(trained: Recipes, stage: str, place: Path, zero: int | None = None, **train: object) -> RunConfig:
+    """The run of a recipe that has most steps, elsewhere; it starts from what one process made."""
+    expected = next(config for config in trained[stage] if config.output.name == LAST[stage])
+    (found,) = changed([expected], place, zero, **train)
+    return found.model_copy(update={"start": expected.start})
+
+
+def expected(trained: Recipes, stage: str) -> RunConfig:
+    return next(config for config in trained[stage] if config.output.name == LAST[stage])
+
+
+def killed(count: int, config: RunConfig) -> None:
+    """Kill a run at different random steps, then let it come to its end."""
+    total = config.train.steps or 0
+    rng = random.Random(f"{config.output.name} on {count}")
+    for line in sorted(rng.sample(range(2, total - 1), KILLS)):
+        run_until(count, config, line)
+        assert not output.is_finished(config.output)
+    run(count, config)
+
+
+@pytest.mark.parametrize("stage", LAST)
+def test_one_process_killed_again_and_again_is_exact(trained: Recipes, tmp_path: Path, stage: str):
+    found, wanted = chosen(trained, stage, tmp_path / "killed"), expected(trained, stage)
+    killed(1, found)
+    assert losses([found]) == losses([wanted])
+    assert figures(found)["hash"] == figures(wanted)["hash"]
+    assert_close([found], [wanted], 0)
+
+
+@pytest.mark.parametrize(("stage", "number"), [("stage2", 2), ("stage3", 3)])
+def test_two_processes_killed_again_and_again_are_close(trained: Recipes, tmp_path: Path, stage: str, number: int):
+    found = chosen(trained, stage, tmp_path / "killed", number, batch_size=2)
+    killed(2, found)
+    assert_close([found], [expected(trained, stage)], 1e-5)
+
+
+@pytest.mark.parametrize("kind", ZERO)
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["2-to-1", "1-to-2"])
+def test_another_number_of_processes_resumes(trained: Recipes, tmp_path: Path, kind: str, before: int, after: int):
+    """With several groups of parameters, which have rates and weight decays of their own."""
+    place = tmp_path / "moved"
+    run_until(before, chosen(trained, "stage3", place, ZERO[kind], batch_size=4 // before), 5)
+    found = chosen(trained, "stage3", place, ZERO[kind], batch_size=4 // after)
+    run_until(after, found, 9)
+    run(after, found)
+    assert_close([found], [expected(trained, "stage3")], 1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("count", "zero"), [(1, None), (2, 3)], ids=["one", "two-zero3"])
+def test_a_signal_to_one_process_saves_and_stops_all(
+    trained: Recipes, tmp_path: Path, number: int, count: int, zero: int | None
+):
+    """Checkpoints are far apart, so what the run is resumed from was saved because of the signal."""
+    wanted = expected(trained, "stage3")
+    found = chosen(trained, "stage3", tmp_path / "stopped", zero, batch_size=4 // count)
+    found = found.model_copy(update={"save_steps": 1000})
+    codes: list[int | None] = []
+
+    def ask(processes) -> None:
+        os.kill(processes[-1].pid, number)
+        codes.extend(ranks.finish(processes))
+
+    assert 4 <= run_until(count, found, 4, ask) < 12
+    assert codes == [stopping.EXIT_CODE] * count
+    last = json.loads((found.output / "log.jsonl").read_text().splitlines()[-1])
+    saved = list(found.output.glob(f"resume/checkpoint-*/{output.COMPLETE}"))
+    assert [path.parent.name for path in saved] == [f"checkpoint-{last['step']}"]
+    run(count, found)
+    assert_close([found], [wanted], 0 if count == 1 else 1e-5)
