@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((each for each in COMMANDS if words[: len(each.words.split())] == each.words.split()), None)
     if command is None:
         return _without_command(words)
-    return run(command.target, words[len(command.words.split()) :])
+    return _run(command.target, words[len(command.words.split()) :])
 
 
 def door(words: str) -> Callable[..., int]:
@@ -56,7 +56,7 @@ def door(words: str) -> Callable[..., int]:
     return lambda argv=None: main([*words.split(), *(sys.argv[1:] if argv is None else argv)])
 
 
-def run(target: str, argv: Sequence[str]) -> int:
+def _run(target: str, argv: Sequence[str]) -> int:
     """Import "module:function" and call it with the arguments; errors become one line and an exit code.
 
     LANGDC_TRACEBACK=1 raises them instead.
