@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -34,7 +34,7 @@ class FrozenStates:
         compressor = data.model.compressor
         training = compressor.training
         compressor.eval()  # layers that recompute their activations in training keep no cache
-        self.store.fill(list(self.keys.values()), self._computed, CHUNK, "Computing states")
+        self.store.fill(list(self.keys.values()), self._computed, "Computing states")
         compressor.train(training)
 
     @classmethod
@@ -55,14 +55,19 @@ class FrozenStates:
         text = f"{self.identity} {self.data.features.key(sample.spec)} {targets}"
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for first in range(0, len(numbers), CHUNK):
+            chunk = numbers[first : first + CHUNK]
+            for number, states in zip(chunk, self._states([self.samples[each] for each in chunk]), strict=True):
+                yield number, {str(order): part.cpu().contiguous() for order, part in enumerate(states)}
+
     @torch.no_grad()
-    def _computed(self, numbers: list[int]) -> list[dict[str, Tensor]]:
-        model, chosen = self.data.model, [self.samples[number] for number in numbers]
-        found = [self.data.features.get(sample.spec, None) for sample in chosen if sample.spec is not None]
+    def _states(self, samples: list[Sample]) -> list[list[Tensor]]:
+        model, found = self.data.model, [self.data.features.get(s.spec, None) for s in samples if s.spec is not None]
         videos = model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
-        each: list[Mapping[str, Any]] = [self.data.targets(sample) for sample in chosen]
+        each: list[Mapping[str, Any]] = [self.data.targets(sample) for sample in samples]
         targets = {name: [per_video[name] for per_video in each] for name in each[0]}
         states = model.compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
         if states is None:
             raise ValueError(f"{type(model.compressor).__name__} has a frozen identity and returned no states.")
-        return [{str(n): part.cpu().contiguous() for n, part in enumerate(per_video)} for per_video in states]
+        return states
