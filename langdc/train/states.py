@@ -63,7 +63,7 @@ class FrozenStates:
 
     @torch.no_grad()
     def _states(self, samples: list[Sample]) -> list[list[Tensor]]:
-        model, found = self.data.model, [self.data.features.get(s.spec, None) for s in samples if s.spec is not None]
+        model, found = self.data.model, [self.data.features.kept(s.spec) for s in samples if s.spec is not None]
         videos = model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
         each: list[Mapping[str, Any]] = [self.data.targets(sample) for sample in samples]
         targets = {name: [per_video[name] for per_video in each] for name in each[0]}
