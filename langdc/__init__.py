@@ -1,11 +1,15 @@
 """LangDC: train, fine-tune and compare compressors of video tokens."""
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
-
-from langdc.version import __version__
 
 if TYPE_CHECKING:
     from langdc.pipeline import VideoLM
+
+try:
+    __version__ = version("langdc")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+source"
 
 __all__ = ["VideoLM", "__version__"]
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, PreTrainedModel
 
-from langdc.blocks import at_once
+from langdc.devices import at_once
 
 NAME = "langdc"
 _FLASH_DEVICES = ("cuda",)

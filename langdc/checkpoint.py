@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from langdc import compat, jsonl
+from langdc import __version__, compat, jsonl
 from langdc.adapters import attach_lora
 from langdc.backbones import backbone_of
 from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
@@ -26,7 +26,6 @@ from langdc.hashing import file_hash, is_part, part_identity, tensor_hash, tenso
 from langdc.language_models import load_language_model
 from langdc.model import VideoModel
 from langdc.sources import resolve
-from langdc.version import __version__
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "langdc.json"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from langdc.version import __version__
+from langdc import __version__
 
 _INTERRUPTED = 130
 
@@ -48,15 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((each for each in COMMANDS if words[: len(each.words.split())] == each.words.split()), None)
     if command is None:
         return _without_command(words)
-    return run(command.target, words[len(command.words.split()) :])
+    return _run(command.target, words[len(command.words.split()) :])
 
 
-def door(words: str) -> Callable[[Sequence[str] | None], int]:
-    """The `main` of a script that does the same as a subcommand."""
+def door(words: str) -> Callable[..., int]:
+    """The `main(argv=None)` of a script that does the same as a subcommand."""
     return lambda argv=None: main([*words.split(), *(sys.argv[1:] if argv is None else argv)])
 
 
-def run(target: str, argv: Sequence[str]) -> int:
+def _run(target: str, argv: Sequence[str]) -> int:
     """Import "module:function" and call it with the arguments; errors become one line and an exit code.
 
     LANGDC_TRACEBACK=1 raises them instead.

@@ -28,6 +28,8 @@ class Kind:
 CPU = Kind("cpu", "gloo")
 ACCELERATORS = (Kind("cuda", "nccl"), Kind("npu", "hccl", "torch_npu"))
 DEEPSPEED_CHOICE = "DS_ACCELERATOR"
+_BLOCK_BYTES = {"cpu": 1 << 22, "accelerator": 1 << 27}
+"""What a CPU keeps in its cache, and what keeps an accelerator busy."""
 
 
 @cache
@@ -76,6 +78,14 @@ def tell_deepspeed() -> None:
     """
     if kind() in (CPU, *ACCELERATORS):
         os.environ.setdefault(DEEPSPEED_CHOICE, kind().name)
+
+
+def at_once(each: float, where: torch.device) -> int:
+    """How many things of `each` bytes to work on at once, at least one.
+
+    What is made along the way then never has the size of a video, and costs no new memory from the system.
+    """
+    return max(1, int(_BLOCK_BYTES["cpu" if where.type == CPU.name else "accelerator"] // each))
 
 
 def synchronize(where: torch.device | str | None = None) -> None:

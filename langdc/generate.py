@@ -147,8 +147,11 @@ class Continuation(PreTrainedModel, GenerationMixin):
         """The type that the text model computes in."""
         return self.output.text_model.dtype
 
-    def generate(self, **options: Any) -> Tensor:
-        """New token ids [B,n]; options are those of transformers' `generate`. ValueError on a second call."""
+    def generate(self, **options: Any) -> Any:
+        """New token ids [B,n] by the options of transformers' `generate`, or its output where they ask for more.
+
+        ValueError on a second call.
+        """
         if self.position is not self.output.next_position:
             raise ValueError("This prompt was continued already; read it again for another reply.")
         blank = torch.empty(1, 1, self.config.hidden_size, device=self.device, dtype=self.dtype)

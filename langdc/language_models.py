@@ -1,11 +1,12 @@
 """Causal language models and their tokenizers, loaded from a source."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -80,10 +81,19 @@ def language_model_outline(source: Source) -> PreTrainedModel:
 
 
 def _load_quantized(found: object, attention: str, quantize: str) -> PreTrainedModel:
-    if quantize != "nf4":
-        raise ValueError(f"quantize is {quantize!r}; allowed is 'nf4', or leave it out for whole weights.")
     if not isinstance(found, Path):
         raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
+    model = load_pretrained(AutoModelForCausalLM, found, attn_implementation=attention, **four_bits(quantize))
+    return mark_four_bits(model)
+
+
+def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that keep linear layers in 4 bits, but for those of `skipped` modules.
+
+    ValueError for another kind than "nf4", and where bitsandbytes is missing.
+    """
+    if quantize != "nf4":
+        raise ValueError(f"quantize is {quantize!r}; allowed is 'nf4', or leave it out for whole weights.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("quantize: nf4 needs the package bitsandbytes (pip install 'langdc[qlora]'), or leave it out.")
     settings = BitsAndBytesConfig(
@@ -91,16 +101,18 @@ def _load_quantized(found: object, attention: str, quantize: str) -> PreTrainedM
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[*skipped, "lm_head"] if skipped else None,
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        found,
-        attn_implementation=attention,
-        dtype=torch.float32,  # of embeddings and norms; products are in bfloat16
-        quantization_config=settings,
-        device_map={"": torch.accelerator.current_device_index() if devices.has_accelerator() else "cpu"},
-    )
-    # PEFT looks for this mark on the module that it is given, which is the model without its head
-    marked: Any = model.base_model
+    return {
+        "dtype": torch.float32,  # of embeddings and norms; products are in bfloat16
+        "quantization_config": settings,
+        "device_map": {"": torch.accelerator.current_device_index() if devices.has_accelerator() else "cpu"},
+    }
+
+
+def mark_four_bits(model: PreTrainedModel, text_model: nn.Module | None = None) -> PreTrainedModel:
+    """The model, with the mark that PEFT looks for on the module that it is given: the model without its head."""
+    marked: Any = model.base_model if text_model is None else text_model
     marked.is_loaded_in_4bit = True
     return model
 

@@ -73,7 +73,7 @@ class VideoModel(nn.Module):
     def _placed(self, grid: FeatureGrid) -> FeatureGrid:
         """A stored grid on the model's device, in the type that its consumers compute in."""
         weights = (*self.backbone.projectors.parameters(), *self.compressor.parameters())
-        dtype = next((weight.dtype for weight in weights), self.backbone.language_model.dtype)
+        dtype = weights[0].dtype if weights else self.backbone.language_model.dtype
         return FeatureGrid(
             grid.values.to(self.device, dtype),
             None if grid.saliency is None else grid.saliency.to(self.device),

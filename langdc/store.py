@@ -119,7 +119,8 @@ class TensorStore:
         So it does not matter which are there already, or in which order each process lists them.
         """
         alone = self.folder is None
-        return [n for n in self.missing(keys) if alone or int(keys[n][-8:], 16) % world_size() == rank()]
+        once = {keys[n]: n for n in reversed(self.missing(keys))}
+        return sorted(n for key, n in once.items() if alone or int(key[-8:], 16) % world_size() == rank())
 
     def fill(
         self,

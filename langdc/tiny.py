@@ -5,7 +5,6 @@ processors. Tests, the recipes in `configs/tiny` and the guide use them in place
 """
 
 import copy
-import hashlib
 import json
 import os
 import tempfile
@@ -20,7 +19,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
-from langdc.version import __version__
+from langdc import __version__
+from langdc.hashing import text_hash
 
 _FORMAT = 1
 """Raised whenever this file makes other checkpoints than before."""
@@ -112,7 +112,7 @@ def folder(name: str) -> Path:
         )
     versions = (__version__, torch.__version__, transformers.__version__, tokenizers.__version__)
     decisive = [_FORMAT, versions, _CONFIGS[model], _TEMPLATE, _WORDS]
-    key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
+    key = text_hash(json.dumps(decisive))[:12]
     target = _cache() / f"{model}-{int(seed or 0)}-{key}"
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="partial-", ignore_cleanup_errors=True) as partial:

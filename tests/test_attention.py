@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import most_live_bytes
-from langdc import attention
+from langdc import attention, devices
 from langdc.attention import NAME, attend, causal_attention, received_attention, using
-from langdc.blocks import BLOCK_BYTES
 from langdc.conformance.prompts import plain, prompt, small
 from tests.reference.kv import received
 
@@ -68,7 +67,7 @@ def test_on_a_gpu_the_error_is_that_of_the_precision(dtype: torch.dtype) -> None
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("block_bytes", [1, 200, 1 << 22])
 def test_received_attention(monkeypatch, causal: bool, block_bytes: int) -> None:
-    monkeypatch.setitem(BLOCK_BYTES, "cpu", block_bytes)
+    monkeypatch.setitem(devices._BLOCK_BYTES, "cpu", block_bytes)
     query, key = noise(1, 6, 5, 8), noise(1, 3, 11, 8, seed=1)
     found = received_attention(query, key, causal=causal)
     expected = received(query[0].double(), key[0].double(), causal)
@@ -77,7 +76,7 @@ def test_received_attention(monkeypatch, causal: bool, block_bytes: int) -> None
 
 def test_scores_exist_a_block_at_a_time(monkeypatch) -> None:
     """Beside copies of the inputs, a block of 64 KiB is all there is of the 28 x 512 x 512 weights."""
-    monkeypatch.setitem(BLOCK_BYTES, "cpu", 1 << 16)
+    monkeypatch.setitem(devices._BLOCK_BYTES, "cpu", 1 << 16)
     query, key = noise(1, 28, 512, 16), noise(1, 4, 512, 16, seed=1)
     peak = most_live_bytes(lambda: received_attention(query, key))
     whole = 28 * 512 * 512 * 4

@@ -4,17 +4,23 @@ import importlib
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from langdc import backbones, compat, registry
+from langdc import backbones, checkpoint, compat, registry
+from langdc.backbones.chat import conversation
 from langdc.compressors import build
 from langdc.interfaces import TokenCompressor
 from langdc.registry import Registry
-from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
+from langdc.types import FeatureGrid, VideoBatch, VideoFeatures, VideoTokens
+from tests import tiny
 from tests.compressors.test_resampler import PER_SEGMENT, STREAMS, WIDTH, features, make
+
+GOLDEN = Path(__file__).parent / "golden" / "version_0_1"
 
 
 def test_settings_at_any_depth() -> None:
@@ -131,3 +137,19 @@ def test_a_warning_is_given_once_in_a_process():
     code = "from langdc.hosts import hosts, host_of; from langdc.hosts import hosts; import langdc.hosts.base"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert " ".join(done.stderr.split()).count("'langdc.hosts' is the name of version 0.1") == 1
+
+
+@pytest.mark.parametrize("name", ["langdc", "resampler"])
+def test_a_checkpoint_of_version_0_1_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+    """Written by its own code, with adapters; the logits after a question about noise were recorded there."""
+    recorded = GOLDEN / name
+    for file in ("langdc.json", "model.safetensors"):
+        content = (recorded / file).read_bytes()
+        (tmp_path / file).write_bytes(content.replace(b"TOKENIZER", tiny.tokenizer_folder().encode()))
+    model, frames = checkpoint.load(tmp_path), tiny.frames(0)
+    prompt = model.backbone.prompt(conversation("what shape ?"))
+    batch = VideoBatch(model.backbone.encode([frames]), [frames.seconds], [prompt], [(0,)])
+    with torch.no_grad():
+        found = model(batch).logits
+    expected = load_file(recorded / "logits.safetensors")["logits"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

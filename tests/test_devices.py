@@ -31,7 +31,7 @@ torch._register_device_module("npu", module)
 PROGRAM = """
 import json, os, torch, torch_npu
 import torch.distributed as dist
-import langdc.training
+import langdc.train
 from langdc import devices, distributed
 joined = []
 dist.init_process_group = lambda backend, **more: joined.append(backend)

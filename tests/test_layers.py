@@ -91,6 +91,8 @@ def imports(path: Path, root: Path = ROOT) -> Iterator[tuple[int, str]]:
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
+                if (base, alias.name) == (FRONT_DOOR, "__version__"):
+                    continue
                 submodule = (root / base.replace(".", "/") / alias.name).with_suffix(".py")
                 is_module = submodule.is_file() or submodule.with_suffix("").is_dir()
                 yield node.lineno, f"{base}.{alias.name}" if is_module else base

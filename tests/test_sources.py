@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from langdc import VideoLM, cli, sources
+from langdc import VideoLM, checkpoint, cli, sources
+from langdc.config import ModelConfig, check
 from langdc.language_models import load_chat_template, load_tokenizer
+from langdc.model import VideoModel
 from langdc.sources import resolve
 from tests import stock
 
@@ -77,6 +79,14 @@ def test_an_id_is_found_in_the_cache_without_a_network(home: Path, folder: Path,
     here = VideoLM.from_pretrained(folder, compressor={"name": "vidcom2", "keep": 0.5}, backbone={"frames": 4})
     assert lm.ask(mp4, QUESTION, max_new_tokens=3).text == here.ask(mp4, QUESTION, max_new_tokens=3).text
     assert all(torch.equal(a, b) for a, b in zip(lm.model.parameters(), here.model.parameters(), strict=True))
+
+
+def test_a_config_names_its_backbone_by_id(home: Path, folder: Path):
+    lay_out(home, folder)
+    config = check(ModelConfig, {"backbone": ID, "compressor": {"name": "pool", "sides": [2]}}, "test")
+    named = checkpoint.named(config)
+    assert (named.backbone.name, named.backbone.settings["source"]) == ("qwen2_5_vl", ID)
+    assert checkpoint.published(VideoModel(named)) == {"backbone.model": ID}
 
 
 def test_an_id_that_is_not_there_says_how_to_get_it(home: Path, mp4: Path, capsys):

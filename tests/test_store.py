@@ -72,6 +72,11 @@ def test_what_is_there_is_not_computed_again(tmp_path: Path) -> None:
     check_whole(tmp_path)
 
 
+def test_a_key_that_is_given_twice_is_computed_once(tmp_path: Path) -> None:
+    for folder in (None, tmp_path):
+        assert TensorStore(folder).mine([KEYS[0], KEYS[1], KEYS[0]]) == [0, 1]
+
+
 def test_killed_at_any_moment_it_goes_on_to_the_same(tmp_path: Path) -> None:
     fork, kept = multiprocessing.get_context("fork"), [0]
     for delay in (0.0, 0.01, 0.02, 0.03):  # after its first file

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from langdc.backbones.base import backbones
 from langdc.backbones.llava_onevision import LlavaOnevision
+from langdc.language_models import Quantize
 from langdc.sources import Source
 from langdc.types import VideoFeatures, VideoTokens
 
@@ -38,6 +39,7 @@ class LlavaVideo(LlavaOnevision):
         dtype: str = "auto",
         attention: str = "sdpa",
         yarn: float | None = None,
+        quantize: Quantize | None = None,
         text: bool = True,
     ) -> None:
         for name, given, allowed in (
@@ -46,7 +48,7 @@ class LlavaVideo(LlavaOnevision):
         ):
             if given not in allowed:
                 raise ValueError(f"{name}={given!r}; allowed are {' and '.join(map(repr, allowed))}.")
-        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, text)
+        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, quantize, text)
         self.grid, self.newlines = grid, newlines
 
     @property

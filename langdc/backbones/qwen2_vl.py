@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from langdc.backbones.base import backbones
 from langdc.backbones.splice import slot_tokens
 from langdc.backbones.stock import StockBackbone
+from langdc.language_models import Quantize
 from langdc.sources import Source
 from langdc.timing import stage
 from langdc.types import FeatureGrid, Frames, Prompt, Slot, VideoFeatures, VideoTokens
@@ -50,6 +51,7 @@ class Qwen2VL(StockBackbone):
         dtype: str = "auto",
         attention: str = "sdpa",
         yarn: float | None = None,
+        quantize: Quantize | None = None,
         text: bool = True,
     ) -> None:
         if positions not in ("trained", "transformers"):
@@ -60,7 +62,7 @@ class Qwen2VL(StockBackbone):
             raise ValueError(
                 f"pixels={pixels}; give the fewest and the most pixels of a frame, such as [3136, 200704]."
             )
-        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, text)
+        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, quantize, text)
         self.pixels, self.numbering, self.new_tokens = pixels, positions, new_tokens
 
     # ---- from frames to features

@@ -24,7 +24,16 @@ from transformers import (
 from langdc.backbones.chat import checked_parts, marked_prompt
 from langdc.backbones.splice import splice_all
 from langdc.interfaces import Backbone
-from langdc.language_models import VIDEO_MARK, end_ids, load_pretrained, load_tokenizer, mark_published
+from langdc.language_models import (
+    VIDEO_MARK,
+    Quantize,
+    end_ids,
+    four_bits,
+    load_pretrained,
+    load_tokenizer,
+    mark_four_bits,
+    mark_published,
+)
 from langdc.log import get_logger
 from langdc.rope import yarn as stretch
 from langdc.sources import Source, resolve
@@ -34,6 +43,8 @@ from langdc.video import is_image, probe
 logger = get_logger(__name__)
 
 PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+ENCODER_PARTS = ("visual", "vision_tower", "multi_modal_projector")
+"""Modules that `quantize` leaves whole."""
 TYPES = {"auto": "auto", "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -43,7 +54,8 @@ class StockBackbone(Backbone):
     `source`: that directory (or {config: ..., init: random}). A video is sampled uniformly: `frames` of it, or `fps`
     per second, at most `frames`. `tokenizer`: directory of a tokenizer, by default the model's own. `dtype`: "auto"
     takes the type that the checkpoint states. `yarn`: how many times the range of positions is stretched, for prompts
-    longer than the model was trained on; ReTaKe and AdaReTaKe take 4. `text`: whether the language model is loaded;
+    longer than the model was trained on; ReTaKe and AdaReTaKe take 4. `quantize`: "nf4" to keep the language model's
+    linear layers in 4 bits (QLoRA). `text`: whether the language model is loaded;
     without it only `encode` and `project` work.
     """
 
@@ -63,6 +75,7 @@ class StockBackbone(Backbone):
         dtype: str = "auto",
         attention: str = "sdpa",
         yarn: float | None = None,
+        quantize: Quantize | None = None,
         text: bool = True,
     ) -> None:
         super().__init__()
@@ -71,7 +84,7 @@ class StockBackbone(Backbone):
         if dtype not in TYPES:
             raise ValueError(f"dtype={dtype!r}; allowed are {', '.join(TYPES)}.")
         self.frames, self.fps = frames, fps
-        self.source, self.yarn, self.text = source, yarn, text
+        self.source, self.yarn, self.quantize, self.text = source, yarn, quantize, text
         self.model = self._load(source, TYPES[dtype], attention).eval().requires_grad_(False)
         self._tokenizer_source = tokenizer
         self.frames_per_segment = self.frames_per_step
@@ -95,8 +108,15 @@ class StockBackbone(Backbone):
             _set_layers(stated, whole.num_hidden_layers, getattr(whole, "layer_types", None))
         return mark_published(model, source) if isinstance(found, Path) else model
 
-    @staticmethod
-    def _load_model(found: Any, config: Any, dtype: Any, attention: str) -> Any:
+    def _load_model(self, found: Any, config: Any, dtype: Any, attention: str) -> Any:
+        if self.quantize is not None and self.text:
+            if not isinstance(found, Path):
+                raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
+            settings = four_bits(self.quantize, ENCODER_PARTS)
+            model = load_pretrained(
+                AutoModelForImageTextToText, found, config=config, attn_implementation=attention, **settings
+            )
+            return mark_four_bits(model, model.base_model.language_model)
         if not isinstance(found, Path):
             kind = None if dtype == "auto" else dtype
             return AutoModelForImageTextToText.from_config(config, dtype=kind, attn_implementation=attention)

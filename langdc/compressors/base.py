@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from langdc.blocks import at_once
 from langdc.budget import Budget, check_budget
+from langdc.devices import at_once
 from langdc.interfaces import TokenCompressor
 from langdc.registry import Registry
 from langdc.types import FeatureGrid, VideoFeatures, VideoTokens

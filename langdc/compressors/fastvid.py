@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from langdc.blocks import at_once
 from langdc.compressors.base import (
     Budget,
     SaliencyCompressor,
@@ -20,6 +19,7 @@ from langdc.compressors.base import (
     frames_at_once,
 )
 from langdc.compressors.clustering import distances, listed, mixed, peaks
+from langdc.devices import at_once
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 

@@ -109,7 +109,9 @@ class LangDC(TokenCompressor):
         result = self._captioned(videos, context)
         if "tokens" not in context.wanted or result.states is None:
             return result
-        return replace(result, tokens=self._tokens(videos, result.states, context))
+        counts = map(self.segments, videos)
+        states = [self._padded(*each) for each in zip(result.states, counts, strict=True)]
+        return replace(result, tokens=self._tokens(videos, states, context))
 
     def targets(self, record: Any) -> Mapping[str, Any]:
         if not record.segments:
@@ -165,9 +167,8 @@ class LangDC(TokenCompressor):
             output = self.captioner.supervised(visual, flat)
             work = [self.captioner.work(seen, len(ids), "scored") for seen, ids in zip(visual, flat, strict=True)]
             losses = {"caption": (output.loss, output.targets)}
-            states = list(map(self._padded, _grouped(output.states, counts)))
-            return Compressed([], losses, captions, states, _grouped(work, counts))
-        states = list(map(self._padded, _grouped(self.captioner.read(visual, flat), counts)))
+            return Compressed([], losses, captions, _grouped(output.states, counts), _grouped(work, counts))
+        states = _grouped(self.captioner.read(visual, flat), counts)
         work = [self.captioner.work(seen, len(ids), "read") for seen, ids in zip(visual, flat, strict=True)]
         return Compressed([], ids=captions, states=states, work=_grouped(work, counts))
 
@@ -184,9 +185,9 @@ class LangDC(TokenCompressor):
             states = [self._released(*each) for each in triples]
         return Compressed([], ids=_grouped(output.ids, counts), states=states, work=_grouped(work, counts))
 
-    def _padded(self, states: list[Tensor]) -> list[Tensor]:
-        """The states of a video's given captions; if "released", padding of all segments to one length after them."""
-        if self.captioner.soft_token != "released":
+    def _padded(self, states: list[Tensor], segments: int) -> list[Tensor]:
+        """The states of a video's segments; if "released", then the padding of each, zeros behind given captions."""
+        if self.captioner.soft_token != "released" or len(states) > segments:
             return states
         longest = max(map(len, states))
         return [*states, *(state.new_zeros(longest - len(state), state.shape[1]) for state in states)]
@@ -204,7 +205,6 @@ class LangDC(TokenCompressor):
     def _known(self, states: list[Tensor] | None, count: int) -> list[Tensor]:
         """Stored states on the device of what reads them; states of length 0 for a blank video."""
         weight = next(chain(self.post_projector.parameters(), self.captioner.parameters()))
-        count *= 2 if self.captioner.soft_token == "released" else 1  # padding, too
         return [weight.new_empty(0, self.captioner.width)] * count if states is None else [s.to(weight) for s in states]
 
     def _tokens(self, videos: list[VideoFeatures], states: list[list[Tensor]], context: Context) -> list[VideoTokens]:

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from langdc.blocks import at_once
 from langdc.compressors.base import Budget, GridCompressor, apportioned, best_of_each, compressors
+from langdc.devices import at_once
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 

@@ -1,17 +1,18 @@
 """What the commands of `langdc convert` share, and those of releases made of several parts."""
 
 import argparse
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from langdc import checkpoint, jsonl, sources
 from langdc.encoders.video import VideoEncoder
+from langdc.hashing import tensor_hash
 from langdc.language_models import load_language_model
 
 REPORT = "conversion.json"
@@ -36,22 +37,18 @@ def add_verify_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-verify-save", action="store_true", help="do not load what was written again")
 
 
-def value_hash(tensor: Tensor) -> str:
-    """The sha256 of a tensor's shape and of its values as float32."""
-    values = tensor.detach().to("cpu", torch.float32).contiguous()
-    digest = hashlib.sha256(str(tuple(values.shape)).encode())
-    digest.update(values.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def check_saved(directory: Path, hashes: Mapping[str, str]) -> str:
     """Load a written directory and compare every tensor with what it was made of; a line that says so.
 
-    `hashes`: `value_hash` of each, by its name in the loaded model. ValueError names those that differ.
+    `hashes`: `tensor_hash` of each as float32, by its name in the loaded model. ValueError names those that differ.
     """
     model = _open(directory)
     left_out = getattr(model, "untrained", frozenset())
-    found = {name: value_hash(p) for name, p in model.named_parameters(remove_duplicate=False) if name not in left_out}
+    found = {
+        name: tensor_hash(p, torch.float32)
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if name not in left_out
+    }
     differing = sorted(name for name in found.keys() | hashes.keys() if found.get(name) != hashes.get(name))
     if differing:
         raise ValueError(
@@ -77,8 +74,8 @@ def _adapted(directory: Path) -> nn.Module:
     import peft  # takes seconds, and few saves are adapters
     import transformers
 
-    base = sources.resolve(peft.PeftConfig.from_pretrained(str(directory)).base_model_name_or_path or "")
-    config = transformers.AutoConfig.from_pretrained(base)
+    base: Any = sources.resolve(peft.PeftConfig.from_pretrained(str(directory)).base_model_name_or_path or "")
+    config: Any = transformers.AutoConfig.from_pretrained(base)
     model = getattr(transformers, config.architectures[0]).from_pretrained(base, dtype=torch.float32)
     return peft.PeftModel.from_pretrained(model, str(directory))
 

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from langdc import adapters, checkpoint
 from langdc.config import LoraConfig, ModelConfig, check
 from langdc.convert.card import model_card
-from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output, value_hash
+from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output
+from langdc.hashing import tensor_hash
 from langdc.log import screen
 from langdc.model import VideoModel
 from langdc.sources import is_packaged, resolve
@@ -87,7 +88,9 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         if not adapter:
             settings["backbone"].pop("quantize", None)
         named = _named(model)
-        made.hashes = {name: value_hash(tensor) for name, tensor in named.items() if name not in model.untrained}
+        made.hashes = {
+            name: tensor_hash(tensor, torch.float32) for name, tensor in named.items() if name not in model.untrained
+        }
         rest = _rest(model, [*folders, *left])
         config = check(ModelConfig, settings, str(source))
         kept = {key: value for key, value in manifest.items() if key not in {*checkpoint.NEEDED, "version"}}
@@ -123,9 +126,10 @@ def _language_model(model: VideoModel) -> str:
 
 def _placed(settings: Mapping[str, Any], parts: Mapping[str, str], out: Path) -> tuple[dict, dict[str, Path]]:
     """The settings with a folder in `out` in place of every part's source, and the folder of each part by its name."""
-    settings, folders = json.loads(json.dumps(settings)), {}
+    placed: dict[str, Any] = json.loads(json.dumps(settings))
+    folders: dict[str, Path] = {}
     for name, source in parts.items():
-        member = settings[name.partition(".")[0]]
+        member = placed[name.partition(".")[0]]
         paths = [path for path, value in _texts(member) if value == source]
         if not paths:
             raise ValueError(f"The checkpoint's settings do not name {source}, which {name} was loaded from.")
@@ -134,7 +138,7 @@ def _placed(settings: Mapping[str, Any], parts: Mapping[str, str], out: Path) ->
         folders[name] = folder
         for path in [own, *(path for path in paths if "tokenizer" in path[-1])]:
             _set(member, path, str(folder))
-    return settings, folders
+    return placed, folders
 
 
 def _texts(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
@@ -216,7 +220,7 @@ def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Ex
     base = source if not is_packaged(source) and not Path(source).is_dir() else str(Path(resolve(source)).resolve())  # pyright: ignore
     _write_adapter(model, lora, base, folder)
     found = _named(model.backbone.language_model)
-    made.adapter = {f"base_model.model.{name}": value_hash(tensor) for name, tensor in found.items()}
+    made.adapter = {f"base_model.model.{name}": tensor_hash(tensor, torch.float32) for name, tensor in found.items()}
     made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
 
 

@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from langdc import jsonl
-from langdc.convert.commands import DTYPES, REPORT, add_verify_option, check_saved, open_output, value_hash
+from langdc.convert.commands import DTYPES, REPORT, add_verify_option, check_saved, open_output
 from langdc.convert.files import read_json, read_tensors
 from langdc.convert.names import NameReport, check_complete
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
+from langdc.hashing import tensor_hash
 from langdc.log import screen
 
 _PREFIX = "vision_encoder."
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = screen()
     console.print(*report.lines(), sep="\n")
     if not options.no_verify_save:
-        hashes = {f"model.{name}": value_hash(tensor) for name, tensor in converted.items()}
+        hashes = {f"model.{name}": tensor_hash(tensor, torch.float32) for name, tensor in converted.items()}
         console.print(check_saved(options.out, hashes))
     return 0
 

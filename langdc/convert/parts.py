@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from langdc.convert import files, images, internvideo2, language
-from langdc.convert.commands import value_hash
 from langdc.convert.names import NameReport
+from langdc.hashing import tensor_hash
 
 LANGUAGE, CAPTIONER, IMAGE, VIDEO = "language_model", "captioner", "image_encoder", "video_encoder"
 
@@ -28,7 +28,7 @@ class Made:
 
     def expect(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
         """Remember what loading must give."""
-        self.hashes |= {f"{prefix}{name}": value_hash(tensor) for name, tensor in tensors.items()}
+        self.hashes |= {f"{prefix}{name}": tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
 
 
 def write_language(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langdc.blocks import at_once
+from langdc.devices import at_once
 
 
 def attention_received(block: Any, states: Tensor) -> Tensor:

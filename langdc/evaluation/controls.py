@@ -4,7 +4,6 @@ Three keep some tokens of a trained pool, as many as another row used; one gives
 Letters: T frames, D backbone width, N tokens kept.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from langdc.backbones.videogpt_plus import VideoGPTPlus
 from langdc.compressors.langdc import LangDC
 from langdc.compressors.pool import Pool
+from langdc.hashing import tensors_hash
 from langdc.interfaces import Captioned, TokenCompressor
 from langdc.language_models import ids_of
 from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
@@ -22,10 +22,7 @@ Count = Callable[[VideoFeatures], int]
 
 def fingerprint(encoded: Mapping[str, FeatureGrid]) -> str:
     """The sha256 of what the encoders saw of a video: tells videos apart where only features are at hand."""
-    digest = hashlib.sha256()
-    for name in sorted(encoded):
-        digest.update(encoded[name].values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_hash({name: grid.values for name, grid in encoded.items()})
 
 
 class Subset(TokenCompressor):

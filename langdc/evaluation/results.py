@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from langdc import jsonl
+from langdc import __version__, jsonl
 from langdc.distributed import rank, world_size
 from langdc.hashing import file_hash, text_hash
-from langdc.version import __version__
 
 HEADER = "header.json"
 BEGUN = {f"{HEADER}.partial"}

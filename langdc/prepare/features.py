@@ -223,8 +223,9 @@ def _read_speed(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, flo
 
     What the system still holds of the files is dropped first where it lets us, so that the disk is measured.
     """
-    for spec in specs:
-        with store.store.path(store.key(spec)).open("rb") as file:
+    assert store.store.folder is not None
+    for path in [store.store.path(store.key(spec)) for spec in specs]:
+        with path.open("rb") as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     fresh, read, count = store.fresh(), 0, 0

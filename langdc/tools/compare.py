@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with console.status("asking ..."):
         lm = VideoLM.from_pretrained(options.model, backbone=shared.backbone(options))
         video = lm.open(options.video)
-        found = list(compare(video, options.question, budget, names, max_new_tokens=options.max_new_tokens))
+        found = list(_compare(video, options.question, budget, names, max_new_tokens=options.max_new_tokens))
     console.print(_table(found))
     assert video.frames is not None and found[0].answer is not None
     before = found[0].answer.tokens_before
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _table(found: Sequence["Compared"]) -> Table:
+def _table(found: Sequence["_Compared"]) -> Table:
     table = Table("compressor", "tokens", "ms", "answer", box=None, pad_edge=False)
     for one in found:
         text = one.trouble if one.answer is None else one.answer.text
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class _Compared:
     """The answer with one compressor, or the `trouble`: why there is none.
 
     `kept` [T,H,W]: which patches were kept; with a KV compressor, the share of layers (and heads) that kept each. None
@@ -117,9 +117,9 @@ def _training_free() -> list[str]:
     return budgeted + [f"kv:{name}" if name in compressors.names() else name for name in kvcompressors.names()]
 
 
-def compare(
+def _compare(
     video: OpenVideo, question: str, budget: Mapping[str, Any], names: Sequence[str], **generation: Any
-) -> Iterator[Compared]:
+) -> Iterator[_Compared]:
     """Ask with the model's own compressor, then with each of `names`; the video is decoded and encoded once."""
     lm = video.lm
     lm.open("", same=video).ask(question, **generation)  # the first call is slower than the others
@@ -128,7 +128,7 @@ def compare(
         try:
             yield _asked(name, _with(lm.model, name, budget), video, question, **generation)
         except ValueError as error:
-            yield Compared(name, trouble=str(error))
+            yield _Compared(name, trouble=str(error))
 
 
 def _with(model: VideoModel, name: str, budget: Mapping[str, Any]) -> VideoLM:
@@ -138,9 +138,9 @@ def _with(model: VideoModel, name: str, budget: Mapping[str, Any]) -> VideoLM:
     return VideoLM(model, build_compressor(MemberConfig(**chosen["compressor"]), model.backbone))
 
 
-def _asked(name: str, lm: VideoLM, video: OpenVideo, question: str, **generation: Any) -> Compared:
+def _asked(name: str, lm: VideoLM, video: OpenVideo, question: str, **generation: Any) -> _Compared:
     opened = lm.open("", same=video)
-    return Compared(name, opened.ask(question, **generation), _kept(lm, opened, question))
+    return _Compared(name, opened.ask(question, **generation), _kept(lm, opened, question))
 
 
 @torch.no_grad()
@@ -189,13 +189,13 @@ def _strip(frames: Tensor, kept: Tensor) -> Image.Image:
     return Image.fromarray(torch.cat([*rows[:-1], whole], 1).permute(1, 2, 0).numpy())
 
 
-def _page(title: str, question: str, frames: Tensor, found: Sequence[Compared], before: int) -> str:
+def _page(title: str, question: str, frames: Tensor, found: Sequence[_Compared], before: int) -> str:
     """One self-contained HTML page with a strip of kept patches per compressor."""
     rows = "\n".join(_row(one, frames, before) for one in found)
     return _PAGE.format(title=html.escape(title), question=html.escape(question), before=before, rows=rows)
 
 
-def _row(one: Compared, frames: Tensor, before: int) -> str:
+def _row(one: _Compared, frames: Tensor, before: int) -> str:
     name = html.escape(one.name)
     if one.answer is None:
         return f'<section><h2>{name}</h2><p class="quiet">{html.escape(one.trouble)}</p></section>'
@@ -207,7 +207,7 @@ def _row(one: Compared, frames: Tensor, before: int) -> str:
     return f"<section><h2>{name} <small>{cost}</small></h2><p>{said}</p>{_picture(one, frames)}</section>"
 
 
-def _picture(one: Compared, frames: Tensor) -> str:
+def _picture(one: _Compared, frames: Tensor) -> str:
     if one.kept is None:
         return '<p class="quiet">No patches to show: its tokens are new ones.</p>'
     file = io.BytesIO()

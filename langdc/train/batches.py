@@ -4,7 +4,6 @@ What frozen encoders put out is computed before the first step and kept, in memo
 for the memory, batches hold frames, which are encoded in the step ("online"). Letters: T frames, H W patch grid.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from langdc.backbones.chat import IGNORED, conversation, question_of, share_vide
 from langdc.config import RunConfig
 from langdc.data.records import QuestionRecord
 from langdc.features import TYPES, FeatureStore, read_spec
+from langdc.hashing import text_hash
 from langdc.interfaces import Objective
 from langdc.language_models import ids_of
 from langdc.log import get_logger
@@ -90,7 +90,7 @@ class TrainingData(Dataset):
     def data_hash(self) -> str:
         """A hash of the records."""
         text = json.dumps([sample.record.model_dump() for sample in self.samples])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_hash(text)
 
     # ---- as a data set
 

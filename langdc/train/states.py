@@ -1,6 +1,5 @@
 """What a compressor's frozen part makes of every video, computed once before the first step."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from langdc.hashing import text_hash
 from langdc.store import TensorStore
 from langdc.train.learner import wanted_of
 from langdc.train.samples import Sample
@@ -53,21 +53,21 @@ class FrozenStates:
         assert sample.spec is not None  # as chosen
         targets = json.dumps(self.data.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
         text = f"{self.identity} {self.data.features.key(sample.spec)} {targets}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_hash(text)
 
     def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         for first in range(0, len(numbers), CHUNK):
             chunk = numbers[first : first + CHUNK]
-            for number, states in zip(chunk, self._states([self.samples[each] for each in chunk]), strict=True):
-                yield number, {str(order): part.cpu().contiguous() for order, part in enumerate(states)}
+            yield from zip(chunk, self._chunk(chunk), strict=True)
 
     @torch.no_grad()
-    def _states(self, samples: list[Sample]) -> list[list[Tensor]]:
-        model, found = self.data.model, [self.data.features.kept(s.spec) for s in samples if s.spec is not None]
+    def _chunk(self, numbers: list[int]) -> list[dict[str, Tensor]]:
+        model, chosen = self.data.model, [self.samples[number] for number in numbers]
+        found = [self.data.features.kept(sample.spec) for sample in chosen if sample.spec is not None]
         videos = model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
-        each: list[Mapping[str, Any]] = [self.data.targets(sample) for sample in samples]
+        each: list[Mapping[str, Any]] = [self.data.targets(sample) for sample in chosen]
         targets = {name: [per_video[name] for per_video in each] for name in each[0]}
         states = model.compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
         if states is None:
             raise ValueError(f"{type(model.compressor).__name__} has a frozen identity and returned no states.")
-        return states
+        return [{str(n): part.cpu().contiguous() for n, part in enumerate(per_video)} for per_video in states]

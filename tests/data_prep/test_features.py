@@ -13,14 +13,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from langdc.shards import TensorStore
 
-from langdc import shards
+from langdc import store as stores
 from langdc.cli import door
 from langdc.config import RunConfig, load
 from langdc.features import FeatureStore
 from langdc.pipeline import VideoLM
 from langdc.prepare import features as command
+from langdc.store import TensorStore
 from langdc.train.run import train
 from tests import tiny
 from tests.evaluation import runs
@@ -140,9 +140,9 @@ def test_a_disk_that_fills_up_is_exit_code_3(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards, "save_file", full)
+    monkeypatch.setattr(stores, "save_file", full)
     assert main(["--train", str(stage)]) == 3
-    assert "make room and start again" in capsys.readouterr().err
+    assert "make room" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def launch(stage: Path, processes: int) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*(launcher if processes > 1 else [sys.executable]), "data_prep/features.py", "--train", str(stage)]
     return subprocess.Popen(
-        [*command, "--shard-mb", "0.01", "features_dtype=float32"],
+        [*command, "features_dtype=float32"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         start_new_session=True,
@@ -170,12 +170,7 @@ def launch(stage: Path, processes: int) -> subprocess.Popen[str]:
 def contents(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     found = store(folder)
     assert found.folder is not None
-    keys = {key for path in found.folder.glob("index/*.jsonl") for key in _keys(path)}
-    return {key: found[key] for key in sorted(keys)}
-
-
-def _keys(path: Path) -> list[str]:
-    return [key for line in path.read_text().splitlines() for key in json.loads(line)["keys"]]
+    return {path.stem: found[path.stem] for path in sorted(found.folder.glob("*/*.safetensors"))}
 
 
 @pytest.mark.slow
@@ -188,7 +183,7 @@ def test_two_processes_and_a_kill_store_the_same(stage: Path, tmp_path: Path) ->
     assert len(wanted) == 12
     (tmp_path / "features").rename(tmp_path / "alone")
     killed = launch(stage, 1)
-    while not list((tmp_path / "features").glob("index/*")) and killed.poll() is None:
+    while not list((tmp_path / "features").glob("*/*.safetensors")) and killed.poll() is None:
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from langdc import devices
 from langdc.backbones import backbones
-from langdc.blocks import BLOCK_BYTES
 from langdc.compressors import compressors
 from langdc.encoders.saliency import attention_received
 from langdc.flops import encoder_flops
@@ -27,7 +27,7 @@ def video():
 
 @pytest.mark.parametrize("block_bytes", [1, 1 << 22])
 def test_equal_to_the_weights_of_the_encoder(monkeypatch, video, block_bytes: int) -> None:
-    monkeypatch.setitem(BLOCK_BYTES, "cpu", block_bytes)
+    monkeypatch.setitem(devices._BLOCK_BYTES, "cpu", block_bytes)
     whole = AutoModelForImageTextToText.from_pretrained(stock.folder("llava_onevision"), attn_implementation="eager")
     tower = whole.model.vision_tower
     pixels = llava().video_processor(videos=[video.pixels], do_sample_frames=False, return_tensors="pt")

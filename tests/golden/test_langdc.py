@@ -173,7 +173,8 @@ def test_clip_hidden_state_before_the_last_block() -> None:
 
 def test_visual_tokens_of_the_captioner() -> None:
     model = build("cap")
-    close(torch.stack(model.compressor.visual([video(model)])), "cap.project", every=8)
+    compressor: Any = model.compressor
+    close(torch.stack(compressor.visual([video(model)])), "cap.project", every=8)
 
 
 def test_pooled_tokens_of_the_backbone() -> None:
@@ -239,7 +240,8 @@ def test_stored_states_of_the_released_way_give_the_same_tokens() -> None:
         found = compressed(model, **targets)
         assert found.states is not None
         again = compressed(model, states=found.states[0]).tokens[0]
-        assert torch.equal(again.values, found.tokens[0].values) and again.padding is not None
+        assert torch.equal(again.values, found.tokens[0].values)
+        assert again.padding is not None and found.tokens[0].padding is not None
         assert torch.equal(again.padding, found.tokens[0].padding)
         assert torch.equal(again.segment, found.tokens[0].segment)
 

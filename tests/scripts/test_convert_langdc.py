@@ -186,7 +186,7 @@ def test_captions_end_as_the_captioner_says_and_padding_is_no_token(
     file = copy / "cap_light_llm/generation_config.json"
     file.unlink() if stated is None else file.write_text(json.dumps(stated))
     assert quick(copy, tmp_path / "out") == 0
-    captioner = checkpoint.load(tmp_path / "out").captioner.captioner
+    captioner = checkpoint.load(tmp_path / "out").compressor.captioner
     assert captioner.end == end
     assert [number for number in end if number != captioner.pad] == said
 
@@ -214,10 +214,10 @@ def test_projectors_of_another_depth_and_a_captioner_with_a_head_of_its_own(copy
     )
     assert quick(copy, tmp_path / "out") == 0
     model = checkpoint.load(tmp_path / "out")
-    assert torch.equal(model.captioner.captioner.language_model.lm_head.weight, head.half().float())
+    assert torch.equal(model.compressor.captioner.language_model.lm_head.weight, head.half().float())
     assert torch.equal(model.get_parameter("compressor.post_projector.2.weight"), torch.ones(48, 48))
-    assert len(dict(model.captioner.projectors["image"].named_parameters())) == 6
-    assert model.captioner.captioner.layer == -4
+    assert len(dict(model.compressor.projectors["image"].named_parameters())) == 6
+    assert model.compressor.captioner.layer == -4
 
 
 def test_a_captioner_that_was_trained_with_the_adapter_is_taken_from_beside_it(copy: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from langdc.blocks import BLOCK_BYTES
+from langdc import devices
 from langdc.compressors.base import importance
 from tests.compressors.grids import compress, grid_of, scenes
 
@@ -29,7 +29,7 @@ def test_sizes_of_blocks(
 ) -> None:
     grid = grid_of(scenes(13, 3, 5).to(dtype))
     expected = compress(name, grid, keep=0.4, variant=variant, **settings)
-    monkeypatch.setitem(BLOCK_BYTES, "cpu", size)
+    monkeypatch.setitem(devices._BLOCK_BYTES, "cpu", size)
     found = compress(name, grid, keep=0.4, variant=variant, **settings)
     assert found.source is not None and expected.source is not None
     assert found.source.tolist() == expected.source.tolist()
@@ -40,7 +40,7 @@ def test_sizes_of_blocks(
 def test_lengths(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """By the squares of the tokens in float64, though they come in bfloat16."""
     grid = grid_of(scenes(7, 3, 5).bfloat16())
-    monkeypatch.setitem(BLOCK_BYTES, "cpu", size)
+    monkeypatch.setitem(devices._BLOCK_BYTES, "cpu", size)
     expected = grid.values.flatten(1, 2).double().square().sum(-1).sqrt()
     torch.testing.assert_close(importance(grid), expected.float())
 
