@@ -170,9 +170,9 @@ class TrainingData(Dataset):
         spec = sample.spec
         assert spec is not None  # as chosen
         if not self._shapes_only:
-            return self.features.get(spec, None)
+            return self.features.kept(spec)
         if spec not in self._outlines:
-            grids, seconds = self.features.get(spec, None)
+            grids, seconds = self.features.kept(spec)
             self._outlines[spec] = ({name: _outline(grid) for name, grid in grids.items()}, seconds)
         return self._outlines[spec]
 

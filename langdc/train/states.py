@@ -63,7 +63,7 @@ class FrozenStates:
     @torch.no_grad()
     def _chunk(self, numbers: list[int]) -> list[dict[str, Tensor]]:
         model, chosen = self.data.model, [self.samples[number] for number in numbers]
-        found = [self.data.features.get(sample.spec, None) for sample in chosen if sample.spec is not None]
+        found = [self.data.features.kept(sample.spec) for sample in chosen if sample.spec is not None]
         videos = model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
         each: list[Mapping[str, Any]] = [self.data.targets(sample) for sample in chosen]
         targets = {name: [per_video[name] for per_video in each] for name in each[0]}
