@@ -30,7 +30,7 @@ from transformers import (
     set_seed,
 )
 
-from langdc import distributed
+from langdc import distributed, jsonl
 from langdc.train import elastic
 from langdc.train.meter import Meter
 from langdc.train.output import COMPLETE
@@ -191,7 +191,9 @@ class RunTrainer(Trainer):
         distributed.barrier()
         if self.args.should_save:
             directory = Path(str(self.args.output_dir))
-            (directory / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            newest = directory / f"checkpoint-{self.state.global_step}"
+            jsonl.sync_folder(newest)  # before older ones go: after a power cut a name alone may be left
+            (newest / COMPLETE).touch()
             for old in checkpoints(directory)[: -self.keep_checkpoints]:
                 (old / COMPLETE).unlink()
                 shutil.rmtree(old)
