@@ -14,7 +14,7 @@ from langdc.hashing import module_hash
 from langdc.pipeline import VideoLM
 from langdc.types import FeatureGrid, Frames
 from tests import stock, tiny
-from tests.evaluation.runs import write_data
+from tests.evaluate.runs import write_data
 
 ROUNDED: list[FeatureType] = ["bfloat16", "float8"]
 
