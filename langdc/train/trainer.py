@@ -54,11 +54,8 @@ class RunTrainer(Trainer):
     ) -> None:
         super().__init__(*arguments, **keywords)
         self.rates, self.keep_checkpoints, self.meter = dict(rates or {}), keep_checkpoints, meter
-        self.batches = EvenBatchSampler(
-            len(self.train_dataset),
-            self.args.per_device_train_batch_size,
-            self.args.seed,  # pyright: ignore[reportArgumentType]
-        )
+        data: Any = self.train_dataset
+        self.batches = EvenBatchSampler(len(data), self.args.per_device_train_batch_size, self.args.seed)
         self.add_callback(EpochCallback(self))
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
