@@ -93,11 +93,7 @@ class FeatureStore:
 
     @classmethod
     def of(
-        cls,
-        backbone: Backbone,
-        folder: Path | None,
-        dtype: FeatureType = "bfloat16",
-        saliency: bool = False,
+        cls, backbone: Backbone, folder: Path | None, dtype: FeatureType = "bfloat16", saliency: bool = False
     ) -> "FeatureStore":
         """The store of what a backbone's encoders see; with `saliency`, also what they attend to."""
         need = frozenset({"saliency"} if saliency else ())
