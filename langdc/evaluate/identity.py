@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from langdc import __version__
 from langdc.backbones import backbones
 from langdc.compressors import compressors
 from langdc.encoders import encoders
@@ -22,7 +23,6 @@ from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tasks import Task, tasks
 from langdc.hashing import file_hash
 from langdc.kvcompressors import kvcompressors
-from langdc.version import __version__
 
 ZOOS = (compressors, kvcompressors, backbones, tasks, encoders)
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "safetensors", "av", "decord", "numpy", "scipy")
