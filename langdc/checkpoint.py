@@ -367,7 +367,7 @@ def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
 
 
 def print_hashes(directory: str) -> None:
-    """Load a checkpoint, an adapter or a language model, and print a hash of each parameter's float32 values as JSON."""
+    """Load a checkpoint, adapter or language model, and print a hash of each parameter's float32 values as JSON."""
     folder = Path(directory)
     if (folder / MANIFEST).is_file():
         model: nn.Module = load(folder, plain=True, contents=True)

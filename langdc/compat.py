@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 KEYS = {"host": "backbone", "most_side": "max_side", "reforge": "compact_positions", "most": "max_tokens"}
+KEYS |= {"rows": "entries", "row": "entry"}  # of an evaluation
 """Keys of a config or of a checkpoint's settings, at any depth."""
 ITEMS = {"saturated_guide": "saturated_question"}
 """Values in lists of a config, such as `defects`."""

@@ -93,11 +93,7 @@ class FeatureStore:
 
     @classmethod
     def of(
-        cls,
-        backbone: Backbone,
-        folder: Path | None,
-        dtype: FeatureType = "bfloat16",
-        saliency: bool = False,
+        cls, backbone: Backbone, folder: Path | None, dtype: FeatureType = "bfloat16", saliency: bool = False
     ) -> "FeatureStore":
         """The store of what a backbone's encoders see; with `saliency`, also what they attend to."""
         need = frozenset({"saliency"} if saliency else ())
@@ -181,24 +177,9 @@ class FeatureStore:
             self.fill([clip])
         return self._unpacked(self.key(clip), dtype)
 
-    def kept(self, clip: FrameSpec) -> dict[str, Tensor]:
-        """The encoded grids [T,H,W,C] of a clip in the type they are kept in (float8: float32); encodes it if need
-        be.
-        """
-        if self.dtype == torch.float8_e4m3fn:
-            return {name: grid.values for name, grid in self.get(clip)[0].items()}
-        if self.key(clip) not in self.store:
-            self.fill([clip])
-        tensors = self.store[self.key(clip)]
-        return {name: values for name, values in tensors.items() if "." not in name and name != "seconds"}
-
-    def look(self, videos: list[Frames]) -> list[dict[str, Tensor]]:
-        """The encoded grids [T,H,W,C] of decoded videos, rounded as those that are kept, all in one call; keeps
-        nothing.
-        """
-        return [
-            {name: rounded(grid.values, self.dtype) for name, grid in grids.items()} for grids in self.encoders(videos)
-        ]
+    def kept(self, clip: FrameSpec) -> tuple[dict[str, FeatureGrid], Tensor]:
+        """As `get`, in the type that values are kept in (float8: float32), so that they are not converted twice."""
+        return self.get(clip, torch.float32 if self.dtype == torch.float8_e4m3fn else self.dtype)
 
     def find(self, clip: FrameSpec, dtype: torch.dtype | None = None) -> tuple[dict[str, FeatureGrid], Tensor] | None:
         """As `get`, or None for a clip that is not there."""
@@ -249,14 +230,6 @@ def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
     """float32 values [T,H,W,C] as float8, and the scale [C] that they were divided by."""
     scale = values.abs().amax(dim=(0, 1, 2)).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST_FLOAT8
     return (values / scale).clamp(-LARGEST_FLOAT8, LARGEST_FLOAT8).to(torch.float8_e4m3fn), scale
-
-
-def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values [T,H,W,C] as they come back from being kept as `dtype`."""
-    if dtype != torch.float8_e4m3fn:
-        return values.to(dtype)
-    small, scale = _scaled(values.float())
-    return small.float() * scale
 
 
 def unpack(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:

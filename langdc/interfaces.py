@@ -245,11 +245,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def prompt(
-        self,
-        messages: list[dict],
-        learn: bool = False,
-        media: Sequence[VideoFeatures] = (),
-        segment_steps: int = 1,
+        self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = (), segment_steps: int = 1
     ) -> Prompt:
         """Turn chat messages into ids with slots for their videos; with `learn`, labels on the assistant's turns.
 

@@ -98,12 +98,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def writing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Gives the name to write a file under; it gets its own name once it is whole and on the disk.
+def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Path]:
+    """Gives the name to write a file under; it gets its own name once it is whole and, with `sync`, on the disk.
 
     The file has the permissions that the umask gives, whatever the writer does (safetensors: the owner's alone).
-    `shared`: other processes may write the same file, and the last one stays; should a power cut lose its name, it is
-    made again.
+    `shared`: other processes may write the same file, and the last one stays. Without `sync`, which takes tens of
+    milliseconds a file, a power cut may leave an empty file: for what can be made again.
     """
     partial = path.with_name(f"{path.name}.{token_hex(4)}.partial" if shared else f"{path.name}.partial")
     partial.unlink(missing_ok=True)
@@ -112,12 +112,13 @@ def writing(path: Path, shared: bool = False) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(mode)
-        _sync(partial)
+        if sync:
+            _sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    if not shared:
+    if sync:
         _sync(path.parent)
 
 

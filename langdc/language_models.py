@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from langdc import devices
 from langdc.log import get_logger
@@ -55,7 +56,12 @@ def load_pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
         config = settings.pop("config", None) or AutoConfig.from_pretrained(folder)
         make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
         return make(config, **settings)
-    model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what is missing is raised below; what is left over is left on purpose
+    try:
+        model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
+    finally:
+        transformers_logging.set_verbosity(before)
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(

@@ -20,6 +20,7 @@ DISCRETE = 12  # so many different values are marked one by one
 WIDE = 4  # costs that differ by more than this factor are shown on a log scale
 INK = "#010203"  # a colour nothing else uses: becomes the page's text colour
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # names are no formulas
     "svg.fonttype": "none",
     "figure.facecolor": "none",
     "axes.facecolor": "none",

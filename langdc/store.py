@@ -72,7 +72,7 @@ class TensorStore:
             path = self.path(key)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with writing(path, shared=True) as partial:
+                with writing(path, shared=True, sync=False) as partial:
                     save_file(alone, partial, {_CHECKSUM: _checksum(alone)})
             except (OSError, SafetensorError) as error:
                 raise StoreError(

@@ -298,12 +298,7 @@ class TextInputs:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of a text model's forward."""
         positions = self.positions if len(self.positions) > 1 else self.positions[0]
-        return {
-            "inputs_embeds": self.embeds,
-            "attention_mask": self.mask,
-            "position_ids": positions,
-            **self.extra,
-        }
+        return {"inputs_embeds": self.embeds, "attention_mask": self.mask, "position_ids": positions, **self.extra}
 
 
 @dataclass(frozen=True, eq=False)

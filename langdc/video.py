@@ -188,7 +188,7 @@ def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float) -> No
         raise ValueError(f"{path}: frames of {height}x{width}; H.264 needs even sizes. Crop a row or a column.")
     # Without cpu-independent, x264 wrote other bytes for about one file in twenty, even in the same process.
     options = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
-    with writing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+    with writing(path, sync=False) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for image in images:
@@ -263,6 +263,8 @@ def _read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: the image is too large to be read ({error}). Make it smaller.") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be read as an image ({error}). It is damaged; fetch it again.") from error
 

@@ -19,7 +19,7 @@ from langdc import checkpoint, cli
 from langdc.pipeline import VideoLM
 from langdc.video import write_video
 from tests import tiny
-from tests.evaluation import runs
+from tests.evaluate import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "what shape is the red object ?"

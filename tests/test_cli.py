@@ -124,6 +124,19 @@ def test_a_question_in_another_encoding_is_a_mistake(capsys):
     assert "is not valid UTF-8" in capsys.readouterr().err
 
 
+def test_the_model_runs_where_it_is_told(monkeypatch, capsys):
+    """By default on the accelerator, if there is one."""
+    places: list[object] = []
+    monkeypatch.setattr("langdc.pipeline.VideoLM.to", lambda self, device: places.append(str(device)) or self)
+    monkeypatch.setattr("langdc.devices.device", lambda *_: "cuda:0")
+    for more in ([], ["--device", "cpu"]):
+        assert main(["ask", "--sample", "--max-new-tokens", "1", *more]) == 0
+    assert places == ["cuda:0", "cpu"]
+    monkeypatch.undo()
+    assert main(["ask", "--sample", "--device", "nowhere"]) == 2
+    assert "--device nowhere" in capsys.readouterr().err
+
+
 def test_the_old_name_of_backbone_is_read_with_a_warning(monkeypatch, capsys):
     said: list[str] = []
     monkeypatch.setattr(compat, "warn_once", lambda old, new: said.append(f"{old} {new}"))

@@ -19,7 +19,7 @@ from langdc.config import (
     schema,
     shipped_configs,
 )
-from langdc.evaluation.settings import EvalConfig
+from langdc.evaluate.settings import EvalConfig
 from langdc.train import chain
 
 TRAIN = {"data": ["train.jsonl"], "trainable": ["compressor.*"], "steps": 10}
@@ -208,8 +208,8 @@ def test_unreadable_files_are_explained(tmp_path: Path, text: str, message: str)
 
 
 def test_evaluation_rows_are_checked():
-    tree = {"task": {"name": "sample"}, "output": "out", "rows": [{"name": "a", "model": "m", "control": "random"}]}
-    with pytest.raises(ValueError, match=r"rows\.0\.control: .*random_tokens"):
+    tree = {"task": {"name": "sample"}, "output": "out", "entries": [{"name": "a", "model": "m", "control": "random"}]}
+    with pytest.raises(ValueError, match=r"entries\.0\.control: .*random_tokens"):
         check(EvalConfig, tree, "eval.yaml")
 
 
@@ -254,5 +254,5 @@ def test_shipped_chains_start_from_what_they_made(folder: str):
 
 @pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
 def test_shipped_evaluations_are_valid_with_rows_of_different_names(path: Path):
-    names = [row.name for row in load(EvalConfig, path).rows]
+    names = [entry.name for entry in load(EvalConfig, path).entries]
     assert len(set(names)) == len(names)

@@ -52,7 +52,7 @@ def test_four_bits_are_asked_of_transformers_as_qlora_has_them(folder, tmp_path,
 
     def from_pretrained(source, **settings):
         asked.update(source=source, **settings)
-        return plain
+        return plain, {"missing_keys": []}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     model = load_language_model(folder, quantize="nf4")

@@ -1,12 +1,12 @@
 """A model is put together from settings, at a tiny size and at the full one."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from langdc.training.answers import AnswerModule
-from langdc.training.captions import CaptionModule
 from torch import Tensor
 
 from langdc.adapters import attach_lora
@@ -15,13 +15,15 @@ from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
 from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
 from langdc.model import VideoModel, build_compressor
+from langdc.train.objectives import objectives
 from langdc.train.trainable import unfreeze
-from langdc.types import Prompt
+from langdc.types import Context, Prompt, VideoBatch
 from tests import tiny
 from tests.reference.answers import slow_losses
 from tests.reference.captions import SlowCaptioner
 
 FULL_SIZE = Path(__file__).parents[1] / "configs" / "langdc_3b" / "model.yaml"
+STATES = [[torch.randn(2, tiny.CAPTIONER_WIDTH)] * 4]
 ASKED = [("what shape is the red object ?", "square"), ("how does it move ?", "left")]
 
 
@@ -36,33 +38,27 @@ def parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def grids(model: VideoModel, count: int = 1) -> dict[str, list[Tensor]]:
-    """Raw grids of noise videos, as a batch holds them."""
-    seen = model.backbone.encode([tiny.frames(number) for number in range(count)])
-    return {name: [one[name].values for one in seen] for name in seen[0]}
+def batch_of(model: VideoModel, prompts: Sequence[Prompt], count: int = 1, **more: Any) -> VideoBatch:
+    """Noise videos, each shown by one prompt; a prompt without a slot shows none."""
+    videos = [tiny.frames(number) for number in range(count)] or [model.backbone.blank()]
+    numbers = iter(range(count))
+    shows = [(next(numbers),) if prompt.slots else () for prompt in prompts]
+    raw, seconds = model.backbone.encode(videos), [video.seconds for video in videos]
+    return VideoBatch(raw, seconds, prompts, shows, blank=not count, **more)
+
+
+def answer_loss(model: VideoModel, batch: VideoBatch) -> tuple[Tensor, int]:
+    return objectives.build("answer").losses(model, batch, Context(training=True))["answer"]
+
+
+def caption_loss(model: VideoModel, captions: list[list[Tensor]]) -> tuple[Tensor, int]:
+    batch = batch_of(model, [])
+    context = Context(training=True, targets={"captions": captions}, wanted=frozenset({"caption"}))
+    return objectives.build("compress").losses(model, batch, context)["caption"]
 
 
 def shared(model: VideoModel) -> Prompt:
     return share_video([model.backbone.prompt(conversation(q, a), learn=True) for q, a in ASKED])
-
-
-def test_known_states_are_used_as_they_are() -> None:
-    model = tiny.model()
-    videos = model.backbone.features_of([tiny.frames(0), tiny.frames(1)], model.compressor.needs)
-    states = model.captioner.caption(videos).states
-    for known, found in zip(model.tokens(videos, states), model.tokens(videos), strict=True):
-        assert torch.equal(known.values, found.values)
-
-
-@pytest.mark.parametrize("compressor", tiny.COMPRESSORS)
-def test_no_video_no_tokens(compressor: str) -> None:
-    assert tiny.model(compressor).tokens([]) == []
-    assert tiny.model("langdc").tokens([], []) == []
-
-
-def test_a_pool_has_no_captioner() -> None:
-    with pytest.raises(ValueError, match="'pool' writes no captions; 'langdc' does"):
-        tiny.model("pool").captioner  # noqa: B018
 
 
 def test_the_backbone_fills_in_what_only_it_knows_and_settings_win() -> None:
@@ -85,31 +81,25 @@ def test_unknown_names_are_named() -> None:
 def test_the_answer_loss_is_the_mean_over_all_replies(compressor: str) -> None:
     model = tiny.model(compressor)
     text = model.backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
-    prompts = [shared(model), text, shared(model)]
-    labels = torch.nn.utils.rnn.pad_sequence([p.labels for p in prompts], batch_first=True, padding_value=-100)
-    batch = grids(model, 2)
-    found = AnswerModule(model)(prompts, labels, batch)["loss"].item()
+    total, count = answer_loss(model, batch_of(model, [shared(model), text, shared(model)], 2))
     videos = model.backbone.features_of([tiny.frames(0), tiny.frames(1)], model.compressor.needs)
     singles = [model.backbone.prompt(conversation(q, a), learn=True) for q, a in ASKED]
     expected = slow_losses(model.backbone, text, [])
-    for tokens in model.tokens(videos):
+    for tokens in model.compressor(videos).tokens:
         expected += [value for one in singles for value in slow_losses(model.backbone, one, [tokens.values.detach()])]
-    assert len(expected) == int(labels.ne(-100).sum())
-    assert found == pytest.approx(sum(expected) / len(expected), rel=1e-5)
-    whole = AnswerModule(model)(prompts, labels, batch, num_items_in_batch=100)["loss"].item()
-    assert whole == pytest.approx(sum(expected) / 100, rel=1e-5)
+    assert count == len(expected)
+    assert total.item() == pytest.approx(sum(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("states", [None, []])
-def test_a_batch_of_text_alone_is_learned(states: list | None) -> None:
+def test_a_batch_of_text_alone_is_learned() -> None:
     model = tiny.model("langdc")
     prompt = model.backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
-    found = AnswerModule(model)([prompt], prompt.labels[None], grids={}, states=states)["loss"].item()
+    total, count = answer_loss(model, batch_of(model, [prompt], 0))
     expected = slow_losses(model.backbone, prompt, [])
-    assert found == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert count == len(expected) and total.item() == pytest.approx(sum(expected), rel=1e-5)
 
 
-def calls(model: VideoModel, batch: dict) -> tuple[list[str], list[str], list[str]]:
+def calls(model: VideoModel, batch: VideoBatch) -> tuple[list[str], list[str], list[str]]:
     """The innermost parts that a training step calls forward and backward, and what gets gradients, each in order."""
     forward, backward, learned = [], [], []
     handles = []
@@ -122,7 +112,7 @@ def calls(model: VideoModel, batch: dict) -> tuple[list[str], list[str], list[st
         if parameter.requires_grad:
             hook = parameter.register_post_accumulate_grad_hook(lambda _, name=name: learned.append(name))
             handles.append(hook)
-    AnswerModule(model)(**batch)["loss"].backward()
+    answer_loss(model, batch)[0].backward()
     for handle in handles:
         handle.remove()
     return forward, backward, learned
@@ -130,21 +120,18 @@ def calls(model: VideoModel, batch: dict) -> tuple[list[str], list[str], list[st
 
 @pytest.mark.parametrize("form", ["caption only", "dual", "pool"])
 def test_text_alone_makes_the_calls_that_a_video_makes(form: str) -> None:
-    """Ranks that share gradients (ZeRO-2) or weights (ZeRO-3) wait for each other's calls, whatever they look at."""
+    """Ranks that share gradients (ZeRO-2) or weights (ZeRO-3) wait for each other's calls, whatever they show."""
     dual = {"base": {"name": "pool", "sides": [3, 2]}} if form == "dual" else {}
     model = tiny.model("pool") if form == "pool" else tiny.model(segment_marker=True, **dual)
     attach_lora(model.backbone, LoraConfig(rank=2, alpha=4, dropout=0.0))
     read = ["backbone.projectors.*"] if form != "caption only" else []
-    written = ["compressor.post_projector.*", "compressor.segment_marker"] if form != "pool" else []
+    written = ["compressor.post_projector.*", "compressor.segment_marker.*"] if form != "pool" else []
     unfreeze(model, [*read, *written], adapters=True)
     alone = model.backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
-    states = [[torch.randn(2, tiny.CAPTIONER_WIDTH)] * 4] if form != "pool" else None
-    seen = grids(model) if form != "caption only" else None
-    video = {"prompts": [shared(model)], "labels": torch.empty(0), "grids": seen, "states": states}
-    text = {"prompts": [alone], "labels": torch.empty(0), "grids": None, "states": None if form == "pool" else []}
-    expected = calls(model, video)
+    known, blank = ({} if form == "pool" else {"states": states} for states in (STATES, [None]))
+    expected = calls(model, batch_of(model, [shared(model)], targets=known))
     model.zero_grad()
-    assert calls(model, text) == expected
+    assert calls(model, batch_of(model, [alone], 0, targets=blank)) == expected
     assert len(expected[2]) == sum(p.requires_grad for p in model.parameters())
     of_videos = [p for name, p in model.named_parameters() if p.requires_grad and "lora" not in name]
     assert not any(parameter.grad.any() for parameter in of_videos)
@@ -152,20 +139,21 @@ def test_text_alone_makes_the_calls_that_a_video_makes(form: str) -> None:
 
 def test_the_caption_loss_is_the_mean_over_all_targets() -> None:
     model = tiny.model()
-    captioner = model.captioner.captioner
+    captioner = model.compressor.captioner
     captions = [[captioner.encode(text) for text in ("red square", "", "blue", "green ring up")]]
-    found = CaptionModule(model)(captions, torch.empty(0), grids(model))["loss"].item()
-    visual = model.captioner.visual(model.backbone.features_of([tiny.frames(0)], frozenset({"encoder"})))
+    total, count = caption_loss(model, captions)
+    visual = model.compressor.visual(model.backbone.features_of([tiny.frames(0)], frozenset({"encoder"})))
     slow, end = SlowCaptioner(captioner), captioner.tokenizer.eos_token_id
     nats = [slow.loss(v.detach(), c.tolist(), end) for v, c in zip(visual, captions[0], strict=True)]
-    assert found == pytest.approx(sum(nats) / (sum(map(len, captions[0])) + 4), rel=1e-5)
+    assert count == sum(map(len, captions[0])) + 4
+    assert total.item() == pytest.approx(sum(nats), rel=1e-5)
 
 
 def test_the_full_size_has_the_published_sizes() -> None:
     config = check(ModelConfig, full_size(), str(FULL_SIZE))
     with torch.device("meta"):
         model = VideoModel(config)
-    backbone, captioner = model.backbone, model.captioner.captioner
+    backbone, captioner = model.backbone, model.compressor.captioner
     assert parameters(backbone.language_model) == 3_085_938_688
     assert parameters(captioner.language_model) == 494_032_768
     image, video = backbone.encoders["image"], backbone.encoders["video"]
@@ -177,7 +165,7 @@ def test_the_full_size_has_the_published_sizes() -> None:
     block = 4 * width**2 + width + 2 * width * mlp + width + mlp + 6 * width
     tables = width * (1 + (4 * 256 + 1) + (256 + 1))
     assert parameters(video.model) == 40 * block + tables + width * (3 * 14 * 14 + 1) == 1_012_586_496
-    assert model.captioner.pool == {"image": 12, "video": 8}
+    assert model.compressor.pool == {"image": 12, "video": 8}
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
@@ -195,24 +183,23 @@ def test_one_training_step_of_each_kind_at_full_width_and_depth_two() -> None:
     tree["compressor"].update(layer=1, max_soft_tokens=8)
     torch.manual_seed(0)
     model = VideoModel(check(ModelConfig, tree, str(FULL_SIZE)))
-    captioner = model.captioner.captioner
-    seen = grids(model)
+    captioner = model.compressor.captioner
     captions = [[captioner.encode(text) for text in ("red square left", "", "blue ring", "green cross up")]]
     prompt = shared(model)
     steps = {
-        "compressor.captioner.": lambda: CaptionModule(model)(captions, torch.empty(0), seen),
-        "backbone.language_model.": lambda: AnswerModule(model)([prompt], prompt.labels[None], seen),
+        "compressor.captioner.": lambda: caption_loss(model, captions),
+        "backbone.language_model.": lambda: answer_loss(model, batch_of(model, [prompt])),
     }
     for trained, loss in steps.items():
         model.requires_grad_(False)
         model.get_submodule(trained.rstrip(".")).requires_grad_(True)
         rows = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(rows, lr=1e-4, foreach=False)
-        before = loss()["loss"]
+        before = loss()[0]
         before.backward()
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            assert loss()["loss"] < before.item()
-    (visual, *_) = model.captioner.visual(model.backbone.features_of([tiny.frames(0)], frozenset({"encoder"})))
+            assert loss()[0] < before.item()
+    (visual, *_) = model.compressor.visual(model.backbone.features_of([tiny.frames(0)], frozenset({"encoder"})))
     assert visual.shape == (832, 896)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 import langdc.sample
 from langdc.config import MethodConfig, RunConfig, load
-from langdc.evaluation.settings import EvalConfig
+from langdc.evaluate.settings import EvalConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

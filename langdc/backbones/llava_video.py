@@ -42,10 +42,7 @@ class LlavaVideo(LlavaOnevision):
         quantize: Quantize | None = None,
         text: bool = True,
     ) -> None:
-        for name, given, allowed in (
-            ("grid", grid, ("authors", "onevision")),
-            ("newlines", newlines, ("rows", "all")),
-        ):
+        for name, given, allowed in (("grid", grid, ("authors", "onevision")), ("newlines", newlines, ("rows", "all"))):
             if given not in allowed:
                 raise ValueError(f"{name}={given!r}; allowed are {' and '.join(map(repr, allowed))}.")
         super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, quantize, text)

@@ -251,11 +251,7 @@ class StockBackbone(Backbone):
     # ---- from messages to embeddings
 
     def prompt(
-        self,
-        messages: list[dict],
-        learn: bool = False,
-        media: Sequence[VideoFeatures] = (),
-        segment_steps: int = 1,
+        self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = (), segment_steps: int = 1
     ) -> Prompt:
         reserved = (VIDEO_MARK, *self.placeholders.values())
         parts = [part for m in messages for part in checked_parts(m, ("text", "video", "image"), reserved)]

@@ -16,13 +16,7 @@ from langdc.backbones.chat import chat_prompt
 from langdc.backbones.splice import splice_all
 from langdc.encoders import Encoder, encoders
 from langdc.interfaces import Backbone
-from langdc.language_models import (
-    Quantize,
-    end_ids,
-    language_model_outline,
-    load_language_model,
-    load_tokenizer,
-)
+from langdc.language_models import Quantize, end_ids, language_model_outline, load_language_model, load_tokenizer
 from langdc.projectors import build_projector
 from langdc.sources import Source
 from langdc.types import FeatureGrid, Frames, FrameSpec, Prompt, Spliced, VideoFeatures, VideoTokens
@@ -158,11 +152,7 @@ class VideoGPTPlus(Backbone):
         return list(zip(*streams, strict=True))
 
     def prompt(
-        self,
-        messages: list[dict],
-        learn: bool = False,
-        media: Sequence[VideoFeatures] = (),
-        segment_steps: int = 1,
+        self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = (), segment_steps: int = 1
     ) -> Prompt:
         opening = [] if self.system is None else [{"role": "system", "content": self.system}]
         return chat_prompt(self.tokenizer, opening + messages, self.end_ids, learn)

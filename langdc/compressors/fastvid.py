@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from langdc.compressors.base import (
-    Budget,
-    SaliencyCompressor,
-    best_of_each,
-    compressors,
-    frames_at_once,
-)
+from langdc.compressors.base import Budget, SaliencyCompressor, best_of_each, compressors, frames_at_once
 from langdc.compressors.clustering import distances, listed, mixed, peaks
 from langdc.devices import at_once
 from langdc.registry import check_choice

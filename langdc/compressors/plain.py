@@ -58,11 +58,7 @@ class Uniform(GridCompressor):
     """
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        by: By = "frames",
-        frames_per_segment: int = 4,
+        self, keep: float | None = None, tokens: int | None = None, by: By = "frames", frames_per_segment: int = 4
     ) -> None:
         super().__init__(keep, tokens, frames_per_segment)
         check_choice("uniform by", by, By)

@@ -9,14 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from langdc.compressors.base import (
-    Budget,
-    SaliencyCompressor,
-    best_of_each,
-    compressors,
-    frames_at_once,
-    spread_evenly,
-)
+from langdc.compressors.base import Budget, SaliencyCompressor, best_of_each, compressors, frames_at_once, spread_evenly
 from langdc.compressors.clustering import mixed, sums
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens

@@ -58,17 +58,14 @@ class Candidate:
         return {"keep", "tokens"} <= set(inspect.signature(self.kind).parameters)
 
     def make(self, **changes: Any) -> Any:
-        """One with these settings; a quarter is kept where nothing is said, and what a backbone fills in is that of
-        `noise`.
-        """
+        """Build one with these settings, by default with keep=0.25; what a backbone fills in fits `noise`."""
         torch.manual_seed(0)
-        settings = {**self.settings, **changes}
+        settings = self.settings | changes
         if self.takes_budget and not {"keep", "tokens"} & set(settings):
             settings["keep"] = 0.25
         filled = {"width": WIDTH, "streams": {"video": WIDTH}, "frames_per_segment": PER_SEGMENT}
         parameters = inspect.signature(self.kind).parameters
-        settings = {**{name: value for name, value in filled.items() if name in parameters}, **settings}
-        made = self.kind(**settings)
+        made = self.kind(**{name: value for name, value in filled.items() if name in parameters} | settings)
         return made.eval() if isinstance(made, torch.nn.Module) else made
 
     def __str__(self) -> str:

@@ -3,7 +3,6 @@
 Letters: A rotary axes, M prompt length, D width.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 
@@ -28,7 +27,7 @@ MODELS = {
 
 
 @dataclass(frozen=True)
-class Small:
+class _Small:
     """A language model and its head."""
 
     text_model: PreTrainedModel
@@ -36,8 +35,8 @@ class Small:
 
 
 @cache
-def small(kind: str, seed: int = 0) -> Small:
-    """A model with random weights, large enough for attention to have favourites."""
+def small(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> _Small:
+    """A model with random weights, large enough for attention to prefer some keys."""
     rotary = {"rope_type": "default", "rope_theta": 1e4}
     if kind != "one axis":
         rotary["mrope_section"] = [2, 3, 3]
@@ -49,17 +48,12 @@ def small(kind: str, seed: int = 0) -> Small:
         "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     torch.manual_seed(seed)
-    return Small(model(config(**sizes)).eval(), nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(False))
-
-
-def half(model: Small) -> Small:
-    """The same model in bfloat16, in weights of its own."""
-    whole = nn.ModuleList([deepcopy(model.text_model), deepcopy(model.lm_head)]).to(torch.bfloat16)
-    return Small(*whole)  # pyright: ignore[reportArgumentType]
+    head = nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(False)
+    return _Small(model(config(**sizes)).eval().to(dtype), head.to(dtype))
 
 
 @dataclass(frozen=True)
-class Words:
+class _Words:
     """A prompt: text, a video of 6 frames of 2 x 4 tokens, a question."""
 
     embeds: Tensor
@@ -67,22 +61,22 @@ class Words:
     video: Tensor
 
 
-def prompt(kind: str, seed: int = 0, frames: int = FRAMES, question: int = QUESTION) -> Words:
+def prompt(kind: str, seed: int = 0, frames: int = FRAMES, question: int = QUESTION) -> _Words:
     """A prompt of noise, with positions of the model's kind."""
     length = TEXT + frames * FRAME + question
     embeds = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(seed))
     video = torch.zeros(length, dtype=torch.bool)
     video[TEXT : TEXT + frames * FRAME] = True
     if kind == "one axis":
-        return Words(embeds, torch.arange(length)[None, None], video)
+        return _Words(embeds, torch.arange(length)[None, None], video)
     place = torch.arange(frames * FRAME)
     inside = TEXT + torch.stack([place // FRAME, place % FRAME // 4, place % 4])
     after = int(inside.max()) + 1 + torch.arange(question).expand(3, -1)
-    return Words(embeds, torch.cat([torch.arange(TEXT).expand(3, -1), inside, after], 1)[:, None], video)
+    return _Words(embeds, torch.cat([torch.arange(TEXT).expand(3, -1), inside, after], 1)[:, None], video)
 
 
 def read(
-    kind: str, compressor=None, words: Words | None = None, model: Small | None = None, **settings
+    kind: str, compressor=None, words: _Words | None = None, model: _Small | None = None, **settings
 ) -> PrefillOutput:
     """Read a prompt in chunks of two frames."""
     model, words = model or small(kind), words or prompt(kind)
@@ -91,7 +85,7 @@ def read(
 
 
 @torch.no_grad()
-def plain(kind: str, words: Words | None = None) -> Tensor:
+def plain(kind: str, words: _Words | None = None) -> Tensor:
     """The stock model's logits [1,V] after a prompt."""
     model, words = small(kind), words or prompt(kind)
     positions = words.positions if len(words.positions) > 1 else words.positions[0]

@@ -159,7 +159,7 @@ def _make_image(task: _Task) -> Record:
     path = task.folder / "images" / f"{name}.png"
     if not path.exists():
         frames = draw(scene, rng)
-        with writing(path) as partial:
+        with writing(path, sync=False) as partial:
             Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")
     text = image_caption(scene)
     asked = [QuestionRecord(kind="describe_image", question="describe the image", answer=text)] if text else []

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "'what happens ?' --model runs/sample/langdc/stage3. Or try: langdc ask --sample"
         )
     shared.check_text(options.question)
-    lm = VideoLM.from_pretrained(options.model, **_method(options))
+    lm = shared.placed(VideoLM.from_pretrained(options.model, **_method(options)), options)
     _show(lm.ask(options.video, options.question, max_new_tokens=options.max_new_tokens))
     return 0
 
@@ -43,7 +43,7 @@ def _ask_about_sample(options: argparse.Namespace) -> int:
     shared.check_text(question)
     with sample_clip(options.seed) as (path, truth):
         screen().print(f"A sample video (seed {options.seed}), {len(truth)} segments. Question: {question}")
-        lm = VideoLM.from_pretrained(options.model or "sample:langdc", **_method(options))
+        lm = shared.placed(VideoLM.from_pretrained(options.model or "sample:langdc", **_method(options)), options)
         _show(lm.ask(path, question, max_new_tokens=options.max_new_tokens), truth)
     return 0
 

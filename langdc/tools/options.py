@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from langdc import compat
+from langdc import compat, devices
+from langdc.pipeline import VideoLM
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +14,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", help="for stock models: a backbone by name, such as llava_video")
     parser.add_argument("--host", action=_OldName, dest="backbone", help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, help="for stock models: the number of frames of a video")
+    parser.add_argument("--device", default="auto", help="where the model runs, as torch names it (default: auto)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length limit of a reply (default: 64)")
 
 
@@ -32,6 +34,14 @@ def budget(options: argparse.Namespace) -> dict[str, Any]:
 def backbone(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of a stock model's backbone that were given."""
     return _given(name=options.backbone, frames=options.frames)
+
+
+def placed(lm: VideoLM, options: argparse.Namespace) -> VideoLM:
+    """The model on the device that was asked for; an accelerator if there is one."""
+    try:
+        return lm.to(devices.device() if options.device == "auto" else options.device)
+    except (RuntimeError, AssertionError) as error:  # torch's errors for devices that are not there
+        raise ValueError(f"--device {options.device}: {str(error).partition(chr(10))[0]}") from None
 
 
 def _given(**settings: Any) -> dict[str, Any]:

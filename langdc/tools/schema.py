@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--eval", action="store_true", help="of an evaluation's config (default: a training's)")
     kind: type[BaseModel] = RunConfig
     if parser.parse_args(argv).eval:
-        from langdc.evaluation.settings import EvalConfig as kind  # takes longer to import
+        from langdc.evaluate.settings import EvalConfig as kind  # takes longer to import
     sys.stdout.write(json.dumps(schema(kind), indent=1) + "\n")
     return 0
 

@@ -25,9 +25,10 @@ from langdc.interfaces import Objective
 from langdc.language_models import ids_of
 from langdc.log import get_logger
 from langdc.model import VideoModel
+from langdc.train.learner import wanted_of
 from langdc.train.samples import Sample, read_samples, targets_of
 from langdc.train.states import FrozenStates
-from langdc.types import FeatureGrid, Frames, FrameSpec, Prompt, VideoBatch, VideoFeatures
+from langdc.types import Context, FeatureGrid, Frames, FrameSpec, Prompt, VideoBatch, VideoFeatures
 
 logger = get_logger(__name__)
 
@@ -60,13 +61,23 @@ class TrainingData(Dataset):
         self._outlines: dict[FrameSpec, _Encoded] = {}
         if not self.online:
             features.fill(self.specs)
-        self.states = None if self.online else FrozenStates.of(self)
+        self.states = None if self.online else self._frozen_states()
         text = any(sample.spec is None for sample in self.samples)
         self._blank = self._encoded_blank() if text and not self.online else None
 
     def targets(self, sample: Sample) -> Mapping[str, Any]:
         """What the compressor learns from a sample, by name."""
         return targets_of(self.model, sample) if self.config.train.targets == "records" else {}
+
+    def _frozen_states(self) -> FrozenStates | None:
+        """What the compressor's frozen part makes of the videos; None if it has none that could be stored."""
+        compressor = self.model.compressor
+        wanted = wanted_of(self.objective, compressor, self.config.loss_weights)
+        context = Context(training=True, targets=dict.fromkeys(self.target_names, ()), wanted=wanted)
+        identity = compressor.frozen_identity(context)
+        if identity is None:
+            return None
+        return FrozenStates(self.model, self.features, self.samples, self.targets, identity)
 
     def _too_much(self) -> bool:
         """Whether the encoders' outputs are more GB than may be kept, judged by the longest video and an image."""
@@ -170,9 +181,9 @@ class TrainingData(Dataset):
         spec = sample.spec
         assert spec is not None  # as chosen
         if not self._shapes_only:
-            return self.features.get(spec, None)
+            return self.features.kept(spec)
         if spec not in self._outlines:
-            grids, seconds = self.features.get(spec, None)
+            grids, seconds = self.features.kept(spec)
             self._outlines[spec] = ({name: _outline(grid) for name, grid in grids.items()}, seconds)
         return self._outlines[spec]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,12 @@ from langdc.distributed import world_size
 from langdc.flops import encoder_flops, language_model_flops, work_flops
 from langdc.interfaces import Objective, TokenCompressor
 from langdc.log import get_logger
-from langdc.model import ModelOutput, VideoModel, hidden, is_absent
+from langdc.model import VideoModel, hidden, is_absent
 from langdc.types import Compressed, Context, VideoBatch, VideoFeatures
 
 logger = get_logger(__name__)
 
-FIGURES = ("samples", "tokens", "soft_tokens", "segments")
+FIGURES: tuple[str, ...] = ("samples", "tokens", "soft_tokens", "segments")
 
 
 def wanted_of(objective: Objective, compressor: TokenCompressor, weights: Mapping[str, float]) -> frozenset[str]:
@@ -152,8 +153,8 @@ class Learner(nn.Module):
             for hook in hooks:
                 hook.remove()
 
-    def _note_output(self, batch: VideoBatch, output: ModelOutput) -> None:
-        """What the language model read; a teacher's pass, which has no gradients, counts once."""
+    def _note_output(self, batch: VideoBatch, output: Any) -> None:
+        """What the language model read, from a `ModelOutput`; a teacher's pass, which has no gradients, counts once."""
         backbone, tokens = self.model.backbone, output.compressed.tokens
         config = backbone.language_model.config.get_text_config()
         lengths = [

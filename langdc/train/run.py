@@ -63,7 +63,8 @@ def train(config: RunConfig) -> Path:
         objective = objectives.build(config.objective.name, **config.objective.settings)
         run = build(config, objective)
         run.model.to(devices.device())
-        features = FeatureStore.of(run.model.backbone, config.features, config.features_dtype)
+        saliency = "saliency" in run.model.compressor.needs
+        features = FeatureStore.of(run.model.backbone, config.features, config.features_dtype, saliency)
         data = TrainingData(run.model, objective, config, features)
         objective.prepare(run.model, data, directory)
         count = sum(run.model.get_parameter(name).numel() for name in run.trained)

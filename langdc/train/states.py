@@ -1,20 +1,18 @@
 """What a compressor's frozen part makes of every video, computed once before the first step."""
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from langdc.features import FeatureStore
 from langdc.hashing import text_hash
+from langdc.model import VideoModel
 from langdc.store import TensorStore
-from langdc.train.learner import wanted_of
 from langdc.train.samples import Sample
 from langdc.types import Context, VideoBatch
-
-if TYPE_CHECKING:
-    from langdc.train.batches import TrainingData
 
 CHUNK = 16  # videos at once
 
@@ -22,28 +20,27 @@ CHUNK = 16  # videos at once
 class FrozenStates:
     """`Compressed.states` of every sample's video, read from the store when asked.
 
-    Kept as long as the identity of the frozen part, the features and the targets are the same.
+    Kept as long as the frozen part's `identity`, the features and the targets are the same.
     """
 
-    def __init__(self, data: "TrainingData", identity: str) -> None:
-        self.data, self.identity = data, identity
-        folder = data.features.store.folder
+    def __init__(
+        self,
+        model: VideoModel,
+        features: FeatureStore,
+        samples: Sequence[Sample],
+        targets: Callable[[Sample], Mapping[str, Any]],
+        identity: str,
+    ) -> None:
+        self.model, self.features, self.targets, self.identity = model, features, targets, identity
+        folder = features.store.folder
         self.store = TensorStore(folder.with_name("states") if folder else None)
-        self.samples = [sample for sample in data.samples if sample.spec is not None]
+        self.samples = [sample for sample in samples if sample.spec is not None]
         self.keys = {sample.index: self._key(sample) for sample in self.samples}
-        compressor = data.model.compressor
+        compressor = model.compressor
         training = compressor.training
         compressor.eval()  # layers that recompute their activations in training keep no cache
         self.store.fill(list(self.keys.values()), self._computed, "Computing states")
         compressor.train(training)
-
-    @classmethod
-    def of(cls, data: "TrainingData") -> Self | None:
-        """The states of a run's samples; None if the compressor has none that could be stored."""
-        wanted = wanted_of(data.objective, data.model.compressor, data.config.loss_weights)
-        targets = dict.fromkeys(data.target_names, ())
-        identity = data.model.compressor.frozen_identity(Context(training=True, targets=targets, wanted=wanted))
-        return None if identity is None else cls(data, identity)
 
     def __getitem__(self, sample: Sample) -> list[Tensor]:
         found = self.store[self.keys[sample.index]]
@@ -51,8 +48,8 @@ class FrozenStates:
 
     def _key(self, sample: Sample) -> str:
         assert sample.spec is not None  # as chosen
-        targets = json.dumps(self.data.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
-        text = f"{self.identity} {self.data.features.key(sample.spec)} {targets}"
+        targets = json.dumps(self.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
+        text = f"{self.identity} {self.features.key(sample.spec)} {targets}"
         return text_hash(text)
 
     def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -62,10 +59,10 @@ class FrozenStates:
 
     @torch.no_grad()
     def _chunk(self, numbers: list[int]) -> list[dict[str, Tensor]]:
-        model, chosen = self.data.model, [self.samples[number] for number in numbers]
-        found = [self.data.features.get(sample.spec, None) for sample in chosen if sample.spec is not None]
+        model, chosen = self.model, [self.samples[number] for number in numbers]
+        found = [self.features.kept(sample.spec) for sample in chosen if sample.spec is not None]
         videos = model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
-        each: list[Mapping[str, Any]] = [self.data.targets(sample) for sample in chosen]
+        each: list[Mapping[str, Any]] = [self.targets(sample) for sample in chosen]
         targets = {name: [per_video[name] for per_video in each] for name in each[0]}
         states = model.compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
         if states is None:

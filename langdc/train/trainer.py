@@ -30,7 +30,7 @@ from transformers import (
     set_seed,
 )
 
-from langdc import distributed
+from langdc import distributed, jsonl
 from langdc.train import elastic
 from langdc.train.meter import Meter
 from langdc.train.output import COMPLETE
@@ -54,11 +54,8 @@ class RunTrainer(Trainer):
     ) -> None:
         super().__init__(*arguments, **keywords)
         self.rates, self.keep_checkpoints, self.meter = dict(rates or {}), keep_checkpoints, meter
-        self.batches = EvenBatchSampler(
-            len(self.train_dataset),
-            self.args.per_device_train_batch_size,
-            self.args.seed,  # pyright: ignore[reportArgumentType]
-        )
+        data: Any = self.train_dataset
+        self.batches = EvenBatchSampler(len(data), self.args.per_device_train_batch_size, self.args.seed)
         self.add_callback(EpochCallback(self))
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
@@ -191,7 +188,9 @@ class RunTrainer(Trainer):
         distributed.barrier()
         if self.args.should_save:
             directory = Path(str(self.args.output_dir))
-            (directory / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            newest = directory / f"checkpoint-{self.state.global_step}"
+            jsonl.sync_folder(newest)  # before older ones go: after a power cut a name alone may be left
+            (newest / COMPLETE).touch()
             for old in checkpoints(directory)[: -self.keep_checkpoints]:
                 (old / COMPLETE).unlink()
                 shutil.rmtree(old)

@@ -23,7 +23,7 @@ from langdc.prepare import features as command
 from langdc.store import TensorStore
 from langdc.train.run import train
 from tests import tiny
-from tests.evaluation import runs
+from tests.evaluate import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 main = door("data features")

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from tests.evaluation import runs
+from tests.evaluate import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,19 +29,19 @@ def config(tmp_path: Path) -> Path:
     runs.prepare(tmp_path)
     path = tmp_path / "eval.yaml"
     tree = runs.config(tmp_path, limit=2).model_dump(mode="json")
-    path.write_text(yaml.safe_dump({**tree, "rows": tree["rows"][:2]}))
+    path.write_text(yaml.safe_dump({**tree, "entries": tree["entries"][:2]}))
     return path
 
 
 def test_evaluate_then_tabulate(config: Path, capsys: pytest.CaptureFixture[str]):
     out = config.parent / "eval"
     assert RUN.main(["--config", str(config), "max_new_tokens=2"]) == 0
-    assert f"python eval/table.py {out}" in capsys.readouterr().out
+    assert f"langdc report {out}" in capsys.readouterr().out
     assert TABLE.main([str(out)]) == 0
     printed = capsys.readouterr().out
     assert "langdc" in printed and "pool 3" in printed and "majority answer" in printed
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        "encoding.jsonl", "header.json", "report.html", "sessions.jsonl", "table.csv", "table.md",
+        "header.json", "report.html", "table.csv", "table.md",
     }  # fmt: skip
     assert TABLE.main([str(out), "--html", str(config.parent / "pages" / "mine.html"), "--reference", "langdc"]) == 0
     assert (config.parent / "pages" / "mine.html").read_text().startswith("<!doctype html>")

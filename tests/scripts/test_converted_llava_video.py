@@ -170,7 +170,7 @@ VIDEO = stock.clip(3, count=4, height=SIDE, width=SIDE)
 def test_the_backbone_gives_the_logits_of_the_parts(converted: Path, parts: Parts, grid: str, rule: str) -> None:
     backbone = backbones.build("llava_video", source=str(converted), grid=grid)
     videos = backbone.features_of([VIDEO])
-    whole = compressors.build("identity", frames_per_segment=1)(videos[0])
+    whole = compressors.build("identity", frames_per_segment=1)([videos[0]]).tokens[0]
     prompt = backbone.prompt(stock.conversation([VIDEO]), media=videos)
     found = read_prompt(
         backbone, prompt, [backbone.append_newline_tokens(whole, videos[0])], None, [len(VIDEO)], [len(VIDEO)]

@@ -1,4 +1,4 @@
-"""The chain of the full-size recipes at a small size: their own phases and compressors, on videos and images of ours.
+"""The chain of the full-size recipes at a small size: their own runs and compressors, on videos and images of ours.
 
 What is taken from the recipes is what could go wrong between them: which model each stage is, and what it starts from.
 """
@@ -7,14 +7,14 @@ import copy
 from pathlib import Path
 
 import pytest
-from langdc.training import stages
 from safetensors.torch import load_file
 
 from langdc import checkpoint
-from langdc.config import StageConfig, check, load
+from langdc.config import RunConfig, check, load
 from langdc.data.records import QuestionRecord, read_records, write_records
 from langdc.sample.dataset import make_dataset
-from scripts.run_stages import ordered, read_steps
+from langdc.train import chain
+from langdc.train.run import train
 from tests import tiny
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(file) for name, file in files.items()}
 
 
-def shrunk(config: StageConfig, folder: Path, data: dict[str, str]) -> StageConfig:
+def shrunk(config: RunConfig, folder: Path, data: dict[str, str]) -> RunConfig:
     """A recipe at a small size: one step, small parts, the same compressor with fewer tokens."""
     tree = config.model_dump(mode="json", exclude={"deepspeed", "precision", "features", "workers"})
     asked = tree["model"]["compressor"]
@@ -49,20 +49,19 @@ def shrunk(config: StageConfig, folder: Path, data: dict[str, str]) -> StageConf
         "compressor": {"name": asked["name"], **small},
     }
     tree |= {key: str(folder / Path(tree[key]).name) if tree[key] else None for key in ("output", "start")}
-    for phase in tree["phases"]:
-        phase |= copy.deepcopy(SMALL) | {"data": [data[Path(phase["data"][0]).stem]]}
-        for key in ("lora", "captioner_lora"):
-            phase[key] = phase[key] and {"rank": 2, "alpha": 4, "dropout": 0.0}
-    return check(StageConfig, tree, "a small recipe")
+    tree["train"] |= copy.deepcopy(SMALL) | {"data": [data[Path(tree["train"]["data"][0]).stem]]}
+    for key in ("lora", "compressor_lora"):
+        tree["train"][key] = tree["train"][key] and {"rank": 2, "alpha": 4, "dropout": 0.0}
+    return check(RunConfig, tree, "a small recipe")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipes", ["langdc_3b", "videogpt_plus"])
-def test_each_stage_starts_from_the_one_before_and_keeps_what_it_learned(recipes: str, data, tmp_path: Path) -> None:
+def test_each_run_starts_from_the_one_before_and_keeps_what_it_learned(recipes: str, data, tmp_path: Path) -> None:
     learned: dict[str, set[str]] = {}
-    for step in ordered(read_steps(RECIPES / recipes)):
-        config = shrunk(step.config, tmp_path, data)
-        directory = stages.run_stage(config)
+    for link in chain.read([RECIPES / recipes]):
+        config = shrunk(link.config, tmp_path, data)
+        directory = train(config)
         learned[directory.name] = set(load_file(directory / checkpoint.WEIGHTS))
         if config.start is not None:
             assert learned[config.start.name] <= {name.replace(".base_layer", "") for name in learned[directory.name]}
@@ -74,12 +73,12 @@ def test_each_stage_starts_from_the_one_before_and_keeps_what_it_learned(recipes
 
 @pytest.mark.slow
 def test_adapters_in_the_captioner_stand_where_the_whole_captioner_does(data, tmp_path: Path) -> None:
-    first = load(StageConfig, RECIPES / "langdc_3b/stage1_captioner_image.yaml", ["start=null"])
-    stages.run_stage(shrunk(first, tmp_path, data))
+    first = load(RunConfig, RECIPES / "langdc_3b/stage1_captioner_image.yaml", ["start=null"])
+    train(shrunk(first, tmp_path, data))
     for name, start in (("stage2a_lora", "stage1_captioner_image"), ("stage2b_lora", "stage2a_lora")):
-        config = load(StageConfig, RECIPES / f"langdc_3b/variants/{name}.yaml", [f"start=runs/{start}"])
-        stages.run_stage(shrunk(config, tmp_path, data))
-    config = load(StageConfig, RECIPES / "langdc_3b/stage2c.yaml", ["start=runs/stage2b_lora"])
-    saved = load_file(stages.run_stage(shrunk(config, tmp_path, data)) / checkpoint.WEIGHTS)
+        config = load(RunConfig, RECIPES / f"langdc_3b/variants/{name}.yaml", [f"start=runs/{start}"])
+        train(shrunk(config, tmp_path, data))
+    config = load(RunConfig, RECIPES / "langdc_3b/stage2c.yaml", ["start=runs/stage2b_lora"])
+    saved = load_file(train(shrunk(config, tmp_path, data)) / checkpoint.WEIGHTS)
     assert not any("lora" in name for name in saved)
     assert "compressor.captioner.language_model.model.layers.0.mlp.up_proj.weight" in saved

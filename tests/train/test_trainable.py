@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests import tiny
-from tests.train import small
 
 from langdc.adapters import attach_lora
 from langdc.config import LoraConfig
 from langdc.train.trainable import select, unfreeze
+from tests import tiny
+from tests.train import small
 
 NAMES = ["backbone.projectors.image.weight", "backbone.projectors.video.weight", "compressor.captioner.embed.weight"]
 

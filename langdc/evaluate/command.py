@@ -1,0 +1,148 @@
+"""The commands `langdc eval` and `langdc report`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.table
+from rich.console import Console
+from rich.text import Text
+
+from langdc import config, jsonl
+from langdc.distributed import is_main_process, start
+from langdc.evaluate import tasks
+from langdc.evaluate.adaptive import Pictures
+from langdc.evaluate.cost import loop_cost
+from langdc.evaluate.folder import EvalFolder
+from langdc.evaluate.judge import Judge
+from langdc.evaluate.loop import evaluate
+from langdc.evaluate.notes import notes
+from langdc.evaluate.page import page
+from langdc.evaluate.published import check_published
+from langdc.evaluate.results import Result, read_results
+from langdc.evaluate.settings import EvalConfig
+from langdc.evaluate.tables import MISMATCH, Cell, Table, as_csv, as_markdown, by_budget
+
+DEFAULT = "sample/eval"
+ABOUT_MODEL = ("exact captions", "cue recall", "density rho", "train ")
+"""Beginnings of the titles of columns about an entry's model."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate; 0 when all is done, 1 when an answer failed or awaits the judge. Errors are raised."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    options = _run_parser().parse_intermixed_args(argv)
+    if options.traceback:
+        os.environ["LANGDC_TRACEBACK"] = "1"
+    given = [text for text in [options.config, *options.settings] if text and "=" not in text] or [DEFAULT]
+    if len(given) > 1:
+        raise ValueError(f"Give one config, as langdc eval sample/eval; given: {', '.join(given)}.")
+    start()
+    settings = config.load(EvalConfig, given[0], [text for text in options.settings if text not in given])
+    task = tasks.build(settings.task.name, **settings.task.settings)
+    check_published(settings, task)
+    judge = Judge.of(settings.judge, task, settings.output)
+    folder = evaluate(settings, task, ["langdc", "eval", *argv], judge=judge, retry_failed=options.retry_failed)
+    return _outcome(folder, judge)
+
+
+def _outcome(folder: EvalFolder, judge: Judge | None) -> int:
+    """Say what is left to do; the exit code."""
+    failed = folder.failures
+    waiting = judge.unjudged(folder) if judge is not None and is_main_process() else 0
+    if is_main_process():
+        if failed:
+            print(
+                f"{failed} answers failed and count as wrong; their reasons are in {folder.directory}/results. "
+                "Once they are dealt with, --retry-failed asks again.",
+                file=sys.stderr,
+            )
+        if waiting:
+            print(f"{waiting} answers are not judged yet. They stay; the same command asks again.", file=sys.stderr)
+        print(f"All entries are in {folder.directory}. Tables and a page: langdc report {folder.directory}")
+    return 1 if failed or waiting else 0
+
+
+def _run_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="langdc eval", description="Evaluate models on a task; the same command resumes after an interruption."
+    )
+    parser.add_argument("settings", nargs="*", metavar="CONFIG key=value", help="a config, and settings as limit=20")
+    parser.add_argument("--config", metavar="FILE", help="the config, if it is not given as the first argument")
+    parser.add_argument("--retry-failed", action="store_true", help="ask again what failed before")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    return parser
+
+
+# ---- report
+
+
+def report(argv: Sequence[str] | None = None) -> int:
+    """Print the table of evaluations and write table.csv, table.md and report.html; only files are read, no model."""
+    options = _report_parser().parse_args(argv)
+    results, first = read_results(options.runs, options.reference), options.runs[0]
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    _print(console, results)
+    for folder in options.runs:
+        if cost := loop_cost(EvalFolder.read(folder).sessions()):
+            console.print(f"{folder}: {cost}", style="dim", highlight=False, markup=False)
+    path = options.html or first / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    jsonl.write_text(first / "table.csv", as_csv(results))
+    jsonl.write_text(first / "table.md", as_markdown(results))
+    jsonl.write_text(path, page(results, None if options.no_frames else lambda one: Pictures(one.header)))
+    console.print(f"Report: {path}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _print(console: Console, results: Sequence[Result]) -> None:
+    equal, apart = by_budget(results)
+    console.print(*(_rich(equal) if equal else ()))
+    if apart:
+        console.print(MISMATCH, style="yellow")
+        console.print(*_rich(apart))
+    unfinished = [result.name for result in results if not result.finished]
+    if unfinished:
+        text = f"Unfinished: {', '.join(unfinished)}. Their figures are of the questions asked so far."
+        console.print(text, style="yellow", markup=False)
+    for note in notes(results):
+        console.print(note, style="yellow", highlight=False, markup=False)
+
+
+def _rich(results: Sequence[Result]) -> list[rich.table.Table]:
+    """The table in parts, since one is too wide for a terminal: accuracy by kind; cost and comparison; the rest."""
+    table = Table.of(results)
+    accuracy = ["entry", "accuracy %", "95 % interval", "judged %", "judge's score"]
+    accuracy += [title for title in table.titles if title.startswith("kind ")] + ["failed", "unparsed"]
+    about = ["entry", *(title for title in table.titles if title.startswith(ABOUT_MODEL))]
+    cost = ["entry", *(title for title in table.titles if title not in (*accuracy, *about))]
+    parts = [_part("Accuracy", accuracy, table, [table.chance]), _part("Tokens, cost, comparison", cost, table)]
+    return [*parts, _part("Captions, training", about, table)] if len(about) > 1 else parts
+
+
+def _part(name: str, titles: Sequence[str], table: Table, last: Sequence[Sequence[Cell]] = ()) -> rich.table.Table:
+    """Some columns of a table, as far as it has them; texts of users and models are not markup."""
+    found = rich.table.Table(title=name, title_justify="left")
+    columns = [table.titles.index(title) for title in titles if title in table.titles]
+    for column in columns:
+        left = table.titles[column] in ("entry", "against reference")
+        width = len("(uncalibrated)") if table.titles[column] == "entry" else None
+        found.add_column(Text(table.headings[column]), justify="left" if left else "right", min_width=width)
+    for line in table.lines:
+        found.add_row(*(Text(line[column].text) for column in columns))
+    if last:
+        found.add_section()
+    for line in last:
+        found.add_row(*(Text(line[column].text) for column in columns), style="dim")
+    return found
+
+
+def _report_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="langdc report", description="Tables and a page of evaluations.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of langdc eval")
+    parser.add_argument("--reference", metavar="ENTRY", help="the entry to compare with (default: the config's)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)")
+    parser.add_argument("--no-frames", action="store_true", help="leave frames of the videos out of the page")
+    return parser

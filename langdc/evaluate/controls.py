@@ -1,0 +1,173 @@
+"""Controls: what a learned compressor must beat at its own number of tokens.
+
+Three keep some tokens of a trained pool, as many as another entry used; one gives the decoded captions as words.
+Letters: T frames, H W patch grid, D backbone width, N tokens kept.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from langdc.evaluate.models import writes_text
+from langdc.interfaces import Backbone, TokenCompressor
+from langdc.language_models import ids_of
+from langdc.types import Compressed, Context, FeatureGrid, VideoFeatures, VideoTokens
+
+Count = Callable[[VideoFeatures], int]
+
+
+def fingerprint(encoded: Mapping[str, FeatureGrid]) -> str:
+    """The sha256 of a video's encoder outputs: tells videos apart where only features are at hand."""
+    digest = hashlib.sha256()
+    for name in sorted(encoded):
+        digest.update(encoded[name].values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Wrapper(TokenCompressor):
+    """A compressor that reads what a `trained` one makes of the same videos."""
+
+    def __init__(self, trained: TokenCompressor) -> None:
+        super().__init__()
+        self.trained: Any = trained
+        self.needs = trained.needs
+        self.frames_per_segment = trained.frames_per_segment
+
+
+class _PoolSubset(_Wrapper):
+    """The tokens of a trained pool at `index`."""
+
+    def __init__(self, trained: TokenCompressor) -> None:
+        super().__init__(trained)
+        if not hasattr(trained, "grids"):
+            raise ValueError(
+                f"This control keeps tokens of a pool; the entry's model has the compressor {type(trained).__name__}. "
+                "Give the directory of a model trained with 'pool'."
+            )
+
+    def index(self, video: VideoFeatures, tokens: int) -> Tensor:
+        """Which of a video's tokens to keep, ascending: [N]."""
+        raise NotImplementedError
+
+    def one(self, video: VideoFeatures) -> VideoTokens:
+        tokens = self.trained([video]).tokens[0]
+        return tokens.take(self.index(video, len(tokens)).to(tokens.values.device))
+
+
+class RandomTokens(_PoolSubset):
+    """Tokens drawn without replacement, in their order: as many as `count` says of the video, all if it has fewer.
+
+    The draw depends on `seed` and the video alone.
+    """
+
+    def __init__(self, trained: TokenCompressor, count: Count, seed: int = 0) -> None:
+        super().__init__(trained)
+        self.count, self.seed = count, seed
+
+    def index(self, video: VideoFeatures, tokens: int) -> Tensor:
+        seed = (int(fingerprint(video.encoder)[:15], 16) + self.seed) % 2**63
+        drawn = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
+        return drawn[: self.count(video)].sort().values
+
+
+class UniformFrames(_PoolSubset):
+    """All tokens of some frames, evenly spaced: as many frames as fit into `max_tokens`, but at least one."""
+
+    def __init__(self, trained: TokenCompressor, max_tokens: float) -> None:
+        super().__init__(trained)
+        self.max_tokens = max_tokens
+
+    def index(self, video: VideoFeatures, tokens: int) -> Tensor:
+        grids = [grid.shape[:3] for grid in self.trained.grids(video)]
+        frames = grids[0][0]
+        kept = _middles(frames, max(1, min(frames, int(self.max_tokens * frames / tokens))))
+        # streams follow each other, each frame by frame
+        frame = torch.cat([torch.arange(steps).repeat_interleave(height * width) for steps, height, width in grids])
+        return torch.isin(frame, kept).nonzero().squeeze(1)
+
+
+def _middles(frames: int, kept: int) -> Tensor:
+    """The middles of `kept` equal parts of T frames: [kept]."""
+    return ((2 * torch.arange(kept) + 1) * frames) // (2 * kept)
+
+
+class CaptionText(_Wrapper):
+    """A compressor's captions as words in place of its tokens: "[1] red square left [2] ...".
+
+    The words are embedded by the language model, so only what a token is differs. Shares the parts of `trained`.
+    """
+
+    def __init__(self, trained: TokenCompressor, backbone: Backbone) -> None:
+        super().__init__(trained)
+        if not writes_text(trained):
+            raise ValueError(f"caption_text needs a model that writes captions; this one has {type(trained).__name__}.")
+        self.embedding = backbone.language_model.get_input_embeddings()
+        self.tokenizer = backbone.tokenizer
+
+    def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
+        found = self.trained(videos, context)
+        return replace(found, tokens=[self._words(per_video) for per_video in found.ids])
+
+    def text(self, ids: Tensor) -> str:
+        return self.trained.text(ids)
+
+    def _words(self, captions: list[Tensor]) -> VideoTokens:
+        texts = [f"{' ' * (n > 1)}[{n}] {self.text(ids)}".rstrip() for n, ids in enumerate(captions, 1)]
+        ids = [ids_of(self.tokenizer, text) for text in texts]
+        segment = torch.arange(len(ids)).repeat_interleave(torch.tensor(list(map(len, ids))))
+        device = next(self.embedding.parameters()).device
+        return VideoTokens(self.embedding(torch.cat(ids).to(device)), segment.to(device))
+
+
+class OnPool(_Wrapper):
+    """A `method` that chooses among the tokens of a trained pool, which lie on a grid per frame and stream.
+
+    The language model learned to read pooled tokens, so a method has to choose from those.
+    """
+
+    def __init__(self, trained: TokenCompressor, method: TokenCompressor) -> None:
+        super().__init__(trained)
+        self.method = method
+        self.needs = trained.needs | method.needs
+        self.frames_per_segment = method.frames_per_segment
+
+    def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
+        pooled = [tuple(map(FeatureGrid, self.trained.grids(video))) for video in videos]
+        given = zip(videos, pooled, strict=True)
+        return self.method([replace(video, projected=grids) for video, grids in given], context)
+
+
+def build(
+    kind: str,
+    trained: TokenCompressor,
+    backbone: Backbone,
+    counts: Mapping[str, int],
+    name_of: Callable[[str], str],
+    seed: int = 0,
+) -> TokenCompressor:
+    """Put a control on a trained model.
+
+    `counts`: tokens by video of the matched entry; `name_of`: video by fingerprint.
+    Raises ValueError for a model it does not fit.
+    """
+    if kind == "caption_text":
+        return CaptionText(trained, backbone)
+    if not counts:
+        raise ValueError(f"The control {kind} copies a token count, and the matched entry has no answered video.")
+    average = sum(counts.values()) / len(counts)
+    if kind == "uniform_frames":
+        return UniformFrames(trained, average)
+    if kind == "random_tokens_mean":
+        return RandomTokens(trained, lambda video: round(average), seed)
+
+    def count(video: VideoFeatures) -> int:
+        name = name_of(fingerprint(video.encoder))
+        if name not in counts:
+            raise ValueError(f"The matched entry has no token count for the video {name!r}; it failed there.")
+        return counts[name]
+
+    return RandomTokens(trained, count, seed)

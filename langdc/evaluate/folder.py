@@ -1,0 +1,219 @@
+"""The folder of an evaluation, from which it can be resumed at any moment.
+
+`header.json` says what is evaluated and on what. `results/<entry>/<rank>.jsonl` holds what a process found out about an
+entry: a line per fact, told apart by "type": "model" (how it was loaded), "calibration", "video" (tokens, captions),
+"answer" (one question), "timing" (one video alone), "budget", "finished". Each line has a "key", and the first line
+with a key counts. A process appends to its own file only; readers read all files of a folder.
+"""
+
+import glob
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from langdc import jsonl
+from langdc.distributed import rank, world_size
+from langdc.evaluate.identity import describe_machine
+from langdc.hashing import text_hash
+from langdc.log import get_logger
+
+logger = get_logger(__name__)
+
+HEADER = "header.json"
+STARTED = {f"{HEADER}.partial"}
+"""What a start leaves that ended before the header was written, such as by a full disk."""
+CONCLUSIONS = ("budget", "finished")
+"""Types of lines that follow from the answers."""
+
+
+class LineFile:
+    """Lines with a "key" each, in the files of a folder; this process appends to `path` and knows the lines of all."""
+
+    def __init__(self, path: Path, alone: bool = False) -> None:
+        self.path, self._alone = path, alone
+        self.reread()
+
+    def reread(self) -> None:
+        """Learn what other processes have written since."""
+        files = [self.path] if self._alone else sorted(self.path.parent.glob("*.jsonl"))
+        self.by_key: dict[str, dict] = {}
+        for line in (line for file in files for line in jsonl.read(file)):
+            self.by_key.setdefault(line["key"], line)
+
+    @property
+    def lines(self) -> list[dict]:
+        """All lines, one per key."""
+        return list(self.by_key.values())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.by_key
+
+    def append(self, lines: Iterable[dict]) -> None:
+        """Write the lines whose key is new, in one piece."""
+        new = {line["key"]: line for line in lines if line["key"] not in self.by_key}
+        jsonl.append(self.path, *new.values())
+        self.by_key |= new
+
+    def of_type(self, kind: str) -> list[dict]:
+        """The lines of a type."""
+        return [line for line in self.lines if line["type"] == kind]
+
+
+class EvalFolder:
+    """The output folder of one evaluation; `header` is what its header.json says."""
+
+    def __init__(self, directory: Path, header: dict) -> None:
+        self.directory, self.header = directory, header
+
+    @classmethod
+    def start(
+        cls,
+        directory: Path,
+        identity: dict,
+        info: dict,
+        command: Sequence[str],
+        judging: Mapping[str, Any] | None = None,
+        plugins: Mapping[str, str] | None = None,
+    ) -> "EvalFolder":
+        """Begin an evaluation or resume it. `identity`: config, weights, data, version; they must be those found there.
+
+        `info` joins the header, and `judging`, whose newest value is kept. Another commit, or another source of a
+        member from outside (`plugins`: hash by module), only warns. Raises ValueError that lists what differs.
+        """
+        path = directory / HEADER
+        session = {**describe_machine(command), "plugins": dict(plugins or {})}
+        if not path.is_file() and directory.is_dir() and {file.name for file in directory.iterdir()} - STARTED:
+            raise ValueError(f"{directory} holds files that are no evaluation. Choose another place with output=...")
+        header = {**info, **identity, "identity_sha256": settings_hash(identity), "sessions": []}
+        if path.is_file():
+            header = _read_header(path)
+            changed = _changes({key: header.get(key) for key in identity}, json.loads(json.dumps(identity)))
+            if changed:
+                listed = "\n  ".join(changed[:12])
+                raise ValueError(
+                    f"{directory} holds an evaluation of something else:\n  {listed}\n"
+                    "Choose another place with output=..., or delete that folder."
+                )
+            _warn_of_other_code(directory, header["sessions"][-1], session)
+        header.update(judging or {})
+        header["sessions"].append(session)
+        directory.mkdir(parents=True, exist_ok=True)
+        jsonl.write_json(path, header)
+        return cls(directory, header)
+
+    @classmethod
+    def read(cls, directory: Path) -> "EvalFolder":
+        """Open an evaluation to read it; ValueError if there is none."""
+        path = directory / HEADER
+        if not path.is_file():
+            raise ValueError(f"{directory} holds no evaluation (no {HEADER}). Give the output folder of `langdc eval`.")
+        return cls(directory, _read_header(path))
+
+    @staticmethod
+    @contextmanager
+    def locked(directory: Path) -> Iterator[None]:
+        """Keep other evaluations from writing into a folder until this process ends, however it ends.
+
+        Raises ValueError if a process of another evaluation still runs, such as one whose launcher was killed.
+        """
+        directory = directory.resolve()  # a symbolic link leads to the same lock
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        own = directory.parent / f".{directory.name}.{rank()}.lock"
+        there = directory.parent.glob(f".{glob.escape(directory.name)}.*.lock") if rank() == 0 else ()
+        # each process looks for its own predecessor, and the first one for those that had higher numbers
+        others = [path for path in there if int(path.suffixes[-2][1:]) >= world_size()]
+        held: list[Any] = []
+        try:
+            for path in [own, *others]:
+                held.append(FileLock(path))
+                held[-1].acquire(blocking=False)
+            for other in held[1:]:
+                other.release()
+            yield
+        except Timeout:
+            raise ValueError(
+                f"Another process still writes into {directory}. Wait until it is done, or end it: it may have "
+                "outlived a launcher that was killed."
+            ) from None
+        finally:
+            for lock in held:
+                lock.release()
+
+    def file(self, name: str) -> LineFile:
+        """Lines about the whole evaluation: this process's file in the folder of that name."""
+        return LineFile(self.directory / name / f"{rank()}.jsonl")
+
+    def entry_file(self, name: str) -> LineFile:
+        """The lines of an entry, as this process writes them."""
+        return LineFile(self.directory / "results" / name / f"{rank()}.jsonl")
+
+    def _files(self, name: str) -> list[Path]:
+        return sorted((self.directory / "results" / name).glob("*.jsonl"))
+
+    def lines(self, name: str) -> list[dict]:
+        """All lines of an entry, by whichever process; a key counts once."""
+        found: dict[str, dict] = {}
+        for line in (line for path in self._files(name) for line in jsonl.read(path)):
+            found.setdefault(line["key"], line)
+        return list(found.values())
+
+    def forget_failures(self, name: str) -> None:
+        """Take failed answers out of an entry's files, and what follows from them, so that they are asked again."""
+        if not any(line["type"] == "answer" and line["failed"] for line in self.lines(name)):
+            return
+        for path in self._files(name):  # the first process's file first: it says that the entry is finished
+            kept = [x for x in jsonl.read(path) if x["type"] not in CONCLUSIONS and not x.get("failed")]
+            jsonl.write_lines(path, kept)
+
+    @property
+    def failures(self) -> int:
+        """How many answers of all entries failed."""
+        return sum(line.get("failed", False) for name in self.names() for line in self.lines(name))
+
+    def sessions(self) -> list[dict]:
+        """What each start took, for each of its processes."""
+        return [line for path in sorted(self.directory.glob("sessions/*.jsonl")) for line in jsonl.read(path)]
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The settings of all entries, in order."""
+        return self.header["entries"]
+
+    def names(self) -> list[str]:
+        """The entries that were begun, in order."""
+        return [entry["name"] for entry in self.entries if self._files(entry["name"])]
+
+
+def settings_hash(tree: Mapping[str, Any]) -> str:
+    """The sha256 of settings."""
+    return text_hash(json.dumps(tree, sort_keys=True))
+
+
+def _changes(before: Any, after: Any, path: str = "") -> list[str]:
+    """One line per difference between two trees of settings: where, what stood there, what it is now."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        pairs = [(str(key), before.get(key), after.get(key)) for key in {**before, **after}]
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = [(str(index), *both) for index, both in enumerate(zip(before, after, strict=True))]
+    else:
+        return [] if before == after else [f"{path}: {before!r} there, {after!r} now"]
+    return [line for key, one, two in pairs for line in _changes(one, two, f"{path}.{key}".lstrip("."))]
+
+
+def _read_header(path: Path) -> dict:
+    header = json.loads(path.read_text(encoding="utf-8"))
+    if "entries" not in header:
+        raise ValueError(f"{path.parent} was made by langdc 0.1, whose evaluations are not read. Evaluate again.")
+    return header
+
+
+def _warn_of_other_code(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if before["commit"] != now["commit"]:
+        logger.warning("%s was made with commit %s; this is %s.", directory, before["commit"], now["commit"])
+    for module in sorted({**before.get("plugins", {}), **now["plugins"]}):
+        if before.get("plugins", {}).get(module) != now["plugins"].get(module):
+            logger.warning("%s: the source of %s has changed since the last start.", directory, module)

@@ -1,0 +1,101 @@
+"""What an evaluation is an evaluation of: config, weights, data, package version; and on which machine it ran."""
+
+import inspect
+import os
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from langdc import __version__
+from langdc.backbones import backbones
+from langdc.compressors import compressors
+from langdc.encoders import encoders
+from langdc.evaluate.models import weights_identity
+from langdc.evaluate.settings import EvalConfig
+from langdc.evaluate.tasks import Task, tasks
+from langdc.hashing import file_hash
+from langdc.kvcompressors import kvcompressors
+
+ZOOS = (compressors, kvcompressors, backbones, tasks, encoders)
+PACKAGES = ("torch", "torchvision", "transformers", "peft", "safetensors", "av", "decord", "numpy", "scipy")
+
+
+def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
+    """What must stay the same for an evaluation to be resumed."""
+    hashes: dict[Path, str] = {}
+    for entry in config.all_entries:
+        hashes[entry.model] = hashes.get(entry.model) or weights_identity(entry.model)
+    found: dict[str, Any] = {
+        "config": config.model_dump(mode="json", exclude={"output", *config.judging}),
+        "weights_sha256": {entry.name: hashes[entry.model] for entry in config.all_entries},
+        "data_sha256": task.data_hash(),
+        "version": __version__,
+    }
+    if config.calibration is not None and config.is_calibrated:
+        found["calibration_sha256"] = file_hash(config.calibration.data)
+    return found
+
+
+def plugin_sources(config: EvalConfig) -> dict[str, str]:
+    """By module the sha256 of the source of every member that the config names and that is defined outside langdc."""
+    root, found = Path(__file__).resolve().parent.parent, {}
+    for member in _members(config.model_dump(mode="json")):
+        path = Path(inspect.getsourcefile(member) or "")
+        if path.is_file() and not path.resolve().is_relative_to(root):
+            found[member.__module__] = file_hash(path)
+    return found
+
+
+def _members(settings: Any) -> Iterator[Callable]:
+    """The members of zoos that settings name, at any depth."""
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _members(value)
+    elif isinstance(settings, dict):
+        yield from (zoo.get(settings["name"]) for zoo in ZOOS if settings.get("name") in zoo.names())
+        yield from _members(list(settings.values()))
+
+
+def describe_machine(command: Sequence[str]) -> dict:
+    """Time, command, code, packages and hardware of a start."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": shlex.join(command),
+        "version": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: version(name) for name in PACKAGES if find_spec(name)},
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with a + if files differ from it; None outside a repository."""
+    root = Path(__file__).parent
+    try:
+        commit, status = (
+            subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if status else "")

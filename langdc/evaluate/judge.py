@@ -1,0 +1,275 @@
+"""Ask a language model whether open-ended replies are right, over an OpenAI-compatible endpoint.
+
+The protocol is Video-ChatGPT's (quantitative_evaluation/evaluate_activitynet_qa.py of mbzuai-oryx/Video-ChatGPT), as in
+lmms-eval 0.7.3 (lmms_eval/tasks/activitynetqa/utils.py): yes or no, and a score from 0 to 5. Accuracy is the share of
+yes. Verdicts are kept in a file, so that nothing is asked twice.
+"""
+
+import ast
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from langdc import jsonl
+from langdc.evaluate.folder import EvalFolder, LineFile
+from langdc.evaluate.settings import JudgeConfig
+from langdc.evaluate.tasks import Task
+from langdc.hashing import text_hash
+from langdc.log import console, get_logger
+
+logger = get_logger(__name__)
+
+SYSTEM = (
+    "You are an intelligent chatbot designed for evaluating the correctness of generative outputs for "
+    "question-answer pairs. Your task is to compare the predicted answer with the correct answer and determine if "
+    "they match meaningfully. Here's how you can accomplish the task:------##INSTRUCTIONS: - Focus on the "
+    "meaningful match between the predicted answer and the correct answer.\n- Consider synonyms or paraphrases as "
+    "valid matches.\n- Evaluate the correctness of the prediction compared to the answer."
+)
+USER = (
+    "Please evaluate the following video-based question-answer pair:\n\nQuestion: {question}\nCorrect Answer: "
+    "{answer}\nPredicted Answer: {prediction}\n\nProvide your evaluation only as a yes/no and score where the "
+    "score is an integer value between 0 and 5, with 5 indicating the highest meaningful match. Please generate "
+    "the response in the form of a Python dictionary string with keys 'pred' and 'score', where value of 'pred' "
+    "is  a string of 'yes' or 'no' and value of 'score' is in INTEGER, not STRING.DO NOT PROVIDE ANY OTHER OUTPUT "
+    "TEXT OR EXPLANATION. Only provide the Python dictionary string. For example, your response should look like "
+    "this: {{'pred': 'yes', 'score': 4.8}}."
+)
+"""Both messages word for word: judged figures can only be compared with those of the same messages."""
+VERDICTS = "verdicts.jsonl"
+"""The file of verdicts in an evaluation's folder."""
+TRANSIENT = (408, 409, 425, 429)
+SHOWN_LETTERS, SHOWN_FAILURES = 200, 5
+
+
+class JudgeError(ValueError):
+    """The judge gave no verdict; the message says where it was asked, what came back and what to do."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is put to the judge."""
+
+    question: str
+    answer: str
+    prediction: str
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> "Case | None":
+        """What of a line is put to the judge; None for lines that are no answers, or hold no words."""
+        if line["type"] != "answer" or not (line["answer"] or "").strip():
+            return None
+        return cls(line["question"], line["expected"], line["answer"].strip())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judge's verdict on a reply: yes or no, and 0 to 5. `failed` with a `reason`: it gave none."""
+
+    right: bool = False
+    score: int = 0
+    failed: bool = False
+    reason: str | None = None
+
+
+class _Transient(ValueError):
+    """Trouble that may pass."""
+
+
+class _Unreachable(_Transient):
+    """No connection, or no answer."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Refuses to follow a redirect, which would hand the key to another server."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+class Judge:
+    """A judge and its verdicts: `path` is their file, which any number of evaluations may use one after another.
+
+    Raises ValueError if the variable of the key is not set.
+    """
+
+    def __init__(self, config: JudgeConfig, path: Path) -> None:
+        self.config, self.verdicts_file = config, LineFile(path, alone=True)
+        self.url = config.url.rstrip("/") + "/chat/completions"
+        self._where = f"{self.url} (model {config.model})"
+        self._open = urllib.request.build_opener(_NoRedirect).open
+        self._headers, self._unreachable = {"Content-Type": "application/json"}, False
+        if config.key_variable is not None:
+            key = os.environ.get(config.key_variable)
+            if not key:
+                raise ValueError(
+                    f"The judge's key is to be in the environment variable {config.key_variable}, which is not set. "
+                    "Set it, or leave key_variable out for an endpoint that wants none."
+                )
+            self._headers["Authorization"] = f"Bearer {key}"
+
+    @classmethod
+    def of(cls, config: JudgeConfig | None, task: Task, output: Path) -> "Judge | None":
+        """The judge of an evaluation, with its verdicts in the output folder; None where the settings name none.
+
+        Raises ValueError if the task has questions with options, which need no judge.
+        """
+        if config is None:
+            return None
+        if any(question.options for record in task.records for question in record.questions):
+            raise ValueError("judge: this task has questions with options, which need no judge. Leave judge out.")
+        return cls(config, output / VERDICTS)
+
+    def judge(self, folder: EvalFolder) -> None:
+        """Judge all replies in a folder that have no verdict yet; those that fail are left to the next start."""
+        self.verdicts(case for name in folder.names() for line in folder.lines(name) if (case := Case.of(line)))
+
+    def unjudged(self, folder: EvalFolder) -> int:
+        """How many answers of all entries wait for a verdict."""
+        settings, where = self.config.model_dump(), folder.directory
+        return sum(verdicts_on(where, settings, folder.lines(name)).count(None) for name in folder.names())
+
+    def key(self, case: Case) -> str:
+        """A hash of all that a request says, wherever it is sent: model, messages, options."""
+        return _verdict_key(self.config.model, self.config.options, case)
+
+    def verdicts(self, cases: Iterable[Case]) -> dict[Case, Verdict]:
+        """Judge cases, each once: those in the file at once, the others at the endpoint.
+
+        A case that gets no verdict is failed with the reason, and asked again by the next start.
+        """
+        known, by_key = self.verdicts_file.by_key, {self.key(case): case for case in cases}
+        found = {
+            case: Verdict(known[key]["right"], known[key]["score"]) for key, case in by_key.items() if key in known
+        }
+        with ThreadPoolExecutor(self.config.workers) as pool:
+            try:
+                asked = {pool.submit(self.ask, case): (k, case) for k, case in by_key.items() if case not in found}
+                quiet = not console.is_terminal
+                for future in track(as_completed(asked), "judging", len(asked), console=console, disable=quiet):
+                    key, case = asked[future]
+                    found[case] = self._kept(key, case, future.exception() or future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # requests under way end, those that wait do not begin
+                raise
+        failed = [verdict for verdict in found.values() if verdict.failed]
+        for verdict in failed[:SHOWN_FAILURES]:
+            logger.warning("No verdict: %s", verdict.reason)
+        if len(failed) > SHOWN_FAILURES:
+            logger.warning("No verdict on %d answers in all.", len(failed))
+        return found
+
+    def _kept(self, key: str, case: Case, outcome: Verdict | BaseException) -> Verdict:
+        """Write a verdict into the file; a failure is no verdict, and other errors are raised."""
+        if isinstance(outcome, JudgeError):
+            return Verdict(failed=True, reason=f"on {case.prediction[:SHOWN_LETTERS]!r}: {outcome}")
+        if isinstance(outcome, BaseException):
+            raise outcome
+        line = {"type": "verdict", "key": key, "model": self.config.model, **asdict(case)}
+        self.verdicts_file.append([{**line, "right": outcome.right, "score": outcome.score}])
+        return outcome
+
+    def ask(self, case: Case) -> Verdict:
+        """Ask the endpoint, repeating with growing pauses; JudgeError if no verdict comes.
+
+        After a case for which it could not be reached, others are tried once, until it answers.
+        """
+        tries = 1 if self._unreachable else 1 + self.config.retries
+        for number in range(tries):
+            try:
+                return self._once(case)
+            except _Transient as error:
+                reason = error
+            if number + 1 < tries:
+                time.sleep(self.config.pause * 2**number)
+        self._unreachable = isinstance(reason, _Unreachable)
+        raise JudgeError(f"{self._where}, asked {tries} time(s): {reason}")
+
+    def _once(self, case: Case) -> Verdict:
+        body = json.dumps(_request(self.config.model, self.config.options, case)).encode()
+        try:
+            with self._open(urllib.request.Request(self.url, body, self._headers), None, self.config.timeout) as reply:
+                content = reply.read()
+        except urllib.error.HTTPError as error:
+            said = f"HTTP {error.code} {error.reason}."
+            if error.code in TRANSIENT or error.code >= 500:
+                raise _Transient(f"{said} Ask again later.") from None
+            if 300 <= error.code < 400:
+                said += f" It redirects to {error.headers.get('Location')}; give that url if it may have the key."
+            raise JudgeError(f"{self._where}: {said} Check url, model and key.") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise _Unreachable(f"cannot be reached ({error or type(error).__name__}). Check url and timeout.") from None
+        self._unreachable = False
+        return read_verdict(_content(content))
+
+
+def _verdict_key(model: str, options: Mapping[str, Any], case: Case) -> str:
+    return text_hash(json.dumps(_request(model, options, case), sort_keys=True))
+
+
+def _request(model: str, options: Mapping[str, Any], case: Case) -> dict[str, Any]:
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.format(**asdict(case))}]
+    return {"model": model, "messages": messages, **options}
+
+
+def read_verdict(text: str) -> Verdict:
+    """The verdict in a judge's reply: a dictionary with pred and score, as Python or JSON writes one, anywhere in it.
+
+    A score with a fraction is cut, as in the protocol's code. Raises ValueError if there is none.
+    """
+    found = text[text.find("{") : text.find("}") + 1]
+    try:
+        try:
+            tree = ast.literal_eval(found)
+        except (ValueError, SyntaxError):
+            tree = json.loads(found)
+        pred, score = str(tree["pred"]).strip(" .").lower(), int(float(tree["score"]))
+    except (ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):
+        pred, score = "", -1
+    if pred not in ("yes", "no") or not 0 <= score <= 5:
+        raise _Transient(
+            f"its reply is no verdict: {text[:SHOWN_LETTERS]!r}; it must be like {{'pred': 'yes', 'score': 4}}. "
+            "Take another model, or give it more max_tokens."
+        )
+    return Verdict(right=pred == "yes", score=score)
+
+
+def _content(reply: bytes) -> str:
+    try:
+        content = json.loads(reply)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        content = None
+    if not isinstance(content, str):
+        raise _Transient(
+            f"its reply is no chat completion: {reply[:SHOWN_LETTERS].decode('utf-8', 'replace')!r}. "
+            "Is this the url of an OpenAI-compatible interface?"
+        )
+    return content
+
+
+def verdicts_on(directory: Path, judge: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> list[Verdict | None]:
+    """The verdicts in an evaluation's folder on the answers among some lines, None where there is none yet.
+
+    `judge`: its settings. A question that failed or got no words for an answer is wrong and scores 0 without a judge.
+    """
+    known = {line["key"]: line for line in jsonl.read(directory / VERDICTS)}
+    found: list[Verdict | None] = []
+    for line in lines:
+        if line["type"] != "answer":
+            continue
+        case = Case.of(line)
+        verdict = known.get(_verdict_key(judge["model"], judge["options"], case)) if case is not None else None
+        found.append(
+            Verdict() if case is None else None if verdict is None else Verdict(verdict["right"], verdict["score"])
+        )
+    return found

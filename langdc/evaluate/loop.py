@@ -1,0 +1,199 @@
+"""Ask every entry's model the task's questions; an evaluation can be stopped and resumed anywhere.
+
+Entries of one model take turns on each video, which is decoded and encoded once for all of them. Started by `torchrun`,
+each process takes its share of the videos that are pending; what a process that died has left is shared out again at
+the next start, among more or fewer processes.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from langdc import devices
+from langdc.data.records import Record
+from langdc.distributed import barrier, broadcast, is_main_process, main_process_first, rank, world_size
+from langdc.evaluate import matching
+from langdc.evaluate.folder import EvalFolder
+from langdc.evaluate.identity import identity, plugin_sources
+from langdc.evaluate.judge import Judge
+from langdc.evaluate.models import OwnCompressor, training_record
+from langdc.evaluate.run import Run
+from langdc.evaluate.settings import EntryConfig, EvalConfig
+from langdc.evaluate.tasks import Task
+from langdc.evaluate.videos import CalibrationSet, FeatureReader, VideoCache
+from langdc.log import console
+from langdc.pipeline import VideoLM
+from langdc.timing import StageTimer
+
+
+def load_model(entry: EntryConfig) -> VideoLM:
+    """Load the model of an entry as it is; its compressors are put on it afterwards."""
+    backbone = entry.backbone.model_dump() if entry.backbone is not None else None
+    return VideoLM.from_pretrained(entry.model, backbone=backbone)
+
+
+def evaluate(
+    config: EvalConfig,
+    task: Task,
+    command: Sequence[str] = (),
+    load: Callable[[EntryConfig], VideoLM] = load_model,
+    judge: Judge | None = None,
+    retry_failed: bool = False,
+) -> EvalFolder:
+    """Evaluate all entries, or what is missing of them, into `config.output`.
+
+    A video that cannot be read or answered scores 0 on its questions and is counted as failed; the evaluation
+    continues. The replies are put to the `judge`, if any, once all are there. `retry_failed` asks again what failed
+    before. Raises ValueError for settings that cannot work and for a folder that holds an evaluation of something else.
+    """
+    videos = (
+        matching.calibration_videos(config.calibration, task) if config.calibration and config.is_calibrated else []
+    )
+    with EvalFolder.locked(config.output):
+        main_process_first(lambda: _start(config, task, command))
+        folder = EvalFolder.read(config.output)
+        if retry_failed:
+            main_process_first(lambda: [folder.forget_failures(name) for name in folder.names()])
+        _ask(config, task, folder, videos, load)
+        if judge is not None and is_main_process():
+            judge.judge(folder)
+    return folder
+
+
+def _start(config: EvalConfig, task: Task, command: Sequence[str]) -> None:
+    entries = config.all_entries
+    info = {
+        "target_kinds": list(task.target_kinds),
+        "kind_weights": None if task.kind_weights is None else dict(task.kind_weights),
+        "training": {entry.name: training_record(entry.model) for entry in entries},
+        "entries": [entry.model_dump(mode="json") for entry in entries],
+        "own_compressors": {entry.name: vars(OwnCompressor.of(entry.model)) for entry in entries},
+    }
+    plugins = plugin_sources(config)
+    EvalFolder.start(config.output, identity(config, task), info, command, config.judging, plugins)
+
+
+@dataclass(frozen=True, eq=False)
+class _Session:
+    """What the entries of one start share."""
+
+    config: EvalConfig
+    task: Task
+    folder: EvalFolder
+    cache: VideoCache
+    calibration: CalibrationSet
+    load: Callable[[EntryConfig], VideoLM]
+    progress: Progress
+
+
+def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load: Callable) -> None:
+    named = any(entry.control is not None for entry in config.all_entries)
+    stored = FeatureReader(config.features, config.features_dtype) if config.features is not None else None
+    memory = config.memory_gib * 2**30
+    cache = VideoCache(folder.file("encoding"), memory, config.batch_size, named, task.clip, stored)
+    others = CalibrationSet(videos, VideoCache(folder.file("calibration"), named=False, stored=stored))
+    with _accounted(folder, cache, others.cache), _progress() as progress:
+        session = _Session(config, task, folder, cache, others, load, progress)
+        for entries in _groups(config.all_entries):
+            _ask_group(session, entries)
+
+
+@contextmanager
+def _accounted(folder: EvalFolder, *caches: VideoCache) -> Iterator[None]:
+    """Write down what the session took, in stages and in all, and how often videos were decoded, however it ends."""
+    started = time.perf_counter()
+    with StageTimer() as timer:
+        try:
+            yield
+        finally:
+            counts = {name: sum(getattr(one, name) for one in caches) for name in ("videos", "decoded", "read")}
+            spent = {"seconds": time.perf_counter() - started, "stages": timer.seconds, **counts}
+            key = f"session/{len(folder.header['sessions'])}/{rank()}"
+            folder.file("sessions").append([{"type": "session", "key": key, **spent}])
+
+
+def _groups(entries: Sequence[EntryConfig]) -> Iterator[list[EntryConfig]]:
+    """Entries that may be asked together: of one model, and none matching another that is yet to come."""
+    depth: dict[str, int] = {}
+    groups: dict[Any, list[EntryConfig]] = {}
+    for entry in entries:
+        depth[entry.name] = 0 if entry.match is None else depth[entry.match] + 1
+        groups.setdefault((depth[entry.name], _model_of(entry)), []).append(entry)
+    for key in sorted(groups, key=lambda key: key[0]):
+        yield groups[key]
+
+
+def _model_of(entry: EntryConfig) -> tuple[str, str]:
+    """Equal for entries that one loaded model can serve."""
+    return str(entry.model), repr(entry.backbone)
+
+
+def _needs(lm: VideoLM, entries: Sequence[EntryConfig]) -> frozenset[str]:
+    """What the compressors of a model's entries need of a video, those of later groups included."""
+    plain = (entry for entry in entries if entry.control is None)
+    built = [lm, *(matching.with_parts(lm, entry, 1 if entry.calibrated else None) for entry in plain)]
+    return frozenset().union(*(one.compressor.needs for one in built))
+
+
+def _ask_group(session: _Session, entries: Sequence[EntryConfig]) -> None:
+    """Ask the entries of one model."""
+    config, folder, task = session.config, session.folder, session.task
+    every = [
+        Run(
+            *(config, entry, task, folder.entry_file(entry.name), session.cache, session.calibration),
+            folder.lines(entry.match) if entry.match else [],
+        )
+        for entry in entries
+    ]
+    runs = [run for run in every if "finished" not in run.out]
+    if not runs:
+        return
+    lm = session.load(runs[0].entry)
+    lm.model.to(torch.device(config.device) if config.device is not None else devices.device())
+    _prepare(session, lm, runs)
+    mine = _shared([record for record in task.records if any(run.is_pending(record) for run in runs)], task)
+    bar = session.progress.add_task(", ".join(run.entry.name for run in runs)[:40], total=len(mine))
+    for first in range(0, len(mine), config.batch_size):
+        records = mine[first : first + config.batch_size]
+        for run in runs:
+            run.answer([record for record in records if run.is_pending(record)])
+        session.progress.advance(bar, len(records))
+    for _ in zip_longest(*(run.time(run.records[rank() :: world_size()]) for run in runs)):
+        pass
+    barrier()
+    main_process_first(lambda: [_finish(run) for run in runs])
+
+
+def _prepare(session: _Session, lm: VideoLM, runs: Sequence[Run]) -> None:
+    """Set the budgets of the entries and put their compressors on the model."""
+    key = VideoCache.key_of(lm)
+    same_model = [e for e in session.config.all_entries if _model_of(e) == _model_of(runs[0].entry)]
+    need = _needs(lm, same_model)
+    for run in runs:
+        main_process_first(lambda run=run: run.calibrate(lm, key))
+        run.out.reread()
+        run.set_model(lm, key, need)
+        main_process_first(run.describe_model)
+
+
+def _shared(pending: Sequence[Record], task: Task) -> list[Record]:
+    """This process's share of the videos that the main process finds pending, so that all share out the same ones."""
+    ids = broadcast([record.id for record in pending])
+    by_id = {record.id: record for record in task.records}
+    return [by_id[name] for name in ids[rank() :: world_size()]]
+
+
+def _finish(run: Run) -> None:
+    run.out.reread()
+    run.finish()
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)

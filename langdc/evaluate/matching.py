@@ -1,0 +1,166 @@
+"""Equal budgets: what two entries cost where both were asked, and budgets set on other videos to make it the same.
+
+A compressor before the language model is matched by the video tokens read per video, one in its cache by the bytes of
+keys and values held when the reply begins. Letters: T frames, H W patch grid.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from langdc.config import MemberConfig
+from langdc.data.records import Record, read_records
+from langdc.evaluate.controls import OnPool
+from langdc.evaluate.settings import CalibrationConfig, EntryConfig
+from langdc.evaluate.tasks import Task
+from langdc.kvcompressors import kvcompressors
+from langdc.log import get_logger
+from langdc.model import build_compressor
+from langdc.pipeline import VideoLM
+from langdc.types import Answer
+
+logger = get_logger(__name__)
+
+TOLERANCE = 0.02
+"""Relative difference up to which two budgets count as equal."""
+CLOSE = 0.004
+"""Relative difference at which the search stops."""
+GUESSES = 3
+"""Budgets tried in proportion before bisection."""
+
+
+def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
+    """The entry's model with its compressors; `tokens` is the budget of the one whose budget the entry leaves open.
+
+    Raises ValueError for a model whose own compressor leaves nothing to choose from.
+    """
+    own, budget = lm.model.compressor, {} if tokens is None else {"tokens": tokens}
+    compressor, kv = own, None
+    if entry.kv is not None:
+        kv = kvcompressors.build(entry.kv.name, **entry.kv.settings, **budget)
+    if entry.compressor is not None:
+        settings = {**entry.compressor.settings, **(budget if kv is None else {})}
+        compressor = build_compressor(MemberConfig(name=entry.compressor.name, **settings), lm.model.backbone)
+        if hasattr(own, "grids"):
+            compressor = OnPool(own, compressor)
+        elif any(True for _ in own.parameters()):
+            raise ValueError(
+                f"Entry {entry.name!r}: {entry.compressor.name} chooses among tokens of a grid, and this model reads "
+                f"those of {type(own).__name__}. Give the directory of a model trained with 'pool'."
+            )
+    return type(lm)(lm.model, compressor, kv)
+
+
+def calibration_videos(config: CalibrationConfig, task: Task) -> list[tuple[Record, Path]]:
+    """The videos to set budgets on, which have questions and are none of the task's.
+
+    Raises ValueError if the file is missing, has none, or a video is asked about in the task.
+    """
+    if not config.data.is_file():
+        raise ValueError(
+            f"calibration.data: there is no record file {config.data}. Budgets of entries with 'match' are set on it; "
+            "give videos that the task does not ask about, such as those for training."
+        )
+    tested = {task.path(record).resolve() for record in task.records if record.id not in task.broken}
+    found: list[tuple[Record, Path]] = []
+    for record in read_records(config.data):
+        path = record.media_path(config.data.parent)
+        if path is None or not record.questions:
+            continue
+        if path.resolve() in tested:
+            raise ValueError(
+                f"calibration.data: {config.data} shares the video {path} with the task. Budgets must not be set on "
+                "what is tested; give other videos, such as those for training."
+            )
+        found.append((record, path))
+        if len(found) == config.videos:
+            return found
+    if not found:
+        raise ValueError(f"calibration.data: {config.data} has no video with a question. Give records that have both.")
+    return found
+
+
+def spent(lines: Sequence[Mapping[str, Any]], measure: str, text: bool = True) -> dict[str, float]:
+    """What each video ("tokens") or question ("kv_bytes", with or without the `text`) of an entry took, by key.
+
+    Failed ones are left out.
+    """
+    if measure == "tokens":
+        return {line["key"]: line["tokens"] for line in lines if line["type"] == "video"}
+    answered = [line for line in lines if line["type"] == "answer" and line.get("kv_bytes")]
+    return {line["key"]: line["kv_bytes"] - (0 if text else line["kv_text_bytes"]) for line in answered}
+
+
+def compared(own: Mapping[str, float], other: Mapping[str, float]) -> dict[str, Any]:
+    """The means over what both entries were asked, their ratio, and whether that is within TOLERANCE."""
+    shared = [key for key in own if key in other]
+    if not shared:
+        return {"measured": None, "target": None, "ratio": None, "equal": False}
+    measured, target = fmean(own[key] for key in shared), fmean(other[key] for key in shared)
+    ratio = measured / target if target else None
+    return {
+        "measured": measured,
+        "target": target,
+        "ratio": ratio,
+        "equal": ratio is not None and abs(ratio - 1) <= TOLERANCE,
+    }
+
+
+@dataclass(eq=False)
+class Search:
+    """Finds the whole number up to `max_number` at which a quantity that grows with it comes nearest to `target`.
+
+    `tried`: the quantity by number. First guesses in proportion, then bisection.
+    """
+
+    target: float
+    max_number: int
+    tried: dict[int, float] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[int]:
+        """Numbers to try; `tried[number]` must be set before the next one is asked for."""
+        low, high, guess = 1, self.max_number, round(self.target)
+        while low <= high:
+            guess = min(max(guess, low), high)
+            yield guess
+            found = self.tried[guess]
+            if abs(found / self.target - 1) <= CLOSE:
+                return
+            low, high = (guess + 1, high) if found < self.target else (low, guess - 1)
+            in_proportion = len(self.tried) < GUESSES and found > 0
+            guess = round(guess * self.target / found) if in_proportion else (low + high) // 2
+
+    @property
+    def best(self) -> int:
+        """The number that came nearest, the smaller of equals."""
+        return min(sorted(self.tried), key=lambda number: abs(self.tried[number] - self.target))
+
+
+def calibrate(
+    lm: Any, entry: EntryConfig, target: float, videos: Sequence[tuple[Any, str]], batch: int
+) -> dict[str, Any]:
+    """Set an entry's budget on `videos`, opened for the bare model `lm` and with a question each.
+
+    `target`: the video tokens that a video has, or the bytes held of a prompt's video. What counts is what the language
+    model really read or held. Returns the number of `tokens`, with target and finding, both in tokens.
+    """
+    one = _asked(lm, videos[:1], batch)[0]
+    unit = (one.kv_bytes - one.kv_text_bytes) / one.tokens  # bytes held of a token
+    target = target if entry.kv is None else target / unit
+    text = round(one.kv_text_bytes / unit)  # a budget of keys may count them
+    search = Search(target, text + max(sum(grid.tokens for grid in video.encoder.values()) for video, _ in videos))
+    for tokens in search:
+        answers = _asked(with_parts(lm, entry, tokens), videos, batch)
+        kept = [a.tokens if entry.kv is None else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers]
+        search.tried[tokens] = fmean(kept)
+    best, found = search.best, search.tried[search.best]
+    logger.info("%s: tokens=%d keeps %.2f; the target is %.2f.", entry.name, best, found, target)
+    return {"tokens": best, "target": target, "measured": found, "videos": len(videos), "tried": len(search.tried)}
+
+
+def _asked(lm: Any, videos: Sequence[tuple[Any, str]], batch: int) -> list[Answer]:
+    pairs = [(lm.open("", same=video), question) for video, question in videos]
+    found = (lm.answer(pairs[i : i + batch], max_new_tokens=1) for i in range(0, len(pairs), batch))
+    return [answer for part in found for answer in part]

@@ -1,0 +1,89 @@
+"""What a model directory says about itself without being loaded: its own compressor, its weights, its training."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from langdc.checkpoint import MANIFEST, WEIGHTS, locate, read_manifest, saved_names
+from langdc.compressors import compressors
+from langdc.hashing import SMALL_BYTES, file_hash, part_identity, text_hash
+from langdc.interfaces import TokenCompressor
+
+TRAINING = ("samples", "steps", "flops", "seconds")
+
+
+@dataclass(frozen=True)
+class OwnCompressor:
+    """The compressor that a checkpoint was trained with; `name` is None for a stock model.
+
+    `learned`: it has weights. `grid`: its tokens still lie on a grid per frame, so that other methods can choose among
+    them. `writes`: it writes text.
+    """
+
+    name: str | None = None
+    learned: bool = False
+    grid: bool = False
+    writes: bool = False
+
+    @classmethod
+    def of(cls, directory: str | Path) -> "OwnCompressor":
+        """What a directory says of its compressor; nothing for a stock model, or if no directory is there."""
+        try:
+            folder = locate(directory)
+            if not (folder / MANIFEST).is_file():
+                return cls()
+            name = read_manifest(folder)["model"]["compressor"]["name"]
+            learned = any(tensor.startswith("compressor.") for tensor in saved_names(folder))
+            kind = compressors.get(name)
+        except (ValueError, OSError):
+            return cls()  # the reason is given when the model is loaded
+        return cls(name, learned, hasattr(kind, "grids"), writes_text(kind))
+
+
+def writes_text(compressor: Any) -> bool:
+    """Whether a compressor, or its class, has a `text` of its own."""
+    kind = compressor if isinstance(compressor, type) else type(compressor)
+    return getattr(kind, "text", TokenCompressor.text) is not TokenCompressor.text
+
+
+def weights_identity(directory: str | Path) -> str:
+    """The sha256 of all that makes a model: of a checkpoint its tensors, settings and frozen parts; of a stock model
+    all files of its folder, of which large ones count by published hash, sample, or size and time of change.
+    """
+    folder = locate(directory)
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        parts = [manifest[name] for name in ("weights_sha256", "model", "lora", "parts")]
+        return text_hash(json.dumps([*parts, (folder / WEIGHTS).stat().st_size], sort_keys=True))
+    lines = [part_identity(folder)]
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        covered = len(name.parts) == 1 and path.suffix in (".safetensors", ".json")
+        if path.is_file() and not covered and not any(part.startswith(".") for part in name.parts):
+            facts = path.stat()
+            content = file_hash(path) if facts.st_size <= SMALL_BYTES else facts.st_mtime_ns
+            lines.append(f"{name.as_posix()} {facts.st_size} {content}")
+    return text_hash("\n".join(lines))
+
+
+def training_record(directory: str | Path) -> dict[str, Any]:
+    """What went into a checkpoint: {"samples", "steps", "flops", "seconds"} over its runs, each listed in "stages".
+
+    Follows each run's `start` to the one before. "complete" is false where an earlier run's directory is gone, or
+    leads back to a later one, so that the sums are of the rest only.
+    """
+    stages: list[dict] = []
+    place: Path | None = locate(directory)
+    seen: set[Path] = set()
+    while place is not None and (place / MANIFEST).is_file() and place.resolve() not in seen:
+        seen.add(place.resolve())
+        manifest, finished, settings = read_manifest(place), place / "finished.json", place / "config.yaml"
+        figures = json.loads(finished.read_text()) if finished.is_file() else manifest.get("training") or {}
+        stages.append({"stage": manifest.get("stage"), **{name: figures.get(name) for name in TRAINING}})
+        start = (yaml.safe_load(settings.read_text()) or {}).get("start") if settings.is_file() else None
+        place = Path(start) if start is not None else None
+    sums = {name: sum(stage[name] or 0 for stage in stages) for name in TRAINING}
+    return {**sums, "stages": stages[::-1], "complete": place is None}

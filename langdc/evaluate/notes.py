@@ -1,0 +1,138 @@
+"""Sentences beside a table: which controls it lacks, whether it reproduces published scores, who judged."""
+
+from collections.abc import Callable, Sequence
+
+from langdc.evaluate.published import MISSED, PENDING, ReproductionCheck
+from langdc.evaluate.results import Result
+
+UNCOMPRESSED, CAPTIONS = "the uncompressed model", "the decoded captions as text"
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """Sentences for every output."""
+    return [note for note in (_missing_controls(results), *_calibration(results), *_judges(results)) if note]
+
+
+# ---- controls
+
+
+def _compressor(settings: dict) -> dict:
+    return settings["compressor"] or {}
+
+
+def _is_random(settings: dict) -> bool:
+    return _compressor(settings).get("name") == "random" or (settings["control"] or "").startswith("random_tokens")
+
+
+def _is_uniform(settings: dict, resolution: bool) -> bool:
+    found = _compressor(settings)
+    return found.get("name") == "uniform" and (found.get("by") == "resolution") == resolution
+
+
+AT_A_BUDGET: dict[str, Callable[[dict], bool]] = {
+    "random tokens": _is_random,
+    "fewer frames": lambda settings: _is_uniform(settings, False) or settings["control"] == "uniform_frames",
+    "lower resolution": lambda settings: _is_uniform(settings, True),
+}
+"""Controls that need an entry at every budget, and how an entry's settings show them."""
+
+
+def _keep(settings: dict) -> float | None:
+    """The fraction that an entry's settings keep; None where they name none."""
+    return ((settings.get("kv") or {}) or _compressor(settings)).get("keep")
+
+
+def _own(result: Result) -> dict:
+    """What is known of the compressor that an entry's model was trained with."""
+    return (result.header.get("own_compressors") or {}).get(result.settings["name"]) or {"name": "unknown"}
+
+
+def _is_uncompressed(result: Result) -> bool:
+    settings, own = result.settings, _own(result)
+    if settings["control"] or settings.get("kv"):
+        return False
+    name = _compressor(settings).get("name")
+    return name == "identity" or (name is None and (own["name"] in (None, "identity") or own.get("grid", False)))
+
+
+def missing_controls(results: Sequence[Result]) -> list[str]:
+    """The controls that a table lacks, by name; of those that need an entry at every budget, at which ones."""
+    found = [] if any(map(_is_uncompressed, results)) else [UNCOMPRESSED]
+    settings = [result.settings for result in results]
+    methods = [one for one in settings if not any(is_control(one) for is_control in AT_A_BUDGET.values())]
+    budgets = sorted({keep for one in methods if (keep := _keep(one)) is not None and keep < 1})
+    for name, is_control in AT_A_BUDGET.items():
+        there = [_keep(one) for one in settings if is_control(one)]
+        missing = [keep for keep in budgets if keep not in there]
+        if not there:
+            found.append(name)
+        elif missing:
+            found.append(f"{name} at {', '.join(f'{100 * keep:g} %' for keep in missing)}")
+    writes = any(_own(result).get("writes") and not result.settings["control"] for result in results)
+    if writes and not any(one["control"] == "caption_text" for one in settings):
+        found.append(CAPTIONS)
+    return found
+
+
+def _missing_controls(results: Sequence[Result]) -> str:
+    found = missing_controls(results)
+    if not found:
+        return ""
+    headers = {id(result.header): result.header for result in results}.values()
+    sweeps = [header["config"].get("sweep") for header in headers]
+    begun = {(id(result.header), result.settings["name"]) for result in results}
+    if any((id(header), entry["name"]) not in begun for header in headers for entry in header["entries"]):
+        why = "Some entries are not asked yet."
+    elif any(sweep is not None and not sweep["controls"] for sweep in sweeps):
+        why = "The settings leave them out (sweep.controls: false)."
+    else:
+        why = "A sweep adds what it can; entries that are listed one by one get none, so list them, too."
+    return (
+        f"Controls missing from this table: {'; '.join(found)}. Without them it is open whether a method is better "
+        f"than what needs no method. {why}"
+    )
+
+
+# ---- published scores
+
+
+def _calibration(results: Sequence[Result]) -> list[str]:
+    """What the published scores say of a table; that there are none is said once."""
+    checked: dict[tuple[int, ReproductionCheck], list[Result]] = {}
+    for result in results:
+        if result.check is not None:
+            checked.setdefault((id(result.header), result.check), []).append(result)
+    found = [_calibrated(check, of) for (_, check), of in checked.items()]
+    without = [result.name for result in results if result.check is None]
+    if without:
+        which = "these figures" if len(without) == len(results) else f"the figures of {', '.join(without)}"
+        found.append(f"No published score is set for {which} (published), so nothing says whether they agree with one.")
+    return found
+
+
+def _calibrated(check: ReproductionCheck, results: Sequence[Result]) -> str:
+    others = [result.name for result in results if result.settings["name"] != check.entry]
+    flagged = f" Therefore {check.flag}: {', '.join(others)}." if check.flag and others else ""
+    if check.flag == MISSED and check.measured is not None:
+        return f"Uncalibrated. {check.summary}: missed by {abs(check.measured - check.score):.1f} points.{flagged}"
+    if check.flag == PENDING:
+        return f"Not calibrated yet. {check.summary}.{flagged}"
+    return f"Calibrated. {check.summary}."
+
+
+# ---- judges
+
+
+def _judges(results: Sequence[Result]) -> list[str]:
+    """Who judged, and how many answers still wait."""
+    waiting: dict[str, int] = {}
+    for result in results:
+        if result.verdicts is not None:
+            name = result.header["judge"]["model"]
+            waiting[name] = waiting.get(name, 0) + result.unjudged
+    found = []
+    for name, count in waiting.items():
+        note = f"Judged by {name}: the share of yes, and the mean score from 0 to 5. Never compare across judges."
+        more = f" {count} answers are not judged yet and count as wrong there; start the evaluation again."
+        found.append(note + (more if count else ""))
+    return found

@@ -1,0 +1,336 @@
+"""What evaluation folders hold, as figures: one result per entry, compared with a reference. Only files are read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from langdc.density import density_correlation
+from langdc.evaluate import statistics
+from langdc.evaluate.cost import Spread, mean_flops, stage_seconds, tokens_per_second
+from langdc.evaluate.folder import EvalFolder, settings_hash
+from langdc.evaluate.judge import Verdict, verdicts_on
+from langdc.evaluate.published import ReproductionCheck, reproduction_checks
+from langdc.evaluate.statistics import RESAMPLES, Difference, Estimate, Strata
+from langdc.registry import nearest
+
+NAN = float("nan")
+RESAMPLES_PER_ENTRY = 80
+"""Resamples per compared entry at least; with fewer, no p value could stay small once it is corrected."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of `n` were right; partly right answers count by their score."""
+
+    right: float
+    n: int
+
+    @classmethod
+    def of(cls, right: Sequence[float]) -> "Share":
+        return cls(sum(right), len(right))
+
+    @property
+    def value(self) -> float:
+        """The share; NaN if n is 0."""
+        return self.right / self.n if self.n else NAN
+
+
+@dataclass(eq=False)
+class Result:
+    """One entry's result: its lines and the header of its folder. `name` tells it from entries of other folders.
+
+    `sessions`: what each start took. `verdicts`: the judge's on each of its answers, None where one waits; without a
+    judge there are none. `check`: the published score it is checked against.
+    """
+
+    name: str
+    header: dict
+    settings: dict
+    lines: list[dict]
+    sessions: Sequence[dict] = ()
+    difference: Difference | None = None
+    verdicts: list[Verdict | None] | None = None
+    check: ReproductionCheck | None = None
+
+    def of_type(self, kind: str) -> list[dict]:
+        """Its lines of a type."""
+        return [line for line in self.lines if line["type"] == kind]
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.of_type("finished"))
+
+    @property
+    def training(self) -> dict:
+        """What went into its model: samples, steps, flops, seconds."""
+        return self.header["training"].get(self.settings["name"], {})
+
+    # ---- answers
+
+    @cached_property
+    def answers(self) -> list[dict]:
+        """One line per question."""
+        return self.of_type("answer")
+
+    @cached_property
+    def targets(self) -> list[dict]:
+        """The answers that count for the headline accuracy."""
+        return [line for line in self.answers if line["kind"] in self.header["target_kinds"]]
+
+    @cached_property
+    def accuracy(self) -> Estimate | None:
+        """Mean score of the target kinds, with its interval; None before the first answer.
+
+        Over questions, or over kinds where the task says how much each weighs.
+        """
+        return self._mean([line["score"] for line in self.targets], self.targets)
+
+    def _mean(self, scores: Sequence[float], answers: Sequence[dict]) -> Estimate | None:
+        if not answers:
+            return None
+        found = statistics.mean(scores, [line["video"] for line in answers], _strata(self.header, answers))
+        return found if found.clusters > 1 else Estimate(found.value, 0.0, 1.0, found.error, found.n, 1)
+
+    @cached_property
+    def kinds(self) -> dict[str, Share]:
+        """Right answers by kind of question, target kinds first."""
+        order = [*self.header["target_kinds"], *(line["kind"] for line in self.answers)]
+        by_kind = {kind: [a["score"] for a in self.answers if a["kind"] == kind] for kind in dict.fromkeys(order)}
+        return {kind: Share.of(right) for kind, right in by_kind.items() if right}
+
+    @cached_property
+    def chance(self) -> dict[str, float]:
+        """The accuracy of always giving the most frequent answer of a kind, by kind."""
+        return {
+            kind: statistics.majority([line["expected"] for line in self.answers if line["kind"] == kind])
+            for kind in self.kinds
+        }
+
+    @cached_property
+    def target_chance(self) -> float:
+        """The same over the target kinds, which weigh as in the accuracy."""
+        found = self._mean([self.chance[line["kind"]] for line in self.targets], self.targets)
+        return NAN if found is None else found.value
+
+    @cached_property
+    def failures(self) -> list[dict]:
+        """The questions that got no answer and score 0; "reason" says why."""
+        return [line for line in self.answers if line["failed"]]
+
+    @cached_property
+    def unparsed(self) -> list[dict]:
+        """The replies in which no answer could be found, and which score 0."""
+        return [line for line in self.answers if not line["failed"] and "parsed" in line and line["parsed"] is None]
+
+    # ---- the judge, published scores
+
+    @cached_property
+    def judged(self) -> tuple[Estimate | None, float]:
+        """Of the target answers the share that the judge calls right, and its mean score, 0 to 5.
+
+        None and NaN if nothing was judged. An answer that waits counts as wrong.
+        """
+        if self.verdicts is None or self.unjudged == len(self.verdicts):
+            return None, NAN
+        pairs = [pair for pair in zip(self.answers, self.verdicts, strict=True) if pair[0] in self.targets]
+        right, scores = zip(*((float(v.right), v.score) if v else (0.0, 0) for _, v in pairs), strict=True)
+        return self._mean(right, [line for line, _ in pairs]), sum(scores) / len(scores)
+
+    @property
+    def unjudged(self) -> int:
+        """How many of its answers wait for the judge."""
+        return (self.verdicts or []).count(None)
+
+    @property
+    def final_scores(self) -> list[tuple[dict, float]] | None:
+        """Its answers with the scores that a published one is compared with: the judge's verdict if there is one.
+
+        None while answers or verdicts are to come.
+        """
+        if not self.finished or self.unjudged:
+            return None
+        if self.verdicts is None:
+            return [(line, line["score"]) for line in self.answers]
+        return [(line, float(v.right)) for line, v in zip(self.answers, self.verdicts, strict=True) if v is not None]
+
+    @property
+    def flag(self) -> str:
+        """Whether it is "uncalibrated" or "not calibrated yet" by the published score it is checked against."""
+        return self.check.flag if self.check is not None else ""
+
+    # ---- videos
+
+    @cached_property
+    def videos(self) -> list[dict]:
+        """One line per video that was answered."""
+        return self.of_type("video")
+
+    @cached_property
+    def tokens(self) -> Estimate | None:
+        """Video tokens the language model read, per video."""
+        if not self.videos:
+            return None
+        return statistics.mean([v["tokens"] for v in self.videos], [v["video"] for v in self.videos])
+
+    @property
+    def density_correlation(self) -> float:
+        """Spearman's rank correlation of density and tokens over segments; NaN where one never varies."""
+        fits = [v for v in self.videos if len(v["densities"]) == len(v["segment_tokens"])]
+        pairs = [pair for v in fits for pair in zip(v["densities"], v["segment_tokens"], strict=True)]
+        return density_correlation(*zip(*pairs, strict=True)) if len(pairs) > 2 else NAN
+
+    @cached_property
+    def _exact(self) -> list[tuple[dict, list[float]]]:
+        """Videos with captions of their segments, and which of these are exactly the record's."""
+        fits = [v for v in self.videos if v["captions"] is not None and len(v["captions"]) == len(v["targets"])]
+        pairs = [zip(video["captions"], video["targets"], strict=True) for video in fits]
+        same = [[float(said.split() == target.split()) for said, target in of] for of in pairs]
+        return list(zip(fits, same, strict=True))
+
+    @property
+    def captions(self) -> dict[int, Share]:
+        """Captions that are exactly the record's, by density; {} for entries without captions or densities."""
+        found: dict[int, list[float]] = {}
+        for video, exact in self._exact:
+            if len(video["densities"]) == len(exact):
+                for density, right in zip(video["densities"], exact, strict=True):
+                    found.setdefault(density, []).append(right)
+        return {density: Share.of(found[density]) for density in sorted(found)}
+
+    @property
+    def exact_captions(self) -> Share:
+        """The same over all segments."""
+        return Share.of([right for _, exact in self._exact for right in exact])
+
+    @property
+    def cue_recall(self) -> float:
+        """Mean share of a segment's cues that its caption mentions; NaN for entries or records without."""
+        return Share.of([s for video in self.videos for s in video.get("cue_recall") or () if s is not None]).value
+
+    # ---- costs
+
+    @cached_property
+    def stages(self) -> dict[str, Spread]:
+        """Seconds per stage and of their sums: median and 95th percentile."""
+        return stage_seconds(self.of_type("timing"))
+
+    @property
+    def tokens_per_second(self) -> float:
+        return tokens_per_second(self.of_type("timing"))
+
+    @property
+    def peak_bytes(self) -> float:
+        """The most memory of an accelerator that a video alone took; NaN without an accelerator."""
+        return max(
+            (float(line["peak_bytes"]) for line in self.of_type("timing") if line.get("peak_bytes")), default=NAN
+        )
+
+    @cached_property
+    def kv_bytes(self) -> float:
+        """Mean bytes that the cache held when a reply began; NaN where no line says."""
+        return Share.of([line["kv_bytes"] for line in self.answers if line.get("kv_bytes")]).value
+
+    @cached_property
+    def budget(self) -> dict | None:
+        """How near its budget came to that of the entry it matches: "match", "measure", "ratio", "equal"."""
+        return next(iter(self.of_type("budget")), None)
+
+    @property
+    def budget_mismatch(self) -> bool:
+        """Whether its budget should equal another entry's and does not, so that the two must not be compared."""
+        return self.budget is not None and not self.budget["equal"]
+
+    @cached_property
+    def flops(self) -> dict[str, float]:
+        """Mean operations for one question about one video, by part and in total."""
+        return mean_flops(self.answers)
+
+    # ---- provenance
+
+    @property
+    def commits(self) -> list[str]:
+        """The commits of the source tree that it was made with, one unless it was resumed with another."""
+        return list(dict.fromkeys(session["commit"] or "unknown" for session in self.header["sessions"]))
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of its settings, its weights and its questions; "unknown" where the header has none."""
+        weights = (self.header.get("weights_sha256") or {}).get(self.settings["name"])
+        found = {"weights": weights or "unknown", "data": self.header.get("data_sha256") or "unknown"}
+        return {"config": settings_hash(self.header["config"]), **found}
+
+    @property
+    def shown_flag(self) -> str:
+        """The flag, unless this entry is the one with the published score."""
+        return self.flag if self.check is not None and self.settings["name"] != self.check.entry else ""
+
+
+def _strata(header: dict, answers: Sequence[dict]) -> Strata | None:
+    """The kinds of questions with their weights, where the headline is a mean over kinds."""
+    weights = header.get("kind_weights")
+    return None if weights is None else ([line["kind"] for line in answers], weights)
+
+
+def read_results(directories: Sequence[Path], reference: str | None = None) -> list[Result]:
+    """The results of evaluations, each compared with the reference: the one named, or the first config's.
+
+    A result whose name occurs in several folders gets its folder's name in front. Raises ValueError if there is none, a
+    directory holds no evaluation, or the reference is none of the entries.
+    """
+    folders = [EvalFolder.read(directory) for directory in directories]
+    names = [name for folder in folders for name in folder.names()]
+    results = [result for folder in folders for result in _results_of(folder, names)]
+    if not results:
+        raise ValueError(f"There are no results in {', '.join(map(str, directories))} yet.")
+    configured = (folder.header["config"]["reference"] for folder in folders)
+    wanted = reference or next(filter(None, configured), None)
+    return results if wanted is None else _compared(results, wanted, explicit=reference is not None)
+
+
+def _results_of(folder: EvalFolder, all_names: Sequence[str]) -> list[Result]:
+    """The results of a folder, with the judge's verdicts and the published scores they are checked against."""
+    header, sessions = folder.header, folder.sessions()
+    settings = {entry["name"]: entry for entry in folder.entries}
+    found = {name: Result(name, header, settings[name], folder.lines(name), sessions) for name in folder.names()}
+    for result in found.values():
+        if header.get("judge"):
+            result.verdicts = verdicts_on(folder.directory, header["judge"], result.lines)
+    checks = reproduction_checks(header, {name: result.final_scores for name, result in found.items()})
+    for name, result in found.items():
+        result.check = checks.get(name)
+        result.name = name if all_names.count(name) == 1 else f"{folder.directory.name}/{name}"
+    return list(found.values())
+
+
+def _compared(results: list[Result], reference: str, explicit: bool) -> list[Result]:
+    """Give every other result its paired difference to the reference, over the target questions both were asked.
+
+    The p values are corrected over all results compared here.
+    """
+    base = next((result for result in results if reference in (result.name, result.settings["name"])), None)
+    if base is None:
+        if not explicit:
+            return results  # the config's reference has not been evaluated yet
+        hint = nearest(reference, [result.name for result in results])
+        raise ValueError(f"The reference {reference!r} is no entry.{hint}")
+    shared = {result: both for result in results if result is not base and (both := _shared(result, base))}
+    resamples = max(RESAMPLES, RESAMPLES_PER_ENTRY * len(shared))
+    found = [_difference(result, both, resamples) for result, both in shared.items()]
+    for result, difference in zip(shared, statistics.corrected(found), strict=True):
+        result.difference = difference
+    return results
+
+
+def _shared(result: Result, reference: Result) -> list[tuple[dict, dict]]:
+    """The target answers of a result, each with the reference's to the same question."""
+    base = {(line["key"], line["question"], line["expected"]): line for line in reference.targets}
+    pairs = ((line, base.get((line["key"], line["question"], line["expected"]))) for line in result.targets)
+    return [(line, other) for line, other in pairs if other is not None]
+
+
+def _difference(result: Result, shared: Sequence[tuple[dict, dict]], resamples: int) -> Difference:
+    ours, others = ([line["score"] for line in lines] for lines in zip(*shared, strict=True))
+    own = [line for line, _ in shared]
+    strata = _strata(result.header, own)
+    return statistics.paired_difference(ours, others, [line["video"] for line in own], 0, resamples, strata)

@@ -1,0 +1,208 @@
+"""One entry of an evaluation at work: its model answers, and each answer is written down at once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from langdc.data.records import Record
+from langdc.density import cue_recall, densities
+from langdc.evaluate import controls, matching
+from langdc.evaluate.folder import LineFile
+from langdc.evaluate.settings import EntryConfig, EvalConfig
+from langdc.evaluate.tasks import Task
+from langdc.evaluate.videos import CalibrationSet, VideoCache
+from langdc.log import get_logger
+from langdc.pipeline import VideoLM
+from langdc.types import Answer
+
+logger = get_logger(__name__)
+
+
+@dataclass(eq=False)
+class Run:
+    """An entry, from its model to its lines.
+
+    `matched`: the lines of the entry that this one copies or matches; `records`: the videos it is asked about.
+    """
+
+    config: EvalConfig
+    entry: EntryConfig
+    task: Task
+    out: LineFile
+    cache: VideoCache
+    calibration: CalibrationSet
+    matched: Sequence[Mapping[str, Any]] = ()
+    lm: Any = field(default=None, init=False)
+    preprocessing: str = field(default="", init=False)
+    need: frozenset[str] = field(default=frozenset(), init=False)
+
+    def __post_init__(self) -> None:
+        limits = [limit for limit in (self.config.limit, self.entry.limit) if limit is not None]
+        self.records = self.task.records[: min(limits, default=None)]
+        self._ids = {record.id for record in self.records}
+
+    # ---- before the questions
+
+    def calibrate(self, lm: VideoLM, key: str) -> None:
+        """Set the budget to what the matched entry took for the videos of this one, unless that was done before."""
+        if not self.entry.calibrated or "calibration" in self.out:
+            return
+        lines = [line for line in self.matched if line.get("video") in self._ids]
+        took = matching.spent(lines, self.entry.measure, text=False)
+        if not took:
+            raise ValueError(
+                f"Entry {self.entry.name!r} matches what {self.entry.match!r} took, and that entry has no figure of it "
+                "for these videos. Look at its failures."
+            )
+        videos = self.calibration.open(matching.with_parts(lm, self.entry, tokens=1), key)
+        found = matching.calibrate(lm, self.entry, fmean(took.values()), videos, self.config.batch_size)
+        self.out.append([{"type": "calibration", "key": "calibration", **found}])
+
+    def set_model(self, lm: VideoLM, key: str, need: frozenset[str]) -> None:
+        """Take a bare model and put the entry's compressors or control on it.
+
+        `key`: of its preprocessing; `need`: what the entries of this model need of a video.
+        """
+        if self.entry.control is not None:
+            counts = {line["video"]: line["tokens"] for line in self.matched if line["type"] == "video"}
+            own, name_of = lm.model.compressor, self.cache.names.__getitem__
+            control = controls.build(self.entry.control, own, lm.model.backbone, counts, name_of, self.config.seed)
+            kind: Any = type(lm)
+            self.lm = kind(lm.model, control)
+        else:
+            tokens = self.out.by_key["calibration"]["tokens"] if self.entry.calibrated else None
+            self.lm = matching.with_parts(lm, self.entry, tokens)
+        self.lm.compressor.to(next(lm.model.parameters()).device)
+        self.preprocessing, self.need = key, need
+
+    def describe_model(self) -> None:
+        """Write down what the entry runs."""
+        parameters = list(self.lm.model.parameters())
+        about = {
+            "name": self.entry.name,
+            "dtype": str(parameters[0].dtype).removeprefix("torch."),
+            "device": str(parameters[0].device),
+            "parameters": sum(p.numel() for p in parameters),
+        }
+        self.out.append([{"type": "model", "key": "model", **about}])
+
+    # ---- questions
+
+    def is_pending(self, record: Record) -> bool:
+        """Whether a video has questions that this entry has not been asked."""
+        if record.id not in self._ids:
+            return False
+        asked = all(_key(record, index) in self.out for index in range(len(record.questions)))
+        return not asked or not (f"video/{record.id}" in self.out or self.out.by_key[_key(record, 0)]["failed"])
+
+    def answer(self, records: Sequence[Record]) -> None:
+        """Ask all questions about some videos, in one batch; one by one where the batch fails."""
+        opened = []
+        for record in records:
+            try:
+                opened.append((record, self._open(record)))
+            except ValueError as error:
+                self._fail(record, error)
+        if not opened:
+            return
+        try:
+            batch = [(video, self.task.prompt(question)) for record, video in opened for question in record.questions]
+            answers = iter(self.lm.answer(batch, max_new_tokens=self.config.max_new_tokens))
+        except ValueError as error:
+            if len(opened) == 1:
+                self._fail(opened[0][0], error)
+            else:
+                for record, _ in opened:
+                    self.answer([record])
+            return
+        for record, _ in opened:
+            self._write(record, [next(answers) for _ in record.questions])
+
+    def _open(self, record: Record) -> Any:
+        return self.cache.open(self.lm, self.preprocessing, record, self.task.path(record), self.need)
+
+    def _write(self, record: Record, answers: list[Answer]) -> None:
+        first = answers[0]
+        truth = {"densities": densities(record.segments), "targets": [segment.caption for segment in record.segments]}
+        video = {
+            "type": "video",
+            "key": f"video/{record.id}",
+            "video": record.id,
+            "tokens": first.tokens,
+            "segment_tokens": first.segment_tokens,
+            **truth,
+            **self.cache.richness_of(self.preprocessing, record),
+            "captions": first.captions,
+            "cue_recall": _recall(record, first.captions),
+        }
+        lines = [video]
+        for line, question, answer in zip(_questions(record), record.questions, answers, strict=True):
+            parsed = self.task.parse(question, answer.text)
+            score = 0.0 if parsed is None else self.task.score(question, parsed)
+            verdict = {"parsed": parsed, "score": score, "correct": score == 1, "failed": False, "reason": None}
+            held = {"kv_bytes": answer.kv_bytes, "kv_text_bytes": answer.kv_text_bytes, "flops": answer.flops}
+            lines.append({**line, "answer": answer.text, **verdict, "tokens": answer.tokens, **held})
+        self.out.append(lines)
+
+    def _fail(self, record: Record, error: ValueError) -> None:
+        logger.warning("%s: %s failed: %s", self.entry.name, record.id, error)
+        verdict = {"parsed": None, "score": 0.0, "correct": False, "failed": True, "reason": str(error)}
+        found = {"answer": None, **verdict, "tokens": None, "flops": None}
+        self.out.append({**line, **found} for line in _questions(record))
+
+    # ---- after the questions
+
+    def time(self, records: Sequence[Record]) -> Iterator[None]:
+        """Ask the first question of each of the first videos alone, one at a time, so that entries take turns.
+
+        The warm-up is repeated when an evaluation is resumed.
+        """
+        warmup, timed = self.config.warmup_videos, self.config.timing_videos
+        readable = [record for record in records if f"video/{record.id}" in self.out][: warmup + timed]
+        if not timed or all(f"timing/{record.id}" in self.out for record in readable):
+            return
+        for index, record in enumerate(readable):
+            question = self.task.prompt(record.questions[0])
+            try:
+                answer = self._open(record).ask(question, max_new_tokens=self.config.max_new_tokens)
+            except ValueError as error:  # its file has gone since it was answered
+                logger.warning("%s: %s is not timed: %s", self.entry.name, record.id, error)
+                continue
+            about = {"type": "timing", "key": f"timing/{record.id}", "video": record.id, "warm": index >= warmup}
+            found = {"seconds": answer.seconds, "peak_bytes": answer.peak_bytes, "reply_tokens": answer.reply_tokens}
+            self.out.append([{**about, **found}])
+            yield
+
+    def finish(self) -> None:
+        """Write down how near the budget came to the matched entry's, and that all is done."""
+        if self.entry.match is not None:
+            measure = self.entry.measure
+            found = matching.compared(*(matching.spent(lines, measure) for lines in (self.out.lines, self.matched)))
+            about = {"type": "budget", "key": "budget", "match": self.entry.match, "measure": measure}
+            self.out.append([{**about, **found}])
+            if not found["equal"]:
+                logger.warning("%s: no equal budget with %s: %s.", self.entry.name, self.entry.match, found)
+        answers = self.out.of_type("answer")
+        failed, right = sum(line["failed"] for line in answers), sum(line["correct"] for line in answers)
+        self.out.append([{"type": "finished", "key": "finished", "answers": len(answers), "failed": failed}])
+        logger.info("%s: %d of %d answers right, %d failed.", self.entry.name, right, len(answers), failed)
+
+
+def _key(record: Record, index: int) -> str:
+    return f"{record.id}/{index}"
+
+
+def _recall(record: Record, captions: list[str] | None) -> list[float | None] | None:
+    """The share of each segment's cues that its caption mentions; None where the record names no cues."""
+    if captions is None or len(captions) != len(record.segments):
+        return None
+    return [cue_recall(caption, segment) for caption, segment in zip(captions, record.segments, strict=True)]
+
+
+def _questions(record: Record) -> Iterator[dict[str, Any]]:
+    """The beginnings of a record's answer lines."""
+    for index, question in enumerate(record.questions):
+        about = {"type": "answer", "key": _key(record, index), "video": record.id, "number": index}
+        labels = {"labels": question.labels} if question.labels else {}
+        yield {**about, "kind": question.kind, **labels, "question": question.question, "expected": question.answer}

@@ -1,0 +1,316 @@
+"""Settings of an evaluation: a task, the entries that answer it, and sweeps that make entries."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from langdc import compat
+from langdc.config import FeatureType, MemberConfig, Settings
+from langdc.evaluate.models import OwnCompressor
+from langdc.registry import nearest
+
+BUDGET = {"keep", "tokens"}
+
+
+class CalibrationConfig(Settings):
+    """Videos on which budgets are set, so that none is set on what is being tested."""
+
+    data: Path
+    """A record file (JSON lines) of videos that are not the task's, with questions."""
+    videos: int = Field(32, gt=0)
+    """How many of them are used, from the first."""
+
+
+class PublishedConfig(Settings):
+    """A published score of an uncompressed model, which the evaluation must reproduce to be comparable."""
+
+    entry: str
+    """The entry that should reach it."""
+    score: float = Field(ge=0, le=100)
+    """In percent."""
+    tolerance: float = Field(1.0, ge=0)
+    """Points by which the entry may miss it in either direction."""
+    source: str = Field(min_length=1)
+    """Where it is printed."""
+    kinds: list[str] | None = None
+    """The kinds of question that the score is about; null means those of the headline accuracy."""
+    labels: dict[str, str] = Field(default={})
+    """The labels of the questions that the score is about."""
+
+
+class JudgeConfig(Settings):
+    """A language model behind an OpenAI-compatible endpoint that judges replies to open-ended questions."""
+
+    url: str = Field(pattern=r"^https?://[^/]")
+    """Where the interface begins, as https://server/v1; requests go to its /chat/completions."""
+    model: str = Field(min_length=1)
+    key_variable: str | None = None
+    """The environment variable that holds the key; null sends none."""
+    options: dict[str, Any] = Field(default={"temperature": 0, "max_tokens": 64})
+    """Further fields of a request."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds of silence after which a request has failed."""
+    retries: int = Field(4, ge=0)
+    """How often a failed request is repeated."""
+    pause: float = Field(1.0, ge=0)
+    """Seconds before the first repetition; doubled for each further one."""
+    workers: int = Field(8, gt=0)
+    """Requests at a time."""
+
+
+class EntryConfig(Settings):
+    """One entry of an evaluation: a model, and optionally another compressor or a control on it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+%-]*$")
+    """Also the name of a folder."""
+    model: Path
+    backbone: MemberConfig | None = None
+    """For stock models: the backbone and its settings."""
+    compressor: MemberConfig | None = None
+    """Replaces the model's own compressor; on a trained pool it works on the pool's tokens."""
+    kv: MemberConfig | None = None
+    """Drops keys in the language model's cache."""
+    control: Literal["random_tokens", "random_tokens_mean", "uniform_frames", "caption_text"] | None = None
+    match: str | None = None
+    """The entry whose cost this one has: a control copies its token counts; the `tokens` of `kv`, or else of
+    `compressor`, are set such that the same is held in the cache, or read, on average."""
+    limit: int | None = Field(None, gt=0)
+    """Ask about the first videos only, for slow entries; others are compared with it on these alone."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its budget is set to match another entry's."""
+        return self.match is not None and self.control is None
+
+    @property
+    def measure(self) -> str:
+        """What its budget is measured in: "tokens" or "kv_bytes"."""
+        return "tokens" if self.kv is None else "kv_bytes"
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "EntryConfig":
+        counted = self.control not in (None, "caption_text")
+        if counted and self.match is None:
+            raise ValueError("this control copies a token count; name the entry that has it: match")
+        if not counted and self.match is not None and (self.control or not (self.compressor or self.kv)):
+            raise ValueError("match belongs to a compressor, a kv, or a control that copies a token count")
+        if self.control is not None and self.kv is not None:
+            raise ValueError("a control takes no kv; make it an entry of its own")
+        budgeted = self.kv or self.compressor
+        given = BUDGET & set(budgeted.settings) if self.calibrated and budgeted else set()
+        if given:
+            raise ValueError(f"match sets the budget, so leave out {' and '.join(sorted(given))}")
+        return self
+
+
+class SweepModel(Settings):
+    """A model that a sweep puts every method on; one with a learned compressor is asked as it is, beside controls."""
+
+    name: str = ""
+    """Begins its entries' names; needed where there are several models."""
+    model: Path
+    backbone: MemberConfig | None = None
+    captions: Path | None = None
+    """For one whose compressor writes text: the model that reads it as words, such as its stage 2; null is itself."""
+
+
+class SweepMethod(Settings):
+    """A method of a sweep: a compressor, a KV compressor, or one after the other, without a budget."""
+
+    name: str | None = None
+    compressor: MemberConfig | None = None
+    kv: MemberConfig | None = None
+    """Has the budget where both are given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        kind, name = ("kv", given.removeprefix("kv:")) if given.startswith("kv:") else ("compressor", given)
+        return {kind: {"name": name}}
+
+    @model_validator(mode="after")
+    def _without_budget(self) -> "SweepMethod":
+        budgeted = self.kv or self.compressor
+        if budgeted is None:
+            raise ValueError("a method is a compressor, a kv, or both; give a name such as vidcom2 or kv:pivotkv")
+        if given := BUDGET & set(budgeted.settings):
+            raise ValueError(f"the sweep sets the budget, so leave out {' and '.join(sorted(given))}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What its entries are called: its name, else what it is made of."""
+        parts = [part for part in (self.compressor, self.kv) if part is not None]
+        return self.name or " ".join(" ".join([p.name, *map(str, p.settings.values())]) for p in parts)
+
+    def at(self, keep: float) -> dict[str, MemberConfig]:
+        """Its parts with a budget."""
+        last = "kv" if self.kv is not None else "compressor"
+        parts = {"compressor": self.compressor, "kv": self.kv}
+        return {
+            kind: part.model_copy(update={"keep": keep}) if kind == last else part
+            for kind, part in parts.items()
+            if part is not None
+        }
+
+
+CONTROLS = {
+    "random tokens": {"compressor": {"name": "random"}},
+    "fewer frames": {"compressor": {"name": "uniform"}},
+    "lower resolution": {"compressor": {"name": "uniform", "by": "resolution"}},
+    "random keys": {"kv": {"name": "random"}},
+}
+"""Controls at every budget; the last one beside methods in the cache."""
+
+
+class SweepConfig(Settings):
+    """Every method at every budget on every model, and the controls that each of them has to beat."""
+
+    models: list[SweepModel] = Field(min_length=1)
+    methods: list[SweepMethod] = Field(min_length=1)
+    budgets: list[float] = Field(min_length=1)
+    """Fractions kept."""
+    controls: bool = True
+    """Adds the uncompressed model, and random tokens, fewer frames and lower resolution at every budget; to a model
+    with a learned compressor its captions as words, if it writes any, and tokens of the first model trained with a
+    pool, as many as its own."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "SweepConfig":
+        if len(self.models) > 1 and any(not model.name for model in self.models):
+            raise ValueError("several models need names, which begin the names of their entries")
+        if wrong := [budget for budget in self.budgets if not 0 < budget <= 1]:
+            raise ValueError(f"budgets are fractions in (0, 1]; given: {', '.join(map(str, wrong))}")
+        return self
+
+    @property
+    def entries(self) -> list[EntryConfig]:
+        """One entry per model, method and budget; controls first."""
+        own = [OwnCompressor.of(model.model) for model in self.models]
+        made = [
+            self._learned(model, one, own) if one.learned and not one.grid else self._stock(model)
+            for model, one in zip(self.models, own, strict=True)
+        ]
+        return [entry for entries in made for entry in entries]
+
+    def _learned(self, model: SweepModel, own: OwnCompressor, all_own: list[OwnCompressor]) -> list[EntryConfig]:
+        """Its own entry, and those that it has to beat at its own number of tokens."""
+        name = model.name or str(own.name)
+        backbone: dict[str, Any] = {"backbone": model.backbone}
+        found = [EntryConfig(name=name, model=model.model, **backbone)]
+        if not self.controls:
+            return found
+        if own.writes:
+            reads = model.captions or model.model
+            found.append(EntryConfig(name=f"{name} caption as text", model=reads, control="caption_text", **backbone))
+        pool = next((m for m, one in zip(self.models, all_own, strict=True) if one.grid), None)
+        if pool is not None:
+            common: dict[str, Any] = {"model": pool.model, "backbone": pool.backbone, "match": name}
+            found.append(EntryConfig(name=f"{name} random tokens", control="random_tokens", **common))
+            found.append(EntryConfig(name=f"{name} uniform frames", control="uniform_frames", **common))
+        return found
+
+    def _stock(self, model: SweepModel) -> list[EntryConfig]:
+        common: dict[str, Any] = {"model": model.model, "backbone": model.backbone}
+        begin = f"{model.name} ".lstrip()
+        found, methods = [], list(self.methods)
+        if self.controls:
+            identity = MemberConfig(name="identity")
+            found.append(EntryConfig(name=f"{begin}uncompressed", compressor=identity, **common))
+            controls = [SweepMethod(name=name, **parts) for name, parts in CONTROLS.items()]  # type: ignore[arg-type]
+            methods = [*controls[: 4 if any(method.kv for method in methods) else 3], *methods]
+        for keep in self.budgets:
+            for method in methods:
+                name = f"{begin}{method.label} {100 * keep:g}%"
+                found.append(EntryConfig(name=name, **{**common, **method.at(keep)}))
+        return found
+
+
+class EvalConfig(Settings):
+    """An evaluation: which models answer which task's questions."""
+
+    task: MemberConfig
+    entries: list[EntryConfig] = Field(default=[])
+    sweep: SweepConfig | None = None
+    """Entries for every method at every budget, after those above."""
+    calibration: CalibrationConfig | None = None
+    """Needed by entries whose budget is set to match another one's."""
+    published: list[PublishedConfig] = Field(default=[])
+    """Scores that the uncompressed models must reach; otherwise later entries are marked as uncalibrated."""
+    judge: JudgeConfig | None = None
+    """Judges the replies to open-ended questions, after they are given."""
+    output: Path
+    batch_size: int = Field(8, gt=0)
+    """Videos answered at once, each with all its questions."""
+    max_new_tokens: int = Field(32, gt=0)
+    limit: int | None = Field(None, gt=0)
+    """Ask about the first videos only."""
+    timing_videos: int = Field(20, ge=0)
+    """How many videos are timed alone (batch 1), after the warm-up."""
+    warmup_videos: int = Field(3, ge=0)
+    """How many of the first videos are asked alone untimed."""
+    memory_gib: float = Field(4.0, gt=0)
+    """Encoder outputs held for the next entry or model; what is dropped is decoded and encoded again."""
+    features: Path | None = None
+    """A folder of encoder outputs that `langdc data features` or a training made; videos that are there are not
+    decoded and encoded again, and are not charged for it."""
+    features_dtype: FeatureType = "bfloat16"
+    """The type in which those were stored."""
+    device: str | None = None
+    """Where models run, as torch names it; null takes an accelerator if there is one."""
+    reference: str | None = None
+    """The entry that the others are compared with."""
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, given: Any) -> Any:
+        return compat.settings(given)
+
+    @model_validator(mode="after")
+    def _entries_fit(self) -> "EvalConfig":
+        entries = self.all_entries
+        if not entries:
+            raise ValueError("there is nothing to evaluate; give entries, or a sweep")
+        names = [entry.name for entry in entries]
+        if len(set(names)) < len(names):
+            raise ValueError(f"names of entries must differ; given: {', '.join(names)}")
+        if self.reference is not None and self.reference not in names:
+            raise ValueError(f"reference is no entry: {self.reference!r}.{nearest(self.reference, names)}")
+        published = [one.entry for one in self.published]
+        if unknown := [name for name in published if name not in names]:
+            raise ValueError(f"published: there is no entry {unknown[0]!r}.{nearest(unknown[0], names)}")
+        if len(set(published)) < len(published):
+            raise ValueError(f"published: one score for an entry; given: {', '.join(published)}")
+        for index, entry in enumerate(entries):
+            self._match_fits(entry, names[:index])
+        return self
+
+    def _match_fits(self, entry: EntryConfig, before: list[str]) -> None:
+        if entry.match is not None and entry.match not in before:
+            raise ValueError(
+                f"entry {entry.name!r} matches {entry.match!r}, which must be one of the entries before it"
+            )
+        if entry.calibrated and self.calibration is None:
+            raise ValueError(
+                f"entry {entry.name!r} needs a budget that matches {entry.match!r}; say on which other videos to set "
+                "it, such as calibration: {data: data/sample/train.jsonl}"
+            )
+
+    @property
+    def judging(self) -> dict[str, Any]:
+        """The settings that judge answers and change none."""
+        return self.model_dump(mode="json", include={"published", "judge"})
+
+    @property
+    def all_entries(self) -> list[EntryConfig]:
+        """The entries that are named, then those of the sweep."""
+        return self.entries + (self.sweep.entries if self.sweep is not None else [])
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the budget of any entry is set on other videos."""
+        return any(entry.calibrated for entry in self.all_entries)

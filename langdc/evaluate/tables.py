@@ -1,0 +1,232 @@
+"""The results of evaluations as tables: for the terminal, the page, Markdown and CSV."""
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from langdc.evaluate.notes import missing_controls, notes
+from langdc.evaluate.results import Result
+from langdc.evaluate.statistics import Estimate
+
+CITED = 12  # digits of a hash: enough to tell any two apart
+MISMATCH = (
+    "Not at an equal budget: what these entries took is more than 2 % from the entry they should match, as the column "
+    "budget says, so do not compare their accuracy with entries above."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows, and the number or text it is sorted by."""
+
+    text: str = "-"
+    value: float | str | None = None
+
+
+def _cell(value: float | None, form: str = "{}", scale: float = 1.0) -> Cell:
+    """A number in a form; a dash for none and NaN."""
+    return Cell() if value is None or value != value else Cell(form.format(scale * value), value)
+
+
+def _percent(value: float | None) -> Cell:
+    return _cell(value, "{:.1f}", 100)
+
+
+def quantity(value: float | None) -> str:
+    """A large number in three digits: 1.23 M, 45.6 G."""
+    if value is None or value != value:
+        return "-"
+    for unit in ("", " k", " M", " G", " T", " P"):
+        if abs(value) < 1000:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} E"
+
+
+def _large(value: float | None) -> Cell:
+    return Cell(quantity(value), None if value != value else value)
+
+
+def _interval(found: Estimate | None) -> str:
+    return "-" if found is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+
+
+def cells(result: Result) -> dict[str, Cell]:
+    """A line of the table, by column title."""
+    accuracy, tokens, limit = result.accuracy, result.tokens, result.settings.get("limit")
+    remarks = [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", result.shown_flag]
+    name = result.name + "".join(f" ({remark})" for remark in remarks if remark)
+    return {
+        "entry": Cell(name, result.name),
+        "accuracy %": _percent(accuracy and accuracy.value),
+        "95 % interval": Cell(_interval(accuracy), accuracy and accuracy.low),
+        "judged %": _judged(result),
+        "judge's score": _cell(result.judged[1], "{:.2f}"),
+        "tokens/video": _cell(tokens and tokens.value, "{:.1f}"),
+        "KV bytes": _large(result.kv_bytes),
+        "budget": _budget(result),
+        "first token ms": _cell(result.stages["first_token"].median if result.stages else None, "{:.1f}", 1000),
+        "FLOPs/question": _large(result.flops.get("total")),
+        "against reference": _difference(result),
+        "videos to see 1 point": _needed(result),
+        **{f"kind {kind}": _percent(share.value) for kind, share in result.kinds.items()},
+        "exact captions %": _percent(result.exact_captions.value),
+        "cue recall %": _percent(result.cue_recall),
+        "density rho": _cell(result.density_correlation, "{:.3f}"),
+        "failed": _cell(len(result.failures), "{:.0f}"),
+        "unparsed": _cell(len(result.unparsed), "{:.0f}"),
+        **{f"train {name}": _trained(result, name) for name in ("samples", "steps", "flops")},
+    }
+
+
+def _judged(result: Result) -> Cell:
+    if result.verdicts is None:
+        return Cell()
+    found = result.judged[0]
+    if found is None:
+        return Cell("not judged")
+    waiting = f", {result.unjudged} not judged" if result.unjudged else ""
+    return Cell(f"{100 * found.value:.1f} ({_interval(found)}{waiting})", found.value)
+
+
+def _budget(result: Result) -> Cell:
+    if result.budget is None or result.budget["ratio"] is None:
+        return Cell()
+    what = "" if result.budget["measure"] == "tokens" else " (KV)"
+    return Cell(f"{result.budget['ratio']:.3f} of {result.budget['match']}{what}", result.budget["ratio"])
+
+
+def _difference(result: Result) -> Cell:
+    found = result.difference
+    if found is None:
+        return Cell()
+    low, value, high = (f"{100 * part:+.1f}" for part in (found.low, found.value, found.high))
+    return Cell(f"{value} ({low} to {high}): {found.verdict}", found.value)
+
+
+def _needed(result: Result) -> Cell:
+    needed = result.difference and result.difference.needed
+    return Cell(f"{needed:,}".replace(",", " "), needed) if needed else Cell()
+
+
+def _trained(result: Result, name: str) -> Cell:
+    found = _large(result.training.get(name))
+    return found if result.training.get("complete", True) else Cell(f"≥ {found.text}", found.value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column titles and lines, and a last line for the majority answers; columns without content are left out.
+
+    Titles of kinds of question begin with "kind ", so that no kind is taken for another column.
+    """
+
+    titles: list[str]
+    lines: list[list[Cell]]
+    chance: list[Cell]
+
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> "Table":
+        """The table of some results."""
+        lines = [cells(result) for result in results]
+        longest = max(results, key=lambda result: len(result.kinds))
+        kinds = {f"kind {kind}": _percent(value) for kind, value in longest.chance.items()}
+        chance = {"entry": Cell("majority answer"), "accuracy %": _percent(longest.target_chance), **kinds}
+        titles = list(dict.fromkeys(title for line in [cells(longest), *lines] for title in line))
+        kept = [title for title in titles if any(line.get(title, Cell()).text != "-" for line in lines)]
+        in_order = [[line.get(title, Cell()) for title in kept] for line in [*lines, chance]]
+        return cls(kept, in_order[:-1], in_order[-1])
+
+    @property
+    def headings(self) -> list[str]:
+        """The titles as they are shown."""
+        return [title.removeprefix("kind ").replace("_", " ") for title in self.titles]
+
+
+def by_budget(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """The results that may be compared, and those whose budget could not be matched."""
+    return [one for one in results if not one.budget_mismatch], [one for one in results if one.budget_mismatch]
+
+
+def as_markdown(results: Sequence[Result]) -> str:
+    """The table in Markdown; entries that could not be matched have one of their own below, then the notes."""
+    equal, apart = by_budget(results)
+    parts = [_markdown(equal)] if equal else []
+    parts += [f"{MISMATCH}\n\n{_markdown(apart)}"] if apart else []
+    return "\n".join([*parts, *(f"{_escaped(note)}\n" for note in notes(results))])
+
+
+def _markdown(results: Sequence[Result]) -> str:
+    table = Table.of(results)
+    lines = [[title.removeprefix("kind ") for title in table.titles]]
+    lines += [[cell.text for cell in line] for line in [*table.lines, table.chance]]
+    rows = ["| " + " | ".join(map(_escaped, line)) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + "---|" * len(table.titles), *rows[1:]]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """A text without meaning to Markdown or HTML, on one line."""
+    text = html.escape(" ".join(text.split()), quote=False).replace("\\", "\\\\")
+    return re.sub(r"([|`*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def citation(result: Result) -> str:
+    """One line that says where an entry's figure is from: command, commit and the beginnings of the hashes."""
+    accuracy, session, check = result.accuracy, result.header["sessions"][-1], result.check
+    figure = "no answers yet"
+    if accuracy is not None:
+        asked = f"{accuracy.n} questions about {accuracy.clusters} videos"
+        figure = f"{100 * accuracy.value:.1f} % (95 % interval {_interval(accuracy)}) of {asked}"
+    checked = "" if check is None else f"{(check.flag or 'calibrated').capitalize()}: {check.summary}. "
+    hashes = ", ".join(f"{name} {found[:CITED]}" for name, found in result.hashes.items())
+    made = f"LangDC {session['version']}, commit {' and '.join(result.commits)}, sha256 of {hashes}"
+    task = result.header["config"]["task"]["name"]
+    return f"{result.name} on {task}: {figure}. {checked}{made}. Command: {session['command']}"
+
+
+def as_csv(results: Sequence[Result]) -> str:
+    """The table with full numbers, interval bounds and verdicts in columns of their own; no text is a formula."""
+    records = [_record(result, results) for result in results]
+    safe = [{name: _no_formula(value) for name, value in record.items()} for record in records]
+    return pd.DataFrame(safe, dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _record(result: Result, results: Sequence[Result]) -> dict[str, Any]:
+    found: dict[str, Any] = {"entry": result.name, "finished": result.finished, "failed": len(result.failures)}
+    found |= {"unparsed": len(result.unparsed)}
+    found |= _fields("accuracy", result.accuracy, "value", "low", "high", "error", "n", "clusters")
+    found |= {"chance": result.target_chance, "calibration": "no published score"}
+    found |= {"controls_missing": "; ".join(missing_controls(results))}
+    if result.check is not None:
+        names = ("entry", "score", "tolerance", "measured", "n", "source")
+        found |= {"calibration": result.flag or "calibrated"} | _fields("published", result.check, *names)
+    if result.verdicts is not None:
+        found |= _fields("judged", result.judged[0], "value", "low", "high")
+        found |= {"judge_score": result.judged[1], "not_judged": result.unjudged}
+        found |= {"judge": result.header["judge"]["model"]}
+    found |= {f"kind_{kind}": share.value for kind, share in result.kinds.items()}
+    found |= {f"n_kind_{kind}": share.n for kind, share in result.kinds.items()}
+    found |= _fields("tokens", result.tokens, "value", "low", "high")
+    found |= {"kv_bytes": result.kv_bytes, "peak_bytes": result.peak_bytes}
+    found |= {f"budget_{name}": (result.budget or {}).get(name) for name in ("match", "measure", "ratio", "equal")}
+    found |= _fields("difference", result.difference, "value", "low", "high", "p", "corrected", "needed", "verdict")
+    for stage, spread in result.stages.items():
+        found |= {f"seconds_{stage}": spread.median, f"seconds_{stage}_p95": spread.p95, "timed_videos": spread.n}
+    found |= {"tokens_per_second": result.tokens_per_second}
+    found |= {f"flops_{part}": flops for part, flops in result.flops.items()}
+    found |= {"density_correlation": result.density_correlation, "captions_exact": result.exact_captions.value}
+    found |= {"captions": result.exact_captions.n, "cue_recall": result.cue_recall}
+    found |= {f"train_{name}": result.training.get(name) for name in ("samples", "steps", "flops", "seconds")}
+    return found | {"commit": " ".join(result.commits), **{f"{n}_sha256": one for n, one in result.hashes.items()}}
+
+
+def _fields(prefix: str, found: Any, *names: str) -> dict[str, Any]:
+    return {f"{prefix}_{name}": getattr(found, name) for name in names} if found is not None else {}

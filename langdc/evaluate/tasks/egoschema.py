@@ -1,0 +1,48 @@
+"""EgoSchema: five-way questions about 3-minute videos from head-worn cameras; the 500 with published answers."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from langdc.data.records import LETTERS, QuestionRecord, Record
+from langdc.evaluate.tasks.base import MultipleChoice, Source, located, read_json, read_rows, tasks
+
+OPTIONS = tuple(f"option {number}" for number in range(5))
+WEARER = re.compile(r"^\W*C(?= (?!because\b)[a-z])")
+"""The person who wears the camera is called C: "C reads a book" chooses what says so, not the third option."""
+
+
+@tasks.register("egoschema")
+class EgoSchema(MultipleChoice):
+    """The questions in `root` whose answers are published, one per video; the others cannot be scored offline."""
+
+    source = Source(
+        title="EgoSchema (subset of 500)",
+        page="https://github.com/egoschema/EgoSchema",
+        licence="questions: MIT, as lmms-lab/egoschema on the Hub says; videos: cut from Ego4D, under its licence",
+        files=("questions.json", "subset_answers.json"),
+        get="Clone the page's repository, and download the videos to its folder videos/ as its README says.",
+        fields_as="github.com/egoschema/EgoSchema, download.py and benchmarking/mPLUG-Owl/run_mplug.py; prompt: "
+        "lmms-eval 0.7.3, tasks/egoschema",
+    )
+
+    def load(self) -> Iterable[Record]:
+        path = self.root / "questions.json"
+        rows = {row["q_uid"]: row for row in read_rows(path, ("q_uid", *OPTIONS))}
+        for uid, index in read_json(self.root / "subset_answers.json").items():
+            with located(f"{path}, q_uid {uid}"):
+                yield Record(id=uid, video=f"videos/{uid}.mp4", questions=[_question(rows.get(uid), index)])
+
+    def parse(self, question: QuestionRecord, text: str) -> str | None:
+        return super().parse(question, WEARER.sub("The wearer C", text))
+
+
+def _question(row: dict[str, Any] | None, index: Any) -> QuestionRecord:
+    if row is None:
+        raise ValueError("subset_answers.json has an answer to it, and there is no such question. Fetch both again.")
+    if "question" not in row:  # one published version of the file has options only
+        raise ValueError("it has no question. Take questions.json from the newest version of the repository.")
+    if index not in range(len(OPTIONS)):
+        raise ValueError(f"the answer {index!r} in subset_answers.json is no number from 0 to 4. Fetch it again.")
+    options = [row[name] for name in OPTIONS]
+    return QuestionRecord(kind="egoschema", question=row["question"], answer=LETTERS[index], options=options)

@@ -1,0 +1,91 @@
+"""LongVideoBench, validation split: questions that refer to a moment of a video of 8 seconds to an hour."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from langdc.data.records import LETTERS, QuestionRecord, Record
+from langdc.evaluate.tasks.base import MultipleChoice, Source, located, read_json, read_rows, tasks
+
+FILE = "validation-00000-of-00001.parquet"
+OPTIONS = tuple(f"option{number}" for number in range(5))
+COLUMNS = ("id", "video_path", "question", *OPTIONS, "correct_choice", "duration_group", "question_category")
+TIMED = ("subtitle_path", "duration", "starting_timestamp_for_subtitles")
+
+
+@tasks.register("longvideobench")
+class LongVideoBench(MultipleChoice):
+    """The validation questions in `root`, whole, with their referring queries.
+
+    With `subtitles`, what is said at `subtitle_moments` moments, spaced equally from the start, stands before the
+    question.
+    """
+
+    source = Source(
+        title="LongVideoBench (val)",
+        page="https://huggingface.co/datasets/longvideobench/LongVideoBench",
+        licence="CC-BY-NC-SA-4.0; not for commercial use",
+        files=(FILE,),
+        get="Accept the terms on the page and download it; then cat videos.tar.part.* > videos.tar, and unpack "
+        "videos.tar and subtitles.tar.",
+        fields_as="lmms-eval 0.7.3, tasks/longvideobench (longvideobench_val_v; with subtitles: longvideobench_val_i)",
+    )
+    instruction = MultipleChoice.instruction + "\n"
+
+    def __init__(self, root: str, subtitles: bool = False, subtitle_moments: int = 16) -> None:
+        if subtitle_moments < 1:
+            raise ValueError(f"subtitle_moments is {subtitle_moments}; give 1 or more, or subtitles: false.")
+        self.moments = subtitle_moments if subtitles else 0
+        super().__init__(root)
+
+    def load(self) -> Iterable[Record]:
+        asked = defaultdict(list)
+        path = self.root / FILE
+        for number, row in enumerate(read_rows(path, (*COLUMNS, *TIMED)), 1):
+            with located(f"{path}, row {number} (id {row['id']})"):
+                asked[row["video_path"]].append(self._question(row))
+        for video, questions in asked.items():
+            yield Record(id=Path(video).stem, video=f"videos/{video}", questions=questions)
+
+    def _question(self, row: dict[str, Any]) -> QuestionRecord:
+        options = [row[name] for name in OPTIONS if row[name] not in (None, "N/A")]
+        if row["correct_choice"] not in range(len(options)):
+            raise ValueError(f"correct_choice is {row['correct_choice']!r}, and there are {len(options)} options.")
+        return QuestionRecord(
+            kind=row["question_category"],
+            question=row["question"],
+            answer=LETTERS[row["correct_choice"]],
+            options=options,
+            context="\n".join(self._said(row)) if self.moments else "",
+            labels={"duration": f"up to {row['duration_group']} s"},
+        )
+
+    def _said(self, row: dict[str, Any]) -> Iterator[str]:
+        path = self.root / "subtitles" / row["subtitle_path"]
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}. Unpack subtitles.tar, or set subtitles: false.")
+        duration = row["duration"]
+        step = max(1, duration / self.moments)  # a short video has fewer moments, one per second
+        moments = [step * i for i in range(min(self.moments, int(duration)))]
+        for line in read_json(path):
+            try:
+                start, end, text = _timed(line, duration)
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(f"{path}: {line} lacks timestamp and text, or start, end and line.") from None
+            middle, half = (start + end) / 2 - row["starting_timestamp_for_subtitles"], max(end - start, 1) / 2
+            if any(middle - half < moment < middle + half for moment in moments):
+                yield text
+
+
+def _timed(line: dict[str, Any], duration: float) -> tuple[float, float, str]:
+    """A subtitle in either of the two published forms: seconds from and to, and what is said."""
+    if "timestamp" in line:
+        start, end = line["timestamp"]
+        return start, end if isinstance(end, float) else duration, line["text"]
+    return _seconds(line["start"]), _seconds(line["end"]), line["line"]
+
+
+def _seconds(clock: str) -> float:
+    hours, minutes, seconds = clock.split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

@@ -1,0 +1,148 @@
+"""MSVD-QA, MSRVTT-QA, TGIF-QA and ActivityNet-QA: questions answered in the model's own words.
+
+The score needs no judge: a reply is right when it says the answer, word for word . A language model as judge is
+asked by `langdc.evaluate.judge`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from langdc.config import check
+from langdc.data.records import QuestionRecord, Record
+from langdc.evaluate import answers
+from langdc.evaluate.tasks.base import Benchmark, Source, located, read_rows, tasks
+
+BRIEFLY = " Answer the question using a single word or phrase."
+ARTICLES = ("a", "an", "the")
+YES_NO = ("yes", "no")
+SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+ASKING = ("what", "who", "how", "when", "where")
+TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
+"""ActivityNet-QA's, by number (dataset/README.md of MILVLG/activitynet-qa)."""
+FIELDS_AS = "PKU-YuanGroup/Video-LLaVA, videollava/eval/video/run_inference_video_qa.py and scripts/v1_5/eval/"
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text without articles, unless it has nothing else."""
+    found = answers.words(text)
+    return [word for word in found if word not in ARTICLES] or found
+
+
+def _says(reply: list[str], answer: list[str]) -> bool:
+    """Whether the words of the answer stand in a row in the reply; of yes and no, the first one in it counts."""
+    if len(answer) == 1 and answer[0] in YES_NO:
+        return next((word for word in reply if word in YES_NO), None) == answer[0]
+    return any(reply[first : first + len(answer)] == answer for first in range(len(reply) - len(answer) + 1))
+
+
+class OpenEnded(Benchmark):
+    """Questions in `test_q.json`, answers in the same order in `test_a.json`, videos in `folder`.
+
+    `brief` asks for a word or phrase, as lmms-eval does; without it the question is put as it stands, as the papers
+    with judged figures did.
+    """
+
+    folder: ClassVar[str]
+    prefix: ClassVar[str] = ""
+    """What video files begin with, before their name."""
+
+    def __init__(self, root: str, brief: bool = True) -> None:
+        self.brief = brief
+        super().__init__(root)
+
+    def load(self) -> Iterator[Record]:
+        asked_in, answered_in = self.root / "test_q.json", self.root / "test_a.json"
+        asked = read_rows(asked_in, ("video_name", "question", "question_id"))
+        answered = read_rows(answered_in, ("answer",))
+        if len(asked) != len(answered):
+            raise ValueError(f"{asked_in} has {len(asked)} rows, {answered_in} {len(answered)}. Fetch both again.")
+        of_video: dict[str, list[QuestionRecord]] = defaultdict(list)
+        for number, (question, answer) in enumerate(zip(asked, answered, strict=True), 1):
+            where, known = f"{answered_in}, row {number}", question["question_id"]
+            if answer.get("question_id", known) != known:
+                raise ValueError(f"{where}: answers {answer['question_id']!r}, asked was {known!r}. Fetch both again.")
+            found = {"question": question["question"], "answer": str(answer["answer"]).strip()}
+            with located(where):
+                kind = self.kind(question["question"], answer)
+            of_video[question["video_name"]].append(check(QuestionRecord, {**found, "kind": kind}, where))
+        for name, questions in of_video.items():
+            yield Record(id=name, video=self._video(name), questions=questions)
+
+    def _video(self, name: str) -> str:
+        files = [f"{self.folder}/{self.prefix}{name}{suffix}" for suffix in SUFFIXES]
+        return next((file for file in files if (self.root / file).is_file()), files[0])
+
+    def kind(self, question: str, answer: dict[str, Any]) -> str:
+        """What a question is counted under: its first word."""
+        return next((word for word in _words(question)[:1] if word in ASKING), "other")
+
+    def prompt(self, question: QuestionRecord) -> str:
+        if not self.brief:
+            return question.question
+        return question.question.strip().rstrip("?").rstrip().capitalize() + "?" + BRIEFLY
+
+    def parse(self, question: QuestionRecord, text: str) -> str | None:
+        return " ".join(_words(text)) or None
+
+    def score(self, question: QuestionRecord, found: str) -> float:
+        return float(_says(found.split(), _words(question.answer)))
+
+
+NOT_STATED = "not stated by the annotations' authors; the videos belong to those who made them"
+XU = "https://github.com/xudejing/video-question-answering"
+
+
+def _source(title: str, page: str, archive: str, folder: str, licence: str) -> Source:
+    get = (
+        f"Fetch {archive} as TRAIN_AND_VALIDATE.md of github.com/PKU-YuanGroup/Video-LLaVA says and unpack it: "
+        f"test_q.json, test_a.json, and the videos in {folder}/."
+    )
+    return Source(title, page, licence, ("test_q.json", "test_a.json"), get, FIELDS_AS)
+
+
+@tasks.register("msvd_qa")
+class MsvdQa(OpenEnded):
+    """Short clips of everyday life; the questions were made from captions."""
+
+    folder = "videos"
+    source = _source("MSVD-QA", XU, "MSVD_Zero_Shot_QA", folder, NOT_STATED)
+
+
+@tasks.register("msrvtt_qa")
+class MsrvttQa(OpenEnded):
+    """Short web clips; the questions were made from captions."""
+
+    folder = "videos/all"
+    source = _source("MSRVTT-QA", XU, "MSRVTT_Zero_Shot_QA", folder, NOT_STATED)
+
+
+@tasks.register("tgif_qa")
+class TgifQa(OpenEnded):
+    """Animated GIFs, converted to mp4."""
+
+    folder = "mp4"
+    source = _source(
+        "TGIF-QA", "https://github.com/YunseokJANG/tgif-qa", "TGIF_Zero_Shot_QA", folder, "for academic purposes only"
+    )
+
+
+@tasks.register("activitynet_qa")
+class ActivityNetQa(OpenEnded):
+    """Videos of what people do, often minutes long; the questions were written by people."""
+
+    folder, prefix = "all_test", "v_"
+    source = _source(
+        "ActivityNet-QA",
+        "https://github.com/MILVLG/activitynet-qa",
+        "Activitynet_Zero_Shot_QA",
+        folder,
+        "MIT (annotations); the videos belong to those who made them",
+    )
+
+    def kind(self, question: str, answer: dict[str, Any]) -> str:
+        """The benchmark's type of question or answer."""
+        number = answer.get("type")
+        if not isinstance(number, int) or not 0 <= number < len(TYPES):
+            raise ValueError(f"type is {number!r}; it must be 0 to {len(TYPES) - 1}. Fetch the file again.")
+        return TYPES[number]

@@ -1,0 +1,78 @@
+"""The built-in task: questions with one-word answers about the sample videos."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from langdc.data.records import QuestionRecord, Record, read_readable
+from langdc.evaluate.answers import normalise, without_thinking
+from langdc.evaluate.tasks.base import Task, tasks
+from langdc.hashing import file_hash
+from langdc.registry import nearest
+from langdc.sample.questions import TARGET_KINDS
+
+MALFORMED = "malformed"
+"""The kind under which lines that cannot be read are counted; each is one question, answered wrongly."""
+
+
+@tasks.register("sample")
+class SampleTask(Task):
+    """The held-out sample records, `data` a JSON-lines file; `kinds` limits the questions, None asks all.
+
+    A reply is right when, normalised, it is the answer. A line that cannot be read, or names no video or image, stays
+    a sample, which fails. Raises ValueError if no line is usable or no question is left.
+    """
+
+    def __init__(self, data: str = "data/sample/test.jsonl", kinds: list[str] | None = None) -> None:
+        self.data = Path(data)
+        readable, mistakes = read_readable(self.data)
+        fitting = [record for record in readable if record.media_path("") is not None]
+        if not fitting:
+            raise ValueError(
+                f"{self.data}: {len(readable)} record(s) have neither video nor image: {readable[0].id!r} ... This "
+                "task asks about videos; name one in each record."
+            )
+        known = {question.kind for record in fitting for question in record.questions}
+        if not known:
+            raise ValueError(f"{self.data} has no questions. Give a file whose records have some.")
+        asked = [(record.line or 0, only) for record in fitting if (only := _only(record, kinds)).questions]
+        if not asked:
+            raise ValueError(f"{self.data} has no questions of the kinds {kinds}.{nearest(str(kinds), known)}")
+        without = "the record has neither video nor image; name one"
+        mistakes |= {record.line or 0: without for record in readable if record.media_path("") is None}
+        self.target_kinds = tuple(kind for kind in TARGET_KINDS if kinds is None or kind in kinds)
+        self._read(asked, mistakes)
+
+    def _read(self, asked: list[tuple[int, Record]], mistakes: Mapping[int, str]) -> None:
+        """Take the records in the order of their lines, with one that stands for each line that is unusable."""
+        self.broken = {
+            f"{self.data.name}:{number}": f"{self.data}, line {number}: {why}" for number, why in mistakes.items()
+        }
+        stands = [(number, _unreadable(name)) for number, name in zip(mistakes, self.broken, strict=True)]
+        self.records = [record for _, record in sorted([*asked, *stands], key=lambda found: found[0])]
+        self.target_kinds += (MALFORMED,) * bool(stands)
+
+    def path(self, record: Record) -> Path:
+        if record.id in self.broken:
+            raise ValueError(self.broken[record.id])
+        found = record.media_path(self.data.parent)
+        assert found is not None
+        return found
+
+    def parse(self, question: QuestionRecord, text: str) -> str | None:
+        return normalise(without_thinking(text)) or None
+
+    def score(self, question: QuestionRecord, found: str) -> float:
+        return float(found == normalise(question.answer))
+
+    def data_hash(self) -> str:
+        return file_hash(self.data)
+
+
+def _only(record: Record, kinds: list[str] | None) -> Record:
+    kept = [question for question in record.questions if kinds is None or question.kind in kinds]
+    return record.model_copy(update={"questions": kept})
+
+
+def _unreadable(name: str) -> Record:
+    question = QuestionRecord(kind=MALFORMED, question=f"(what {name} asks cannot be read)", answer="(unknown)")
+    return Record(id=name, questions=[question])

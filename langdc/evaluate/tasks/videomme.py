@@ -1,0 +1,103 @@
+"""Video-MME: 900 videos of seconds to an hour, three questions each, with or without what is said in them."""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from langdc.config import check
+from langdc.data.records import LETTERS, QuestionRecord, Record
+from langdc.evaluate.tasks.base import MultipleChoice, Source, read_rows, tasks
+
+ROWS = "videomme/test-00000-of-00001.parquet"
+COLUMNS = ("videoID", "duration", "domain", "sub_category", "task_type", "question", "options", "answer")
+SELECT = (
+    "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
+    "Respond with only the letter (A, B, C, or D) of the correct option."
+)
+LISTED = "This video's subtitles are listed below: "
+NO_SUBTITLES = "No subtitles available"
+TIMES = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)")
+
+
+@tasks.register("videomme")
+class VideoMME(MultipleChoice):
+    """The questions in `root`; results are by duration: short, medium, long.
+
+    With `subtitles`, what is said at `subtitle_moments` moments of a video stands before its questions.
+    """
+
+    source = Source(
+        title="Video-MME",
+        page="https://github.com/MME-Benchmarks/Video-MME",
+        licence="academic research only, no commercial use, no redistribution; videos belong to their owners",
+        files=(ROWS,),
+        get=(
+            "Fetch lmms-lab/Video-MME from the Hugging Face Hub, and unpack videos_chunked_*.zip (to data/) and "
+            "subtitle.zip (to subtitle/) in its folder."
+        ),
+        fields_as="lmms-eval 0.7.3, lmms_eval/tasks/videomme/utils.py",
+    )
+
+    def __init__(self, root: str, subtitles: bool = False, subtitle_moments: int = 32) -> None:
+        if subtitle_moments < 1:
+            raise ValueError(f"subtitle_moments is {subtitle_moments}; give 1 or more, or subtitles: false.")
+        self.moments = subtitle_moments if subtitles else 0
+        super().__init__(root)
+
+    def load(self) -> Iterable[Record]:
+        if self.moments and not (self.root / "subtitle").is_dir():
+            raise ValueError(f"Video-MME: {self.root} lacks subtitle. {self.source.get} Or ask with subtitles: false.")
+        questions: dict[str, list[QuestionRecord]] = {}
+        for number, row in enumerate(read_rows(self.root / ROWS, COLUMNS), 1):
+            asked = questions.setdefault(row["videoID"], [])
+            said = asked[0].context if asked else self._said(row["videoID"])
+            labels = {name: row[name] for name in ("domain", "sub_category", "task_type")}
+            tree = {"kind": row["duration"], "question": row["question"], "answer": row["answer"], "labels": labels}
+            pairs = zip(LETTERS, row["options"], strict=False)
+            tree["options"] = [option.removeprefix(f"{letter}.").strip() for letter, option in pairs]
+            asked.append(check(QuestionRecord, {**tree, "context": said}, f"{self.root / ROWS}, row {number}"))
+        for name, asked in questions.items():
+            yield Record(id=name, video=f"data/{name}.mp4", questions=asked)
+
+    def path(self, record: Record) -> Path:
+        published = super().path(record)
+        found = (published.with_suffix(suffix) for suffix in (".mp4", ".MP4", ".mkv"))
+        return next((path for path in found if path.exists()), published)
+
+    def prompt(self, question: QuestionRecord) -> str:
+        options = [self.listing.format(*option) for option in zip(LETTERS, question.options, strict=False)]
+        asked = [SELECT, question.question, *options]
+        if question.context:
+            return "\n".join([LISTED, question.context, *asked, "The best answer is:"])
+        return "\n".join([*asked, "", self.instruction])
+
+    def _said(self, name: str) -> str:
+        path = self.root / "subtitle" / f"{name}.srt"
+        if not self.moments:
+            return ""
+        return ("\n".join(spoken(path, self.moments)) if path.exists() else "") or NO_SUBTITLES
+
+
+def spoken(path: Path, moments: int) -> list[str]:
+    """The subtitles of an .srt file on display in the middle of `moments` equal parts of it, in order, each once.
+
+    Raises ValueError if the file has text and no subtitle.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    starts = [(number, found) for number, line in enumerate(lines) if (found := TIMES.search(line))]
+    if not starts and any(line.strip() for line in lines):
+        raise ValueError(f"{path} is no .srt file: no line is like 00:00:01,240 --> 00:00:06,879. Fetch it again.")
+    cues = []
+    for number, found in starts:
+        text = " ".join(takewhile(str.strip, lines[number + 1 :]))
+        shown = " ".join(re.sub(r"<[^>]*>", "", text).split())
+        cues.append((_seconds(found.groups()[:4]), _seconds(found.groups()[4:]), shown))
+    last = max((end for _, end, _ in cues), default=0.0)
+    times = [(number + 0.5) * last / moments for number in range(moments)]
+    return [text for start, end, text in cues if text and any(start <= time < end for time in times)]
+
+
+def _seconds(parts: Sequence[str]) -> float:
+    hours, minutes, seconds, milliseconds = map(int, parts)
+    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000

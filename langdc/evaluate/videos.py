@@ -1,0 +1,197 @@
+"""Videos that were opened: decoded and encoded once for all entries with the same encoders and sampling."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from langdc.config import FeatureType
+from langdc.data.records import Record
+from langdc.evaluate.controls import fingerprint
+from langdc.evaluate.folder import LineFile
+from langdc.evaluate.richness import richness
+from langdc.features import FeatureStore, FrameSpec, preprocessing_hash
+from langdc.log import get_logger
+from langdc.pipeline import VideoLM
+from langdc.timing import StageTimer, stage
+from langdc.types import FeatureGrid
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedVideo:
+    """Encoder outputs of a video and the seconds they took; holds no reference to a model, nor frames."""
+
+    encoder: Mapping[str, FeatureGrid]
+    times: Tensor
+    seconds: dict[str, float]
+    frames: None = None
+
+    @property
+    def bytes(self) -> int:
+        """The memory its grids take."""
+        grids = self.encoder.values()
+        tensors = [t for grid in grids for t in (grid.values, grid.saliency, *grid.extra) if t is not None]
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+@dataclass
+class FeatureReader:
+    """Encoder outputs in a folder, kept as a type; videos that are there are read instead of decoded and encoded."""
+
+    folder: Path
+    dtype: FeatureType
+    _stores: dict[tuple[str, bool], FeatureStore] = field(default_factory=dict, init=False)
+
+    def find(self, lm: VideoLM, key: str, clip: FrameSpec, saliency: bool) -> EncodedVideo | None:
+        """The outputs of the encoders of `lm` (whose preprocessing has that `key`) for a clip; None if not there.
+
+        `saliency`: only with the encoder's attention.
+        """
+        device = next(lm.model.parameters()).device
+        with StageTimer(device) as timer, stage("read"):
+            # outputs stored with saliency serve those who need none, too
+            kinds = (saliency,) if saliency or not lm.model.backbone.has_saliency else (False, True)
+            found = (self._store(lm, key, kind).find(clip) for kind in kinds)
+            encoded, times = next((one for one in found if one is not None), (None, None))
+            if encoded is None or times is None:
+                return None
+            encoded = {name: _moved(grid, device) for name, grid in encoded.items()}
+        return EncodedVideo(encoded, times, timer.seconds)
+
+    def _store(self, lm: VideoLM, key: str, saliency: bool) -> FeatureStore:
+        if (key, saliency) not in self._stores:
+            self._stores[key, saliency] = FeatureStore.of(lm.model.backbone, self.folder, self.dtype, saliency)
+        return self._stores[key, saliency]
+
+
+def _moved(grid: FeatureGrid, device: torch.device) -> FeatureGrid:
+    saliency = None if grid.saliency is None else grid.saliency.to(device)
+    return FeatureGrid(grid.values.to(device), saliency, tuple(extra.to(device) for extra in grid.extra), grid.size)
+
+
+def _unchanged(record: Record) -> Record:
+    return record
+
+
+@dataclass(eq=False)
+class VideoCache:
+    """Encoder outputs of opened videos, by preprocessing and video.
+
+    The seconds of the first opening are kept in `file`, so that every entry is charged the same, also after an
+    interruption. `memory`: bytes of encoder outputs to hold; beyond, those unused for longest are dropped and made
+    again when asked for, but never one of the last `min_videos`. `named`: remember which outputs are which video's.
+    """
+
+    file: LineFile
+    memory: float = float("inf")
+    min_videos: int = 1
+    named: bool = True
+    clip: Callable[[Record], Record] = _unchanged
+    """Gives a record the bounds of the part of its file that it is about."""
+    stored: FeatureReader | None = None
+    """Where to look before a video is decoded and encoded."""
+    decoded: int = field(default=0, init=False)
+    """How often a video was decoded and encoded."""
+    read: int = field(default=0, init=False)
+    """How often a video was read from stored outputs instead."""
+    names: dict[str, str] = field(default_factory=dict, init=False)
+    _held: OrderedDict[str, EncodedVideo] = field(default_factory=OrderedDict, init=False)
+    _opened: set[str] = field(default_factory=set, init=False)
+    _unreadable: dict[str, str] = field(default_factory=dict, init=False)
+
+    def open(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str] = frozenset()) -> Any:
+        """The video of a record, open for a model whose preprocessing has that `key`.
+
+        `need`: what other entries of this model need of it. Raises ValueError if it cannot be read.
+        """
+        name = f"{key}/{record.id}"
+        if name in self._unreadable:
+            raise ValueError(self._unreadable[name])
+        if name not in self._held or lm.lacks_saliency(self._held[name].encoder):
+            self._add(lm, key, record, path, need)
+        self._held.move_to_end(name)
+        return lm.open(path, same=cast(Any, self._held[name]))
+
+    def richness_of(self, key: str, record: Record) -> dict[str, list[float]]:
+        """Motion and edge entropy of each segment of an opened video whose record has no segments."""
+        line = self.file.by_key[f"{key}/{record.id}"]
+        return {name: line[name] for name in ("motion", "edges") if name in line}
+
+    @staticmethod
+    def key_of(lm: VideoLM) -> str:
+        """A hash of all that decides a model's encoder outputs for a file."""
+        return preprocessing_hash(lm.model.backbone)[:16]
+
+    @property
+    def videos(self) -> int:
+        """Number of distinct videos opened in this session, per preprocessing."""
+        return len(self._opened)
+
+    def _add(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str]) -> None:
+        name = f"{key}/{record.id}"
+        self._opened.add(name)
+        video = self._stored(lm, key, record, path, need) or self._decode(lm, name, record, path, need)
+        line = {"type": "encoding", "key": name, "video": record.id, "seconds": dict(video.seconds)}
+        if not record.segments and video.frames is not None:  # stored outputs come without pixels
+            line |= richness(video.frames, lm.model.backbone.frames_per_segment)
+        self.file.append([line])
+        first = self.file.by_key[name]["seconds"]
+        self._held[name] = EncodedVideo(video.encoder, video.times, {**video.seconds, **first})
+        if self.named:
+            self.names[fingerprint(video.encoder)] = record.id
+        held = sum(one.bytes for one in self._held.values())
+        while held > self.memory and len(self._held) > self.min_videos:
+            held -= self._held.popitem(last=False)[1].bytes
+
+    def _decode(self, lm: VideoLM, name: str, record: Record, path: Any, need: frozenset[str]) -> Any:
+        self.decoded += 1
+        try:
+            part = self.clip(record)
+            return lm.open(path, part.start, part.end, fps=part.fps, need=need)
+        except ValueError as error:
+            self._unreadable[name] = str(error)
+            raise
+
+    def _stored(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str]) -> EncodedVideo | None:
+        if self.stored is None or not Path(path).exists():
+            return None
+        try:
+            part = self.clip(record)
+            clip = lm.frame_spec(path, part.start, part.end, part.fps)
+        except ValueError:  # opening it gives the reason
+            return None
+        saliency = lm.model.backbone.has_saliency and "saliency" in lm.compressor.needs | need
+        found = self.stored.find(lm, key, clip, saliency)
+        self.read += found is not None
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSet:
+    """Videos that are not the task's, on which budgets are set: records, files, and their encoder outputs."""
+
+    videos: Sequence[tuple[Record, Path]]
+    cache: VideoCache
+
+    def open(self, lm: VideoLM, key: str) -> list[tuple[Any, str]]:
+        """The readable ones, open for a model, with a question each: the first of the first, the second of the next ...
+
+        Raises ValueError if none can be read.
+        """
+        found = []
+        for index, (record, path) in enumerate(self.videos):
+            try:
+                video = self.cache.open(lm, key, record, path)
+            except ValueError as error:
+                logger.warning("calibration: %s left out: %s", record.id, error)
+                continue
+            found.append((video, record.questions[index % len(record.questions)].question))
+        if not found:
+            raise ValueError("calibration.data: none of its videos can be read; their reasons are in the log.")
+        return found
