@@ -48,16 +48,9 @@ class GenerateOutput:
 
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel,
-    embeds: Tensor,
-    mask: Tensor,
-    end: list[int],
-    max_tokens: int,
-    layer: int,
-    synced: bool = False,
-    counted_ends: Sequence[int] = (),
-    pad: int | None = None,
-) -> GenerateOutput:
+    model: PreTrainedModel, embeds: Tensor, mask: Tensor, end: list[int], max_tokens: int, layer: int,
+    synced: bool = False, counted_ends: Sequence[int] = (), pad: int | None = None
+) -> GenerateOutput:  # fmt: skip
     """Write at most `max_tokens` tokens per row after left-padded prompts; every row stops at its own end token.
 
     `embeds` [B,M,Z]; `mask` [B,M] 1 at real positions; `layer` indexes the model's hidden states (0: embeddings).
@@ -161,14 +154,9 @@ class Continuation(PreTrainedModel, GenerationMixin):
             return generate(inputs_embeds=blank, past_key_values=self.output.cache, **options)
 
     def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        is_first_iteration: bool = False,
-        inputs_embeds: Tensor | None = None,
-        past_key_values: KVCache | None = None,
-        use_cache: bool = True,
-        **kwargs: Any,
-    ) -> dict:
+        self, input_ids: Tensor, is_first_iteration: bool = False, inputs_embeds: Tensor | None = None,
+        past_key_values: KVCache | None = None, use_cache: bool = True, **kwargs: Any
+    ) -> dict:  # fmt: skip
         """Arguments of `forward`: the tokens so far [B,n], and whether none was written yet."""
         return {"input_ids": input_ids, "first": is_first_iteration}
 

@@ -48,19 +48,10 @@ class PrefillOutput:
 
 
 def prefill(
-    text_model: PreTrainedModel,
-    lm_head: nn.Module,
-    embeds: Tensor,
-    positions: Tensor,
-    video: Tensor,
-    compressor: KVCompressor | None = None,
-    *,
-    chunk_tokens: PerVideo = None,
-    frame_tokens: PerVideo = None,
-    anchor: Tensor | None = None,
-    arguments: Arguments | None = None,
-    reply_axes: Literal["time", "all"] = "time",
-) -> PrefillOutput:
+    text_model: PreTrainedModel, lm_head: nn.Module, embeds: Tensor, positions: Tensor, video: Tensor,
+    compressor: KVCompressor | None = None, *, chunk_tokens: PerVideo = None, frame_tokens: PerVideo = None,
+    anchor: Tensor | None = None, arguments: Arguments | None = None, reply_axes: Literal["time", "all"] = "time"
+) -> PrefillOutput:  # fmt: skip
     """Read a prompt `embeds` [M,D] at `positions` [A,1,M].
 
     `video` [M]: true at video tokens, each run of them one video; or video ids, where text stands between the frames
@@ -118,13 +109,9 @@ class _ChunkedPrefill:
     """Reads one prompt into a cache, chunk by chunk; a compressor observes each chunk and evicts keys."""
 
     def __init__(
-        self,
-        text_model: PreTrainedModel,
-        embeds: Tensor,
-        positions: Tensor,
-        chunks: tuple[Chunk, ...],
-        arguments: Arguments,
-    ) -> None:
+        self, text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, chunks: tuple[Chunk, ...],
+        arguments: Arguments
+    ) -> None:  # fmt: skip
         self.text_model, self.embeds, self.positions = text_model, embeds, positions
         self.chunks, self.arguments = chunks, arguments
         self.rope = Rope(text_model.rotary_emb)  # pyright: ignore[reportArgumentType]
@@ -233,13 +220,9 @@ def _taken(kept: Tensor, rows: Tensor) -> Tensor:
 
 
 def forward_text(
-    text_model: PreTrainedModel,
-    embeds: Tensor,
-    positions: Tensor,
-    cache: KVCache,
-    observer: Observer,
-    arguments: Mapping[str, Any],
-) -> Tensor:
+    text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, cache: KVCache, observer: Observer,
+    arguments: Mapping[str, Any]
+) -> Tensor:  # fmt: skip
     """Run a text model on the announced tokens `embeds` [B,n,D] at `positions` [A,B,n]: their states [B,n,D]."""
     return text_model(
         inputs_embeds=embeds,

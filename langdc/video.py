@@ -131,18 +131,10 @@ def probe(path: str | Path, fps: float | None = None) -> VideoInfo:
 
 
 def read_frames(
-    path: str | Path,
-    *,
-    frames: int | None = None,
-    segments: int | None = None,
-    frames_per_segment: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    size: tuple[int, int] | None = None,
-    resample: str = "bilinear",
-    decoder: str = "auto",
-    fps: float | None = None,
-) -> Frames:
+    path: str | Path, *, frames: int | None = None, segments: int | None = None, frames_per_segment: int | None = None,
+    start: float | None = None, end: float | None = None, size: tuple[int, int] | None = None,
+    resample: str = "bilinear", decoder: str = "auto", fps: float | None = None
+) -> Frames:  # fmt: skip
     """Read frames of a video: `frames` uniformly, or `frames_per_segment` in each of `segments`, or all of them.
 
     `start` and `end` (seconds since the first frame) cut a clip first: the frames shown from start up to, not
