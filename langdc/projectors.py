@@ -1,7 +1,4 @@
-"""Small modules between encoders and language models: projectors and pooling.
-
-Letters: T frames, H W patch grid, C width in, D width out.
-"""
+"""Small modules between encoders and language models. Letters: T frames, H W patch grid, C width in, D width out."""
 
 import torch
 import torch.nn.functional as F

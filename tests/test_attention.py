@@ -43,7 +43,7 @@ def test_the_flash_path_takes_and_gives_its_layout(monkeypatch: pytest.MonkeyPat
         turned = [states.transpose(1, 2).float() for states in (query, key, value)]
         return naive(*turned, softmax_scale).transpose(1, 2).to(query.dtype)
 
-    monkeypatch.setattr(attention, "flash_kernel", lambda: stand_in)
+    monkeypatch.setattr(attention, "_flash_kernel", lambda: stand_in)
     monkeypatch.setattr(attention, "_FLASH_DEVICES", ("cpu",))
     monkeypatch.setattr(attention, "_sdpa", None)
     query, key, value = (noise(1, n, m, 8, seed=n).bfloat16() for n, m in ((4, 5), (2, 9), (2, 9)))

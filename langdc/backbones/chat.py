@@ -79,13 +79,9 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], end: l
 
 
 def marked_prompt(
-    tokenizer: PreTrainedTokenizerBase,
-    render: Render,
-    messages: list[dict],
-    end: list[int],
-    learn: bool,
-    slots: Sequence[Slot] | None = None,
-) -> Prompt:
+    tokenizer: PreTrainedTokenizerBase, render: Render, messages: list[dict], end: list[int], learn: bool,
+    slots: Sequence[Slot] | None = None
+) -> Prompt:  # fmt: skip
     """A prompt from messages whose rendered text has a mark, U+E000, wherever tokens of a video go.
 
     `slots`: what is known of each mark, in order, but for its position; video after video where None.

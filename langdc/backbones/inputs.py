@@ -110,13 +110,9 @@ def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[V
 
 
 def read_prompt(
-    backbone: Backbone,
-    prompt: Prompt,
-    tokens: list[VideoTokens],
-    compressor: KVCompressor | None,
-    frames: Sequence[int],
-    steps: Sequence[int] | None = None,
-) -> PrefillOutput:
+    backbone: Backbone, prompt: Prompt, tokens: list[VideoTokens], compressor: KVCompressor | None,
+    frames: Sequence[int], steps: Sequence[int] | None = None
+) -> PrefillOutput:  # fmt: skip
     """Read a prompt with its videos' tokens, in the chunks that the KV compressor asks for; in one piece without one.
 
     `frames`: in how many frames each video was sampled, 1 for an image, which is read like text; `steps`: in how many

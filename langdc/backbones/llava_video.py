@@ -29,19 +29,10 @@ class LlavaVideo(LlavaOnevision):
     """
 
     def __init__(
-        self,
-        source: Source,
-        frames: int = 64,
-        fps: float | None = None,
-        grid: Grid = "authors",
-        newlines: Newlines = "rows",
-        tokenizer: str | None = None,
-        dtype: str = "auto",
-        attention: str = "sdpa",
-        yarn: float | None = None,
-        quantize: Quantize | None = None,
-        text: bool = True,
-    ) -> None:
+        self, source: Source, frames: int = 64, fps: float | None = None, grid: Grid = "authors",
+        newlines: Newlines = "rows", tokenizer: str | None = None, dtype: str = "auto", attention: str = "sdpa",
+        yarn: float | None = None, quantize: Quantize | None = None, text: bool = True
+    ) -> None:  # fmt: skip
         for name, given, allowed in (("grid", grid, ("authors", "onevision")), ("newlines", newlines, ("rows", "all"))):
             if given not in allowed:
                 raise ValueError(f"{name}={given!r}; allowed are {' and '.join(map(repr, allowed))}.")

@@ -1,4 +1,4 @@
-"""How the keys of a chunk are scored: small pieces that any KV compressor combines.
+"""How the keys of a chunk are scored; any KV compressor may combine these with an allocator.
 
 Letters: h query heads, G key heads, n keys scored, Q queries, E head width.
 """
@@ -50,7 +50,7 @@ class QuestionScorer(Scorer):
     """Attention received from the question's tokens (AdaReTaKe, eq. 10).
 
     `max_tokens`: only that many, counted from the end (152 in upstream's LongVideoBench setting); None: all.
-    `relevant`: only those that attend to the chunk more than their average, as SparseVLM chooses its raters.
+    `relevant`: only those that receive more than average attention from the chunk, as SparseVLM chooses its raters.
     """
 
     def __init__(self, max_tokens: int | None = None, relevant: bool = False) -> None:
@@ -67,10 +67,3 @@ class QuestionScorer(Scorer):
             attention = received_attention(every_head, query).mean(0)
             query = query[:, :, attention > attention.mean()]
         return received_attention(query, key)
-
-
-def build_scorer(scorer: "str | dict | Scorer") -> Scorer:
-    """A scorer from its name, from {"name": ..., settings}, or as it is."""
-    if isinstance(scorer, Scorer):
-        return scorer
-    return scorers.build(**({"name": scorer} if isinstance(scorer, str) else scorer))
