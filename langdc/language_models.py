@@ -47,9 +47,10 @@ def load_language_model(
     return AutoModelForCausalLM.from_config(found.sizes(), attn_implementation=attention, dtype=dtype or torch.float32)
 
 
-def load_pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
+def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **settings: Any) -> Any:
     """`kind.from_pretrained`; ValueError where the folder lacks tensors of the model, which would stay random.
 
+    `unread`: how names of tensors begin whose values nobody reads, so that they may be missing.
     With torch's default device "meta" the model has no weights, and no file of them is read.
     """
     if torch.get_default_device().type == "meta":
@@ -62,7 +63,7 @@ def load_pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
         model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
     finally:
         transformers_logging.set_verbosity(before)
-    missing = sorted(report["missing_keys"])
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(unread))
     if missing:
         raise ValueError(
             f"{folder} lacks {len(missing)} tensors of the model, which would stay random: {', '.join(missing[:5])}. "
