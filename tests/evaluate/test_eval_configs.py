@@ -61,7 +61,7 @@ def test_the_head_says_the_commands_and_where_the_published_score_is_from(name: 
     head = "\n".join(re.findall(r"^#.*", (ROOT / "configs" / "eval" / f"{name}.yaml").read_text(), re.MULTILINE))
     assert f"python eval/run.py --config configs/eval/{name}.yaml" in head
     assert f"python data_prep/benchmarks.py {name} --root {config.task.settings['root']}" in head
-    scores = [(one.row, one.score) for one in config.published]
+    scores = [(one.entry, one.score) for one in config.published]
     if name in PUBLISHED:
         onevision, video = PUBLISHED[name]
         both = [("llava_onevision uncompressed", onevision), ("llava_video uncompressed", video)]
