@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from langdc.training.captions import CaptionObjective
-from langdc.training.objectives import Objective
 from safetensors.torch import load_file
 
-from langdc.config import FeatureType, StageConfig, check
-from langdc.features import TYPES, FeatureStore, FrameSpec, _pack, _unpack, preprocessing_hash
+from langdc.config import FeatureType
+from langdc.features import TYPES, FeatureStore, FrameSpec, _pack, _unpack, preprocessing_hash, read_spec
 from langdc.hashing import module_hash
+from langdc.model import VideoModel
 from langdc.pipeline import VideoLM
+from langdc.train.trainable import unfreeze
 from langdc.types import FeatureGrid, Frames
 from tests import stock, tiny
-from tests.evaluation.runs import write_data
+from tests.train import small
 
 ROUNDED: list[FeatureType] = ["bfloat16", "float8"]
 
@@ -42,8 +42,8 @@ def test_each_clip_is_seen_once(sample_video: Path) -> None:
     store.fill([first])
     grids, seconds = store.get(first)
     assert eye.videos == [16, 8]
-    torch.testing.assert_close(grids["image"].values, Eye()([first.read()])[0]["image"].values)
-    assert torch.equal(seconds, first.read().seconds.double())
+    torch.testing.assert_close(grids["image"].values, Eye()([read_spec(first)])[0]["image"].values)
+    assert torch.equal(seconds, read_spec(first).seconds.double())
     store.get(FrameSpec(sample_video, 1, 4))
     assert eye.videos == [16, 8, 4]
 
@@ -118,7 +118,7 @@ def test_what_is_stored_of_a_clip_depends_on_no_other(sample_video: Path) -> Non
     together.fill(wanted)
     for clip in wanted:
         ours, theirs = together.get(clip)[0], alone.get(clip)[0]
-        seen = backbone.encode([clip.read()])[0]
+        seen = backbone.encode([read_spec(clip)])[0]
         assert all(torch.equal(ours[name].values, theirs[name].values) for name in ("image", "video"))
         assert all(torch.equal(ours[name].values, seen[name].values) for name in ("image", "video"))
 
@@ -144,7 +144,7 @@ def test_what_cannot_be_read_or_encoded_is_told_and_left_out(sample_video: Path,
 
 def test_all_that_travels_with_a_grid_is_stored(tmp_path: Path) -> None:
     lm = VideoLM.from_pretrained(stock.folder("qwen3_vl"), backbone={"frames": 4})
-    clip = lm.clip(stock.mp4(tmp_path, count=8, fps=4))
+    clip = lm.frame_spec(stock.mp4(tmp_path, count=8, fps=4))
     store = FeatureStore.of(lm.model.backbone, tmp_path / "store", "float32")
     store.fill([clip])
     encoded, seconds = store.get(clip, None)
@@ -157,10 +157,10 @@ def test_all_that_travels_with_a_grid_is_stored(tmp_path: Path) -> None:
 
 def test_what_encoders_attend_to_is_stored_on_request(tmp_path: Path) -> None:
     lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), backbone={"frames": 4})
-    clip = lm.clip(stock.mp4(tmp_path, count=8, fps=4))
+    clip = lm.frame_spec(stock.mp4(tmp_path, count=8, fps=4))
     with_it, without = (FeatureStore.of(lm.model.backbone, tmp_path / "s", "float8", told) for told in (True, False))
     assert with_it.key(clip) != without.key(clip)
-    (seen,) = lm.model.backbone.encode([clip.read()], frozenset({"saliency"}))
+    (seen,) = lm.model.backbone.encode([read_spec(clip)], frozenset({"saliency"}))
     found = with_it.get(clip)[0]["video"].saliency
     assert found is not None and seen["video"].saliency is not None and torch.equal(found, seen["video"].saliency)
     assert without.get(clip)[0]["video"].saliency is None
@@ -187,35 +187,25 @@ def test_float8_errs_by_a_sixteenth_at_most_in_every_channel() -> None:
     assert (back[..., 5] == 0).all()
 
 
-def objective(folder: Path, dtype: FeatureType, stored: bool) -> Objective:
-    """A captioner's data and loss, with features in memory or in a store that another object filled."""
-    phase = {"name": "caption", "objective": "caption", "data": [folder / "test.jsonl"], "trainable": ["*"], "steps": 1}
-    model = tiny.model("langdc")
-    tree = {"stage": "stage2", "model": model.config, "phases": [phase], "features_dtype": dtype}
-    config = check(StageConfig, tree, "test")
-    store = folder / "store" if stored else None
-    if stored:
-        CaptionObjective(model, config.phases[0], config, FeatureStore.of(model.backbone, store, dtype))
-    features = FeatureStore.of(model.backbone, store, dtype)
-    if stored:
-        features.encoders = lambda videos: pytest.fail("it was stored")
-    return CaptionObjective(model, config.phases[0], config, features)
-
-
-def loss(found: Objective, from_pixels: bool = False) -> torch.Tensor:
-    samples = [found[number] for number in range(len(found))]
-    batch = found.collate(samples)
-    if from_pixels:
-        seen = [found.model.backbone.encode([sample.clip.read()])[0] for sample in samples if sample.clip is not None]
-        batch["grids"] = {name: [grids[name].values for grids in seen] for name in seen[0]}
-    return found.module(**batch)["loss"]
+def caption_loss(model: VideoModel, dtype: FeatureType, store: Path | None) -> torch.Tensor:
+    """The loss of a captioner, with features in memory or in a store that another object filled."""
+    unfreeze(model, ["compressor.projectors.*"])
+    config = small.run_config(model, "test", objective="compress", features_dtype=dtype, features=store)
+    if store is not None:
+        small.data_of(model, config, dtype=dtype)
+    data = small.data_of(model, config, dtype=dtype)
+    if store is not None:
+        data.features.encoders = lambda videos: pytest.fail("it was stored")
+    return small.learner_of(data)(**small.batch_of(data))["loss"]
 
 
 def test_losses_from_the_store_are_those_from_pixels(tmp_path: Path) -> None:
-    write_data(tmp_path)
-    exact = objective(tmp_path, "float32", stored=True)
-    wanted = loss(exact, from_pixels=True)
-    assert torch.equal(loss(exact), wanted)
-    assert torch.equal(loss(objective(tmp_path, "float32", stored=False)), wanted)
-    rounded = {dtype: loss(objective(tmp_path, dtype, stored=True)) for dtype in ROUNDED}
-    assert all(0 < abs(found - wanted) < 0.05 * wanted for found in rounded.values())
+    model = tiny.model("langdc", max_soft_tokens=32)
+    unfreeze(model, ["compressor.projectors.*"])
+    online = small.data_of(model, small.run_config(model, "test", objective="compress", feature_memory=0))
+    assert online.online
+    wanted = small.learner_of(online)(**small.batch_of(online))["loss"]
+    assert torch.allclose(caption_loss(model, "float32", tmp_path / "store"), wanted, atol=1e-6)
+    assert torch.allclose(caption_loss(model, "float32", None), wanted, atol=1e-6)
+    rounded = [caption_loss(model, dtype, tmp_path / "store") for dtype in ROUNDED]
+    assert all(0 < abs(found - wanted) < 0.05 * wanted for found in rounded)
