@@ -207,8 +207,8 @@ def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
     return (values / scale).clamp(-LARGEST_FLOAT8, LARGEST_FLOAT8).to(torch.float8_e4m3fn), scale
 
 
-def _unpack(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
-    """What `_pack` made of values, as `dtype`; None: as the type that they had."""
+def unpack(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+    """What `pack` made of values, as `dtype`; None: as the type that they had."""
     values, scale = tensors[name], tensors.get(f"{name}.scale")
     values = values if scale is None else values.float() * scale
     return values.to(tensors[f"{name}.was"].dtype if dtype is None else dtype)

@@ -64,13 +64,13 @@ def part_identity(folder: Path, contents: bool = False) -> str:
     return _sampled(files)
 
 
-def is_part(folder: Path, identity: str) -> bool:
-    """Whether a folder holds what had this `part_identity`; reads all of it if only that can tell."""
+def is_part(folder: Path, identity: str, contents: bool = False) -> bool:
+    """Whether a folder has this `part_identity`; reads all of it with `contents`, or if only that can tell."""
     if identity.startswith("sampled:"):
         return _sampled(_files(folder)) == identity
     if not identity.startswith("sha256:"):  # version 0.1 took the weights alone
         return text_hash("".join(_known(path) or file_hash(path) for path in sorted(folder.glob(_WEIGHTS)))) == identity
-    found = part_identity(folder)
+    found = part_identity(folder, contents)
     return (found if found.startswith("sha256:") else part_identity(folder, contents=True)) == identity
 
 
@@ -94,9 +94,7 @@ def _published(path: Path) -> str | None:
     if path.is_symlink() and blob.parent.name == "blobs" and _PUBLISHED.fullmatch(blob.name):
         return blob.name
     note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
-    if not note.is_file():
-        return None
-    lines = note.read_text().split()  # commit, hash, seconds since the epoch
+    lines = note.read_text().split() if note.is_file() else []  # commit, hash, seconds since the epoch
     fetched = len(lines) == 3 and _PUBLISHED.fullmatch(lines[1]) and path.stat().st_mtime <= float(lines[2]) + 1
     return lines[1] if fetched else None
 

@@ -1,16 +1,15 @@
 """CLIP's vision half, as published alone or with its text half, to a directory that `ImageEncoder` loads."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel
 
-from langdc.convert.names import NameReport, check_complete
+from langdc.convert.files import write_part
+from langdc.convert.names import NameReport, check_complete, shapes_of
 
 _VISION = "vision_model."
 _ALONE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
@@ -40,10 +39,8 @@ def convert(
     """The vision half's tensors; ValueError names all that are missing, unknown or misshapen."""
     report = NameReport.of(published, _DROPPED, _renamed)
     taken = {new: published[old] for new, old in report.taken.items()}
-    with torch.device("meta"):
-        states = CLIPVisionModel(config).state_dict()
-    expected = {_VISION + name.removeprefix(_VISION): tuple(tensor.shape) for name, tensor in states.items()}
-    expected = {name: shape for name, shape in expected.items() if not name.endswith("position_ids")}
+    shapes = shapes_of(lambda: CLIPVisionModel(config)).items()
+    expected = {_renamed(name) or name: shape for name, shape in shapes if not name.endswith("position_ids")}
     check_complete("the image encoder", taken, expected, report.unknown)
     return {name: tensor.to(dtype) for name, tensor in taken.items()}, report
 
@@ -53,7 +50,7 @@ def _renamed(name: str) -> str | None:
 
 
 def loaded_name(name: str) -> str:
-    """What the loaded model calls a tensor of a published directory."""
+    """The loaded model's name of a tensor of a published directory."""
     with torch.device("meta"):
         nested = hasattr(CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=1)), "vision_model")
     return name if nested else name.removeprefix(_VISION)
@@ -61,13 +58,6 @@ def loaded_name(name: str) -> str:
 
 def write(folder: Path, config: CLIPVisionConfig, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Write the directory, with the statistics of pixels that lie beside the published weights."""
-    folder.mkdir(parents=True)
-    save_file(
-        {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
-    settings = {**config.to_dict(), "architectures": ["CLIPVisionModel"]}
-    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    write_part(folder, tensors, {**config.to_dict(), "architectures": ["CLIPVisionModel"]})
     if (source / "preprocessor_config.json").is_file():
         shutil.copyfile(source / "preprocessor_config.json", folder / "preprocessor_config.json")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -19,8 +19,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from langdc.convert.files import read_json
-from langdc.convert.names import SHOWN, NameReport, check_complete
+from langdc.convert.files import check_index, read_json
+from langdc.convert.names import NameReport, check_complete, shapes_of
 
 INDEX = "model.safetensors.index.json"
 _SO400M = {
@@ -55,12 +55,10 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Read from the head of the file."""
         with safe_open(self.file, "pt") as opened:
             return tuple(opened.get_slice(self.name).get_shape())
 
-    def read(self) -> torch.Tensor:
-        """The tensor itself."""
+    def read(self) -> Tensor:
         with safe_open(self.file, "pt") as opened:
             return opened.get_tensor(self.name)
 
@@ -100,7 +98,7 @@ def stock_config(
     """The settings of the stock model; ids of the marks are those in the tokenizer."""
     known = {*Qwen2Config().to_dict(), "rope_theta", "rope_scaling"} - {"architectures", "model_type"}
     text = Qwen2Config(**{name: value for name, value in settings.items() if name in known})
-    seen = vision_sizes(settings, vision)
+    seen = _vision_sizes(settings, vision)
     image, video = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in ("<image>", "<video>"))  # pyright: ignore[reportArgumentType]
     if max(image, video) >= text.vocab_size:
         raise ValueError(
@@ -112,7 +110,7 @@ def stock_config(
         vision_config=seen,
         image_token_index=image,
         video_token_index=video,
-        image_grid_pinpoints=image_sizes(settings.get("image_grid_pinpoints"), seen["image_size"]),
+        image_grid_pinpoints=_image_sizes(settings.get("image_grid_pinpoints"), seen["image_size"]),
         vision_aspect_ratio=settings["image_aspect_ratio"],
         tie_word_embeddings=bool(settings.get("tie_word_embeddings", False)),
         architectures=["LlavaOnevisionForConditionalGeneration"],
@@ -120,7 +118,7 @@ def stock_config(
     )
 
 
-def vision_sizes(settings: Mapping[str, Any], vision: Path | None) -> dict[str, Any]:
+def _vision_sizes(settings: Mapping[str, Any], vision: Path | None) -> dict[str, Any]:
     """SigLIP's settings as LLaVA uses it: without head and last layer, whatever mm_vision_select_layer says."""
     name = str(settings.get("mm_vision_tower"))
     if vision is not None:
@@ -131,15 +129,11 @@ def vision_sizes(settings: Mapping[str, Any], vision: Path | None) -> dict[str, 
     else:
         raise ValueError(f"The sizes of the encoder {name!r} are not known here; give its directory: --vision DIR.")
     kept = {key: value for key, value in sizes.items() if key not in ("architectures", "torch_dtype", "dtype")}
-    return {
-        **kept,
-        "model_type": "siglip_vision_model",
-        "num_hidden_layers": sizes["num_hidden_layers"] - 1,
-        "vision_use_head": False,
-    }
+    layers = sizes["num_hidden_layers"] - 1
+    return kept | {"model_type": "siglip_vision_model", "num_hidden_layers": layers, "vision_use_head": False}
 
 
-def image_sizes(given: Any, side: int) -> list[list[int]]:
+def _image_sizes(given: Any, side: int) -> list[list[int]]:
     """Sizes that images are cut from, as a list; "(1x1),...,(6x6)" counts them in tiles of `side` pixels."""
     if isinstance(given, list) and given:
         return given
@@ -168,11 +162,7 @@ def _tensors_in(folder: Path) -> dict[str, Stored]:
                 raise ValueError(f"{name} is in {found[name].file.name} and in {file.name}; remove the stale file.")
             found[name] = Stored(file, name)
     if (folder / INDEX).is_file():
-        listed = read_json(folder / INDEX, "to know which files belong together")["weight_map"]
-        lacking = sorted({listed[name] for name in listed.keys() - found.keys()})
-        if lacking:
-            named = ", ".join(lacking[:SHOWN])
-            raise ValueError(f"{folder} is not complete: tensors of {named} are not there. Copy it again.")
+        check_index(folder / INDEX, found)
     return found
 
 
@@ -191,15 +181,11 @@ def published_tensors(checkpoint: Path, language: Path | None, vision: Path | No
     """
     found = _tensors_in(checkpoint)
     if vision is not None and not any(re.match(_TOWER, name) for name in found):
-        found |= {_within(name): stored for name, stored in _tensors_in(vision).items()}
+        prefix = r"model.vision_tower.vision_tower.\g<0>"
+        found |= {re.sub("^vision_model.", prefix, name): each for name, each in _tensors_in(vision).items()}
     if language is not None and not any(name.startswith("model.layers.") for name in found):
         found = _tensors_in(language) | found
     return found
-
-
-def _within(name: str) -> str:
-    """The name of a tensor of a SigLIP directory within a checkpoint."""
-    return f"model.vision_tower.vision_tower.{name}" if name.startswith("vision_model.") else name
 
 
 def sort_names(found: Mapping[str, Stored], config: LlavaOnevisionConfig) -> NameReport:
@@ -228,9 +214,8 @@ def _left_out(name: str, config: Any) -> str | None:
 
 def _expected_shapes(config: LlavaOnevisionConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of the stock model by its name in published directories; nothing is allocated."""
-    with torch.device("meta"):
-        model = LlavaOnevisionForConditionalGeneration(config)
-    shapes = {_published(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    stated = shapes_of(lambda: LlavaOnevisionForConditionalGeneration(config))
+    shapes = {_published(name): shape for name, shape in stated.items()}
     if config.tie_word_embeddings:
         del shapes["language_model.lm_head.weight"]
     return shapes

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
@@ -20,13 +21,13 @@ from transformers import AddedToken, AutoTokenizer, LlavaOnevisionProcessor, Pre
 from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 
-from langdc import jsonl
 from langdc.convert import llava_next
-from langdc.convert.commands import REPORT, open_output
+from langdc.convert.commands import open_output, write_report
 from langdc.convert.llava_next import Stored
 from langdc.convert.names import NameReport
 from langdc.log import screen
 
+_ENDS = "generation_config.json"
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json",
@@ -59,16 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def convert(
-    checkpoint: Path, out: Path, language: Path | None = None, vision: Path | None = None, shard_gb: float = 2.0
-) -> NameReport:
+def convert(checkpoint: Path, out: Path, language: Path | None, vision: Path | None, shard_gb: float) -> NameReport:
     """Write `out`, whole or not at all; ValueError names every tensor that is missing, unknown or misshapen."""
     if shard_gb <= 0:
         raise ValueError(f"--shard-gb {shard_gb}; give more than 0, such as 2.")
     with open_output(out) as beside:
         settings = llava_next.read_config(checkpoint)
         llava_next.check_layout(checkpoint, settings)
-        tokenizer = load_tokenizer([folder for folder in (checkpoint, language) if folder is not None])
+        folders = [checkpoint] if language is None else [checkpoint, language]
+        tokenizer = _load_tokenizer(folders)
         config = llava_next.stock_config(settings, tokenizer, vision)
         found = llava_next.published_tensors(checkpoint, language, vision)
         report = llava_next.sort_names(found, config)
@@ -76,41 +76,30 @@ def convert(
         _write_weights(taken, beside, getattr(torch, str(config.dtype).removeprefix("torch.")), int(shard_gb * 1e9))
         config.save_pretrained(beside)
         _write_processor(config, tokenizer, beside)
-        _copy_generation_settings([checkpoint, *([language] if language else [])], beside)
+        # where replies end
+        if file := next((one / _ENDS for one in folders if (one / _ENDS).is_file()), None):
+            shutil.copy(file, beside)
         places = {new: f"{s.file.parent.name}/{s.file.name}: {s.name}" for new, s in taken.items()}
-        jsonl.write_json(beside / REPORT, {"taken": places, "dropped": report.dropped})
+        write_report(beside, NameReport(places, report.dropped))
     return report
 
 
 def _write_weights(tensors: Mapping[str, Stored], folder: Path, dtype: torch.dtype, limit: int) -> None:
     """Write files of at most `limit` bytes (or of one tensor), each read tensor by tensor, and their index."""
-    shards, sizes = _shards(tensors, dtype, limit)
-    files = ["model.safetensors"]
-    if len(shards) > 1:
-        files = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
-    for file, names in track(list(zip(files, shards, strict=True)), "writing", console=Console(stderr=True)):
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda stored: torch.Size(stored.shape).numel() * dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=limit,
+    )
+    for file, names in track(split.filename_to_tensors.items(), "writing", console=Console(stderr=True)):
         save_file({name: tensors[name].read().to(dtype) for name in names}, folder / file, {"format": "pt"})
-    if len(shards) > 1:
-        where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": where}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / llava_next.INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _shards(tensors: Mapping[str, Stored], dtype: torch.dtype, limit: int) -> tuple[list[list[str]], list[int]]:
-    """Names of each file's tensors in order, and the bytes of each file."""
-    shards: list[list[str]] = [[]]
-    sizes = [0]
-    for name, stored in tensors.items():
-        size = torch.Size(stored.shape).numel() * dtype.itemsize
-        if shards[-1] and sizes[-1] + size > limit:
-            shards.append([])
-            sizes.append(0)
-        shards[-1].append(name)
-        sizes[-1] += size
-    return shards, sizes
-
-
-def load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
+def _load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
     """The tokenizer of the first directory that holds one, with the two marks added; ValueError if none does."""
     folder = next((one for one in folders if (one / "tokenizer_config.json").is_file()), None)
     if folder is None:
@@ -138,10 +127,3 @@ def _write_processor(config: Any, tokenizer: PreTrainedTokenizerBase, folder: Pa
         chat_template=TEMPLATE,
         vision_aspect_ratio=config.vision_aspect_ratio,
     ).save_pretrained(folder)
-
-
-def _copy_generation_settings(folders: Sequence[Path], out: Path) -> None:
-    """Copy generation_config.json, which says where replies end, from the first directory that has one."""
-    file = next((one / "generation_config.json" for one in folders if (one / "generation_config.json").is_file()), None)
-    if file is not None:
-        shutil.copy(file, out)

@@ -5,7 +5,8 @@ import importlib.metadata
 import pytest
 
 from langdc.tools import doctor
-from langdc.tools.doctor import Finding, check_environment
+from langdc.tools.doctor import _Finding as Finding
+from langdc.tools.doctor import check_environment
 
 
 def found() -> dict[str, Finding]:
