@@ -25,6 +25,13 @@ def segment_of_frame(grid: Tensor, frames_per_segment: int) -> Tensor:
     return torch.arange(len(grid), device=grid.device) // frames_per_segment
 
 
+def segment_length(video: VideoFeatures, frames_per_segment: int) -> int:
+    """How many steps T of a video's grids make a segment: all of an image's, which are crops where there are several."""
+    if not video.is_image:
+        return frames_per_segment
+    return max(len(grid.values) for grid in (*video.projected, *video.encoder.values()))
+
+
 def stream_tokens(grids: Sequence[Tensor], frames_per_segment: int) -> VideoTokens:
     """All tokens of grids [T,n,D], one stream after the other."""
     segments = [segment_of_frame(grid, frames_per_segment).repeat_interleave(grid.shape[1]) for grid in grids]

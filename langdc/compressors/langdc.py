@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from langdc.captioner import Captioner, SoftToken
-from langdc.compressors.base import compressors, encoder_values
+from langdc.compressors.base import compressors, encoder_values, segment_length
 from langdc.hashing import module_hash, text_hash
 from langdc.interfaces import TokenCompressor
 from langdc.projectors import Vectors, average_pool, build_projector, project_ragged
@@ -80,12 +80,15 @@ class LangDC(TokenCompressor):
                 continue
             projected = project_ragged(projector, encoder_values(videos, name))
             pooled = [average_pool(grid, self.pool[name]).flatten(1, 2) for grid in projected]
-            streams.append([part.flatten(0, 1) for video in pooled for part in video.split(self.frames_per_segment)])
+            steps = [segment_length(video, self.frames_per_segment) for video in videos]
+            segments = chain.from_iterable(map(Tensor.split, pooled, steps))
+            streams.append([part.flatten(0, 1) for part in segments])
         return [torch.cat(parts) for parts in zip(*streams, strict=True)]
 
     def segments(self, video: VideoFeatures) -> int:
         """S of a video."""
-        return -(-len(encoder_values([video], next(iter(self.projectors)))[0]) // self.frames_per_segment)
+        steps = len(encoder_values([video], next(iter(self.projectors)))[0])
+        return -(-steps // segment_length(video, self.frames_per_segment))
 
     def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
         if not context.wanted & {"tokens", "states", *self._learnable()}:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from langdc.compressors.base import compressors, encoder_values, stream_tokens
+from langdc.compressors.base import compressors, encoder_values, segment_length, stream_tokens
 from langdc.interfaces import TokenCompressor
 from langdc.projectors import average_pool, build_projector, project_ragged
 from langdc.types import Compressed, Context, VideoFeatures
@@ -50,7 +50,8 @@ class LDPv2(TokenCompressor):
         if "tokens" not in context.wanted:
             return Compressed([])
         streams = [self._stream(videos, name, side) for name, side in self.sides.items()]
-        return Compressed([stream_tokens(parts, self.frames_per_segment) for parts in zip(*streams, strict=True)])
+        steps = [segment_length(video, self.frames_per_segment) for video in videos]
+        return Compressed([stream_tokens(parts, n) for n, parts in zip(steps, zip(*streams, strict=True), strict=True)])
 
     def _stream(self, videos: list[VideoFeatures], name: str, side: int) -> list[Tensor]:
         """The tokens of one stream of each video [T,n,D]: one call of each module, whatever the grids' shapes. Smaller

@@ -4,7 +4,7 @@ S segments, K queries, m queries in use, N tokens. Source: MQT-LLaVA (arXiv 2405
 
 import torch
 
-from langdc.compressors.base import compressors, spread_evenly
+from langdc.compressors.base import compressors, segment_length, spread_evenly
 from langdc.compressors.resampler import Resampler
 from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
 
@@ -40,7 +40,7 @@ class Matryoshka(Resampler):
             return Compressed(self.resampled(videos, queries[:used] + 0 * queries[used:].sum()))
         if self.tokens is None:
             return Compressed(self.resampled(videos, queries))
-        fewest = min(-(-video.grid[0] // self.frames_per_segment) for video in videos)
+        fewest = min(-(-video.grid[0] // segment_length(video, self.frames_per_segment)) for video in videos)
         used = min(len(queries), -(-self.tokens // fewest))
         return Compressed([self._first(tokens, used) for tokens in self.resampled(videos, queries[:used])])
 

@@ -4,7 +4,7 @@ grid, D backbone width, N tokens.
 
 from dataclasses import replace
 
-from langdc.compressors.base import compressors, stream_tokens
+from langdc.compressors.base import compressors, segment_length, stream_tokens
 from langdc.interfaces import TokenCompressor
 from langdc.projectors import average_pool
 from langdc.types import VideoFeatures, VideoTokens
@@ -31,6 +31,7 @@ class Pool(TokenCompressor):
         if len(video.projected) != len(self.sides):
             raise ValueError(f"Pool has sides for {len(self.sides)} streams, the backbone has {len(video.projected)}.")
         pairs = [(grid.values, side) for grid, side in zip(video.projected, self.sides, strict=True) if side]
-        tokens = stream_tokens([average_pool(*pair).flatten(1, 2) for pair in pairs], self.frames_per_segment)
+        steps = segment_length(video, self.frames_per_segment)
+        tokens = stream_tokens([average_pool(*pair).flatten(1, 2) for pair in pairs], steps)
         sides = video.projected[0].extra if len(video.projected) == 1 else ()
         return replace(tokens, extra=tuple(average_pool(side, self.sides[0]).flatten(0, 2) for side in sides))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from langdc.compressors.base import compressors, encoder_values, stream_tokens
+from langdc.compressors.base import compressors, encoder_values, segment_length, stream_tokens
 from langdc.interfaces import TokenCompressor
 from langdc.projectors import Vectors, project_ragged
 from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
@@ -110,8 +110,9 @@ class Resampler(TokenCompressor):
         states = queries.expand(each)
         for block in self.blocks:
             states = block(states, patches, visible)
-        frames = [video.encoder[next(iter(self.projectors))].values.shape[0] for video in videos]
-        counts = [-(-count // self.frames_per_segment) for count in frames]
+        frames = map(len, encoder_values(videos, next(iter(self.projectors))))
+        steps = [segment_length(video, self.frames_per_segment) for video in videos]
+        counts = [-(-count // each) for count, each in zip(frames, steps, strict=True)]
         return [stream_tokens([part], 1) for part in self.out(states).split(counts)]
 
     def _segments(self, videos: list[VideoFeatures], number: int, name: str) -> list[Tensor]:
@@ -122,8 +123,9 @@ class Resampler(TokenCompressor):
             raise ValueError(f"A grid of {largest} patches; max_side is {self.max_side}.")
         row, column, frame, stream = self.row(), self.column(), self.frame(), self.stream()[number]
         segments = []
-        for values in project_ragged(self.projectors[name], grids):
+        for video, values in zip(videos, project_ragged(self.projectors[name], grids), strict=True):
             placed = values + (row[: values.shape[1], None] + column[: values.shape[2]] + stream)
-            parts = placed.flatten(1, 2).split(self.frames_per_segment)
-            segments += [(part + frame[: len(part), None]).flatten(0, 1) for part in parts]
+            parts = placed.flatten(1, 2).split(segment_length(video, self.frames_per_segment))
+            # crops of an image are all of one frame
+            segments += [(part + frame[: 1 if video.is_image else len(part), None]).flatten(0, 1) for part in parts]
         return segments
