@@ -350,4 +350,5 @@ def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
 def _print_hashes(directory: str) -> None:
     """Load a checkpoint, and print a hash of each parameter's float32 values as JSON."""
     parameters = load(directory, plain=True, contents=True).named_parameters(remove_duplicate=False)
-    print(json.dumps({name: tensor_hash(parameter, torch.float32) for name, parameter in parameters}))
+    found = {name: tensor_hash(parameter, torch.float32) for name, parameter in parameters}
+    sys.stdout.write(json.dumps(found) + "\n")
