@@ -103,9 +103,8 @@ def _split(name: str, tensor: "Tensor") -> "dict[str, Tensor]":
 
 
 def runs_of_stage(tree: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The runs that replace the phases of a stage of 0.1; each starts from the one before. None: it is one run.
-
-    The last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
+    """The runs that replace the phases of a stage of 0.1; each starts from the one before. None: it is one run. The
+    last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
     """
     if "phases" not in tree:
         return None

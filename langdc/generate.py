@@ -1,6 +1,5 @@
-"""Generation: greedy batches that keep hidden states, and replies to a prompt that was read in chunks.
-
-Letters: A rotary axes, B rows, M prompt length, D backbone width, Z width of a captioner, V vocabulary.
+"""Generation: greedy batches that keep hidden states, and replies to a prompt that was read in chunks. Letters: A
+rotary axes, B rows, M prompt length, D backbone width, Z width of a captioner, V vocabulary.
 """
 
 import time
@@ -131,7 +130,6 @@ class Continuation(PreTrainedModel, GenerationMixin):
 
     def generate(self, **options: Any) -> Any:
         """New token ids [B,n] by the options of transformers' `generate`, or its output where they ask for more.
-
         ValueError on a second call.
         """
         if self.position is not self.output.next_position:
@@ -191,7 +189,6 @@ class FirstToken(BaseStreamer):
 
 class ScoreCheck(LogitsProcessor):
     """Checks that the scores of every next token are finite, without changing them: argmax and sampling accept NaN.
-
     Only `require_finite` waits for the device.
     """
 

@@ -1,7 +1,4 @@
-"""The zoo of token compressors and what its members share.
-
-Letters: T frames, H W patch grid, P = H*W, N tokens kept.
-"""
+"""The zoo of token compressors and shared helpers. Letters: T frames, H W patch grid, P = H*W, N tokens kept."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -53,9 +53,8 @@ class LDPv2(TokenCompressor):
         return Compressed([stream_tokens(parts, self.frames_per_segment) for parts in zip(*streams, strict=True)])
 
     def _stream(self, videos: list[VideoFeatures], name: str, side: int) -> list[Tensor]:
-        """The tokens of one stream of each video [T,n,D]: one call of each module, whatever the grids' shapes.
-
-        Smaller grids are padded to `side` with zeros, as the convolution pads them itself.
+        """The tokens of one stream of each video [T,n,D]: one call of each module, whatever the grids' shapes. Smaller
+        grids are padded to `side` with zeros, as the convolution pads them itself.
         """
         projected = project_ragged(self.projectors[name], encoder_values(videos, name))
         pooled = [average_pool(grid, side) for grid in projected]

@@ -1,7 +1,5 @@
-"""The scenes of the sample videos and their captions.
-
-A video is a list of segments; a segment holds 0 to 4 objects of distinct colours. Captions, questions and frames
-(`langdc.sample.render`) are made from this ground truth.
+"""The scenes of the sample videos and their captions. A video is a list of segments; a segment holds 0 to 4 objects of
+distinct colours. Captions, questions and frames (`langdc.sample.render`) are made from this ground truth.
 """
 
 from dataclasses import dataclass
@@ -87,7 +85,6 @@ def sample_video(rng: np.random.Generator, segments: int = SEGMENTS) -> list[Seg
 
 def caption(segment: Segment, motions: bool = True) -> str:
     """The caption of a segment, colours in palette order: "red square left ; blue ring still"; "" when it is empty.
-
     Without `motions`, that of a single frame.
     """
     return " ; ".join(" ".join((t.colour, t.shape, t.motion)[: 3 if motions else 2]) for t in segment)
