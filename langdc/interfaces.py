@@ -21,6 +21,7 @@ from langdc.types import (
     FeatureGrid,
     Frames,
     FrameSpec,
+    Grids,
     Plan,
     Prompt,
     Spliced,
@@ -191,16 +192,14 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(
-        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
-    ) -> list[Mapping[str, FeatureGrid]]:
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         """Run the encoders: grids [T,H,W,C] by stream name, which may be stored. An image is a video of one frame.
 
         "saliency" in `need`: with the encoder's attention, of backbones with `has_saliency`. `synced`: as many module
         calls whatever the videos are. Gradients flow where the encoders are trained.
         """
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
+    def encode_blank(self, encoded: Grids) -> int:
         """Encode a video without content whose grids have the shapes of `encoded`: what that takes is counted.
 
         Returns how many times it has to be taken: T where one step stands for all, which do not attend to each other.
@@ -214,9 +213,7 @@ class Backbone(nn.Module, ABC):
         return 1
 
     @abstractmethod
-    def project(
-        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
-    ) -> list[VideoFeatures]:
+    def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
         """Project encoder grids to backbone width if "projected" is in `need`; gradients flow to the projectors. One
         call of each projector for all videos.
         """
