@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +135,10 @@ def _folders(sources: Iterable[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for source in sorted(set(sources)):
         if source.startswith("sample:") or Path(source).is_dir() or "/" in source:
-            try:
+            with suppress(ValueError):
                 folder = resolve(source)
-            except ValueError:
-                continue
-            if isinstance(folder, Path) and any(folder.glob("*.safetensors")):
-                found[source] = folder
+                if isinstance(folder, Path) and any(folder.glob("*.safetensors")):
+                    found[source] = folder
     return found
 
 
@@ -196,9 +195,7 @@ def load(directory: str | Path, plain: bool = False, contents: bool = False) -> 
     settings = manifest["model"]
     if plain:
         whole = {"quantize": None, "attention": "sdpa"}
-        settings = {
-            name: {key: whole.get(key, value) for key, value in part.items()} for name, part in settings.items()
-        }
+        settings = {member: {key: whole.get(key, v) for key, v in part.items()} for member, part in settings.items()}
     config = named(check(ModelConfig, settings, f"{folder / MANIFEST}"))
     _check_parts(config, manifest, folder, contents)
     model = VideoModel(config)
@@ -350,4 +347,4 @@ def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
 def _print_hashes(directory: str) -> None:
     """Load a checkpoint, and print a hash of each parameter's float32 values as JSON."""
     parameters = load(directory, plain=True, contents=True).named_parameters(remove_duplicate=False)
-    print(json.dumps({name: tensor_hash(parameter, torch.float32) for name, parameter in parameters}))
+    sys.stdout.write(json.dumps({name: tensor_hash(parameter, torch.float32) for name, parameter in parameters}) + "\n")

@@ -83,21 +83,17 @@ class Registry(Generic[Member]):
             return
         self._loaded_entry_points = True
         group = f"langdc.{self.kind}s"
-        old = compat.ENTRY_POINTS.get(group)
-        for each in (group, *([old] if old else [])):
-            for entry in entry_points(group=each):
-                if each == old:
-                    compat.warn_once(f"entry points {old}", group)
-                self.register(entry.name)(entry.load())
+        old = compat.ENTRY_POINTS.get(group, "")
+        for entry in (*entry_points(group=group), *entry_points(group=old)):
+            if entry.group == old:
+                compat.warn_once(f"entry points {old}", group)
+            self.register(entry.name)(entry.load())
 
 
 def check_keywords(what: str, function: Callable, settings: Mapping[str, Any]) -> None:
     """Raise ValueError if `function` lacks one of the keyword arguments or one that it requires is not given."""
-    parameters = {
-        name: p
-        for name, p in inspect.signature(function).parameters.items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+    stated = inspect.signature(function).parameters.items()
+    parameters = {name: p for name, p in stated if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name in settings:
         if name not in parameters:
             raise ValueError(f"The {what} has no setting {name!r}.{nearest(name, parameters)}")

@@ -1,7 +1,7 @@
 """Make the sample set: short mp4 files and images of moving shapes, with captions, cues and questions about them.
 
-Every file is drawn from its own random numbers (seed, kind of file, number of file), so the set does not depend on how
-many processes make it, and an interrupted run goes on where it stopped.
+Every file has its own random numbers (seed, kind of file, number of file): the set does not depend on the number of
+processes, and an interrupted run continues.
 """
 
 import json
@@ -168,10 +168,5 @@ def _make_image(task: _Task) -> Record:
 
 def _segment(scene: Segment, text: str, motions: list[str]) -> SegmentRecord:
     """One entry per object in each list of cues, in the order of the caption."""
-    return SegmentRecord(
-        caption=text,
-        density=len(scene),
-        subjects=[thing.shape for thing in scene],
-        attributes=[thing.colour for thing in scene],
-        actions=motions,
-    )
+    shapes, colours = [thing.shape for thing in scene], [thing.colour for thing in scene]
+    return SegmentRecord(caption=text, density=len(scene), subjects=shapes, attributes=colours, actions=motions)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -64,28 +65,17 @@ def _most(rng: np.random.Generator, video: list[Segment]) -> Question | None:
     return Question("most", "which segment has the most objects ?", str(sizes.index(max(sizes)) + 1))
 
 
-def _reverse(rng: np.random.Generator, video: list[Segment], field: str) -> Question | None:
+def _colour_of(field: str, verb: str, rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """Which colour the only object of a shape or motion in a segment has (against the order of the caption)."""
     found = []
     for number, things in enumerate(video, 1):
         seen = Counter(getattr(t, field) for t in things)
         found += [(number, t) for t in things if seen[getattr(t, field)] == 1]
-    chosen = _pick(rng, found)
-    if chosen is None:
+    if not found:
         return None
-    number, thing = chosen
-    verb = {"shape": "is the", "motion": "has motion"}[field]
+    number, thing = _pick(rng, found)
     text = f"what colour {verb} {getattr(thing, field)} in segment {number} ?"
     return Question(f"colour_of_{field}", text, thing.colour)
-
-
-def _colour_of_shape(rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    """Which colour the only object of a shape in a segment has (a look-up against the order of the caption)."""
-    return _reverse(rng, video, "shape")
-
-
-def _colour_of_motion(rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    """Which colour the only object of a motion in a segment has."""
-    return _reverse(rng, video, "motion")
 
 
 def _choice(rng: np.random.Generator, video: list[Segment]) -> Question | None:
@@ -107,8 +97,8 @@ KINDS: dict[str, Callable[[np.random.Generator, list[Segment]], Question | None]
     "motion": _motion,
     "segment": _segment,
     "most": _most,
-    "colour_of_shape": _colour_of_shape,
-    "colour_of_motion": _colour_of_motion,
+    "colour_of_shape": partial(_colour_of, "shape", "is the"),
+    "colour_of_motion": partial(_colour_of, "motion", "has motion"),
     "choice": _choice,
 }
 
