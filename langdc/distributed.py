@@ -54,11 +54,14 @@ def set_threads() -> int:
 
     local = next((int(os.environ[n]) for n in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if n in os.environ), world_size())
     given = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(given) if given.isdigit() and int(given) > 0 else max(1, cores // local)
+    threads = int(given) if given.isdigit() and int(given) > 0 else max(1, _cores() // local)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # workers, and accelerate, which else counts on its own
     return threads
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(deepspeed: bool = False) -> None:

@@ -83,11 +83,12 @@ class Registry(Generic[Member]):
             return
         self._loaded_entry_points = True
         group = f"langdc.{self.kind}s"
-        old = compat.ENTRY_POINTS.get(group, "")
-        for entry in (*entry_points(group=group), *entry_points(group=old)):
-            if entry.group == old:
-                compat.warn_once(f"entry points {old}", group)
-            self.register(entry.name)(entry.load())
+        old = compat.ENTRY_POINTS.get(group)
+        for each in (group, *([old] if old else [])):
+            for entry in entry_points(group=each):
+                if each == old:
+                    compat.warn_once(f"entry points {old}", group)
+                self.register(entry.name)(entry.load())
 
 
 def check_keywords(what: str, function: Callable, settings: Mapping[str, Any]) -> None:
