@@ -42,7 +42,7 @@ test-lmms-eval: $(LMMS_READY) ## run the tests with lmms-eval, in an environment
 	$(LMMS)/bin/python -m pytest tests/lmms_eval
 
 test-qlora: $(QLORA_READY) ## train adapters on 4-bit weights, with bitsandbytes in an environment of its own, .venv-qlora
-	$(QLORA)/bin/python -m pytest tests/training/test_quantized.py
+	$(QLORA)/bin/python -m pytest tests/train/test_quantized.py
 
 check: $(READY) ## lint, format, types and the rule of who imports whom
 	$(VENV)/bin/ruff check .

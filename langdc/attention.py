@@ -32,7 +32,7 @@ class Observer(Protocol):
         ...
 
 
-def flash_kernel() -> Callable[..., Tensor] | None:
+def _flash_kernel() -> Callable[..., Tensor] | None:
     """flash-attn's kernel if installed, for queries, keys and values [1,n,heads,E]; its causal mask is bottom-right."""
     try:
         from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
@@ -41,16 +41,15 @@ def flash_kernel() -> Callable[..., Tensor] | None:
     return flash_attn_func
 
 
-def causal_attention(
+def _causal_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, hidden: Tensor | None = None
 ) -> Tensor:
-    """Attention output [1,h,Q,E] of the last Q of K tokens; the causal mask is aligned to the end of the keys.
-
-    `hidden` [K]: keys that no query attends to.
+    """Attention output [1,h,Q,E] of the last Q of K tokens; the causal mask is aligned to the end of the keys. `hidden`
+    [K]: keys that no query attends to.
     """
     if hidden is not None:
         return _blocks(query, key, value, scale, hidden)
-    flash = flash_kernel() if query.dtype in (torch.float16, torch.bfloat16) else None
+    flash = _flash_kernel() if query.dtype in (torch.float16, torch.bfloat16) else None
     if flash is not None and query.device.type in _FLASH_DEVICES:
         turned = [states.transpose(1, 2) for states in (query, key, value)]
         return flash(*turned, softmax_scale=scale, causal=True).transpose(1, 2)
@@ -59,15 +58,13 @@ def causal_attention(
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     queries, keys = query.shape[2], key.shape[2]
-    options = _options(query, key, scale)
-    attend_to = functional.scaled_dot_product_attention
-    if queries == 1:
-        return attend_to(query, key, value, **options)
-    if queries == keys:
-        return attend_to(query, key, value, is_causal=True, **options)
-    if query.is_cuda:
-        return attend_to(query, key, value, attn_mask=causal_lower_right(queries, keys), **options)
-    return _blocks(query, key, value, scale)
+    if 1 < queries < keys and not query.is_cuda:
+        return _blocks(query, key, value, scale)
+    mask = causal_lower_right(queries, keys) if 1 < queries < keys else None
+    whole = queries == keys > 1
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=whole, **_options(query, key, scale)
+    )
 
 
 def _options(query: Tensor, key: Tensor, scale: float | None) -> dict[str, Any]:
@@ -91,17 +88,10 @@ def _blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | None, hidd
 
 
 def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    observer: Observer | None = None,
-    padding: Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, sliding_window: int | None = None, observer: Observer | None = None,
+    padding: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:  # fmt: skip
     """The attention function that transformers calls, with rotated queries, past and new keys; masked per layer.
 
     Positions are never given to a kernel, which would take gaps between kept tokens for packed sequences. `padding`:
@@ -115,7 +105,7 @@ def attend(
     if observer is not None:
         query = observer.before_attention(int(module.layer_idx), query, key, value)  # pyright: ignore[reportArgumentType]
     hidden = None if padding is None else padding[: key.shape[2]]
-    return causal_attention(query, key, value, scaling, hidden).transpose(1, 2), None
+    return _causal_attention(query, key, value, scaling, hidden).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, attend)

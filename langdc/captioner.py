@@ -28,7 +28,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
-class CaptionOutput:
+class _CaptionOutput:
     """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
 
     Captions that were written in the "released" way may have the state that chose their end after the others [n+1,Z];
@@ -54,15 +54,9 @@ class Captioner(nn.Module):
     """
 
     def __init__(
-        self,
-        source: Source,
-        prompt: str,
-        layer: int,
-        soft_token: SoftToken = "at",
-        max_soft_tokens: int = 128,
-        tokenizer: str | None = None,
-        attention: str = "sdpa",
-    ) -> None:
+        self, source: Source, prompt: str, layer: int, soft_token: SoftToken = "at", max_soft_tokens: int = 128,
+        tokenizer: str | None = None, attention: str = "sdpa"
+    ) -> None:  # fmt: skip
         super().__init__()
         if soft_token not in get_args(SoftToken):
             raise ValueError(f"soft_token is {soft_token!r}; allowed are {', '.join(get_args(SoftToken))}.")
@@ -73,9 +67,7 @@ class Captioner(nn.Module):
         depth = self.language_model.config.num_hidden_layers
         if not -depth - 1 <= layer <= depth:
             raise ValueError(f"layer is {layer}; a captioner of {depth} layers has hidden states 0 to {depth}.")
-        self.layer = layer
-        self.soft_token = soft_token
-        self.max_soft_tokens = max_soft_tokens
+        self.layer, self.soft_token, self.max_soft_tokens = layer, soft_token, max_soft_tokens
         self._warned = False
         self.end = end_ids(self.language_model, self.tokenizer)
         self.before, self.after = self._prompt_ids(prompt)
@@ -107,12 +99,8 @@ class Captioner(nn.Module):
         ids = ids_of(self.tokenizer, caption)
         if len(ids) > self.max_soft_tokens and not self._warned:
             self._warned = True
-            logger.warning(
-                "A caption of %d tokens is cut to max_soft_tokens = %d, and so are all others that are longer: %r.",
-                len(ids),
-                self.max_soft_tokens,
-                caption[:80],
-            )
+            text = "A caption of %d tokens is cut to max_soft_tokens = %d, and so are all others that are longer: %r."
+            logger.warning(text, len(ids), self.max_soft_tokens, caption[:80])
         return ids[: self.max_soft_tokens]
 
     def decode(self, ids: Tensor) -> str:
@@ -120,10 +108,9 @@ class Captioner(nn.Module):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     @uncounted()
-    def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> CaptionOutput:
-        """Read the states off given captions and score every token of them, the end token included.
-
-        `visual`: [n_visual,Z] per segment; `captions`: ids [n] per segment. One call of the model for all segments.
+    def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> _CaptionOutput:
+        """Read the states off given captions and score every token of them, the end token included. `visual`:
+        [n_visual,Z] per segment; `captions`: ids [n] per segment. One call of the model for all segments.
         """
         device = visual[0].device
         end = torch.tensor([self.tokenizer.eos_token_id], device=device)
@@ -137,11 +124,11 @@ class Captioner(nn.Module):
         targets = torch.cat([torch.cat([caption, end]) for caption in captions])
         loss = F.cross_entropy(self.language_model.lm_head(predicting).float(), targets, reduction="sum")
         states = self._states(found.hidden_states[self.layer], starts, captions)
-        return CaptionOutput(captions, states, loss, len(targets))
+        return _CaptionOutput(captions, states, loss, len(targets))
 
     @uncounted()
     def read(self, visual: list[Tensor], captions: list[Tensor]) -> list[Tensor]:
-        """The states [n,Z] of given captions, as `supervised` has them, by the layers below them alone."""
+        """The states [n,Z] of given captions, as in `supervised`, by the layers below them alone."""
         captions = [caption.to(visual[0].device) for caption in captions]
         inputs, starts = self._inputs(visual, captions)
         return self._states(self._reader()(**inputs, use_cache=False).last_hidden_state, starts, captions)
@@ -180,50 +167,38 @@ class Captioner(nn.Module):
     def _inputs(self, visual: list[Tensor], captions: list[Tensor]) -> tuple[dict[str, Tensor], list[int]]:
         """What the model is given to read all segments at once, and where each caption starts."""
         rows, starts = self._rows(visual, captions)
-        device = visual[0].device
-        mask = pad_sequence([torch.ones(len(row), device=device) for row in rows], batch_first=True).long()
-        inputs = {
-            "inputs_embeds": pad_sequence(rows, batch_first=True),
-            "attention_mask": mask,
-            "position_ids": torch.arange(mask.shape[1], device=device).expand_as(mask),
-        }
-        return inputs, starts
+        embeds, mask = _padded(rows, "right")
+        positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}, starts
 
     def _states(self, hidden: Tensor, starts: list[int], captions: list[Tensor]) -> list[Tensor]:
         shift = 1 if self.soft_token == "predicting" else 0
-        lengths = [len(caption) for caption in captions]
+        lengths = list(map(len, captions))
         places = self._places([start - shift for start in starts], lengths, hidden)
         return list(hidden.flatten(0, 1).index_select(0, places).split(lengths))
 
     @staticmethod
     def _places(starts: list[int], lengths: list[int], padded: Tensor) -> Tensor:
-        """Numbers, in a padded batch [S,M,...] laid out as one row, of `lengths` places from `starts` in each row.
-
-        One look-up for all rows: the gradient of a slice is a tensor as large as the whole batch, for every slice.
+        """Flat indices into a padded batch [S,M,...] of `lengths` positions from `starts` in each row. One look-up for
+        all rows: the gradient of every slice would be a tensor as large as the whole batch.
         """
         longest = padded.shape[1]
         ranges = [torch.arange(n) + i * longest + a for i, (a, n) in enumerate(zip(starts, lengths, strict=True))]
         return torch.cat(ranges).to(padded.device)
 
     @uncounted()
-    def write(self, visual: list[Tensor], synced: bool = False) -> CaptionOutput:
+    def write(self, visual: list[Tensor], synced: bool = False) -> _CaptionOutput:
         """Write the captions of all segments greedily, in one batch. `visual`: [n_visual,Z] per segment."""
         device = visual[0].device
         rows, _ = self._rows(visual, [torch.empty(0, dtype=torch.long, device=device)] * len(visual))
-        mask = pad_sequence(
-            [torch.ones(len(row), device=device) for row in rows], batch_first=True, padding_side="left"
-        )
-        embeds = pad_sequence(rows, batch_first=True, padding_side="left")
-        if self.soft_token == "released":
-            counted = [number for number in self.end if number != self.pad]
-            options: dict[str, Any] = {"counted_ends": counted, "pad": self.pad}
-        else:
-            options = {}
+        embeds, mask = _padded(rows, "left")
+        released = self.soft_token == "released"
+        ends = [number for number in self.end if number != self.pad]
+        options: dict[str, Any] = {"counted_ends": ends, "pad": self.pad} if released else {}
         limits = (self.max_soft_tokens, self.layer, synced)
-        output = greedy(self.language_model, embeds, mask.long(), self.end, *limits, **options)
+        output = greedy(self.language_model, embeds, mask, self.end, *limits, **options)
         states = output.at if self.soft_token == "at" else output.predicting
-        padding = output.after if self.soft_token == "released" else None
-        return CaptionOutput(output.ids, states, embeds.new_zeros(()), 0, padding)
+        return _CaptionOutput(output.ids, states, embeds.new_zeros(()), 0, output.after if released else None)
 
     def _rows(self, visual: list[Tensor], captions: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """Prompt, visual tokens and caption of each segment in embedding space, and where its caption starts."""
@@ -236,3 +211,10 @@ class Captioner(nn.Module):
             for seen, caption in zip(visual, words[2:], strict=True)
         ]
         return rows, [len(before) + len(seen) + len(after) for seen in visual]
+
+
+def _padded(rows: list[Tensor], side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
+    """Rows [n,Z] padded to one length on a side [S,M,Z], and their mask [S,M]."""
+    mask = [row.new_ones(len(row), dtype=torch.long) for row in rows]
+    embeds, masks = (pad_sequence(part, batch_first=True, padding_side=side) for part in (rows, mask))
+    return embeds, masks

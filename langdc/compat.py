@@ -1,8 +1,4 @@
-"""Names of version 0.1 and what they are called now; read with one warning until version 0.3.
-
-Everything old that is still read is in the tables of this file: settings, tensor names and patterns over them, names of
-modules and classes, groups of entry points.
-"""
+"""The tables of names of version 0.1 and their present names; old ones are read with a warning until version 0.3."""
 
 import re
 import sys
@@ -52,7 +48,7 @@ _warned: set[str] = set()
 
 
 def warn_once(old: str, new: str) -> None:
-    """Say once per process that an old name was read."""
+    """Warn once per process that an old name was read."""
     if old not in _warned:
         _warned.add(old)
         logger.warning("%r is the name of version 0.1; it is now %r. The old one is read until version 0.3.", old, new)
@@ -60,29 +56,20 @@ def warn_once(old: str, new: str) -> None:
 
 def settings(tree: Any) -> Any:
     """Settings of 0.1 under their present keys; others come back as they are."""
-    old: set[str] = set()
-    found = _renamed(tree, old)
-    for key in sorted(old):
-        warn_once(key, KEYS[key])
-    return found
-
-
-def _renamed(tree: Any, old: set[str]) -> Any:
     if isinstance(tree, list):
-        return [_renamed(item, old) for item in tree]
+        return [settings(item) for item in tree]
     if not isinstance(tree, Mapping):
         return tree
-    old |= KEYS.keys() & tree.keys()
-    return {KEYS.get(key, key): _renamed(value, old) for key, value in tree.items()}
+    return {_present(KEYS, key): settings(value) for key, value in tree.items()}
 
 
 def keywords(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Keyword arguments of a zoo's member under their present names; those that it has (`known`) stay."""
-    found = {name if name in known else _present(KEYS, name): value for name, value in given.items()}
-    return {
-        name: [_present(ITEMS, item) for item in value] if isinstance(value, list) else value
-        for name, value in found.items()
-    }
+
+    def present(value: Any) -> Any:
+        return [_present(ITEMS, item) for item in value] if isinstance(value, list) else value
+
+    return {name if name in known else _present(KEYS, name): present(value) for name, value in given.items()}
 
 
 def _present(table: Mapping[str, str], old: Any) -> Any:
@@ -100,7 +87,7 @@ def tensor_name(name: str) -> str:
 
 
 def tensors(found: "Mapping[str, Tensor]", known: Collection[str] = ()) -> "dict[str, Tensor]":
-    """Tensors of a checkpoint of 0.1 under their present names; those of `known` names stay as they are."""
+    """Tensors of a checkpoint of 0.1 under their present names; those of `known` names are unchanged."""
     present: dict[str, Any] = {}
     for name, tensor in found.items():
         present |= {name: tensor} if name in known else _split(tensor_name(name), tensor)
@@ -115,18 +102,14 @@ def _split(name: str, tensor: "Tensor") -> "dict[str, Tensor]":
     return {name: tensor}
 
 
-def is_stage(tree: Mapping[str, Any]) -> bool:
-    """Whether settings are those of a stage of 0.1, with a list of phases, instead of one run."""
-    return "phases" in tree
-
-
-def runs_of_stage(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The runs that stand for the phases of a stage of 0.1; each starts from the one before.
-
-    The last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
+def runs_of_stage(tree: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The runs that replace the phases of a stage of 0.1; each starts from the one before. None: it is one run. The
+    last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
     """
+    if "phases" not in tree:
+        return None
     warn_once("phases", "one file per run, and a chain.yaml that lists them")
-    common = {key: value for key, value in _renamed(tree, set()).items() if key not in ("phases", "objective", "train")}
+    common = settings({key: value for key, value in tree.items() if key not in ("phases", "objective", "train")})
     output, start = Path(common.get("output", "runs/stage")), common.get("start")
     runs = []
     for number, phase in enumerate(tree["phases"], 1):
@@ -143,13 +126,11 @@ def _run_of_phase(phase: Mapping[str, Any]) -> dict[str, Any]:
         if key in train:
             train[key] = known.get(train[key], train[key])
     train["trainable"] = [tensor_name(pattern) for pattern in train.get("trainable", [])]
-    rate = train.pop("projector_learning_rate", None)
-    if rate is not None:
+    if (rate := train.pop("projector_learning_rate", None)) is not None:
         train["rates"] = {"*projector*": rate}
     name = str(train.pop("objective", None))
     objective = {"name": OBJECTIVES.get(name, name)}
-    text = train.pop("segment_text", None)
-    if text is not None:
+    if (text := train.pop("segment_text", None)) is not None:
         objective["segment_text"] = text
     train.pop("name", None)
     return {"objective": objective, "train": train}

@@ -1,13 +1,12 @@
-"""Frozen outputs kept: what encoders saw of a video, computed once.
-
-Each video's tensors are kept under a key made of everything that can change them. Several processes divide the work and
-wait for each other's files. Letters: T frames, H W patch grid, C encoder width.
+"""Encoder features of videos, computed once and stored under a key made of everything that can change them. Several
+processes divide the work and wait for each other's files. Letters: T frames, H W patch grid, C encoder width.
 """
 
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,19 +36,10 @@ READERS, AHEAD = 2, 4
 
 def read_spec(spec: FrameSpec) -> Frames:
     """Decode the frames of a spec; ValueError as `langdc.video.read_frames`."""
-    return read_frames(
-        spec.path,
-        segments=spec.segments,
-        frames_per_segment=spec.frames_per_segment,
-        start=spec.start,
-        end=spec.end,
-        size=spec.size,
-        resample=spec.resample,
-        fps=spec.fps,
-    )
+    return read_frames(**vars(spec))
 
 
-def spec_key(spec: FrameSpec) -> str:
+def _spec_key(spec: FrameSpec) -> str:
     """A hash of the content, of the file or the folder's frames, and of what is read of it."""
     if spec.path.is_dir():
         digest = hashlib.sha256(f"{spec.fps}".encode())
@@ -70,23 +60,17 @@ def preprocessing_hash(backbone: Backbone) -> str:
 
 
 class FeatureStore:
-    """Raw encoder grids of clips. `encoders` runs the encoders on decoded frames, `identity` names their weights.
+    """Encoder grids of clips. `encoders` runs the encoders on decoded frames, `identity` identifies their weights.
 
-    Values are kept as `dtype`; the same clip is never decoded or encoded twice. Clips are encoded one at a time, so
-    that what is stored of one depends on no other. `found` and `made` count the clips to fill in that were there, and
-    those that were not.
+    Values are stored as `dtype`. Clips are encoded one at a time, so that what is stored of one depends on no other.
+    `found` and `made` count the clips of `fill` that were stored already, and those that were not.
     """
 
     def __init__(
-        self,
-        encoders: Callable[[list[Frames]], Sequence[Mapping[str, FeatureGrid]]],
-        identity: str,
-        folder: Path | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> None:
-        self.encoders = encoders
-        self.identity = identity
-        self.dtype = dtype
+        self, encoders: Callable[[list[Frames]], Sequence[Mapping[str, FeatureGrid]]], identity: str,
+        folder: Path | None = None, dtype: torch.dtype = torch.bfloat16
+    ) -> None:  # fmt: skip
+        self.encoders, self.identity, self.dtype = encoders, identity, dtype
         self.store = TensorStore(folder)
         self.found = self.made = 0
         self._keys: dict[FrameSpec, str] = {}
@@ -95,7 +79,7 @@ class FeatureStore:
     def of(
         cls, backbone: Backbone, folder: Path | None, dtype: FeatureType = "bfloat16", saliency: bool = False
     ) -> "FeatureStore":
-        """The store of what a backbone's encoders see; with `saliency`, also what they attend to."""
+        """The store of a backbone's encoder features; with `saliency`, also their attention."""
         need = frozenset({"saliency"} if saliency else ())
         identity = f"{preprocessing_hash(backbone)}{' saliency' if saliency else ''}"
         return cls(lambda videos: backbone.encode(videos, need), identity, folder, TYPES[dtype])
@@ -103,41 +87,34 @@ class FeatureStore:
     def key(self, clip: FrameSpec) -> str:
         """The key of a clip under these encoders."""
         if clip not in self._keys:
-            self._keys[clip] = text_hash(f"{spec_key(clip)} {self.identity} {self.dtype}")
+            self._keys[clip] = text_hash(f"{_spec_key(clip)} {self.identity} {self.dtype}")
         return self._keys[clip]
 
     def fresh(self) -> "FeatureStore":
-        """The same store as another process finds it, nothing being in memory."""
+        """The same store without what is in memory."""
         other = FeatureStore(self.encoders, self.identity, self.store.folder, self.dtype)
         other._keys = self._keys
         return other
 
     @property
     def hit_rate(self) -> float:
-        """The share of the clips to fill in that were there."""
+        """The fraction of the clips of `fill` that were stored already."""
         return self.found / max(self.found + self.made, 1)
 
     def fill(self, clips: Sequence[FrameSpec], failed: Callable[[FrameSpec, ValueError], None] | None = None) -> None:
-        """Decode and encode every clip that is not there yet.
-
-        What cannot be decoded or encoded raises ValueError, or is told to `failed` and left out; then other processes
-        are not waited for.
+        """Decode and encode every clip that is not stored yet. What cannot be decoded or encoded raises ValueError, or
+        goes to `failed` and is left out; then other processes are not waited for.
         """
         clips = list(dict.fromkeys(clips))
         keys = [self.key(clip) for clip in clips]
         missing = len(self.store.missing(keys))
         self.found, self.made = self.found + len(keys) - missing, self.made + missing
         if self.store.folder is not None and keys:
-            logger.info(
-                "Of %d videos and images %d are stored in %s (hit rate %.1f %%).",
-                len(keys),
-                len(keys) - missing,
-                self.store.folder,
-                100 * (1 - missing / len(keys)),
-            )
-        self.store.fill(
-            keys, lambda numbers: self._encoded(clips, numbers, failed), "Encoding videos", wait=failed is None
-        )
+            text = "Of %d videos and images %d are stored in %s (hit rate %.1f %%)."
+            hits = len(keys) - missing
+            logger.info(text, len(keys), hits, self.store.folder, 100 * hits / len(keys))
+        encode = partial(self._encoded, clips, failed=failed)
+        self.store.fill(keys, encode, "Encoding videos", wait=failed is None)
 
     def _encoded(
         self, clips: list[FrameSpec], numbers: list[int], failed: Callable[[FrameSpec, ValueError], None] | None
@@ -145,13 +122,13 @@ class FeatureStore:
         with ThreadPoolExecutor(READERS) as readers:
             for number, frames in _ahead(readers, clips, numbers):
                 try:
-                    found = self.encode(frames.result(), clips[number].path)
+                    encoded = self.encode(frames.result(), clips[number].path)
                 except ValueError as error:
                     if failed is None:
                         raise
                     failed(clips[number], error)
                 else:
-                    yield number, found
+                    yield number, encoded
 
     def encode(self, video: Frames, path: Path) -> dict[str, Tensor]:
         """What is stored of the frames of a file; ValueError if an encoder's output is not finite."""
@@ -172,7 +149,7 @@ class FeatureStore:
         return packed
 
     def get(self, clip: FrameSpec, dtype: torch.dtype | None = torch.float32) -> tuple[dict[str, FeatureGrid], Tensor]:
-        """The encoded grids and frame times [T] of a clip; encodes it if need be. None: in the type encoders gave."""
+        """The grids and frame times [T] of a clip, encoded if need be; `dtype` None: as the encoders gave them."""
         if self.key(clip) not in self.store:
             self.fill([clip])
         return self._unpacked(self.key(clip), dtype)
@@ -182,10 +159,8 @@ class FeatureStore:
         return self.get(clip, torch.float32 if self.dtype == torch.float8_e4m3fn else self.dtype)
 
     def find(self, clip: FrameSpec, dtype: torch.dtype | None = None) -> tuple[dict[str, FeatureGrid], Tensor] | None:
-        """As `get`, or None for a clip that is not there."""
-        if self.key(clip) not in self.store:
-            return None
-        return self._unpacked(self.key(clip), dtype)
+        """As `get`, or None for a clip that is not stored."""
+        return self._unpacked(self.key(clip), dtype) if self.key(clip) in self.store else None
 
     def _unpacked(self, key: str, dtype: torch.dtype | None) -> tuple[dict[str, FeatureGrid], Tensor]:
         tensors = self.store[key]
@@ -204,7 +179,7 @@ class FeatureStore:
 def _ahead(
     readers: ThreadPoolExecutor, clips: list[FrameSpec], numbers: list[int]
 ) -> Iterator[tuple[int, Future[Frames]]]:
-    """Clips one after the other, the next few being decoded meanwhile."""
+    """Decode clips in order, a few ahead of the one that is encoded."""
     waiting: deque[tuple[int, Future[Frames]]] = deque()
     for number in numbers:
         waiting.append((number, readers.submit(read_spec, clips[number])))

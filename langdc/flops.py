@@ -31,9 +31,8 @@ aten = torch.ops.aten
 
 
 def language_model_flops(config: PretrainedConfig, read: int, cached: float = 0, predictions: int = 1) -> float:
-    """A dense decoder that reads `read` tokens after `cached` others (on average over layers).
-
-    `predictions`: positions at which the head computes logits. The MLP is gated, as in Qwen2 and Llama.
+    """A dense decoder that reads `read` tokens after `cached` others (on average over layers). `predictions`: positions
+    at which the head computes logits. The MLP is gated, as in Qwen2 and Llama.
     """
     width = config.hidden_size
     head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
@@ -45,12 +44,11 @@ def language_model_flops(config: PretrainedConfig, read: int, cached: float = 0,
 
 def work_flops(work: Sequence[LanguageWork]) -> float:
     """What the language models inside a compressor took for one video."""
-    return sum(map(_use_flops, work))
-
-
-def _use_flops(use: LanguageWork) -> float:
-    total = language_model_flops(use.config, use.read, predictions=use.scored + min(use.written, 1))
-    return total + _writing_flops(use.config, use.read, use.written - 1)
+    total = 0.0
+    for use in work:
+        total += language_model_flops(use.config, use.read, predictions=use.scored + min(use.written, 1))
+        total += _writing_flops(use.config, use.read, use.written - 1)
+    return total
 
 
 def _writing_flops(config: PretrainedConfig, cached: float, steps: int) -> float:
@@ -58,17 +56,13 @@ def _writing_flops(config: PretrainedConfig, cached: float, steps: int) -> float
     return steps * language_model_flops(config, 1, cached + (steps - 1) / 2) if steps > 0 else 0.0
 
 
-def answer_flops(backbone: Backbone, prompt: int, steps: int) -> dict[str, float]:
-    """Reading a prompt up to the first token, and `steps` more calls of the model for the rest of the reply."""
-    return reading_flops(backbone, [(prompt, 0)], prompt, steps)
-
-
 def reading_flops(
     backbone: Backbone, calls: Sequence[tuple[int, float]], held: float, steps: int, scoring: float = 0.0
 ) -> dict[str, float]:
-    """As `answer_flops`, for a prompt read in `calls` (tokens, keys before them) that left `held` keys per layer.
+    """Reading a prompt up to the first token, and `steps` more calls of the model for the rest of the reply.
 
-    `scoring`: what a KV compressor took to say which.
+    `calls`: tokens read, and keys cached before them, of each call; `held`: keys per layer after the prompt; `scoring`:
+    what a KV compressor took to choose them.
     """
     config = backbone.language_model.config.get_text_config()
     read = sum(language_model_flops(config, new, past, predictions=0) for new, past in calls)
@@ -122,8 +116,8 @@ _FORMULAS: Mapping[Any, Callable[..., int]] = {
 class Counted(TorchDispatchMode):
     """Counts what is computed inside, as `total`, by the formulas of torch's counter and those that it lacks.
 
-    Without what torch's `FlopCounterMode` does for each module, and four times as fast, since it runs while seconds
-    are measured.
+    Unlike torch's `FlopCounterMode` it keeps no figures per module: four times as fast, since it runs while seconds are
+    measured.
     """
 
     supports_higher_order_operators = True
@@ -162,9 +156,8 @@ def uncounted() -> Iterator[None]:
 
 
 def encoder_flops(backbone: Backbone, encoded: Mapping[str, FeatureGrid]) -> float:
-    """What the encoders took for one video's grids, their attention included where the grids have it.
-
-    Counted on the meta device, once for each set of shapes.
+    """What the encoders took for one video's grids, their attention included where the grids have it. Counted on the
+    meta device, once for each set of shapes.
     """
     shapes = tuple((name, tuple(grid.values.shape), grid.saliency is not None) for name, grid in encoded.items())
     known: dict[Any, float] = vars(backbone).setdefault("_encoder_flops", {})
@@ -192,9 +185,8 @@ def _without_weights(backbone: Backbone) -> Backbone:
 
 
 class _Shapes(TorchDispatchMode):
-    """Computes shapes alone wherever a tensor of the meta device is involved.
-
-    Integers stay where they are, with their values: encoders ask small tables of sizes for them.
+    """Computes shapes alone wherever a tensor of the meta device is involved. Integers stay where they are, with their
+    values: encoders ask small tables of sizes for them.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,6 +1,5 @@
-"""Writing tokens: greedy batches that keep hidden states, and replies to a prompt that was read in chunks.
-
-Letters: A rotary axes, B rows, M prompt length, D backbone width, Z width of a captioner, V vocabulary.
+"""Generation: greedy batches that keep hidden states, and replies to a prompt that was read in chunks. Letters: A
+rotary axes, B rows, M prompt length, D backbone width, Z width of a captioner, V vocabulary.
 """
 
 import time
@@ -32,12 +31,11 @@ _CHECK_EVERY = 8
 
 
 @dataclass(frozen=True, eq=False)
-class GenerateOutput:
+class _GenerateOutput:
     """Greedily written tokens: `ids` per row without the end token; `at` and `predicting`, [n,Z] per row.
 
-    `at` is the state at the position whose input is the token, `predicting` the state one earlier, that chose it; with
-    one more [n+1,Z] for an end token of `greedy(counted_ends=...)`. `after` [*,Z]: states of the steps after those of
-    `predicting`, as many as the batch made.
+    `at`: the state at the position whose input is the token; `predicting`: the state before it, which chose it; with
+    one more [n+1,Z] for an end token of `greedy(counted_ends=...)`. `after` [*,Z]: states of all later steps.
     """
 
     ids: list[Tensor]
@@ -48,38 +46,23 @@ class GenerateOutput:
 
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel,
-    embeds: Tensor,
-    mask: Tensor,
-    end: list[int],
-    max_tokens: int,
-    layer: int,
-    synced: bool = False,
-    counted_ends: Sequence[int] = (),
-    pad: int | None = None,
-) -> GenerateOutput:
+    model: PreTrainedModel, embeds: Tensor, mask: Tensor, end: list[int], max_tokens: int, layer: int,
+    synced: bool = False, counted_ends: Sequence[int] = (), pad: int | None = None
+) -> _GenerateOutput:  # fmt: skip
     """Write at most `max_tokens` tokens per row after left-padded prompts; every row stops at its own end token.
 
     `embeds` [B,M,Z]; `mask` [B,M] 1 at real positions; `layer` indexes the model's hidden states (0: embeddings).
     `synced`: all ranks of a sharded model run the same number of steps. `counted_ends`: those of `end` that count as
-    one of the `max_tokens`, so that the state that chose them is kept. `pad`: what rows go on with after their end.
+    one of the `max_tokens`, so that the state that chose them is kept. `pad`: the token of rows after their end.
     """
     ends = torch.tensor(end, device=embeds.device)
     cache = DynamicCache(config=model.config)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    written: list[Tensor] = []
-    states: list[Tensor] = []
+    written, states = [], []
     finished = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
-    inputs = embeds
+    inputs, options = embeds, {"past_key_values": cache, "use_cache": True, "output_hidden_states": True}
     for step in range(max_tokens + 1):
-        output = model.model(
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=True,
-        )
+        output = model.model(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, **options)
         states.append(output.hidden_states[layer][:, -1])
         token = model.lm_head(output.last_hidden_state[:, -1]).argmax(-1)
         token = token if pad is None else torch.where(finished, pad, token)
@@ -94,7 +77,7 @@ def greedy(
 
 
 def predictions(tokens: int, max_tokens: int) -> int:
-    """How many predictions `greedy` makes for a row of `tokens` tokens and its end, on its own."""
+    """How many predictions `greedy` makes for one row of `tokens` tokens and its end."""
     return min(max_tokens + 1, -(-(tokens + 1) // _CHECK_EVERY) * _CHECK_EVERY)
 
 
@@ -105,14 +88,14 @@ def _all_finished(finished: Tensor, synced: bool) -> bool:
     return bool(flag)
 
 
-def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_ends: Tensor) -> GenerateOutput:
+def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_ends: Tensor) -> _GenerateOutput:
     """Rows up to their end token. `states[:, i]` chose token i, and is the state at the position of token i - 1."""
     stopped = torch.isin(ids, ends)
     lengths = torch.where(stopped.any(1), stopped.int().argmax(1), ids.shape[1]).clamp(max=max_tokens)
     counted = torch.isin(ids.gather(1, lengths[:, None])[:, 0], counted_ends) & (lengths < max_tokens)
     chosen = (lengths + counted).tolist()
     lengths = lengths.tolist()
-    return GenerateOutput(
+    return _GenerateOutput(
         ids=[row[:n] for row, n in zip(ids, lengths, strict=True)],
         at=[row[1 : n + 1] for row, n in zip(states, lengths, strict=True)],
         predicting=[row[:n] for row, n in zip(states, chosen, strict=True)],
@@ -125,7 +108,7 @@ class Continuation(PreTrainedModel, GenerationMixin):
 
     ids = Continuation(output).generate(max_new_tokens=32, eos_token_id=2)
 
-    The first step takes the logits that the prefill left; later steps run the text model at positions of their own.
+    The first step uses the logits of the prefill; later steps run the text model.
     """
 
     config_class = PretrainedConfig
@@ -139,17 +122,14 @@ class Continuation(PreTrainedModel, GenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """The text model's device."""
         return self.output.logits.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the text model computes in."""
         return self.output.text_model.dtype
 
     def generate(self, **options: Any) -> Any:
         """New token ids [B,n] by the options of transformers' `generate`, or its output where they ask for more.
-
         ValueError on a second call.
         """
         if self.position is not self.output.next_position:
@@ -161,14 +141,9 @@ class Continuation(PreTrainedModel, GenerationMixin):
             return generate(inputs_embeds=blank, past_key_values=self.output.cache, **options)
 
     def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        is_first_iteration: bool = False,
-        inputs_embeds: Tensor | None = None,
-        past_key_values: KVCache | None = None,
-        use_cache: bool = True,
-        **kwargs: Any,
-    ) -> dict:
+        self, input_ids: Tensor, is_first_iteration: bool = False, inputs_embeds: Tensor | None = None,
+        past_key_values: KVCache | None = None, use_cache: bool = True, **kwargs: Any
+    ) -> dict:  # fmt: skip
         """Arguments of `forward`: the tokens so far [B,n], and whether none was written yet."""
         return {"input_ids": input_ids, "first": is_first_iteration}
 
@@ -213,9 +188,8 @@ class FirstToken(BaseStreamer):
 
 
 class ScoreCheck(LogitsProcessor):
-    """Checks that the scores of every next token are finite; changes none. Argmax and sampling accept even NaN.
-
-    The device is waited for only in `require_finite`.
+    """Checks that the scores of every next token are finite, without changing them: argmax and sampling accept NaN.
+    Only `require_finite` waits for the device.
     """
 
     def __init__(self) -> None:
@@ -245,10 +219,10 @@ class ScoreCheck(LogitsProcessor):
 
 
 def require_finite(encoded: Mapping[str, FeatureGrid]) -> None:
-    """ValueError if an encoder's grids of a video hold NaN or infinity; no compressor may drop that silently."""
+    """ValueError if an encoder's grids of a video hold NaN or infinity, which a compressor could drop silently."""
     if not encoded:
         return
-    # minimum and maximum are NaN or infinite if any value is, and need no copy; one wait for all grids
+    # minimum and maximum are NaN or infinite if any value is, and need no copy; one synchronisation for all grids
     extremes = [[torch.stack(part.aminmax()) for part in (grid.values, *grid.extra)] for grid in encoded.values()]
     finite = torch.stack([torch.stack(per_grid).isfinite().all() for per_grid in extremes])
     if not finite.all():

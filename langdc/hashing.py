@@ -44,6 +44,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def quick_hash(path: Path) -> str:
+    """A hash that tells a file from others without reading much: published, of its content if small, or of a sample."""
+    return _known(path) or f"sampled:{_sample_hash(path)}"
+
+
 def part_identity(folder: Path, contents: bool = False) -> str:
     """What tells the weights and settings in a folder from others: "sha256:..." or "sampled:...".
 

@@ -59,7 +59,6 @@ class TokenCompressor(nn.Module, ABC):
 
     def targets(self, record: Any) -> Mapping[str, Any]:
         """What its losses learn from a `langdc.data.records.Record`, by name, for `Context.targets`; default: nothing.
-
         A name is left out where the record lacks it. Called by workers that load data, so it touches no device.
         """
         return {}
@@ -111,25 +110,22 @@ class KVCompressor(ABC):
         """Get ready for a prompt."""
 
     def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Gets a layer's keys and values of the chunk [1,G,Q,E], and the queries that may score them [1,h,n,E].
-
-        Those are of the question window where there is one, else the chunk's own.
+        """Gets a layer's keys and values of the chunk [1,G,Q,E], and the queries that may score them [1,h,n,E]. Those
+        are of the question window where there is one, else the chunk's own.
         """
         return
 
     def question_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
-        """Positions [A,1,n] of the question window behind a chunk; `positions` [A,1,M] are the prompt's.
-
-        Default: directly after the chunk.
+        """Positions [A,1,n] of the question window behind a chunk; `positions` [A,1,M] are the prompt's. Default:
+        directly after the chunk.
         """
         window, last = positions[:, :, -chunk.question_window :], positions[0, 0, chunk.rows.stop - 1]
         return window - (window[0, 0, 0] - last - 1)
 
     @abstractmethod
     def kept(self, chunk: Chunk) -> list[Tensor]:
-        """Per layer, the rows to keep, ascending: [n], or [G,n] where key heads differ.
-
-        They index the layer's whole cache: `chunk.past[layer]` older keys, then the chunk, then the question window.
+        """Per layer, the rows to keep, ascending: [n], or [G,n] where key heads differ. They index the layer's whole
+        cache: `chunk.past[layer]` older keys, then the chunk, then the question window.
         """
 
     def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
@@ -191,9 +187,7 @@ class Backbone(nn.Module, ABC):
         self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
     ) -> FrameSpec:
         """Which frames are read of a file (between `start` and `end` seconds), or of a folder with `fps` frames a
-        second.
-
-        The one place that decides it, for training, asking and evaluation.
+        second. The one place that decides it, for training, asking and evaluation.
         """
 
     @abstractmethod
@@ -223,9 +217,8 @@ class Backbone(nn.Module, ABC):
     def project(
         self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
     ) -> list[VideoFeatures]:
-        """Project encoder grids to backbone width if "projected" is in `need`; gradients flow to the projectors.
-
-        One call of each projector for all videos.
+        """Project encoder grids to backbone width if "projected" is in `need`; gradients flow to the projectors. One
+        call of each projector for all videos.
         """
 
     def features_of(self, videos: list[Frames], need: frozenset[str] = frozenset({"projected"})) -> list[VideoFeatures]:
@@ -292,22 +285,19 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
-        """The named losses of a batch, each a sum and a count, the compressor's own among them.
-
-        `model`: a `langdc.model.VideoModel`.
+        """The named losses of a batch, each a sum and a count, the compressor's own among them. `model`: a
+        `langdc.model.VideoModel`.
         """
 
     def prepare(self, model: Any, data: Any, directory: Path) -> None:
-        """Called on every process before the first step; default: nothing.
-
-        `data`: the `langdc.train.batches.TrainingData`; `directory`: the run's.
+        """Called on every process before the first step; default: nothing. `data`: the
+        `langdc.train.batches.TrainingData`; `directory`: the run's.
         """
         return
 
     def solve(self, model: Any, data: Any) -> tuple[float, float] | None:
-        """Learn in closed form, without steps: the loss that is left and the floating-point operations it took.
-
-        None, the default: it is trained by gradient descent.
+        """Learn in closed form, without steps: the loss that is left and the floating-point operations it took. None,
+        the default: it is trained by gradient descent.
         """
         return None
 

@@ -15,10 +15,9 @@ from transformers.cache_utils import DynamicLayer
 from langdc.rope import Rope
 
 
-class KVLayer(DynamicLayer):
-    """One layer's keys and values [1,G,K,E] and the keys' `positions` [A,1 or G,K].
-
-    `offset` [A]: how far this layer's positions are behind the prompt's, after position compaction.
+class _KVLayer(DynamicLayer):
+    """One layer's keys and values [1,G,K,E] and the keys' `positions` [A,1 or G,K]. `offset` [A]: how far this layer's
+    positions are behind the prompt's, after position compaction.
     """
 
     def __init__(self) -> None:
@@ -35,10 +34,10 @@ class KVLayer(DynamicLayer):
 class KVCache(Cache):
     """The cache of one prompt: `announce` sets the next positions, the model's layers add keys, `keep` evicts."""
 
-    layers: list[KVLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
+    layers: list[_KVLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, layers: int, rope: Rope) -> None:
-        super().__init__(layers=[KVLayer() for _ in range(layers)])
+        super().__init__(layers=[_KVLayer() for _ in range(layers)])
         self.rope = rope
         self._announced: Tensor | None = None
 
@@ -56,7 +55,6 @@ class KVCache(Cache):
 
     def announce(self, positions: Tensor, continuous: bool = False, axes: int = 1) -> None:
         """Set the positions [A,1,n] of the next tokens; `continuous`: in each layer they follow its last key directly.
-
         For that the first `axes` axes are offset per layer, normally time alone.
         """
         self._announced = positions
@@ -112,7 +110,7 @@ class KVCache(Cache):
         old, new = layer.positions, layer.positions if positions is None else positions
         if rows.ndim > 1 or len(rows) < layer.keys.shape[2]:
             layer.keys, layer.values = _take(layer.keys, rows), _take(layer.values, rows)
-            old, new = _take_positions(old, rows), _take_positions(new, rows)
+            old, new = _take(old, rows), _take(new, rows)
         if positions is not None:
             layer.keys = self._moved(layer.keys, new - old)
         layer.positions = new
@@ -125,13 +123,10 @@ class KVCache(Cache):
         return torch.cat([keys[:, :, :first], self.rope.rerotate(keys[:, :, first:], delta[..., first:])], 2)
 
 
-def _take(states: Tensor, rows: Tensor) -> Tensor:
+def _take(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Keys or values [1,G,K,E], or positions [A,1 or G,K], at `rows` [n] or [G,n]."""
     if rows.ndim == 1:
-        return states.index_select(2, rows)
-    return states.gather(2, rows[None, :, :, None].expand(len(states), -1, -1, states.shape[-1]))
-
-
-def _take_positions(positions: Tensor, rows: Tensor) -> Tensor:
-    if rows.ndim == 1:
-        return positions.index_select(2, rows)
-    return positions.expand(-1, len(rows), -1).gather(2, rows[None].expand(len(positions), -1, -1))
+        return tensor.index_select(2, rows)
+    tensor = tensor.expand(-1, len(rows), *tensor.shape[2:])
+    index = rows.reshape(1, *rows.shape, *[1] * (tensor.ndim - 3))
+    return tensor.gather(2, index.expand(len(tensor), -1, -1, *tensor.shape[3:]))

@@ -49,9 +49,10 @@ def load_language_model(
     return model if quantize is None else mark_four_bits(model)
 
 
-def load_pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
+def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **settings: Any) -> Any:
     """`kind.from_pretrained`; ValueError where the folder lacks tensors of the model, which would stay random.
 
+    `unread`: how names of tensors begin whose values nobody reads, so that they may be missing.
     With torch's default device "meta" the model has no weights, and no file of them is read.
     """
     if torch.get_default_device().type == "meta":
@@ -64,7 +65,7 @@ def load_pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
         model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
     finally:
         transformers_logging.set_verbosity(before)
-    missing = sorted(report["missing_keys"])
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(unread))
     if missing:
         raise ValueError(
             f"{folder} lacks {len(missing)} tensors of the model, which would stay random: {', '.join(missing[:5])}. "

@@ -16,31 +16,24 @@ PALETTE = (
     "#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899", "#14b8a6", "#84cc16", "#a16207", "#64748b",
     "#7dd3fc", "#9f1239", "#fdba74", "#4d7c0f", "#c4b5fd", "#0f766e",
 )  # fmt: skip
-DISCRETE = 12  # so many different values are marked one by one
+DISCRETE = 12  # up to this many different values each get a tick
 WIDE = 4  # costs that differ by more than this factor are shown on a log scale
 INK = "#010203"  # a colour nothing else uses: becomes the page's text colour
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names are no formulas
-    "svg.fonttype": "none",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("svg.fonttype", "figure.facecolor", "axes.facecolor"), "none"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": INK,
-    "grid.alpha": 0.12,
     "axes.axisbelow": True,
+    "font.size": 11,
+    "grid.alpha": 0.12,
 }
 
 
 def colour(number: int) -> str:
-    """The colour of the n-th row, on every plot the same."""
+    """The colour of the run with this index, the same on every plot."""
     return PALETTE[number % len(PALETTE)]
 
 
@@ -68,9 +61,7 @@ def _for_page(svg: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """A row on a plot: its number (for the colour; None for a grey dot without a name), what it costs, its accuracy
-    (0 to 1) with its interval.
-    """
+    """A run on a plot: its index for the colour (None: grey, unnamed), cost, and accuracy (0 to 1) with interval."""
 
     name: str
     number: int | None
@@ -81,22 +72,18 @@ class Point:
 
 
 def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """The Pareto front: which entries none other beats, cheapest first.
-
-    One beats another when it costs no more and is worth no less, and one of the two differs; equal entries all stay.
-    """
-    order = sorted(range(len(costs)), key=lambda n: (costs[n], -values[n]))
-    found: list[int] = []
-    for number in order:
-        best = found[-1] if found else None
-        equal = best is not None and (costs[number], values[number]) == (costs[best], values[best])
-        if best is None or equal or values[number] > values[best]:
-            found.append(number)
-    return found
+    """Indices of the Pareto front, lowest cost first; equal entries all stay."""
+    chosen: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda n: (costs[n], -values[n])):
+        best = chosen[-1] if chosen else None
+        equal = best is not None and (costs[index], values[index]) == (costs[best], values[best])
+        if best is None or equal or values[index] > values[best]:
+            chosen.append(index)
+    return chosen
 
 
 def accuracy_against(cost: str, points: Sequence[Point], ahead: Sequence[Point], chance: float) -> str:
-    """Accuracy of each row against a `cost`, and a line through those `ahead`. Costs far apart are on a log scale."""
+    """Accuracy of each run against a `cost`, with a line through those `ahead`. Costs far apart are on a log scale."""
 
     def draw(axes: Any) -> None:
         axes.axhline(100 * chance, color=INK, linestyle=":", linewidth=1)
@@ -128,25 +115,21 @@ def accuracy_against(cost: str, points: Sequence[Point], ahead: Sequence[Point],
 
 
 def calibration(
-    name: str,
-    number: int,
-    measure: str,
-    segments: tuple[Sequence[float], Sequence[int]],
-    means: Sequence[tuple[float, float, float, float]],
-) -> str:
-    """Tokens of each segment against its richness (`segments`: richness, tokens), and `means` of bins with intervals.
-
-    A mean is (richness, tokens, low, high).
+    name: str, number: int, measure: str, segments: tuple[Sequence[float], Sequence[int]],
+    means: Sequence[tuple[float, float, float, float]]
+) -> str:  # fmt: skip
+    """Tokens of each segment against its richness (`segments`: richness, tokens), and `means` of bins with intervals. A
+    mean is (richness, tokens, low, high).
     """
     rich, count = (np.asarray(values, dtype=float) for values in segments)
 
     def draw(axes: Any) -> None:
         levels = np.unique(rich)
-        dice = np.random.default_rng(0)
-        # equal ones stay visible beside each other
-        apart = np.diff(levels).min() if 1 < len(levels) <= DISCRETE else 0.0
-        across, up = dice.uniform(-0.2, 0.2, (2, len(rich)))
-        axes.scatter(rich + apart * across, count + up, s=10, color=colour(number), alpha=0.3, linewidths=0)
+        rng = np.random.default_rng(0)
+        # jitter, so that equal points stay visible
+        spacing = np.diff(levels).min() if 1 < len(levels) <= DISCRETE else 0.0
+        across, up = rng.uniform(-0.2, 0.2, (2, len(rich)))
+        axes.scatter(rich + spacing * across, count + up, s=10, color=colour(number), alpha=0.3, linewidths=0)
         centre, tokens, low, high = (np.array(column) for column in zip(*means, strict=True))
         reach = np.stack([tokens - low, high - tokens]).clip(min=0)
         axes.errorbar(centre, tokens, yerr=reach, color=INK, marker="o", markersize=4, capsize=3, linewidth=1.5)
@@ -162,7 +145,7 @@ def calibration(
 def kind_bars(
     kinds: Sequence[str], rows: Mapping[str, Sequence[float]], chance: Sequence[float], numbers: Sequence[int]
 ) -> str:
-    """Accuracy (0 to 1) per kind of question, a bar per row, and a line where the majority answer would be."""
+    """Accuracy (0 to 1) per category of question, a bar per run, and a line at the majority answer's."""
 
     def draw(axes: Any) -> None:
         at = np.arange(len(kinds))

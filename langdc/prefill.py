@@ -1,5 +1,4 @@
 """Chunked prefill: videos are read chunk by chunk, with a KV compressor after each chunk; text is read as it is.
-
 Letters: A rotary axes, M prompt+video length, D backbone width, Q chunk length, n tokens, L layers, V vocabulary.
 """
 
@@ -48,19 +47,10 @@ class PrefillOutput:
 
 
 def prefill(
-    text_model: PreTrainedModel,
-    lm_head: nn.Module,
-    embeds: Tensor,
-    positions: Tensor,
-    video: Tensor,
-    compressor: KVCompressor | None = None,
-    *,
-    chunk_tokens: PerVideo = None,
-    frame_tokens: PerVideo = None,
-    anchor: Tensor | None = None,
-    arguments: Arguments | None = None,
-    reply_axes: Literal["time", "all"] = "time",
-) -> PrefillOutput:
+    text_model: PreTrainedModel, lm_head: nn.Module, embeds: Tensor, positions: Tensor, video: Tensor,
+    compressor: KVCompressor | None = None, *, chunk_tokens: PerVideo = None, frame_tokens: PerVideo = None,
+    anchor: Tensor | None = None, arguments: Arguments | None = None, reply_axes: Literal["time", "all"] = "time"
+) -> PrefillOutput:  # fmt: skip
     """Read a prompt `embeds` [M,D] at `positions` [A,1,M].
 
     `video` [M]: true at video tokens, each run of them one video; or video ids, where text stands between the frames
@@ -71,28 +61,16 @@ def prefill(
     """
     _check(text_model, embeds, positions, video)
     chunks = tuple(chunks_of(video, chunk_tokens, frame_tokens, anchor))
-    reader = _ChunkedPrefill(text_model, embeds, positions, chunks, arguments or _nothing)
+    reader = _ChunkedPrefill(text_model, embeds, positions, chunks, arguments)
     if compressor is not None and chunks:
         config = text_model.config
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
         reader.compressor = compressor if compressor.active else None
     with torch.no_grad(), using(text_model):
         logits = lm_head(reader.read(close_gaps=reply_axes == "time"))
-    return PrefillOutput(
-        text_model,
-        lm_head,
-        reader.cache,
-        logits,
-        reader.next_position,
-        len(positions) if reader.continuous else 0,
-        tuple(reader.calls),
-        tuple(reader.kept_rows),
-        reader.scoring_flops,
-    )
-
-
-def _nothing(rows: Tensor) -> Mapping[str, Any]:
-    return {}
+    offset_axes = len(positions) if reader.continuous else 0
+    costs = (tuple(reader.calls), tuple(reader.kept_rows), reader.scoring_flops)
+    return PrefillOutput(text_model, lm_head, reader.cache, logits, reader.next_position, offset_axes, *costs)
 
 
 def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video: Tensor) -> None:
@@ -115,16 +93,12 @@ def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video
 
 
 class _ChunkedPrefill:
-    """Reads one prompt into a cache, chunk by chunk; a compressor observes each chunk and evicts keys."""
+    """Reads one prompt into a cache; a compressor observes each chunk and evicts keys."""
 
     def __init__(
-        self,
-        text_model: PreTrainedModel,
-        embeds: Tensor,
-        positions: Tensor,
-        chunks: tuple[Chunk, ...],
-        arguments: Arguments,
-    ) -> None:
+        self, text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, chunks: tuple[Chunk, ...],
+        arguments: Arguments | None
+    ) -> None:  # fmt: skip
         self.text_model, self.embeds, self.positions = text_model, embeds, positions
         self.chunks, self.arguments = chunks, arguments
         self.rope = Rope(text_model.rotary_emb)  # pyright: ignore[reportArgumentType]
@@ -147,9 +121,8 @@ class _ChunkedPrefill:
         return self.compressor is not None and self.compressor.continuous
 
     def read(self, close_gaps: bool) -> Tensor:
-        """Read the whole prompt; returns the last token's state [1,D].
-
-        `close_gaps`: move the keys after the last video, so that later text needs no offset.
+        """Read the whole prompt; returns the last token's state [1,D]. `close_gaps`: move the keys after the last
+        video, so that later text needs no offset.
         """
         at, state = 0, self.embeds[:0]
         for chunk in self.chunks:
@@ -167,14 +140,13 @@ class _ChunkedPrefill:
         return torch.arange(start, stop, device=self.embeds.device)
 
     def _forward(self, rows: Tensor, positions: Tensor | None = None, last: int = -1) -> Tensor:
-        """Run the text model on rows of the prompt; returns the state [1,D] of number `last` of them."""
+        """Run the text model on rows of the prompt; returns the state [1,D] of the row with index `last` among them."""
         self._announced = self.positions[:, :, rows] if positions is None else positions
         self.calls.append((len(rows), sum(self.cache.lengths) / len(self.cache.lengths)))
         self.kept_rows = [torch.cat([kept, rows.expand(*kept.shape[:-1], -1)], -1) for kept in self.kept_rows]
         self.cache.announce(self._announced, self.continuous)
-        states = forward_text(
-            self.text_model, self.embeds[None, rows], self._announced, self.cache, self, self.arguments(rows)
-        )
+        more = self.arguments(rows) if self.arguments else {}
+        states = forward_text(self.text_model, self.embeds[None, rows], self._announced, self.cache, self, more)
         return states[0, last][None]
 
     def _read_chunk(self, chunk: Chunk) -> Tensor:
@@ -201,17 +173,18 @@ class _ChunkedPrefill:
             assert old is not None
             new = self.compressor.positions(chunk, layer, old)
             self.cache.keep(layer, rows, None if new is old else new)
-            self.kept_rows[layer] = _taken(self.kept_rows[layer], rows.to(self.embeds.device))
+            kept, rows = self.kept_rows[layer], rows.to(self.embeds.device)
+            self.kept_rows[layer] = kept[..., rows] if rows.ndim == 1 else kept.expand(len(rows), -1).gather(1, rows)
 
     def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Let the compressor observe a chunk; returns the queries at the layer's own positions."""
-        if self._chunk is not None and self.compressor is not None:
-            self._observe(self.compressor, self._chunk, layer, query, key, value)
+        if self._chunk is not None:
+            self._observe(self._chunk, layer, query, key, value)
         return self.cache.apply_offset(layer, query)
 
-    def _observe(
-        self, compressor: KVCompressor, chunk: Chunk, layer: int, query: Tensor, key: Tensor, value: Tensor
-    ) -> None:
+    def _observe(self, chunk: Chunk, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        compressor = self.compressor
+        assert compressor is not None
         span = slice(chunk.past[layer], chunk.past[layer] + len(chunk))
         asking = slice(len(chunk), None) if chunk.question_window else slice(0, len(chunk))
         query, key, value = query[:, :, asking], key[:, :, span], value[:, :, span]
@@ -225,21 +198,10 @@ class _ChunkedPrefill:
         self.scoring_flops += counted.total
 
 
-def _taken(kept: Tensor, rows: Tensor) -> Tensor:
-    """Entries of [K] or [G,K] at `rows` [n] or [G,n]."""
-    if rows.ndim == 1:
-        return kept[..., rows]
-    return kept.expand(len(rows), -1).gather(1, rows)
-
-
 def forward_text(
-    text_model: PreTrainedModel,
-    embeds: Tensor,
-    positions: Tensor,
-    cache: KVCache,
-    observer: Observer,
-    arguments: Mapping[str, Any],
-) -> Tensor:
+    text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, cache: KVCache, observer: Observer,
+    arguments: Mapping[str, Any]
+) -> Tensor:  # fmt: skip
     """Run a text model on the announced tokens `embeds` [B,n,D] at `positions` [A,B,n]: their states [B,n,D]."""
     return text_model(
         inputs_embeds=embeds,

@@ -71,6 +71,12 @@ class Registry(Generic[Member]):
             raise ValueError(f"The {self.kind} {name!r} is no subclass of {base.__module__}.{base.__name__}.")
         return found
 
+    def of(self, given: str | Mapping[str, Any] | Member) -> Member:
+        """A member from its name, from {"name": ..., settings}, or as it is."""
+        if isinstance(given, str):
+            return self.build(given)
+        return self.build(**given) if isinstance(given, Mapping) else given
+
     def build(self, name: str, **settings: Any) -> Member:
         """Make a member; unknown settings raise ValueError and name the allowed ones."""
         member = self.get(name)

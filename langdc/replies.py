@@ -9,7 +9,7 @@ from torch import Tensor
 
 from langdc import devices
 from langdc.backbones.inputs import read_prompt, read_together
-from langdc.flops import answer_flops, reading_flops
+from langdc.flops import reading_flops
 from langdc.generate import Continuation, FirstToken, ScoreCheck
 from langdc.interfaces import Backbone, KVCompressor
 from langdc.prefill import PrefillOutput
@@ -84,7 +84,7 @@ def reply_together(
             text,
             prompt,
             dict(seconds),
-            answer_flops(backbone, length, new - 1),
+            reading_flops(backbone, [(length, 0)], length, new - 1),
             length * backbone.key_bytes,
             new,
         )

@@ -72,7 +72,7 @@ class TensorStore:
                     save_file(alone, partial, {_CHECKSUM: _checksum(alone)})
             except (OSError, SafetensorError) as error:
                 raise StoreError(
-                    f"{path} could not be written: {error}. Make room, or get the right to write, and start again."
+                    f"{path} could not be written: {error}; make room, or get the right to write, and start again."
                 ) from error
         self._hold(key, alone)
 

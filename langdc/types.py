@@ -1,11 +1,11 @@
 """The data that flows through the project: frames, features, tokens, batches, prompts, answers.
 
-Letters: T frames, H W patch grid, P = H*W, C encoder width, D backbone width, N tokens kept, S segments,
-M prompt+video length. Every class is a frozen dataclass; ranks and lengths are checked once, when it is made.
+Frozen dataclasses, which check ranks and lengths when they are made. Letters: T frames, H W patch grid, P = H*W,
+C encoder width, D backbone width, N tokens kept, S segments, M prompt+video length.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,15 +26,10 @@ class Frames:
     seconds: Tensor
 
     def __post_init__(self) -> None:
-        shape = tuple(self.pixels.shape)
-        _require(
-            self.pixels.ndim == 4 and shape[1] == 3 and shape[0] > 0,
-            f"Frames.pixels has shape {shape}; it needs [T,3,height,width] with at least one frame.",
-        )
-        _require(
-            self.seconds.shape == shape[:1],
-            f"Frames.seconds has shape {tuple(self.seconds.shape)}; pixels hold {shape[0]} frames.",
-        )
+        shape, times = tuple(self.pixels.shape), tuple(self.seconds.shape)
+        fits = len(shape) == 4 and shape[1] == 3 and shape[0] > 0
+        _require(fits, f"Frames.pixels has shape {shape}; it needs [T,3,height,width] with at least one frame.")
+        _require(times == shape[:1], f"Frames.seconds has shape {times}; pixels hold {shape[0]} frames.")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -60,10 +55,10 @@ class FrameSpec:
 
 @dataclass(frozen=True, eq=False)
 class FeatureGrid:
-    """What an encoder sees of a video: `values` [T,H,W,C].
+    """An encoder's features of a video: `values` [T,H,W,C].
 
-    `saliency` [T,H,W] is how much the encoder itself attends to each place; `extra` holds further grids [T,H,W,*]
-    that travel with the tokens; `size`: height and width of the image that T crops were cut from.
+    `saliency` [T,H,W]: the encoder's own attention to each patch; `extra`: side grids [T,H,W,*] that are selected with
+    the tokens; `size`: height and width of the image that T crops were cut from.
     """
 
     values: Tensor
@@ -74,8 +69,9 @@ class FeatureGrid:
     def __post_init__(self) -> None:
         shape = tuple(self.values.shape)
         _require(len(shape) == 4, f"FeatureGrid.values has shape {shape}; it needs [T,H,W,C].")
-        for other in (*self.extra, *((self.saliency,) if self.saliency is not None else ())):
-            _require(other.shape[:3] == shape[:3], f"A side grid of shape {tuple(other.shape)} does not fit {shape}.")
+        for side in (*self.extra, self.saliency):
+            if side is not None and side.shape[:3] != shape[:3]:
+                raise ValueError(f"A side grid of shape {tuple(side.shape)} does not fit {shape}.")
 
     @property
     def tokens(self) -> int:
@@ -87,9 +83,8 @@ class FeatureGrid:
 class VideoFeatures:
     """One video as a compressor gets it.
 
-    `projected`: grids in backbone width, one per stream (VideoGPT+ has two: image, video), empty when no compressor
-    asked for them; `encoder`: encoder outputs by name; `seconds` [T]; `question`: the embedded question [M',D], for
-    guided methods.
+    `projected`: grids in backbone width, one per stream (VideoGPT+ has two: image, video), empty where they are not
+    needed; `encoder`: encoder outputs by name; `seconds` [T]; `question`: the embedded question [M',D].
     """
 
     projected: tuple[FeatureGrid, ...]
@@ -102,7 +97,7 @@ class VideoFeatures:
 
     @property
     def is_image(self) -> bool:
-        """Whether these are an image's features: a video of one frame."""
+        """Whether it is an image: a video of one frame."""
         return len(self.seconds) == 1
 
     @property
@@ -114,12 +109,12 @@ class VideoFeatures:
 
 @dataclass(frozen=True, eq=False)
 class VideoTokens:
-    """The tokens that stand for a video in the language model: `values` [N,D].
+    """A video's tokens for the language model: `values` [N,D].
 
-    `segment` [N] says which segment a token tells of (streams and base tokens follow each other, so it may start over);
-    `source` [N] is the flat index into T*H*W that a kept token came from, None when tokens are new (learned or merged);
-    `anchor` [N] marks tokens that must not be evicted later; `extra` [N,*] travels along. `padding` [N] marks tokens
-    that use up positions but are not attended to while the prompt is read, only by the reply (LangDC as released).
+    `segment` [N]: the segment of each token (it starts over with every stream); `source` [N]: the flat index into
+    T*H*W of a kept token, None when tokens are new (learned or merged); `anchor` [N]: tokens that must not be evicted
+    later; `extra` [N,*]: their side features; `padding` [N]: tokens that take up positions but are attended to by the
+    reply alone (LangDC as released).
     """
 
     values: Tensor
@@ -131,26 +126,18 @@ class VideoTokens:
 
     def __post_init__(self) -> None:
         _require(self.values.ndim == 2, f"VideoTokens.values has shape {tuple(self.values.shape)}; it needs [N,D].")
-        for name, side in self._sides():
-            _require(
-                len(side) == len(self.values),
-                f"VideoTokens.{name} has {len(side)} rows; values has {len(self.values)}.",
-            )
-
-    def _sides(self) -> list[tuple[str, Tensor]]:
         named = [(name, getattr(self, name)) for name in ("segment", "source", "anchor", "padding")]
-        return [(name, side) for name, side in named if side is not None] + [("extra", e) for e in self.extra]
+        for name, side in [*named, *(("extra", side) for side in self.extra)]:
+            if side is not None and len(side) != len(self.values):
+                raise ValueError(f"VideoTokens.{name} has {len(side)} rows; values has {len(self.values)}.")
 
     def __len__(self) -> int:
         return len(self.values)
 
     def take(self, index: Tensor) -> Self:
-        """The tokens at `index` [n], with everything that travels with them."""
-        picked = {
-            f.name: getattr(self, f.name)[index] if isinstance(getattr(self, f.name), Tensor) else getattr(self, f.name)
-            for f in fields(self)
-        }
-        return replace(self, **{**picked, "extra": tuple(e[index] for e in self.extra)})
+        """The tokens at `index` [n], with their side features."""
+        picked = {name: side[index] for name, side in vars(self).items() if isinstance(side, Tensor)}
+        return replace(self, **picked, extra=tuple(side[index] for side in self.extra))
 
     def per_segment(self, segments: int) -> list[int]:
         """How many tokens each of `segments` segments got."""
@@ -161,10 +148,10 @@ class VideoTokens:
 class Context:
     """What a compressor knows beside the videos; every field has its default when a trained model is used.
 
-    `training`; `progress`: fraction of the run that is done, for annealed budgets; `generator`: random numbers seeded
-    by the run and the step, so that a resumed run draws the same; `targets`: what its losses learn from, by name, one
-    entry per video ("captions": ids by segment); `wanted`: "tokens" and the names of the losses that will be used, so
-    that nothing else is computed; `synced`: ranks must make equal numbers of module calls (ZeRO-3).
+    `training`; `progress`: completed fraction of the run, for annealed budgets; `generator`: random numbers seeded by
+    run and step, the same after a resume; `targets`: by name, what its losses learn from, one entry per video
+    ("captions": ids by segment); `wanted`: "tokens" and the names of the losses to compute; `synced`: ranks must make
+    equal numbers of module calls (ZeRO-3).
     """
 
     training: bool = False
@@ -180,10 +167,10 @@ class Context:
 
 @dataclass(frozen=True)
 class LanguageWork:
-    """One use of a language model, for counting its operations by closed form: `config` says its sizes.
+    """One use of a language model with sizes `config`, for counting its operations by closed form.
 
-    `read` tokens at once, predictions at `scored` of them, then `written` predictions one after the other, those of the
-    end token and after it included (the first of them needs no token of its own).
+    `read` tokens at once, predictions at `scored` of them, then `written` predictions one by one, those from the end
+    token on included; the first of them reads no token of its own.
     """
 
     config: Any
@@ -194,13 +181,13 @@ class LanguageWork:
 
 @dataclass(frozen=True, eq=False)
 class Compressed:
-    """What a compressor makes of a batch of videos.
+    """A compressor's output for a batch of videos.
 
     `tokens`: one entry per video, none where they were not wanted. `losses`: the compressor's own, by name, each a sum
-    (a scalar with gradients) and the count it was summed over; the trainer adds both up over micro-batches and ranks,
-    divides once, and weighs by `loss_weights`. `ids`: what was written about each segment, per video, for compressors
-    that write text. `states`: what a frozen part made of each video, any tensors, which the framework may store and
-    give back as `Context.targets["states"]`. `work`: per video, the uses of language models inside the compressor.
+    (a scalar with gradients) and a count; the trainer adds both up over micro-batches and ranks, divides once, and
+    weighs by `loss_weights`. `ids`: the text written for each segment, per video. `states`: tensors per video made by a
+    frozen part, which the framework may store and give back as `Context.targets["states"]`. `work`: per video, the uses
+    of language models inside the compressor.
     """
 
     tokens: list[VideoTokens]
@@ -212,11 +199,10 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where tokens go: before `ids[position]` of the prompt stand the tokens of video number `video`.
+    """A place for tokens: those of the video with index `video` go before `ids[position]` of the prompt.
 
-    `segment`: only those of that segment, where text stands between the segments of a video. `times` [T], `height` and
-    `width`: the video's whole grid as positions see it, for models that number tokens by time, row and column;
-    `segment_steps`: how many of the T steps make a segment.
+    `segment`: only those of that segment, where there is text between the segments. `times` [T], `height`, `width`: the
+    video's whole grid, for models whose positions are time, row and column; `segment_steps`: T steps per segment.
     """
 
     position: int
@@ -230,10 +216,10 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Token ids of a conversation [M'] without its videos, whose places are the `slots`.
+    """Token ids of a conversation [M'] without its videos, which go into the `slots`.
 
-    `labels` [M'] are the ids to learn, -100 elsewhere; `sequence_id` [M'] is 0 for what every question sees
-    and k for the k-th of several questions that share the videos but not each other (packing).
+    `labels` [M']: the ids to learn, -100 elsewhere; `sequence_id` [M'], for packing: 0 for what every question attends
+    to, k for the k-th of several questions that share the videos but do not attend to each other.
     """
 
     ids: Tensor
@@ -242,27 +228,23 @@ class Prompt:
     sequence_id: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("labels", "sequence_id"):
-            side = getattr(self, name)
-            _require(
-                side is None or side.shape == self.ids.shape,
-                f"Prompt.{name} has {0 if side is None else len(side)} entries; ids has {len(self.ids)}.",
-            )
+        count = len(self.ids)
+        for name, side in (("labels", self.labels), ("sequence_id", self.sequence_id)):
+            if side is not None and side.shape != self.ids.shape:
+                raise ValueError(f"Prompt.{name} has {len(side)} entries; ids has {count}.")
         last = 0
-        for slot in self.slots:
-            _require(
-                last <= slot.position <= len(self.ids),
-                f"Slot at position {slot.position} of {len(self.ids)} prompt ids; slots must be inside and in order.",
-            )
-            last = slot.position
+        for place in (slot.position for slot in self.slots):
+            inside = last <= place <= count
+            _require(inside, f"Slot at position {place} of {count} prompt ids; slots must be inside and in order.")
+            last = place
 
 
 @dataclass(frozen=True, eq=False)
 class Spliced:
-    """A prompt with its videos in place: `embeds` [M,D], `labels` [M], `sequence_id` [M].
+    """A prompt with its videos' tokens: `embeds` [M,D], `labels` [M], `sequence_id` [M].
 
-    `video_id` [M]: which video a row belongs to, -1 at text; `extra` [n,D]: side features of the n rows of videos;
-    `padding` [M]: rows of padding, see `VideoTokens`; None where there are none.
+    `video_id` [M]: the video of each row, -1 at text; `extra` [n,D]: side features of the n rows of videos; `padding`
+    [M]: rows of padding, see `VideoTokens`, None where there are none.
     """
 
     embeds: Tensor
@@ -282,9 +264,9 @@ class Spliced:
 class TextInputs:
     """What a language model is called with for B prompts, padded to one length M.
 
-    `embeds` [B,M,D]; `mask` [B,M], 1 at real positions, or [B,1,M,M], added to attention scores, where questions share
-    a video; `positions` [A,B,M]; `labels` [B,M] or None; `extra`: further keyword arguments, such as DeepStack's;
-    `spliced`: the prompts before they were padded.
+    `embeds` [B,M,D]; `mask` [B,M], 1 at real positions, or, for packed questions, [B,1,M,M], added to attention scores;
+    `positions` [A,B,M]; `labels` [B,M] or None; `extra`: further keyword arguments, such as DeepStack's; `spliced`: the
+    prompts before they were padded.
     """
 
     embeds: Tensor
@@ -305,11 +287,11 @@ class TextInputs:
 class VideoBatch:
     """Prompts and the videos they show.
 
-    `raw`: encoder grids of each video by stream, or `frames` to encode in the step; `seconds` [T] of each;
-    `prompts`; `shows`: per prompt, the batch's video behind each of its video numbers; `targets`: by name, one entry
-    per video, for the compressor's losses; `questions`: ids of each video's question, for compressors that need it;
-    `whole`: the prompts as they are when the videos are not compressed, where those differ. `blank`: the only video
-    stands in for none (text alone), so that all ranks make the same calls; its losses count for nothing.
+    `raw`: encoder grids of each video by stream, or `frames` to encode in the step; `seconds` [T] of each; `prompts`;
+    `shows`: per prompt, the batch's index of each of its videos; `targets`: by name, one entry per video, for the
+    compressor's losses; `questions`: ids of each video's question, for compressors that need it; `whole`: the prompts
+    for uncompressed videos, where those differ. `blank`: the only video is a dummy for a batch of text alone, so that
+    all ranks make the same calls; its losses are not counted.
     """
 
     raw: Sequence[Mapping[str, FeatureGrid]]
@@ -325,12 +307,12 @@ class VideoBatch:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """A run of a prompt's rows that the language model reads at once; afterwards each layer drops keys.
+    """Consecutive rows of a prompt that the language model reads at once; afterwards each layer drops keys.
 
-    `rows` of the prompt, Q of them; `video_id`: which video they belong to; `video` [Q] is false at text between
-    frames, which is never dropped; `frame_tokens`: how many of them make a frame, None where that differs; `anchor`
-    [Q] marks tokens to keep first; `question_window`: how many tokens of the question were read behind the chunk, for
-    scoring only; `past`: how many keys each layer held before.
+    `rows` of the prompt, Q of them; `video_id`: their video; `video` [Q]: false at text between frames, which is never
+    dropped; `frame_tokens`: tokens per frame, None where that differs; `anchor` [Q]: tokens to keep first;
+    `question_window`: how many tokens of the question were read after the chunk, for scoring only; `past`: keys that
+    each layer held before.
     """
 
     rows: slice
@@ -357,14 +339,13 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a model said about a video and what it cost.
+    """A reply about a video, and its cost.
 
-    `tokens`: video tokens the language model read; `segment_tokens`: how many of them each segment got; `flops` by
-    part; `seconds` by stage (as in `langdc.timing`); `peak_bytes` on an accelerator, else None;
-    `captions`: the caption behind each segment, for compressors that write one; `tokens_before`: what the encoders
-    saw; `keys_per_layer`: keys that each layer held when the reply began, text included, where keys were dropped;
-    `kv_bytes`: what all layers held then, and how much of it, `kv_text_bytes`, was of the text, which is never dropped;
-    `reply_tokens`: how many were written, the one that ends the reply included.
+    `tokens`: video tokens the language model read; `segment_tokens`: those of each segment; `flops` by part; `seconds`
+    by stage (see `langdc.timing`); `peak_bytes` on an accelerator, else None; `captions` of the segments, of
+    compressors that write any; `tokens_before`: tokens before compression; `keys_per_layer`: keys that each layer held
+    when the reply began, text included, where keys were dropped; `kv_bytes`: bytes of all layers then, `kv_text_bytes`:
+    those of the text, which is never dropped; `reply_tokens`: tokens written, the end token included.
     """
 
     text: str

@@ -1,9 +1,8 @@
-"""Read frames from videos, folders of frames and images, and write videos: the only module that knows decoders.
+"""Read frames from videos, folders of frames and images, and write videos.
 
-PyAV is always there and owns the index of a file (which frame is shown when); the pixels come from decord where it is
-installed and can read the file, else from PyAV, so indices and times cannot differ between the two.
-Letters: T frames. Times are seconds since the first frame. Frames are resized one by one while reading, so memory
-holds what was asked for and one full-size frame.
+PyAV makes the index of a file (which frame is shown when); pixels come from decord where it is installed and can read
+the file, else from PyAV, so indices and times are the same with both. Letters: T frames. Times are seconds since the
+first frame. Frames are resized one by one while reading, to save memory.
 """
 
 import importlib.util
@@ -39,17 +38,14 @@ log = get_logger(__name__)
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 DECODERS = ("auto", "decord", "pyav")
 RESAMPLES = ("bilinear", "bicubic")
-ROUNDING_SECONDS = 1e-3  # annotated bounds are written with so many digits
+ROUNDING_SECONDS = 1e-3  # annotated bounds have three decimals
 
 Decoder = Callable[[Path, "_Index", Sequence[int]], Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class VideoInfo:
-    """What a file holds: how many `frames` of `height` x `width` pixels, at `fps` on average, over `seconds`.
-
-    An image has one frame and lasts no time.
-    """
+class _VideoInfo:
+    """How many `frames` of `height` x `width` pixels a file holds, at `fps` on average; an image lasts 0 `seconds`."""
 
     frames: int
     fps: float
@@ -60,7 +56,7 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class _Index:
-    """Where the frames of a file are: times of all frames and of key frames, ascending, in `unit` seconds."""
+    """Times of all frames and of key frames of a file, ascending, in `unit` seconds."""
 
     pts: list[int]
     keys: list[int]
@@ -83,29 +79,22 @@ class _Index:
         return self.times[-1] + 1 / self.fps
 
 
-def uniform_indices(total: int, frames: int) -> list[int]:
-    """Pick `frames` of `total` frame numbers: cut the video into `frames` equal parts and take the middle of each.
-
-    In numbers: floor((i + 1/2) * total / frames). A video shorter than asked repeats frames, in order, by the same
-    rule.
+def _uniform_indices(total: int, frames: int) -> list[int]:
+    """The middles of `frames` equal parts of `total` frames, repeated where there are fewer: floor((i + 1/2) * total /
+    frames).
     """
     _require_positive(total=total, frames=frames)
     return [(2 * i + 1) * total // (2 * frames) for i in range(frames)]
 
 
-def segment_indices(total: int, segments: int, frames_per_segment: int) -> list[int]:
-    """Pick `frames_per_segment` frame numbers uniformly in each of `segments` equal, consecutive parts of a video.
-
-    Part s holds the frames from floor(s * total / segments) up to the next part's first; inside it `uniform_indices`
-    picks. With fewer frames than segments a part that would be empty holds the frame it starts at.
+def _segment_indices(total: int, segments: int, frames_per_segment: int) -> list[int]:
+    """`frames_per_segment` frame numbers in each of `segments` equal parts of a video, by `_uniform_indices`. Part s
+    begins at floor(s * total / segments); a part that would be empty holds the frame that it begins at.
     """
     _require_positive(total=total, segments=segments, frames_per_segment=frames_per_segment)
     bounds = [s * total // segments for s in range(segments + 1)]
-    return [
-        start + inner
-        for start, end in pairwise(bounds)
-        for inner in uniform_indices(max(end - start, 1), frames_per_segment)
-    ]
+    parts = [(start, _uniform_indices(max(end - start, 1), frames_per_segment)) for start, end in pairwise(bounds)]
+    return [start + inner for start, indices in parts for inner in indices]
 
 
 def is_image(path: str | Path) -> bool:
@@ -119,40 +108,31 @@ def frame_files(folder: str | Path) -> list[Path]:
     return sorted(images, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
 
 
-def probe(path: str | Path, fps: float | None = None) -> VideoInfo:
-    """Say what a video, a folder of frames or an image holds, decoding one frame; ValueError as in `read_frames`."""
+def probe(path: str | Path, fps: float | None = None) -> _VideoInfo:
+    """What a video, a folder of frames or an image holds, by decoding one frame; ValueError as in `read_frames`."""
     path = _existing(path, fps)
     if path.is_file() and is_image(path):
         height, width = _read_image(path).shape[:2]
-        return VideoInfo(1, 0.0, 0.0, height, width)
+        return _VideoInfo(1, 0.0, 0.0, height, width)
     index = _index(path, fps)
     height, width = next((_from_folder if path.is_dir() else _from_pyav)(path, index, [0])).shape[:2]
-    return VideoInfo(len(index.pts), index.fps, index.seconds, height, width)
+    return _VideoInfo(len(index.pts), index.fps, index.seconds, height, width)
 
 
 def read_frames(
-    path: str | Path,
-    *,
-    frames: int | None = None,
-    segments: int | None = None,
-    frames_per_segment: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    size: tuple[int, int] | None = None,
-    resample: str = "bilinear",
-    decoder: str = "auto",
-    fps: float | None = None,
-) -> Frames:
+    path: str | Path, *, frames: int | None = None, segments: int | None = None, frames_per_segment: int | None = None,
+    start: float | None = None, end: float | None = None, size: tuple[int, int] | None = None,
+    resample: str = "bilinear", decoder: str = "auto", fps: float | None = None
+) -> Frames:  # fmt: skip
     """Read frames of a video: `frames` uniformly, or `frames_per_segment` in each of `segments`, or all of them.
 
-    `start` and `end` (seconds since the first frame) cut a clip first: the frames shown from start up to, not
-    including, end. `size` (height, width) resizes with antialiasing, `resample` being "bilinear" or "bicubic". A video
-    or clip shorter than asked repeats frames (see `uniform_indices`); an image is a video of one frame, so it is
-    repeated too unless nothing is asked (`is_image` tells). `decoder` is "auto", "decord" or "pyav". A folder of images
-    is a video, too, of `fps` frames per second, in the order of `frame_files`.
+    `start` and `end` (seconds since the first frame, end excluded) cut a clip first. `size` (height, width) resizes
+    with antialiasing, `resample` being "bilinear" or "bicubic". A clip shorter than asked repeats frames, as does an
+    image, a video of one frame. `decoder` is "auto", "decord" or "pyav". A folder of images is a video of
+    `fps` frames per second, in the order of `frame_files`.
 
-    Returns pixels [T,3,height,width] uint8 RGB and seconds [T] float32. Raises ValueError that names the file, the
-    reason and what to do if the file is missing, unreadable or has no video, or if an argument does not fit it.
+    Returns pixels [T,3,height,width] uint8 RGB and seconds [T] float32. ValueError, with the file, the reason and what
+    to do, if the file is missing, unreadable or has no video, or if an argument does not fit it.
     """
     path = _existing(path, fps)
     _check_sampling(frames, segments, frames_per_segment)
@@ -162,23 +142,22 @@ def read_frames(
     if path.is_file() and is_image(path):
         if start is not None or end is not None:
             raise ValueError(f"{path}: an image has no duration; leave out start={start} and end={end}.")
-        picked, times, unique = _sample([0], frames, segments, frames_per_segment), [0.0], [_read_image(path)]
+        picked, times, images = _sample([0], frames, segments, frames_per_segment), [0.0], [_read_image(path)]
     else:
         index = _index(path, fps)
         clip = _clip(path, index, start, end)
         picked, times = _sample(clip, frames, segments, frames_per_segment), index.times
-        unique = (_from_folder if path.is_dir() else decode)(path, index, sorted(set(picked)))
-    pixels = torch.stack([_resize(image, size, resample) for image in unique])
-    position = {number: place for place, number in enumerate(sorted(set(picked)))}
-    if len(position) < len(picked):
-        pixels = pixels[[position[number] for number in picked]]
+        images = (_from_folder if path.is_dir() else decode)(path, index, sorted(set(picked)))
+    pixels = torch.stack([_resize(image, size, resample) for image in images])
+    if len(pixels) < len(picked):
+        order = {number: place for place, number in enumerate(sorted(set(picked)))}
+        pixels = pixels[[order[number] for number in picked]]
     return Frames(pixels, torch.tensor([times[number] for number in picked], dtype=torch.float32))
 
 
 def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float) -> None:
-    """Write frames [T,height,width,3] uint8 RGB as an H.264 mp4 (yuv420p, crf 18); the same input gives the same bytes.
-
-    The file appears under its name only when it is complete. Height and width must be even (yuv420p halves them).
+    """Write frames [T,height,width,3] uint8 RGB as an H.264 mp4 (yuv420p, crf 18), with the same bytes every time. The
+    file appears under its name only when it is complete. Height and width must be even (yuv420p halves them).
     """
     path, images = Path(path), np.asarray(frames)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
@@ -186,7 +165,7 @@ def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float) -> No
     height, width = images.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"{path}: frames of {height}x{width}; H.264 needs even sizes. Crop a row or a column.")
-    # Without cpu-independent, x264 wrote other bytes for about one file in twenty, even in the same process.
+    # without cpu-independent, x264 wrote other bytes for about one file in twenty, even in the same process
     options = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
     with writing(path, sync=False) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
@@ -212,8 +191,8 @@ def _check_sampling(frames: int | None, segments: int | None, frames_per_segment
 
 def _sample(clip: Sequence[int], frames: int | None, segments: int | None, per_segment: int | None) -> list[int]:
     if segments is not None and per_segment is not None:
-        return [clip[i] for i in segment_indices(len(clip), segments, per_segment)]
-    return [clip[i] for i in uniform_indices(len(clip), frames or len(clip))]
+        return [clip[i] for i in _segment_indices(len(clip), segments, per_segment)]
+    return [clip[i] for i in _uniform_indices(len(clip), frames or len(clip))]
 
 
 def _existing(path: str | Path, fps: float | None) -> Path:
@@ -224,9 +203,8 @@ def _existing(path: str | Path, fps: float | None) -> Path:
         if fps is None or not (math.isfinite(fps) and fps > 0):
             raise ValueError(f"{path}: a folder of frames does not say how fast they follow; give fps > 0, not {fps}.")
         if not frame_files(path):
-            raise ValueError(
-                f"{path}: the folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}). Fetch it again."
-            )
+            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(f"{path}: the folder holds no images ({kinds}). Fetch it again.")
         return path
     if fps is not None:
         raise ValueError(f"{path}: fps={fps} is for a folder of frames, and this is none. Leave it out.")
@@ -236,7 +214,7 @@ def _existing(path: str | Path, fps: float | None) -> Path:
 
 
 def _clip(path: Path, index: _Index, start: float | None, end: float | None) -> list[int]:
-    """Frame numbers shown in [start, end); one at least, since some frame is on display at any time."""
+    """Numbers of the frames shown in [start, end), at least one."""
     first, last = 0.0 if start is None else start, index.seconds if end is None else end
     frame = 1 / index.fps
     if not (math.isfinite(first) and math.isfinite(last)) or first >= last:
@@ -270,7 +248,7 @@ def _read_image(path: Path) -> np.ndarray:
 
 
 class _NoVideo(Exception):
-    """A file that opens but has nothing to show."""
+    """A file that opens but holds no usable video."""
 
 
 def _index(path: Path, fps: float | None) -> _Index:
@@ -294,7 +272,7 @@ def _index(path: Path, fps: float | None) -> _Index:
 
 
 def _decord_trouble(packets: list[tuple[int, bool]], pixel_format: str) -> str | None:
-    """Both cases were seen with decord 0.6: colours off by 27 levels, and other frames than asked after a jump."""
+    """Both cases were seen with decord 0.6: colours off by 27 levels, and wrong frames after a seek."""
     if re.search(r"p\d+(le|be)$", pixel_format):
         return f"colours of more than 8 bits ({pixel_format})"
     last_key = packets[0][0]
@@ -326,7 +304,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _from_pyav(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-    """Decode the frames of ascending numbers, jumping to the key frame before one where that skips something."""
+    """Decode the frames of ascending numbers, seeking to the key frame before one where that skips frames."""
     convert = VideoReformatter()
     with _explained(path), av.open(str(path)) as container:
         stream = _video_stream(container)

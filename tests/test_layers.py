@@ -7,6 +7,7 @@ in a circle; the zoos do not know each other.
 import ast
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def imports(path: Path, root: Path = ROOT) -> Iterator[tuple[int, str]]:
     """Line and full name of everything a file imports, also inside functions; relative imports are resolved."""
     module = module_name(path, root)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -129,6 +130,17 @@ def _forbidden(module: str, own: tuple[int, str], target: str, path: Path) -> st
     return "the zoos do not know each other" if own[1] != other[1] and {own[1], other[1]} <= set(ZOOS) else None
 
 
+@cache
+def _tree(path: Path, changed: int, size: int) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree, made once."""
+    found = path.stat()
+    return _tree(path, found.st_mtime_ns, found.st_size)
+
+
 def circle() -> list[str]:
     """Modules of the package that import each other in a circle; empty if none do."""
     modules = {module_name(path): path for path in SOURCES if path.is_relative_to(ROOT / "langdc")}
@@ -147,7 +159,7 @@ def overlong(path: Path) -> list[str]:
     """Files and functions longer than they may be."""
     text = path.read_text()
     found = [f"{path.name} has {len(text.splitlines())} lines"] if len(text.splitlines()) > MAX_FILE_LINES else []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1
             found += [f"{path.name}:{node.lineno} {node.name} has {lines} lines"] if lines > MAX_FUNCTION_LINES else []

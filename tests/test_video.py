@@ -13,12 +13,12 @@ from PIL import Image
 
 from langdc import video
 from langdc.video import (
-    VideoInfo,
+    _segment_indices,
+    _uniform_indices,
+    _VideoInfo,
     is_image,
     probe,
     read_frames,
-    segment_indices,
-    uniform_indices,
     write_video,
 )
 
@@ -89,14 +89,14 @@ def decoder(request: pytest.FixtureRequest) -> str:
     ],
 )
 def test_uniform_indices(total: int, frames: int, expected: list[int]) -> None:
-    assert uniform_indices(total, frames) == expected
+    assert _uniform_indices(total, frames) == expected
 
 
 @pytest.mark.parametrize("total", [1, 3, 7, 16, 100])
 @pytest.mark.parametrize("frames", [1, 4, 16, 33])
 def test_uniform_indices_are_the_middles_of_equal_parts(total: int, frames: int) -> None:
     middles = [Fraction(total, frames) * (i + Fraction(1, 2)) for i in range(frames)]
-    assert uniform_indices(total, frames) == [int(middle) for middle in middles]
+    assert _uniform_indices(total, frames) == [int(middle) for middle in middles]
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_uniform_indices_are_the_middles_of_equal_parts(total: int, frames: int)
     ],
 )
 def test_segment_indices(total: int, segments: int, each: int, expected: list[int]) -> None:
-    assert segment_indices(total, segments, each) == expected
+    assert _segment_indices(total, segments, each) == expected
 
 
 def test_segment_indices_stay_in_their_segment() -> None:
     for total in range(1, 60):
         for segments in (1, 3, 4, 7):
-            picked = np.array(segment_indices(total, segments, 4)).reshape(segments, 4)
+            picked = np.array(_segment_indices(total, segments, 4)).reshape(segments, 4)
             assert (np.diff(picked.ravel()) >= 0).all()
             for number, part in enumerate(picked):
                 start, end = number * total // segments, (number + 1) * total // segments
@@ -125,7 +125,7 @@ def test_segment_indices_stay_in_their_segment() -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [lambda: uniform_indices(0, 4), lambda: uniform_indices(4, 0), lambda: segment_indices(4, -1, 2)]
+    "call", [lambda: _uniform_indices(0, 4), lambda: _uniform_indices(4, 0), lambda: _segment_indices(4, -1, 2)]
 )
 def test_indices_need_positive_numbers(call: Callable) -> None:
     with pytest.raises(ValueError, match="at least 1"):
@@ -214,7 +214,7 @@ def test_a_turned_video_is_read_upright(tmp_path: Path, decoder: str) -> None:
     assert frames.pixels.shape == (3, 3, 64, 48)
     upright = np.stack([np.rot90(image) for image in images]).astype(int)
     assert abs(frames.pixels.permute(0, 2, 3, 1).numpy() - upright).mean() < 6
-    assert probe(tmp_path / "v.mp4") == VideoInfo(3, 8.0, 0.375, 64, 48)
+    assert probe(tmp_path / "v.mp4") == _VideoInfo(3, 8.0, 0.375, 64, 48)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_an_image_is_a_video_of_one_frame(tmp_path: Path, mode: str) -> None:
     frames = read_frames(tmp_path / "i.PNG")
     assert frames.seconds.tolist() == [0.0]
     assert np.array_equal(frames.pixels[0].permute(1, 2, 0).numpy(), np.array(image.convert("RGB")))
-    assert probe(tmp_path / "i.PNG") == VideoInfo(1, 0.0, 0.0, 20, 30)
+    assert probe(tmp_path / "i.PNG") == _VideoInfo(1, 0.0, 0.0, 20, 30)
     assert is_image(tmp_path / "i.PNG")
     repeated = read_frames(tmp_path / "i.PNG", segments=2, frames_per_segment=2, size=(8, 8))
     assert repeated.pixels.shape == (4, 3, 8, 8)
@@ -357,7 +357,7 @@ def test_arguments_that_do_not_fit(numbered: Path, how: dict, reason: str) -> No
 def test_written_frames_come_back(tmp_path: Path) -> None:
     images = _textured(6, 64, 48)
     write_video(tmp_path / "v.mp4", torch.from_numpy(images), 12.5)
-    assert probe(tmp_path / "v.mp4") == VideoInfo(6, 12.5, pytest.approx(0.48), 64, 48)
+    assert probe(tmp_path / "v.mp4") == _VideoInfo(6, 12.5, pytest.approx(0.48), 64, 48)
     frames = read_frames(tmp_path / "v.mp4")
     assert abs(frames.pixels.permute(0, 2, 3, 1).numpy().astype(int) - images).mean() < 10
     with av.open(str(tmp_path / "v.mp4")) as container:

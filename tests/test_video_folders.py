@@ -10,7 +10,7 @@ from PIL import Image
 from langdc.data.records import Record, check_media, read_records, write_records
 from langdc.features import FrameSpec
 from langdc.pipeline import VideoLM
-from langdc.video import VideoInfo, frame_files, probe, read_frames, write_video
+from langdc.video import _VideoInfo, frame_files, probe, read_frames, write_video
 from tests import tiny
 
 
@@ -55,7 +55,7 @@ def test_a_clip_of_a_folder_follows_its_rate(folder: Path) -> None:
 
 def test_a_folder_of_one_frame_lasts_one_frame(tmp_path: Path) -> None:
     _grey(0).save(tmp_path / "1.jpg")
-    assert probe(tmp_path, fps=2) == VideoInfo(1, 2.0, 0.5, 20, 30)
+    assert probe(tmp_path, fps=2) == _VideoInfo(1, 2.0, 0.5, 20, 30)
     assert _numbers(read_frames(tmp_path, fps=2, frames=3).pixels) == [0, 0, 0]
 
 

@@ -18,7 +18,7 @@ from langdc.sample.render import draw
 from langdc.sample.scenes import (
     COLOURS,
     FRAMES_PER_SEGMENT,
-    MOST_OBJECTS,
+    MAX_OBJECTS,
     MOTIONS,
     RADIUS,
     SHAPES,
@@ -150,7 +150,7 @@ def linear_probe(encode: Callable[[Tensor], Tensor], fields: tuple[str, ...], si
 def _objects(encode: Callable[[Tensor], Tensor], side: int, seed: int, scenes: int) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean patch vector [objects,C] under each object of scenes of four, and its classes."""
     vectors, classes = [], []
-    for batch in itertools.islice(batches(seed, 32, side, lambda _: MOST_OBJECTS), scenes // 32):
+    for batch in itertools.islice(batches(seed, 32, side, lambda _: MAX_OBJECTS), scenes // 32):
         vectors.append(object_vectors(encode(batch.pixels), batch))
         classes.append(batch.classes)
     return torch.cat(vectors), {field: torch.cat([each[field] for each in classes]) for field in FIELDS}

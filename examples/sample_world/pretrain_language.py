@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from langdc.sample.questions import ask_all
-from langdc.sample.scenes import Segment, as_text, caption, image_caption, sample_segment, sample_video
+from langdc.sample.scenes import Segment, as_text, caption, sample_segment, sample_video
 
 IMAGE_SHARE = 0.08
 CAPTION_WEIGHT = 0.1
@@ -51,7 +51,8 @@ def draw_texts(rng: np.random.Generator, rounds: int) -> Texts:
     if rng.random() >= IMAGE_SHARE:
         return video_texts(rng, sample_video(rng), rounds)
     segment = sample_segment(rng)
-    return Texts(image_caption(segment), [("describe the image", image_caption(segment), "describe_image")])
+    text = caption(segment, motions=False)
+    return Texts(text, [("describe the image", text, "describe_image")])
 
 
 class Encoder:

@@ -1,29 +1,41 @@
-"""The zoo of token compressors and what its members share.
-
-Letters: T frames, H W patch grid, P = H*W, N tokens kept.
-"""
+"""The zoo of token compressors and shared helpers. Letters: T frames, H W patch grid, P = H*W, N tokens kept."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from itertools import accumulate
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from langdc.budget import Budget, check_budget
+from langdc.budget import Budget
 from langdc.devices import at_once
 from langdc.interfaces import TokenCompressor
 from langdc.registry import Registry
 from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 
-__all__ = ["Budget", "check_budget", "compressors", "segment_of_frame"]
-
 compressors: Registry[TokenCompressor] = Registry("compressor", TokenCompressor)
+Variant = Literal["fixed", "released"]
+Per = Literal["frame", "patch"]
 
 
-def segment_of_frame(frames: int, frames_per_segment: int, device: torch.device) -> Tensor:
-    """Which segment each of T frames belongs to: [T]."""
-    return torch.arange(frames, device=device) // frames_per_segment
+def segment_of_frame(grid: Tensor, frames_per_segment: int) -> Tensor:
+    """The segment of each of the T frames of a grid [T,...]: [T]."""
+    return torch.arange(len(grid), device=grid.device) // frames_per_segment
+
+
+def segment_length(video: VideoFeatures, frames_per_segment: int) -> int:
+    """How many steps T of a video's grids make a segment: all of an image's, which are crops where there are several."""
+    if not video.is_image:
+        return frames_per_segment
+    return max(len(grid.values) for grid in (*video.projected, *video.encoder.values()))
+
+
+def stream_tokens(grids: Sequence[Tensor], frames_per_segment: int) -> VideoTokens:
+    """All tokens of grids [T,n,D], one stream after the other."""
+    segments = [segment_of_frame(grid, frames_per_segment).repeat_interleave(grid.shape[1]) for grid in grids]
+    return VideoTokens(torch.cat([grid.flatten(0, 1) for grid in grids]), torch.cat(segments))
 
 
 def best_of_each(score: Tensor, count: Tensor) -> Tensor:
@@ -33,7 +45,7 @@ def best_of_each(score: Tensor, count: Tensor) -> Tensor:
 
 
 def best_places(score: Tensor, count: int) -> Tensor:
-    """Where the `count` highest scores of a row [n] are, ascending; of equals, the earlier wins."""
+    """Indices of the `count` highest scores of a row [n], ascending; of equals, the earlier wins."""
     return score.argsort(descending=True, stable=True)[:count].sort().values
 
 
@@ -42,29 +54,27 @@ def middles(length: int, parts: int, device: torch.device) -> Tensor:
     return (torch.arange(parts, device=device) * 2 + 1) * length // (2 * parts)
 
 
-def spread_evenly(total: int, rows: int, most: int, device: torch.device) -> Tensor:
-    """`total` places over `rows` rows of at most `most`, as even as whole numbers go: [rows]."""
-    at_least, rest = divmod(min(total, rows * most), rows)
+def spread_evenly(total: int, rows: int, limit: int, device: torch.device) -> Tensor:
+    """`total` tokens over `rows` rows of at most `limit`, as even as whole numbers can be: [rows]."""
+    each, rest = divmod(min(total, rows * limit), rows)
     ends = torch.arange(1, rows + 1, device=device) * rest // rows
-    return at_least + ends.diff(prepend=ends.new_zeros(1))
+    return each + ends.diff(prepend=ends.new_zeros(1))
 
 
 def whole_frames(budget: Budget, frames: int, places: int, variant: str) -> int:
-    """How many of T frames of P tokens a budget keeps, at least one: rounded down; for `variant` "released" rounded to
-    the nearest, as in ReTaKe's release.
-    """
+    """How many of T frames of P tokens a budget keeps, at least one: rounded down, or "released": to the nearest."""
     if variant == "released":
         return max(1, round(budget.share(frames * places) * frames))
     return max(1, budget.of(frames * places) // places)
 
 
-def apportioned(wanted: Tensor, total: int, most: Tensor) -> Tensor:
-    """Whole numbers near `wanted` [n], at most `most` [n], that add up to `total`; the largest remainders go first."""
-    floor = torch.minimum(wanted.floor(), most.to(wanted.dtype))
+def apportioned(wanted: Tensor, total: int, limit: Tensor) -> Tensor:
+    """Whole numbers near `wanted` [n], at most `limit` [n], that add up to `total`; the largest remainders go first."""
+    floor = torch.minimum(wanted.floor(), limit.to(wanted.dtype))
     missing = total - int(floor.sum())
     order = (wanted - floor).argsort(descending=True, stable=True)
     while missing > 0:
-        open_to = order[(floor[order] < most[order])][:missing]
+        open_to = order[floor[order] < limit[order]][:missing]
         floor[open_to] += 1
         missing -= len(open_to)
     return floor.long()
@@ -72,35 +82,29 @@ def apportioned(wanted: Tensor, total: int, most: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Cosine of tokens [n,P,C] at the same places: [n,P] in float32, the very numbers of torch's, in little memory; to
-    decide by, without gradients.
-    """
+    """Cosine of tokens [n,P,C] at the same places: [n,P] in float32, bit-equal to torch's with little memory."""
     step = at_once(4 * one.shape[1:].numel(), one.device)
-    found = torch.empty(one.shape[:2], device=one.device)
+    result = torch.empty(one.shape[:2], device=one.device)
     units = torch.empty(2, min(step, len(one)), *one.shape[1:], device=one.device)
     for start in range(0, len(one), step):
         pair = [tokens[start : start + step].float() for tokens in (one, other)]
         for unit, tokens in zip(units, pair, strict=True):
             torch.div(tokens, tokens.norm(dim=-1, keepdim=True).clamp_min_(1e-8), out=unit[: len(tokens)])
         product = units[0, : len(pair[0])].mul_(units[1, : len(pair[0])])
-        torch.sum(product, -1, out=found[start : start + step])
-    return found
+        torch.sum(product, -1, out=result[start : start + step])
+    return result
 
 
-def importance(grid: FeatureGrid) -> Tensor:
-    """How much each token matters [T,P]: the encoder's attention where the backbone gives it, else the token's
-    length.
-    """
-    return token_lengths(grid.values.flatten(1, 2)) if grid.saliency is None else grid.saliency.flatten(1).float()
-
-
-def token_lengths(values: Tensor) -> Tensor:
-    """Length of each token of frames [T,P,C]: [T,P] in float32."""
+def importance(grid: FeatureGrid, by_length: bool = False) -> Tensor:
+    """How much each token matters [T,P] in float32: the encoder's saliency where there is one, else its length."""
+    if grid.saliency is not None and not by_length:
+        return grid.saliency.flatten(1).float()
+    values = grid.values.flatten(1, 2)
     return torch.cat([frames.float().norm(dim=-1) for frames in values.split(frames_at_once(values))])
 
 
 def frames_at_once(values: Tensor) -> int:
-    """How many frames of [T,P,C] to work on at once, in float32 and with all pairs of a frame's places."""
+    """How many frames of [T,P,C] to process together, in float32 and with all pairs of a frame's tokens."""
     places, width = values.shape[1:]
     return at_once(4 * places * max(places, width), values.device)
 
@@ -124,7 +128,7 @@ class GridCompressor(TokenCompressor):
     """
 
     nominal: ClassVar[bool] = False
-    """Whether the budget is only aimed at, since the method's own rules decide."""
+    """Whether the method's own rules decide, so that the budget may be missed."""
 
     def __init__(self, keep: float | None = None, tokens: int | None = None, frames_per_segment: int = 4) -> None:
         super().__init__()
@@ -132,7 +136,7 @@ class GridCompressor(TokenCompressor):
         self.frames_per_segment = frames_per_segment
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
-        """Few tokens for one grid; `source` indexes its T*H*W places."""
+        """Compress one grid; `source` indexes its T*H*W patches."""
         raise NotImplementedError(f"{type(self).__name__} overrides neither `compress` nor `forward`.")
 
     def one(self, video: VideoFeatures) -> VideoTokens:
@@ -153,20 +157,20 @@ class GridCompressor(TokenCompressor):
                 )
         return self.allowed.split([grid.tokens for grid in video.projected])
 
-    def frames(self, grid: FeatureGrid) -> Tensor:
-        """The segment of each of the T frames of a grid: [T]."""
-        return segment_of_frame(len(grid.values), self.frames_per_segment, grid.values.device)
-
     def with_values(self, tokens: VideoTokens, values: Tensor) -> VideoTokens:
-        """Kept tokens that took in others: the same places, other values [N,C]."""
+        """Kept tokens with other values [N,C], such as the means of merged ones."""
         return replace(tokens, values=values.to(tokens.values.dtype))
 
+    def whole(self, grid: FeatureGrid) -> VideoTokens:
+        """All tokens of a grid."""
+        return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+
     def taken(self, grid: FeatureGrid, source: Tensor, anchor: Tensor | None = None) -> VideoTokens:
-        """The tokens of a grid at flat places `source` [N] (ascending), with everything that travels with them."""
-        places = grid.values.shape[1] * grid.values.shape[2]
+        """The tokens of a grid at flat indices `source` [N] (ascending), with their side features."""
+        places = grid.values.shape[1:3].numel()
         return VideoTokens(
             grid.values.flatten(0, 2)[source],
-            self.frames(grid)[source // places],
+            segment_of_frame(grid.values, self.frames_per_segment)[source // places],
             source,
             anchor,
             tuple(side.flatten(0, 2)[source] for side in grid.extra),
@@ -174,8 +178,8 @@ class GridCompressor(TokenCompressor):
 
 
 class SaliencyCompressor(GridCompressor):
-    """A compressor that goes by what the encoder attends to, where the backbone tells it; with `variant` "released"
-    by the length of a token alone.
+    """A compressor that selects by the encoder's saliency; by the tokens' lengths where the backbone has none, and with
+    `variant` "released".
     """
 
     needs = frozenset({"projected", "saliency"})
@@ -188,16 +192,14 @@ class SaliencyCompressor(GridCompressor):
 
     def token_saliency(self, grid: FeatureGrid) -> Tensor:
         """How much each token matters: [T,P]."""
-        return token_lengths(grid.values.flatten(1, 2)) if self.variant == "released" else importance(grid)
+        return importance(grid, by_length=self.variant == "released")
 
 
 def joined(parts: list[VideoTokens], video: VideoFeatures) -> VideoTokens:
     """Tokens of a video's streams one after the other; `source` counts on through the streams."""
     if len(parts) == 1:
         return parts[0]
-    before = [0]
-    for grid in video.projected[:-1]:
-        before.append(before[-1] + grid.tokens)
+    before = accumulate((grid.tokens for grid in video.projected[:-1]), initial=0)
     known = [part.source + n for part, n in zip(parts, before, strict=True) if part.source is not None]
     anchors = [part.anchor for part in parts if part.anchor is not None]
     return VideoTokens(
@@ -210,14 +212,14 @@ def joined(parts: list[VideoTokens], video: VideoFeatures) -> VideoTokens:
 
 
 class Selector(GridCompressor):
-    """Keeps each frame's best tokens. A member says which are good: `score`; and may say how many of each frame."""
+    """Keeps each frame's best tokens. A member implements `score`, and may override how many are kept of each frame."""
 
     @abstractmethod
     def score(self, grid: FeatureGrid) -> Tensor:
         """How good each token is: [T,P], higher is kept."""
 
     def counts(self, grid: FeatureGrid, score: Tensor, budget: Budget) -> Tensor:
-        """How many tokens of each frame are kept: [T] int; the same for all, unless a member knows better."""
+        """How many tokens of each frame are kept: [T] int; by default the same for all."""
         frames, places = score.shape
         return spread_evenly(budget.of(grid.tokens), frames, places, score.device)
 

@@ -1,7 +1,4 @@
-"""Several compressors one after the other.
-
-Letters: T frames, H W patch grid, N tokens kept.
-"""
+"""Several compressors one after the other. Letters: T frames, H W patch grid, N tokens kept."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +16,9 @@ from langdc.types import Compressed, Context, FeatureGrid, LanguageWork, VideoFe
 class Chain(TokenCompressor):
     """Compress with each of `members` in turn: `chain([{"name": "dpselect", "keep": 0.5}, {"name": "vidcom2", ...}])`.
 
-    What a member hands on has to be a grid again: every member but the last keeps whole frames, or the same number of
-    tokens of each, in which case the next one sees frames of one row. `source` counts in the first grid; anchors are
-    those of the first member that sets any. After a last member that merges, segments count in the frames it was given.
+    What a member passes on must be a grid again: every member but the last keeps whole frames, or the same number of
+    tokens of each, which the next one gets as frames of one row. `source` indexes the first grid; anchors are those of
+    the first member that sets any. After a last member that merges, segments count the frames that it was given.
     """
 
     def __init__(
@@ -50,19 +47,19 @@ class Chain(TokenCompressor):
         tokens: list[VideoTokens] = []
         for index, member in enumerate(self.members):
             given = self._context(index, context)
-            before = [as_grid(kept, video) for kept, video in zip(tokens, videos, strict=True)] if index else videos
+            before = list(map(_as_grid, tokens, videos)) if index else videos
             results.append(member(before, given))
             if "tokens" not in given.wanted:
                 tokens = []
                 break
             after = results[-1].tokens
-            tokens = [_through(*pair) for pair in zip(tokens, after, strict=True)] if index else after
+            tokens = list(map(_through, tokens, after)) if index else after
         losses = {name: loss for result in results for name, loss in result.losses.items()}
         ids = next((result.ids for result in results if result.ids is not None), None)
         return Compressed(tokens, losses, ids, results[0].states, _all_work(results))
 
     def _context(self, index: int, context: Context) -> Context:
-        """What a member is told: all but the last make tokens for the next one; states are those of the first."""
+        """The context of a member: all but the last make tokens for the next one; states are those of the first."""
         wanted, targets = context.wanted, context.targets
         if index + 1 < len(self.members) and wanted != {"states"}:
             wanted = wanted | {"tokens"}
@@ -72,21 +69,21 @@ class Chain(TokenCompressor):
         return replace(context, wanted=wanted, targets=targets)
 
     def frozen_identity(self, context: Context) -> str | None:
-        first: Any = self.members[0]
-        return first.frozen_identity(context)
+        return self._all[0].frozen_identity(context)
 
     def text(self, ids: Tensor) -> str:
-        members: list[Any] = list(self.members)
-        writers = [member for member in members if type(member).text is not TokenCompressor.text]
+        writers = [member for member in self._all if type(member).text is not TokenCompressor.text]
         return writers[0].text(ids) if writers else super().text(ids)
 
     def loss_counts(self, targets: Mapping[str, Any]) -> Mapping[str, int]:
-        members: list[Any] = list(self.members)
-        return {name: count for member in members for name, count in member.loss_counts(targets).items()}
+        return {name: count for member in self._all for name, count in member.loss_counts(targets).items()}
 
     def targets(self, record: Any) -> Mapping[str, Any]:
-        members: list[Any] = list(self.members)
-        return {name: target for member in members for name, target in member.targets(record).items()}
+        return {name: target for member in self._all for name, target in member.targets(record).items()}
+
+    @property
+    def _all(self) -> list[Any]:
+        return list(self.members)
 
 
 def _all_work(results: list[Compressed]) -> list[list[LanguageWork]] | None:
@@ -95,15 +92,15 @@ def _all_work(results: list[Compressed]) -> list[list[LanguageWork]] | None:
     return [[part for work in per_video for part in work] for per_video in zip(*known, strict=True)] if known else None
 
 
-def _through(found: VideoTokens, then: VideoTokens) -> VideoTokens:
-    """What is left of `found` after a member that kept or made `then` of it."""
+def _through(before: VideoTokens, then: VideoTokens) -> VideoTokens:
+    """The tokens `then` that a member kept or made of `before`, with `source` and segments of the first grid."""
     if then.source is None:
         return then
-    left = replace(found.take(then.source), values=then.values, extra=then.extra)
+    left = replace(before.take(then.source), values=then.values, extra=then.extra)
     return left if left.anchor is not None else replace(left, anchor=then.anchor)
 
 
-def as_grid(tokens: VideoTokens, video: VideoFeatures) -> VideoFeatures:
+def _as_grid(tokens: VideoTokens, video: VideoFeatures) -> VideoFeatures:
     """Kept tokens as a video again; ValueError unless each frame that is left has as many."""
     if len(video.projected) != 1 or tokens.source is None:
         raise ValueError("A chain goes through one stream of kept tokens; merged ones or two streams have no frames.")
@@ -115,8 +112,8 @@ def as_grid(tokens: VideoTokens, video: VideoFeatures) -> VideoFeatures:
             f"After this member frames have between {int(counts.min())} and {int(counts.max())} tokens; the next "
             "member of a chain needs the same number of each. Put it first, or last."
         )
-    whole = int(counts[0]) == height * width
-    shape = (len(kept), height, width) if whole else (len(kept), 1, int(counts[0]))
+    size = int(counts[0])
+    shape = (len(kept), height, width) if size == height * width else (len(kept), 1, size)
     saliency = video.projected[0].saliency
     grid = FeatureGrid(
         tokens.values.unflatten(0, shape),

@@ -11,22 +11,21 @@ from langdc.compressors.base import best_of_each
 
 
 def distances(values: Tensor) -> Tensor:
-    """Euclidean distances within each group [B,P,C], per square root of the width: [B,P,P], in float32."""
+    """Euclidean distances within each group [B,P,C] divided by sqrt(C): [B,P,P], in float32."""
     values = values.float()
     apart = torch.cdist(values, values) / values.shape[-1] ** 0.5
-    apart.diagonal(dim1=1, dim2=2).zero_()  # which the fast way to compute them misses by rounding
+    apart.diagonal(dim1=1, dim2=2).zero_()  # cdist rounds there
     return apart
 
 
 def peaks(apart: Tensor, among: Tensor, count: Tensor, neighbours: Tensor, as_topk: bool = False) -> Tensor:
     """The `count` [B] best centres of each group as a mask [B,P]: dense, and far from anything denser.
 
-    `apart` [B,P,P] are distances, `among` [B,P] says who takes part, `neighbours` [B] how many of the nearest (itself
-    among them) make the density. Of equals the earlier wins; with `as_topk` whichever torch.topk gives, as upstream.
+    `apart` [B,P,P]: distances; `among` [B,P]: the candidates; `neighbours` [B]: how many of the nearest, itself
+    included, make the density. Of equals the earlier wins; with `as_topk` whichever torch.topk gives, as upstream.
     """
     nobody = ~among[:, None, :]
-    most = min(int(neighbours.max()), apart.shape[-1])
-    nearest = apart.masked_fill(nobody, torch.inf).topk(most, dim=-1, largest=False).values
+    nearest = apart.masked_fill(nobody, torch.inf).topk(min(int(neighbours.max()), apart.shape[-1]), -1, False).values
     counted = (torch.arange(nearest.shape[-1], device=apart.device) < neighbours[:, None])[:, None] & nearest.isfinite()
     squares = torch.where(counted, nearest, 0.0).square().sum(-1) / counted.sum(-1).clamp(min=1)
     density = (-squares).exp()
@@ -39,7 +38,7 @@ def peaks(apart: Tensor, among: Tensor, count: Tensor, neighbours: Tensor, as_to
 
 
 def _by_topk(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
-    """The `count` best of those who take part, each group as torch.topk orders them when it sees no others."""
+    """The `count` best candidates, each group as torch.topk orders them when it is given no others."""
     chosen = torch.zeros_like(among)
     kinds = torch.stack([among.sum(1), count], 1)
     for size, wanted in kinds.unique(dim=0).tolist():
@@ -51,32 +50,29 @@ def _by_topk(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
 
 
 def listed(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The places of true entries of each row [B,P], padded to the same number K, and which are real: [B,K] twice."""
-    most = int(mask.sum(1).max())
-    order = mask.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+    """The indices of true entries of each row [B,P], padded to the same number K, and which are real: [B,K] twice."""
+    order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
     return order, mask.gather(1, order)
 
 
 def sums(values: Tensor, place: Tensor, nearest: Tensor, joining: Tensor) -> tuple[Tensor, Tensor]:
-    """Of groups [B,P,C], the sum of the tokens `joining` [B,P] whose `nearest` [B,P] is each `place` [B,K]: [B,K,C] in
-    float32; and how many they are: [B,K].
+    """Sums [B,K,C] in float32 of the tokens `joining` [B,P] of groups [B,P,C] whose `nearest` [B,P] is each `place`
+    [B,K], and their numbers [B,K].
     """
     weight = ((nearest[:, None] == place[..., None]) & joining[:, None]).float()
     return weight @ values.float(), weight.sum(-1)
 
 
 def mixed(own: Tensor, total: Tensor, number: Tensor, share: Tensor | float) -> Tensor:
-    """`share` of centres `own` [...,C], the rest the mean of a `number` [...] of others with sum `total` [...,C]; a
-    centre without others as it is.
+    """`share` of centres `own` [...,C] plus 1 - `share` of the mean of `number` [...] others with sum `total` [...,C];
+    a centre without others is unchanged.
     """
     number = number[..., None]
     return torch.where(number > 0, share * own + (1 - share) * total / number.clamp(min=1), own)
 
 
 def merged(values: Tensor, apart: Tensor, among: Tensor, centres: Tensor, share: float) -> Tensor:
-    """The centres of groups [B,P,C] in their order, with what is nearest: `share` of a centre, the rest the others'
-    mean: [K,C] in float32.
-    """
+    """The centres of groups [B,P,C] in their order, each mixed with the tokens nearest to it: [K,C] in float32."""
     place, real = listed(centres)
     nearest = apart.masked_fill(~centres[:, None, :], torch.inf).argmin(-1)
     total, number = sums(values, place, nearest, among & ~centres)

@@ -1,31 +1,33 @@
-"""DPSelect: keep the frames, or of each place the moments, at which the picture changes most.
-
-Letters: T frames, P = H*W places of a frame, C width, N tokens kept.
-Source: ReTaKe (arXiv 2412.20504), section 3.2.
+"""DPSelect: keep the frames, or of each patch the times, at which the features change most. Letters: T frames, P = H*W
+places of a frame, C width, N tokens kept. Source: ReTaKe (arXiv 2412.20504), section 3.2.
 """
-
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from langdc.compressors.base import Budget, GridCompressor, best_places, compressors, cosine, importance, whole_frames
+from langdc.compressors.base import (
+    Budget,
+    GridCompressor,
+    Per,
+    Variant,
+    best_places,
+    compressors,
+    cosine,
+    importance,
+    whole_frames,
+)
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
-
-Per = Literal["frame", "patch"]
-Variant = Literal["fixed", "released"]
 
 
 @compressors.register("dpselect")
 class DPSelect(GridCompressor):
-    """Keep what differs from the moment before; local peaks of that difference first, then the largest rest.
+    """Keep what differs from the frame before; local peaks of that difference first, then the largest of the rest.
 
-    `per="frame"` keeps whole frames by the mean difference over their places; `per="patch"` lets each place keep its
-    own moments. The peaks become anchors: PivotKV never evicts them, and with keep=1 nothing is dropped and anchors are
-    all this does, as in ReTaKe. `window`: how many frames a peak must top, centred on it. The first frame always counts
-    as different.
+    `per="frame"` keeps whole frames by their mean difference; `per="patch"` lets each patch keep frames of its own. The
+    peaks become anchors, which PivotKV never evicts; with keep=1 nothing else is done, as in ReTaKe. `window`: how many
+    frames a peak must exceed, centred on it. The first frame counts as different.
     `variant`: "fixed", the default, rounds the budget down to whole frames; where it is less than one, what one frame
     would keep is cut down to the tokens that matter most to the encoder. "released" keeps max(1, round(keep * frames))
     frames, as the released code does, which may be more than the budget.
@@ -34,27 +36,21 @@ class DPSelect(GridCompressor):
     paper = "ReTaKe, arXiv 2412.20504"
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        per: Per = "frame",
-        window: int = 3,
-        variant: Variant = "fixed",
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, per: Per = "frame", window: int = 3,
+        variant: Variant = "fixed", frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         super().__init__(keep, tokens, frames_per_segment)
         check_choice("dpselect per", per, Per)
         check_choice("dpselect variant", variant, Variant)
         if window < 1:
             raise ValueError(f"dpselect window {window}; a peak must top at least itself: 1 or more frames.")
-        self.per, self.variant = per, variant
-        self.window = window
+        self.per, self.variant, self.window = per, variant, window
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         values = grid.values.flatten(1, 2)
         frames, places = values.shape[:2]
         change = self.change(values)
-        peaks = find_peaks(change, self.window)
+        peaks = _local_peaks(change, self.window)
         wanted = budget.of(grid.tokens)
         count = whole_frames(budget, frames, places, self.variant)
         kept = (change + 2 * peaks).topk(count, dim=0).indices  # a difference is at most 2: peaks come first
@@ -71,8 +67,8 @@ class DPSelect(GridCompressor):
         return change if self.per == "patch" else change.mean(1, keepdim=True)
 
 
-def find_peaks(change: Tensor, window: int) -> Tensor:
-    """Where a series [T,n] tops all within a window centred there: [T,n] bool. Even windows reach one further back."""
+def _local_peaks(change: Tensor, window: int) -> Tensor:
+    """Local maxima of series [T,n] within centred windows: [T,n] bool. Even windows reach one frame further back."""
     _, best = F.max_pool1d_with_indices(change.T[None], [window], stride=[1], padding=[window // 2])
     best = best[0, :, : len(change)].T
     return best == torch.arange(len(change), device=change.device)[:, None]

@@ -1,30 +1,25 @@
-"""DyCoke's first stage: of every four frames one stays whole, the others keep what is new in them.
-
-Letters: T frames, P = H*W places of a frame.
-Source: DyCoke (arXiv 2411.15024), section 3.2, and its released code.
+"""DyCoke's first stage: one frame of four is kept whole, the others keep what is new in them. Letters: T frames, P =
+H*W places of a frame. Source: DyCoke (arXiv 2411.15024), section 3.2, and its released code.
 """
-
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from langdc.compressors.base import Budget, Selector, compressors, cosine, spread_evenly
+from langdc.compressors.base import Budget, Selector, Variant, compressors, cosine, spread_evenly
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid
 
-Variant = Literal["fixed", "released"]
 GROUP = 4
 BACK = {1: 1, 2: 2, 3: 1}
-"""How many frames back each of a group is compared with; the first stays whole."""
+"""How many frames back each frame of a group is compared; the first is kept whole."""
 
 
 @compressors.register("dycoke")
 class DyCoke(Selector):
     """Keep every fourth frame whole; of the frames between, the tokens least like those before at the same place.
 
-    The second and third frame of a group are compared with its first, the fourth with the third. Every fourth frame is
-    never thinned out, so that not much less than a quarter can be kept; a smaller budget is not met.
+    The second and third frame of a group are compared with its first, the fourth with the third. A budget below one
+    quarter is not met.
     `variant`: "released" reads `keep` as the share of the frames between alone, drops the last frame of an odd number,
     and leaves the third frame of the last group whole; `merging_ratio` is its name for 1 - keep. "fixed", the default,
     has none of that: `keep` counts all tokens.
@@ -34,13 +29,9 @@ class DyCoke(Selector):
     paper = "arXiv 2411.15024"
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        variant: Variant = "fixed",
-        merging_ratio: float | None = None,
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
+        merging_ratio: float | None = None, frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         super().__init__(keep, tokens, frames_per_segment)
         check_choice("dycoke variant", variant, Variant)
         if merging_ratio is not None and (variant != "released" or not 0 <= merging_ratio <= 1):

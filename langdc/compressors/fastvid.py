@@ -1,23 +1,21 @@
-"""FastVID: cut the video where it changes, keep each still stretch once: its salient tokens and merged contexts.
+"""FastVID: cut the video where it changes; keep each still stretch once, as salient tokens and merged contexts.
 
 Letters: T frames, P = H*W places of a frame, C width, G segments, L frames of a segment, K centres.
 Source: FastVID (arXiv 2503.11187), sections 3.2-3.4, and its release for Qwen models beside VidCom2's.
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from langdc.compressors.base import Budget, SaliencyCompressor, best_of_each, compressors, frames_at_once
+from langdc.compressors.base import Budget, SaliencyCompressor, Variant, best_of_each, compressors, frames_at_once
 from langdc.compressors.clustering import distances, listed, mixed, peaks
 from langdc.devices import at_once
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
-Variant = Literal["fixed", "released"]
 NEIGHBOURS = 4
 
 
@@ -25,31 +23,23 @@ NEIGHBOURS = 4
 class FastVID(SaliencyCompressor):
     """Cut where frames change; within a segment, only frames before a smaller change keep tokens.
 
-    The `segments` - 1 largest changes are cuts, and every similarity of frames below `change`. Within a segment, a
-    stretch whose frames are at least `still` alike is kept at its last frame. The part `context` of the kept tokens are
-    density peaks of every `stride`-th stretch, counted from the end, that take in all tokens of the segment most like
-    them, at least the part `own` staying their own; the others are the salient ones. Salience is the encoder's
-    attention where the backbone gives it, else the length of a token, which the release takes always.
+    Cuts are the `segments` - 1 largest changes (DySeg's c) and every similarity of frames below `change` (tau). Within
+    a segment, a stretch whose frames are at least `still` similar is kept at its last frame. The fraction `context` of
+    the kept tokens are density peaks of every `stride`-th stretch (DTM's p), counted from the end; they are mixed with
+    the mean of the segment's tokens most similar to them, with a weight of at least `own` for themselves. The others
+    are the salient tokens. Still videos keep less than the budget.
     `variant`: "released" rounds what a frame keeps down to a whole number; "fixed", the default, rounds only a
-    segment's. The release's random tie-break is left out of both. Still videos keep less than the budget.
+    segment's. The release's random tie-break is left out of both.
     """
 
     nominal = True
     paper = "arXiv 2503.11187"
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        variant: Variant = "fixed",
-        segments: int = 8,
-        change: float = 0.84,
-        still: float = 0.99,
-        context: float = 0.5,
-        stride: int = 4,
-        own: float = 0.5,
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed", segments: int = 8,
+        change: float = 0.84, still: float = 0.99, context: float = 0.5, stride: int = 4, own: float = 0.5,
+        frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         check_choice("fastvid variant", variant, Variant)
         super().__init__(keep, tokens, variant, frames_per_segment)
         if segments < 1 or stride < 1 or not (0 <= context <= 1 and 0 <= own <= 1):
@@ -62,7 +52,7 @@ class FastVID(SaliencyCompressor):
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         if budget.covers(grid.tokens):
-            return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+            return self.whole(grid)
         values = grid.values.flatten(1, 2)
         segment, stretch = self.cuts(values)
         salient_count, context_count = self.plan(segment, stretch, values.shape[1], budget)
@@ -72,9 +62,9 @@ class FastVID(SaliencyCompressor):
         kept = (salient | centres).flatten()
         tokens = self.taken(grid, kept.nonzero()[:, 0])
         row = kept.cumsum(0) - 1
-        for bounds, having in _takers(segment, context_count, values):
-            place, found = self._take_in(values, bounds, salient, centres, having.to(values.device))
-            tokens.values[row[place]] = found.to(values.dtype)
+        for bounds, having in _batches(segment, context_count, values):
+            place, mixtures = self._merge(values, bounds, salient, centres, having.to(values.device))
+            tokens.values[row[place]] = mixtures.to(values.dtype)
         return tokens
 
     def cuts(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,13 +86,11 @@ class FastVID(SaliencyCompressor):
         last = torch.cat([stretch[1:] != stretch[:-1], torch.ones(1, dtype=torch.bool)])
         of = segment[last]  # the segment of each stretch
         inside = torch.bincount(of, minlength=len(lengths))  # stretches of each segment
-        first = inside.cumsum(0) - inside
-        order = torch.arange(len(of)) - first[of]
+        order = torch.arange(len(of)) - (inside.cumsum(0) - inside)[of]
         salient = _even(kept - contexts, inside, of, order)
         back = inside[of] - 1 - order
-        taking = back % self.stride == 0
-        turn = back // self.stride
-        centres = torch.where(taking, _even(contexts, -(-inside // self.stride), of, turn), 0)
+        even = _even(contexts, -(-inside // self.stride), of, back // self.stride)
+        centres = torch.where(back % self.stride == 0, even, 0)
         alone = lengths[of] == 1
         centres = torch.where(alone, centres, centres.clamp(max=places // 2))
         salient = torch.minimum(salient, torch.where(alone, torch.full_like(centres, places), places - centres))
@@ -129,13 +117,11 @@ class FastVID(SaliencyCompressor):
             found[some] = peaks(apart, among, count[some], neighbours, as_topk=self.variant == "released")
         return found
 
-    def _take_in(
+    def _merge(
         self, values: Tensor, segment: tuple[int, int], salient: Tensor, centres: Tensor, frames: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Where the centres of `frames` [F] are in values [T,P,C]: [n]; what they are with what they took in: [n,C].
-
-        Each took in, of the tokens of the `segment` (from a frame, to before another), those that it is most like of
-        the centres of its frame.
+        """Flat indices of the centres of `frames` [F] in values [T,P,C]: [n]; and what they are after merging: [n,C].
+        Each token of the `segment` (first frame, end) is merged into the centre of each frame that it is most like.
         """
         places, width = values.shape[1:]
         place, real = listed(centres[frames])
@@ -144,7 +130,7 @@ class FastVID(SaliencyCompressor):
         tokens, free, central = values.flatten(0, 1), ~salient.flatten(), centres.flatten()
         own = tokens[place.flatten()].float()
         direction = functional.normalize(own, dim=-1).T
-        slots = torch.arange(len(own) + 1, device=values.device)  # the last is for what no centre takes in
+        slots = torch.arange(len(own) + 1, device=values.device)  # the last is for what is not merged
         total, count = torch.zeros_like(own), torch.zeros(len(own), device=values.device)
         step, end = at_once(4 * max(len(own), width), values.device), segment[1] * places
         for start in range(segment[0] * places, end, step):
@@ -159,27 +145,21 @@ class FastVID(SaliencyCompressor):
             total += functional.embedding_bag(order // len(frames), block, begins, mode="sum")[:-1]
             count += begins.diff()
         share = (1 / (count + 1)).clamp(min=self.own)[:, None]
-        found = mixed(own, total, count, share).unflatten(0, place.shape)
-        return place[real], found[real]
+        return place[real], mixed(own, total, count, share).unflatten(0, place.shape)[real]
 
 
-def _bounds(segment: Tensor) -> list[tuple[int, int]]:
-    """From which frame to before which other each segment goes; the segment of each of T frames given."""
+def _batches(segment: Tensor, count: Tensor, values: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """Bounds of each segment, and frames [F] of it to process together: those with centres, `count` [T]."""
+    step = at_once(4 * max(1, int(count.max())) * values.shape[2], values.device)
     lengths = torch.bincount(segment)
     ends = lengths.cumsum(0)
-    return list(zip((ends - lengths).tolist(), ends.tolist(), strict=True))
-
-
-def _takers(segment: Tensor, count: Tensor, values: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """Segments and which of their frames take in tokens at once, in turn; of [T,P,C] with `count` [T] centres each."""
-    step = at_once(4 * max(1, int(count.max())) * values.shape[2], values.device)
-    for start, end in _bounds(segment):
+    for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True):
         having = start + count[start:end].nonzero()[:, 0]
         for some in having.split(step) if len(having) else ():
             yield (start, end), some
 
 
 def _even(total: Tensor, parts: Tensor, of: Tensor, order: Tensor) -> Tensor:
-    """What the `order`-th of a segment's `parts` gets of its `total`, the first ones one more: per stretch."""
+    """Share of each stretch, the `order`-th of its segment's `parts`, in the segment's `total`; remainders go first."""
     each = total // parts
     return each[of] + (order < (total - each * parts)[of])

@@ -1,4 +1,4 @@
-"""HoliTom outside the language model: what stays still in a window is kept once, the rest thinned out by frame.
+"""HoliTom outside the language model: what is still in a window is kept once, the rest is selected by frame.
 
 Letters: T frames, P = H*W places of a frame, C width, W windows.
 Source: HoliTom (arXiv 2505.21334), sections 3.2-3.3, and its release for Qwen models beside VidCom2's.
@@ -6,7 +6,6 @@ Source: HoliTom (arXiv 2505.21334), sections 3.2-3.3, and its release for Qwen m
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from langdc.compressors.base import (
     Budget,
     SaliencyCompressor,
+    Variant,
     apportioned,
     best_of_each,
     compressors,
@@ -25,37 +25,27 @@ from langdc.compressors.clustering import distances, merged, peaks
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
-Variant = Literal["fixed", "released"]
-
 
 @compressors.register("holitom_outer")
 class HoliTomOuter(SaliencyCompressor):
-    """Cut the video into windows such that most can be said once; keep still places once per window, as their mean.
+    """Cut the video into windows that have the most still patches; keep those once per window, as their mean.
 
-    A place is still in a window while its token is more than `still` like the one before; windows of at most
-    `max_window` frames are those with the most tokens to save. What remains is thinned to the budget: of still places
-    density peaks (from `neighbours`) that take in the others, `own` being the part of themselves that they keep; of the
-    other tokens of a frame the salient ones, and the part `context` as density peaks. Salience is the encoder's
-    attention where the backbone gives it, else the length of a token, which the release takes always.
-    `variant`: "released" rounds up in every frame, so that more is kept than asked, and says evenly spread places for
-    what it kept; "fixed", the default, meets the budget and says true places, in their order. The release's random
-    tie-break is left out of both. Only the part before the language model; the one inside is another kind of method.
+    A patch is still while its similarity to the one before is above `still`; a window has at most `max_window` frames.
+    The rest is cut to the budget: of still patches, density peaks (from `neighbours`) mixed with the others, with the
+    weight `own` for themselves; of a frame's other tokens the salient ones and, as the fraction `context`, density
+    peaks. The part of the method that works inside the language model is left out.
+    `variant`: "released" rounds up in every frame, so that more is kept than asked, and gives evenly spread positions
+    to what it kept; "fixed", the default, meets the budget with true positions, in their order. The release's random
+    tie-break is left out of both.
     """
 
     paper = "arXiv 2505.21334"
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        variant: Variant = "fixed",
-        still: float = 0.8,
-        own: float = 0.6,
-        context: float = 0.0,
-        neighbours: int = 7,
-        max_window: int = 1024,
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed", still: float = 0.8,
+        own: float = 0.6, context: float = 0.0, neighbours: int = 7, max_window: int = 1024,
+        frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         check_choice("holitom_outer variant", variant, Variant)
         super().__init__(keep, tokens, variant, frames_per_segment)
         if max_window < 1 or neighbours < 1 or not (0 <= own <= 1 and 0 <= context <= 1):
@@ -68,7 +58,7 @@ class HoliTomOuter(SaliencyCompressor):
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         if self.variant == "fixed" and budget.covers(grid.tokens):
-            return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+            return self.whole(grid)
         values = grid.values.flatten(1, 2)
         window, still = self.windows(values)
         sizes = torch.cat([still.sum(1), (~still).sum(1)[window]])
@@ -96,7 +86,7 @@ class HoliTomOuter(SaliencyCompressor):
         return window, (moves == 0) & longer[:, None]
 
     def _counts(self, sizes: Tensor, windows: int, budget: Budget, total: int) -> Tensor:
-        """How many of each window's still places, then of each frame's other tokens, are kept."""
+        """How many of each window's still patches, then of each frame's other tokens, are kept: [W+T]."""
         if self.variant == "fixed":
             wanted = min(budget.of(total), int(sizes.sum()))
             return apportioned(sizes.double() * wanted / sizes.sum(), wanted, sizes)
@@ -108,8 +98,8 @@ class HoliTomOuter(SaliencyCompressor):
     def _thinned(
         self, values: Callable[[Tensor], Tensor], among: Tensor, count: Tensor, step: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Density peaks of B groups, `count` [B] each, as a mask [B,P]; and in their order, in parts [n,C], what they
-        are with what they took in. `values` gives [b,P,C] for `step` groups [b].
+        """Density peaks of B groups, `count` [B] each, as a mask [B,P]; and their merged values, in parts [n,C].
+        `values` gives [b,P,C] for `step` groups [b].
         """
         kept, parts = torch.zeros_like(among), []
         having = count.nonzero()[:, 0]
@@ -123,17 +113,17 @@ class HoliTomOuter(SaliencyCompressor):
         return kept, parts
 
     def _tokens(
-        self, grid: FeatureGrid, window: Tensor, kinds: tuple[Tensor, Tensor, Tensor], merged: list[Tensor]
+        self, grid: FeatureGrid, window: Tensor, masks: tuple[Tensor, Tensor, Tensor], merged: list[Tensor]
     ) -> VideoTokens:
-        """Tokens in the order of their places; as released in the order of windows, frames and kinds.
+        """Tokens in the order of their positions; as released in the order of windows, frames and masks.
 
-        `kinds` are masks of the salient tokens [T,P], the density peaks [T,P], and what windows show once [W,P];
-        `merged` what those of the latter two are, in parts.
+        `masks`: the salient tokens [T,P], the density peaks [T,P], and what is still in windows [W,P]; `merged`: values
+        of the latter two, in parts.
         """
-        dominant, centres, once = kinds
+        dominant, centres, once = masks
         frames, places = dominant.shape
         first = torch.searchsorted(window, torch.arange(len(once), device=window.device))
-        parts = []  # for each kind: where it stands, and its place in the order of the release
+        parts = []  # for each mask: flat indices, and ranks in the order of the release
         for number, mask in enumerate((dominant, centres)):
             frame, place = mask.nonzero().unbind(1)
             parts.append((frame * places + place, ((2 * window[frame] + 1) * frames + frame) * 2 + number))
@@ -161,7 +151,7 @@ def _means(values: Tensor, window: Tensor, some: Tensor) -> Tensor:
 
 
 def _run_ends(alike: Tensor) -> Tensor:
-    """For each frame and place, the last frame that is reached without a change: [T,P], from `alike` [T-1,P]."""
+    """For each frame and patch, the last frame that is reached without a change: [T,P], from `alike` [T-1,P]."""
     steps = len(alike)
     order = torch.arange(steps, device=alike.device)[:, None].expand_as(alike)
     stops = torch.where(alike, steps, order)
@@ -169,20 +159,19 @@ def _run_ends(alike: Tensor) -> Tensor:
     return ends.flip(0).cummin(0).values.flip(0)
 
 
-def _best_ends(run_ends: Tensor, most: int) -> list[int]:
-    """The last frames of the windows that save most tokens: a still place saves all but one of a window's frames.
-
-    Dynamic programming over frames, which is sequential; on the CPU, with all windows that end at a frame at once.
+def _best_ends(run_ends: Tensor, max_frames: int) -> list[int]:
+    """The last frames of the windows that save the most tokens: a still patch saves all but one of a window's frames.
+    Dynamic programming over frames, on the CPU, with all windows that end at a frame together.
     """
     frames = len(run_ends)
     start = torch.arange(frames, device=run_ends.device)[:, None]
     reached = torch.bincount((start * frames + run_ends).flatten(), minlength=frames * frames).unflatten(
-        0, (frames, -1)
+        0, (-1, frames)
     )
-    still = reached.flip(1).cumsum(1).flip(1).cpu().numpy()  # places still from a frame (row) to another (column)
+    still = reached.flip(1).cumsum(1).flip(1).cpu().numpy()  # patches still from a frame (row) to another (column)
     best, begin = np.zeros(frames + 1), np.zeros(frames, dtype=int)
     for end in range(frames):
-        starts = np.arange(end, max(-1, end - most), -1)  # of equal windows the shortest wins
+        starts = np.arange(end, max(-1, end - max_frames), -1)  # of equal windows the shortest wins
         saved = best[starts] + still[starts, end] * (end - starts)
         choice = int(saved.argmax())
         best[end + 1], begin[end] = saved[choice], starts[choice]

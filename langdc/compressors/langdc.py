@@ -1,4 +1,4 @@
-"""LangDC: each segment's caption, read as hidden states of a captioner, stands for the segment.
+"""LangDC: each segment is represented by the hidden states with which a captioner reads its caption.
 
 Letters: T frames, H W patch grid, C encoder width, Z captioner width, D backbone width, S segments, N tokens.
 Source: LangDC (arXiv 2509.00969), section 4; "CapPruner" there is the captioner, "BasePruner" the base.
@@ -9,26 +9,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from langdc.captioner import Captioner, SoftToken
-from langdc.compressors.base import compressors, encoder_values
+from langdc.compressors.base import compressors, encoder_values, segment_length
 from langdc.hashing import module_hash, text_hash
 from langdc.interfaces import TokenCompressor
 from langdc.projectors import Vectors, average_pool, build_projector, project_ragged
 from langdc.sources import Source
-from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
+from langdc.types import Compressed, Context, LanguageWork, VideoFeatures, VideoTokens
 
 Item = TypeVar("Item")
 
 
 @compressors.register("langdc")
 class LangDC(TokenCompressor):
-    """Caption every segment and hand the language model the states of the caption tokens.
+    """Caption every segment; its tokens are the projected states of the caption's tokens.
 
     `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone. `pool`: side per
     stream of the captioner's visual tokens (12 and 8 at full size: 832 per segment; 0 leaves a stream out).
@@ -38,8 +39,8 @@ class LangDC(TokenCompressor):
     segments.
 
     With soft_token="released" all segments of a video take as many positions as the longest one, as in the authors'
-    code: padding follows the others, which the prompt does not attend to, but the reply does. Captions written in the
-    dual form have no padding there, and lose their last state where none would follow.
+    code: the others are padded; the prompt does not attend to padding, the reply does. Captions written in the dual
+    form have no padding there, and lose their last state where no padding would follow.
 
     States come from `Context.targets["states"]`, else from `Context.targets["captions"]` (ids [n] of each segment, per
     video; None for a blank video), else from captions that are written greedily. The loss "caption", in nats summed
@@ -50,43 +51,26 @@ class LangDC(TokenCompressor):
     paper = "arXiv 2509.00969"
 
     def __init__(
-        self,
-        width: int,
-        streams: dict[str, int],
-        captioner: Source,
-        prompt: str,
-        layer: int,
-        pool: list[int],
-        soft_token: SoftToken = "at",
-        max_soft_tokens: int = 128,
-        captioner_tokenizer: str | None = None,
-        projector: str = "mlp2x_gelu",
-        post_projector: str = "linear",
-        base: dict | None = None,
-        segment_marker: bool = False,
-        max_segments: int = 64,
-        frames_per_segment: int = 4,
-        attention: str = "sdpa",
-    ) -> None:
+        self, width: int, streams: dict[str, int], captioner: Source, prompt: str, layer: int, pool: list[int],
+        soft_token: SoftToken = "at", max_soft_tokens: int = 128, captioner_tokenizer: str | None = None,
+        projector: str = "mlp2x_gelu", post_projector: str = "linear", base: dict | None = None,
+        segment_marker: bool = False, max_segments: int = 64, frames_per_segment: int = 4, attention: str = "sdpa"
+    ) -> None:  # fmt: skip
         super().__init__()
         if len(pool) != len(streams):
             raise ValueError(f"pool has {len(pool)} sides, the backbone has the streams {', '.join(streams)}.")
         if not any(pool):
             raise ValueError(f"pool is {pool}, which leaves every stream out; give a positive side, such as [12, 8].")
-        self.pool = dict(zip(streams, pool, strict=True))
-        self.frames_per_segment = frames_per_segment
-        self.captioner = Captioner(
-            captioner, prompt, layer, soft_token, max_soft_tokens, captioner_tokenizer, attention
-        )
-        self.projectors = nn.ModuleDict(
-            {name: build_projector(projector, wide, self.captioner.width) for name, wide in streams.items()}
-        )
+        self.pool, self.frames_per_segment = dict(zip(streams, pool, strict=True)), frames_per_segment
+        settings = (prompt, layer, soft_token, max_soft_tokens, captioner_tokenizer, attention)
+        self.captioner = Captioner(captioner, *settings)
+        inner = self.captioner.width
+        self.projectors = nn.ModuleDict({n: build_projector(projector, wide, inner) for n, wide in streams.items()})
         self.post_projector = build_projector(post_projector, self.captioner.width, width)
         self.segment_marker = Vectors(max_segments, width) if segment_marker else None
         self.base = compressors.build(**base) if base is not None else None
         of_base = self.base.needs if self.base is not None else frozenset()
-        self.needs = frozenset({"encoder"}) | of_base
-        self.needs_with_states = of_base
+        self.needs, self.needs_with_states = of_base | {"encoder"}, of_base
 
     def visual(self, videos: list[VideoFeatures]) -> list[Tensor]:
         """The captioner's visual tokens of every segment: per segment, all frames of each stream in turn [n,Z]."""
@@ -96,12 +80,15 @@ class LangDC(TokenCompressor):
                 continue
             projected = project_ragged(projector, encoder_values(videos, name))
             pooled = [average_pool(grid, self.pool[name]).flatten(1, 2) for grid in projected]
-            streams.append([part.flatten(0, 1) for video in pooled for part in video.split(self.frames_per_segment)])
+            steps = [segment_length(video, self.frames_per_segment) for video in videos]
+            segments = chain.from_iterable(map(Tensor.split, pooled, steps))
+            streams.append([part.flatten(0, 1) for part in segments])
         return [torch.cat(parts) for parts in zip(*streams, strict=True)]
 
     def segments(self, video: VideoFeatures) -> int:
         """S of a video."""
-        return -(-len(encoder_values([video], next(iter(self.projectors)))[0]) // self.frames_per_segment)
+        steps = len(encoder_values([video], next(iter(self.projectors)))[0])
+        return -(-steps // segment_length(video, self.frames_per_segment))
 
     def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
         if not context.wanted & {"tokens", "states", *self._learnable()}:
@@ -131,27 +118,19 @@ class LangDC(TokenCompressor):
         return self.captioner.decode(ids)
 
     def frozen_identity(self, context: Context) -> str | None:
-        frozen = (self.captioner, self.projectors)
-        if any(parameter.requires_grad for part in frozen for parameter in part.parameters()):
+        if self._learnable():
             return None
         part = self.captioner
-        settings = [
-            self.base is None,
-            self.pool,
-            self.frames_per_segment,
-            part.layer,
-            part.soft_token,
-            part.max_soft_tokens,
-            part.end,
-        ]
+        settings = [self.base is None, self.pool, self.frames_per_segment]
+        settings += [part.layer, part.soft_token, part.max_soft_tokens, part.end]
         prompt = [part.before.tolist(), part.after.tolist()]
-        return text_hash(json.dumps([*settings, prompt, "captions" in context.targets, module_hash(*frozen)]))
+        weights = module_hash(part, self.projectors)
+        return text_hash(json.dumps([*settings, prompt, "captions" in context.targets, weights]))
 
     def _learnable(self) -> frozenset[str]:
-        """The losses that something is trained by."""
-        parts = (self.captioner, self.projectors)
-        learns = any(parameter.requires_grad for part in parts for parameter in part.parameters())
-        return self.losses if learns else frozenset()
+        """The losses that train anything."""
+        weights = chain(self.captioner.parameters(), self.projectors.parameters())
+        return self.losses if any(weight.requires_grad for weight in weights) else frozenset()
 
     def _captioned(self, videos: list[VideoFeatures], context: Context) -> Compressed:
         """The states of each segment: known ones, else those of the given captions, else of captions written now."""
@@ -161,29 +140,34 @@ class LangDC(TokenCompressor):
             return Compressed([], states=[self._known(states, count) for states, count in pairs])
         if (given := context.targets.get("captions")) is None:
             return self._written(videos, counts, context.synced)
-        captions = [_fitting(ids, count) for ids, count in zip(given, counts, strict=True)]
-        visual, flat = self.visual(videos), [ids for per_video in captions for ids in per_video]
-        if self._learnable() & context.wanted:
+        captions = [_checked(ids, count) for ids, count in zip(given, counts, strict=True)]
+        visual, flat = self.visual(videos), list(chain.from_iterable(captions))
+        losses, scored = {}, bool(self._learnable() & context.wanted)
+        if scored:
             output = self.captioner.supervised(visual, flat)
-            work = [self.captioner.work(seen, len(ids), "scored") for seen, ids in zip(visual, flat, strict=True)]
-            losses = {"caption": (output.loss, output.targets)}
-            return Compressed([], losses, captions, _grouped(output.states, counts), _grouped(work, counts))
-        states = _grouped(self.captioner.read(visual, flat), counts)
-        work = [self.captioner.work(seen, len(ids), "read") for seen, ids in zip(visual, flat, strict=True)]
-        return Compressed([], ids=captions, states=states, work=_grouped(work, counts))
+            states, losses = output.states, {"caption": (output.loss, output.targets)}
+        else:
+            states = self.captioner.read(visual, flat)
+        work = self._work(visual, flat, counts, "scored" if scored else "read")
+        return Compressed([], losses, captions, _grouped(states, counts), work)
+
+    def _work(
+        self, visual: list[Tensor], ids: list[Tensor], counts: list[int], how: Literal["scored", "read", "written"]
+    ) -> list[list[LanguageWork]]:
+        return _grouped([self.captioner.work(v, len(i), how) for v, i in zip(visual, ids, strict=True)], counts)
 
     def _written(self, videos: list[VideoFeatures], counts: list[int], synced: bool) -> Compressed:
         """Captions written greedily, without gradients."""
         with torch.no_grad(), _evaluating(self.captioner):
             visual = self.visual(videos)
             output = self.captioner.write(visual, synced)
-        work = [self.captioner.work(seen, len(ids), "written") for seen, ids in zip(visual, output.ids, strict=True)]
         states = _grouped(output.states, counts)
         if output.padding is not None:
             steps = [min(len(ids) + 1, self.captioner.max_soft_tokens) for ids in output.ids]
             triples = zip(states, _grouped(output.padding, counts), _grouped(steps, counts), strict=True)
             states = [self._released(*each) for each in triples]
-        return Compressed([], ids=_grouped(output.ids, counts), states=states, work=_grouped(work, counts))
+        work = self._work(visual, output.ids, counts, "written")
+        return Compressed([], ids=_grouped(output.ids, counts), states=states, work=work)
 
     def _padded(self, states: list[Tensor], segments: int) -> list[Tensor]:
         """The states of a video's segments; if "released", then the padding of each, zeros behind given captions."""
@@ -194,7 +178,6 @@ class LangDC(TokenCompressor):
 
     def _released(self, states: list[Tensor], after: list[Tensor], steps: list[int]) -> list[Tensor]:
         """The states of a video's written captions, then the padding of each, from the states of the steps `after`.
-
         `steps`: how many steps each caption took, its end included.
         """
         longest = max(steps)
@@ -209,7 +192,7 @@ class LangDC(TokenCompressor):
 
     def _tokens(self, videos: list[VideoFeatures], states: list[list[Tensor]], context: Context) -> list[VideoTokens]:
         """The tokens of captions whose states are known, after those of the base."""
-        flat = [state for per_video in states for state in per_video]
+        flat = list(chain.from_iterable(states))
         projected = self.post_projector(torch.cat(flat)).split([len(state) for state in flat])
         markers = None if self.segment_marker is None else self.segment_marker()
         grouped = _grouped(list(projected), [len(per_video) for per_video in states])
@@ -237,11 +220,9 @@ class LangDC(TokenCompressor):
 
 
 def _join(first: VideoTokens, then: VideoTokens) -> VideoTokens:
-    padding = None
-    if then.padding is not None:
-        padding = torch.cat([then.padding.new_zeros(len(first)), then.padding])
     values, segment = torch.cat([first.values, then.values]), torch.cat([first.segment, then.segment])
-    return VideoTokens(values, segment, padding=padding)
+    after = then.padding
+    return VideoTokens(values, segment, padding=None if after is None else F.pad(after, (len(first), 0)))
 
 
 def _grouped(flat: list[Item], counts: list[int]) -> list[list[Item]]:
@@ -250,7 +231,7 @@ def _grouped(flat: list[Item], counts: list[int]) -> list[list[Item]]:
     return [list(islice(items, count)) for count in counts]
 
 
-def _fitting(captions: list[Tensor] | None, segments: int) -> list[Tensor]:
+def _checked(captions: list[Tensor] | None, segments: int) -> list[Tensor]:
     """The captions of a video, one per segment; empty ones for a blank video. ValueError for another number."""
     if captions is None:
         return [torch.empty(0, dtype=torch.long)] * segments
@@ -263,7 +244,7 @@ def _fitting(captions: list[Tensor] | None, segments: int) -> list[Tensor]:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """A module in evaluation mode for a while: gradient checkpointing turns the cache off in training mode."""
+    """Put a module into evaluation mode: gradient checkpointing turns the cache off in training mode."""
     was = module.training
     module.eval()
     try:

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from langdc.compressors.base import compressors, encoder_values, segment_of_frame
+from langdc.compressors.base import compressors, encoder_values, segment_length, stream_tokens
 from langdc.interfaces import TokenCompressor
 from langdc.projectors import average_pool, build_projector, project_ragged
-from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
+from langdc.types import Compressed, Context, VideoFeatures
 
 
 class _Neighbours(nn.Module):
-    """A depth-wise 3x3 convolution beside its input: tokens learn where they stand."""
+    """A depth-wise 3x3 convolution with a residual connection: a positional encoding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ class LDPv2(TokenCompressor):
         if "tokens" not in context.wanted:
             return Compressed([])
         streams = [self._stream(videos, name, side) for name, side in self.sides.items()]
-        return Compressed([self._tokens(parts) for parts in zip(*streams, strict=True)])
+        steps = [segment_length(video, self.frames_per_segment) for video in videos]
+        return Compressed([stream_tokens(parts, n) for n, parts in zip(steps, zip(*streams, strict=True), strict=True)])
 
     def _stream(self, videos: list[VideoFeatures], name: str, side: int) -> list[Tensor]:
-        """The tokens of one stream of each video [T,n,D]: one call of each module, whatever the grids' shapes.
-
-        Grids that are smaller than `side` are filled up with zeros, as the convolution does itself.
+        """The tokens of one stream of each video [T,n,D]: one call of each module, whatever the grids' shapes. Smaller
+        grids are padded to `side` with zeros, as the convolution pads them itself.
         """
         projected = project_ragged(self.projectors[name], encoder_values(videos, name))
         pooled = [average_pool(grid, side) for grid in projected]
@@ -63,9 +63,3 @@ class LDPv2(TokenCompressor):
         filled = torch.cat([F.pad(g, (0, 0, 0, side - g.shape[2], 0, side - g.shape[1])) for g in pooled])
         parts = self.neighbours[name](filled).split([len(grid) for grid in pooled])
         return [part[:, :rows, :columns].flatten(1, 2) for part, (rows, columns) in zip(parts, sizes, strict=True)]
-
-    def _tokens(self, parts: tuple[Tensor, ...]) -> VideoTokens:
-        segments = [
-            segment_of_frame(len(p), self.frames_per_segment, p.device).repeat_interleave(p.shape[1]) for p in parts
-        ]
-        return VideoTokens(torch.cat([part.flatten(0, 1) for part in parts]), torch.cat(segments))

@@ -4,55 +4,52 @@ Letters: T frames, P = H*W places of a frame, C width.
 Source: MA-LMM (arXiv 2404.05726), section 3.2; ReTaKe (arXiv 2412.20504) compares with it.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from langdc.compressors.base import Budget, GridCompressor, best_places, compressors, cosine, importance, whole_frames
+from langdc.compressors.base import (
+    Budget,
+    GridCompressor,
+    Per,
+    Variant,
+    best_places,
+    compressors,
+    cosine,
+    importance,
+    segment_of_frame,
+    whole_frames,
+)
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
-
-Per = Literal["frame", "patch"]
-Variant = Literal["fixed", "released"]
 
 
 @compressors.register("ma_lmm")
 class MALMM(GridCompressor):
     """Merge neighbours in time, the most similar pair first, as often as the budget asks.
 
-    `per="patch"` merges each place on its own, `per="frame"` whole frames by their mean similarity. `soft` averages the
-    pair, weighted by how many frames each stands for; else the later one replaces both. One merge follows another; all
-    places make theirs at once.
+    `per="patch"` merges each patch on its own, `per="frame"` whole frames by their mean similarity. `soft` averages the
+    pair, weighted by the frames that each stands for; otherwise the later one replaces both.
     `variant`: "fixed", the default, rounds the budget down to whole frames; where it is less than one, all frames are
-    merged, and the places that matter most to the encoder, over all frames, are left. "released" leaves
-    max(1, round(keep * frames)) frames, as ReTaKe's release does, which may be more than the budget.
+    merged, and the patches that matter most to the encoder are left. "released" leaves max(1, round(keep * frames))
+    frames, as ReTaKe's release does, which may be more than the budget.
     """
 
     paper = "arXiv 2404.05726"
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        per: Per = "patch",
-        soft: bool = True,
-        variant: Variant = "fixed",
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, per: Per = "patch", soft: bool = True,
+        variant: Variant = "fixed", frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         super().__init__(keep, tokens, frames_per_segment)
         check_choice("ma_lmm per", per, Per)
         check_choice("ma_lmm variant", variant, Variant)
-        self.per, self.variant = per, variant
-        self.soft = soft
+        self.per, self.variant, self.soft = per, variant, soft
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         values = grid.values.flatten(1, 2).float()
         frames, places = values.shape[:2]
-        # per frame, its places share one fate
-        values = values[:, None] if self.per == "frame" else values[:, :, None]
-        bank = _Bank(values)
+        bank = _Bank(values[:, None] if self.per == "frame" else values[:, :, None])
         wanted = budget.of(grid.tokens)
         for _ in range(frames - whole_frames(budget, frames, places, self.variant)):
             bank.merge(self.soft)
@@ -61,51 +58,51 @@ class MALMM(GridCompressor):
         if wanted < places and self.variant == "fixed":  # one slot is left, that of the first frame
             source = best_places(importance(grid).mean(0), wanted)
         merged = bank.values.flatten(1, 2).flatten(0, 1)[source].to(grid.values.dtype)
-        return VideoTokens(merged, self.frames(grid)[source // places])
+        return VideoTokens(merged, segment_of_frame(grid.values, self.frames_per_segment)[source // places])
 
 
 class _Bank:
-    """Slots of T frames x n fates x the places that share one; a merged slot's right neighbour is no longer alive."""
+    """Slots of T frames x n tracks x the patches that merge together; a merged slot's right neighbour is dead."""
 
     def __init__(self, values: Tensor) -> None:
-        frames, fates = values.shape[:2]
+        frames, tracks = values.shape[:2]
         self.values = values.clone()
-        self.size = values.new_ones(frames, fates)
-        self.alive = torch.ones(frames, fates, dtype=torch.bool, device=values.device)
-        order = torch.arange(frames, device=values.device)[:, None].expand(frames, fates)
+        self.size = values.new_ones(frames, tracks)
+        self.alive = torch.ones(frames, tracks, dtype=torch.bool, device=values.device)
+        order = torch.arange(frames, device=values.device)[:, None].expand(frames, tracks)
         self.after, self.before = (order + 1).clone(), (order - 1).clone()
-        self.like = torch.full((frames, fates), -torch.inf, device=values.device)
+        self.like = torch.full((frames, tracks), -torch.inf, device=values.device)
         flat = values.flatten(1, 2)
         self.like[:-1] = cosine(flat[:-1], flat[1:]).unflatten(1, values.shape[1:3]).mean(-1)
-        self.fate = torch.arange(fates, device=values.device)
+        self.track = torch.arange(tracks, device=values.device)
 
     def merge(self, soft: bool) -> None:
-        """One merge of every fate."""
-        left, fate = self.like.argmax(0), self.fate
-        right = self.after[left, fate]
-        weight = self.size[left, fate], self.size[right, fate]
+        """One merge in every track."""
+        left, track = self.like.argmax(0), self.track
+        right = self.after[left, track]
+        weight = self.size[left, track], self.size[right, track]
         if soft:
             share = (weight[0] / (weight[0] + weight[1]))[:, None, None]
-            self.values[left, fate] = self.values[left, fate] * share + self.values[right, fate] * (1 - share)
+            self.values[left, track] = self.values[left, track] * share + self.values[right, track] * (1 - share)
         else:
-            self.values[left, fate] = self.values[right, fate]
-        self.size[left, fate] = weight[0] + weight[1]
-        self.alive[right, fate] = False
-        self.like[right, fate] = -torch.inf
-        beyond = self.after[right, fate]
-        self.after[left, fate] = beyond
+            self.values[left, track] = self.values[right, track]
+        self.size[left, track] = weight[0] + weight[1]
+        self.alive[right, track] = False
+        self.like[right, track] = -torch.inf
+        beyond = self.after[right, track]
+        self.after[left, track] = beyond
         inside = beyond < len(self.values)
-        self.before[beyond[inside], fate[inside]] = left[inside]
-        self._compare(left, fate)
-        self._compare(self.before[left, fate], fate)
+        self.before[beyond[inside], track[inside]] = left[inside]
+        self._compare(left, track)
+        self._compare(self.before[left, track], track)
 
-    def _compare(self, left: Tensor, fate: Tensor) -> None:
-        """How like its right neighbour a slot is, where it has one."""
+    def _compare(self, left: Tensor, track: Tensor) -> None:
+        """Similarity of a slot to its right neighbour, where it has one."""
         there = left >= 0
-        left, fate = left[there], fate[there]
-        right = self.after[left, fate]
+        left, track = left[there], track[there]
+        right = self.after[left, track]
         inside = right < len(self.values)
-        self.like[left[~inside], fate[~inside]] = -torch.inf
-        left, right, fate = left[inside], right[inside], fate[inside]
-        pair = self.values[left, fate], self.values[right, fate]
-        self.like[left, fate] = F.cosine_similarity(*pair, dim=-1).mean(-1)
+        self.like[left[~inside], track[~inside]] = -torch.inf
+        left, right, track = left[inside], right[inside], track[inside]
+        pair = self.values[left, track], self.values[right, track]
+        self.like[left, track] = F.cosine_similarity(*pair, dim=-1).mean(-1)

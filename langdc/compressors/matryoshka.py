@@ -1,12 +1,10 @@
-"""Matryoshka queries: a resampler whose first queries suffice, so that one trained model serves every budget.
-
-Letters: S segments, K queries, m queries in use, N tokens.
-Source: MQT-LLaVA (arXiv 2405.19315), section 3.
+"""Matryoshka queries: a resampler whose first queries suffice, so that one trained model serves every budget. Letters:
+S segments, K queries, m queries in use, N tokens. Source: MQT-LLaVA (arXiv 2405.19315), section 3.
 """
 
 import torch
 
-from langdc.compressors.base import compressors, spread_evenly
+from langdc.compressors.base import compressors, segment_length, spread_evenly
 from langdc.compressors.resampler import Resampler
 from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
 
@@ -24,16 +22,9 @@ class Matryoshka(Resampler):
     paper = "MQT-LLaVA, arXiv 2405.19315"
 
     def __init__(
-        self,
-        width: int,
-        streams: dict[str, int],
-        queries: int,
-        tokens: int | None = None,
-        depth: int = 2,
-        heads: int = 4,
-        max_side: int = 32,
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, width: int, streams: dict[str, int], queries: int, tokens: int | None = None, depth: int = 2,
+        heads: int = 4, max_side: int = 32, frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         super().__init__(width, streams, queries, depth, heads, max_side, frames_per_segment)
         if tokens is not None and tokens < 1:
             raise ValueError(f"matryoshka tokens={tokens}; a video needs at least one token.")
@@ -49,7 +40,7 @@ class Matryoshka(Resampler):
             return Compressed(self.resampled(videos, queries[:used] + 0 * queries[used:].sum()))
         if self.tokens is None:
             return Compressed(self.resampled(videos, queries))
-        fewest = min(-(-video.grid[0] // self.frames_per_segment) for video in videos)
+        fewest = min(-(-video.grid[0] // segment_length(video, self.frames_per_segment)) for video in videos)
         used = min(len(queries), -(-self.tokens // fewest))
         return Compressed([self._first(tokens, used) for tokens in self.resampled(videos, queries[:used])])
 

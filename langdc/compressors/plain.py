@@ -1,6 +1,5 @@
-"""The plain controls: everything, any tokens, every k-th frame, lower resolution. A method has to beat these.
-
-Letters: T frames, H W patch grid, P = H*W, C width, N tokens kept.
+"""Baselines: all tokens, random tokens, fewer frames, lower resolution. Letters: T frames, H W patch grid, P = H*W, C
+width, N tokens kept.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ class Identity(GridCompressor):
         super().__init__(keep=1.0, frames_per_segment=frames_per_segment)
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
-        return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+        return self.whole(grid)
 
 
 @compressors.register("random")
@@ -41,7 +40,7 @@ class Random(Selector):
         self.seed = seed
 
     def score(self, grid: FeatureGrid) -> Tensor:
-        # a corner of every frame tells videos apart, and costs nothing to fetch and hash
+        # a corner of every frame tells videos apart, and is quick to copy and hash
         corner = grid.values[:, 0, 0, :16].detach().float().cpu().contiguous()
         content = hashlib.sha256(corner.numpy().tobytes()).digest()
         draw = torch.Generator().manual_seed(int.from_bytes(content[:6], "big") ^ self.seed)
@@ -50,11 +49,11 @@ class Random(Selector):
 
 @compressors.register("uniform")
 class Uniform(GridCompressor):
-    """Watch fewer frames, or watch at a lower resolution.
+    """Fewer frames, or a lower resolution; both keep at most the budget.
 
     `by="frames"`: evenly spaced whole frames; where the budget is less than one, evenly spaced tokens of the middle
-    frame. `by="resolution"`: each frame averaged down to a smaller grid of about the same shape; where the budget is
-    less than one token a frame, evenly spaced frames averaged to one token. Both keep at most the budget.
+    frame. `by="resolution"`: each frame averaged to a smaller grid of about the same shape; where the budget is less
+    than one token a frame, evenly spaced frames averaged to one token.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Uniform(GridCompressor):
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         if budget.covers(grid.tokens):
-            return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+            return self.whole(grid)
         wanted = budget.of(grid.tokens)
         return self._fewer_frames(grid, wanted) if self.by == "frames" else self._lower_resolution(grid, wanted)
 
@@ -78,20 +77,16 @@ class Uniform(GridCompressor):
 
     def _lower_resolution(self, grid: FeatureGrid, wanted: int) -> VideoTokens:
         frames, height, width, _ = grid.values.shape
-        watched = middles(frames, min(wanted, frames), grid.values.device)
-        rows = max(1, min(height, math.isqrt(wanted * height // (len(watched) * width))))
-        columns = min(width, wanted // (len(watched) * rows))
-        kept = self.taken(grid, _cells(watched, height, width, rows, columns))
-        sides = tuple(_smaller(side[watched], rows, columns) for side in grid.extra)
-        return replace(self.with_values(kept, _smaller(grid.values[watched], rows, columns)), extra=sides)
+        chosen = middles(frames, min(wanted, frames), grid.values.device)
+        rows = max(1, min(height, math.isqrt(wanted * height // (len(chosen) * width))))
+        columns = min(width, wanted // (len(chosen) * rows))
+        row, column = middles(height, rows, chosen.device), middles(width, columns, chosen.device)
+        cells = (chosen[:, None, None] * height + row[:, None]) * width + column  # the middle of each
+        sides = tuple(_smaller(side[chosen], rows, columns) for side in grid.extra)
+        values = _smaller(grid.values[chosen], rows, columns)
+        return replace(self.with_values(self.taken(grid, cells.flatten()), values), extra=sides)
 
 
 def _smaller(values: Tensor, rows: int, columns: int) -> Tensor:
     """A grid [T,H,W,C] averaged to rows x columns, as a list [N,C]."""
     return F.adaptive_avg_pool2d(values.movedim(3, 1), (rows, columns)).movedim(1, 3).flatten(0, 2)
-
-
-def _cells(frame: Tensor, height: int, width: int, rows: int, columns: int) -> Tensor:
-    """The flat place in the middle of each cell of a smaller grid of the given frames: [N]."""
-    row, column = middles(height, rows, frame.device), middles(width, columns, frame.device)
-    return ((frame[:, None, None] * height + row[:, None]) * width + column).flatten()

@@ -1,12 +1,10 @@
-"""Average pooling over space: what VideoGPT+ does, and LangDC's base for its dual form.
-
-Letters: T frames, H W patch grid, D backbone width, N tokens.
+"""Average pooling over space: what VideoGPT+ does, and LangDC's base for its dual form. Letters: T frames, H W patch
+grid, D backbone width, N tokens.
 """
 
-import torch
-from torch import Tensor
+from dataclasses import replace
 
-from langdc.compressors.base import compressors, segment_of_frame
+from langdc.compressors.base import compressors, segment_length, stream_tokens
 from langdc.interfaces import TokenCompressor
 from langdc.projectors import average_pool
 from langdc.types import VideoFeatures, VideoTokens
@@ -17,8 +15,8 @@ class Pool(TokenCompressor):
     """Average every frame's grid to `sides[i]` x `sides[i]` tokens: all image tokens, then all video tokens.
 
     VideoGPT+ pools 24x24 and 16x16 patches to sides 12 and 8 ("2x2"), LangDC's base to 6 and 4 ("4x4"). A side of 0
-    leaves a stream out, as where projectors are trained one by one. A grid with fewer rows or columns than its side
-    keeps those it has. Side features are averaged as well, where there is one stream.
+    leaves a stream out, as where projectors are trained one by one. Where there is one stream, side features are
+    averaged as well.
     """
 
     paper = "VideoGPT+, arXiv 2406.09418"
@@ -27,22 +25,13 @@ class Pool(TokenCompressor):
         super().__init__()
         if not sides or min(sides) < 0 or max(sides) < 1:
             raise ValueError(f"Pool sides are {sides}; give one positive side per stream, such as [12, 8].")
-        self.sides = sides
-        self.frames_per_segment = frames_per_segment
+        self.sides, self.frames_per_segment = sides, frames_per_segment
 
     def one(self, video: VideoFeatures) -> VideoTokens:
-        values: list[Tensor] = []
-        segments: list[Tensor] = []
-        for pooled in self.grids(video):
-            values.append(pooled.flatten(0, 2))
-            frames = segment_of_frame(len(pooled), self.frames_per_segment, pooled.device)
-            segments.append(frames.repeat_interleave(pooled.shape[1:3].numel()))
-        sides = video.projected[0].extra if len(video.projected) == 1 else ()
-        extra = tuple(average_pool(side, self.sides[0]).flatten(0, 2) for side in sides)
-        return VideoTokens(torch.cat(values), torch.cat(segments), extra=extra)
-
-    def grids(self, video: VideoFeatures) -> list[Tensor]:
-        """The pooled grid of each stream that is not left out: [T,side,side,D]."""
         if len(video.projected) != len(self.sides):
             raise ValueError(f"Pool has sides for {len(self.sides)} streams, the backbone has {len(video.projected)}.")
-        return [average_pool(grid.values, side) for grid, side in zip(video.projected, self.sides, strict=True) if side]
+        pairs = [(grid.values, side) for grid, side in zip(video.projected, self.sides, strict=True) if side]
+        steps = segment_length(video, self.frames_per_segment)
+        tokens = stream_tokens([average_pool(*pair).flatten(1, 2) for pair in pairs], steps)
+        sides = video.projected[0].extra if len(video.projected) == 1 else ()
+        return replace(tokens, extra=tuple(average_pool(side, self.sides[0]).flatten(0, 2) for side in sides))

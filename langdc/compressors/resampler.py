@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from langdc.compressors.base import compressors, encoder_values
+from langdc.compressors.base import compressors, encoder_values, segment_length, stream_tokens
 from langdc.interfaces import TokenCompressor
 from langdc.projectors import Vectors, project_ragged
 from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
@@ -72,15 +72,9 @@ class Resampler(TokenCompressor):
     paper = "Flamingo, arXiv 2204.14198"
 
     def __init__(
-        self,
-        width: int,
-        streams: dict[str, int],
-        queries: int,
-        depth: int = 2,
-        heads: int = 4,
-        max_side: int = 32,
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, width: int, streams: dict[str, int], queries: int, depth: int = 2, heads: int = 4, max_side: int = 32,
+        frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         super().__init__()
         if queries < 1 or depth < 1 or width % heads:
             raise ValueError(
@@ -109,31 +103,29 @@ class Resampler(TokenCompressor):
         lengths = torch.tensor([len(part) for part in segments], device=patches.device)
         real = torch.arange(patches.shape[1], device=patches.device) < lengths[:, None]
         others = torch.ones(len(queries), len(queries), dtype=torch.bool, device=patches.device)
-        others = others.tril() if self.causal else others
+        if self.causal:
+            others = others.tril()
         each = (len(segments), len(queries), -1)
         visible = torch.cat([real[:, None].expand(each), others.expand(each)], 2)
         states = queries.expand(each)
         for block in self.blocks:
             states = block(states, patches, visible)
-        frames = [video.encoder[next(iter(self.projectors))].values.shape[0] for video in videos]
-        counts = [-(-count // self.frames_per_segment) for count in frames]
-        return [self._tokens(part) for part in self.out(states).split(counts)]
+        frames = map(len, encoder_values(videos, next(iter(self.projectors))))
+        steps = [segment_length(video, self.frames_per_segment) for video in videos]
+        counts = [-(-count // each) for count, each in zip(frames, steps, strict=True)]
+        return [stream_tokens([part], 1) for part in self.out(states).split(counts)]
 
     def _segments(self, videos: list[VideoFeatures], number: int, name: str) -> list[Tensor]:
         """The patches of one stream of every segment [n,D], with the vectors of their positions."""
         grids = encoder_values(videos, name)
-        largest = max(grids, key=lambda grid: max(grid.shape[1:3]))
-        if max(largest.shape[1:3]) > self.max_side:
-            raise ValueError(f"A grid of {tuple(largest.shape[1:3])} patches; max_side is {self.max_side}.")
+        largest = max((tuple(grid.shape[1:3]) for grid in grids), key=max)
+        if max(largest) > self.max_side:
+            raise ValueError(f"A grid of {largest} patches; max_side is {self.max_side}.")
         row, column, frame, stream = self.row(), self.column(), self.frame(), self.stream()[number]
         segments = []
-        for values in project_ragged(self.projectors[name], grids):
+        for video, values in zip(videos, project_ragged(self.projectors[name], grids), strict=True):
             placed = values + (row[: values.shape[1], None] + column[: values.shape[2]] + stream)
-            for part in placed.flatten(1, 2).split(self.frames_per_segment):
-                segments.append((part + frame[: len(part), None]).flatten(0, 1))
+            parts = placed.flatten(1, 2).split(segment_length(video, self.frames_per_segment))
+            # crops of an image are all of one frame
+            segments += [(part + frame[: 1 if video.is_image else len(part), None]).flatten(0, 1) for part in parts]
         return segments
-
-    def _tokens(self, states: Tensor) -> VideoTokens:
-        """The queries of S segments [S,K,D] in a row."""
-        number = torch.arange(len(states), device=states.device)
-        return VideoTokens(states.flatten(0, 1), number.repeat_interleave(states.shape[1]))

@@ -29,16 +29,9 @@ class LearnedSelector(GridCompressor):
     paper = "VisionSelector, arXiv 2510.16598"
 
     def __init__(
-        self,
-        width: int,
-        keep: float | None = None,
-        tokens: int | None = None,
-        anneal: float = 0.5,
-        noise: float = 1.0,
-        question: bool = False,
-        inner: int | None = None,
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, width: int, keep: float | None = None, tokens: int | None = None, anneal: float = 0.5, noise: float = 1.0,
+        question: bool = False, inner: int | None = None, frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         super().__init__(keep, tokens, frames_per_segment)
         inner = max(1, width // 2) if inner is None else inner
         if not 0 <= anneal <= 1 or noise < 0 or inner < 1:
@@ -100,12 +93,12 @@ class LearnedSelector(GridCompressor):
     def _budget_loss(
         self, videos: list[VideoFeatures], scores: list[list[Tensor]], budgets: list[list[Budget]]
     ) -> tuple[Tensor, int]:
-        apart = [
+        squares = [
             (score.sigmoid().mean() - budget.share(grid.tokens)).square()
             for video, of_video, allowed in zip(videos, scores, budgets, strict=True)
             for grid, score, budget in zip(video.projected, of_video, allowed, strict=True)
         ]
-        return torch.stack(apart).sum(), len(apart)
+        return torch.stack(squares).sum(), len(squares)
 
     def _kept(self, grid: FeatureGrid, score: Tensor, budget: Budget, context: Context) -> VideoTokens:
         """The best tokens of a grid; in training with the gradient of their gates."""

@@ -1,7 +1,5 @@
-"""VidCom2: unusual frames get more tokens, and of each frame the unusual tokens stay.
-
-Letters: T frames, P = H*W places of a frame, C width.
-Source: VidCom2 (arXiv 2505.14454), section 3, and its released code.
+"""VidCom2: distinctive frames get more tokens, and the most distinctive tokens of each frame are kept. Letters: T
+frames, P = H*W places of a frame, C width. Source: VidCom2 (arXiv 2505.14454), section 3, and its released code.
 """
 
 from collections.abc import Sequence
@@ -33,25 +31,22 @@ class VidCom2(GridCompressor):
     paper = "arXiv 2505.14454"
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        variant: Variant = "fixed",
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
+        frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         super().__init__(keep, tokens, frames_per_segment)
         check_choice("vidcom2 variant", variant, Variant)
         self.variant = variant
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         if self.variant == "fixed" and budget.covers(grid.tokens):
-            return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+            return self.whole(grid)
         to_video, to_frame = self.likeness(grid)
         kept = best_of_each(-(to_video + to_frame), self.shares(to_video, budget))
         return self.taken(grid, kept.flatten().nonzero()[:, 0])
 
     def likeness(self, grid: FeatureGrid) -> tuple[Tensor, Tensor]:
-        """How like the mean of the video, and of its frame, each token is: [T,P] twice."""
+        """Similarity of each token to the mean of the video, and to that of its frame: [T,P] twice."""
         values = grid.values.flatten(1, 2)
         if self.variant == "paper":
             values = values.float()
@@ -59,17 +54,15 @@ class VidCom2(GridCompressor):
             return _cosine(values, frame.mean(0, keepdim=True)), _cosine(values, frame)
         parts = values.split(at_once(4 * values[0].numel(), values.device))
         quiet = _quiet_channels(parts, values.shape[:2].numel())
-        found = [_within_frames(part, quiet) for part in parts]
-        size, frame, to_frame = (torch.cat(column) for column in zip(*found, strict=True))
+        columns = zip(*(_within_frames(part, quiet) for part in parts), strict=True)
+        size, frame, to_frame = map(torch.cat, columns)
         inverse = size.clamp_min(1e-12).reciprocal()
         video = frame.mean(0)
         to_video = torch.cat([part.float() @ video for part in parts])
         here = (size * inverse).square()  # the squared length of a normalised token: 1, or 0 for one of zeros
         of_frame = frame.square().sum(1, keepdim=True)
-        return (
-            _kernels(here + video.square().sum() - 2 * to_video * inverse),
-            _kernels(here + of_frame - 2 * to_frame * inverse),
-        )
+        from_video = here + video.square().sum() - 2 * to_video * inverse
+        return _kernels(from_video), _kernels(here + of_frame - 2 * to_frame * inverse)
 
     def shares(self, to_video: Tensor, budget: Budget) -> Tensor:
         """How many tokens each frame keeps: [T]."""

@@ -1,29 +1,30 @@
-"""VisionZip: of each frame the tokens that the encoder looks at, and a few that stand for the rest.
-
-Letters: T frames, P = H*W places of a frame, C width.
-Source: VisionZip (arXiv 2412.04467), section 3, and its release for Qwen models beside VidCom2's.
+"""VisionZip: of each frame the salient tokens, and a few merged ones for the rest. Letters: T frames, P = H*W places of
+a frame, C width. Source: VisionZip (arXiv 2412.04467), section 3, and its release for Qwen models beside VidCom2's.
 """
-
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from langdc.compressors.base import Budget, SaliencyCompressor, best_of_each, compressors, frames_at_once, spread_evenly
+from langdc.compressors.base import (
+    Budget,
+    SaliencyCompressor,
+    Variant,
+    best_of_each,
+    compressors,
+    frames_at_once,
+    spread_evenly,
+)
 from langdc.compressors.clustering import mixed, sums
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
-Variant = Literal["fixed", "released"]
-
 
 @compressors.register("visionzip")
 class VisionZip(SaliencyCompressor):
-    """Keep each frame's salient tokens as they are; merge the rest into the ones that have most company.
+    """Keep each frame's salient tokens; merge the rest into the tokens of highest density.
 
-    `dominant`: the salient part of what is kept. The other kept tokens are those whose `neighbours` nearest are most
-    like them; each becomes the mean of all that are most like it. Salience is the encoder's attention where the
-    backbone gives it, else the length of a token, which the release takes always.
+    `dominant`: the salient fraction of what is kept. The other kept tokens are those with the highest mean similarity
+    to their `neighbours` nearest; each becomes the mean of all that are most similar to it.
     `variant`: "released" keeps a whole number of tokens per frame, rounded down; "fixed", the default, gives what that
     leaves of the budget to salient tokens.
     """
@@ -31,14 +32,9 @@ class VisionZip(SaliencyCompressor):
     paper = "arXiv 2412.04467"
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        variant: Variant = "fixed",
-        dominant: float = 0.6,
-        neighbours: int = 5,
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed", dominant: float = 0.6,
+        neighbours: int = 5, frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         check_choice("visionzip variant", variant, Variant)
         super().__init__(keep, tokens, variant, frames_per_segment)
         if not 0 < dominant <= 1 or neighbours < 1:
@@ -47,7 +43,7 @@ class VisionZip(SaliencyCompressor):
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         if self.variant == "fixed" and budget.covers(grid.tokens):
-            return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+            return self.whole(grid)
         values = grid.values.flatten(1, 2)
         frames, places = values.shape[:2]
         salient, others = self._counts(budget, frames, places, values.device)
@@ -79,15 +75,16 @@ class VisionZip(SaliencyCompressor):
 
 
 def _contexts(values: Tensor, dominant: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Which `count` of the others of frames [t,P,C] are most central: [t,P]; and which of them each is most like."""
+    """The `count` densest of the other tokens of frames [t,P,C], as a mask [t,P]; and the nearest of them: [t,P]."""
     values = values.float()
     size = values.norm(dim=-1).clamp_min(1e-12)
-    alike = (values @ values.mT).div_(size[:, :, None] * size[:, None])  # of two, the same both ways
-    company = alike.masked_fill(dominant[:, None, :], -torch.inf)
-    most = int((~dominant).sum(1).max())
-    near = company.topk(min(neighbours + 1, most), dim=-1).values[..., 1:]  # the first is itself
-    there = near.isfinite()  # frames with one salient token more have one neighbour less
-    density = near.where(there, 0.0).sum(-1) / there.sum(-1).clamp(min=1)
+    alike = (values @ values.mT).div_(size[:, :, None] * size[:, None])  # symmetric
+    others = alike.masked_fill(dominant[:, None, :], -torch.inf)
+    near = others.topk(min(neighbours + 1, int((~dominant).sum(1).max())), dim=-1).values[
+        ..., 1:
+    ]  # the first is itself
+    real = near.isfinite()  # frames with one salient token more have one neighbour less
+    density = near.where(real, 0.0).sum(-1) / real.sum(-1).clamp(min=1)
     wanted = torch.full((len(values),), count, device=values.device)
     centres = best_of_each(density.masked_fill(dominant, -torch.inf), wanted)
     return centres, alike.masked_fill_(~centres[:, None, :], -torch.inf).argmax(-1)

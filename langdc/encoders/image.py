@@ -27,7 +27,8 @@ def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
         return AutoModel.from_config(found.model_copy(update={"config": {**clip, **found.config}}).sizes()), None
     config = _vision_config(AutoConfig.from_pretrained(found))
     kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
-    return mark_published(load_pretrained(kind, found, config=config, dtype=torch.float32), source), found
+    model = load_pretrained(kind, found, unread=("pooler.",), config=config, dtype=torch.float32)
+    return mark_published(model, source), found
 
 
 def _statistics(folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

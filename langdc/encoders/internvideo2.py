@@ -32,7 +32,7 @@ class InternVideo2Config(BaseModel):
         return self.image_size // self.patch_size
 
 
-class LayerScale(nn.Module):
+class _LayerScale(nn.Module):
     """A learned gain per channel, applied in float32 as the published code does."""
 
     def __init__(self, width: int, scale: float) -> None:
@@ -43,7 +43,7 @@ class LayerScale(nn.Module):
         return (values.float() * self.gamma.float()).to(values.dtype)
 
 
-class Attention(nn.Module):
+class _Attention(nn.Module):
     """Full self-attention; queries and keys are RMS-normalised over the whole width, before the head split."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(-2))
 
 
-class Mlp(nn.Module):
+class _Mlp(nn.Module):
     """Two linear layers around a GELU."""
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -76,24 +76,24 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(values)))
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """A pre-norm transformer block with LayerScale on both branches."""
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
         self.norm1 = nn.RMSNorm(config.width, eps=1e-6)
-        self.attn = Attention(config.width, config.heads)
-        self.ls1 = LayerScale(config.width, config.init_scale)
+        self.attn = _Attention(config.width, config.heads)
+        self.ls1 = _LayerScale(config.width, config.init_scale)
         self.norm2 = nn.RMSNorm(config.width, eps=1e-6)
-        self.mlp = Mlp(config.width, config.mlp_width)
-        self.ls2 = LayerScale(config.width, config.init_scale)
+        self.mlp = _Mlp(config.width, config.mlp_width)
+        self.ls2 = _LayerScale(config.width, config.init_scale)
 
     def forward(self, values: Tensor) -> Tensor:
         values = values + self.ls1(self.attn(self.norm1(values)))
         return values + self.ls2(self.mlp(self.norm2(values)))
 
 
-class PatchEmbed(nn.Module):
+class _PatchEmbed(nn.Module):
     """One vector per patch of each frame."""
 
     def __init__(self, width: int, patch: int) -> None:
@@ -105,20 +105,19 @@ class PatchEmbed(nn.Module):
 
 
 class InternVideo2(nn.Module):
-    """Encode clips of a few frames: pixels [B,T,3,height,width] (normalised) to patch vectors [B,T,H,W,C].
-
-    A clip has `config.frames` frames, or one (an image, with its own position table). Other lengths raise ValueError.
+    """Encode clips of a few frames: pixels [B,T,3,height,width] (normalised) to patch vectors [B,T,H,W,C]. A clip has
+    `config.frames` frames, or one (an image, with its own position table). Other lengths raise ValueError.
     """
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
         self.config = config
         patches = config.side**2
-        self.patch_embed = PatchEmbed(config.width, config.patch_size)
+        self.patch_embed = _PatchEmbed(config.width, config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.frames * patches + 1, config.width))
         self.img_pos_embed = nn.Parameter(torch.zeros(1, patches + 1, config.width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
 
     def reset_parameters(self) -> None:
         """Draw fresh weights: positions and class token from a normal of 0.02, linear layers as torch does."""

@@ -4,7 +4,6 @@ Three keep some tokens of a trained pool, as many as another entry used; one giv
 Letters: T frames, H W patch grid, D backbone width, N tokens kept.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from langdc.evaluate.models import writes_text
+from langdc.hashing import tensors_hash
 from langdc.interfaces import Backbone, TokenCompressor
 from langdc.language_models import ids_of
 from langdc.types import Compressed, Context, FeatureGrid, VideoFeatures, VideoTokens
@@ -22,10 +22,7 @@ Count = Callable[[VideoFeatures], int]
 
 def fingerprint(encoded: Mapping[str, FeatureGrid]) -> str:
     """The sha256 of a video's encoder outputs: tells videos apart where only features are at hand."""
-    digest = hashlib.sha256()
-    for name in sorted(encoded):
-        digest.update(encoded[name].values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_hash({name: grid.values for name, grid in encoded.items()})
 
 
 class _Wrapper(TokenCompressor):

@@ -172,7 +172,7 @@ class EvalFolder:
     @property
     def failures(self) -> int:
         """How many answers of all entries failed."""
-        return sum(line.get("failed", False) for name in self.names() for line in self.lines(name))
+        return sum(one["failed"] for name in self.names() for one in self.lines(name) if one["type"] == "answer")
 
     def sessions(self) -> list[dict]:
         """What each start took, for each of its processes."""

@@ -9,7 +9,7 @@ import yaml
 
 from langdc.checkpoint import MANIFEST, WEIGHTS, locate, read_manifest, saved_names
 from langdc.compressors import compressors
-from langdc.hashing import SMALL_BYTES, file_hash, part_identity, text_hash
+from langdc.hashing import part_identity, quick_hash, text_hash
 from langdc.interfaces import TokenCompressor
 
 TRAINING = ("samples", "steps", "flops", "seconds")
@@ -51,7 +51,7 @@ def writes_text(compressor: Any) -> bool:
 
 def weights_identity(directory: str | Path) -> str:
     """The sha256 of all that makes a model: of a checkpoint its tensors, settings and frozen parts; of a stock model
-    all files of its folder, of which large ones count by published hash, sample, or size and time of change.
+    all files of its folder, of which large ones count by published hash or by a sample.
     """
     folder = locate(directory)
     if (folder / MANIFEST).is_file():
@@ -63,9 +63,7 @@ def weights_identity(directory: str | Path) -> str:
         name = path.relative_to(folder)
         covered = len(name.parts) == 1 and path.suffix in (".safetensors", ".json")
         if path.is_file() and not covered and not any(part.startswith(".") for part in name.parts):
-            facts = path.stat()
-            content = file_hash(path) if facts.st_size <= SMALL_BYTES else facts.st_mtime_ns
-            lines.append(f"{name.as_posix()} {facts.st_size} {content}")
+            lines.append(f"{name.as_posix()} {quick_hash(path)}")
     return text_hash("\n".join(lines))
 
 

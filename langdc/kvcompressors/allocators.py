@@ -1,6 +1,5 @@
-"""How a budget is divided among layers: small pieces that any KV compressor combines.
-
-Letters: L layers, n keys scored.
+"""How a budget is divided among layers; any KV compressor may combine these with a scorer. Letters: L layers, n keys
+scored.
 """
 
 from abc import ABC, abstractmethod
@@ -16,15 +15,15 @@ Smoothing = Literal["count", "floor"]
 
 
 class Allocator(ABC):
-    """Each layer's share, from the mean share and the layers' scores."""
+    """Sets each layer's share."""
 
     @abstractmethod
     def __call__(self, share: float, scores: Tensor) -> Tensor:
-        """The fraction of a chunk that each layer keeps [L], in float64; `scores` [L,n] compare across layers."""
+        """The fraction of a chunk that each layer keeps [L] in float64; `scores` [L,n] compare across layers."""
 
 
 @allocators.register("even")
-class Even(Allocator):
+class _Even(Allocator):
     """The same share for every layer."""
 
     def __call__(self, share: float, scores: Tensor) -> Tensor:
@@ -32,11 +31,8 @@ class Even(Allocator):
 
 
 @allocators.register("pyramid")
-class Pyramid(Allocator):
-    """Falls linearly, from nearly twice the share in the first layer to share / `beta` in the last.
-
-    PyramidKV (arXiv 2406.02069), as upstream has it.
-    """
+class _Pyramid(Allocator):
+    """Falls linearly, from nearly twice the share to share / `beta` in the last layer (PyramidKV, arXiv 2406.02069)."""
 
     def __init__(self, beta: float = 20.0) -> None:
         if beta < 1:
@@ -53,9 +49,8 @@ class Pyramid(Allocator):
 
 
 @allocators.register("empirical")
-class Empirical(Allocator):
+class _Empirical(Allocator):
     """A hand-made curve, scaled to the share: from 0.3 down to 0.1 over two thirds of the layers, then up to 0.2.
-
     Upstream's "emprical". It divides by zero for 3 layers; the last layer gets the end of the curve there.
     """
 
@@ -73,10 +68,10 @@ class Empirical(Allocator):
 
 @allocators.register("adaptive")
 class Adaptive(Allocator):
-    """By the number of all layers' best scores that a layer holds (AdaReTaKe, eqs. 11-15).
+    """In proportion to how many of all layers' best scores a layer holds (AdaReTaKe, eqs. 11-15).
 
-    `smoothing`: "count" adds one hit to every layer, as the released code does; "floor" is the printed eq. 16, which
-    takes 0.01 off every layer's part and gives 0.01 to each.
+    `smoothing`: "count" adds one hit to every layer, as the released code does; "floor" is the printed eq. 16: 0.01 is
+    taken off every layer's part and given to each.
     """
 
     FLOOR = 0.01
@@ -97,10 +92,3 @@ class Adaptive(Allocator):
             return (hits + 1) / (hits + 1).sum()
         over = (hits / hits.sum() - self.FLOOR).clamp(min=0)
         return over / over.sum() * (1 - len(hits) * self.FLOOR) + self.FLOOR
-
-
-def build_allocator(allocator: "str | dict | Allocator") -> Allocator:
-    """An allocator from its name, from {"name": ..., settings}, or as it is."""
-    if isinstance(allocator, Allocator):
-        return allocator
-    return allocators.build(**({"name": allocator} if isinstance(allocator, str) else allocator))

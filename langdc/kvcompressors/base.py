@@ -1,5 +1,4 @@
 """The zoo of KV compressors, and what most of them share: score a chunk's keys, divide the budget, keep the best.
-
 Letters: G key heads, L layers, M prompt+video length, Q chunk length, n keys.
 """
 
@@ -8,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from langdc.budget import check_budget
+from langdc.budget import Budget, check_budget
 from langdc.interfaces import KVCompressor
-from langdc.kvcompressors.allocators import Allocator, build_allocator
-from langdc.kvcompressors.scorers import Scorer, build_scorer
+from langdc.kvcompressors.allocators import Allocator, allocators
+from langdc.kvcompressors.scorers import Scorer, scorers
 from langdc.registry import Registry
 from langdc.types import Chunk, Plan
 
@@ -38,13 +37,10 @@ class BudgetedKV(KVCompressor):
         self.active = self.share < 1
 
     def _share(self, plan: Plan) -> float:
-        if self.keep is not None:
-            return float(self.keep)
-        assert self.tokens is not None
-        return min(1.0, self.tokens / len(plan.embeds))
+        return Budget(self.keep, self.tokens).share(len(plan.embeds))
 
     def count(self, share: float, keys: int) -> int:
-        """`share` of `keys` keys as a number: rounded down, at least one, at most all."""
+        """How many keys `share` of `keys` is: rounded down, at least one, at most all."""
         # 0.29 of 100 is 29, though the product is 28.999999999999996
         return min(keys, max(1, math.floor(share * keys + 1e-9)))
 
@@ -52,22 +48,18 @@ class BudgetedKV(KVCompressor):
 class BestKeysKV(BudgetedKV):
     """Keeps each chunk's best keys in every layer: a `scorer` ranks them, an `allocator` sets each layer's number.
 
-    Both are given by name ("self", "question"; "even", "pyramid", "empirical", "adaptive"), as {"name": ..., settings}
-    or as objects. `per_head`: each key head keeps its own best keys.
+    Both are given by name ("self", "window", "question"; "even", "pyramid", "empirical", "adaptive"), as {"name": ...,
+    settings} or as objects. `per_head`: each key head keeps its own best keys.
     """
 
     per_head = False
 
     def __init__(
-        self,
-        keep: float | None,
-        tokens: int | None,
-        scorer: str | dict | Scorer,
-        allocator: str | dict | Allocator,
-        chunk_frames: int,
-    ) -> None:
+        self, keep: float | None, tokens: int | None, scorer: str | dict | Scorer, allocator: str | dict | Allocator,
+        chunk_frames: int
+    ) -> None:  # fmt: skip
         super().__init__(keep, tokens, chunk_frames)
-        self.scorer, self.allocator = build_scorer(scorer), build_allocator(allocator)
+        self.scorer, self.allocator = scorers.of(scorer), allocators.of(allocator)
         self.question_window = self.scorer.question_window
 
     def begin(self, plan: Plan) -> None:
@@ -90,7 +82,7 @@ class BestKeysKV(BudgetedKV):
         return self.share
 
     def adjust(self, scores: Tensor, chunk: Chunk) -> Tensor:
-        """The scores [L,n] or [L,G,n] that the choice is made by; default: as they are."""
+        """Change the scores [L,n] or [L,G,n] before the best are chosen; default: unchanged."""
         return scores
 
     def kept(self, chunk: Chunk) -> list[Tensor]:
@@ -99,8 +91,8 @@ class BestKeysKV(BudgetedKV):
         scores = scores[..., video_rows]
         shares = self.shares(scores.mean(1), chunk)
         ranked = self.adjust(scores if self.per_head else scores.mean(1), chunk)
-        pairs = zip(ranked, shares, strict=True)
-        best = [self.pick(per_layer, self.count(share, len(video_rows))) for per_layer, share in pairs]
+        counts = [self.count(share, len(video_rows)) for share in shares]
+        best = [self.pick(per_layer, count) for per_layer, count in zip(ranked, counts, strict=True)]
         return [self._rows(chunk, layer, video_rows[rows]) for layer, rows in enumerate(best)]
 
     def shares(self, scores: Tensor, chunk: Chunk) -> list[float]:
@@ -113,7 +105,7 @@ class BestKeysKV(BudgetedKV):
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
     def _rows(self, chunk: Chunk, layer: int, best: Tensor) -> Tensor:
-        """Older keys, text between frames, and the `best` rows of the chunk: rows of the whole cache, ascending."""
+        """Rows of the whole cache, ascending: older keys, text between frames, and the `best` rows of the chunk."""
         text = (~chunk.video).nonzero()[:, 0].to(best.device)
         new = torch.cat([best, text.expand(*best.shape[:-1], -1)], -1).sort(-1).values + chunk.past[layer]
         old = torch.arange(chunk.past[layer], device=best.device).expand(*best.shape[:-1], -1)

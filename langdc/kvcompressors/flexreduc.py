@@ -1,6 +1,5 @@
-"""AdaReTaKe, also released as FlexReduc: budgets that differ by chunk and by layer.
-
-Letters: A rotary axes, L layers, M prompt+video length, n keys, K keys cached.
+"""AdaReTaKe, also released as FlexReduc: budgets that differ by chunk and by layer. Letters: A rotary axes, L layers, M
+prompt+video length, n keys, K keys cached.
 """
 
 import math
@@ -25,19 +24,17 @@ VARIANTS = {
     "released": ("text_scores",),
     "paper": (),
 }
-_TEXT_SCORE = 1000.0
-"""The score that upstream gives to text."""
+_TEXT_SCORE = 1000.0  # what upstream gives to text
 
 
 @kvcompressors.register("flexreduc")
 class FlexReduc(BestKeysKV):
     """Keep the tokens that the question attends to most, more of them in changing chunks and in layers of high scores.
 
-    AdaReTaKe (arXiv 2503.12559), section 4. Every chunk is read together with the question (`scorer`; all of it, or its
-    last tokens). `temporal`: chunks that differ from their neighbours keep more, on average the budget. `allocator`:
-    layers keep in proportion to their number among all layers' best (eqs. 11-15). `compact_positions`: the times of
-    kept tokens are scaled by the budget's fraction, later tokens follow directly after them, and scores are computed
-    without rotation.
+    AdaReTaKe (arXiv 2503.12559), section 4. Every chunk is read together with the question (`scorer`). `temporal`:
+    chunks that differ from their neighbours keep more, on average the budget. `allocator`: layers keep in proportion to
+    their number among all layers' best (eqs. 11-15). `compact_positions`: the times of kept tokens are scaled by the
+    budget's fraction, later tokens follow directly after them, and scores are computed without rotation.
 
     "fixed" (default): the full release of 2026 without its defects. "released-2026": that release as it runs with the
     transformers it pins. "released": the early release of 2025, in which a chunk's share grows with the part of its
@@ -52,18 +49,11 @@ class FlexReduc(BestKeysKV):
     paper = "AdaReTaKe, arXiv 2503.12559"
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        variant: Variant = "fixed",
-        scorer: str | dict | Scorer = "question",
-        allocator: str | dict | Allocator | None = None,
-        temporal: bool = True,
-        compact_positions: bool = True,
-        chunk_frames: int = 32,
-        boost: float = 4.0,
-        defects: Collection[str] | None = None,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
+        scorer: str | dict | Scorer = "question", allocator: str | dict | Allocator | None = None,
+        temporal: bool = True, compact_positions: bool = True, chunk_frames: int = 32, boost: float = 4.0,
+        defects: Collection[str] | None = None
+    ) -> None:  # fmt: skip
         check_choice("flexreduc variant", variant, Variant)
         allocator = allocator or Adaptive("floor" if variant == "paper" else "count")
         super().__init__(keep, tokens, scorer, allocator, chunk_frames)
@@ -100,10 +90,9 @@ class FlexReduc(BestKeysKV):
         shares: dict[int, float] = {}
         for video_id in {chunk.video_id for chunk in plan.chunks}:
             chunks = [chunk for chunk in plan.chunks if chunk.video_id == video_id]
-            found = [self.share] * len(chunks)
-            if self.temporal and self.variant != "released":
-                found = self._shares_in_time(plan, chunks)
-            shares |= {chunk.rows.start: share for chunk, share in zip(chunks, found, strict=True)}
+            in_time = self.temporal and self.variant != "released"
+            each = self._shares_in_time(plan, chunks) if in_time else [self.share] * len(chunks)
+            shares |= {chunk.rows.start: share for chunk, share in zip(chunks, each, strict=True)}
         return shares
 
     def _shares_in_time(self, plan: Plan, chunks: list[Chunk]) -> list[float]:
@@ -124,9 +113,8 @@ class FlexReduc(BestKeysKV):
     def question_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
         if "text_clock" not in self.defects:
             return super().question_positions(chunk, positions)
-        return positions[:, :, -chunk.question_window :] - (
-            positions.shape[2] - chunk.question_window - chunk.rows.stop
-        )
+        offset = positions.shape[2] - chunk.question_window - chunk.rows.stop
+        return positions[:, :, -chunk.question_window :] - offset
 
     def chunk_share(self, chunk: Chunk) -> float:
         return self._shares.get(chunk.rows.start, 1.0)
@@ -135,12 +123,12 @@ class FlexReduc(BestKeysKV):
         return self._final(self.allocator(self.chunk_share(chunk), scores), scores)
 
     def _final(self, shares: Tensor, scores: Tensor) -> list[float]:
-        found = (shares.float() if self.released else shares).tolist()
+        per_layer = (shares.float() if self.released else shares).tolist()
         if self.variant == "released" and self.temporal:
             changing = (scores > 0.01 * scores.amax(1, keepdim=True)).double().mean(1).tolist()
-            grown = [min(2.0, max(0.5, math.sqrt(self.boost * part))) for part in changing]
-            found = [min(1.0, by * share) for by, share in zip(grown, found, strict=True)]
-        return [max(0.01, share) for share in found]
+            factors = [min(2.0, max(0.5, math.sqrt(self.boost * part))) for part in changing]
+            per_layer = [min(1.0, factor * share) for factor, share in zip(factors, per_layer, strict=True)]
+        return [max(0.01, share) for share in per_layer]
 
     def count(self, share: float, keys: int) -> int:
         return min(keys, max(1, int(share * keys))) if self.released else super().count(share, keys)
@@ -158,24 +146,24 @@ class FlexReduc(BestKeysKV):
         return super().kept(chunk)
 
     def _kept_by_text(self, chunk: Chunk, text: int) -> list[Tensor]:
-        """Rows kept if the scores of the `text` tokens before the chunk are used for its last tokens."""
+        """Rows that are kept when the scores of the `text` tokens before the chunk choose among its last tokens."""
         layers, share = len(chunk.past), self.chunk_share(chunk)
         stale = torch.full((layers, text), _TEXT_SCORE)
         shares = self.allocator(share, stale)
-        if isinstance(
-            self.allocator, Adaptive
-        ):  # which of the equal scores are taken depends on what else is in the list
+        # which of equal scores are taken depends on what else is in the list
+        if isinstance(self.allocator, Adaptive):
             listed = torch.cat([stale.flatten(), torch.stack(self._scores).mean(1).flatten().cpu()])
             best = listed.topk(int(max(1, share * text) * layers)).indices // text
             shares = self.allocator.parts(torch.bincount(best, minlength=layers)[:layers]) * (layers * share)
         ends = [past + len(chunk) for past in chunk.past]
-        parts = zip(ends, stale, self._final(shares, stale), strict=True)
-        best = [self.pick(of, self.count(share, text)).sort().values + end - text for end, of, share in parts]
-        pairs = zip(ends, best, strict=True)
-        return [torch.cat([torch.arange(end - text), rows]).to(chunk.video.device) for end, rows in pairs]
+        rows = []
+        for end, scores, share in zip(ends, stale, self._final(shares, stale), strict=True):
+            best = self.pick(scores, self.count(share, text)).sort().values + end - text
+            rows.append(torch.cat([torch.arange(end - text), best]).to(chunk.video.device))
+        return rows
 
     def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
         if not self.compact_positions or self.chunk_share(chunk) >= 1:
             return old
         new = torch.arange(chunk.past[layer], old.shape[2], device=old.device)
-        return compacted(old, new, new, self.share)
+        return compacted(old, new, self.share)

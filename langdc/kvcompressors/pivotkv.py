@@ -1,7 +1,4 @@
-"""PivotKV, the KV half of ReTaKe.
-
-Letters: A rotary axes, L layers, n keys, K keys cached.
-"""
+"""PivotKV, the KV half of ReTaKe. Letters: A rotary axes, L layers, n keys, K keys cached."""
 
 from typing import Literal
 
@@ -34,15 +31,10 @@ class PivotKV(BestKeysKV):
     paper = "ReTaKe, arXiv 2412.20504"
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        variant: Variant = "fixed",
-        scorer: str | dict | Scorer = "self",
-        allocator: str | dict | Allocator = "even",
-        compact_positions: bool | None = None,
-        chunk_frames: int = 32,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
+        scorer: str | dict | Scorer = "self", allocator: str | dict | Allocator = "even",
+        compact_positions: bool | None = None, chunk_frames: int = 32
+    ) -> None:  # fmt: skip
         super().__init__(keep, tokens, scorer, allocator, chunk_frames)
         check_choice("pivotkv variant", variant, Variant)
         self.variant = variant
@@ -73,18 +65,14 @@ class PivotKV(BestKeysKV):
 
     def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
         chosen = self._chosen[layer]
-        if not self.compact_positions:
-            return old
-        return compacted(old, chosen, chosen, len(chosen) / len(chunk))
+        return compacted(old, chosen, len(chosen) / len(chunk)) if self.compact_positions else old
 
 
-def compacted(old: Tensor, moving: Tensor, among: Tensor, factor: float) -> Tensor:
-    """Positions [A,1,K]; times of the rows `moving` are scaled by `factor` towards the earliest of the rows `among`.
-
-    In float32 and rounded down, as upstream does; other axes are unchanged.
+def compacted(old: Tensor, rows: Tensor, factor: float) -> Tensor:
+    """Positions [A,1,K] with the times of `rows` scaled by `factor` towards the earliest of them. In float32 and
+    rounded down, as upstream does; other axes are unchanged.
     """
-    time = old[0, 0]
-    first = time[among].min()
+    time = old[0, 0, rows]
     new = old.clone()
-    new[0, 0, moving] = first + ((time[moving] - first) * factor).long()
+    new[0, 0, rows] = time.min() + ((time - time.min()) * factor).long()
     return new

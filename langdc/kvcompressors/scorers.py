@@ -1,6 +1,5 @@
-"""How the keys of a chunk are scored: small pieces that any KV compressor combines.
-
-Letters: h query heads, G key heads, n keys scored, Q queries, E head width.
+"""How the keys of a chunk are scored; any KV compressor may combine these with an allocator. Letters: h query heads, G
+key heads, n keys scored, Q queries, E head width.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +24,7 @@ class Scorer(ABC):
 
 
 @scorers.register("self")
-class SelfScorer(Scorer):
+class _SelfScorer(Scorer):
     """Attention received from all tokens of the chunk (ReTaKe, eq. 6)."""
 
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
@@ -46,11 +45,11 @@ class WindowScorer(Scorer):
 
 
 @scorers.register("question")
-class QuestionScorer(Scorer):
+class _QuestionScorer(Scorer):
     """Attention received from the question's tokens (AdaReTaKe, eq. 10).
 
     `max_tokens`: only that many, counted from the end (152 in upstream's LongVideoBench setting); None: all.
-    `relevant`: only those that attend to the chunk more than their average, as SparseVLM chooses its raters.
+    `relevant`: only those that receive more than average attention from the chunk, as SparseVLM chooses its raters.
     """
 
     def __init__(self, max_tokens: int | None = None, relevant: bool = False) -> None:
@@ -67,10 +66,3 @@ class QuestionScorer(Scorer):
             attention = received_attention(every_head, query).mean(0)
             query = query[:, :, attention > attention.mean()]
         return received_attention(query, key)
-
-
-def build_scorer(scorer: "str | dict | Scorer") -> Scorer:
-    """A scorer from its name, from {"name": ..., settings}, or as it is."""
-    if isinstance(scorer, Scorer):
-        return scorer
-    return scorers.build(**({"name": scorer} if isinstance(scorer, str) else scorer))

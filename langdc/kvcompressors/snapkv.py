@@ -1,7 +1,4 @@
-"""SnapKV: the keys that the last tokens attend to, per key head.
-
-Letters: G key heads, L layers, n keys.
-"""
+"""SnapKV: the keys that the last tokens attend to, per key head. Letters: G key heads, L layers, n keys."""
 
 import torch
 from torch import Tensor
@@ -27,15 +24,9 @@ class SnapKV(BestKeysKV):
     per_head = True
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        window: int = 32,
-        kernel: int = 7,
-        scorer: str | dict | Scorer | None = None,
-        allocator: str | dict | Allocator = "even",
-        chunk_frames: int = 32,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, window: int = 32, kernel: int = 7,
+        scorer: str | dict | Scorer | None = None, allocator: str | dict | Allocator = "even", chunk_frames: int = 32
+    ) -> None:  # fmt: skip
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel={kernel}; neighbours on both sides need an odd number, such as 7.")
         super().__init__(keep, tokens, scorer or WindowScorer(window), allocator, chunk_frames)

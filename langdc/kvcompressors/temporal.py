@@ -1,5 +1,4 @@
 """How a budget is divided among the chunks of a video: by their distance to neighbours, or by change within them.
-
 Letters: D backbone width, N chunks, P tokens per frame.
 """
 
@@ -15,17 +14,15 @@ _MIN_SHARE = 1e-3
 def shares_by_distance(share: float, chunks: Sequence[Tensor]) -> list[float]:
     """Shares of N chunks with the mean `share`, larger where a chunk differs from the ones beside it.
 
-    `chunks`: one vector [D] each; its distance is the mean of 1 - cosine to both neighbours, a chunk at an end having
-    itself for the missing one. Equal shares where nothing differs.
+    `chunks`: one vector [D] each; its distance is the mean of 1 - cosine to both neighbours, where a chunk at an end is
+    its own neighbour. Equal shares where nothing differs.
     """
     each = torch.stack(list(chunks))
     beside = torch.cat([each[:1], each, each[-1:]])
     apart = [1 - functional.cosine_similarity(each, other, dim=-1) for other in (beside[:-2], beside[2:])]
     distances = ((apart[0] + apart[1]) / 2).tolist()
-    mean = sum(distances) / len(distances)
-    if not mean > 0:
-        return [share] * len(distances)
-    return project([share * distance / mean for distance in distances], share * len(distances))
+    mean, count = sum(distances) / len(distances), len(distances)
+    return project([share * each / mean for each in distances], share * count) if mean > 0 else [share] * count
 
 
 def shares_by_change(share: float, chunks: Sequence[Tensor]) -> list[float]:
@@ -38,8 +35,8 @@ def shares_by_change(share: float, chunks: Sequence[Tensor]) -> list[float]:
     mean = sum(changes) / max(len(changes), 1)
     if not mean > 0:
         return [share] * len(chunks)
-    found = iter(changes)
-    return [min(1.0, share * (next(found) if len(c) > 1 else mean) / mean) for c in chunks]
+    following = iter(changes)
+    return [min(1.0, share * (next(following) if len(c) > 1 else mean) / mean) for c in chunks]
 
 
 def project(wanted: list[float], total: float, max_share: float = 1.0, tolerance: float = 1e-5) -> list[float]:
@@ -66,7 +63,6 @@ def project(wanted: list[float], total: float, max_share: float = 1.0, tolerance
 
 def means_of_frames(tokens: Tensor, frame_tokens: int, chunks: int) -> list[Tensor] | None:
     """One vector [D] per chunk from a video's tokens [n,D]: the mean of an even N-th of its frames, each one's mean.
-
     None where there are more chunks than frames.
     """
     frames = len(tokens) // frame_tokens

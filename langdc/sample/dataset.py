@@ -1,7 +1,7 @@
 """Make the sample set: short mp4 files and images of moving shapes, with captions, cues and questions about them.
 
-Every file has its own random numbers (seed, kind of file, number of file): the set does not depend on the number of
-processes, and an interrupted run continues.
+Every file has random numbers of its own (seed, split, index), so the set does not depend on the number of processes,
+and an interrupted run can be resumed.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +24,13 @@ from langdc.log import console
 from langdc.registry import nearest
 from langdc.sample.questions import ask_all, requests
 from langdc.sample.render import draw, draw_video
-from langdc.sample.scenes import FPS, Segment, caption, image_caption, sample_segment, sample_video
+from langdc.sample.scenes import FPS, Segment, caption, sample_segment, sample_video
 from langdc.video import write_video
 
 VIDEOS: Mapping[str, int] = {"train": 2400, "test": 400}
 IMAGES = 2400
 ROUNDS = {"train": 2, "test": 1}
-"""How often each kind of question is asked about a video of a split (the same question is kept once)."""
+"""How often each category of question is drawn for a video of a split; duplicates are left out."""
 
 _STREAM = {"train": 0, "test": 1, "images": 2}  # never renumber: it would change the files of a seed
 _FORMAT = 2  # raise when a change of this module changes what a seed makes
@@ -48,20 +49,15 @@ class _Task(NamedTuple):
 
 
 def make_dataset(
-    folder: str | Path,
-    videos: Mapping[str, int] = VIDEOS,
-    images: int = IMAGES,
-    seed: int = 0,
-    workers: int | None = None,
-) -> bool:
+    folder: str | Path, videos: Mapping[str, int] = VIDEOS, images: int = IMAGES, seed: int = 0,
+    workers: int | None = None
+) -> bool:  # fmt: skip
     """Make `folder`/{train,test,images}.jsonl with their videos and images; False if they are all there already.
 
-    `videos` says how many for each split; `workers` processes share the work (as many as cores when None). Files that
-    exist are not made again; the records come last, then `dataset.json`. A folder that holds something else or a set
-    with other settings raises ValueError.
+    `videos`: how many for each split; `workers`: processes (None: one per core). Files that exist are not made again.
+    ValueError for a folder that holds something else or a set with other settings.
     """
-    folder = Path(folder)
-    sizes = _sizes(videos, images)
+    folder, sizes = Path(folder), _sizes(videos, images)
     settings = {"format": _FORMAT, "seed": seed, **sizes}
     marker = folder / "dataset.json"
     if _finished(folder, settings):
@@ -81,7 +77,7 @@ def make_dataset(
 
 
 def majority_chance(records: Iterable[Record]) -> dict[str, float]:
-    """Share of each kind of question that is right when always the kind's most frequent answer is given."""
+    """By category of question, the accuracy of always giving its most frequent answer."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         for question in record.questions:
@@ -90,12 +86,13 @@ def majority_chance(records: Iterable[Record]) -> dict[str, float]:
 
 
 def _sizes(videos: Mapping[str, int], images: int) -> dict[str, int]:
-    for split, number in {**videos, "images": images}.items():
+    sizes = {**videos, "images": images}
+    for split, number in sizes.items():
         if split not in _STREAM:
             raise ValueError(f"There is no sample split {split!r}.{nearest(split, ROUNDS)}")
         if number < 0:
             raise ValueError(f"{number} {split} were asked for; give 0 or more.")
-    return {split: number for split, number in {**videos, "images": images}.items() if number}
+    return {split: number for split, number in sizes.items() if number}
 
 
 def _finished(folder: Path, settings: dict[str, int]) -> bool:
@@ -125,12 +122,10 @@ def _make_all(tasks: list[_Task], workers: int | None) -> Iterator[tuple[str, Re
     processes = workers or min(os.cpu_count() or 1, max(1, len(chunks) // 2))
     bar = {"description": "sample set", "total": len(chunks), "console": console, "transient": True}
     if processes == 1:
-        for chunk in track(map(_make_chunk, chunks), **bar):
-            yield from chunk
+        yield from chain.from_iterable(track(map(_make_chunk, chunks), **bar))
         return
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for chunk in track(pool.map(_make_chunk, chunks), **bar):
-            yield from chunk
+        yield from chain.from_iterable(track(pool.map(_make_chunk, chunks), **bar))
 
 
 def _make_chunk(tasks: list[_Task]) -> list[tuple[str, Record]]:
@@ -161,7 +156,7 @@ def _make_image(task: _Task) -> Record:
         frames = draw(scene, rng)
         with writing(path, sync=False) as partial:
             Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")
-    text = image_caption(scene)
+    text = caption(scene, motions=False)
     asked = [QuestionRecord(kind="describe_image", question="describe the image", answer=text)] if text else []
     return Record(id=name, image=f"images/{name}.png", segments=[_segment(scene, text, [])], questions=asked)
 

@@ -1,4 +1,4 @@
-"""Questions with one-word answers about a sample video, each drawn so that exactly one answer is right."""
+"""Questions with one-word answers about a sample video, each with exactly one right answer."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +14,7 @@ LETTERS = "ABCD"
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a video, its one right answer, and its kind (a key of `KINDS`)."""
+    """A question about a video, its one right answer, and its category (a key of `KINDS`)."""
 
     kind: str
     text: str
@@ -26,31 +26,27 @@ def _pick(rng: np.random.Generator, items: list):
 
 
 def _lone_colours(video: list[Segment]) -> list:
-    """The objects whose colour occurs once in the whole video, so that the colour alone names them."""
+    """The objects whose colour occurs once in the video, so that the colour identifies them."""
     seen = Counter(thing.colour for segment in video for thing in segment)
     return [thing for segment in video for thing in segment if seen[thing.colour] == 1]
 
 
 def _count(rng: np.random.Generator, video: list[Segment]) -> Question:
-    """How many objects a segment holds."""
     number = int(rng.integers(len(video)))
     return Question("count", f"how many objects are in segment {number + 1} ?", str(len(video[number])))
 
 
 def _shape(rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    """Which shape the object of a colour has."""
     thing = _pick(rng, _lone_colours(video))
     return thing and Question("shape", f"what shape is the {thing.colour} object ?", thing.shape)
 
 
 def _motion(rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    """How the object of a colour moves."""
     thing = _pick(rng, _lone_colours(video))
     return thing and Question("motion", f"how does the {thing.colour} object move ?", thing.motion)
 
 
 def _segment(rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    """Which segment shows a coloured shape."""
     where = [(f"{t.colour} {t.shape}", number) for number, things in enumerate(video, 1) for t in things]
     seen = Counter(name for name, _ in where)
     found = _pick(rng, [(name, number) for name, number in where if seen[name] == 1])
@@ -58,7 +54,7 @@ def _segment(rng: np.random.Generator, video: list[Segment]) -> Question | None:
 
 
 def _most(rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    """Which segment holds the most objects; not asked where two tie."""
+    """Not asked where two segments hold the same number."""
     sizes = [len(things) for things in video]
     if sizes.count(max(sizes)) > 1:
         return None
@@ -66,14 +62,15 @@ def _most(rng: np.random.Generator, video: list[Segment]) -> Question | None:
 
 
 def _colour_of(field: str, verb: str, rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    """Which colour the only object of a shape or motion in a segment has (against the order of the caption)."""
-    found = []
+    """The colour of the only object of a shape or motion in a segment: a look-up against the order of the caption."""
+    candidates = []
     for number, things in enumerate(video, 1):
         seen = Counter(getattr(t, field) for t in things)
-        found += [(number, t) for t in things if seen[getattr(t, field)] == 1]
-    if not found:
+        candidates += [(number, t) for t in things if seen[getattr(t, field)] == 1]
+    chosen = _pick(rng, candidates)
+    if chosen is None:
         return None
-    number, thing = _pick(rng, found)
+    number, thing = chosen
     text = f"what colour {verb} {getattr(thing, field)} in segment {number} ?"
     return Question(f"colour_of_{field}", text, thing.colour)
 
@@ -104,19 +101,19 @@ KINDS: dict[str, Callable[[np.random.Generator, list[Segment]], Question | None]
 
 
 def ask_all(rng: np.random.Generator, video: list[Segment], kinds: tuple[str, ...] = tuple(KINDS)) -> list[Question]:
-    """One question of every kind that the video admits, in the order of `kinds`."""
+    """One question of every category that the video allows, in the order of `kinds`."""
     asked = (KINDS[kind](rng, video) for kind in kinds)
     return [question for question in asked if question is not None]
 
 
 def requests(captions: list[str]) -> list[Question]:
-    """What a model is asked to say of a video with these captions; nothing is asked of empty segments."""
-    each = [Question("describe", f"describe segment {n}", said) for n, said in enumerate(captions, 1) if said]
+    """Requests to describe each segment that is not empty, and the whole video."""
+    each = [Question("describe", f"describe segment {n}", text) for n, text in enumerate(captions, 1) if text]
     return [*each, Question("describe_video", "describe the video", as_text(captions))]
 
 
 def vocabulary() -> list[str]:
-    """Every word that captions and questions are made of; each is one token of the sample tokenizer."""
+    """All words of captions and questions; each is one token of the sample tokenizer."""
     words = "how many objects are in segment what shape is the object does move which shows has most colour motion"
     chat = "user assistant system describe image video"
     digits = [str(d) for d in range(10)]

@@ -5,25 +5,15 @@ import numpy as np
 from langdc.sample.scenes import COLOURS, FRAMES_PER_SEGMENT, RADIUS, SIZE, Segment
 
 
-def _square(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    return np.maximum(abs(dx), abs(dy)) <= RADIUS - 1
-
-
-def _ring(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    distance = np.hypot(dx, dy)
-    return (distance <= RADIUS) & (distance >= RADIUS - 3.2)
-
-
-def _triangle(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    return (dy <= RADIUS - 1) & (abs(dx) * 2 <= dy + RADIUS)
-
-
-def _cross(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    arms = np.minimum(abs(dx), abs(dy)) <= 2
-    return arms & (np.maximum(abs(dx), abs(dy)) <= RADIUS)
-
-
-MASKS = {"square": _square, "ring": _ring, "triangle": _triangle, "cross": _cross}
+def _masks(dx: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
+    """The pixels of each shape, by their distances from its centre."""
+    far, near, distance = np.maximum(abs(dx), abs(dy)), np.minimum(abs(dx), abs(dy)), np.hypot(dx, dy)
+    return {
+        "square": far <= RADIUS - 1,
+        "ring": (distance <= RADIUS) & (distance >= RADIUS - 3.2),
+        "triangle": (dy <= RADIUS - 1) & (abs(dx) * 2 <= dy + RADIUS),
+        "cross": (near <= 2) & (far <= RADIUS),
+    }
 
 
 def draw(segment: Segment, rng: np.random.Generator) -> np.ndarray:
@@ -34,7 +24,7 @@ def draw(segment: Segment, rng: np.random.Generator) -> np.ndarray:
     for thing in segment:
         for frame, pixels in enumerate(frames):
             x, y = thing.centre(frame)
-            pixels[MASKS[thing.shape](xs - x, ys - y)] = COLOURS[thing.colour]
+            pixels[_masks(xs - x, ys - y)[thing.shape]] = COLOURS[thing.colour]
     frames += rng.normal(0, 8, frames.shape)
     return frames.round().clip(0, 255).astype(np.uint8)
 

@@ -1,7 +1,5 @@
-"""What the sample videos show, and what is said and asked about it.
-
-A video is a list of segments; a segment holds 0 to 4 objects of distinct colours. From this ground truth come the
-captions (their length follows the number of objects), the questions and the frames (`langdc.sample.render`).
+"""The scenes of the sample videos and their captions. A video is a list of segments; a segment holds 0 to 4 objects of
+distinct colours. Captions, questions and frames (`langdc.sample.render`) are made from this ground truth.
 """
 
 from dataclasses import dataclass
@@ -9,13 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 COLOURS = {
-    "red": (225, 45, 40),
-    "green": (40, 180, 60),
-    "blue": (50, 80, 230),
-    "yellow": (235, 215, 50),
-    "purple": (170, 60, 200),
-    "cyan": (60, 210, 220),
-}
+    "red": (225, 45, 40), "green": (40, 180, 60), "blue": (50, 80, 230), "yellow": (235, 215, 50),
+    "purple": (170, 60, 200), "cyan": (60, 210, 220),
+}  # fmt: skip
 SHAPES = ("square", "ring", "triangle", "cross")
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 SIZE = 64
@@ -24,7 +18,7 @@ SPEED = 3  # pixels per frame
 FPS = 8
 SEGMENTS = 4
 FRAMES_PER_SEGMENT = 4
-MOST_OBJECTS = 4
+MAX_OBJECTS = 4
 
 
 @dataclass(frozen=True)
@@ -38,12 +32,12 @@ class Thing:
     y: int
 
     def centre(self, frame: int) -> tuple[int, int]:
-        """Where the object stands in a frame (0-based) of its segment, in pixels."""
+        """The object's centre in a frame (0-based) of its segment, in pixels."""
         dx, dy = MOTIONS[self.motion]
         return self.x + dx * SPEED * frame, self.y + dy * SPEED * frame
 
     def swept_box(self) -> tuple[int, int, int, int]:
-        """The pixels the object touches during its segment: left, top, right, bottom, all inclusive."""
+        """The pixels that the object touches in its segment: left, top, right, bottom, inclusive."""
         (x0, y0), (x1, y1) = self.centre(0), self.centre(FRAMES_PER_SEGMENT - 1)
         return min(x0, x1) - RADIUS, min(y0, y1) - RADIUS, max(x0, x1) + RADIUS, max(y0, y1) + RADIUS
 
@@ -53,7 +47,7 @@ Segment = tuple[Thing, ...]
 
 def sample_segment(rng: np.random.Generator, objects: int | None = None) -> Segment:
     """Draw `objects` things (0 to 4 at random when None), placed by rejection so that no swept boxes overlap."""
-    wanted = int(rng.integers(0, MOST_OBJECTS + 1)) if objects is None else objects
+    wanted = int(rng.integers(0, MAX_OBJECTS + 1)) if objects is None else objects
     while True:
         colours = rng.choice(len(COLOURS), size=wanted, replace=False)
         things = _place(rng, [list(COLOURS)[i] for i in sorted(colours)])
@@ -69,17 +63,14 @@ def _place(rng: np.random.Generator, colours: list[str]) -> Segment | None:
         for _ in range(40):
             x, y = (int(v) for v in rng.integers(RADIUS, SIZE - RADIUS, size=2))
             thing = Thing(colour, shape, motion, x, y)
-            if _inside(thing) and not any(_overlap(thing, other) for other in placed):
+            box = thing.swept_box()
+            inside = min(box) >= 0 and max(box) < SIZE
+            if inside and not any(_overlap(thing, other) for other in placed):
                 placed.append(thing)
                 break
         else:
             return None
     return tuple(placed)
-
-
-def _inside(thing: Thing) -> bool:
-    left, top, right, bottom = thing.swept_box()
-    return left >= 0 and top >= 0 and right < SIZE and bottom < SIZE
 
 
 def _overlap(one: Thing, two: Thing) -> bool:
@@ -92,16 +83,13 @@ def sample_video(rng: np.random.Generator, segments: int = SEGMENTS) -> list[Seg
     return [sample_segment(rng) for _ in range(segments)]
 
 
-def caption(segment: Segment) -> str:
-    """Say what a segment shows, colours in palette order: "red square left ; blue ring still"; "" when it is empty."""
-    return " ; ".join(f"{thing.colour} {thing.shape} {thing.motion}" for thing in segment)
-
-
-def image_caption(segment: Segment) -> str:
-    """Say what a single frame of a segment shows: as `caption`, without the motions."""
-    return " ; ".join(f"{thing.colour} {thing.shape}" for thing in segment)
+def caption(segment: Segment, motions: bool = True) -> str:
+    """The caption of a segment, colours in palette order: "red square left ; blue ring still"; "" when it is empty.
+    Without `motions`, that of a single frame.
+    """
+    return " ; ".join(" ".join((t.colour, t.shape, t.motion)[: 3 if motions else 2]) for t in segment)
 
 
 def as_text(captions: list[str]) -> str:
-    """Write a video's captions as the text a language model reads in place of it: "[1] red square left [2] [3] ..."."""
+    """A video's captions as one text: "[1] red square left [2] [3] ..."."""
     return " ".join(f"[{number}] {text}".rstrip() for number, text in enumerate(captions, 1))

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from langdc.compressors import compressors
 from langdc.kvcompressors import kvcompressors
-from langdc.kvcompressors.scorers import build_scorer
+from langdc.kvcompressors.scorers import scorers
 from langdc.log import screen
 
 _NEEDS = {"question": "question", "saliency": "encoder attention"}
@@ -65,7 +65,7 @@ def _kv_entry(name: str) -> _Entry:
     kind: Any = kvcompressors.get(name)
     scorer = inspect.signature(kind).parameters.get("scorer")
     given = scorer.default if scorer is not None else None
-    guided = isinstance(given, str) and build_scorer(given).question_window > 0
+    guided = isinstance(given, str) and scorers.of(given).question_window > 0
     return _entry(name, "KV cache", "question" if guided else "-", kind)
 
 

@@ -70,8 +70,8 @@ def _files(path: Path) -> list[Path]:
 def _trees(file: Path, overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """Name and settings of every run that a file stands for: one, or the phases of a stage of 0.1."""
     tree = settings.read_tree(file, overrides)
-    if compat.is_stage(tree):
-        return [(f"{file} (phase {n})", run) for n, run in enumerate(compat.runs_of_stage(tree), 1)]
+    if (runs := compat.runs_of_stage(tree)) is not None:
+        return [(f"{file} (phase {n})", run) for n, run in enumerate(runs, 1)]
     return [(str(file), compat.settings(tree))]
 
 

@@ -37,7 +37,19 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "matryoshka": {"queries": 4, "tokens": 3, "depth": 1},
     "langdc": {},
 }
-"""Compressors with the settings they are tried with."""
+"""Compressors that are trained on every backbone, with the settings they are tried with."""
+TRAINING_FREE: dict[str, dict[str, Any]] = {
+    "random": {"keep": 0.5},
+    "uniform": {"keep": 0.5},
+    "dpselect": {"keep": 0.5},
+    "dycoke": {"keep": 0.5},
+    "fastvid": {"keep": 0.5},
+    "holitom_outer": {"keep": 0.5},
+    "ma_lmm": {"keep": 0.5},
+    "visionzip": {"keep": 0.5},
+    "chain": {"members": [{"name": "dpselect", "keep": 0.5}, {"name": "vidcom2", "keep": 0.5}]},
+}
+"""The others, which have nothing to learn, as vidcom2 has not; asked of one backbone."""
 QUESTIONS = [
     ("what is in the video ?", "a dog"),
     ("how many cat", "red ring . square"),
@@ -54,7 +66,7 @@ def clips(name: str) -> list[Frames]:
 
 
 def model_config(name: str, member: str, **settings: Any) -> ModelConfig:
-    given: dict[str, Any] = {**MEMBERS[member], **settings}
+    given: dict[str, Any] = {**{**MEMBERS, **TRAINING_FREE}[member], **settings}
     if name == "videogpt_plus":
         backbone = tiny.backbone_settings()
         if "sides" in given:

@@ -8,6 +8,7 @@ import torch
 
 from langdc.backbones.chat import IGNORED, conversation, share_video
 from langdc.backbones.inputs import read_prompt
+from langdc.compressors import compressors
 from langdc.types import Context
 from tests import stock
 from tests.contract import grid
@@ -20,6 +21,25 @@ PAIRS = [pytest.param(*pair, id="-".join(pair)) for pair in FAST] + [
     pytest.param(*pair, id="-".join(pair), marks=pytest.mark.slow) for pair in SLOW
 ]
 RATE = 1e-2
+
+
+def test_every_member_of_the_registry_is_tried() -> None:
+    lacking = set(compressors.names()) - {*grid.MEMBERS, *grid.TRAINING_FREE}
+    assert not lacking, f"Add one line for each of {sorted(lacking)} to MEMBERS of tests/contract/grid.py."
+
+
+@pytest.mark.parametrize("member", [*grid.MEMBERS, *grid.TRAINING_FREE])
+def test_every_member_gives_tokens(member: str) -> None:
+    model, _ = grid.build("qwen2_5_vl", member)
+    batch = grid.batch_of(model, grid.clips("qwen2_5_vl"))
+    with torch.no_grad():
+        found = model(batch)
+    for video, tokens in zip(model.features(batch), found.compressed.tokens, strict=True):
+        assert tokens.values.shape[1] == model.backbone.width and tokens.values.isfinite().all()
+        assert len(tokens) > 0
+        assert member == "langdc" or len(tokens) <= video.grid[0] * video.grid[1] * video.grid[2]
+        assert (tokens.segment.diff() >= 0).all()
+    assert found.logits.isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "member"), [pytest.param(*pair, id="-".join(pair)) for pair in FAST])

@@ -16,7 +16,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding, Qwen2_5_VLTextConfig
 
 from langdc.kvcompressors import build
-from langdc.kvcompressors.allocators import build_allocator
+from langdc.kvcompressors.allocators import allocators
 from langdc.kvcompressors.flexreduc import FlexReduc
 from langdc.kvcompressors.temporal import means_of_frames, project, shares_by_distance
 from langdc.prefill import PrefillOutput, prefill
@@ -169,14 +169,14 @@ def test_shares_of_layers(name: str) -> None:
     method = {"name": ALLOCATORS.get(table["method"], table["method"])}
     if table["pyramid_beta"] is not None:
         method["beta"] = table["pyramid_beta"]
-    found = build_allocator(method)(table["ratio"], torch.zeros(table["layers"], 1))
+    found = allocators.of(method)(table["ratio"], torch.zeros(table["layers"], 1))
     assert found.tolist() == pytest.approx(table["result"], abs=1e-12)
 
 
 def test_three_layers_do_not_divide_by_zero() -> None:
     """Table f, where upstream does: the last layer gets the end of the curve."""
     curve = [0.3, 0.2, 0.2]
-    found = build_allocator("empirical")(0.3, torch.zeros(3, 1))
+    found = allocators.of("empirical")(0.3, torch.zeros(3, 1))
     assert found.tolist() == pytest.approx([0.3 / (0.55 / 3) * value for value in curve])
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from langdc import compat
 from langdc.conformance.prompts import FRAME, LAYERS, QUESTION, TEXT, prompt, read
 from langdc.kvcompressors import build
-from langdc.kvcompressors.allocators import build_allocator
+from langdc.kvcompressors.allocators import allocators
 from langdc.kvcompressors.flexreduc import FlexReduc
-from langdc.kvcompressors.scorers import Scorer, build_scorer
+from langdc.kvcompressors.scorers import Scorer, scorers
 from langdc.kvcompressors.temporal import shares_by_change, shares_by_distance
 from langdc.types import Chunk, Plan
 from tests.reference import kv as reference
@@ -107,7 +107,7 @@ def test_anchors_come_first(variant: str) -> None:
 def test_shares_of_layers(paper: bool) -> None:
     scores = noise(4, 30).exp()
     scores[2] *= 3
-    found = build_allocator({"name": "adaptive", "smoothing": "floor" if paper else "count"})(0.3, scores)
+    found = allocators.of({"name": "adaptive", "smoothing": "floor" if paper else "count"})(0.3, scores)
     assert found.tolist() == pytest.approx(reference.layer_shares(scores, 0.3, paper))
     assert float(found.mean()) == pytest.approx(0.3)
     assert found.argmax() == 2
@@ -116,7 +116,7 @@ def test_shares_of_layers(paper: bool) -> None:
 @pytest.mark.parametrize("name", ["even", "pyramid", "empirical", "adaptive"])
 @pytest.mark.parametrize("layers", [1, 2, 3, 28])
 def test_allocators_spend_the_share_on_any_number_of_layers(name: str, layers: int) -> None:
-    found = build_allocator(name)(0.2, noise(layers, 40).exp())
+    found = allocators.of(name)(0.2, noise(layers, 40).exp())
     assert ((found > 0) & (found <= 1)).all()
     spent = float(found.mean())
     assert spent == pytest.approx(0.2) or (name == "empirical" and abs(spent - 0.2) < (0.02 if layers == 28 else 0.15))
@@ -218,11 +218,11 @@ def test_settings_of_methods_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match="'paper'"):
         build("pivotkv", keep=0.5, variant="released-2026")
     with pytest.raises(ValueError, match="'floor'"):
-        build_allocator({"name": "adaptive", "smoothing": "none"})
+        allocators.of({"name": "adaptive", "smoothing": "none"})
     with pytest.raises(ValueError, match=r"beta=0\.5"):
-        build_allocator({"name": "pyramid", "beta": 0.5})
+        allocators.of({"name": "pyramid", "beta": 0.5})
     with pytest.raises(ValueError, match="max_tokens=0"):
-        build_scorer({"name": "question", "max_tokens": 0})
+        scorers.of({"name": "question", "max_tokens": 0})
     with pytest.raises(ValueError, match="sinks=-1"):
         build("streaming", keep=0.5, sinks=-1)
 
@@ -247,7 +247,7 @@ def test_relevant_question_tokens_are_those_that_attend_more_than_average() -> N
     attention = reference.received(every_head, query[0].double(), causal=False).mean(0)
     some = query[0][:, attention > attention.mean()]
     assert 0 < some.shape[1] < 5
-    found = build_scorer({"name": "question", "relevant": True})(query, key)
+    found = scorers.of({"name": "question", "relevant": True})(query, key)
     expected = reference.received(some.double(), key[0].double(), causal=False)
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from langdc.sample.questions import KINDS, TARGET_KINDS, Question, ask_all, vocabulary
-from langdc.sample.scenes import COLOURS, MOTIONS, SHAPES, Segment, Thing, caption, image_caption, sample_video
+from langdc.sample.scenes import COLOURS, MOTIONS, SHAPES, Segment, Thing, caption, sample_video
 
 VIDEOS = [sample_video(np.random.default_rng([seed, 2])) for seed in range(250)]
 ASKED = [(video, q) for seed, video in enumerate(VIDEOS) for q in ask_all(np.random.default_rng([seed, 3]), video)]
@@ -82,6 +82,6 @@ def test_kinds_can_be_chosen_and_seeds_repeat() -> None:
 def test_vocabulary_covers_all_that_is_said() -> None:
     known = set(vocabulary())
     said = [f"{q.text} {q.answer}" for _, q in ASKED]
-    said += [text for video in VIDEOS for segment in video for text in (caption(segment), image_caption(segment))]
+    said += [caption(segment, motions) for video in VIDEOS for segment in video for motions in (True, False)]
     words = {word for text in said for word in re.findall(r"\w+|[^\w\s]", text)}
     assert words <= known

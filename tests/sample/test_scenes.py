@@ -16,7 +16,6 @@ from langdc.sample.scenes import (
     Thing,
     as_text,
     caption,
-    image_caption,
     sample_segment,
     sample_video,
 )
@@ -67,7 +66,7 @@ def test_colours_of_a_segment_differ_and_captions_are_sorted_by_palette() -> Non
 def test_captions_of_known_scenes() -> None:
     segment = (Thing("red", "square", "left", 40, 20), Thing("blue", "ring", "still", 20, 50))
     assert caption(segment) == "red square left ; blue ring still"
-    assert image_caption(segment) == "red square ; blue ring"
+    assert caption(segment, motions=False) == "red square ; blue ring"
     assert caption(()) == ""
     assert as_text([caption(segment), "", "red ring up"]) == "[1] red square left ; blue ring still [2] [3] red ring up"
 
