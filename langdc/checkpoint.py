@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
 from langdc.hashing import file_hash, is_part, part_identity, tensor_hash, tensors_hash
 from langdc.model import VideoModel
-from langdc.sources import resolve
+from langdc.sources import read_json, resolve
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "langdc.json"
@@ -134,12 +135,10 @@ def _folders(sources: Iterable[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for source in sorted(set(sources)):
         if source.startswith("sample:") or Path(source).is_dir() or "/" in source:
-            try:
+            with suppress(ValueError):
                 folder = resolve(source)
-            except ValueError:
-                continue
-            if isinstance(folder, Path) and any(folder.glob("*.safetensors")):
-                found[source] = folder
+                if isinstance(folder, Path) and any(folder.glob("*.safetensors")):
+                    found[source] = folder
     return found
 
 
@@ -155,10 +154,7 @@ def read_manifest(directory: Path) -> dict:
     file = Path(directory) / MANIFEST
     if not file.is_file():
         raise ValueError(f"{directory} holds no LangDC checkpoint (no {MANIFEST}). {_ADVICE}")
-    try:
-        manifest = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off. Copy the checkpoint again.") from None
+    manifest = read_json(file)
     lacking = NEEDED - set(manifest) if isinstance(manifest, dict) else NEEDED
     if lacking:
         raise ValueError(
@@ -196,9 +192,7 @@ def load(directory: str | Path, plain: bool = False, contents: bool = False) -> 
     settings = manifest["model"]
     if plain:
         whole = {"quantize": None, "attention": "sdpa"}
-        settings = {
-            name: {key: whole.get(key, value) for key, value in part.items()} for name, part in settings.items()
-        }
+        settings = {member: {key: whole.get(key, v) for key, v in part.items()} for member, part in settings.items()}
     config = named(check(ModelConfig, settings, f"{folder / MANIFEST}"))
     _check_parts(config, manifest, folder, contents)
     model = VideoModel(config)
@@ -267,15 +261,11 @@ def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tup
     that fit nothing raise ValueError. Earlier LoRA adapters are attached first. `text`: whether the language model is
     needed; where it is not, its weights are not loaded, unless nothing else holds them.
     """
-    config = named(config)
-    if not text:
-        state = torch.get_rng_state()
-        model = VideoModel(config, text=False)
-        if any(parameter.is_meta for parameter in unpublished(model).values()):
-            torch.set_rng_state(state)
-            return start(config, directory)
-    else:
-        model = VideoModel(config)
+    config, state = named(config), torch.get_rng_state()
+    model = VideoModel(config, text=text)
+    if not text and any(parameter.is_meta for parameter in unpublished(model).values()):
+        torch.set_rng_state(state)
+        return start(config, directory)
     if directory is None:
         return model, {}
     manifest = read_manifest(directory)
@@ -283,9 +273,9 @@ def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tup
     tensors = _read_weights(directory, manifest, model)
     if text and manifest["lora"] is not None:
         attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
-    here = dict(model.named_parameters(remove_duplicate=False))
-    absent = {} if text else {name for name in tensors if name.startswith("backbone.") and name not in here}
-    _load_tensors(model, {name: tensor for name, tensor in tensors.items() if name not in absent}, directory)
+    here = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    needed = {n: tensor for n, tensor in tensors.items() if text or n in here or not n.startswith("backbone.")}
+    _load_tensors(model, needed, directory)
     _check_drawn(manifest["model"], config.model_dump(mode="json"), directory)
     return model, tensors
 
