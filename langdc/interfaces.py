@@ -276,6 +276,9 @@ class Objective(ABC):
     whole: ClassVar[bool] = False
     """Whether it compares with uncompressed videos, so that batches need `VideoBatch.whole`."""
 
+    own_replies: bool = False
+    """Whether it has the replies written, so that questions need no answers."""
+
     def samples(self, records: Sequence[Any]) -> list[Any]:
         """The records it can learn from; default: those with questions."""
         return [record for record in records if record.questions]

@@ -39,6 +39,9 @@ class SampleTask(Task):
             raise ValueError(f"{self.data} has no questions of the kinds {kinds}.{nearest(str(kinds), known)}")
         without = "the record has neither video nor image; name one"
         mistakes |= {record.line or 0: without for record in readable if record.media_path("") is None}
+        unanswered = {number: record for number, record in asked if not all(q.answered for q in record.questions)}
+        mistakes |= dict.fromkeys(unanswered, "a question has no answer to compare with; write one")
+        asked = [(number, record) for number, record in asked if number not in unanswered]
         self.target_kinds = tuple(kind for kind in TARGET_KINDS if kinds is None or kind in kinds)
         self._read(asked, mistakes)
 
