@@ -140,8 +140,8 @@ def _check_empty(directory: Path) -> None:
         raise ValueError(f"{directory} holds files that are no training run. Choose another place with output=...")
     if (directory / "phases").is_dir() or any(directory.glob(f"{RESUME}/*/checkpoint-*")):
         raise ValueError(
-            f"{directory} holds an unfinished run of version 0.1, which this version cannot resume. Finish it with 0.1, "
-            "or choose another place with output=..."
+            f"{directory} holds an unfinished run of version 0.1, which this version cannot resume. Finish it with "
+            "0.1, or choose another place with output=..."
         )
 
 
