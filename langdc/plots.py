@@ -22,9 +22,7 @@ INK = "#010203"  # a colour nothing else uses: becomes the page's text colour
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names are no formulas
     **dict.fromkeys(("svg.fonttype", "figure.facecolor", "axes.facecolor"), "none"),
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
-    ),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
