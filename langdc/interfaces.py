@@ -47,7 +47,7 @@ class TokenCompressor(nn.Module, ABC):
     """Where the method was published."""
     frames_per_segment: int = 1
     """How many steps T of a grid make one `segment` of its tokens."""
-    needs_with_states: ClassVar[frozenset[str] | None] = None
+    needs_with_states: frozenset[str] | None = None
     """What it still reads of a video whose stored states are given; None: all of `needs`."""
 
     def one(self, video: VideoFeatures) -> VideoTokens:

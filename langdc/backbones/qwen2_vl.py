@@ -123,7 +123,8 @@ class Qwen2VL(StockBackbone):
     def outline(self, video: Frames) -> VideoFeatures:
         side, size = self._token_side, video.pixels.shape[2:]
         if len(video) == 1:
-            height, width = smart_resize(*size, side, *self._limits(self.image_processor).values())
+            fewest, most = self._limits(self.image_processor).values()
+            height, width = smart_resize(*size, side, fewest, most)
         else:
             height, width = self.read_size(len(video), *size)
         shape = (-(-len(video) // self.frames_per_step), height // side, width // side, 0)

@@ -39,8 +39,8 @@ def shares_by_change(share: float, chunks: Sequence[Tensor]) -> list[float]:
     return [min(1.0, share * (next(following) if len(c) > 1 else mean) / mean) for c in chunks]
 
 
-def project(wanted: list[float], total: float, tolerance: float = 1e-5) -> list[float]:
-    """The numbers of [0.001, 1] nearest to `wanted` whose sum is `total`.
+def project(wanted: list[float], total: float, max_share: float = 1.0, tolerance: float = 1e-5) -> list[float]:
+    """The numbers of [0.001, `max_share`] nearest to `wanted` whose sum is `total`.
 
     By bisection for the amount subtracted from each, as upstream does, to the same `tolerance`: equal numbers come
     back with an error of up to half of it.
@@ -49,16 +49,16 @@ def project(wanted: list[float], total: float, tolerance: float = 1e-5) -> list[
         return []
     wish = torch.tensor(wanted, dtype=torch.float64)
     scale = wish / wish.sum() * total if wish.sum() > 0 else torch.full_like(wish, total / len(wish))
-    low, high = float(scale.min()) - 1.0, float(scale.max()) - _MIN_SHARE
+    low, high = float(scale.min()) - max_share, float(scale.max()) - _MIN_SHARE
     for _ in range(100):
         if high - low <= tolerance:
             break
         middle = (high + low) / 2
-        if float((scale - middle).clamp(_MIN_SHARE, 1.0).sum()) > total:
+        if float((scale - middle).clamp(_MIN_SHARE, max_share).sum()) > total:
             low = middle
         else:
             high = middle
-    return (scale - (high + low) / 2).clamp(_MIN_SHARE, 1.0).tolist()
+    return (scale - (high + low) / 2).clamp(_MIN_SHARE, max_share).tolist()
 
 
 def means_of_frames(tokens: Tensor, frame_tokens: int, chunks: int) -> list[Tensor] | None:
