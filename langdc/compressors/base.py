@@ -26,9 +26,7 @@ def segment_of_frame(grid: Tensor, frames_per_segment: int) -> Tensor:
 
 
 def segment_length(video: VideoFeatures, frames_per_segment: int) -> int:
-    """How many steps T of a video's grids make a segment: all of an image's, which are crops where there are
-    several.
-    """
+    """How many steps T of a video's grids make a segment: all of those of an image, which are crops."""
     if not video.is_image:
         return frames_per_segment
     return max(len(grid.values) for grid in (*video.projected, *video.encoder.values()))
