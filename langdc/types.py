@@ -78,6 +78,12 @@ class FeatureGrid:
         """T*H*W."""
         return self.values.shape[:3].numel()
 
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "FeatureGrid":
+        """The same on a device; values and side grids in `dtype`, if given."""
+        saliency = None if self.saliency is None else self.saliency.to(device)
+        extra = tuple(side.to(device, dtype) for side in self.extra)
+        return FeatureGrid(self.values.to(device, dtype), saliency, extra, self.size)
+
 
 Grids = Mapping[str, FeatureGrid]
 """One video's encoder grids by stream name."""

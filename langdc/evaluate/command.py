@@ -22,7 +22,7 @@ from langdc.evaluate.page import page
 from langdc.evaluate.published import check_published
 from langdc.evaluate.results import Result, read_results
 from langdc.evaluate.settings import EvalConfig
-from langdc.evaluate.tables import MISMATCH, Cell, Table, as_csv, as_markdown
+from langdc.evaluate.tables import MISMATCH, Table, as_csv, as_markdown
 
 DEFAULT = "sample/eval"
 ABOUT_MODEL = ("exact captions", "cue recall", "density rho", "train ")
@@ -116,11 +116,11 @@ def _rich(table: Table) -> list[rich.table.Table]:
     accuracy += [title for title in table.titles if title.startswith("kind ")] + ["failed", "unparsed"]
     about = ["entry", *(title for title in table.titles if title.startswith(ABOUT_MODEL))]
     cost = ["entry", *(title for title in table.titles if title not in (*accuracy, *about))]
-    parts = [_part("Accuracy", accuracy, table, [table.chance]), _part("Tokens, cost, comparison", cost, table)]
+    parts = [_part("Accuracy", accuracy, table, chance=True), _part("Tokens, cost, comparison", cost, table)]
     return [*parts, _part("Captions, training", about, table)] if len(about) > 1 else parts
 
 
-def _part(name: str, titles: Sequence[str], table: Table, last: Sequence[Sequence[Cell]] = ()) -> rich.table.Table:
+def _part(name: str, titles: Sequence[str], table: Table, chance: bool = False) -> rich.table.Table:
     """Some columns of a table, as far as it has them; texts of users and models are not markup."""
     found = rich.table.Table(title=name, title_justify="left")
     columns = [table.titles.index(title) for title in titles if title in table.titles]
@@ -130,10 +130,9 @@ def _part(name: str, titles: Sequence[str], table: Table, last: Sequence[Sequenc
         found.add_column(Text(table.headings[column]), justify="left" if left else "right", min_width=width)
     for line in table.lines:
         found.add_row(*(Text(line[column].text) for column in columns))
-    if last:
+    if chance:
         found.add_section()
-    for line in last:
-        found.add_row(*(Text(line[column].text) for column in columns), style="dim")
+        found.add_row(*(Text(table.chance[column].text) for column in columns), style="dim")
     return found
 
 

@@ -51,9 +51,7 @@ def evaluate(
     continues. The replies are put to the `judge`, if any, once all are there. `retry_failed` asks again what failed
     before. Raises ValueError for settings that cannot work and for a folder that holds an evaluation of something else.
     """
-    videos = (
-        matching.calibration_videos(config.calibration, task) if config.calibration and config.is_calibrated else []
-    )
+    videos = matching.calibration_videos(config, task) if config.is_calibrated else []
     with EvalFolder.locked(config.output):
         main_process_first(lambda: _start(config, task, command))
         folder = EvalFolder.read(config.output)
@@ -110,14 +108,9 @@ def _groups(entries: Sequence[EntryConfig]) -> Iterator[list[EntryConfig]]:
     groups: dict[Any, list[EntryConfig]] = {}
     for entry in entries:
         depth[entry.name] = 0 if entry.match is None else depth[entry.match] + 1
-        groups.setdefault((depth[entry.name], _model_of(entry)), []).append(entry)
+        groups.setdefault((depth[entry.name], entry.model_key), []).append(entry)
     for key in sorted(groups, key=lambda key: key[0]):
         yield groups[key]
-
-
-def _model_of(entry: EntryConfig) -> tuple[str, str]:
-    """Equal for entries that one loaded model can serve."""
-    return str(entry.model), repr(entry.backbone)
 
 
 def _needs(lm: VideoLM, entries: Sequence[EntryConfig]) -> frozenset[str]:
@@ -147,13 +140,13 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable,
     for _ in zip_longest(*(run.time(run.records[rank() :: world_size()]) for run in runs)):
         pass
     barrier()
-    main_process_first(lambda: [_finish(run) for run in runs])
+    main_process_first(lambda: [run.finish() for run in runs])
 
 
 def _prepare(session: Session, lm: VideoLM, runs: Sequence[Run]) -> None:
     """Set the budgets of the entries and put their compressors on the model."""
     key = VideoCache.key_of(lm)
-    same_model = [e for e in session.config.all_entries if _model_of(e) == _model_of(runs[0].entry)]
+    same_model = [e for e in session.config.all_entries if e.model_key == runs[0].entry.model_key]
     need = _needs(lm, same_model)
     for run in runs:
         main_process_first(lambda run=run: run.calibrate(lm, key))
@@ -167,11 +160,6 @@ def _shared(pending: Sequence[Record], task: Task) -> list[Record]:
     ids = broadcast([record.id for record in pending])
     by_id = {record.id: record for record in task.records}
     return [by_id[name] for name in ids[rank() :: world_size()]]
-
-
-def _finish(run: Run) -> None:
-    run.out.reread()
-    run.finish()
 
 
 def _progress() -> Progress:

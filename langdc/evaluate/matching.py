@@ -12,7 +12,7 @@ from typing import Any
 from langdc.config import MemberConfig
 from langdc.data.records import Record, read_records
 from langdc.evaluate.controls import OnPool
-from langdc.evaluate.settings import CalibrationConfig, EntryConfig
+from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.kvcompressors import kvcompressors
 from langdc.log import get_logger
@@ -52,32 +52,35 @@ def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
     return type(lm)(lm.model, compressor, kv)
 
 
-def calibration_videos(config: CalibrationConfig, task: Task) -> list[tuple[Record, Path]]:
-    """The videos to set budgets on, which have questions and are none of the task's.
+def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Path]]:
+    """The videos to set budgets on, which have questions and are none of the task's; [] without the setting.
 
     Raises ValueError if the file is missing, has none, or a video is asked about in the task.
     """
-    if not config.data.is_file():
+    if config.calibration is None:
+        return []
+    data = config.calibration.data
+    if not data.is_file():
         raise ValueError(
-            f"calibration.data: there is no record file {config.data}. Budgets of entries with 'match' are set on it; "
+            f"calibration.data: there is no record file {data}. Budgets of entries with 'match' are set on it; "
             "give videos that the task does not ask about, such as those for training."
         )
     tested = {task.path(record).resolve() for record in task.records if record.id not in task.broken}
     found: list[tuple[Record, Path]] = []
-    for record in read_records(config.data):
-        path = record.media_path(config.data.parent)
+    for record in read_records(data):
+        path = record.media_path(data.parent)
         if path is None or not record.questions:
             continue
         if path.resolve() in tested:
             raise ValueError(
-                f"calibration.data: {config.data} shares the video {path} with the task. Budgets must not be set on "
+                f"calibration.data: {data} shares the video {path} with the task. Budgets must not be set on "
                 "what is tested; give other videos, such as those for training."
             )
         found.append((record, path))
-        if len(found) == config.videos:
+        if len(found) == config.calibration.videos:
             return found
     if not found:
-        raise ValueError(f"calibration.data: {config.data} has no video with a question. Give records that have both.")
+        raise ValueError(f"calibration.data: {data} has no video with a question. Give records that have both.")
     return found
 
 

@@ -13,7 +13,7 @@ from langdc.density import density_correlation
 from langdc.evaluate import statistics
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.judge import Verdict
-from langdc.evaluate.published import ReproductionCheck, reproduction_checks
+from langdc.evaluate.published import ReproductionCheck
 from langdc.evaluate.statistics import RESAMPLES, Difference, Estimate, Strata
 from langdc.hashing import json_hash
 from langdc.registry import nearest
@@ -191,27 +191,26 @@ class Result:
         return density_correlation(*zip(*pairs, strict=True)) if len(pairs) > 2 else NAN
 
     @cached_property
-    def _exact(self) -> list[tuple[dict, list[float]]]:
-        """Videos with captions of their segments, and which of these are exactly the record's."""
-        fits = [v for v in self.videos if v["captions"] is not None and len(v["captions"]) == len(v["targets"])]
-        pairs = [zip(video["captions"], video["targets"], strict=True) for video in fits]
-        same = [[float(said.split() == target.split()) for said, target in of] for of in pairs]
-        return list(zip(fits, same, strict=True))
+    def _exact(self) -> list[tuple[int | None, float]]:
+        """Of each captioned segment its density, if known, and whether its caption is exactly the record's."""
+        found: list[tuple[int | None, float]] = []
+        for video in self.videos:
+            captions, targets, densities = video["captions"], video["targets"], video["densities"]
+            if captions is not None and len(captions) == len(targets):
+                same = [float(one.split() == other.split()) for one, other in zip(captions, targets, strict=True)]
+                found += zip(densities if len(densities) == len(same) else [None] * len(same), same, strict=True)
+        return found
 
     @property
     def captions(self) -> dict[int, _Share]:
         """Captions that are exactly the record's, by density; {} for entries without captions or densities."""
-        found: dict[int, list[float]] = {}
-        for video, exact in self._exact:
-            if len(video["densities"]) == len(exact):
-                for density, right in zip(video["densities"], exact, strict=True):
-                    found.setdefault(density, []).append(right)
-        return {density: _Share.of(found[density]) for density in sorted(found)}
+        levels = sorted({density for density, _ in self._exact if density is not None})
+        return {level: _Share.of([right for density, right in self._exact if density == level]) for level in levels}
 
     @property
     def exact_captions(self) -> _Share:
         """The same over all segments."""
-        return _Share.of([right for _, exact in self._exact for right in exact])
+        return _Share.of([right for _, right in self._exact])
 
     @property
     def cue_recall(self) -> float:
@@ -327,7 +326,7 @@ def _results_of(folder: EvalFolder, all_names: Sequence[str]) -> list[Result]:
     for result in found.values():
         if header.get("judge"):
             result.verdicts = Verdict.of_answers(folder.directory, header["judge"], result.lines)
-    checks = reproduction_checks(header, {name: result.final_scores for name, result in found.items()})
+    checks = ReproductionCheck.by_entry(header, {name: result.final_scores for name, result in found.items()})
     for name, result in found.items():
         result.check = checks.get(name)
         result.name = name if all_names.count(name) == 1 else f"{folder.directory.name}/{name}"

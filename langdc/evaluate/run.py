@@ -181,6 +181,7 @@ class Run:
 
     def finish(self) -> None:
         """Write down how near the budget came to the matched entry's, and that all is done."""
+        self.out.reread()
         if self.entry.match is not None:
             measure = self.entry.measure
             found = matching.compared(*(matching.spent(lines, measure) for lines in (self.out.lines, self.matched)))

@@ -13,7 +13,7 @@ from langdc.registry import nearest
 BUDGET = {"keep", "tokens"}
 
 
-class CalibrationConfig(Settings):
+class _CalibrationConfig(Settings):
     """Videos on which budgets are set, so that none is set on what is being tested."""
 
     data: Path
@@ -82,6 +82,11 @@ class EntryConfig(Settings):
     def calibrated(self) -> bool:
         """Whether its budget is set to match another entry's."""
         return self.match is not None and self.control is None
+
+    @property
+    def model_key(self) -> tuple[str, str]:
+        """Equal for entries that one loaded model can serve."""
+        return str(self.model), repr(self.backbone)
 
     @property
     def measure(self) -> str:
@@ -236,7 +241,7 @@ class EvalConfig(Settings):
     entries: list[EntryConfig] = Field(default=[])
     sweep: _SweepConfig | None = None
     """Entries for every method at every budget, after those above."""
-    calibration: CalibrationConfig | None = None
+    calibration: _CalibrationConfig | None = None
     """Needed by entries whose budget is set to match another one's."""
     published: list[_PublishedConfig] = Field(default=[])
     """Scores that the uncompressed models must reach; otherwise later entries are marked as uncalibrated."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from langdc.config import FeatureType
@@ -61,18 +60,13 @@ class FeatureReader:
             encoded, times = next((one for one in found if one is not None), (None, None))
             if encoded is None or times is None:
                 return None
-            encoded = {name: _moved(grid, device) for name, grid in encoded.items()}
+            encoded = {name: grid.to(device) for name, grid in encoded.items()}
         return _EncodedVideo(encoded, times, timer.seconds)
 
     def _store(self, lm: VideoLM, key: str, saliency: bool) -> FeatureStore:
         if (key, saliency) not in self._stores:
             self._stores[key, saliency] = FeatureStore.of(lm.model.backbone, self.folder, self.dtype, saliency)
         return self._stores[key, saliency]
-
-
-def _moved(grid: FeatureGrid, device: torch.device) -> FeatureGrid:
-    saliency = None if grid.saliency is None else grid.saliency.to(device)
-    return FeatureGrid(grid.values.to(device), saliency, tuple(extra.to(device) for extra in grid.extra), grid.size)
 
 
 @dataclass(eq=False)

@@ -93,10 +93,8 @@ def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
     folder = _folder(config.features, options.eval)
     task = tasks.build(config.task.name, **config.task.settings)
     videos = [(record, task.path(record), task.clip) for record in task.records[: config.limit]]
-    if config.calibration is not None:
-        others = matching.calibration_videos(config.calibration, task)
-        videos += [(record, path, lambda record: record) for record, path in others]
-    for entry in {(str(entry.model), repr(entry.backbone)): entry for entry in config.all_entries}.values():
+    videos += [(record, path, lambda record: record) for record, path in matching.calibration_videos(config, task)]
+    for entry in {entry.model_key: entry for entry in config.all_entries}.values():
         lm, specs, failed = load_model(entry), [], {}
         for record, path, part_of in videos:
             try:

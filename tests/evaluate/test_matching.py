@@ -194,8 +194,7 @@ def test_data_to_set_budgets_on_must_be_there_and_be_other(prepared: Path, other
         evaluate(config, _task(config))
     assert not (tmp_path / "eval").exists()
     config = _config(prepared, others, tmp_path / "eval", row, calibration={"data": str(others), "videos": 2})
-    assert config.calibration is not None
-    assert [record.id for record, _ in calibration_videos(config.calibration, _task(config))] == ["v0", "v1"]
+    assert [record.id for record, _ in calibration_videos(config, _task(config))] == ["v0", "v1"]
 
 
 def test_a_model_that_leaves_nothing_to_choose_says_so(prepared: Path, others: Path, tmp_path: Path):

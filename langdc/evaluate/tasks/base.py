@@ -124,12 +124,29 @@ class Benchmark(Task):
         return located
 
     @staticmethod
+    def question(where: str, **fields: Any) -> QuestionRecord:
+        """The question of a row; ValueError that names the place if it is malformed or has no answer."""
+        found = check(QuestionRecord, fields, where)
+        if not found.answered:
+            raise ValueError(f"{where}: the question has no answer, so no reply can be scored. Fetch the file again.")
+        return found
+
+    @staticmethod
     def read_json(path: Path) -> Any:
         """A JSON file; ValueError that names file and line if it is broken."""
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}. Fetch it again.") from None
+
+    @staticmethod
+    @contextmanager
+    def located(where: object) -> Iterator[None]:
+        """Put the place in front of a ValueError's message."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     def path(self, record: Record) -> Path:
         found = record.media_path(self.root)
@@ -170,14 +187,5 @@ class MultipleChoice(Benchmark):
             raise ValueError(
                 f"{where}: the answer {row['answer']!r} is none of the candidates {options}. Fetch it again."
             )
-        tree = {"kind": kind, "question": row["question"], "answer": LETTERS[options.index(answer)], "options": options}
-        return check(QuestionRecord, tree, where)
-
-
-@contextmanager
-def located(where: object) -> Iterator[None]:
-    """Put the place in front of a ValueError's message."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        letter = LETTERS[options.index(answer)]
+        return Benchmark.question(where, kind=kind, question=row["question"], answer=letter, options=options)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, located, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
 OPTIONS = tuple(f"option {number}" for number in range(5))
 WEARER = re.compile(r"^\W*C(?= (?!because\b)[a-z])")
@@ -29,7 +29,7 @@ class EgoSchema(MultipleChoice):
     def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
         rows = {row["q_uid"]: row for _, row in self.rows("questions.json", ("q_uid", *OPTIONS))}
         for uid, index in self.read_json(self.root / "subset_answers.json").items():
-            with located(f"{self.root / 'questions.json'}, q_uid {uid}"):
+            with self.located(f"{self.root / 'questions.json'}, q_uid {uid}"):
                 yield Record(id=uid, video=f"videos/{uid}.mp4"), _question(rows.get(uid), index)
 
     def parse(self, question: QuestionRecord, text: str) -> str | None:

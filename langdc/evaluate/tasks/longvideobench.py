@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, located, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
 FILE = "validation-00000-of-00001.parquet"
 OPTIONS = tuple(f"option{number}" for number in range(5))
@@ -40,7 +40,7 @@ class LongVideoBench(MultipleChoice):
 
     def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
         for where, row in self.rows(FILE, (*COLUMNS, *TIMED)):
-            with located(f"{where} (id {row['id']})"):
+            with self.located(f"{where} (id {row['id']})"):
                 video = row["video_path"]
                 yield Record(id=Path(video).stem, video=f"videos/{video}"), self._question(row)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, located, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
 OPTION = re.compile(r"\n\s*\(([A-Z])\)\s*")
 """Where an option begins in the text of a question."""
@@ -36,7 +36,7 @@ class LVBench(MultipleChoice):
         for _, row in self.rows("video_info.meta.jsonl", ("key", "qa")):
             record = Record(id=row["key"], video=f"all_videos/{row['key']}.mp4")
             for asked in row["qa"]:
-                with located(f"{self.root / 'video_info.meta.jsonl'}, key {row['key']}, uid {asked.get('uid')}"):
+                with self.located(f"{self.root / 'video_info.meta.jsonl'}, key {row['key']}, uid {asked.get('uid')}"):
                     yield record, _question(asked, row.get("type"))
 
 

@@ -7,18 +7,15 @@ asked by `langdc.evaluate.judge`.
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from langdc.config import check
 from langdc.data.records import QuestionRecord, Record
 from langdc.evaluate import answers
-from langdc.evaluate.tasks.base import Benchmark, Source, located, tasks
+from langdc.evaluate.tasks.base import Benchmark, Source, tasks
 
 BRIEFLY = " Answer the question using a single word or phrase."
 ARTICLES = ("a", "an", "the")
 YES_NO = ("yes", "no")
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 ASKING = ("what", "who", "how", "when", "where")
-TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
-"""ActivityNet-QA's, by number (dataset/README.md of MILVLG/activitynet-qa)."""
 FIELDS_AS = "PKU-YuanGroup/Video-LLaVA, videollava/eval/video/run_inference_video_qa.py and scripts/v1_5/eval/"
 
 
@@ -45,16 +42,16 @@ class OpenEnded(Benchmark):
     folder: ClassVar[str]
     prefix: ClassVar[str] = ""
     """What video files begin with, before their name."""
+    types: ClassVar[tuple[str, ...]] = ()
+    """The types of questions or answers, in the order of their numbers."""
 
     def __init__(self, root: str, brief: bool = True) -> None:
         self.brief = brief
         super().__init__(root)
 
     def load(self) -> Iterator[tuple[Record, QuestionRecord]]:
-        asked, answered = (
-            self.rows("test_q.json", ("video_name", "question", "question_id")),
-            self.rows("test_a.json", ("answer",)),
-        )
+        asked = self.rows("test_q.json", ("video_name", "question", "question_id"))
+        answered = self.rows("test_a.json", ("answer",))
         if len(asked) != len(answered):
             files = [self.root / name for name in self.source.files]
             raise ValueError(f"{files[0]} has {len(asked)} rows, {files[1]} {len(answered)}. Fetch both again.")
@@ -62,18 +59,23 @@ class OpenEnded(Benchmark):
             name, known = question["video_name"], question["question_id"]
             if answer.get("question_id", known) != known:
                 raise ValueError(f"{where}: answers {answer['question_id']!r}, asked was {known!r}. Fetch both again.")
-            with located(where):
+            with self.located(where):
                 kind = self.kind(question["question"], answer)
-            tree = {"kind": kind, "question": question["question"], "answer": str(answer["answer"]).strip()}
-            yield Record(id=name, video=self._video(name)), check(QuestionRecord, tree, where)
+            said = {"question": question["question"], "answer": str(answer["answer"]).strip()}
+            yield Record(id=name, video=self._video(name)), self.question(where, kind=kind, **said)
 
     def _video(self, name: str) -> str:
         files = [f"{self.folder}/{self.prefix}{name}{suffix}" for suffix in SUFFIXES]
         return next((file for file in files if (self.root / file).is_file()), files[0])
 
     def kind(self, question: str, answer: dict[str, Any]) -> str:
-        """What a question is counted under: its first word."""
-        return next((word for word in _words(question)[:1] if word in ASKING), "other")
+        """What a question is counted under: its type where the annotations have `types`, else its first word."""
+        if not self.types:
+            return next((word for word in _words(question)[:1] if word in ASKING), "other")
+        number = answer.get("type")
+        if not isinstance(number, int) or not 0 <= number < len(self.types):
+            raise ValueError(f"type is {number!r}; it must be 0 to {len(self.types) - 1}. Fetch the file again.")
+        return self.types[number]
 
     def prompt(self, question: QuestionRecord) -> str:
         if not self.brief:
@@ -87,45 +89,32 @@ class OpenEnded(Benchmark):
         return float(_says(found.split(), _words(question.answer)))
 
 
-def _source(title: str, page: str, archive: str, folder: str, licence: str) -> Source:
-    get = (
-        f"Fetch {archive} as TRAIN_AND_VALIDATE.md of github.com/PKU-YuanGroup/Video-LLaVA says and unpack it: "
-        f"test_q.json, test_a.json, and the videos in {folder}/."
-    )
-    return Source(title, page, licence, ("test_q.json", "test_a.json"), get, FIELDS_AS)
-
-
-@tasks.register("activitynet_qa")
-class ActivityNetQa(OpenEnded):
-    """Videos of what people do, often minutes long; the questions were written by people."""
-
-    folder, prefix = "all_test", "v_"
-    source = _source(
-        "ActivityNet-QA",
-        "https://github.com/MILVLG/activitynet-qa",
-        "Activitynet_Zero_Shot_QA",
-        folder,
-        "MIT (annotations); the videos belong to those who made them",
-    )
-
-    def kind(self, question: str, answer: dict[str, Any]) -> str:
-        """The benchmark's type of question or answer."""
-        number = answer.get("type")
-        if not isinstance(number, int) or not 0 <= number < len(TYPES):
-            raise ValueError(f"type is {number!r}; it must be 0 to {len(TYPES) - 1}. Fetch the file again.")
-        return TYPES[number]
-
-
 XU = "https://github.com/xudejing/video-question-answering"
 GIFS = "https://github.com/YunseokJANG/tgif-qa"
 NOT_STATED = "not stated by the annotations' authors; the videos belong to those who made them"
-DATASETS = (
-    ("msvd_qa", "MSVD-QA", XU, "MSVD_Zero_Shot_QA", "videos", NOT_STATED),
-    ("msrvtt_qa", "MSRVTT-QA", XU, "MSRVTT_Zero_Shot_QA", "videos/all", NOT_STATED),
-    ("tgif_qa", "TGIF-QA", GIFS, "TGIF_Zero_Shot_QA", "mp4", "for academic purposes only"),
-)
-"""Name, title, page, archive, video folder and licence of the data sets that differ in nothing else."""
+DATASETS = {
+    "msvd_qa": ("MSVD-QA", XU, "MSVD_Zero_Shot_QA", "videos", NOT_STATED),
+    "msrvtt_qa": ("MSRVTT-QA", XU, "MSRVTT_Zero_Shot_QA", "videos/all", NOT_STATED),
+    "tgif_qa": ("TGIF-QA", GIFS, "TGIF_Zero_Shot_QA", "mp4", "for academic purposes only"),
+    "activitynet_qa": (
+        *("ActivityNet-QA", "https://github.com/MILVLG/activitynet-qa", "Activitynet_Zero_Shot_QA", "all_test"),
+        "MIT (annotations); the videos belong to those who made them",
+    ),
+}
+"""By name: title, page, archive, video folder and licence."""
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "activitynet_qa": {
+        "prefix": "v_",
+        # by number, as in dataset/README.md of MILVLG/activitynet-qa
+        "types": ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other"),
+    }
+}
 
-for _name, _title, _page, _archive, _folder, _licence in DATASETS:
-    _about = {"folder": _folder, "source": _source(_title, _page, _archive, _folder, _licence)}
+for _name, (_title, _page, _archive, _folder, _licence) in DATASETS.items():
+    _get = (
+        f"Fetch {_archive} as TRAIN_AND_VALIDATE.md of github.com/PKU-YuanGroup/Video-LLaVA says and unpack it: "
+        f"test_q.json, test_a.json, and the videos in {_folder}/."
+    )
+    _source = Source(_title, _page, _licence, ("test_q.json", "test_a.json"), _get, FIELDS_AS)
+    _about = {"folder": _folder, "source": _source, **OTHERWISE.get(_name, {})}
     tasks.register(_name)(type(_title, (OpenEnded,), _about))

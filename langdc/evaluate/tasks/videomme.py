@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from langdc.config import check
 from langdc.data.records import LETTERS, QuestionRecord, Record
 from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
@@ -57,7 +56,7 @@ class VideoMME(MultipleChoice):
             pairs = zip(LETTERS, row["options"], strict=False)
             options = [option.removeprefix(f"{letter}.").strip() for letter, option in pairs]
             tree = {"kind": row["duration"], "question": row["question"], "answer": row["answer"], "options": options}
-            question = check(QuestionRecord, {**tree, "labels": labels, "context": said[name]}, where)
+            question = self.question(where, **tree, labels=labels, context=said[name])
             yield Record(id=name, video=f"data/{name}.mp4"), question
 
     def path(self, record: Record) -> Path:

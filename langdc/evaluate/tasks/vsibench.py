@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from langdc.config import check
 from langdc.data.records import QuestionRecord, Record
 from langdc.evaluate import answers
 from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
@@ -80,4 +79,4 @@ def _question(row: dict[str, Any], where: str, labels: dict[str, str]) -> Questi
     if kind in MEASURED and not re.fullmatch(r"\d*[1-9]\d*(\.\d+)?|\d*\.\d*[1-9]\d*", truth):
         raise ValueError(f"{where}: {kind} asks for a number above 0 and ground_truth is {truth!r}. Fetch it again.")
     found = {"kind": kind, "question": row["question"], "answer": truth, "options": options}
-    return check(QuestionRecord, {**found, "labels": {**labels, "dataset": row["dataset"]}}, where)
+    return MultipleChoice.question(where, **found, labels={**labels, "dataset": row["dataset"]})
