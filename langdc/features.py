@@ -18,7 +18,7 @@ from langdc.hashing import module_hash, text_hash
 from langdc.interfaces import Backbone
 from langdc.log import get_logger
 from langdc.store import TensorStore
-from langdc.types import FeatureGrid, Frames, FrameSpec
+from langdc.types import FeatureGrid, Frames, FrameSpec, Grids
 from langdc.video import frame_files, read_frames
 
 logger = get_logger(__name__)
@@ -67,7 +67,7 @@ class FeatureStore:
     """
 
     def __init__(
-        self, encoders: Callable[[list[Frames]], Sequence[Mapping[str, FeatureGrid]]], identity: str,
+        self, encoders: Callable[[list[Frames]], Sequence[Grids]], identity: str,
         folder: Path | None = None, dtype: torch.dtype = torch.bfloat16
     ) -> None:  # fmt: skip
         self.encoders, self.identity, self.dtype = encoders, identity, dtype
@@ -197,14 +197,10 @@ def pack(name: str, values: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     packed = {f"{name}.was": values.new_empty(0, device="cpu")}
     if dtype != torch.float8_e4m3fn:
         return {**packed, name: values.to("cpu", dtype).contiguous()}
-    small, scale = _scaled(values.detach().to("cpu", torch.float32))
-    return {**packed, name: small.contiguous(), f"{name}.scale": scale}
-
-
-def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 values [T,H,W,C] as float8, and the scale [C] that they were divided by."""
+    values = values.detach().to("cpu", torch.float32)
     scale = values.abs().amax(dim=(0, 1, 2)).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST_FLOAT8
-    return (values / scale).clamp(-LARGEST_FLOAT8, LARGEST_FLOAT8).to(torch.float8_e4m3fn), scale
+    small = (values / scale).clamp(-LARGEST_FLOAT8, LARGEST_FLOAT8).to(torch.float8_e4m3fn)
+    return {**packed, name: small.contiguous(), f"{name}.scale": scale}
 
 
 def unpack(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:

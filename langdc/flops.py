@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from transformers import PretrainedConfig
 
 from langdc.interfaces import Backbone
-from langdc.types import FeatureGrid, LanguageWork
+from langdc.types import Grids, LanguageWork
 
 aten = torch.ops.aten
 
@@ -155,7 +155,7 @@ def uncounted() -> Iterator[None]:
 # ---- encoders, by their shapes
 
 
-def encoder_flops(backbone: Backbone, encoded: Mapping[str, FeatureGrid]) -> float:
+def encoder_flops(backbone: Backbone, encoded: Grids) -> float:
     """What the encoders took for one video's grids, their attention included where the grids have it. Counted on the
     meta device, once for each set of shapes.
     """

@@ -3,7 +3,7 @@ rotary axes, B rows, M prompt length, D backbone width, Z width of a captioner, 
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from langdc.attention import using
 from langdc.kvcache import KVCache
 from langdc.prefill import PrefillOutput, forward_text
-from langdc.types import FeatureGrid, VideoTokens
+from langdc.types import Grids, VideoTokens
 
 _CHECK_EVERY = 8
 """Steps between reads of the stop flags, each of which waits for the device."""
@@ -218,7 +218,7 @@ class ScoreCheck(LogitsProcessor):
         )
 
 
-def require_finite(encoded: Mapping[str, FeatureGrid]) -> None:
+def require_finite(encoded: Grids) -> None:
     """ValueError if an encoder's grids of a video hold NaN or infinity, which a compressor could drop silently."""
     if not encoded:
         return

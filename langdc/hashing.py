@@ -1,9 +1,11 @@
 """Hashes of tensors, of files, and of the frozen parts a model is made of. All are sha256, as hexadecimal digits."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,11 @@ def module_hash(*modules: nn.Module) -> str:
 def text_hash(text: str) -> str:
     """The hash of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def json_hash(tree: Any) -> str:
+    """The hash of a tree of settings or figures; the order of keys does not matter."""
+    return text_hash(json.dumps(tree, sort_keys=True))
 
 
 def file_hash(path: Path) -> str:

@@ -21,6 +21,7 @@ from langdc.types import (
     FeatureGrid,
     Frames,
     FrameSpec,
+    Grids,
     Plan,
     Prompt,
     Spliced,
@@ -46,7 +47,7 @@ class TokenCompressor(nn.Module, ABC):
     """Where the method was published."""
     frames_per_segment: int = 1
     """How many steps T of a grid make one `segment` of its tokens."""
-    needs_with_states: ClassVar[frozenset[str] | None] = None
+    needs_with_states: frozenset[str] | None = None
     """What it still reads of a video whose stored states are given; None: all of `needs`."""
 
     def one(self, video: VideoFeatures) -> VideoTokens:
@@ -191,16 +192,14 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(
-        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
-    ) -> list[Mapping[str, FeatureGrid]]:
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         """Run the encoders: grids [T,H,W,C] by stream name, which may be stored. An image is a video of one frame.
 
         "saliency" in `need`: with the encoder's attention, of backbones with `has_saliency`. `synced`: as many module
         calls whatever the videos are. Gradients flow where the encoders are trained.
         """
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
+    def encode_blank(self, encoded: Grids) -> int:
         """Encode a video without content whose grids have the shapes of `encoded`: what that takes is counted.
 
         Returns how many times it has to be taken: T where one step stands for all, which do not attend to each other.
@@ -214,9 +213,7 @@ class Backbone(nn.Module, ABC):
         return 1
 
     @abstractmethod
-    def project(
-        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
-    ) -> list[VideoFeatures]:
+    def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
         """Project encoder grids to backbone width if "projected" is in `need`; gradients flow to the projectors. One
         call of each projector for all videos.
         """
@@ -278,6 +275,9 @@ class Objective(ABC):
     """Names of its losses, each a mean over the tokens of the replies, beside those of the compressor."""
     whole: ClassVar[bool] = False
     """Whether it compares with uncompressed videos, so that batches need `VideoBatch.whole`."""
+
+    own_replies: bool = False
+    """Whether it has the replies written, so that questions need no answers."""
 
     def samples(self, records: Sequence[Any]) -> list[Any]:
         """The records it can learn from; default: those with questions."""

@@ -103,7 +103,8 @@ def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=[*skipped, "lm_head"] if skipped else None,
+        # patterns are compared with whole names, such as model.visual.blocks.0.attn.qkv
+        llm_int8_skip_modules=[*(rf"(.*\.)?{name}" for name in skipped), "lm_head"] if skipped else None,
     )
     return {
         "dtype": torch.float32,  # of embeddings and norms; products are in bfloat16

@@ -157,8 +157,8 @@ class _ChunkedPrefill:
         window = min(self.compressor.question_window, length - self.chunks[-1].rows.stop)
         chunk = replace(chunk, past=self.cache.lengths, question_window=window)
         positions = self.positions[:, :, rows]
-        if chunk.question_window:
-            rows = torch.cat([rows, self._rows(length - chunk.question_window, length)])
+        if window:
+            rows = torch.cat([rows, self._rows(length - window, length)])
             positions = torch.cat([positions, self.compressor.question_positions(chunk, self.positions)], 2)
         self._chunk = chunk
         state = self._forward(rows, positions, len(chunk) - 1)

@@ -79,6 +79,10 @@ class FeatureGrid:
         return self.values.shape[:3].numel()
 
 
+Grids = Mapping[str, FeatureGrid]
+"""One video's encoder grids by stream name."""
+
+
 @dataclass(frozen=True, eq=False)
 class VideoFeatures:
     """One video as a compressor gets it.
@@ -88,7 +92,7 @@ class VideoFeatures:
     """
 
     projected: tuple[FeatureGrid, ...]
-    encoder: Mapping[str, FeatureGrid]
+    encoder: Grids
     seconds: Tensor
     question: Tensor | None = None
 
@@ -294,7 +298,7 @@ class VideoBatch:
     all ranks make the same calls; its losses are not counted.
     """
 
-    raw: Sequence[Mapping[str, FeatureGrid]]
+    raw: Sequence[Grids]
     seconds: Sequence[Tensor]
     prompts: Sequence[Prompt] = ()
     shows: Sequence[Sequence[int]] = ()

@@ -262,13 +262,9 @@ def _index(path: Path, fps: float | None) -> _Index:
         if not packets:
             raise _NoVideo("holds zero frames. Fetch or make it again")
         assert stream.time_base is not None, "a stream with packets has a time base"
-        return _Index(
-            pts=sorted({pts for pts, _ in packets}),
-            keys=sorted({pts for pts, key in packets if key}),
-            unit=stream.time_base,
-            rate=float(stream.average_rate or 1),
-            decord_trouble=_decord_trouble(packets, stream.codec_context.pix_fmt or ""),
-        )
+        pts, keys = sorted({pts for pts, _ in packets}), sorted({pts for pts, key in packets if key})
+        trouble = _decord_trouble(packets, stream.codec_context.pix_fmt or "")
+        return _Index(pts, keys, stream.time_base, float(stream.average_rate or 1), trouble)
 
 
 def _decord_trouble(packets: list[tuple[int, bool]], pixel_format: str) -> str | None:

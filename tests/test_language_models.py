@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from langdc import devices
-from langdc.language_models import fastest_attention, load_language_model, use_liger
+from langdc.language_models import fastest_attention, four_bits, load_language_model, use_liger
 from tests import tiny
 
 CUDA, NPU = devices.ACCELERATORS
@@ -61,6 +62,13 @@ def test_four_bits_are_asked_of_transformers_as_qlora_has_them(folder, tmp_path,
     assert wanted.bnb_4bit_compute_dtype == torch.bfloat16
     assert asked["device_map"] == {"": 1} and str(asked["source"]) == folder
     assert model.base_model.is_loaded_in_4bit
+
+
+def test_skipped_modules_stay_whole_wherever_they_are(tmp_path, monkeypatch) -> None:
+    install(tmp_path / "site", monkeypatch, "bitsandbytes")
+    skipped = four_bits("nf4", ("visual",))["quantization_config"].llm_int8_skip_modules
+    names = ("model.visual.blocks.0.attn.qkv", "visual.merger.mlp.0", "lm_head", "model.language_model.layers.0.mlp.up")
+    assert [should_convert_module(name, skipped) for name in names] == [False, False, False, True]
 
 
 def test_what_four_bits_lack_is_said(folder, tmp_path, monkeypatch) -> None:

@@ -84,7 +84,8 @@ def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[V
         batch = text_inputs(backbone, prompts, tokens, left=True)
         return {"inputs_embeds": batch.embeds, "attention_mask": batch.mask}
     chosen = [begins.index(begin) for begin in order]
-    heads = text_inputs(backbone, [_head(prompts[n]) for n in chosen], [tokens[n] for n in chosen], left=True)
+    beginnings = [Prompt(prompts[n].ids[: _cut(prompts[n])], slots=prompts[n].slots) for n in chosen]
+    heads = text_inputs(backbone, beginnings, [tokens[n] for n in chosen], left=True)
     cache = DynamicCache(config=backbone.language_model.config)
     backbone.text_model(**heads.arguments, past_key_values=cache, use_cache=True)
     of = torch.tensor([order[begin] for begin in begins], device=heads.mask.device)
@@ -161,7 +162,7 @@ def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoToken
 
 
 def _even_frames(tokens: VideoTokens, steps: int) -> int | None:
-    """How many tokens each step has, if all have as many; one more token may end the video."""
+    """Tokens per step, if all steps have as many; one more token may end the video."""
     return len(tokens) // steps if len(tokens) % steps <= 1 else None
 
 
@@ -169,12 +170,8 @@ def _cut(prompt: Prompt) -> int:
     return prompt.slots[0].position
 
 
-def _head(prompt: Prompt) -> Prompt:
-    return Prompt(prompt.ids[: _cut(prompt)], slots=prompt.slots)
-
-
 def _beginning(prompt: Prompt, videos: list[VideoTokens]) -> Hashable:
-    """Equal for prompts that may share what they read up to the end of their one video."""
+    """A key that is equal for prompts that begin with the same text and the same single video."""
     if len(videos) != 1 or _cut(prompt) == len(prompt.ids):
         return id(prompt)
     return id(videos[0]), tuple(prompt.ids[: _cut(prompt)].tolist())

@@ -16,7 +16,7 @@ from langdc.backbones.base import backbones
 from langdc.backbones.stock import StockBackbone
 from langdc.encoders.saliency import attention_received
 from langdc.timing import stage
-from langdc.types import FeatureGrid, Frames, VideoFeatures, VideoTokens
+from langdc.types import FeatureGrid, Frames, Grids, VideoFeatures, VideoTokens
 
 FRAMES_AT_ONCE = 32
 """Frames per call of the encoder, to bound the memory of activations."""
@@ -68,9 +68,7 @@ class LlavaOnevision(StockBackbone):
         size = {"height": side, "width": side}
         return {"size": size, "image_grid_pinpoints": self.model.config.image_grid_pinpoints}
 
-    def encode(
-        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
-    ) -> list[Mapping[str, FeatureGrid]]:
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         """Patches of every frame, and of every crop of an image (T crops), before the projector: [T,H',W',C]."""
         if not videos:
             return []
@@ -98,13 +96,13 @@ class LlavaOnevision(StockBackbone):
         with torch.set_grad_enabled(self.trains_vision):
             parts = [self._read(part, saliency) for part in frames.split(at_once)]
         lengths = list(map(len, pixels))
-        values, attended = (
-            torch.cat(column).unflatten(1, (self.patch_side, self.patch_side)).split(lengths)
-            if column[0] is not None
-            else [None] * len(lengths)
-            for column in zip(*parts, strict=True)
-        )
-        return [FeatureGrid(each, weight) for each, weight in zip(values, attended, strict=True)]
+
+        def grids(column: Sequence[Any]) -> Sequence[Any]:
+            if column[0] is None:
+                return [None] * len(lengths)
+            return torch.cat(list(column)).unflatten(1, (self.patch_side, self.patch_side)).split(lengths)
+
+        return list(map(FeatureGrid, *map(grids, zip(*parts, strict=True))))
 
     def _read(self, pixels: Tensor, saliency: bool) -> tuple[Tensor, Tensor | None]:
         config = self.model.config
@@ -120,9 +118,7 @@ class LlavaOnevision(StockBackbone):
             attended = attention_received(self.vision.encoder.layers[layer - 1], states[layer - 1])
         return chosen[:, first:], attended[:, first:]
 
-    def project(
-        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
-    ) -> list[VideoFeatures]:
+    def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
         if "projected" not in need or not encoded:
             return [VideoFeatures((), grids, times) for grids, times in zip(encoded, seconds, strict=True)]
         grids = [each["video"] for each in encoded]
@@ -150,7 +146,7 @@ class LlavaOnevision(StockBackbone):
         """Projected patches [T,H'*W',D] to the grid that the language model reads [T,H,W,D]."""
         return self._inner.apply_pooling(projected).unflatten(1, (self.side, self.side))
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
+    def encode_blank(self, encoded: Grids) -> int:
         grid, side = encoded["video"], self.model.config.vision_config.image_size
         frame = torch.zeros(1, 3, side, side, device=self.vision.device)
         self.read_pixels([frame], grid.saliency is not None)

@@ -2,7 +2,7 @@
 H W token grid, D backbone width, N tokens, A = 3 rotary axes, M prompt+video length.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from langdc.language_models import Quantize
 from langdc.registry import check_choice
 from langdc.sources import Source
 from langdc.timing import stage
-from langdc.types import FeatureGrid, Frames, Prompt, Slot, VideoFeatures, VideoTokens
+from langdc.types import FeatureGrid, Frames, Grids, Prompt, Slot, VideoFeatures, VideoTokens
 
 Positions = Literal["trained", "transformers"]
 NewTokens = Literal["time", "words"]
@@ -86,9 +86,7 @@ class Qwen2VL(StockBackbone):
             "merge_size": config.spatial_merge_size,
         }
 
-    def encode(
-        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
-    ) -> list[Mapping[str, FeatureGrid]]:
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         """One call of the encoder for all videos and images."""
         if not videos:
             return []
@@ -125,13 +123,14 @@ class Qwen2VL(StockBackbone):
     def outline(self, video: Frames) -> VideoFeatures:
         side, size = self._token_side, video.pixels.shape[2:]
         if len(video) == 1:
-            height, width = smart_resize(*size, side, *self._limits(self.image_processor).values())
+            fewest, most = self._limits(self.image_processor).values()
+            height, width = smart_resize(*size, side, fewest, most)
         else:
             height, width = self.read_size(len(video), *size)
         shape = (-(-len(video) // self.frames_per_step), height // side, width // side, 0)
         return VideoFeatures((), {"video": FeatureGrid(torch.empty(shape))}, video.seconds)
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
+    def encode_blank(self, encoded: Grids) -> int:
         steps, rows, columns = encoded["video"].values.shape[:3]
         config, merge = self.vision.config, self.vision.spatial_merge_size
         values = 3 * config.temporal_patch_size * config.patch_size**2

@@ -31,7 +31,7 @@ from langdc.language_models import (
 from langdc.log import get_logger
 from langdc.rope import yarn as stretch
 from langdc.sources import Source, resolve
-from langdc.types import FeatureGrid, FrameSpec, Prompt, Slot, Spliced, VideoFeatures, VideoTokens
+from langdc.types import FrameSpec, Grids, Prompt, Slot, Spliced, VideoFeatures, VideoTokens
 from langdc.video import is_image, probe
 
 logger = get_logger(__name__)
@@ -221,9 +221,7 @@ class StockBackbone(Backbone):
         """Whether gradients flow into the vision encoder."""
         return torch.is_grad_enabled() and any(weight.requires_grad for weight in self.vision.parameters())
 
-    def project(
-        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
-    ) -> list[VideoFeatures]:
+    def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
         return [VideoFeatures(tuple(g.values()), g, times) for g, times in zip(encoded, seconds, strict=True)]
 
     # ---- from messages to embeddings

@@ -4,7 +4,7 @@ Letters: T frames, H W patch grid, C encoder width, D backbone width, N tokens, 
 Source: VideoGPT+ (arXiv 2406.09418) and LangDC (2509.00969), section 4.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from langdc.interfaces import Backbone
 from langdc.language_models import Quantize, end_ids, language_model_outline, load_language_model, load_tokenizer
 from langdc.projectors import build_projector
 from langdc.sources import Source
-from langdc.types import FeatureGrid, Frames, FrameSpec, Prompt, Spliced, VideoFeatures, VideoTokens
+from langdc.types import FeatureGrid, Frames, FrameSpec, Grids, Prompt, Spliced, VideoFeatures, VideoTokens
 from langdc.video import is_image
 
 STREAMS = ("image", "video")
@@ -98,9 +98,7 @@ class VideoGPTPlus(Backbone):
             return FrameSpec(Path(path), 1, 1)
         return FrameSpec(Path(path), self.segments, self.frames_per_segment, start, end, fps=fps)
 
-    def encode(
-        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
-    ) -> list[Mapping[str, FeatureGrid]]:
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         if not videos:
             return []
         # encoders make a call for images and one for videos; a dummy stands for what is missing of them
@@ -113,13 +111,11 @@ class VideoGPTPlus(Backbone):
         count = 1 if image else self.frames_per_segment
         return Frames(torch.zeros(count, 3, 32, 32, dtype=torch.uint8), torch.zeros(count))
 
-    def project(
-        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
-    ) -> list[VideoFeatures]:
+    def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
         projected = self._project(encoded) if "projected" in need else [()] * len(encoded)
         return [VideoFeatures(*each) for each in zip(projected, encoded, seconds, strict=True)]
 
-    def _project(self, encoded: Sequence[Mapping[str, FeatureGrid]]) -> list[tuple[FeatureGrid, ...]]:
+    def _project(self, encoded: Sequence[Grids]) -> list[tuple[FeatureGrid, ...]]:
         """One call per projector for all videos, so that every rank of a sharded run makes the same calls."""
         streams = []
         for name, projector in self.projectors.items():

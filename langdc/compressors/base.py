@@ -26,7 +26,7 @@ def segment_of_frame(grid: Tensor, frames_per_segment: int) -> Tensor:
 
 
 def segment_length(video: VideoFeatures, frames_per_segment: int) -> int:
-    """How many steps T of a video's grids make a segment: all of an image's, which are crops where there are several."""
+    """How many steps T of a video's grids make a segment: all of those of an image, which are crops."""
     if not video.is_image:
         return frames_per_segment
     return max(len(grid.values) for grid in (*video.projected, *video.encoder.values()))
@@ -150,10 +150,9 @@ class GridCompressor(TokenCompressor):
             )
         for grid in video.projected:
             if not torch.stack(grid.values.detach().aminmax()).isfinite().all():
-                bad = int((~torch.isfinite(grid.values)).sum())
                 raise ValueError(
-                    f"The features hold {bad} values that are not finite; nothing sensible can be kept. Look at the "
-                    "video and at the precision of the encoder."
+                    f"The features hold {int((~grid.values.isfinite()).sum())} values that are not finite; nothing "
+                    "sensible can be kept. Look at the video and at the precision of the encoder."
                 )
         return self.allowed.split([grid.tokens for grid in video.projected])
 
@@ -168,13 +167,9 @@ class GridCompressor(TokenCompressor):
     def taken(self, grid: FeatureGrid, source: Tensor, anchor: Tensor | None = None) -> VideoTokens:
         """The tokens of a grid at flat indices `source` [N] (ascending), with their side features."""
         places = grid.values.shape[1:3].numel()
-        return VideoTokens(
-            grid.values.flatten(0, 2)[source],
-            segment_of_frame(grid.values, self.frames_per_segment)[source // places],
-            source,
-            anchor,
-            tuple(side.flatten(0, 2)[source] for side in grid.extra),
-        )
+        segment = segment_of_frame(grid.values, self.frames_per_segment)[source // places]
+        values, *extra = (each.flatten(0, 2)[source] for each in (grid.values, *grid.extra))
+        return VideoTokens(values, segment, source, anchor, tuple(extra))
 
 
 class SaliencyCompressor(GridCompressor):

@@ -15,7 +15,6 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from langdc.prefill import PrefillOutput, prefill
 
-KINDS = ("one axis", "sections", "interleaved")
 WIDTH, VOCABULARY, LAYERS, HEADS, KEY_HEADS = 64, 96, 3, 4, 2
 TEXT, FRAMES, FRAME, QUESTION = 5, 6, 8, 7
 MODELS = {
@@ -23,6 +22,7 @@ MODELS = {
     "sections": (Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig),
     "interleaved": (Qwen3VLTextModel, Qwen3VLTextConfig),
 }
+KINDS = tuple(MODELS)
 
 
 @dataclass(frozen=True)

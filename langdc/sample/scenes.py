@@ -46,13 +46,13 @@ Segment = tuple[Thing, ...]
 
 
 def sample_segment(rng: np.random.Generator, objects: int | None = None) -> Segment:
-    """Draw `objects` things (0 to 4 at random when None), placed by rejection so that no swept boxes overlap."""
-    wanted = int(rng.integers(0, MAX_OBJECTS + 1)) if objects is None else objects
-    while True:
-        colours = rng.choice(len(COLOURS), size=wanted, replace=False)
+    """Draw `objects` things (None: 0 to 4 at random), placed by rejection so that no swept boxes overlap."""
+    count = int(rng.integers(0, MAX_OBJECTS + 1)) if objects is None else objects
+    things = None
+    while things is None:
+        colours = rng.choice(len(COLOURS), size=count, replace=False)
         things = _place(rng, [list(COLOURS)[i] for i in sorted(colours)])
-        if things is not None:
-            return things
+    return things
 
 
 def _place(rng: np.random.Generator, colours: list[str]) -> Segment | None:

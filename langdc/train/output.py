@@ -138,6 +138,11 @@ def _check_empty(directory: Path) -> None:
     ours = {LOCK, f"{SETTINGS}.partial"}
     if not (directory / SETTINGS).is_file() and {path.name for path in directory.iterdir()} - ours:
         raise ValueError(f"{directory} holds files that are no training run. Choose another place with output=...")
+    if (directory / "phases").is_dir() or any(directory.glob(f"{RESUME}/*/checkpoint-*")):
+        raise ValueError(
+            f"{directory} holds an unfinished run of version 0.1, which this version cannot resume. Finish it with "
+            "0.1, or choose another place with output=..."
+        )
 
 
 def _header(config: RunConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from langdc.adapters import attach_lora
-from langdc.config import LoraConfig, RunConfig, check
+from langdc.config import LoraConfig, ModelConfig, RunConfig, check
 from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.features import FeatureStore
 from langdc.model import VideoModel
@@ -34,13 +34,16 @@ def folder() -> Path:
     return made
 
 
-def run_config(model: VideoModel, *files: str, objective: str | dict = "answer", **changes: Any) -> RunConfig:
+def run_config(
+    model: VideoModel | ModelConfig, *files: str, objective: str | dict = "answer", **changes: Any
+) -> RunConfig:
     """A run of a model on files of `folder` (or elsewhere); keys of `train` may stand beside the others."""
     data = [name if "/" in name else str(folder() / f"{name}.jsonl") for name in files or ("train",)]
     train = {"data": data, "steps": 4, "batch_size": 2, "learning_rate": 1e-3}
     own = RunConfig.model_fields.keys() - {"train"}
     train |= {key: changes.pop(key) for key in list(changes) if key not in own}
-    tree = {"objective": objective, "model": model.config.model_dump(mode="json"), "log_steps": 1, "train": train}
+    built = model if isinstance(model, ModelConfig) else model.config
+    tree = {"objective": objective, "model": built.model_dump(mode="json"), "log_steps": 1, "train": train}
     return check(RunConfig, {**tree, **changes}, "test")
 
 
