@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langdc.evaluate.models import writes_text
+from langdc.evaluate.models import OwnCompressor
 from langdc.hashing import tensors_hash
 from langdc.interfaces import Backbone, TokenCompressor
 from langdc.language_models import ids_of
@@ -55,7 +55,7 @@ class _PoolSubset(_Wrapper):
         return tokens.take(self.index(video, len(tokens)).to(tokens.values.device))
 
 
-class RandomTokens(_PoolSubset):
+class _RandomTokens(_PoolSubset):
     """Tokens drawn without replacement, in their order: as many as `count` says of the video, all if it has fewer.
 
     The draw depends on `seed` and the video alone.
@@ -71,7 +71,7 @@ class RandomTokens(_PoolSubset):
         return drawn[: self.count(video)].sort().values
 
 
-class UniformFrames(_PoolSubset):
+class _UniformFrames(_PoolSubset):
     """All tokens of some frames, evenly spaced: as many frames as fit into `max_tokens`, but at least one."""
 
     def __init__(self, trained: TokenCompressor, max_tokens: float) -> None:
@@ -92,7 +92,7 @@ def _middles(frames: int, kept: int) -> Tensor:
     return ((2 * torch.arange(kept) + 1) * frames) // (2 * kept)
 
 
-class CaptionText(_Wrapper):
+class _CaptionText(_Wrapper):
     """A compressor's captions as words in place of its tokens: "[1] red square left [2] ...".
 
     The words are embedded by the language model, so only what a token is differs. Shares the parts of `trained`.
@@ -100,7 +100,7 @@ class CaptionText(_Wrapper):
 
     def __init__(self, trained: TokenCompressor, backbone: Backbone) -> None:
         super().__init__(trained)
-        if not writes_text(trained):
+        if not OwnCompressor.writes_text(trained):
             raise ValueError(f"caption_text needs a model that writes captions; this one has {type(trained).__name__}.")
         self.embedding = backbone.language_model.get_input_embeddings()
         self.tokenizer = backbone.tokenizer
@@ -152,14 +152,14 @@ def build(
     Raises ValueError for a model it does not fit.
     """
     if kind == "caption_text":
-        return CaptionText(trained, backbone)
+        return _CaptionText(trained, backbone)
     if not counts:
         raise ValueError(f"The control {kind} copies a token count, and the matched entry has no answered video.")
     average = sum(counts.values()) / len(counts)
     if kind == "uniform_frames":
-        return UniformFrames(trained, average)
+        return _UniformFrames(trained, average)
     if kind == "random_tokens_mean":
-        return RandomTokens(trained, lambda video: round(average), seed)
+        return _RandomTokens(trained, lambda video: round(average), seed)
 
     def count(video: VideoFeatures) -> int:
         name = name_of(fingerprint(video.encoder))
@@ -167,4 +167,4 @@ def build(
             raise ValueError(f"The matched entry has no token count for the video {name!r}; it failed there.")
         return counts[name]
 
-    return RandomTokens(trained, count, seed)
+    return _RandomTokens(trained, count, seed)

@@ -9,7 +9,7 @@ import yaml
 
 from langdc.checkpoint import MANIFEST, WEIGHTS, locate, read_manifest, saved_names
 from langdc.compressors import compressors
-from langdc.hashing import part_identity, quick_hash, text_hash
+from langdc.hashing import json_hash, part_identity, quick_hash, text_hash
 from langdc.interfaces import TokenCompressor
 
 TRAINING = ("samples", "steps", "flops", "seconds")
@@ -40,13 +40,13 @@ class OwnCompressor:
             kind = compressors.get(name)
         except (ValueError, OSError):
             return cls()  # the reason is given when the model is loaded
-        return cls(name, learned, hasattr(kind, "grids"), writes_text(kind))
+        return cls(name, learned, hasattr(kind, "grids"), cls.writes_text(kind))
 
-
-def writes_text(compressor: Any) -> bool:
-    """Whether a compressor, or its class, has a `text` of its own."""
-    kind = compressor if isinstance(compressor, type) else type(compressor)
-    return getattr(kind, "text", TokenCompressor.text) is not TokenCompressor.text
+    @staticmethod
+    def writes_text(compressor: Any) -> bool:
+        """Whether a compressor, or its class, has a `text` of its own."""
+        kind = compressor if isinstance(compressor, type) else type(compressor)
+        return getattr(kind, "text", TokenCompressor.text) is not TokenCompressor.text
 
 
 def weights_identity(directory: str | Path) -> str:
@@ -57,7 +57,7 @@ def weights_identity(directory: str | Path) -> str:
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         parts = [manifest[name] for name in ("weights_sha256", "model", "lora", "parts")]
-        return text_hash(json.dumps([*parts, (folder / WEIGHTS).stat().st_size], sort_keys=True))
+        return json_hash([*parts, (folder / WEIGHTS).stat().st_size])
     lines = [part_identity(folder)]
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

@@ -55,34 +55,6 @@ def _interval(found: Estimate | None) -> str:
     return "-" if found is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
 
 
-def cells(result: Result) -> dict[str, Cell]:
-    """A line of the table, by column title."""
-    accuracy, tokens, limit = result.accuracy, result.tokens, result.settings.get("limit")
-    remarks = [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", result.shown_flag]
-    name = result.name + "".join(f" ({remark})" for remark in remarks if remark)
-    return {
-        "entry": Cell(name, result.name),
-        "accuracy %": _percent(accuracy and accuracy.value),
-        "95 % interval": Cell(_interval(accuracy), accuracy and accuracy.low),
-        "judged %": _judged(result),
-        "judge's score": _cell(result.judged[1], "{:.2f}"),
-        "tokens/video": _cell(tokens and tokens.value, "{:.1f}"),
-        "KV bytes": _large(result.kv_bytes),
-        "budget": _budget(result),
-        "first token ms": _cell(result.stages["first_token"].median if result.stages else None, "{:.1f}", 1000),
-        "FLOPs/question": _large(result.flops.get("total")),
-        "against reference": _difference(result),
-        "videos to see 1 point": _needed(result),
-        **{f"kind {kind}": _percent(share.value) for kind, share in result.kinds.items()},
-        "exact captions %": _percent(result.exact_captions.value),
-        "cue recall %": _percent(result.cue_recall),
-        "density rho": _cell(result.density_correlation, "{:.3f}"),
-        "failed": _cell(len(result.failures), "{:.0f}"),
-        "unparsed": _cell(len(result.unparsed), "{:.0f}"),
-        **{f"train {name}": _trained(result, name) for name in ("samples", "steps", "flops")},
-    }
-
-
 def _judged(result: Result) -> Cell:
     if result.verdicts is None:
         return Cell()
@@ -132,14 +104,49 @@ class Table:
     @classmethod
     def of(cls, results: Sequence[Result]) -> "Table":
         """The table of some results."""
-        lines = [cells(result) for result in results]
+        lines = [cls.cells(result) for result in results]
         longest = max(results, key=lambda result: len(result.kinds))
         kinds = {f"kind {kind}": _percent(value) for kind, value in longest.chance.items()}
         chance = {"entry": Cell("majority answer"), "accuracy %": _percent(longest.target_chance), **kinds}
-        titles = list(dict.fromkeys(title for line in [cells(longest), *lines] for title in line))
+        titles = list(dict.fromkeys(title for line in [cls.cells(longest), *lines] for title in line))
         kept = [title for title in titles if any(line.get(title, Cell()).text != "-" for line in lines)]
         in_order = [[line.get(title, Cell()) for title in kept] for line in [*lines, chance]]
         return cls(kept, in_order[:-1], in_order[-1])
+
+    @classmethod
+    def by_budget(cls, results: Sequence[Result]) -> "tuple[Table | None, Table | None]":
+        """The tables of the results that may be compared, and of those whose budget could not be matched."""
+        parts = [[one for one in results if one.budget_mismatch == mismatch] for mismatch in (False, True)]
+        equal, apart = (cls.of(part) if part else None for part in parts)
+        return equal, apart
+
+    @staticmethod
+    def cells(result: Result) -> dict[str, Cell]:
+        """A line of the table, by column title."""
+        accuracy, tokens, limit = result.accuracy, result.tokens, result.settings.get("limit")
+        remarks = [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", result.shown_flag]
+        name = result.name + "".join(f" ({remark})" for remark in remarks if remark)
+        return {
+            "entry": Cell(name, result.name),
+            "accuracy %": _percent(accuracy and accuracy.value),
+            "95 % interval": Cell(_interval(accuracy), accuracy and accuracy.low),
+            "judged %": _judged(result),
+            "judge's score": _cell(result.judged[1], "{:.2f}"),
+            "tokens/video": _cell(tokens and tokens.value, "{:.1f}"),
+            "KV bytes": _large(result.kv_bytes),
+            "budget": _budget(result),
+            "first token ms": _cell(result.stages["first_token"].median if result.stages else None, "{:.1f}", 1000),
+            "FLOPs/question": _large(result.flops.get("total")),
+            "against reference": _difference(result),
+            "videos to see 1 point": _needed(result),
+            **{f"kind {kind}": _percent(share.value) for kind, share in result.kinds.items()},
+            "exact captions %": _percent(result.exact_captions.value),
+            "cue recall %": _percent(result.cue_recall),
+            "density rho": _cell(result.density_correlation, "{:.3f}"),
+            "failed": _cell(len(result.failures), "{:.0f}"),
+            "unparsed": _cell(len(result.unparsed), "{:.0f}"),
+            **{f"train {name}": _trained(result, name) for name in ("samples", "steps", "flops")},
+        }
 
     @property
     def headings(self) -> list[str]:
@@ -147,21 +154,15 @@ class Table:
         return [title.removeprefix("kind ").replace("_", " ") for title in self.titles]
 
 
-def by_budget(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
-    """The results that may be compared, and those whose budget could not be matched."""
-    return [one for one in results if not one.budget_mismatch], [one for one in results if one.budget_mismatch]
-
-
 def as_markdown(results: Sequence[Result]) -> str:
     """The table in Markdown; entries that could not be matched have one of their own below, then the notes."""
-    equal, apart = by_budget(results)
+    equal, apart = Table.by_budget(results)
     parts = [_markdown(equal)] if equal else []
     parts += [f"{MISMATCH}\n\n{_markdown(apart)}"] if apart else []
     return "\n".join([*parts, *(f"{_escaped(note)}\n" for note in notes(results))])
 
 
-def _markdown(results: Sequence[Result]) -> str:
-    table = Table.of(results)
+def _markdown(table: Table) -> str:
     lines = [[title.removeprefix("kind ") for title in table.titles]]
     lines += [[cell.text for cell in line] for line in [*table.lines, table.chance]]
     rows = ["| " + " | ".join(map(_escaped, line)) + " |" for line in lines]
