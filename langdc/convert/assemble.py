@@ -316,7 +316,9 @@ def _projectors(
 ) -> dict[str, Tensor]:
     """The checkpoint's own tensors; ValueError names those that are missing, unknown or misshapen."""
     streams, kind, width = _STREAMS.items(), backbone["projector"], widths["backbone"]
-    needed: dict[str, tuple[Any, ...]] = {old: (f"backbone.projectors.{s}", kind, widths[s], width) for s, old in streams}
+    needed: dict[str, tuple[Any, ...]] = {
+        old: (f"backbone.projectors.{stream}", kind, widths[stream], width) for stream, old in streams
+    }
     if branch == "cap" and not any(name.startswith(tuple(f"{old}." for old in needed)) for name in published):
         # the authors' loader draws these at random here, and this form never reads them
         done.notes.append("The backbone's own projectors are not in the release: captions alone can be its tokens.")
