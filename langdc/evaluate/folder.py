@@ -156,10 +156,7 @@ class EvalFolder:
 
     def lines(self, name: str) -> list[dict]:
         """All lines of an entry, by whichever process; a key counts once."""
-        found: dict[str, dict] = {}
-        for line in (line for path in self._files(name) for line in jsonl.read(path)):
-            found.setdefault(line["key"], line)
-        return list(found.values())
+        return self.entry_file(name).lines
 
     def forget_failures(self, name: str) -> None:
         """Take failed answers out of an entry's files, and what follows from them, so that they are asked again."""

@@ -4,8 +4,7 @@ A compressor before the language model is matched by the video tokens read per v
 keys and values held when the reply begins. Letters: T frames, H W patch grid.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -98,44 +97,28 @@ def compared(own: Mapping[str, float], other: Mapping[str, float]) -> dict[str, 
     shared = [key for key in own if key in other]
     if not shared:
         return {"measured": None, "target": None, "ratio": None, "equal": False}
-    measured, target = fmean(own[key] for key in shared), fmean(other[key] for key in shared)
+    measured, target = (fmean(one[key] for key in shared) for one in (own, other))
     ratio = measured / target if target else None
-    return {
-        "measured": measured,
-        "target": target,
-        "ratio": ratio,
-        "equal": ratio is not None and abs(ratio - 1) <= TOLERANCE,
-    }
+    equal = ratio is not None and abs(ratio - 1) <= TOLERANCE
+    return {"measured": measured, "target": target, "ratio": ratio, "equal": equal}
 
 
-@dataclass(eq=False)
-class Search:
-    """Finds the whole number up to `max_number` at which a quantity that grows with it comes nearest to `target`.
+def search(target: float, max_number: int, quantity: Callable[[int], float]) -> tuple[int, dict[int, float]]:
+    """The whole number up to `max_number` whose `quantity`, which grows with it, comes nearest to `target`.
 
-    `tried`: the quantity by number. First guesses in proportion, then bisection.
+    First guesses in proportion, then bisection; the smaller of equally near ones. Also returns all that were tried.
     """
-
-    target: float
-    max_number: int
-    tried: dict[int, float] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[int]:
-        """Numbers to try; `tried[number]` must be set before the next one is asked for."""
-        low, high, guess = 1, self.max_number, round(self.target)
-        while low <= high:
-            guess = min(max(guess, low), high)
-            yield guess
-            found = self.tried[guess]
-            if abs(found / self.target - 1) <= CLOSE:
-                return
-            low, high = (guess + 1, high) if found < self.target else (low, guess - 1)
-            in_proportion = len(self.tried) < GUESSES and found > 0
-            guess = round(guess * self.target / found) if in_proportion else (low + high) // 2
-
-    @property
-    def best(self) -> int:
-        """The number that came nearest, the smaller of equals."""
-        return min(sorted(self.tried), key=lambda number: abs(self.tried[number] - self.target))
+    tried: dict[int, float] = {}
+    low, high, guess = 1, max_number, round(target)
+    while low <= high:
+        guess = min(max(guess, low), high)
+        found = tried[guess] = quantity(guess)
+        if abs(found / target - 1) <= CLOSE:
+            break
+        low, high = (guess + 1, high) if found < target else (low, guess - 1)
+        in_proportion = len(tried) < GUESSES and found > 0
+        guess = round(guess * target / found) if in_proportion else (low + high) // 2
+    return min(sorted(tried), key=lambda number: abs(tried[number] - target)), tried
 
 
 def calibrate(
@@ -150,14 +133,15 @@ def calibrate(
     unit = (one.kv_bytes - one.kv_text_bytes) / one.tokens  # bytes held of a token
     target = target if entry.kv is None else target / unit
     text = round(one.kv_text_bytes / unit)  # a budget of keys may count them
-    search = Search(target, text + max(sum(grid.tokens for grid in video.encoder.values()) for video, _ in videos))
-    for tokens in search:
+
+    def kept(tokens: int) -> float:
         answers = _asked(with_parts(lm, entry, tokens), videos, batch)
-        kept = [a.tokens if entry.kv is None else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers]
-        search.tried[tokens] = fmean(kept)
-    best, found = search.best, search.tried[search.best]
-    logger.info("%s: tokens=%d keeps %.2f; the target is %.2f.", entry.name, best, found, target)
-    return {"tokens": best, "target": target, "measured": found, "videos": len(videos), "tried": len(search.tried)}
+        return fmean(a.tokens if entry.kv is None else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers)
+
+    most = max(sum(grid.tokens for grid in video.encoder.values()) for video, _ in videos)
+    best, tried = search(target, text + most, kept)
+    logger.info("%s: tokens=%d keeps %.2f; the target is %.2f.", entry.name, best, tried[best], target)
+    return {"tokens": best, "target": target, "measured": tried[best], "videos": len(videos), "tried": len(tried)}
 
 
 def _asked(lm: Any, videos: Sequence[tuple[Any, str]], batch: int) -> list[Answer]:

@@ -75,10 +75,6 @@ def _moved(grid: FeatureGrid, device: torch.device) -> FeatureGrid:
     return FeatureGrid(grid.values.to(device), saliency, tuple(extra.to(device) for extra in grid.extra), grid.size)
 
 
-def _unchanged(record: Record) -> Record:
-    return record
-
-
 @dataclass(eq=False)
 class VideoCache:
     """Encoder outputs of opened videos, by preprocessing and video.
@@ -92,7 +88,7 @@ class VideoCache:
     memory: float = float("inf")
     min_videos: int = 1
     named: bool = True
-    clip: Callable[[Record], Record] = _unchanged
+    clip: Callable[[Record], Record] = lambda record: record
     """Gives a record the bounds of the part of its file that it is about."""
     stored: FeatureReader | None = None
     """Where to look before a video is decoded and encoded."""
