@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True)
-class Kind:
+class _Kind:
     """A kind of device: torch's name for it, the backend of its collectives, and the package that brings it."""
 
     name: str
@@ -24,24 +24,24 @@ class Kind:
     package: str | None = None
 
 
-CPU = Kind("cpu", "gloo")
-ACCELERATORS = (Kind("cuda", "nccl"), Kind("npu", "hccl", "torch_npu"))
+CPU = _Kind("cpu", "gloo")
+ACCELERATORS = (_Kind("cuda", "nccl"), _Kind("npu", "hccl", "torch_npu"))
 DEEPSPEED_CHOICE = "DS_ACCELERATOR"
 _BLOCK_BYTES = {"cpu": 1 << 22, "accelerator": 1 << 27}
 """What a CPU keeps in its cache, and what keeps an accelerator busy."""
 
 
 @cache
-def kind() -> Kind:
+def kind() -> _Kind:
     """The best kind that this machine has; others that torch knows (Intel's, Apple's) as torch describes them."""
     for candidate in ACCELERATORS:
         if _is_there(candidate):
             return candidate
     other = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return CPU if other is None else Kind(other.type, dist.get_default_backend_for_device(other))
+    return CPU if other is None else _Kind(other.type, dist.get_default_backend_for_device(other))
 
 
-def _is_there(candidate: Kind) -> bool:
+def _is_there(candidate: _Kind) -> bool:
     if candidate.package is not None:
         if importlib.util.find_spec(candidate.package) is None:
             return False

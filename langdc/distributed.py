@@ -48,7 +48,7 @@ def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in LAUNCHER_VARIABLES}
 
 
-def set_threads() -> int:
+def _set_threads() -> int:
     """Share the cores among the processes of this machine, unless the user set OMP_NUM_THREADS; returns the number."""
     import torch
 
@@ -70,7 +70,7 @@ def start(deepspeed: bool = False) -> None:
 
     from langdc import devices
 
-    set_threads()
+    _set_threads()
     # DeepSpeed calls torch.distributed by names that torch has begun to rename: a warning per kind of call and process.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if deepspeed:

@@ -283,6 +283,11 @@ class Objective(ABC):
         """The records it can learn from; default: those with questions."""
         return [record for record in records if record.questions]
 
+    def wanted(self, compressor: TokenCompressor, weights: Mapping[str, float]) -> frozenset[str]:
+        """`Context.wanted` of a training step: tokens if the language model reads them, and losses with a weight."""
+        own = {name for name in compressor.losses if weights.get(name, 1.0) != 0}
+        return frozenset(own | ({"tokens"} if self.reads else set()))
+
     @abstractmethod
     def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
         """The named losses of a batch, each a sum and a count, the compressor's own among them. `model`: a

@@ -121,12 +121,12 @@ class Qwen2VL(StockBackbone):
         ]
 
     def outline(self, video: Frames) -> VideoFeatures:
-        side, size = self._token_side, video.pixels.shape[2:]
+        side, (height, width) = self._token_side, video.pixels.shape[2:]
         if len(video) == 1:
             fewest, most = self._limits(self.image_processor).values()
-            height, width = smart_resize(*size, side, fewest, most)
+            height, width = smart_resize(height, width, side, fewest, most)
         else:
-            height, width = self.read_size(len(video), *size)
+            height, width = self.read_size(len(video), height, width)
         shape = (-(-len(video) // self.frames_per_step), height // side, width // side, 0)
         return VideoFeatures((), {"video": FeatureGrid(torch.empty(shape))}, video.seconds)
 

@@ -221,15 +221,10 @@ def _own_config(text_type: str, settings: Mapping[str, Any]) -> PretrainedConfig
 def _image_encoder(found: release.Release, options: Options, done: _Converted) -> int:
     """Write CLIP's directory, from the release's own tensors where it holds them; its width."""
     source = _part("image_mm_vision_tower", found, options.image_encoder, "--image-encoder", "The image encoder")
-    if not source.is_dir():
-        raise ValueError(f"{source} is no directory; the image encoder is a CLIP directory in Hugging Face layout.")
-    config = images.vision_config(source)
-    published = found.parts["image"] or files.read_folder(source)
-    tensors, report = images.convert(published, config, options.dtype)
+    width, tensors, report = images.convert(done.folder / _IMAGE, source, found.parts["image"], options.dtype)
     done.report.join(report, f"{_IMAGE}: ")
-    images.write(done.folder / _IMAGE, config, tensors, source)
-    done.expect("backbone.encoders.image.model.", {images.loaded_name(name): t for name, t in tensors.items()})
-    return config.hidden_size
+    done.expect("backbone.encoders.image.model.", tensors)
+    return width
 
 
 def _video_encoder(found: release.Release, options: Options, done: _Converted) -> InternVideo2Config:
@@ -321,7 +316,9 @@ def _projectors(
 ) -> dict[str, Tensor]:
     """The checkpoint's own tensors; ValueError names those that are missing, unknown or misshapen."""
     streams, kind, width = _STREAMS.items(), backbone["projector"], widths["backbone"]
-    needed = {old: (f"backbone.projectors.{s}", kind, widths[s], width) for s, old in streams}
+    needed: dict[str, tuple[Any, ...]] = {
+        old: (f"backbone.projectors.{stream}", kind, widths[stream], width) for stream, old in streams
+    }
     if branch == "cap" and not any(name.startswith(tuple(f"{old}." for old in needed)) for name in published):
         # the authors' loader draws these at random here, and this form never reads them
         done.notes.append("The backbone's own projectors are not in the release: captions alone can be its tokens.")

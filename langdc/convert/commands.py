@@ -43,12 +43,10 @@ def check_saved(directory: Path, hashes: Mapping[str, str]) -> str:
     `hashes`: `tensor_hash` of each as float32, by its name in the loaded model. ValueError names those that differ.
     """
     model = _open(directory)
-    left_out = getattr(model, "untrained", frozenset())
-    found = {
-        name: tensor_hash(p, torch.float32)
-        for name, p in model.named_parameters(remove_duplicate=False)
-        if name not in left_out
-    }
+    stored = dict(model.named_parameters(remove_duplicate=False))
+    for name in getattr(model, "untrained", ()):
+        del stored[name]
+    found = {name: tensor_hash(parameter, torch.float32) for name, parameter in stored.items()}
     differing = sorted(name for name in found.keys() | hashes.keys() if found.get(name) != hashes.get(name))
     if differing:
         raise ValueError(
@@ -62,19 +60,14 @@ def _open(directory: Path) -> nn.Module:
     """A checkpoint, an adapter, a language model or an InternVideo2."""
     if (directory / checkpoint.MANIFEST).is_file():
         return checkpoint.load(directory)
-    if (directory / "adapter_config.json").is_file():
-        return _adapted(directory)
+    if (directory / "adapter_config.json").is_file():  # with the published model that it names
+        import peft  # takes seconds, and few saves are adapters
+        import transformers
+
+        base: Any = sources.resolve(peft.PeftConfig.from_pretrained(str(directory)).base_model_name_or_path or "")
+        config: Any = transformers.AutoConfig.from_pretrained(base)
+        model = getattr(transformers, config.architectures[0]).from_pretrained(base, dtype=torch.float32)
+        return peft.PeftModel.from_pretrained(model, str(directory))
     if "model_type" in json.loads((directory / "config.json").read_text()):
         return load_language_model(str(directory))
     return VideoEncoder(str(directory))
-
-
-def _adapted(directory: Path) -> nn.Module:
-    """The published model that an adapter names, with it."""
-    import peft  # takes seconds, and few saves are adapters
-    import transformers
-
-    base: Any = sources.resolve(peft.PeftConfig.from_pretrained(str(directory)).base_model_name_or_path or "")
-    config: Any = transformers.AutoConfig.from_pretrained(base)
-    model = getattr(transformers, config.architectures[0]).from_pretrained(base, dtype=torch.float32)
-    return peft.PeftModel.from_pretrained(model, str(directory))

@@ -11,6 +11,8 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +89,11 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         _copy_tokenizers(settings, beside)
         if not adapter:
             settings["backbone"].pop("quantize", None)
-        named = _named(model)
-        made.hashes = {
-            name: tensor_hash(tensor, torch.float32) for name, tensor in named.items() if name not in model.untrained
-        }
-        rest = _rest(model, [*folders, *left])
+        stored = {name: tensor for name, tensor in _named(model).items() if name not in model.untrained}
+        made.hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in stored.items()}
+        inside = tuple(f"{name}." for name in (*folders, *left))
+        own = [name for name in stored if not name.startswith(inside) or ".lora_" in name]
+        rest = checkpoint.own_tensors(model, own)
         config = check(ModelConfig, settings, str(source))
         kept = {key: value for key, value in manifest.items() if key not in {*checkpoint.NEEDED, "version"}}
         checkpoint.write(config, beside, tensors=rest, lora=lora if adapter else None, info=kept)
@@ -142,9 +144,7 @@ def _placed(settings: Mapping[str, Any], parts: Mapping[str, str], out: Path) ->
 
 
 def _set(tree: Any, path: tuple, value: str) -> None:
-    for key in path[:-1]:
-        tree = tree[key]
-    tree[path[-1]] = value
+    reduce(getitem, path[:-1], tree)[path[-1]] = value
 
 
 # ---- parts
@@ -178,13 +178,6 @@ def _copy_tokenizers(settings: dict, out: Path) -> None:
             _set(settings, path, str(folder))
 
 
-def _rest(model: VideoModel, parts: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of no part, and adapters."""
-    inside = tuple(f"{name}." for name in parts)
-    names = [name for name in _named(model) if not name.startswith(inside) or ".lora_" in name]
-    return checkpoint.own_tensors(model, [name for name in names if name not in model.untrained])
-
-
 # ---- the adapter
 
 
@@ -204,32 +197,24 @@ def _check_adapter_alone(model: VideoModel, lora: LoraConfig | None, source: str
 
 
 def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Exported) -> None:
-    """Write a PEFT directory beside the parts, and remember its tensors."""
+    """Write a PEFT directory beside the parts, and note the hashes of what it gives."""
+    import peft  # takes seconds, and most exports have no adapter
+
     source = checkpoint.published(model)[_language_model(model)]
-    base = source if not is_packaged(source) and not Path(source).is_dir() else str(Path(resolve(source)).resolve())  # pyright: ignore
-    _write_adapter(model, lora, base, folder)
-    found = _named(model.backbone.language_model)
-    made.adapter = {f"base_model.model.{name}": tensor_hash(tensor, torch.float32) for name, tensor in found.items()}
+    local = is_packaged(source) or Path(source).is_dir()
+    base = str(Path(resolve(source)).resolve()) if local else source  # pyright: ignore[reportArgumentType]
+    whole = {f"base_model.model.{name}": tensor for name, tensor in _named(model.backbone.language_model).items()}
+    made.adapter = {name: tensor_hash(tensor, torch.float32) for name, tensor in whole.items()}
     made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
-
-
-def _write_adapter(model: VideoModel, lora: LoraConfig, base: str, folder: Path) -> None:
-    import peft  # takes seconds, and few who import this module have an adapter
-
-    whole, text = model.backbone.language_model, model.backbone.text_model
-    found = {name: tensor for name, tensor in _named(whole).items() if ".lora_" in name}
-    tensors = {f"base_model.model.{name.replace('.default.', '.')}": tensor for name, tensor in found.items()}
-    prefix = next(name for name, module in whole.named_modules() if module is text)
-    leaves = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in found})
+    tensors = {name.replace(".default.", "."): tensor for name, tensor in whole.items() if ".lora_" in name}
+    modules = model.backbone.language_model.named_modules()
+    prefix = next(name for name, module in modules if module is model.backbone.text_model)
+    leaves = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in tensors})
+    # with the prefix, since a vision encoder may have layers of the same names
+    targets = rf"{re.escape(prefix)}\..*\.({'|'.join(leaves)})"
+    stated: Any = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
     settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        # a vision encoder may have layers of the same names
-        target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(leaves)})",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-        inference_mode=True,
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, **stated
     )
     folder.mkdir()
     settings.save_pretrained(str(folder))

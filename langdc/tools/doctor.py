@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each thing; 0 whatever is missing."""
     argparse.ArgumentParser(prog="langdc doctor", description=__doc__).parse_args(argv)
     console = screen()
-    for finding in check_environment():
+    for finding in _check_environment():
         console.print(str(finding))
     return 0
 
@@ -56,7 +56,7 @@ class _Finding:
         return f"{state:8}  {self.name:12}  {self.detail}{f': {self.advice}' if self.advice else ''}"
 
 
-def check_environment() -> list[_Finding]:
+def _check_environment() -> list[_Finding]:
     """Look at everything the project can use; required things first."""
     return [
         _python(),

@@ -27,7 +27,7 @@ from langdc.train import chain, output
 from langdc.train.batches import TrainingData
 from langdc.train.objectives import objectives
 from langdc.train.run import train
-from langdc.train.setup import build
+from langdc.train.setup import RunModel
 from langdc.types import Context, Frames, FrameSpec
 
 logger = get_logger(__name__)
@@ -86,7 +86,7 @@ def _plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
     config = _sized(config)
     objective = objectives.build(config.objective.name, **config.objective.settings)
     with torch.device("meta"):
-        run = build(config.model_copy(update={"start": None}), objective)
+        run = RunModel.of(config.model_copy(update={"start": None}), objective)
     parameters = {id(parameter): parameter for parameter in run.model.parameters()}.values()
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     found: dict[str, Any] = {"parameters": sum(p.numel() for p in parameters), "trained": trained, "samples": None}

@@ -25,8 +25,7 @@ from langdc.interfaces import Objective
 from langdc.language_models import ids_of
 from langdc.log import get_logger
 from langdc.model import VideoModel
-from langdc.train.learner import wanted_of
-from langdc.train.samples import Sample, read_samples, targets_of
+from langdc.train.samples import Sample, read_samples
 from langdc.train.states import FrozenStates
 from langdc.types import Context, FeatureGrid, Frames, FrameSpec, Prompt, VideoBatch, VideoFeatures
 
@@ -67,12 +66,12 @@ class TrainingData(Dataset):
 
     def targets(self, sample: Sample) -> Mapping[str, Any]:
         """What the compressor learns from a sample, by name."""
-        return targets_of(self.model, sample) if self.config.train.targets == "records" else {}
+        return sample.targets(self.model.compressor) if self.config.train.targets == "records" else {}
 
     def _frozen_states(self) -> FrozenStates | None:
         """What the compressor's frozen part makes of the videos; None if it has none that could be stored."""
         compressor = self.model.compressor
-        wanted = wanted_of(self.objective, compressor, self.config.loss_weights)
+        wanted = self.objective.wanted(compressor, self.config.loss_weights)
         context = Context(training=True, targets=dict.fromkeys(self.target_names, ()), wanted=wanted)
         identity = compressor.frozen_identity(context)
         if identity is None:

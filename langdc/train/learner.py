@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from langdc.distributed import world_size
 from langdc.flops import encoder_flops, language_model_flops, work_flops
-from langdc.interfaces import Objective, TokenCompressor
+from langdc.interfaces import Objective
 from langdc.log import get_logger
 from langdc.model import VideoModel, hidden, is_absent
 from langdc.types import Compressed, Context, VideoBatch, VideoFeatures
@@ -23,12 +23,6 @@ from langdc.types import Compressed, Context, VideoBatch, VideoFeatures
 logger = get_logger(__name__)
 
 FIGURES: tuple[str, ...] = ("samples", "tokens", "soft_tokens", "segments")
-
-
-def wanted_of(objective: Objective, compressor: TokenCompressor, weights: Mapping[str, float]) -> frozenset[str]:
-    """`Context.wanted` of a training step: tokens if the language model reads them, and losses with a weight."""
-    own = {name for name in compressor.losses if weights.get(name, 1.0) != 0}
-    return frozenset(own | ({"tokens"} if objective.reads else set()))
 
 
 class Learner(nn.Module):
@@ -43,13 +37,12 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.objective, self.weights, self.seed = model, objective, dict(weights or {}), seed
-        self.wanted = wanted_of(objective, model.compressor, self.weights)
+        self.wanted = objective.wanted(model.compressor, self.weights)
         self.names = sorted(objective.names | (self.wanted - {"tokens"}))
         """Names of the losses, the same on all processes."""
         self._check()
-        self.step, self.progress = 0, 0.0
+        self.step, self.progress, self.flops = 0, 0.0, 0.0
         self.parts: dict[str, tuple[Tensor, int]] = {}
-        self.flops = 0.0
         self.figures: dict[str, int] = {}
         self._uneven: set[str] = set()
 
@@ -98,27 +91,23 @@ class Learner(nn.Module):
         number of "batches"; default: the step is this batch alone.
         """
         self.flops, self.figures = 0.0, dict.fromkeys(FIGURES, 0)
-        context = self.context()
-        context = replace(context, targets=batch.targets)
         with self._observed(batch):
-            losses = self.objective.losses(self.model, batch, context)
+            losses = self.objective.losses(self.model, batch, replace(self.context(), targets=batch.targets))
         if undeclared := sorted(losses.keys() - set(self.names)):
             raise ValueError(
                 f"The losses {', '.join(undeclared)} were returned and not declared: name them in `losses` of the "
                 "compressor or `names` of the objective, so that all processes count the same ones."
             )
-        self.parts = {}
-        total = torch.zeros((), device=self.model.device)
         if counts is not None and not counts:  # padding
             self.flops, self.figures = 0.0, dict.fromkeys(FIGURES, 0)
+        self.parts, total = {}, torch.zeros((), device=self.model.device)
         for name, (summed, count) in losses.items():
             if batch.blank and name not in self.objective.names:
                 total = total + summed * 0.0
                 continue
             self.parts[name] = summed.detach(), count
-            total = total + self.weights.get(name, 1.0) * summed / self._divisor(
-                name, count, counts or {}, num_items_in_batch
-            )
+            divisor = self._divisor(name, count, counts or {}, num_items_in_batch)
+            total = total + self.weights.get(name, 1.0) * summed / divisor
         return {"loss": total}
 
     def _divisor(self, name: str, count: int, counts: Mapping[str, int], in_step: Mapping[str, float] | None) -> float:
@@ -142,9 +131,13 @@ class Learner(nn.Module):
     def _observed(self, batch: VideoBatch) -> Iterator[None]:
         """Count operations and tokens of the model's and the compressor's calls."""
         compressor = self.model.compressor
+
+        def note_compressed(_: nn.Module, given: Any, output: Any) -> None:
+            self._note_compressed(batch, given[0], output)
+
         hooks = [
             self.model.register_forward_hook(lambda _, given, output: self._note_output(given[0], output)),
-            compressor.register_forward_hook(lambda _, given, output: self._note_compressed(batch, given[0], output)),
+            compressor.register_forward_hook(note_compressed),
         ]
         self.figures["samples"] = len(batch.prompts) or (0 if batch.blank else len(batch.seconds))
         try:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,55 +40,7 @@ PEAKS = {
     "T4": (65, 8.1, 8.1),
 }
 PROBE_SIDE, PROBE_ROUNDS = 512, 8
-FIGURES = (
-    "samples_per_second",
-    "tokens_per_second",
-    "tokens_per_sample",
-    "soft_tokens_per_segment",
-    "data_wait",
-    "mfu",
-    "peak_bytes",
-    "density_correlation",
-    "held_out_soft_tokens",
-)
-"""What `Meter`, and `CaptionEval` in tracking.py, add to a line of the log, besides "loss_<name>"."""
-
-
-def peak_flops(device: torch.device, precision: str, given: float | None = None) -> tuple[float | None, str]:
-    """Peak operations per second of a device, and where the number is from; None where it is unknown.
-
-    Taken from the setting, else from a table by device name, else, on a CPU, from a product measured now.
-    """
-    if given is not None:
-        return given, "the setting peak_flops"
-    if device.type == "cpu":
-        return _measured_peak(precision), "a matrix product measured on this CPU"
-    name = str(torch.get_device_module(device.type).get_device_name(device))
-    known = next((row for key, row in PEAKS.items() if key in name), None)
-    if known is None:
-        return None, f"unknown for {name}: set peak_flops to have it"
-    column = (
-        0 if precision in ("bfloat16", "float16") else 1 if torch.get_float32_matmul_precision() != "highest" else 2
-    )
-    return known[column] * 1e12, f"the data sheet of {name}"
-
-
-def _measured_peak(precision: str) -> float:
-    sides = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=getattr(torch, precision, torch.float32))
-    best = math.inf
-    for _ in range(PROBE_ROUNDS):
-        started = time.perf_counter()
-        torch.matmul(sides, sides)
-        best = min(best, time.perf_counter() - started)
-    return 2.0 * PROBE_SIDE**3 / best
-
-
-def peak_bytes() -> int:
-    """Peak memory of this process: of the accelerator's, tensors alone; on a CPU, all that was resident."""
-    if devices.has_accelerator():
-        return int(torch.get_device_module(devices.device().type).max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+COUNTS = ("samples", "tokens", "soft_tokens", "segments")
 
 
 class Meter:
@@ -99,17 +52,13 @@ class Meter:
     """
 
     def __init__(self, module: nn.Module, precision: str = "float32", peak: float | None = None) -> None:
-        self.module = module
-        self.precision = precision
-        self.given_peak = peak
+        self.module, self.precision, self._given_peak = module, precision, peak
         self.held_out: dict[str, Any] = {}
         """Figures of the last `CaptionEval`; they join the next line."""
-        self._peak: tuple[float | None, str] | None = None
         self._started: float | None = None
-        self._flops = 0.0
-        self._waited = 0.0
+        self._flops, self._waited = 0.0, 0.0
         self._counts: Counter[str] = Counter()
-        self._parts: dict[str, list[Any]] = {}
+        self._parts: dict[str, tuple[Any, int]] = {}
 
     @contextmanager
     def waiting(self, total_flops: float) -> Iterator[None]:
@@ -132,18 +81,17 @@ class Meter:
         """Add the batch that the module just learned."""
         self._counts.update(getattr(self.module, "figures", {}))
         for name, (total, count) in getattr(self.module, "parts", {}).items():
-            summed = self._parts.setdefault(name, [0.0, 0])
-            summed[0], summed[1] = summed[0] + total, summed[1] + count
+            summed, counted = self._parts.get(name, (0.0, 0))
+            self._parts[name] = summed + total, counted + count
 
     def figures(self, total_flops: float) -> dict[str, Any]:
         """The figures over all ranks since the last call. `total_flops` are the run's so far, of all ranks."""
         if self._started is None:
             return {}
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        named = getattr(self.module, "names", sorted(self._parts))
-        parts = {name: [float(each) for each in self._parts.get(name, (0, 0))] for name in named}
-        names = ("samples", "tokens", "soft_tokens", "segments")
-        mine = [self._waited, *(self._counts[name] for name in names), *(n for pair in parts.values() for n in pair)]
+        names = getattr(self.module, "names", sorted(self._parts))
+        parts = [float(each) for name in names for each in self._parts.get(name, (0, 0))]
+        mine = [self._waited, *(self._counts[name] for name in COUNTS), *parts]
         waited, samples, tokens, soft, segments, *losses = _summed(mine)
         found: dict[str, Any] = {}
         if samples:
@@ -152,23 +100,55 @@ class Meter:
         if segments:
             found["soft_tokens_per_segment"] = soft / segments
         found["data_wait"] = min(1.0, waited / (seconds * world_size()))
-        pairs = zip(parts, losses[::2], losses[1::2], strict=True)
-        found.update({f"loss_{name}": total / count for name, total, count in pairs if count})
-        peak = self._peak_flops()
-        if peak and total_flops > self._flops:
-            found["mfu"] = (total_flops - self._flops) / (seconds * peak * world_size())
-        found["peak_bytes"] = peak_bytes()
-        found = {name: round(value, 6) if isinstance(value, float) else value for name, value in found.items()}
-        found.update(self.held_out)
+        triples = zip(names, losses[::2], losses[1::2], strict=True)
+        found |= {f"loss_{name}": total / count for name, total, count in triples if count}
+        if self._peak and total_flops > self._flops:
+            found["mfu"] = (total_flops - self._flops) / (seconds * self._peak * world_size())
+        found = {name: round(value, 6) for name, value in found.items()}
+        found |= {"peak_bytes": _peak_bytes(), **self.held_out}
         self._started, self._flops, self._waited = time.perf_counter(), total_flops, 0.0
         self._counts, self._parts, self.held_out = Counter(), {}, {}
         return found
 
-    def _peak_flops(self) -> float | None:
-        if self._peak is None:
-            self._peak = peak_flops(devices.device(), self.precision, self.given_peak)
-            logger.info("mfu: %s %s.", "against" if self._peak[0] else "left out, the peak is", self._peak[1])
-        return self._peak[0]
+    @cached_property
+    def _peak(self) -> float | None:
+        found, source = _peak_flops(devices.device(), self.precision, self._given_peak)
+        logger.info("mfu: %s %s.", "against" if found else "left out, the peak is", source)
+        return found
+
+
+def _peak_flops(device: torch.device, precision: str, given: float | None = None) -> tuple[float | None, str]:
+    """Peak operations per second of a device, and where the number is from; None where it is unknown.
+
+    Taken from the setting, else from a table by device name, else, on a CPU, from a product measured now.
+    """
+    if given is not None:
+        return given, "the setting peak_flops"
+    if device.type == "cpu":
+        return _measured_peak(precision), "a matrix product measured on this CPU"
+    name = str(torch.get_device_module(device.type).get_device_name(device))
+    known = next((row for key, row in PEAKS.items() if key in name), None)
+    if known is None:
+        return None, f"unknown for {name}: set peak_flops to have it"
+    half, tf32, single = known
+    exact = single if torch.get_float32_matmul_precision() == "highest" else tf32
+    return 1e12 * (half if precision in ("bfloat16", "float16") else exact), f"the data sheet of {name}"
+
+
+def _measured_peak(precision: str) -> float:
+    sides = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=getattr(torch, precision, torch.float32))
+    best = math.inf
+    for _ in range(PROBE_ROUNDS):
+        started = time.perf_counter()
+        torch.matmul(sides, sides)
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * PROBE_SIDE**3 / best
+
+
+def _peak_bytes() -> int:
+    """Peak memory of this process: of the accelerator's, tensors alone; on a CPU, all that was resident."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return devices.peak_bytes(devices.device()) or resident
 
 
 def _summed(values: list[float]) -> list[float]:

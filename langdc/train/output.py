@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -33,40 +33,33 @@ COMPLETE = "complete"
 """File of a Trainer checkpoint that was written to its end."""
 LOCK_TIMEOUT_SECONDS = 10.0
 """Worker processes of a run that was killed hold its lock until they notice."""
-RESUME_SAFE_FIELDS = frozenset(
-    {
-        "stage",
-        "save_steps",
-        "keep_checkpoints",
-        "log_steps",
-        "workers",
-        "trackers",
-        "features",
-        "feature_memory",
-        "watch",
-        "peak_flops",
-        "watchdog",
-        "verify_save",
-    }
-)
+RESUME_SAFE_FIELDS = frozenset({
+    "stage", "save_steps", "keep_checkpoints", "log_steps", "workers", "trackers", "features", "feature_memory",
+    "watch", "peak_flops", "watchdog", "verify_save",
+})  # fmt: skip
 """Settings that change no trained number, so a run may be resumed with other values."""
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft")
 
 
-def is_finished(directory: Path) -> bool:
-    """Whether a run ended as planned."""
-    return (directory / FINISHED).is_file()
-
-
 def latest(base: Path) -> Path | None:
     """The newest finished run of a base name; None when there is none."""
-    return next((path for path in reversed(_numbered(base)) if is_finished(path)), None)
+    return next((path for path in reversed(_numbered(base)) if _is_finished(path)), None)
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The complete Trainer checkpoints in a directory, oldest first; one that a kill cut short does not count."""
+    found = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _is_finished(directory: Path) -> bool:
+    return (directory / FINISHED).is_file()
 
 
 def _numbered(base: Path) -> list[Path]:
     """The existing directories `base`, `base-2`, `base-3`, ..., oldest first."""
     found = {1: base} if base.is_dir() else {}
-    for path in base.parent.glob(f"{base.name}-*") if base.parent.is_dir() else ():
+    for path in base.parent.glob(f"{base.name}-*"):
         match = re.fullmatch(rf"{re.escape(base.name)}-(\d+)", path.name)
         if match and path.is_dir():
             found[int(match[1])] = path
@@ -89,36 +82,40 @@ def resolve_output_dir(config: RunConfig) -> Iterator[Path]:
 def _resolved(config: RunConfig, held: ExitStack) -> Path:
     existing = _numbered(config.output)
     directory = existing[-1] if existing else config.output
-    if is_finished(directory):
+    if _is_finished(directory):
         number = 1 if directory == config.output else int(directory.name.rpartition("-")[2])
         finished, directory = directory, config.output.with_name(f"{config.output.name}-{number + 1}")
         logger.info("%s holds a finished run; this one goes to %s.", finished, directory)
-    _make(directory)
     _lock(directory, held)
-    if is_finished(directory):  # by another process, while this one waited
+    if _is_finished(directory):  # by another process, while this one waited
         return _resolved(config, held)
-    if _has_progress(directory):
+    if checkpoints(directory / RESUME):
         _check_same(directory, config)
         logger.info("Resuming the unfinished run in %s.", directory)
-    else:
-        _check_empty(directory)
+    else:  # also where a run ended at once for a mistake in its settings
+        others = {path.name for path in directory.iterdir()} - {LOCK, f"{SETTINGS}.partial"}
+        if others and not (directory / SETTINGS).is_file():
+            raise ValueError(f"{directory} holds files that are no training run. Choose another place with output=...")
+        if "phases" in others or any(directory.glob(f"{RESUME}/*/checkpoint-*")):
+            raise ValueError(
+                f"{directory} holds an unfinished run of version 0.1, which this version cannot resume. Finish it with "
+                "0.1, or choose another place with output=..."
+            )
         (directory / LOG).unlink(missing_ok=True)
-    # the settings come first: a folder without them counts as somebody's else
+    # the settings come first: a folder without them counts as somebody else's
     settings.save(config, directory / SETTINGS)
     jsonl.write_json(directory / RUN, _header(config))
     return directory
 
 
-def _make(directory: Path) -> None:
+def _lock(directory: Path, held: ExitStack) -> None:
+    """Make a directory and lock it until `held` ends."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"output: {directory} cannot be made ({error.strerror}). Choose another with output=..."
         ) from None
-
-
-def _lock(directory: Path, held: ExitStack) -> None:
     try:
         held.enter_context(FileLock(directory / LOCK, timeout=LOCK_TIMEOUT_SECONDS))
     except Timeout:
@@ -129,36 +126,11 @@ def _lock(directory: Path, held: ExitStack) -> None:
         raise ValueError(f"output: {directory} cannot be written ({error.strerror}).") from None
 
 
-def _has_progress(directory: Path) -> bool:
-    """Whether there is a checkpoint to resume from; a run that ended at once for a mistake in its settings has none."""
-    return any(directory.glob(f"{RESUME}/checkpoint-*/{COMPLETE}"))
-
-
-def _check_empty(directory: Path) -> None:
-    ours = {LOCK, f"{SETTINGS}.partial"}
-    if not (directory / SETTINGS).is_file() and {path.name for path in directory.iterdir()} - ours:
-        raise ValueError(f"{directory} holds files that are no training run. Choose another place with output=...")
-    if (directory / "phases").is_dir() or any(directory.glob(f"{RESUME}/*/checkpoint-*")):
-        raise ValueError(
-            f"{directory} holds an unfinished run of version 0.1, which this version cannot resume. Finish it with "
-            "0.1, or choose another place with output=..."
-        )
-
-
 def _header(config: RunConfig) -> dict[str, Any]:
     files = [*config.train.data, *([config.watch.data] if config.watch is not None else [])]
     hashes = {str(path): file_hash(path) for path in files if path.is_file()}
-    return {"processes": distributed.world_size(), "packages": _versions(), "data": hashes}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    packages = {found.name: found.version for found in distributions() if found.name in PACKAGES}
+    return {"processes": distributed.world_size(), "packages": packages, "data": hashes}
 
 
 def _check_same(directory: Path, config: RunConfig) -> None:

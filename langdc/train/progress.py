@@ -1,6 +1,5 @@
-"""What a training run tells: a line of JSON per logging step, and a bar for whoever watches."""
+"""The log of a run, a line of JSON per logging step, and its progress bar."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from langdc import jsonl
 from langdc.log import console, get_logger
-from langdc.train.meter import FIGURES
 
 logger = get_logger(__name__)
 
@@ -26,71 +24,33 @@ class JsonLog(TrainerCallback):
     """
 
     def __init__(self, path: Path, samples_at: Callable[[int], int]) -> None:
-        self.path = path
-        self.samples_at = samples_at
-        self.seconds = 0.0
-        self._offset = 0.0
+        self.path, self.samples_at = path, samples_at
+        self.seconds, self._offset = 0.0, 0.0
 
     def figures(self, state: TrainerState) -> dict[str, Any]:
         """What the run comes to at its end; "loss" is the mean over the last tenth of the lines."""
         losses = [line["loss"] for line in jsonl.read(self.path)]
-        return {
-            "steps": state.global_step,
-            "loss": fmean(losses[-max(1, len(losses) // 10) :]),
-            "seconds": round(self.seconds, 3),
-            "samples": self.samples_at(state.global_step),
-            "flops": state.total_flos,
-        }
+        loss = fmean(losses[-max(1, len(losses) // 10) :])
+        return {"steps": state.global_step, "loss": loss, "seconds": round(self.seconds, 3), **self._totals(state)}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def _totals(self, state: TrainerState) -> dict[str, Any]:
+        return {"samples": self.samples_at(state.global_step), "flops": state.total_flos}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Cut the log back to the checkpoint."""
         kept = [line for line in jsonl.read(self.path) if line["step"] <= state.global_step]
         self.seconds = kept[-1]["seconds"] if kept else 0.0
         self._offset = self.seconds - time.perf_counter()
         jsonl.write_lines(self.path, kept)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict | None = None,
-        **_: object,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict | None = None, **_: Any) -> None:
         """Append a line."""
         if not logs or "loss" not in logs:
             return
         self.seconds = self._offset + time.perf_counter()
-        line = {
-            "step": state.global_step,
-            **{name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs},
-            **{name: value for name, value in logs.items() if name in FIGURES or name.startswith("loss_")},
-            "samples": self.samples_at(state.global_step),
-            "flops": state.total_flos,
-            "seconds": round(self.seconds, 3),
-        }
+        shown = {name: value for name, value in logs.items() if name != "epoch" and "/" not in name}
+        line = {"step": state.global_step, **shown, **self._totals(state), "seconds": round(self.seconds, 3)}
         jsonl.append(self.path, line)
-
-
-class FiniteLoss(TrainerCallback):
-    """Ends a run whose loss is no number; on all processes, which log the same one."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict | None = None,
-        **_: object,
-    ) -> None:
-        """Raise ValueError at the first line with such a loss: no further step can mend it."""
-        if logs and not math.isfinite(logs.get("loss", 0.0)):
-            raise ValueError(
-                f"The loss is {logs['loss']} at step {state.global_step}; training further cannot mend it. Try a lower "
-                "train.learning_rate, a longer train.warmup, or precision: bfloat16 in place of float16."
-            )
 
 
 class Bar(TrainerCallback):
@@ -98,44 +58,30 @@ class Bar(TrainerCallback):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn())
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
+            TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal
         )
         self._task = self.bar.add_task(name, total=None, loss="-")
-        self._told = 0
+        self._tenths = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Show the bar."""
         self.bar.update(self._task, total=state.max_steps, completed=state.global_step)
         self.bar.start()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Move it."""
         self.bar.update(self._task, completed=state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict | None = None,
-        **_: object,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict | None = None, **_: Any) -> None:
         """Show the loss."""
         if not logs or "loss" not in logs:
             return
         self.bar.update(self._task, loss=f"{logs['loss']:.4f}")
-        tenth = 10 * state.global_step // max(state.max_steps, 1)
-        if self.bar.disable and tenth > self._told:
-            self._told = tenth
+        tenths = 10 * state.global_step // max(state.max_steps, 1)
+        if self.bar.disable and tenths > self._tenths:
+            self._tenths = tenths
             logger.info("%s: step %d of %d, loss %.4f", self.name, state.global_step, state.max_steps, logs["loss"])
 
     def close(self) -> None:

@@ -15,13 +15,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -37,11 +36,11 @@ from langdc.train.batches import TrainingData
 from langdc.train.learner import Learner
 from langdc.train.meter import Meter
 from langdc.train.objectives import objectives
-from langdc.train.progress import Bar, FiniteLoss, JsonLog
-from langdc.train.setup import RunModel, build
+from langdc.train.progress import Bar, JsonLog
+from langdc.train.setup import RunModel
 from langdc.train.stopping import GracefulShutdown, Stopped
-from langdc.train.tracking import caption_eval, close_trackers, open_trackers
-from langdc.train.trainer import RunTrainer, checkpoints, trained_parameters
+from langdc.train.tracking import CaptionEval, tracked
+from langdc.train.trainer import RunTrainer
 from langdc.train.watchdog import Watchdog
 
 logger = get_logger(__name__)
@@ -61,7 +60,7 @@ def train(config: RunConfig) -> Path:
     with output.resolve_output_dir(config) as directory:
         set_seed(config.seed)  # so that new parameters are the same in every process and after a resume
         objective = objectives.build(config.objective.name, **config.objective.settings)
-        run = build(config, objective)
+        run = RunModel.of(config, objective)
         run.model.to(devices.device())
         saliency = "saliency" in run.model.compressor.needs
         features = FeatureStore.of(run.model.backbone, config.features, config.features_dtype, saliency)
@@ -91,36 +90,36 @@ def _fit(learner: Learner, data: TrainingData, run: RunModel, config: RunConfig,
     log = JsonLog(directory / output.LOG, _samples_after(len(data), config))
     bar, shutdown = Bar(name), GracefulShutdown()
     watchdog = Watchdog(learner, config.watchdog) if config.watchdog is not None else None
-    callbacks = [shutdown, *caption_eval(config, directory, run.model, data.features, meter)]
+    callbacks = [shutdown, *CaptionEval.of(config, directory, run.model, data.features, meter)]
     callbacks += [log, bar] if is_main_process() else []
+    callbacks += [watchdog] if watchdog is not None else []
     trainer = RunTrainer(
         model=learner,
         args=training_arguments(config, resume, name),
         train_dataset=data,
         data_collator=data.collate,
-        callbacks=[*callbacks, FiniteLoss(), *([watchdog] if watchdog is not None else [])],
+        callbacks=callbacks,
         rates=config.train.rates,
         keep_checkpoints=config.keep_checkpoints,
         meter=meter,
     )
-    open_trackers(trainer, directory)
     try:
-        newest = distributed.broadcast(str(next(reversed(checkpoints(resume)), "")))
+        newest = distributed.broadcast(str(next(reversed(output.checkpoints(resume)), "")))
         if newest:
             logger.info("Resuming after step %s.", newest.rpartition("-")[2])
-        with shutdown.listening(), closing(watchdog) if watchdog is not None else nullcontext():
+        watched = closing(watchdog) if watchdog is not None else nullcontext()
+        with tracked(trainer, directory), shutdown.listening(), watched:
             trainer.train(resume_from_checkpoint=newest or None)
             shutdown.agree()  # a signal may have come after the last step
         steps = trainer.state.global_step
         if steps < trainer.state.max_steps:
             raise Stopped(f"{name} stopped after step {steps} of {trainer.state.max_steps}")
-        with _gathered(trainer, run.written):
+        with _gathered(trainer, run):
             distributed.main_process_first(
                 lambda: _save(run, config, directory, data.data_hash(), log.figures(trainer.state))
             )
     finally:
         bar.close()
-        close_trackers()
         _release(trainer)
     if is_main_process():
         shutil.rmtree(resume, ignore_errors=True)
@@ -142,16 +141,15 @@ def _samples_after(items: int, config: RunConfig) -> Callable[[int], int]:
 
 
 @contextmanager
-def _gathered(trainer: RunTrainer, written: Iterable[nn.Parameter]) -> Iterator[None]:
+def _gathered(trainer: RunTrainer, run: RunModel) -> Iterator[None]:
     """Let every process have the trained parameters, and those that are written, whole; ZeRO-3 partitions them."""
     if not trainer.is_deepspeed_enabled:
         yield
         return
     import deepspeed
 
-    all_parameters = (*(parameter for _, parameter in trained_parameters(trainer.model)), *written)
-    partitioned = {id(parameter): parameter for parameter in all_parameters if hasattr(parameter, "ds_id")}
-    with deepspeed.zero.GatheredParameters(list(partitioned.values())):
+    parameters = {id(each): each for each in (*trainer.trained().values(), *run.written)}
+    with deepspeed.zero.GatheredParameters([each for each in parameters.values() if hasattr(each, "ds_id")]):
         yield
 
 

@@ -27,6 +27,13 @@ class Sample:
     where: str
     padding: bool = False
 
+    def targets(self, compressor: TokenCompressor) -> Mapping[str, Any]:
+        """What the compressor learns from it, by name."""
+        try:
+            return compressor.targets(self.record)
+        except ValueError as error:
+            raise ValueError(f"{self.where}: {error}") from None
+
 
 def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) -> list[Sample]:
     """The samples of all files that an objective and the compressor can learn from.
@@ -55,14 +62,6 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) ->
     return samples
 
 
-def targets_of(model: VideoModel, sample: Sample) -> Mapping[str, Any]:
-    """What the compressor learns from a sample, by name."""
-    try:
-        return model.compressor.targets(sample.record)
-    except ValueError as error:
-        raise ValueError(f"{sample.where}: {error}") from None
-
-
 def _of_kinds(record: Record, kinds: Sequence[str] | None) -> Record:
     if kinds is None:
         return record
@@ -72,7 +71,7 @@ def _of_kinds(record: Record, kinds: Sequence[str] | None) -> Record:
 def _with_targets(model: VideoModel, samples: list[Sample], drop: bool) -> list[Sample]:
     """The samples, checked for targets of the compressor; with `drop` those without are left out."""
     shown = [sample for sample in samples if sample.spec is not None]
-    lacking = {sample.index for sample in shown if not targets_of(model, sample)}
+    lacking = {sample.index for sample in shown if not sample.targets(model.compressor)}
     if lacking and len(lacking) < len(shown) and drop:
         logger.info("%d records are left out: they have nothing that the compressor learns from.", len(lacking))
         kept = [sample for sample in samples if sample.index not in lacking]
@@ -90,7 +89,7 @@ def _check_segments(model: VideoModel, samples: Sequence[Sample]) -> None:
     """ValueError for a record whose captions are not one for each segment that its video will have."""
     backbone, steps = model.backbone, model.compressor.frames_per_segment
     for sample in samples:
-        if sample.spec is not None and "captions" in targets_of(model, sample):
+        if sample.spec is not None and "captions" in sample.targets(model.compressor):
             frames = sample.spec.segments * sample.spec.frames_per_segment
             found, wanted = len(sample.record.segments), -(-frames // (backbone.frames_per_step * steps))
             if found != wanted:

@@ -1,7 +1,7 @@
 """The model of a run as it is trained: built, started from an earlier run, with adapters and kernels, partly frozen."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -32,6 +32,23 @@ class RunModel:
     trained: set[str]
     adapted: dict[str, nn.Module] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, config: RunConfig, objective: Objective) -> Self:
+        """Build what a config says, start it from the earlier run, attach adapters, freeze the rest, choose kernels.
+
+        ValueError for patterns without effect, adapters that do not fit the earlier ones, and a run that trains
+        nothing.
+        """
+        model, inherited = checkpoint.start(config.model, config.start, text=objective.reads)
+        lora, inherited = _attach_lora(model, config, objective, inherited)
+        adapted = _adapt_compressor(model, config.train.compressor_lora)
+        patterns = [*config.train.trainable, *(f"{name}.*lora_*" for name in adapted)]
+        trained = unfreeze(model, patterns, adapters=config.train.lora is not None)
+        if not trained:
+            raise ValueError("The run trains nothing: give patterns in train.trainable, or adapters in train.lora.")
+        _set_kernels(model, config, objective)
+        return cls(model, inherited, lora, trained, adapted)
+
     @property
     def initialised(self) -> dict[str, nn.Parameter]:
         """Parameters that neither a published part nor an earlier run holds: they were drawn at random here."""
@@ -52,22 +69,6 @@ class RunModel:
             kept = {name for name in kept if not (name.startswith(f"{prefix}.") and ".lora_" in name)} | merged
         own = checkpoint.own_tensors
         return {**own(self.model, self.initialised), **self.inherited, **own(self.model, kept)}
-
-
-def build(config: RunConfig, objective: Objective) -> RunModel:
-    """Build what a config says, start it from the earlier run, attach adapters, freeze the rest, choose kernels.
-
-    ValueError for patterns without effect, adapters that do not fit the earlier ones, and a run that trains nothing.
-    """
-    model, inherited = checkpoint.start(config.model, config.start, text=objective.reads)
-    lora, inherited = _attach_lora(model, config, objective, inherited)
-    adapted = _adapt_compressor(model, config.train.compressor_lora)
-    patterns = [*config.train.trainable, *(f"{name}.*lora_*" for name in adapted)]
-    trained = unfreeze(model, patterns, adapters=config.train.lora is not None)
-    if not trained:
-        raise ValueError("The run trains nothing: give patterns in train.trainable, or adapters in train.lora.")
-    _set_kernels(model, config, objective)
-    return RunModel(model, inherited, lora, trained, adapted)
 
 
 def _attach_lora(

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from langdc.distributed import is_main_process
 from langdc.log import get_logger
 
 logger = get_logger(__name__)
@@ -37,8 +36,7 @@ class GracefulShutdown(TrainerCallback):
     def __init__(self) -> None:
         self.requested = False
         """As all processes agreed."""
-        self._received = False
-        self._at = 0.0
+        self._received, self._at = False, 0.0
         self._group: Any = None
 
     @contextmanager
@@ -59,13 +57,11 @@ class GracefulShutdown(TrainerCallback):
                 dist.destroy_process_group(self._group)
                 self._group = None
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Agree, and save."""
         if self.agree():
-            if is_main_process():
-                logger.info("Asked to stop: saving after step %d.", state.global_step)
-            control.should_save = True
-            control.should_training_stop = True
+            logger.info("Asked to stop: saving after step %d.", state.global_step)
+            control.should_save = control.should_training_stop = True
 
     def agree(self) -> bool:
         """Whether any process received a signal; all must call it, while listening."""

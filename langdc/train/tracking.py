@@ -5,14 +5,15 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from langdc import jsonl
@@ -22,12 +23,9 @@ from langdc.density import densities, density_correlation
 from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.interfaces import TokenCompressor
-from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.train.meter import Meter
 from langdc.types import Context, FrameSpec, VideoBatch
-
-logger = get_logger(__name__)
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,36 +34,52 @@ class CaptionEval(TrainerCallback):
     """Every `config.every` steps the compressor writes about fixed videos; a line is appended to a file of JSON lines.
 
     {"step", "density_correlation", "soft_tokens_per_segment", "captions": [{"id", "written", "target"}]}. The
-    correlation is Spearman's, between the density of segments and the number of tokens written. `samples`: records with
-    the frames that are read. `partitioned`: each process holds only a part of every parameter, as under ZeRO-3; then a
-    copy of the compressor writes, on the CPU between evaluations, since each token would gather all parameters.
+    correlation is Spearman's, between the density of segments and the number of tokens written. `partitioned`: each
+    process holds only a part of every parameter, as under ZeRO-3; then a copy of the compressor writes, on the CPU
+    between evaluations, since each token would gather all parameters. ValueError if the compressor writes no text, or
+    no held-out record has captions.
     """
 
     def __init__(
-        self,
-        config: WatchConfig,
-        path: Path,
-        model: VideoModel,
-        features: FeatureStore,
-        samples: Sequence[tuple[Record, FrameSpec]],
-        meter: Meter,
-        partitioned: bool,
-    ) -> None:
+        self, config: WatchConfig, path: Path, model: VideoModel, features: FeatureStore, meter: Meter,
+        partitioned: bool
+    ) -> None:  # fmt: skip
+        if type(model.compressor).text is TokenCompressor.text:
+            raise ValueError(f"watch: the compressor {model.config.compressor.name!r} writes no text.")
         self.config, self.path, self.model, self.features, self.meter = config, path, model, features, meter
         self.copy = copy.deepcopy(model.compressor).to("cpu").eval() if partitioned else None
-        self.samples = [s for s in samples if s[0].segments][: max(config.captions, config.density)]
-        if not self.samples:
+        self.records, self.specs = self._read()
+        if not self.records:
             raise ValueError(f"watch.data: {config.data} has no record with a video or image and captions of segments.")
-        features.fill([spec for _, spec in self.samples])
+        features.fill(self.specs)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    @classmethod
+    def of(
+        cls, config: RunConfig, directory: Path, model: VideoModel, features: FeatureStore, meter: Meter
+    ) -> list[Self]:
+        """What the setting `watch` asks for, if the compressor is trained."""
+        if config.watch is None or not any(parameter.requires_grad for parameter in model.compressor.parameters()):
+            return []
+        zero = {} if config.deepspeed is None else json.loads(config.deepspeed.read_text()).get("zero_optimization", {})
+        return [cls(config.watch, directory / "captions.jsonl", model, features, meter, zero.get("stage") == 3)]
+
+    def _read(self) -> tuple[list[Record], list[FrameSpec]]:
+        """The first records with segments, as many as are described or compared, and the frames that are read."""
+        file, records, specs = self.config.data, [], []
+        for record in check_media(file, read_records(file))[0]:
+            media = record.media_path(file.parent)
+            if media is not None and record.segments:
+                records.append(record)
+                specs.append(self.model.backbone.frame_spec(media, record.start, record.end, record.fps))
+        count = max(self.config.captions, self.config.density)
+        return records[:count], specs[:count]
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Drop lines of steps that are made again."""
         if is_main_process():
             jsonl.write_lines(self.path, [line for line in jsonl.read(self.path) if line["step"] <= state.global_step])
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Write about the videos, if it is time."""
         if state.global_step % self.config.every == 0 or state.global_step >= state.max_steps:
             with self.meter.pause():
@@ -73,32 +87,27 @@ class CaptionEval(TrainerCallback):
 
     def _evaluate(self, step: int) -> None:
         written = self._written()
-        lengths = [len(ids) for per_video in written for ids in per_video]
-        correlation = self._correlation(written)
-        texts = [
-            [self.model.compressor.text(ids) for ids in per_video] for per_video in written[: self.config.captions]
-        ]
+        mean, correlation = fmean(len(ids) for per_video in written for ids in per_video), self._correlation(written)
         shown = [
-            {"id": record.id, "written": text, "target": [segment.caption for segment in record.segments]}
-            for (record, _), text in zip(self.samples, texts, strict=False)
+            {
+                "id": record.id,
+                "written": [self.model.compressor.text(ids) for ids in per_video],
+                "target": [segment.caption for segment in record.segments],
+            }
+            for record, per_video in zip(self.records, written[: self.config.captions], strict=False)
         ]
-        line = {
-            "step": step,
-            "density_correlation": correlation,
-            "soft_tokens_per_segment": fmean(lengths),
-            "captions": shown,
-        }
+        figures = {"density_correlation": correlation, "soft_tokens_per_segment": mean}
         if is_main_process():
-            jsonl.append(self.path, line)
-        figures: dict[str, Any] = {"held_out_soft_tokens": line["soft_tokens_per_segment"]}
-        figures |= {"density_correlation": correlation} if correlation is not None else {}
-        self.meter.held_out = figures | {f"caption/{each['id']}": " | ".join(each["written"]) for each in shown}
+            jsonl.append(self.path, {"step": step, **figures, "captions": shown})
+        self.meter.held_out = {"held_out_soft_tokens": mean}
+        self.meter.held_out |= {} if correlation is None else {"density_correlation": correlation}
+        self.meter.held_out |= {f"caption/{each['id']}": " | ".join(each["written"]) for each in shown}
 
     def _correlation(self, written: Sequence[Sequence[Tensor]]) -> float | None:
         """Of the first `density` videos; None where it is not defined."""
         known = [
             (density, len(ids))
-            for (record, _), per_video in zip(self.samples[: self.config.density], written, strict=False)
+            for record, per_video in zip(self.records[: self.config.density], written, strict=False)
             for density, ids in zip(densities(record.segments), per_video, strict=False)
         ]
         found = density_correlation(*map(list, zip(*known, strict=True))) if len(known) > 2 else math.nan
@@ -110,8 +119,8 @@ class CaptionEval(TrainerCallback):
         device, half, training = self.model.device, HALF.get(self.meter.precision), self.model.training
         self.model.eval()
         writer, size, written = self._writer(device), self.config.batch_size, []
-        for first in range(0, len(self.samples), size):
-            found = [self.features.get(spec) for _, spec in self.samples[first : first + size]]
+        for first in range(0, len(self.specs), size):
+            found = [self.features.get(spec) for spec in self.specs[first : first + size]]
             batch = VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found])
             with torch.autocast(device.type, half, half is not None):
                 videos = self.model.features(batch, synced=True)
@@ -134,42 +143,20 @@ class CaptionEval(TrainerCallback):
         return self.copy.to(device)
 
 
-def caption_eval(
-    config: RunConfig, directory: Path, model: VideoModel, features: FeatureStore, meter: Meter
-) -> list[CaptionEval]:
-    """What the setting `watch` asks for, if the compressor is trained; ValueError if it writes no text."""
-    watch = config.watch
-    if watch is None or not any(parameter.requires_grad for parameter in model.compressor.parameters()):
-        return []
-    if type(model.compressor).text is TokenCompressor.text:
-        raise ValueError(f"watch: the compressor {config.model.compressor.name!r} writes no text.")
-    samples = []
-    for record in check_media(watch.data, read_records(watch.data))[0]:
-        media = record.media_path(watch.data.parent)
-        if media is not None:
-            spec = model.backbone.frame_spec(media, record.start, record.end, record.fps)
-            samples.append((record, spec))
-    path = directory / "captions.jsonl"
-    return [CaptionEval(watch, path, model, features, samples, meter, _zero_stage(config) == 3)]
+@contextmanager
+def tracked(trainer: Trainer, directory: Path) -> Iterator[None]:
+    """Let trackers write into the run's directory, and end their run, so that the next one of a chain begins its own.
 
-
-def _zero_stage(config: RunConfig) -> int:
-    if config.deepspeed is None:
-        return 0
-    return json.loads(config.deepspeed.read_text()).get("zero_optimization", {}).get("stage", 0)
-
-
-def close_trackers() -> None:
-    """End a tracker's run, so that the next run of a chain begins its own."""
-    wandb: Any = sys.modules.get("wandb")
-    if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.finish()
-
-
-def open_trackers(trainer: Trainer, directory: Path) -> None:
-    """Let trackers write into the run's directory, and continue their own run where training is resumed."""
+    They continue their own run where training is resumed.
+    """
     os.environ.setdefault("WANDB_PROJECT", "langdc")
     os.environ.setdefault("WANDB_DIR", str(directory))
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(directory / "tensorboard")
+    try:
+        yield
+    finally:
+        wandb: Any = sys.modules.get("wandb")
+        if wandb is not None and getattr(wandb, "run", None) is not None:
+            wandb.finish()

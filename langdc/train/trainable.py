@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 
-def select(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+def _select(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     """The names that match any pattern; `*` also crosses dots.
 
     Raises ValueError that lists every pattern without a match, with the nearest names.
@@ -40,7 +40,7 @@ def _cut(name: str, depth: int) -> str:
 def unfreeze(model: nn.Module, patterns: Iterable[str], adapters: bool = False) -> set[str]:
     """Freeze a model but for the parameters that match and, if asked, its adapters. Returns the trained names."""
     names = [name for name, _ in model.named_parameters()]
-    chosen = select(names, patterns)
+    chosen = _select(names, patterns)
     if adapters:
         chosen |= {name for name in names if ".lora_" in name}
     for name, parameter in model.named_parameters():

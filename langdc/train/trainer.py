@@ -8,7 +8,7 @@ import math
 import multiprocessing
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -20,20 +20,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from langdc import distributed, jsonl
 from langdc.train import elastic
 from langdc.train.meter import Meter
-from langdc.train.output import COMPLETE
+from langdc.train.output import COMPLETE, checkpoints
 
 TRAINED = "trained.safetensors"
 
@@ -45,18 +37,13 @@ class RunTrainer(Trainer):
     """
 
     def __init__(
-        self,
-        *arguments: Any,
-        rates: Mapping[str, float] | None = None,
-        keep_checkpoints: int = 1,
-        meter: Meter | None = None,
-        **keywords: Any,
+        self, *, meter: Meter, rates: Mapping[str, float] | None = None, keep_checkpoints: int = 1, **keywords: Any
     ) -> None:
-        super().__init__(*arguments, **keywords)
+        super().__init__(**keywords)
         self.rates, self.keep_checkpoints, self.meter = dict(rates or {}), keep_checkpoints, meter
         data: Any = self.train_dataset
         self.batches = EvenBatchSampler(len(data), self.args.per_device_train_batch_size, self.args.seed)
-        self.add_callback(EpochCallback(self))
+        self.add_callback(_EpochCallback(self))
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
 
@@ -72,11 +59,9 @@ class RunTrainer(Trainer):
     # ---- batches and losses
 
     def get_train_dataloader(self) -> DataLoader:
-        """The batches of this process.
-
-        Worker processes are forked: other kinds would be sent a copy of the model, which the data set knows.
-        """
+        """The batches of this process."""
         workers = self.args.dataloader_num_workers
+        # workers of other kinds would be sent a copy of the model, which the data set knows
         fork = workers and "fork" in multiprocessing.get_all_start_methods()
         return DataLoader(
             self.train_dataset,  # pyright: ignore[reportArgumentType]
@@ -88,7 +73,7 @@ class RunTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
         """As the Trainer does, with the time it took."""
-        with self.meter.waiting(self.state.total_flos) if self.meter is not None else nullcontext():
+        with self.meter.waiting(self.state.total_flos):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
@@ -104,27 +89,56 @@ class RunTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict) -> float:
         """What the batch just learned took, forward and backward, as the module counts."""
-        if self.meter is not None:
-            self.meter.add()
+        self.meter.add()
         return getattr(self.model, "flops", 0.0)
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """As the Trainer does, with the meter's figures, which so reach the file and every tracker."""
-        if self.meter is not None and "loss" in logs:
+        """As the Trainer does, with the meter's figures. ValueError for a loss that is no number."""
+        if "loss" in logs:
             logs.update(self.meter.figures(self.state.total_flos))
         super().log(logs, start_time)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise ValueError(
+                f"The loss is {logs['loss']} at step {self.state.global_step}; training further cannot mend it. Try a "
+                "lower train.learning_rate, a longer train.warmup, or precision: bfloat16 in place of float16."
+            )
 
     # ---- parameters
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a group per learning rate, with and without weight decay."""
         if self.optimizer is None:
-            trained: Any = model or self.model
-            decayed = self.get_decay_parameter_names(trained)
-            groups = parameter_groups(trained, decayed, self.args.weight_decay, self.args.learning_rate, self.rates)
             betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
+            self.optimizer = torch.optim.AdamW(self.groups(), betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Trained parameters by learning rate, those with weight decay apart.
+
+        ValueError for a pattern of `rates` that matches none of them.
+        """
+        module: Any = self.model
+        decayed, used = set(self.get_decay_parameter_names(module)), set()
+        groups: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.trained().items():
+            own = name.removeprefix("model.")  # as in `train.trainable`
+            pattern = next((pattern for pattern in self.rates if fnmatchcase(own, pattern)), "")
+            used.add(pattern)
+            rate = self.rates.get(pattern, self.args.learning_rate)
+            groups.setdefault((rate, name in decayed), []).append(parameter)
+        if unused := [pattern for pattern in self.rates if pattern not in used]:
+            raise ValueError(
+                f"train.rates: {', '.join(map(repr, unused))} matches no trained parameter that is left to it."
+            )
+        return [
+            {"params": parameters, "lr": rate, "weight_decay": self.args.weight_decay if decays else 0.0}
+            for (rate, decays), parameters in groups.items()
+        ]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trained parameters of the module by name; tied ones once."""
+        module: Any = self.model
+        return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
     # ---- checkpoints
 
@@ -135,13 +149,11 @@ class RunTrainer(Trainer):
             return
         directory.mkdir(parents=True, exist_ok=True)
         if not self.is_deepspeed_enabled:
-            # Parameters appear once under their first name, so tied weights are no obstacle to safetensors.
-            tensors = {name: parameter.detach().contiguous() for name, parameter in trained_parameters(self.model)}
+            tensors = {name: parameter.detach().contiguous() for name, parameter in self.trained().items()}
             save_file(tensors, directory / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / TRAINED)
-        current = dict(trained_parameters(model or self.model))
+        saved, current = load_file(Path(resume_from_checkpoint) / TRAINED), self.trained()
         if saved.keys() != current.keys():
             names = ", ".join(sorted(saved.keys() ^ current.keys())[:5])
             raise ValueError(f"{resume_from_checkpoint} holds other trained tensors than this run: {names}.")
@@ -178,8 +190,7 @@ class RunTrainer(Trainer):
         super()._load_rng_state(checkpoint)
         if checkpoint is None:
             return
-        many = distributed.world_size() > 1
-        name = f"rng_state_{distributed.rank()}.pth" if many else "rng_state.pth"
+        name = f"rng_state_{distributed.rank()}.pth" if distributed.world_size() > 1 else "rng_state.pth"
         if not (Path(checkpoint) / name).is_file():
             set_seed(hash((self.args.seed, self.state.global_step, distributed.rank())) % 2**32)
 
@@ -219,17 +230,17 @@ class EvenBatchSampler(Sampler[list[int]]):
         order = torch.randperm(self.items, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         together = self.size * self.processes
         for start in range(0, self.items, together):
-            yield divided(order[start : start + together], self.processes)[self.rank]
+            yield _divided(order[start : start + together], self.processes)[self.rank]
 
 
-def divided(items: list[int], parts: int) -> list[list[int]]:
+def _divided(items: list[int], parts: int) -> list[list[int]]:
     """Items in order in parts whose sizes differ by one at most; an empty part gets the first item as padding."""
     size, larger = divmod(len(items), parts)
     ends = [number * size + min(number, larger) for number in range(parts + 1)]
     return [items[start:end] or [-items[0] - 1] for start, end in pairwise(ends)]
 
 
-class EpochCallback(TrainerCallback):
+class _EpochCallback(TrainerCallback):
     """Sets epoch and step of data and module, logs wherever a checkpoint is written, and writes none at the end.
 
     A line at each checkpoint makes the log of a run that was killed equal to one that was not; after the last step the
@@ -241,52 +252,17 @@ class EpochCallback(TrainerCallback):
         self.set_epoch = getattr(trainer.train_dataset, "set_epoch", lambda epoch: None)
         self.begin_step = getattr(trainer.model, "begin_step", lambda step, steps: None)
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose the epoch's order and draws."""
         self.batches.set_epoch(int(state.epoch or 0))
         self.set_epoch(int(state.epoch or 0))
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose the step's draws."""
         self.begin_step(state.global_step, state.max_steps)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Amend what the Trainer decided to do after this step."""
         last = state.global_step >= state.max_steps
         control.should_save = control.should_save and not last
         control.should_log = control.should_log or control.should_save or last
-
-
-def trained_parameters(module: Any) -> Iterable[tuple[str, nn.Parameter]]:
-    """The trained parameters of a module by name; tied ones once."""
-    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
-
-
-def parameter_groups(
-    model: nn.Module, decayed: Iterable[str], weight_decay: float, rate: float, rates: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Group trained parameters by learning rate, and those with weight decay apart.
-
-    `rates`: by pattern over names; ValueError for one that matches no trained parameter.
-    """
-    decayed, used = set(decayed), set()
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in trained_parameters(model):
-        own = name.removeprefix("model.")  # as in `train.trainable`
-        pattern = next((pattern for pattern in rates if fnmatchcase(own, pattern)), None)
-        used.add(pattern)
-        groups.setdefault((rates.get(pattern or "", rate), name in decayed), []).append(parameter)
-    if idle := [pattern for pattern in rates if pattern not in used]:
-        raise ValueError(f"train.rates: {', '.join(map(repr, idle))} matches no trained parameter that is left to it.")
-    return [
-        {"params": parameters, "lr": own_rate, "weight_decay": weight_decay if decays else 0.0}
-        for (own_rate, decays), parameters in groups.items()
-    ]
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """The complete Trainer checkpoints in a directory, oldest first; one that a kill cut short does not count."""
-    found = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE}")]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from langdc.distributed import rank, world_size
 
@@ -35,19 +35,13 @@ class Watchdog(TrainerCallback):
     """
 
     def __init__(self, module: nn.Module, seconds: float, leave: Callable[[int], Any] = os._exit) -> None:
-        self.module = module
-        self.seconds = seconds
-        self.leave = leave
-        self._step = 0
-        self._inside = ""
-        self._last = time.monotonic()
+        self.module, self.seconds, self.leave = module, seconds, leave
+        self._step, self._inside, self._last = 0, "", time.monotonic()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
         self._hooks: list[RemovableHandle] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Begin to watch."""
         for name, part in self.module.named_modules():
             if name and next(part.children(), None) is not None:
@@ -56,19 +50,11 @@ class Watchdog(TrainerCallback):
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """A step is finished."""
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Note that a step, a batch of an accumulated step or a checkpoint is finished."""
         self._alive(state)
 
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        """A batch of an accumulated step is finished."""
-        self._alive(state)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """A checkpoint is written."""
-        self._alive(state)
+    on_substep_end = on_save = on_step_end
 
     def close(self) -> None:
         """Watch no more, also after an error."""
@@ -82,10 +68,7 @@ class Watchdog(TrainerCallback):
             self._thread = None
 
     def _noted(self, name: str) -> Callable[..., None]:
-        def note(*_: object) -> None:
-            self._inside = name
-
-        return note
+        return lambda *_: setattr(self, "_inside", name)
 
     def _alive(self, state: TrainerState) -> None:
         self._step, self._inside, self._last = state.global_step, "", time.monotonic()

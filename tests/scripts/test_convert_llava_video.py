@@ -16,8 +16,7 @@ from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, Llav
 from langdc import language_models, tiny
 from langdc.backbones import backbones
 from langdc.convert.commands import REPORT
-from langdc.convert.llava_next import _image_sizes, _vision_sizes, trained_as
-from langdc.convert.llava_video import TEMPLATE, _load_tokenizer
+from langdc.convert.llava_video import TEMPLATE, _image_sizes, _load_tokenizer, _trained_as, _vision_sizes
 from scripts.convert_llava_video import main
 from tests import stock
 
@@ -312,10 +311,10 @@ def test_pinpoints_are_written_out() -> None:
 
 
 def test_the_backbone_that_the_model_was_trained_as_is_told() -> None:
-    assert trained_as({"mm_spatial_pool_mode": "average", "mm_newline_position": "grid"}) == "llava_video"
-    assert trained_as({"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "grid"}) == "llava_video"
-    assert trained_as({}) == "llava_onevision"
-    assert trained_as({"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}) == "llava_onevision"
+    assert _trained_as({"mm_spatial_pool_mode": "average", "mm_newline_position": "grid"}) == "llava_video"
+    assert _trained_as({"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "grid"}) == "llava_video"
+    assert _trained_as({}) == "llava_onevision"
+    assert _trained_as({"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}) == "llava_onevision"
 
 
 def test_a_tokenizer_of_words_and_merges_gets_the_marks_after_its_own(tmp_path: Path) -> None:

@@ -61,12 +61,10 @@ def batch_of(data: TrainingData, *indices: int) -> dict[str, Any]:
     return data.collate([data[index] for index in indices or range(len(data))])
 
 
-def train(
-    data: TrainingData, output: Path, resume: bool = False, weights: Mapping[str, float] | None = None, **more: Any
-):
-    """Train as the config says, without a run's directory; the Trainer afterwards."""
+def trainer_of(data: TrainingData, output: Path, weights: Mapping[str, float] | None = None, **more: Any) -> RunTrainer:
+    """A Trainer as the config says."""
     config, learner = data.config, learner_of(data, weights)
-    trainer = RunTrainer(
+    return RunTrainer(
         model=learner,
         args=training_arguments(config, output, "small"),
         train_dataset=data,
@@ -75,6 +73,11 @@ def train(
         meter=Meter(learner),
         **more,
     )
+
+
+def train(data: TrainingData, output: Path, resume: bool = False, **more: Any) -> RunTrainer:
+    """Train as the config says, without a run's directory; the Trainer afterwards."""
+    trainer = trainer_of(data, output, **more)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from langdc.train import meter as meters
-from langdc.train.meter import Meter, peak_flops
+from langdc.train.meter import Meter, _peak_flops
 
 
 class Told(nn.Module):
@@ -52,8 +52,8 @@ def test_a_module_that_tells_nothing_has_figures_of_time_and_memory():
 
 
 def test_the_peak_is_the_setting_or_measured():
-    assert peak_flops(torch.device("cpu"), "float32", 7.0) == (7.0, "the setting peak_flops")
-    found, where = peak_flops(torch.device("cpu"), "float32")
+    assert _peak_flops(torch.device("cpu"), "float32", 7.0) == (7.0, "the setting peak_flops")
+    found, where = _peak_flops(torch.device("cpu"), "float32")
     assert found is not None and found > 1e8 and "measured" in where
 
 
@@ -72,7 +72,7 @@ def test_known_cards_have_their_makers_figure(monkeypatch, name: str, precision:
             return name
 
     monkeypatch.setattr(meters.torch, "get_device_module", lambda kind: Module)
-    assert peak_flops(torch.device("cuda"), precision)[0] == expected
+    assert _peak_flops(torch.device("cuda"), precision)[0] == expected
     name = "Something new"
-    found, where = peak_flops(torch.device("cuda"), precision)
+    found, where = _peak_flops(torch.device("cuda"), precision)
     assert found is None and "set peak_flops" in where

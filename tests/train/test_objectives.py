@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from langdc.interfaces import Objective
 from langdc.train.objectives import objectives
-from langdc.train.objectives.distill import without_adapters
+from langdc.train.objectives.distill import _without_adapters
 from langdc.train.trainable import unfreeze
 from langdc.types import Context
 from tests import tiny
@@ -59,7 +59,7 @@ def test_distill_is_the_divergence_from_the_uncompressed_model(temperature: floa
     data = small.data_of(model, config)
     learner, batch = small.learner_of(data), small.batch_of(data)
     found = learner(**batch)["loss"]
-    with torch.no_grad(), without_adapters(model.backbone.text_model):
+    with torch.no_grad(), _without_adapters(model.backbone.text_model):
         videos = model.features(batch["batch"])
         teacher = model(batch["batch"], Context(), objectives.build("distill").teacher, videos).logits
     student = model(batch["batch"]).logits

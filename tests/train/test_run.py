@@ -70,7 +70,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path, step: int
     config, log = answers(tmp_path / "x", **changes), tmp_path / "x" / "log.jsonl"
     fork_until(lambda: any(line["step"] >= step for line in jsonl.read(log)), train, config)
     assert list((tmp_path / "x").glob(f"resume/checkpoint-*/{output.COMPLETE}"))
-    assert not output.is_finished(tmp_path / "x")
+    assert not (tmp_path / "x" / output.FINISHED).exists()
     assert train(config) == tmp_path / "x"
     assert losses(log) == losses(whole / "log.jsonl")
     assert {**figures(tmp_path / "x"), "seconds": 0} == {**figures(whole), "seconds": 0}
@@ -144,7 +144,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(torch.optim.AdamW, "step", spoiled)
     with pytest.raises(ValueError, match=r"The loss is nan at step 2.*learning_rate"):
         train(answers(tmp_path / "x"))
-    assert not output.is_finished(tmp_path / "x")
+    assert not (tmp_path / "x" / output.FINISHED).exists()
 
 
 def test_what_was_saved_is_read_back_and_by_a_fresh_process_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -158,7 +158,7 @@ def test_what_was_saved_is_read_back_and_by_a_fresh_process_if_asked(tmp_path: P
     monkeypatch.setattr(checkpoint, "load_file", spoiled)
     with pytest.raises(ValueError, match="does not hold what was written"):
         train(config.model_copy(update={"output": tmp_path / "y", "verify_save": False}))
-    assert not output.is_finished(tmp_path / "y")
+    assert not (tmp_path / "y" / output.FINISHED).exists()
 
 
 # ---- kernels

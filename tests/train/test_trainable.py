@@ -5,7 +5,7 @@ import torch
 
 from langdc.adapters import attach_lora
 from langdc.config import LoraConfig
-from langdc.train.trainable import select, unfreeze
+from langdc.train.trainable import _select, unfreeze
 from tests import tiny
 from tests.train import small
 
@@ -13,13 +13,13 @@ NAMES = ["backbone.projectors.image.weight", "backbone.projectors.video.weight",
 
 
 def test_a_pattern_crosses_dots():
-    assert select(NAMES, ["backbone.*"]) == set(NAMES[:2])
-    assert select(NAMES, ["*.video.*", "compressor.captioner.embed.weight"]) == set(NAMES[1:])
+    assert _select(NAMES, ["backbone.*"]) == set(NAMES[:2])
+    assert _select(NAMES, ["*.video.*", "compressor.captioner.embed.weight"]) == set(NAMES[1:])
 
 
 def test_every_pattern_without_a_match_is_named_with_what_is_near():
     with pytest.raises(ValueError, match=r"'backbone\.projector\.\*'.*backbone\.projectors\.\*") as error:
-        select(NAMES, ["backbone.projector.*", "compressor.*", "nothing"])
+        _select(NAMES, ["backbone.projector.*", "compressor.*", "nothing"])
     assert "'nothing'" in str(error.value) and "'compressor.*'" not in str(error.value)
 
 

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
+from langdc.train import output
 from langdc.train import trainer as trainers
 from langdc.train.trainable import unfreeze
-from langdc.train.trainer import EvenBatchSampler, checkpoints, divided, parameter_groups
+from langdc.train.trainer import EvenBatchSampler, _divided
 from tests import tiny
 from tests.train import small
 
@@ -23,7 +24,7 @@ def learning(**changes):
 
 
 def trained(trainer) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in trainers.trained_parameters(trainer.model)}
+    return {name: parameter.detach().clone() for name, parameter in trainer.trained().items()}
 
 
 @pytest.mark.parametrize(("size", "accumulation", "checkpointing"), [(2, 3, False), (3, 2, True)])
@@ -70,7 +71,9 @@ def test_resumed_is_bit_equal(tmp_path: Path, step: int):
     """In the middle of an epoch and at its end, with random numbers of the step and dropout of adapters."""
     settings = {"batch_size": 5, "steps": 6, "save_steps": step}
     whole = small.train(learning(**settings), tmp_path / "whole", keep_checkpoints=9)
-    assert [path.name for path in checkpoints(tmp_path / "whole")] == [f"checkpoint-{n}" for n in range(step, 6, step)]
+    assert [path.name for path in output.checkpoints(tmp_path / "whole")] == [
+        f"checkpoint-{n}" for n in range(step, 6, step)
+    ]
     (tmp_path / "cut").mkdir()
     (tmp_path / "whole" / f"checkpoint-{step}").rename(tmp_path / "cut" / f"checkpoint-{step}")
     torch.manual_seed(99)
@@ -83,7 +86,7 @@ def test_resumed_is_bit_equal(tmp_path: Path, step: int):
 def test_a_checkpoint_holds_what_is_trained_alone(tmp_path: Path):
     data = learning(steps=3, save_steps=1)
     small.train(data, tmp_path, keep_checkpoints=1)
-    (kept,) = checkpoints(tmp_path)
+    (kept,) = output.checkpoints(tmp_path)
     assert kept.name == "checkpoint-2", "none after the last step, whose weights the run saves at once"
     assert set(load_file(kept / trainers.TRAINED)) == {
         f"model.{name}" for name, parameter in data.model.named_parameters() if parameter.requires_grad
@@ -144,21 +147,21 @@ def test_epochs_have_their_own_order_which_is_that_of_accelerate():
 
 
 def test_what_is_left_is_divided_and_none_goes_without():
-    assert divided([7, 8, 9], 2) == [[7, 8], [9]]
-    assert divided([7], 3) == [[7], [-8], [-8]]
+    assert _divided([7, 8, 9], 2) == [[7, 8], [9]]
+    assert _divided([7], 3) == [[7], [-8], [-8]]
 
 
 # ---- parameters
 
 
-def test_rates_are_chosen_by_pattern_and_norms_have_no_decay():
+def test_rates_are_chosen_by_pattern_and_norms_have_no_decay(tmp_path: Path):
     model = tiny.model("pool")
     unfreeze(model, ["backbone.projectors.*", "backbone.language_model.model.layers.*"])
-    learner = torch.nn.ModuleDict({"model": model})
-    decayed = [name for name, _ in learner.named_parameters() if "norm" not in name and "bias" not in name]
-    groups = parameter_groups(learner, decayed, 0.1, 1e-3, {"*projectors.image*": 5e-5, "*projector*": 1e-4})
+    config = small.run_config(model, steps=1, weight_decay=0.1, rates={"*projectors.image*": 5e-5, "*projector*": 1e-4})
+    groups = small.trainer_of(small.data_of(model, config), tmp_path).groups()
     found = {(group["lr"], group["weight_decay"]): len(group["params"]) for group in groups}
     # two matrices and two biases in each projector; three layers of seven matrices, three biases, two norms
     assert found == {(5e-5, 0.1): 2, (5e-5, 0.0): 2, (1e-4, 0.1): 2, (1e-4, 0.0): 2, (1e-3, 0.1): 21, (1e-3, 0.0): 15}
+    config = small.run_config(model, rates={"captioner.*": 1.0})
     with pytest.raises(ValueError, match=r"train\.rates: 'captioner\.\*' matches no trained parameter"):
-        parameter_groups(learner, decayed, 0.1, 1e-3, {"captioner.*": 1.0})
+        small.trainer_of(small.data_of(model, config), tmp_path).groups()

@@ -90,13 +90,13 @@ config = small.run_config(
     output=sys.argv[1], watchdog=6.0,
 )
 import langdc.train.run as run
-build = run.build
+build = run.RunModel.of
 def built(*arguments):
     global layer
     found = build(*arguments)
     layer = found.model.compressor.captioner.language_model.model.layers[1]
     return found
-run.build = built
+run.RunModel.of = built
 layer = None
 register_module_forward_hook(nap)
 train(config)

@@ -81,7 +81,7 @@ class Distill(Objective):
     @torch.no_grad()
     def _reply(self, model: Any, batch: VideoBatch, shown: bool, question: str) -> str:
         backbone = model.backbone
-        with without_adapters(backbone.text_model):
+        with _without_adapters(backbone.text_model):
             videos = model.features(batch, frozenset({"projected"})) if shown else []
             tokens = model.compress(videos, Context(), self.teacher).tokens
             prompt = backbone.prompt(conversation(question, video=shown), media=videos)
@@ -101,7 +101,7 @@ class Distill(Objective):
     def _teach(self, model: Any, batch: VideoBatch, videos: list) -> Tensor:
         """The teacher's log probabilities [n,V] at the positions to learn."""
         whole = replace(batch, prompts=batch.whole or batch.prompts)
-        with without_adapters(model.backbone.text_model):
+        with _without_adapters(model.backbone.text_model):
             output = model(whole, Context(), self.teacher, videos)
         return F.log_softmax(output.logits.float() / self.temperature, -1)
 
@@ -112,7 +112,7 @@ def _known_replies(directory: Path) -> dict[tuple[str, str], str]:
 
 
 @contextmanager
-def without_adapters(module: nn.Module) -> Iterator[None]:
+def _without_adapters(module: nn.Module) -> Iterator[None]:
     """A model as published for a while: without its adapters and dropout.
 
     PEFT's own switch would also freeze the adapters.
