@@ -33,10 +33,10 @@ sweep: $(READY) ## every training-free method at four budgets on the sample, aft
 	$(RUN) eval/table.py runs/sample/sweep
 
 test: $(READY) ## run the tests (all but the slow ones and those for a GPU)
-	$(RUN) -m pytest -m "not slow and not gpu"
+	$(RUN) -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 test-slow: $(READY) ## run the tests that take longer
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -n auto --dist loadfile -m slow
 
 test-lmms-eval: $(LMMS_READY) ## run the tests with lmms-eval, in an environment of its own, .venv-lmms
 	$(LMMS)/bin/python -m pytest tests/lmms_eval

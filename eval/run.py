@@ -1,7 +1,4 @@
-"""The same as `langdc eval`; --help shows its arguments.
-
-Several processes share the videos: torchrun --nproc-per-node 2 eval/run.py --config configs/sample/eval.yaml
-"""
+"""The same as `langdc eval`; --help shows its arguments. Also: torchrun --nproc-per-node 2 eval/run.py CONFIG"""
 
 import sys
 

@@ -41,12 +41,11 @@ def _flash_kernel() -> Callable[..., Tensor] | None:
     return flash_attn_func
 
 
-def causal_attention(
+def _causal_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, hidden: Tensor | None = None
 ) -> Tensor:
-    """Attention output [1,h,Q,E] of the last Q of K tokens; the causal mask is aligned to the end of the keys.
-
-    `hidden` [K]: keys that no query attends to.
+    """Attention output [1,h,Q,E] of the last Q of K tokens; the causal mask is aligned to the end of the keys. `hidden`
+    [K]: keys that no query attends to.
     """
     if hidden is not None:
         return _blocks(query, key, value, scale, hidden)
@@ -106,7 +105,7 @@ def attend(
     if observer is not None:
         query = observer.before_attention(int(module.layer_idx), query, key, value)  # pyright: ignore[reportArgumentType]
     hidden = None if padding is None else padding[: key.shape[2]]
-    return causal_attention(query, key, value, scaling, hidden).transpose(1, 2), None
+    return _causal_attention(query, key, value, scaling, hidden).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, attend)

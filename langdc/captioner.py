@@ -28,7 +28,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
-class CaptionOutput:
+class _CaptionOutput:
     """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
 
     Captions that were written in the "released" way may have the state that chose their end after the others [n+1,Z];
@@ -108,10 +108,9 @@ class Captioner(nn.Module):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     @uncounted()
-    def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> CaptionOutput:
-        """Read the states off given captions and score every token of them, the end token included.
-
-        `visual`: [n_visual,Z] per segment; `captions`: ids [n] per segment. One call of the model for all segments.
+    def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> _CaptionOutput:
+        """Read the states off given captions and score every token of them, the end token included. `visual`:
+        [n_visual,Z] per segment; `captions`: ids [n] per segment. One call of the model for all segments.
         """
         device = visual[0].device
         end = torch.tensor([self.tokenizer.eos_token_id], device=device)
@@ -125,7 +124,7 @@ class Captioner(nn.Module):
         targets = torch.cat([torch.cat([caption, end]) for caption in captions])
         loss = F.cross_entropy(self.language_model.lm_head(predicting).float(), targets, reduction="sum")
         states = self._states(found.hidden_states[self.layer], starts, captions)
-        return CaptionOutput(captions, states, loss, len(targets))
+        return _CaptionOutput(captions, states, loss, len(targets))
 
     @uncounted()
     def read(self, visual: list[Tensor], captions: list[Tensor]) -> list[Tensor]:
@@ -180,16 +179,15 @@ class Captioner(nn.Module):
 
     @staticmethod
     def _places(starts: list[int], lengths: list[int], padded: Tensor) -> Tensor:
-        """Flat indices into a padded batch [S,M,...] of `lengths` positions from `starts` in each row.
-
-        One look-up for all rows: the gradient of every slice would be a tensor as large as the whole batch.
+        """Flat indices into a padded batch [S,M,...] of `lengths` positions from `starts` in each row. One look-up for
+        all rows: the gradient of every slice would be a tensor as large as the whole batch.
         """
         longest = padded.shape[1]
         ranges = [torch.arange(n) + i * longest + a for i, (a, n) in enumerate(zip(starts, lengths, strict=True))]
         return torch.cat(ranges).to(padded.device)
 
     @uncounted()
-    def write(self, visual: list[Tensor], synced: bool = False) -> CaptionOutput:
+    def write(self, visual: list[Tensor], synced: bool = False) -> _CaptionOutput:
         """Write the captions of all segments greedily, in one batch. `visual`: [n_visual,Z] per segment."""
         device = visual[0].device
         rows, _ = self._rows(visual, [torch.empty(0, dtype=torch.long, device=device)] * len(visual))
@@ -200,7 +198,7 @@ class Captioner(nn.Module):
         limits = (self.max_soft_tokens, self.layer, synced)
         output = greedy(self.language_model, embeds, mask, self.end, *limits, **options)
         states = output.at if self.soft_token == "at" else output.predicting
-        return CaptionOutput(output.ids, states, embeds.new_zeros(()), 0, output.after if released else None)
+        return _CaptionOutput(output.ids, states, embeds.new_zeros(()), 0, output.after if released else None)
 
     def _rows(self, visual: list[Tensor], captions: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """Prompt, visual tokens and caption of each segment in embedding space, and where its caption starts."""

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,14 @@ from langdc.backbones import backbone_of
 from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
 from langdc.hashing import file_hash, is_part, part_identity, tensor_hash, tensors_hash
-from langdc.language_models import load_language_model
 from langdc.model import VideoModel
-from langdc.sources import resolve
+from langdc.sources import read_json, resolve
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "langdc.json"
 HERE = "./"  # begins the path of a part that lies in the checkpoint's own directory
 NEEDED = frozenset({"model", "lora", "parts", "weights_sha256"})
-ADVICE = "Give the directory that a training run printed at its end, or 'sample:langdc' for the one that ships."
+_ADVICE = "Give the directory that a training run printed at its end, or 'sample:langdc' for the one that ships."
 
 
 def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -49,8 +49,8 @@ def published(model: nn.Module) -> dict[str, str]:
 
     Such a module has the attribute `published`; all its parameters came from there.
     """
-    found = ((name, getattr(module, "published", None)) for name, module in model.named_modules())
-    return {name: source for name, source in found if isinstance(source, str)}
+    found = {name: getattr(module, "published", None) for name, module in model.named_modules()}
+    return {name: source for name, source in found.items() if isinstance(source, str)}
 
 
 def unpublished(model: VideoModel) -> dict[str, nn.Parameter]:
@@ -58,11 +58,9 @@ def unpublished(model: VideoModel) -> dict[str, nn.Parameter]:
 
     The backbone's projectors are left out where the compressor does not use them.
     """
-    parts = [f"{name}." if name else "" for name in published(model)]
-    unused = [] if "projected" in model.compressor.needs else ["backbone.projectors."]
-    return {
-        name: parameter for name, parameter in model.named_parameters() if not name.startswith(tuple(parts + unused))
-    }
+    left_out = [f"{name}." if name else "" for name in published(model)]
+    left_out += [] if "projected" in model.compressor.needs else ["backbone.projectors."]
+    return {name: parameter for name, parameter in model.named_parameters() if not name.startswith(tuple(left_out))}
 
 
 def save(
@@ -70,8 +68,8 @@ def save(
 ) -> None:
     """Write a checkpoint: `tensors` are those that differ from the parts the settings name.
 
-    `info` joins the manifest: stage, data hash, training record. The directory appears whole or not at all; files of a
-    run that are in it already stay. What was written is read back and compared; ValueError if it differs.
+    `info` joins the manifest: stage, data hash, training record. Files of a run that are in the directory already stay.
+    What was written is read back and compared; ValueError if it differs.
     """
     write(model.config, directory, tensors=tensors, sources=published(model).values(), lora=lora, info=info)
 
@@ -90,7 +88,7 @@ def write(
     `sources`: where the published parts are; None: every setting that names a folder of weights.
     """
     tree = config.model_dump(mode="json")
-    parts = _folders(set(sources) if sources is not None else set(_texts(tree)))
+    parts = _folders(sources if sources is not None else (text for _, text in texts(tree)))
     directory.mkdir(parents=True, exist_ok=True)
     # the manifest gets its name last, so that it never describes other weights
     with jsonl.writing(directory / MANIFEST) as manifest, jsonl.writing(directory / WEIGHTS) as weights:
@@ -123,13 +121,13 @@ def _placed(tree: Any, directory: Path) -> Any:
     return str(directory / tree) if isinstance(tree, str) and tree.startswith(HERE) else tree
 
 
-def _texts(settings: object) -> Iterator[str]:
-    """Every text among settings, at any depth."""
+def texts(settings: Any, keys: tuple = ()) -> Iterator[tuple[tuple, str]]:
+    """Every text among settings, at any depth, with the keys that lead to it."""
     if isinstance(settings, str):
-        yield settings
-    elif isinstance(settings, Mapping | list):
-        for value in settings.values() if isinstance(settings, Mapping) else settings:
-            yield from _texts(value)
+        yield keys, settings
+    elif isinstance(settings, dict | list):
+        for key, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
+            yield from texts(value, (*keys, key))
 
 
 def _folders(sources: Iterable[str]) -> dict[str, Path]:
@@ -137,12 +135,10 @@ def _folders(sources: Iterable[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for source in sorted(set(sources)):
         if source.startswith("sample:") or Path(source).is_dir() or "/" in source:
-            try:
+            with suppress(ValueError):
                 folder = resolve(source)
-            except ValueError:
-                continue
-            if isinstance(folder, Path) and any(folder.glob("*.safetensors")):
-                found[source] = folder
+                if isinstance(folder, Path) and any(folder.glob("*.safetensors")):
+                    found[source] = folder
     return found
 
 
@@ -153,22 +149,12 @@ def locate(directory: str | Path) -> Path:
     return found
 
 
-def weights_hash(directory: Path) -> str:
-    """The sha256 of a checkpoint's weights; of a stock model the `part_identity`."""
-    if (directory / MANIFEST).is_file():
-        return read_manifest(directory)["weights_sha256"]
-    return part_identity(directory)
-
-
 def read_manifest(directory: Path) -> dict:
     """The contents of `langdc.json`; ValueError if the directory holds no checkpoint or that file is damaged."""
     file = Path(directory) / MANIFEST
     if not file.is_file():
-        raise ValueError(f"{directory} holds no LangDC checkpoint (no {MANIFEST}). {ADVICE}")
-    try:
-        manifest = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off. Copy the checkpoint again.") from None
+        raise ValueError(f"{directory} holds no LangDC checkpoint (no {MANIFEST}). {_ADVICE}")
+    manifest = read_json(file)
     lacking = NEEDED - set(manifest) if isinstance(manifest, dict) else NEEDED
     if lacking:
         raise ValueError(
@@ -205,14 +191,15 @@ def load(directory: str | Path, plain: bool = False, contents: bool = False) -> 
     manifest = read_manifest(folder)
     settings = manifest["model"]
     if plain:
-        settings = {name: {**part, **_plain(part)} for name, part in settings.items()}
+        whole = {"quantize": None, "attention": "sdpa"}
+        settings = {member: {key: whole.get(key, v) for key, v in part.items()} for member, part in settings.items()}
     config = named(check(ModelConfig, settings, f"{folder / MANIFEST}"))
     _check_parts(config, manifest, folder, contents)
     model = VideoModel(config)
     if manifest["lora"] is not None:
         attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
     tensors = _read_weights(folder, manifest, model)
-    load_tensors(model, tensors, folder)
+    _load_tensors(model, tensors, folder)
     parts = tuple(f"{name}." for name in published(model))
     projectors = (name for name, _ in model.named_parameters() if name.startswith("backbone.projectors."))
     model.untrained = frozenset(name for name in projectors if not name.startswith(parts)) - set(tensors)
@@ -231,10 +218,6 @@ def named(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": backbone_of(found)})})
 
 
-def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in (("quantize", None), ("attention", "sdpa")) if key in part}
-
-
 def open_model(directory: str | Path, backbone: Mapping[str, Any] | None = None) -> VideoModel:
     """A checkpoint of a training stage, or a stock vision-language model in Hugging Face layout, ready to be asked.
 
@@ -251,7 +234,7 @@ def open_model(directory: str | Path, backbone: Mapping[str, Any] | None = None)
     return VideoModel(config).eval().requires_grad_(False)
 
 
-def load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Copy tensors into the parameters of the same names; ValueError lists all that do not fit."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     unexpected = sorted(set(tensors) - set(parameters))
@@ -278,15 +261,11 @@ def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tup
     that fit nothing raise ValueError. Earlier LoRA adapters are attached first. `text`: whether the language model is
     needed; where it is not, its weights are not loaded, unless nothing else holds them.
     """
-    config = named(config)
-    if not text:
-        state = torch.get_rng_state()
-        model = VideoModel(config, text=False)
-        if any(parameter.is_meta for parameter in unpublished(model).values()):
-            torch.set_rng_state(state)
-            return start(config, directory)
-    else:
-        model = VideoModel(config)
+    config, state = named(config), torch.get_rng_state()
+    model = VideoModel(config, text=text)
+    if not text and any(parameter.is_meta for parameter in unpublished(model).values()):
+        torch.set_rng_state(state)
+        return start(config, directory)
     if directory is None:
         return model, {}
     manifest = read_manifest(directory)
@@ -294,24 +273,18 @@ def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tup
     tensors = _read_weights(directory, manifest, model)
     if text and manifest["lora"] is not None:
         attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
-    here = dict(model.named_parameters(remove_duplicate=False))
-    absent = {} if text else {name for name in tensors if name.startswith("backbone.") and name not in here}
-    load_tensors(model, {name: tensor for name, tensor in tensors.items() if name not in absent}, directory)
+    here = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    needed = {n: tensor for n, tensor in tensors.items() if text or n in here or not n.startswith("backbone.")}
+    _load_tensors(model, needed, directory)
     _check_drawn(manifest["model"], config.model_dump(mode="json"), directory)
     return model, tensors
-
-
-def _same(folder: Path, identity: str, contents: bool) -> bool:
-    if contents and identity.startswith("sha256:"):
-        return part_identity(folder, contents=True) == identity
-    return is_part(folder, identity)
 
 
 def _check_parts(config: ModelConfig, manifest: dict, where: Path, contents: bool = False) -> None:
     """Refuse a checkpoint whose frozen parts are not the ones it was trained on."""
     before = manifest["parts"]
-    now = _folders(source for source in _texts(config.model_dump(mode="json")) if source in before)
-    changed = [source for source, folder in now.items() if not _same(folder, before[source], contents)]
+    now = _folders(source for _, source in texts(config.model_dump(mode="json")) if source in before)
+    changed = [source for source, folder in now.items() if not is_part(folder, before[source], contents)]
     if changed:
         raise ValueError(
             f"{where} was trained on other weights than those now at: {', '.join(changed)}. Bring the former ones "
@@ -348,38 +321,24 @@ def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
 
     `hashes`: of the values of each, in float32. ValueError names those that are missing or differ.
     """
-    command = [sys.executable, "-c", f"from langdc.checkpoint import print_hashes; print_hashes({str(directory)!r})"]
+    command = [sys.executable, "-c", f"from langdc.checkpoint import _print_hashes; _print_hashes({str(directory)!r})"]
     environment = {**without_launcher(os.environ), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = "\n  ".join(done.stderr.strip().splitlines()[-12:])
-        raise ValueError(f"{directory} was saved, but a fresh process cannot load it:\n  {told}")
+        message = "\n  ".join(done.stderr.strip().splitlines()[-12:])
+        raise ValueError(f"{directory} was saved, but a fresh process cannot load it:\n  {message}")
     found = json.loads(done.stdout.splitlines()[-1])
-    wrong = [f"{name} {'has other values' if name in found else 'is missing'}"
-             for name, expected in hashes.items() if found.get(name) != expected]  # fmt: skip
+    wrong = [name for name, expected in hashes.items() if found.get(name) != expected]
     if wrong:
-        more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(
-            f"{directory} was saved, but what a fresh process loads from it differs; do not use it:\n  "
-            + "\n  ".join(wrong[:8]) + more
-        )  # fmt: skip
+            f"{directory} was saved, but a fresh process loads {len(wrong)} tensors with other values or not at all; "
+            f"do not use it. First of them: {', '.join(wrong[:8])}."
+        )
     return len(hashes)
 
 
-def print_hashes(directory: str) -> None:
-    """Load a checkpoint, adapter or language model, and print a hash of each parameter's float32 values as JSON."""
-    folder = Path(directory)
-    if (folder / MANIFEST).is_file():
-        model: nn.Module = load(folder, plain=True, contents=True)
-    elif (folder / "adapter_config.json").is_file():
-        import peft  # takes seconds, and few saves are adapters
-
-        model = peft.AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    else:
-        model = load_language_model(directory)
-    parameters = model.named_parameters(remove_duplicate=False)
+def _print_hashes(directory: str) -> None:
+    """Load a checkpoint, and print a hash of each parameter's float32 values as JSON."""
+    parameters = load(directory, plain=True, contents=True).named_parameters(remove_duplicate=False)
     found = {name: tensor_hash(parameter, torch.float32) for name, parameter in parameters}
     sys.stdout.write(json.dumps(found) + "\n")
-
-
-read_card, CARD = read_manifest, MANIFEST  # names that callers still have

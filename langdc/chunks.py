@@ -1,7 +1,4 @@
-"""Splitting the videos of a prompt into the chunks of chunked prefill.
-
-Letters: M prompt+video length, n tokens.
-"""
+"""Splitting the videos of a prompt into the chunks of chunked prefill. Letters: M prompt+video length, n tokens."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise

@@ -12,7 +12,7 @@ from langdc import __version__
 _INTERRUPTED = 130
 
 
-class Command(NamedTuple):
+class _Command(NamedTuple):
     """A subcommand: its words, one line of help, and "module:function", which takes the arguments after the words."""
 
     words: str
@@ -21,24 +21,24 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("ask", "ask a question about a video", "langdc.tools.ask:main"),
-    Command("compare", "ask with several compressors, and show the patches each one kept", "langdc.tools.compare:main"),
-    Command("compressors", "list all compressors", "langdc.tools.zoo:main"),
-    Command("train", "train a config, or several in order", "langdc.train.run:main"),
-    Command("eval", "evaluate the models of a config on its task", "langdc.evaluate:main"),
-    Command("report", "tables, plots and a page of evaluations", "langdc.evaluate:report"),
-    Command("plan", "the tokens, memory, steps and hours that a training takes", "langdc.tools.plan:main"),
-    Command("data sample", "make the sample data set", "langdc.prepare.sample:main"),
-    Command("data features", "store encoder outputs of a data set", "langdc.prepare.features:main"),
-    Command("data mix", "check published training sets and write them as records", "langdc.prepare.mix:main"),
-    Command("data benchmark", "check the folder of a benchmark", "langdc.prepare.benchmark:main"),
-    Command("convert internvideo2", "InternVideo2-stage2's published weights", "langdc.convert.internvideo2:main"),
-    Command("convert langdc", "LangDC's release", "langdc.convert.langdc:main"),
-    Command("convert llava_video", "a LLaVA-Video checkpoint", "langdc.convert.llava_video:main"),
-    Command("convert videogpt_plus", "VideoGPT+'s release", "langdc.convert.videogpt_plus:main"),
-    Command("export", "write a checkpoint as plain Hugging Face directories", "langdc.convert.export:main"),
-    Command("config-schema", "the JSON schema of config files, for editors", "langdc.tools.schema:main"),
-    Command("doctor", "what is installed, and what is missing", "langdc.tools.doctor:main"),
+    _Command("ask", "ask a question about a video", "langdc.tools.ask:main"),
+    _Command("compare", "ask with several compressors, show the patches each one kept", "langdc.tools.compare:main"),
+    _Command("compressors", "list all compressors", "langdc.tools.zoo:main"),
+    _Command("train", "train a config, or several in order", "langdc.train.run:main"),
+    _Command("eval", "evaluate the models of a config on its task", "langdc.evaluate:main"),
+    _Command("report", "tables, plots and a page of evaluations", "langdc.evaluate:report"),
+    _Command("plan", "the tokens, memory, steps and hours that a training takes", "langdc.tools.plan:main"),
+    _Command("data sample", "make the sample data set", "langdc.prepare.sample:main"),
+    _Command("data features", "store encoder outputs of a data set", "langdc.prepare.features:main"),
+    _Command("data mix", "check published training sets and write them as records", "langdc.prepare.mix:main"),
+    _Command("data benchmark", "check the folder of a benchmark", "langdc.prepare.benchmark:main"),
+    _Command("convert internvideo2", "InternVideo2-stage2's published weights", "langdc.convert.internvideo2:main"),
+    _Command("convert langdc", "LangDC's release", "langdc.convert.assemble:main_langdc"),
+    _Command("convert llava_video", "a LLaVA-Video checkpoint", "langdc.convert.llava_video:main"),
+    _Command("convert videogpt_plus", "VideoGPT+'s release", "langdc.convert.assemble:main_videogpt_plus"),
+    _Command("export", "write a checkpoint as plain Hugging Face directories", "langdc.convert.export:main"),
+    _Command("config-schema", "the JSON schema of config files, for editors", "langdc.tools.schema:main"),
+    _Command("doctor", "what is installed, and what is missing", "langdc.tools.doctor:main"),
 )
 
 
@@ -122,7 +122,7 @@ def _without_command(words: list[str]) -> int:
     return 0 if not rest else 2
 
 
-def _listed(commands: Sequence[Command]) -> str:
+def _listed(commands: Sequence[_Command]) -> str:
     width = max(len(each.words) for each in commands)
     return "\n".join(["commands:", *(f"  {each.words:{width}}  {each.help}" for each in commands)])
 

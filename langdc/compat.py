@@ -54,13 +54,13 @@ def warn_once(old: str, new: str) -> None:
         logger.warning("%r is the name of version 0.1; it is now %r. The old one is read until version 0.3.", old, new)
 
 
-def settings(tree: Any) -> Any:
-    """Settings of 0.1 under their present keys; others come back as they are."""
+def settings(tree: Any, warn: bool = True) -> Any:
+    """Settings of 0.1 under their present keys; others are unchanged."""
     if isinstance(tree, list):
-        return [settings(item) for item in tree]
+        return [settings(item, warn) for item in tree]
     if not isinstance(tree, Mapping):
         return tree
-    return {_present(KEYS, key): settings(value) for key, value in tree.items()}
+    return {_present(KEYS, key) if warn else KEYS.get(key, key): settings(tree[key], warn) for key in tree}
 
 
 def keywords(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -103,14 +103,14 @@ def _split(name: str, tensor: "Tensor") -> "dict[str, Tensor]":
 
 
 def runs_of_stage(tree: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The runs that replace the phases of a stage of 0.1; each starts from the one before. None: it is one run.
-
-    The last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
+    """The runs that replace the phases of a stage of 0.1; each starts from the one before. None: it is one run. The
+    last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
     """
     if "phases" not in tree:
         return None
     warn_once("phases", "one file per run, and a chain.yaml that lists them")
-    common = settings({key: value for key, value in tree.items() if key not in ("phases", "objective", "train")})
+    common = {key: tree[key] for key in tree if key not in ("phases", "objective", "train")}
+    common = settings(common, warn=False)  # one warning is enough
     output, start = Path(common.get("output", "runs/stage")), common.get("start")
     runs = []
     for number, phase in enumerate(tree["phases"], 1):

@@ -5,7 +5,6 @@ The models here are the vocabulary of every config file; `load` reads one.
 
 import difflib
 import importlib
-import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,9 +22,8 @@ AUTO = "auto"
 """In place of a backbone's name: the one that the weights' own settings name."""
 CHAIN = "chain.yaml"
 """The file of a recipe's folder that lists its runs."""
-SHIPPED = next(
-    (path for path in [Path(__file__).with_name("configs")] if path.is_dir()), Path(__file__).parents[1] / "configs"
-)
+_INSTALLED = Path(__file__).with_name("configs")
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
 """The configs that ship: inside the installed package, or in the repository."""
 
 FeatureType = Literal["float32", "float16", "bfloat16", "float8"]
@@ -233,12 +231,12 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
         for path in (place / name, place / f"{name}.yaml", place / name / CHAIN):
             if path.is_file():
                 return path
-    near = difflib.get_close_matches(str(name), shipped_configs(), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), _shipped_configs(), n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else f" {SHIPPED} has those that ship, such as sample/langdc/stage1."
     raise ValueError(f"There is no file {name}.{hint}")
 
 
-def shipped_configs() -> list[str]:
+def _shipped_configs() -> list[str]:
     """Names of the config files that ship, and of folders with a chain of runs."""
     files = [path.relative_to(SHIPPED) for path in sorted(SHIPPED.rglob("*.yaml"))]
     return [str(path.parent if path.name == CHAIN else path.with_suffix("")) for path in files]
@@ -251,11 +249,10 @@ def schema(kind: type[BaseModel] = RunConfig) -> dict[str, Any]:
     while found:
         node = found.pop()
         node.pop("required", None)
-        found += [each for value in node.values() for each in (value if isinstance(value, list) else [value])
-                  if isinstance(each, dict)]  # fmt: skip
-    tree["properties"] = {"extends": {"type": "string", "description": "A file that this one is laid over."}} | tree[
-        "properties"
-    ]
+        for value in node.values():
+            found += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, dict)]
+    extends = {"type": "string", "description": "A file that this one is laid over."}
+    tree["properties"] = {"extends": extends, **tree["properties"]}
     definitions = tree.pop("$defs")
     chain = {"type": "array", "items": {"type": "string"}, "description": "Config files, run in this order."}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"LangDC: {kind.__name__}"}
@@ -280,7 +277,7 @@ def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict:
 
 
 def _with_files(tree: dict, beside: Path | None) -> dict:
-    """Settings in which the file that is named beside them, or by name, is a path."""
+    """The settings with the path of the DeepSpeed file that they name."""
     given = tree.get("deepspeed")
     return {**tree, "deepspeed": str(find_config(given, beside))} if isinstance(given, str) else tree
 
@@ -331,26 +328,21 @@ def _set(tree: dict, override: str) -> None:
         raise ValueError(f"Override {override!r} is not of the form dotted.key=value.")
     *parents, last = key.split(".")
     node: Any = tree
-    for number, parent in enumerate(parents):
-        node = _step(node, parent, ".".join(parents[: number + 1]))
-    if isinstance(node, list):
-        node[_index(node, last, key)] = yaml.safe_load(value)
-    else:
-        node[last] = yaml.safe_load(value)
+    for number, parent in enumerate(parents, 1):
+        path = ".".join(parents[:number])
+        step = _index(node, parent, path)
+        if isinstance(node, dict) and node.get(step) is None:
+            node[step] = {}
+        if isinstance(node, dict) and not isinstance(node[step], dict | list):
+            raise ValueError(f"Override path {path!r} goes through the value {node[step]!r}, which has no keys.")
+        node = node[step]
+    node[_index(node, last, key)] = yaml.safe_load(value)
 
 
-def _step(node: Any, key: str, path: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, key, path)]
-    if node.get(key) is None:
-        node[key] = {}
-    if not isinstance(node[key], dict | list):
-        raise ValueError(f"Override path {path!r} goes through the value {node[key]!r}, which has no keys.")
-    return node[key]
-
-
-def _index(node: list, key: str, path: str) -> int:
-    """A list item by number or by its `name`."""
+def _index(node: dict | list, key: str, path: str) -> str | int:
+    """A key of a mapping, or the number of a list item, which is named by number or by its `name`."""
+    if isinstance(node, dict):
+        return key
     names = [item.get("name") for item in node if isinstance(item, dict)]
     if key in names:
         return names.index(key)
@@ -372,18 +364,16 @@ def _explain(kind: type[BaseModel], item: Any) -> str:
 
 
 def _model_at(kind: type[BaseModel], loc: tuple) -> type[BaseModel] | None:
-    current: Any = kind
+    current: type[BaseModel] | None = kind
     for part in loc:
-        if isinstance(part, int):
-            continue
-        if not (isinstance(current, type) and issubclass(current, BaseModel)) or part not in current.model_fields:
-            return None
-        current = _inner_model(current.model_fields[part].annotation)
-    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+        if not isinstance(part, int):
+            field = current.model_fields.get(part) if current is not None else None
+            current = _inner_model(field.annotation) if field is not None else None
+    return current
 
 
-def _inner_model(annotation: Any) -> Any:
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
-        found = (_inner_model(inner) for inner in typing.get_args(annotation))
-        return next((model for model in found if isinstance(model, type) and issubclass(model, BaseModel)), None)
-    return annotation
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    """The first config model in a type, such as that of `list[Model] | None`."""
+    if inner := typing.get_args(annotation):
+        return next(filter(None, map(_inner_model, inner)), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

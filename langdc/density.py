@@ -19,9 +19,8 @@ def _cues_of(segment: SegmentRecord) -> list[str]:
 
 
 def densities(segments: Sequence[SegmentRecord]) -> list[int]:
-    """The density of each segment of a record: as it states, else the number of its cues.
-
-    Empty if no segment is annotated: 0 would then be wrong.
+    """The density of each segment of a record: as it states, else the number of its cues. Empty if no segment is
+    annotated: 0 would then be wrong.
     """
     known = any(segment.density is not None or _cues_of(segment) for segment in segments)
     counts = [len(_cues_of(segment)) if segment.density is None else segment.density for segment in segments]
@@ -42,9 +41,8 @@ def cue_recall(caption: str, segment: SegmentRecord) -> float | None:
 
 
 def density_correlation(densities: Sequence[float], tokens: Sequence[float]) -> float:
-    """Spearman's rank correlation of densities and token counts; NaN if either never varies.
-
-    Raises ValueError unless both have the same length of at least 3.
+    """Spearman's rank correlation of densities and token counts; NaN if either never varies. Raises ValueError unless
+    both have the same length of at least 3.
     """
     if len(densities) != len(tokens) or len(tokens) < 3:
         raise ValueError(

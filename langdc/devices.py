@@ -1,8 +1,7 @@
-"""Where things run: the kind of device, how its processes talk to each other, and what it is asked.
+"""The kind of device a run uses, the backend of its collectives, and its memory and synchronization.
 
-CUDA cards (and ROCm, which answers to the same name) talk by nccl, Ascend NPUs through torch-npu by hccl, CPUs by gloo.
-Everything that differs between them is here; nothing else names a kind. The NPU part is tested with a stand-in for
-torch-npu and has not run on hardware.
+CUDA (and ROCm under the same name) uses nccl, Ascend NPUs hccl through torch-npu, CPUs gloo. No other module names a
+kind. The NPU part is tested with a stand-in for torch-npu and has not run on hardware.
 """
 
 import importlib
@@ -17,7 +16,7 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True)
-class Kind:
+class _Kind:
     """A kind of device: torch's name for it, the backend of its collectives, and the package that brings it."""
 
     name: str
@@ -25,27 +24,24 @@ class Kind:
     package: str | None = None
 
 
-CPU = Kind("cpu", "gloo")
-ACCELERATORS = (Kind("cuda", "nccl"), Kind("npu", "hccl", "torch_npu"))
+CPU = _Kind("cpu", "gloo")
+ACCELERATORS = (_Kind("cuda", "nccl"), _Kind("npu", "hccl", "torch_npu"))
 DEEPSPEED_CHOICE = "DS_ACCELERATOR"
 _BLOCK_BYTES = {"cpu": 1 << 22, "accelerator": 1 << 27}
 """What a CPU keeps in its cache, and what keeps an accelerator busy."""
 
 
 @cache
-def kind() -> Kind:
-    """The best kind that this machine has; asked once.
-
-    Others that torch itself knows (Intel's, Apple's) are taken as torch describes them.
-    """
+def kind() -> _Kind:
+    """The best kind that this machine has; others that torch knows (Intel's, Apple's) as torch describes them."""
     for candidate in ACCELERATORS:
         if _is_there(candidate):
             return candidate
     other = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return CPU if other is None else Kind(other.type, dist.get_default_backend_for_device(other))
+    return CPU if other is None else _Kind(other.type, dist.get_default_backend_for_device(other))
 
 
-def _is_there(candidate: Kind) -> bool:
+def _is_there(candidate: _Kind) -> bool:
     if candidate.package is not None:
         if importlib.util.find_spec(candidate.package) is None:
             return False
@@ -72,19 +68,16 @@ def select(where: torch.device) -> None:
 
 
 def tell_deepspeed() -> None:
-    """Choose for DeepSpeed, which else guesses, and warns at every start where there is only a CPU.
+    """Set DeepSpeed's accelerator, unless the user did; without it a CPU gives a warning at every start.
 
-    The user's own choice stays. To be called before DeepSpeed, or transformers, which imports it, is imported.
+    To be called before DeepSpeed, or transformers, which imports it, is imported.
     """
     if kind() in (CPU, *ACCELERATORS):
         os.environ.setdefault(DEEPSPEED_CHOICE, kind().name)
 
 
 def at_once(each: float, where: torch.device) -> int:
-    """How many things of `each` bytes to work on at once, at least one.
-
-    What is made along the way then never has the size of a video, and costs no new memory from the system.
-    """
+    """How many items of `each` bytes to process in one step, at least 1, so that intermediate results stay small."""
     return max(1, int(_BLOCK_BYTES["cpu" if where.type == CPU.name else "accelerator"] // each))
 
 
@@ -96,16 +89,16 @@ def synchronize(where: torch.device | str | None = None) -> None:
 
 
 def reset_peak(where: torch.device) -> None:
-    """Begin to watch for the most memory in use; a CPU does not count it."""
-    reset = getattr(_module(where.type), "reset_peak_memory_stats", None) if where.type != CPU.name else None
-    if reset is not None:
-        reset(where)
+    """Restart the measurement of `peak_bytes`."""
+    if where.type != CPU.name and hasattr(_module(where.type), "reset_peak_memory_stats"):
+        _module(where.type).reset_peak_memory_stats(where)
 
 
 def peak_bytes(where: torch.device) -> int | None:
-    """The most memory in use since `reset_peak`; None for a device that does not count it."""
-    read = getattr(_module(where.type), "max_memory_allocated", None) if where.type != CPU.name else None
-    return int(read(where)) if read is not None else None
+    """The peak of allocated memory since `reset_peak`; None for a device that does not count it, such as a CPU."""
+    if where.type != CPU.name and hasattr(_module(where.type), "max_memory_allocated"):
+        return int(_module(where.type).max_memory_allocated(where))
+    return None
 
 
 def _module(name: str) -> Any:

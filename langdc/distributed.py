@@ -1,6 +1,6 @@
-"""The processes of one run: who is who, their threads and group, and what all of them must agree on.
+"""The processes of one run: rank and world size, threads, process group, broadcast and barrier.
 
-A launcher (`deepspeed`, `torchrun`) says who is who through RANK, WORLD_SIZE and LOCAL_RANK; plain python is alone.
+A launcher (`deepspeed`, `torchrun`) sets RANK, WORLD_SIZE and LOCAL_RANK; without one there is a single process.
 Nothing here imports torch before a function needs it.
 """
 
@@ -16,23 +16,10 @@ Value = TypeVar("Value")
 TIMEOUT = timedelta(hours=12)
 """How long a collective waits: the first process may write captions or features for hours meanwhile."""
 LAUNCHER_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "CROSS_RANK",
-    "CROSS_SIZE",
-    "GROUP_RANK",
-    "GROUP_WORLD_SIZE",
-    "ROLE_RANK",
-    "ROLE_WORLD_SIZE",
-    "ROLE_NAME",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "TORCHELASTIC_RUN_ID",
-    "TORCHELASTIC_USE_AGENT_STORE",
-)
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE", "GROUP_RANK",
+    "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE",
+)  # fmt: skip
 """What `deepspeed` and `torchrun` tell a process about its place in the run."""
 
 
@@ -61,7 +48,7 @@ def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in LAUNCHER_VARIABLES}
 
 
-def set_threads() -> int:
+def _set_threads() -> int:
     """Share the cores among the processes of this machine, unless the user set OMP_NUM_THREADS; returns the number."""
     import torch
 
@@ -83,7 +70,7 @@ def start(deepspeed: bool = False) -> None:
 
     from langdc import devices
 
-    set_threads()
+    _set_threads()
     # DeepSpeed calls torch.distributed by names that torch has begun to rename: a warning per kind of call and process.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if deepspeed:
@@ -135,11 +122,11 @@ def main_process_first(work: Callable[[], object]) -> None:
         except (ValueError, OSError) as error:
             failure = error
     # The message only: not every exception can be sent.
-    told = broadcast(None if failure is None else (isinstance(failure, OSError), str(failure)))
+    kind, message = broadcast((OSError if isinstance(failure, OSError) else ValueError, failure and str(failure)))
     if failure is not None:
         raise failure
-    if told is not None:
-        raise OSError(told[1]) if told[0] else ValueError(told[1])
+    if message is not None:
+        raise kind(message)
 
 
 def _grouped() -> bool:

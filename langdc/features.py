@@ -1,6 +1,5 @@
-"""Encoder features of videos, computed once and stored under a key made of everything that can change them.
-
-Several processes divide the work and wait for each other's files. Letters: T frames, H W patch grid, C encoder width.
+"""Encoder features of videos, computed once and stored under a key made of everything that can change them. Several
+processes divide the work and wait for each other's files. Letters: T frames, H W patch grid, C encoder width.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from langdc.hashing import module_hash, text_hash
 from langdc.interfaces import Backbone
 from langdc.log import get_logger
 from langdc.store import TensorStore
-from langdc.types import FeatureGrid, Frames, FrameSpec
+from langdc.types import FeatureGrid, Frames, FrameSpec, Grids
 from langdc.video import frame_files, read_frames
 
 logger = get_logger(__name__)
@@ -68,12 +67,9 @@ class FeatureStore:
     """
 
     def __init__(
-        self,
-        encoders: Callable[[list[Frames]], Sequence[Mapping[str, FeatureGrid]]],
-        identity: str,
-        folder: Path | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> None:
+        self, encoders: Callable[[list[Frames]], Sequence[Grids]], identity: str,
+        folder: Path | None = None, dtype: torch.dtype = torch.bfloat16
+    ) -> None:  # fmt: skip
         self.encoders, self.identity, self.dtype = encoders, identity, dtype
         self.store = TensorStore(folder)
         self.found = self.made = 0
@@ -106,10 +102,8 @@ class FeatureStore:
         return self.found / max(self.found + self.made, 1)
 
     def fill(self, clips: Sequence[FrameSpec], failed: Callable[[FrameSpec, ValueError], None] | None = None) -> None:
-        """Decode and encode every clip that is not stored yet.
-
-        What cannot be decoded or encoded raises ValueError, or goes to `failed` and is left out; then other processes
-        are not waited for.
+        """Decode and encode every clip that is not stored yet. What cannot be decoded or encoded raises ValueError, or
+        goes to `failed` and is left out; then other processes are not waited for.
         """
         clips = list(dict.fromkeys(clips))
         keys = [self.key(clip) for clip in clips]
@@ -145,9 +139,9 @@ class FeatureStore:
             raise ValueError(f"{path}: {error}") from None
         packed = {"seconds": video.seconds.double()}
         for name, grid in grids.items():
-            packed |= _pack(name, grid.values, self.dtype)
+            packed |= pack(name, grid.values, self.dtype)
             for number, values in enumerate(grid.extra):
-                packed |= _pack(f"{name}.extra{number}", values, self.dtype)
+                packed |= pack(f"{name}.extra{number}", values, self.dtype)
             if grid.saliency is not None:
                 packed[f"{name}.saliency"] = grid.saliency.cpu().contiguous()
             if grid.size is not None:
@@ -174,9 +168,9 @@ class FeatureStore:
         for name in (name for name in tensors if "." not in name and name != "seconds"):
             extra = [part for part in tensors if part.startswith(f"{name}.extra") and part.count(".") == 1]
             grids[name] = FeatureGrid(
-                _unpack(name, tensors, dtype),
+                unpack(name, tensors, dtype),
                 tensors.get(f"{name}.saliency"),
-                tuple(_unpack(f"{name}.extra{number}", tensors, dtype) for number in range(len(extra))),
+                tuple(unpack(f"{name}.extra{number}", tensors, dtype) for number in range(len(extra))),
                 tuple(tensors[f"{name}.size"].tolist()) if f"{name}.size" in tensors else None,
             )
         return grids, tensors["seconds"]
@@ -194,7 +188,7 @@ def _ahead(
     yield from waiting
 
 
-def _pack(name: str, values: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def pack(name: str, values: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """Values [T,H,W,C] as `dtype`, and an empty tensor of the type that they had.
 
     float8 has 3 bits of mantissa and a range of 2^-9 to 448: each channel C is divided by a scale of its own, such that
@@ -203,18 +197,14 @@ def _pack(name: str, values: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     packed = {f"{name}.was": values.new_empty(0, device="cpu")}
     if dtype != torch.float8_e4m3fn:
         return {**packed, name: values.to("cpu", dtype).contiguous()}
-    small, scale = _scaled(values.detach().to("cpu", torch.float32))
+    values = values.detach().to("cpu", torch.float32)
+    scale = values.abs().amax(dim=(0, 1, 2)).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST_FLOAT8
+    small = (values / scale).clamp(-LARGEST_FLOAT8, LARGEST_FLOAT8).to(torch.float8_e4m3fn)
     return {**packed, name: small.contiguous(), f"{name}.scale": scale}
 
 
-def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 values [T,H,W,C] as float8, and the scale [C] that they were divided by."""
-    scale = values.abs().amax(dim=(0, 1, 2)).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST_FLOAT8
-    return (values / scale).clamp(-LARGEST_FLOAT8, LARGEST_FLOAT8).to(torch.float8_e4m3fn), scale
-
-
-def _unpack(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
-    """What `_pack` made of values, as `dtype`; None: as the type that they had."""
+def unpack(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+    """What `pack` made of values, as `dtype`; None: as the type that they had."""
     values, scale = tensors[name], tensors.get(f"{name}.scale")
     values = values if scale is None else values.float() * scale
     return values.to(tensors[f"{name}.was"].dtype if dtype is None else dtype)

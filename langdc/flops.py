@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from transformers import PretrainedConfig
 
 from langdc.interfaces import Backbone
-from langdc.types import FeatureGrid, LanguageWork
+from langdc.types import Grids, LanguageWork
 
 aten = torch.ops.aten
 
@@ -31,9 +31,8 @@ aten = torch.ops.aten
 
 
 def language_model_flops(config: PretrainedConfig, read: int, cached: float = 0, predictions: int = 1) -> float:
-    """A dense decoder that reads `read` tokens after `cached` others (on average over layers).
-
-    `predictions`: positions at which the head computes logits. The MLP is gated, as in Qwen2 and Llama.
+    """A dense decoder that reads `read` tokens after `cached` others (on average over layers). `predictions`: positions
+    at which the head computes logits. The MLP is gated, as in Qwen2 and Llama.
     """
     width = config.hidden_size
     head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
@@ -156,10 +155,9 @@ def uncounted() -> Iterator[None]:
 # ---- encoders, by their shapes
 
 
-def encoder_flops(backbone: Backbone, encoded: Mapping[str, FeatureGrid]) -> float:
-    """What the encoders took for one video's grids, their attention included where the grids have it.
-
-    Counted on the meta device, once for each set of shapes.
+def encoder_flops(backbone: Backbone, encoded: Grids) -> float:
+    """What the encoders took for one video's grids, their attention included where the grids have it. Counted on the
+    meta device, once for each set of shapes.
     """
     shapes = tuple((name, tuple(grid.values.shape), grid.saliency is not None) for name, grid in encoded.items())
     known: dict[Any, float] = vars(backbone).setdefault("_encoder_flops", {})
@@ -187,9 +185,8 @@ def _without_weights(backbone: Backbone) -> Backbone:
 
 
 class _Shapes(TorchDispatchMode):
-    """Computes shapes alone wherever a tensor of the meta device is involved.
-
-    Integers stay where they are, with their values: encoders ask small tables of sizes for them.
+    """Computes shapes alone wherever a tensor of the meta device is involved. Integers stay where they are, with their
+    values: encoders ask small tables of sizes for them.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,10 +1,9 @@
-"""Generation: greedy batches that keep hidden states, and replies to a prompt that was read in chunks.
-
-Letters: A rotary axes, B rows, M prompt length, D backbone width, Z width of a captioner, V vocabulary.
+"""Generation: greedy batches that keep hidden states, and replies to a prompt that was read in chunks. Letters: A
+rotary axes, B rows, M prompt length, D backbone width, Z width of a captioner, V vocabulary.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from langdc.attention import using
 from langdc.kvcache import KVCache
 from langdc.prefill import PrefillOutput, forward_text
-from langdc.types import FeatureGrid, VideoTokens
+from langdc.types import Grids, VideoTokens
 
 _CHECK_EVERY = 8
 """Steps between reads of the stop flags, each of which waits for the device."""
@@ -131,7 +130,6 @@ class Continuation(PreTrainedModel, GenerationMixin):
 
     def generate(self, **options: Any) -> Any:
         """New token ids [B,n] by the options of transformers' `generate`, or its output where they ask for more.
-
         ValueError on a second call.
         """
         if self.position is not self.output.next_position:
@@ -191,7 +189,6 @@ class FirstToken(BaseStreamer):
 
 class ScoreCheck(LogitsProcessor):
     """Checks that the scores of every next token are finite, without changing them: argmax and sampling accept NaN.
-
     Only `require_finite` waits for the device.
     """
 
@@ -221,7 +218,7 @@ class ScoreCheck(LogitsProcessor):
         )
 
 
-def require_finite(encoded: Mapping[str, FeatureGrid]) -> None:
+def require_finite(encoded: Grids) -> None:
     """ValueError if an encoder's grids of a video hold NaN or infinity, which a compressor could drop silently."""
     if not encoded:
         return

@@ -1,9 +1,11 @@
 """Hashes of tensors, of files, and of the frozen parts a model is made of. All are sha256, as hexadecimal digits."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +40,20 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def json_hash(tree: Any) -> str:
+    """The hash of a tree of settings or figures; the order of keys does not matter."""
+    return text_hash(json.dumps(tree, sort_keys=True))
+
+
 def file_hash(path: Path) -> str:
     """The hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def quick_hash(path: Path) -> str:
+    """A hash that tells a file from others without reading much: published, of its content if small, or of a sample."""
+    return _known(path) or f"sampled:{_sample_hash(path)}"
 
 
 def part_identity(folder: Path, contents: bool = False) -> str:
@@ -59,13 +71,13 @@ def part_identity(folder: Path, contents: bool = False) -> str:
     return _sampled(files)
 
 
-def is_part(folder: Path, identity: str) -> bool:
-    """Whether a folder holds what had this `part_identity`; reads all of it if only that can tell."""
+def is_part(folder: Path, identity: str, contents: bool = False) -> bool:
+    """Whether a folder has this `part_identity`; reads all of it with `contents`, or if only that can tell."""
     if identity.startswith("sampled:"):
         return _sampled(_files(folder)) == identity
     if not identity.startswith("sha256:"):  # version 0.1 took the weights alone
         return text_hash("".join(_known(path) or file_hash(path) for path in sorted(folder.glob(_WEIGHTS)))) == identity
-    found = part_identity(folder)
+    found = part_identity(folder, contents)
     return (found if found.startswith("sha256:") else part_identity(folder, contents=True)) == identity
 
 
@@ -89,9 +101,7 @@ def _published(path: Path) -> str | None:
     if path.is_symlink() and blob.parent.name == "blobs" and _PUBLISHED.fullmatch(blob.name):
         return blob.name
     note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
-    if not note.is_file():
-        return None
-    lines = note.read_text().split()  # commit, hash, seconds since the epoch
+    lines = note.read_text().split() if note.is_file() else []  # commit, hash, seconds since the epoch
     fetched = len(lines) == 3 and _PUBLISHED.fullmatch(lines[1]) and path.stat().st_mtime <= float(lines[2]) + 1
     return lines[1] if fetched else None
 

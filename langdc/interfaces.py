@@ -21,6 +21,7 @@ from langdc.types import (
     FeatureGrid,
     Frames,
     FrameSpec,
+    Grids,
     Plan,
     Prompt,
     Spliced,
@@ -46,7 +47,7 @@ class TokenCompressor(nn.Module, ABC):
     """Where the method was published."""
     frames_per_segment: int = 1
     """How many steps T of a grid make one `segment` of its tokens."""
-    needs_with_states: ClassVar[frozenset[str] | None] = None
+    needs_with_states: frozenset[str] | None = None
     """What it still reads of a video whose stored states are given; None: all of `needs`."""
 
     def one(self, video: VideoFeatures) -> VideoTokens:
@@ -59,7 +60,6 @@ class TokenCompressor(nn.Module, ABC):
 
     def targets(self, record: Any) -> Mapping[str, Any]:
         """What its losses learn from a `langdc.data.records.Record`, by name, for `Context.targets`; default: nothing.
-
         A name is left out where the record lacks it. Called by workers that load data, so it touches no device.
         """
         return {}
@@ -111,25 +111,22 @@ class KVCompressor(ABC):
         """Get ready for a prompt."""
 
     def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Gets a layer's keys and values of the chunk [1,G,Q,E], and the queries that may score them [1,h,n,E].
-
-        Those are of the question window where there is one, else the chunk's own.
+        """Gets a layer's keys and values of the chunk [1,G,Q,E], and the queries that may score them [1,h,n,E]. Those
+        are of the question window where there is one, else the chunk's own.
         """
         return
 
     def question_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
-        """Positions [A,1,n] of the question window behind a chunk; `positions` [A,1,M] are the prompt's.
-
-        Default: directly after the chunk.
+        """Positions [A,1,n] of the question window behind a chunk; `positions` [A,1,M] are the prompt's. Default:
+        directly after the chunk.
         """
         window, last = positions[:, :, -chunk.question_window :], positions[0, 0, chunk.rows.stop - 1]
         return window - (window[0, 0, 0] - last - 1)
 
     @abstractmethod
     def kept(self, chunk: Chunk) -> list[Tensor]:
-        """Per layer, the rows to keep, ascending: [n], or [G,n] where key heads differ.
-
-        They index the layer's whole cache: `chunk.past[layer]` older keys, then the chunk, then the question window.
+        """Per layer, the rows to keep, ascending: [n], or [G,n] where key heads differ. They index the layer's whole
+        cache: `chunk.past[layer]` older keys, then the chunk, then the question window.
         """
 
     def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
@@ -191,22 +188,18 @@ class Backbone(nn.Module, ABC):
         self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
     ) -> FrameSpec:
         """Which frames are read of a file (between `start` and `end` seconds), or of a folder with `fps` frames a
-        second.
-
-        The one place that decides it, for training, asking and evaluation.
+        second. The one place that decides it, for training, asking and evaluation.
         """
 
     @abstractmethod
-    def encode(
-        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
-    ) -> list[Mapping[str, FeatureGrid]]:
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         """Run the encoders: grids [T,H,W,C] by stream name, which may be stored. An image is a video of one frame.
 
         "saliency" in `need`: with the encoder's attention, of backbones with `has_saliency`. `synced`: as many module
         calls whatever the videos are. Gradients flow where the encoders are trained.
         """
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
+    def encode_blank(self, encoded: Grids) -> int:
         """Encode a video without content whose grids have the shapes of `encoded`: what that takes is counted.
 
         Returns how many times it has to be taken: T where one step stands for all, which do not attend to each other.
@@ -220,12 +213,9 @@ class Backbone(nn.Module, ABC):
         return 1
 
     @abstractmethod
-    def project(
-        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
-    ) -> list[VideoFeatures]:
-        """Project encoder grids to backbone width if "projected" is in `need`; gradients flow to the projectors.
-
-        One call of each projector for all videos.
+    def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
+        """Project encoder grids to backbone width if "projected" is in `need`; gradients flow to the projectors. One
+        call of each projector for all videos.
         """
 
     def features_of(self, videos: list[Frames], need: frozenset[str] = frozenset({"projected"})) -> list[VideoFeatures]:
@@ -286,6 +276,9 @@ class Objective(ABC):
     whole: ClassVar[bool] = False
     """Whether it compares with uncompressed videos, so that batches need `VideoBatch.whole`."""
 
+    own_replies: bool = False
+    """Whether it has the replies written, so that questions need no answers."""
+
     def samples(self, records: Sequence[Any]) -> list[Any]:
         """The records it can learn from; default: those with questions."""
         return [record for record in records if record.questions]
@@ -297,22 +290,19 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
-        """The named losses of a batch, each a sum and a count, the compressor's own among them.
-
-        `model`: a `langdc.model.VideoModel`.
+        """The named losses of a batch, each a sum and a count, the compressor's own among them. `model`: a
+        `langdc.model.VideoModel`.
         """
 
     def prepare(self, model: Any, data: Any, directory: Path) -> None:
-        """Called on every process before the first step; default: nothing.
-
-        `data`: the `langdc.train.batches.TrainingData`; `directory`: the run's.
+        """Called on every process before the first step; default: nothing. `data`: the
+        `langdc.train.batches.TrainingData`; `directory`: the run's.
         """
         return
 
     def solve(self, model: Any, data: Any) -> tuple[float, float] | None:
-        """Learn in closed form, without steps: the loss that is left and the floating-point operations it took.
-
-        None, the default: it is trained by gradient descent.
+        """Learn in closed form, without steps: the loss that is left and the floating-point operations it took. None,
+        the default: it is trained by gradient descent.
         """
         return None
 

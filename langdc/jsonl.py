@@ -1,7 +1,6 @@
-"""Files of JSON lines, and files and folders that are written whole or not at all.
+"""Files of JSON lines, and files and folders that are written whole or not at all, also after a kill or a power cut.
 
-What is written whole goes to a `.partial` name first, is flushed to the disk, and is then renamed: no reader, also none
-after a kill or a power cut, ever finds half of it under its own name.
+These are written under a `.partial` name, flushed to the disk, and renamed.
 """
 
 import json
@@ -15,10 +14,9 @@ from typing import Any
 
 
 def read(path: Path, strict: bool = False) -> list[dict]:
-    """The objects of a file of JSON lines, in order; empty lines count for nothing.
+    """The objects of a file of JSON lines, in order, without empty lines; ValueError names file and line of others.
 
-    A file that grows need not be there, and its last line is left out if a kill cut it short; `strict`: both are
-    errors, as for a file that was downloaded. Raises ValueError that names file and line of what is no JSON object.
+    An absent file gives [], and a last line that a kill cut short is left out; with `strict` both are errors.
     """
     if not strict and not path.is_file():
         return []
@@ -47,7 +45,7 @@ def _object(line: bytes) -> dict:
 
 
 def append(path: Path, *values: dict) -> None:
-    """Add a line per value; a last line that a kill cut short is taken off before. One process may do so at a time."""
+    """Add a line per value, after removing a last line that a kill cut short. One process at a time may append."""
     if not values:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +62,11 @@ def _mend(file: Any) -> None:
         step = min(start, 1 << 16)
         start = file.seek(start - step)
         tail = file.read(step) + tail
-    stripped = tail.rstrip()
-    begin = stripped.rfind(b"\n") + 1
-    if not stripped[begin:]:
+    begin = tail.rstrip().rfind(b"\n") + 1
+    if not tail[begin:].strip():
         return
     try:
-        _object(stripped[begin:])
+        _object(tail[begin:])
     except ValueError:
         file.truncate(size - len(tail) + begin)
     else:
@@ -101,9 +98,9 @@ def write_text(path: Path, text: str) -> None:
 def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Path]:
     """Gives the name to write a file under; it gets its own name once it is whole and, with `sync`, on the disk.
 
-    The file has the permissions that the umask gives, whatever the writer does (safetensors: the owner's alone).
-    `shared`: other processes may write the same file, and the last one stays. Without `sync`, which takes tens of
-    milliseconds a file, a power cut may leave an empty file: for what can be made again.
+    Its permissions are those of the umask, whatever the writer sets (safetensors: the owner's alone). `shared`: several
+    processes may write the same file; the last one stays. Without `sync`, which takes tens of milliseconds, a power cut
+    may leave an empty file.
     """
     partial = path.with_name(f"{path.name}.{token_hex(4)}.partial" if shared else f"{path.name}.partial")
     partial.unlink(missing_ok=True)
@@ -139,10 +136,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until everything in a folder is on the disk: before what makes an older copy of it superfluous.
-
-    Whoever may read or write the folder may read or write its files (safetensors gives them to the owner alone).
-    """
+    """Wait until everything in a folder is on the disk; its files get the folder's permissions to read and write."""
     allowed = folder.stat().st_mode & 0o666
     for path in (*folder.rglob("*"), folder):
         if path.is_file() and not path.is_symlink():

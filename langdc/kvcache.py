@@ -16,9 +16,8 @@ from langdc.rope import Rope
 
 
 class _KVLayer(DynamicLayer):
-    """One layer's keys and values [1,G,K,E] and the keys' `positions` [A,1 or G,K].
-
-    `offset` [A]: how far this layer's positions are behind the prompt's, after position compaction.
+    """One layer's keys and values [1,G,K,E] and the keys' `positions` [A,1 or G,K]. `offset` [A]: how far this layer's
+    positions are behind the prompt's, after position compaction.
     """
 
     def __init__(self) -> None:
@@ -56,7 +55,6 @@ class KVCache(Cache):
 
     def announce(self, positions: Tensor, continuous: bool = False, axes: int = 1) -> None:
         """Set the positions [A,1,n] of the next tokens; `continuous`: in each layer they follow its last key directly.
-
         For that the first `axes` axes are offset per layer, normally time alone.
         """
         self._announced = positions

@@ -39,12 +39,14 @@ def load_language_model(
     2305.14314). It needs bitsandbytes; ValueError where that is missing.
     """
     found = resolve(source, weights=True)
-    if quantize is not None:
-        return mark_published(_load_quantized(found, attention, quantize), source)
-    if isinstance(found, Path):
-        settings = {"attn_implementation": attention, "dtype": dtype or torch.float32}
-        return mark_published(load_pretrained(AutoModelForCausalLM, found, **settings), source)
-    return AutoModelForCausalLM.from_config(found.sizes(), attn_implementation=attention, dtype=dtype or torch.float32)
+    settings: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype or torch.float32}
+    if not isinstance(found, Path):
+        if quantize is not None:
+            raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
+        return AutoModelForCausalLM.from_config(found.sizes(), **settings)
+    settings |= four_bits(quantize) if quantize is not None else {}
+    model = mark_published(load_pretrained(AutoModelForCausalLM, found, **settings), source)
+    return model if quantize is None else mark_four_bits(model)
 
 
 def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **settings: Any) -> Any:
@@ -85,13 +87,6 @@ def language_model_outline(source: Source) -> PreTrainedModel:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return mark_published(model, source) if isinstance(found, Path) else model
-
-
-def _load_quantized(found: object, attention: str, quantize: str) -> PreTrainedModel:
-    if not isinstance(found, Path):
-        raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
-    model = load_pretrained(AutoModelForCausalLM, found, attn_implementation=attention, **four_bits(quantize))
-    return mark_four_bits(model)
 
 
 def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
@@ -146,10 +141,14 @@ def use_liger(model: PreTrainedModel, wanted: bool | Literal["auto"]) -> bool:
     """
     if not wanted:
         return False
-    missing = _missing_for_liger()
-    if missing is not None and wanted != "auto":
-        raise ValueError(f"liger: {missing}. Set it to auto or false.")
+    missing = None
+    if importlib.util.find_spec("liger_kernel") is None:
+        missing = "the package liger-kernel is not installed (pip install 'langdc[liger]')"
+    elif devices.kind().name != "cuda":
+        missing = "its kernels need a CUDA device"
     if missing is not None:
+        if wanted != "auto":
+            raise ValueError(f"liger: {missing}. Set it to auto or false.")
         logger.info("liger: %s; the model's own layers are used.", missing)
         return False
     from liger_kernel.transformers import _apply_liger_kernel_to_instance  # pyright: ignore[reportMissingImports]
@@ -162,10 +161,13 @@ def use_liger(model: PreTrainedModel, wanted: bool | Literal["auto"]) -> bool:
     return True
 
 
-def _missing_for_liger() -> str | None:
-    if importlib.util.find_spec("liger_kernel") is None:
-        return "the package liger-kernel is not installed (pip install 'langdc[liger]')"
-    return None if devices.kind().name == "cuda" else "its kernels need a CUDA device"
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, of the class that its own files name."""
+    file = folder / "tokenizer_config.json"
+    stated = read_json(file).get("tokenizer_class") if file.is_file() else None
+    # AutoTokenizer takes the class of the model type beside it, even where the files say that they stand for themselves
+    kind = PreTrainedTokenizerFast if stated in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
+    return kind.from_pretrained(folder)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -173,17 +175,14 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     folder = resolve(str(source))
     if not isinstance(folder, Path) or not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json).")
-    stated = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
-    # AutoTokenizer takes the class of the model type beside it, even where the files say that they stand for themselves
-    kind = PreTrainedTokenizerFast if stated in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
-    tokenizer = kind.from_pretrained(folder)
-    tokenizer.chat_template = load_chat_template(folder) or tokenizer.chat_template
+    tokenizer = open_tokenizer(folder)
+    tokenizer.chat_template = _chat_template(folder) or tokenizer.chat_template
     if tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer in {folder} has no chat template; use that of an instruction-tuned model.")
     return tokenizer
 
 
-def load_chat_template(folder: Path) -> str | None:
+def _chat_template(folder: Path) -> str | None:
     """The chat template of a folder's processor, which knows videos; None where the tokenizer's own is the only one.
 
     As in transformers, processor_config.json and chat_template.json go before the tokenizer's files.

@@ -74,12 +74,7 @@ class VideoModel(nn.Module):
         """A stored grid on the model's device, in the type that its consumers compute in."""
         weights = (*self.backbone.projectors.parameters(), *self.compressor.parameters())
         dtype = weights[0].dtype if weights else self.backbone.language_model.dtype
-        return FeatureGrid(
-            grid.values.to(self.device, dtype),
-            None if grid.saliency is None else grid.saliency.to(self.device),
-            tuple(side.to(self.device, dtype) for side in grid.extra),
-            grid.size,
-        )
+        return grid.to(self.device, dtype)
 
     def with_questions(
         self, videos: Sequence[VideoFeatures], questions: Sequence[Tensor] | None

@@ -115,15 +115,11 @@ def accuracy_against(cost: str, points: Sequence[Point], ahead: Sequence[Point],
 
 
 def calibration(
-    name: str,
-    number: int,
-    measure: str,
-    segments: tuple[Sequence[float], Sequence[int]],
-    means: Sequence[tuple[float, float, float, float]],
-) -> str:
-    """Tokens of each segment against its richness (`segments`: richness, tokens), and `means` of bins with intervals.
-
-    A mean is (richness, tokens, low, high).
+    name: str, number: int, measure: str, segments: tuple[Sequence[float], Sequence[int]],
+    means: Sequence[tuple[float, float, float, float]]
+) -> str:  # fmt: skip
+    """Tokens of each segment against its richness (`segments`: richness, tokens), and `means` of bins with intervals. A
+    mean is (richness, tokens, low, high).
     """
     rich, count = (np.asarray(values, dtype=float) for values in segments)
 

@@ -1,5 +1,4 @@
 """Chunked prefill: videos are read chunk by chunk, with a KV compressor after each chunk; text is read as it is.
-
 Letters: A rotary axes, M prompt+video length, D backbone width, Q chunk length, n tokens, L layers, V vocabulary.
 """
 
@@ -122,9 +121,8 @@ class _ChunkedPrefill:
         return self.compressor is not None and self.compressor.continuous
 
     def read(self, close_gaps: bool) -> Tensor:
-        """Read the whole prompt; returns the last token's state [1,D].
-
-        `close_gaps`: move the keys after the last video, so that later text needs no offset.
+        """Read the whole prompt; returns the last token's state [1,D]. `close_gaps`: move the keys after the last
+        video, so that later text needs no offset.
         """
         at, state = 0, self.embeds[:0]
         for chunk in self.chunks:
@@ -159,8 +157,8 @@ class _ChunkedPrefill:
         window = min(self.compressor.question_window, length - self.chunks[-1].rows.stop)
         chunk = replace(chunk, past=self.cache.lengths, question_window=window)
         positions = self.positions[:, :, rows]
-        if chunk.question_window:
-            rows = torch.cat([rows, self._rows(length - chunk.question_window, length)])
+        if window:
+            rows = torch.cat([rows, self._rows(length - window, length)])
             positions = torch.cat([positions, self.compressor.question_positions(chunk, self.positions)], 2)
         self._chunk = chunk
         state = self._forward(rows, positions, len(chunk) - 1)

@@ -99,11 +99,8 @@ class Registry(Generic[Member]):
 
 def check_keywords(what: str, function: Callable, settings: Mapping[str, Any]) -> None:
     """Raise ValueError if `function` lacks one of the keyword arguments or one that it requires is not given."""
-    parameters = {
-        name: p
-        for name, p in inspect.signature(function).parameters.items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+    stated = inspect.signature(function).parameters.items()
+    parameters = {name: p for name, p in stated if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name in settings:
         if name not in parameters:
             raise ValueError(f"The {what} has no setting {name!r}.{nearest(name, parameters)}")

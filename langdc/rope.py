@@ -16,11 +16,11 @@ _FIXED_FREQUENCIES = ("default", "linear", "yarn", "llama3", "proportional")
 """Kinds of rotary embedding whose frequencies do not depend on the input's length."""
 
 
-def yarn(config: Any, factor: float, beta_fast: float = 32.0, beta_slow: float = 1.0) -> None:
+def yarn(config: Any, factor: float) -> None:
     """Stretch a text config's range of positions `factor` times with YaRN (arXiv 2309.00071), before the model is made.
 
-    ReTaKe and AdaReTaKe use factor 4. Raises ValueError for a factor below 1, and for a config without rotary settings
-    or with ones that stretch already.
+    ReTaKe and AdaReTaKe use factor 4. ValueError for a factor below 1, and for a config without rotary settings or with
+    ones that stretch already.
     """
     if factor < 1:
         raise ValueError(f"A YaRN factor of {factor} would shrink the range of positions; give 1 or more, such as 4.")
@@ -35,8 +35,8 @@ def yarn(config: Any, factor: float, beta_fast: float = 32.0, beta_slow: float =
         **kept,
         "rope_type": "yarn",
         "factor": float(factor),
-        "beta_fast": beta_fast,
-        "beta_slow": beta_slow,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
         "original_max_position_embeddings": config.max_position_embeddings,
     }
 

@@ -5,8 +5,6 @@ import importlib
 import json
 import os
 import re
-import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +24,10 @@ logger = get_logger(__name__)
 
 PREFIXES = {"sample": "langdc.sample:weights", "tiny": "langdc.tiny:folder"}
 """Sources "PREFIX:NAME", each with the "module:function" that turns NAME into a folder or an `Architecture`."""
+_ADVICE = (
+    "Give a folder in Hugging Face layout, an id such as Qwen/Qwen2.5-VL-7B-Instruct, 'sample:NAME', 'tiny:NAME', or "
+    "{config: {...}, init: random} for random weights."
+)
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _LEFT_OUT = ["original/*", "onnx/*", "openvino/*"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -63,7 +65,8 @@ def resolve(source: Source, weights: bool = False) -> Path | Architecture:
         return check(Architecture, source, "a model source")
     prefix, colon, name = source.partition(":")
     if colon and prefix in PREFIXES:
-        found = _named(PREFIXES[prefix])(name)
+        module, _, function = PREFIXES[prefix].partition(":")
+        found = getattr(importlib.import_module(module), function)(name)
     else:
         found = Path(source) if Path(source).is_dir() else _of_hub(source)
     if isinstance(found, Path):
@@ -78,18 +81,13 @@ def is_packaged(source: object) -> bool:
     return isinstance(source, str) and source.partition(":")[0] in PREFIXES and ":" in source
 
 
-def _named(target: str) -> Callable[[str], Path | Architecture]:
-    module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
 # ---- Hugging Face
 
 
 def _of_hub(source: str) -> Path:
     """The snapshot of a Hugging Face id in the local cache, which is fetched if it is not complete there."""
     if not _HUB_ID.fullmatch(source):
-        raise ValueError(f"There is no checkpoint directory {source!r}. {_advice()}")
+        raise ValueError(f"There is no checkpoint directory {source!r}. {_ADVICE}")
     cached = _snapshot(source, local_files_only=True)
     if isinstance(cached, Path) and _is_complete(cached):
         return cached
@@ -107,23 +105,17 @@ def _of_hub(source: str) -> Path:
         return cached
     raise ValueError(
         f"There is no checkpoint directory {source!r}, no model of that name in the Hugging Face cache {_cache()}, and "
-        f"it was not fetched ({why}). Fetch it where there is a network: hf download {source}. {_advice()}"
+        f"it was not fetched ({why}). Fetch it where there is a network: hf download {source}. {_ADVICE}"
     )
 
 
 def _snapshot(source: str, local_files_only: bool = False) -> Path | Exception:
     """The folder of an id's newest revision, or the error that huggingface_hub gave."""
+    settings: Any = {"cache_dir": _cache(), "allow_patterns": _FETCHED, "ignore_patterns": _LEFT_OUT}
     try:
-        found = snapshot_download(
-            source,
-            cache_dir=_cache(),
-            local_files_only=local_files_only,
-            allow_patterns=_FETCHED,
-            ignore_patterns=_LEFT_OUT,
-        )
+        return Path(snapshot_download(source, local_files_only=local_files_only, **settings))
     except Exception as error:  # its errors and those of its HTTP client have no class in common
         return error
-    return Path(str(found))
 
 
 def _cache() -> str:
@@ -146,14 +138,6 @@ def _is_complete(folder: Path) -> bool:
     return True
 
 
-def _advice() -> str:
-    named = ", ".join(f"'{prefix}:NAME'" for prefix in PREFIXES)
-    return (
-        f"Give a folder in Hugging Face layout, an id such as Qwen/Qwen2.5-VL-7B-Instruct, {named}, or "
-        "{config: {...}, init: random} for random weights."
-    )
-
-
 # ---- damaged files
 
 
@@ -171,8 +155,11 @@ def _check_files(folder: Path) -> None:
         _check_pointer(file)
         if file.stat().st_size <= _WHOLE_JSON:
             read_json(file)
-        elif _end(file) not in (b"}", b"]"):
-            raise ValueError(f"{file} is cut off. Copy it again.")
+        else:
+            with file.open("rb") as opened:
+                opened.seek(-64, os.SEEK_END)
+                if opened.read().rstrip()[-1:] not in (b"}", b"]"):
+                    raise ValueError(f"{file} is cut off. Copy it again.")
     for file in sorted(folder.glob("*.safetensors")):
         _check_pointer(file)
         _check_safetensors(file)
@@ -189,30 +176,22 @@ def _check_pointer(file: Path) -> None:
             raise ValueError(f"{file} is a git-lfs pointer, not the file itself. Fetch it with: git lfs pull")
 
 
-def _end(file: Path) -> bytes:
-    """The last byte that is no white space."""
-    with file.open("rb") as opened:
-        opened.seek(max(0, file.stat().st_size - 64))
-        return opened.read().rstrip()[-1:]
-
-
 def _check_safetensors(file: Path) -> None:
     """ValueError if the file is not as long as its own head says."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(8)
-        head = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        head = int.from_bytes(start, "little") if len(start) == 8 else size
         if head + 8 > size:
             raise ValueError(f"{file} is no whole safetensors file: {size} bytes. Copy it again.")
         try:
             entries = json.loads(opened.read(head))
-            wanted = (
-                8 + head + max((e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"), default=0)
-            )
+            ends = (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+            stated = 8 + head + max(ends, default=0)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise ValueError(f"{file} is no safetensors file: its head is damaged. Copy it again.") from None
-    if size != wanted:
-        raise ValueError(f"{file} has {size} bytes, and its head says {wanted}: it was cut off. Copy it again.")
+    if size != stated:
+        raise ValueError(f"{file} has {size} bytes, and its head says {stated}: it was cut off. Copy it again.")
 
 
 def _check_weights(folder: Path) -> None:

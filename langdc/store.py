@@ -32,18 +32,14 @@ class StoreError(OSError):
 
 
 class TensorStore:
-    """Named tensors by key, a hexadecimal number.
+    """Named tensors by key, a hexadecimal number; with a folder memory holds those used last, up to `memory` bytes.
 
-    Without a folder all are held in memory. With one, those used last are, up to `memory` bytes. Raises ValueError for
-    a folder that version 0.1 wrote.
+    ValueError for a folder that version 0.1 wrote.
     """
 
     def __init__(self, folder: Path | None, memory: float = 4 * 2**30) -> None:
         if folder is not None and (folder / "shards").is_dir():
-            raise ValueError(
-                f"{folder} was written by version 0.1 of langdc, which stored tensors differently. Delete that folder, "
-                "or choose another one."
-            )
+            raise ValueError(f"{folder} was written by version 0.1 of langdc. Delete that folder, or choose another.")
         self.folder, self.memory = folder, memory
         self.held_bytes = 0
         self._held: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
@@ -76,8 +72,7 @@ class TensorStore:
                     save_file(alone, partial, {_CHECKSUM: _checksum(alone)})
             except (OSError, SafetensorError) as error:
                 raise StoreError(
-                    f"{path} could not be written: {error}. What was stored before stays; make room, or get the right "
-                    "to write there, and start again."
+                    f"{path} could not be written: {error}; make room, or get the right to write, and start again."
                 ) from error
         self._hold(key, alone)
 
@@ -93,8 +88,8 @@ class TensorStore:
             path.open("rb").close()
         except OSError as error:
             raise StoreError(
-                f"The stored tensors {path} cannot be read: {error.strerror}. Where the file is there, get the right "
-                "to read it; where it is not, it is made again at the next start."
+                f"The stored tensors {path} cannot be read: {error.strerror}. Get the right to read it; a file that is "
+                "not there is made again at the next start."
             ) from error
         try:
             with safe_open(path, "pt") as file:
@@ -103,8 +98,7 @@ class TensorStore:
                     raise ValueError("its content is not what was written")
         except (OSError, SafetensorError, ValueError) as error:
             raise StoreError(
-                f"The stored tensors {path} are damaged: {error}. Delete that file; what it held is made again at the "
-                "next start."
+                f"The stored tensors {path} are damaged: {error}. Delete that file; it is made again at the next start."
             ) from error
         self._checked.add(key)
         return tensors
@@ -114,10 +108,7 @@ class TensorStore:
         return [number for number, key in enumerate(keys) if key not in self]
 
     def mine(self, keys: Sequence[str]) -> list[int]:
-        """The numbers of the missing keys that this process makes: its share by the keys themselves.
-
-        So it does not matter which are there already, or in which order each process lists them.
-        """
+        """The numbers of the missing keys that this process makes: its share by the keys, whatever their order."""
         alone = self.folder is None
         once = {keys[n]: n for n in reversed(self.missing(keys))}
         return sorted(n for key, n in once.items() if alone or int(key[-8:], 16) % world_size() == rank())
@@ -146,14 +137,13 @@ class TensorStore:
             self._wait(keys, what)
 
     def _wait(self, keys: Sequence[str], what: str) -> None:
-        left = [keys[number] for number in self.missing(keys)]
+        left = [key for key in keys if key not in self]
         deadline = time.monotonic() + WAIT_SECONDS
         while left:
             time.sleep(_POLL_SECONDS)
-            late = time.monotonic() > deadline
-            if late or left[0] in self:
-                now = [left[number] for number in self.missing(left)]
-                if late and len(now) == len(left):
+            if left[0] in self or time.monotonic() > deadline:
+                now = [key for key in left if key not in self]
+                if len(now) == len(left):
                     raise StoreError(
                         f"{what}: another process stored nothing for {WAIT_SECONDS:.0f} s. Look at what it printed and "
                         "start again."

@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,6 @@ _LLAVA = {
     "vision_feature_layer": -1, "vision_feature_select_strategy": "full", "image_grid_pinpoints": [[32, 32]],
     "tie_word_embeddings": False,
 }
-_CAUSAL = "Qwen2ForCausalLM"
 _CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**_TEXT, "model_type": "qwen2", "tie_word_embeddings": True},
     "qwen2_vl": _qwen_vl("qwen2_vl", embed_dim=32, mlp_ratio=2, hidden_size=64),
@@ -111,8 +111,7 @@ def folder(name: str) -> Path:
             f"There is no model 'tiny:{name}'. Give tiny:NAME or tiny:NAME:SEED; the names are {', '.join(_CONFIGS)}."
         )
     versions = (__version__, torch.__version__, transformers.__version__, tokenizers.__version__)
-    decisive = [_FORMAT, versions, _CONFIGS[model], _TEMPLATE, _WORDS]
-    key = text_hash(json.dumps(decisive))[:12]
+    key = text_hash(json.dumps([_FORMAT, versions, _CONFIGS[model], _TEMPLATE, _WORDS]))[:12]
     target = _cache() / f"{model}-{int(seed or 0)}-{key}"
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="partial-", ignore_cleanup_errors=True) as partial:
@@ -126,24 +125,20 @@ def folder(name: str) -> Path:
 
 
 def _cache() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "langdc" / "tiny"
-    try:
+    with suppress(OSError, RuntimeError):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "langdc" / "tiny"
         home.mkdir(parents=True, exist_ok=True)
-        writable = os.access(home, os.W_OK)
-    except (OSError, RuntimeError):
-        writable = False
-    if writable:
-        return home
+        if os.access(home, os.W_OK):
+            return home
     home = Path(tempfile.gettempdir()) / f"langdc-{os.getuid()}"
     home.mkdir(exist_ok=True, mode=0o700)
     return home
 
 
 def _write(name: str, seed: int, directory: Path) -> None:
-    tokenizer = _tokenizer(name)
-    model_class = (
-        _PROCESSORS[name][0].replace("Processor", "ForConditionalGeneration") if name in _PROCESSORS else _CAUSAL
-    )
+    tokenizer, model_class = _tokenizer(name), "Qwen2ForCausalLM"
+    if name in _PROCESSORS:
+        model_class = _PROCESSORS[name][0].replace("Processor", "ForConditionalGeneration")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # not through an Auto class, which would partition the model where ZeRO-3 is on

@@ -78,6 +78,16 @@ class FeatureGrid:
         """T*H*W."""
         return self.values.shape[:3].numel()
 
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "FeatureGrid":
+        """The same on a device; values and side grids in `dtype`, if given."""
+        saliency = None if self.saliency is None else self.saliency.to(device)
+        extra = tuple(side.to(device, dtype) for side in self.extra)
+        return FeatureGrid(self.values.to(device, dtype), saliency, extra, self.size)
+
+
+Grids = Mapping[str, FeatureGrid]
+"""One video's encoder grids by stream name."""
+
 
 @dataclass(frozen=True, eq=False)
 class VideoFeatures:
@@ -88,7 +98,7 @@ class VideoFeatures:
     """
 
     projected: tuple[FeatureGrid, ...]
-    encoder: Mapping[str, FeatureGrid]
+    encoder: Grids
     seconds: Tensor
     question: Tensor | None = None
 
@@ -294,7 +304,7 @@ class VideoBatch:
     all ranks make the same calls; its losses are not counted.
     """
 
-    raw: Sequence[Mapping[str, FeatureGrid]]
+    raw: Sequence[Grids]
     seconds: Sequence[Tensor]
     prompts: Sequence[Prompt] = ()
     shows: Sequence[Sequence[int]] = ()

@@ -88,9 +88,8 @@ def _uniform_indices(total: int, frames: int) -> list[int]:
 
 
 def _segment_indices(total: int, segments: int, frames_per_segment: int) -> list[int]:
-    """`frames_per_segment` frame numbers in each of `segments` equal parts of a video, by `_uniform_indices`.
-
-    Part s begins at floor(s * total / segments); a part that would be empty holds the frame that it begins at.
+    """`frames_per_segment` frame numbers in each of `segments` equal parts of a video, by `_uniform_indices`. Part s
+    begins at floor(s * total / segments); a part that would be empty holds the frame that it begins at.
     """
     _require_positive(total=total, segments=segments, frames_per_segment=frames_per_segment)
     bounds = [s * total // segments for s in range(segments + 1)]
@@ -157,9 +156,8 @@ def read_frames(
 
 
 def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float) -> None:
-    """Write frames [T,height,width,3] uint8 RGB as an H.264 mp4 (yuv420p, crf 18), with the same bytes every time.
-
-    The file appears under its name only when it is complete. Height and width must be even (yuv420p halves them).
+    """Write frames [T,height,width,3] uint8 RGB as an H.264 mp4 (yuv420p, crf 18), with the same bytes every time. The
+    file appears under its name only when it is complete. Height and width must be even (yuv420p halves them).
     """
     path, images = Path(path), np.asarray(frames)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
@@ -264,13 +262,9 @@ def _index(path: Path, fps: float | None) -> _Index:
         if not packets:
             raise _NoVideo("holds zero frames. Fetch or make it again")
         assert stream.time_base is not None, "a stream with packets has a time base"
-        return _Index(
-            pts=sorted({pts for pts, _ in packets}),
-            keys=sorted({pts for pts, key in packets if key}),
-            unit=stream.time_base,
-            rate=float(stream.average_rate or 1),
-            decord_trouble=_decord_trouble(packets, stream.codec_context.pix_fmt or ""),
-        )
+        pts, keys = sorted({pts for pts, _ in packets}), sorted({pts for pts, key in packets if key})
+        trouble = _decord_trouble(packets, stream.codec_context.pix_fmt or "")
+        return _Index(pts, keys, stream.time_base, float(stream.average_rate or 1), trouble)
 
 
 def _decord_trouble(packets: list[tuple[int, bool]], pixel_format: str) -> str | None:

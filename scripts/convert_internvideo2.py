@@ -1,10 +1,8 @@
 """The same as `langdc convert internvideo2`; --help shows its arguments."""
 
-import sys
-
 from langdc.cli import door
 
 main = door("convert internvideo2")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

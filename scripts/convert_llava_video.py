@@ -1,10 +1,8 @@
 """The same as `langdc convert llava_video`; --help shows its arguments."""
 
-import sys
-
 from langdc.cli import door
 
 main = door("convert llava_video")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,10 +1,8 @@
 """The same as `langdc convert videogpt_plus`; --help shows its arguments."""
 
-import sys
-
 from langdc.cli import door
 
 main = door("convert videogpt_plus")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

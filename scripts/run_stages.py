@@ -1,8 +1,6 @@
 """python scripts/run_stages.py CONFIG_DIR [--processes N] [key=value ...]    # the same as: langdc train CONFIG_DIR"""
 
-import sys
-
 from langdc.train.run import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from langdc import VideoLM, jsonl
+from langdc.sample.dataset import make_dataset
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "add_a_learned_compressor.md").read_text()
 
@@ -54,3 +57,28 @@ def test_it_passes_the_conformance_tests_and_broken_ones_fail(folder: Path) -> N
     assert {module for _, module in failed} == set(BROKEN), done.stdout[-3000:]
     for test in BROKEN:
         assert any(name.startswith(test) for name, module in failed if module == test), (test, failed)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("data")
+    make_dataset(made, {"train": 2, "test": 0}, images=0, workers=1)
+    return made
+
+
+def test_the_pages_config_trains_it_and_it_can_be_asked(folder: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
+    (config,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (folder / "gist.yaml").write_text(config)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    changes = [f"train.data=[{data / 'train.jsonl'}]", f"output={tmp_path / 'gist'}", "train.steps=3"]
+    command = [sys.executable, "-m", "langdc.train", str(folder / "gist.yaml"), *changes, "log_steps=1"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = jsonl.read(tmp_path / "gist" / "log.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["loss_answer"] + 0.5 * line["loss_reconstruction"], rel=1e-4)
+    monkeypatch.syspath_prepend(folder)
+    lm = VideoLM.from_pretrained(tmp_path / "gist")
+    answer = lm.ask(next(data.rglob("*.mp4")), "what moves ?", max_new_tokens=4)
+    assert answer.tokens == 4 * len(answer.segment_tokens) > 0

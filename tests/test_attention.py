@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.memory import most_live_bytes
 from langdc import attention, devices
-from langdc.attention import NAME, attend, causal_attention, received_attention, using
+from langdc.attention import NAME, _causal_attention, attend, received_attention, using
 from langdc.conformance.prompts import plain, prompt, small
 from tests.reference.kv import received
 
@@ -31,7 +31,7 @@ def naive(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 def test_causal_attention_is_aligned_to_the_end(queries, keys, groups, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_MASK_BLOCK", 3)
     query, key, value = noise(1, 4, queries, 8), noise(1, groups, keys, 8, seed=1), noise(1, groups, keys, 8, seed=2)
-    found = causal_attention(query, key, value, 0.3)
+    found = _causal_attention(query, key, value, 0.3)
     torch.testing.assert_close(found, naive(query, key, value, 0.3), atol=1e-6, rtol=1e-5)
 
 
@@ -47,7 +47,7 @@ def test_the_flash_path_takes_and_gives_its_layout(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(attention, "_FLASH_DEVICES", ("cpu",))
     monkeypatch.setattr(attention, "_sdpa", None)
     query, key, value = (noise(1, n, m, 8, seed=n).bfloat16() for n, m in ((4, 5), (2, 9), (2, 9)))
-    found = causal_attention(query, key, value, 0.3)
+    found = _causal_attention(query, key, value, 0.3)
     assert found.shape == query.shape
     expected = naive(query.float(), key.float(), value.float(), 0.3)
     torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
@@ -60,7 +60,7 @@ def test_on_a_gpu_the_error_is_that_of_the_precision(dtype: torch.dtype) -> None
     query, key, value = noise(1, 4, 70, 64), noise(1, 2, 200, 64, seed=1), noise(1, 2, 200, 64, seed=2)
     exact = naive(query, key, value, 0.125)
     low = [states.cuda().to(dtype) for states in (query, key, value)]
-    error = (causal_attention(*low, 0.125).cpu().float() - exact).abs().max()
+    error = (_causal_attention(*low, 0.125).cpu().float() - exact).abs().max()
     assert error <= 2 * (naive(*low, 0.125).cpu().float() - exact).abs().max() + 1e-5
 
 

@@ -324,8 +324,8 @@ def test_checkpoints_that_do_not_fit(
 ):
     model = place / "spoilt"
     shutil.copytree(place / "langdc", model)
-    card = checkpoint.read_card(model)
-    (model / checkpoint.CARD).write_text(change(card))
+    card = checkpoint.read_manifest(model)
+    (model / checkpoint.MANIFEST).write_text(change(card))
     assert_helps(ask(sample_video, QUESTION, model=model), capsys, str(model), said)
     tree = evaluation_tree(place)
     tree["rows"][0]["model"] = str(model)

@@ -83,7 +83,7 @@ def test_only_what_was_trained_is_written(tmp_path: Path) -> None:
 
 def test_the_card_says_how_it_was_made(tmp_path: Path) -> None:
     model = VideoModel(parts(tmp_path / "part"))
-    card = checkpoint.read_card(save(model, tmp_path / "run"))
+    card = checkpoint.read_manifest(save(model, tmp_path / "run"))
     assert (card["stage"], card["steps"], card["lora"]) == ("stage2", 7, None)
     assert card["weights_sha256"] == file_hash(tmp_path / "run" / checkpoint.WEIGHTS)
     assert list(card["parts"]) == [str(tmp_path / "part")]
@@ -184,4 +184,4 @@ def test_a_save_that_breaks_off_leaves_the_old_one(tmp_path: Path, monkeypatch: 
 
 def test_cards_are_plain_json(tmp_path: Path) -> None:
     run = save(tiny.model("pool"), tmp_path / "run")
-    assert json.loads((run / checkpoint.CARD).read_text())["model"]["compressor"]["name"] == "pool"
+    assert json.loads((run / checkpoint.MANIFEST).read_text())["model"]["compressor"]["name"] == "pool"

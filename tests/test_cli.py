@@ -45,7 +45,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.words)
-def test_every_command_has_its_function(command: cli.Command):
+def test_every_command_has_its_function(command: cli._Command):
     module, _, function = command.target.partition(":")
     assert callable(getattr(importlib.import_module(module), function))
 

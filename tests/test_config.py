@@ -12,12 +12,12 @@ from langdc.config import (
     MemberConfig,
     ModelConfig,
     RunConfig,
+    _shipped_configs,
     check,
     find_config,
     load,
     save,
     schema,
-    shipped_configs,
 )
 from langdc.evaluate.settings import EvalConfig
 from langdc.train import chain
@@ -215,7 +215,7 @@ def test_evaluation_rows_are_checked():
 
 EVALUATIONS = sorted(SHIPPED.rglob("eval*.yaml"))
 NOT_RUNS = re.compile(r"^(eval|vidcom2|retake|flexreduc)/|^sample/(eval|eval_full|sweep)$")
-TRAINING = [name for name in shipped_configs() if not NOT_RUNS.search(name)]
+TRAINING = [name for name in _shipped_configs() if not NOT_RUNS.search(name)]
 RUNS = [name for name in TRAINING if Path(name).name.startswith("stage")]
 
 

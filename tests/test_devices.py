@@ -80,7 +80,7 @@ def fresh():
 
 def test_cards_talk_by_nccl(monkeypatch, fresh):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert devices.kind() == devices.Kind("cuda", "nccl")
+    assert devices.kind() == devices._Kind("cuda", "nccl")
     assert devices.device(2) == torch.device("cuda", 2)
 
 

@@ -26,7 +26,7 @@ def test_cores_are_divided(monkeypatch, threads, variable):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(distributed, "_cores", lambda: 8)
     monkeypatch.setenv(variable, "3")
-    assert distributed.set_threads() == 2
+    assert distributed._set_threads() == 2
     assert torch.get_num_threads() == 2 and os.environ["OMP_NUM_THREADS"] == "2"
 
 
@@ -34,12 +34,12 @@ def test_more_processes_than_cores_have_a_thread_each(monkeypatch, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(distributed, "_cores", lambda: 2)
     monkeypatch.setenv("LOCAL_SIZE", "5")
-    assert distributed.set_threads() == 1
+    assert distributed._set_threads() == 1
 
 
 def test_the_users_choice_wins(monkeypatch, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert distributed.set_threads() == 3
+    assert distributed._set_threads() == 3
 
 
 def test_alone_nothing_is_shared_or_waited_for():

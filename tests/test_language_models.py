@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> str:
     return str(tmp_path / "model")
 
 
-def machine_with(monkeypatch: pytest.MonkeyPatch, kind: devices.Kind) -> None:
+def machine_with(monkeypatch: pytest.MonkeyPatch, kind: devices._Kind) -> None:
     """As if this were the best kind of device here, and its second one in use."""
     monkeypatch.setattr(devices, "kind", lambda: kind)
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from langdc import VideoLM, checkpoint, cli, sources
 from langdc.config import ModelConfig, check
-from langdc.language_models import load_chat_template, load_tokenizer
+from langdc.language_models import _chat_template, load_tokenizer
 from langdc.model import VideoModel
 from langdc.sources import resolve
 from tests import stock
@@ -201,7 +201,7 @@ def test_the_template_of_the_processor_goes_before_that_of_the_tokenizer(folder:
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "text: {{ messages }}"}))
-    assert load_chat_template(folder) is None
+    assert _chat_template(folder) is None
     assert load_tokenizer(str(folder)).chat_template == "text: {{ messages }}"
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": "with videos"}))
     assert load_tokenizer(str(folder)).chat_template == "with videos"

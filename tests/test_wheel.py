@@ -79,7 +79,8 @@ def test_the_sample_is_made_trained_evaluated_and_exported(langdc, tmp_path: Pat
     run_folder = tmp_path / "runs/sample/pool2x2/stage3"
     assert (run_folder / "langdc.json").is_file()
     model = {"name": "pool2x2", "model": str(run_folder)}
-    langdc("eval", "sample/eval", f"entries={json.dumps([model])}", "output=runs/eval", "limit=2")
+    few = ("reference=null", "limit=2", "timing_videos=1", "warmup_videos=0")
+    langdc("eval", "sample/eval", f"entries={json.dumps([model])}", "output=runs/eval", *few)
     langdc("report", "runs/eval")
     assert (tmp_path / "runs/eval/report.html").is_file()
     langdc("export", run_folder, "exported")

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from langdc.checkpoint import CARD, WEIGHTS, read_card
+from langdc.checkpoint import MANIFEST, WEIGHTS, read_manifest
 from langdc.hashing import file_hash
 from langdc.sample import WEIGHTS as PACKAGED
 
@@ -24,12 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="directory of a finished stage 3")
     parser.add_argument("--out", type=Path, default=PACKAGED / "langdc")
     options = parser.parse_args(argv)
-    card = read_card(options.run)
+    card = read_manifest(options.run)
     options.out.mkdir(parents=True, exist_ok=True)
     tensors = load_file(options.run / WEIGHTS)
     save_file({name: tensor.half() for name, tensor in tensors.items()}, options.out / WEIGHTS)
     card["weights_sha256"] = file_hash(options.out / WEIGHTS)
-    (options.out / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    (options.out / MANIFEST).write_text(json.dumps(card, indent=1) + "\n")
     text = (
         "# Sample LangDC\n\nThe caption-only LangDC of configs/sample/langdc, trained on the built-in sample videos by "
         "stages 1 to 3. It knows coloured shapes and nothing else, and exists so that `langdc ask --sample` works "

@@ -1,21 +1,16 @@
 """Large models and their habits: how each encodes, prompts and splices."""
 
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from langdc import compat
-from langdc.backbones import llava_onevision, llava_video, qwen2_5_vl, qwen2_vl, qwen3_vl, videogpt_plus
 from langdc.backbones.base import backbone_of, backbones
 
-__all__ = [
-    "backbone_of",
-    "backbones",
-    "llava_onevision",
-    "llava_video",
-    "qwen2_5_vl",
-    "qwen2_vl",
-    "qwen3_vl",
-    "videogpt_plus",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["backbone_of", "backbones"]
 
 
 def __getattr__(name: str) -> Any:

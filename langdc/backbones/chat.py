@@ -6,6 +6,7 @@ assistant's message is appended to the messages before it. No text is searched f
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def _pieces(render: Render, messages: list[dict], learn: bool) -> list[tuple[str
 
 
 def _reply_labels(ids: Tensor, end: list[int]) -> Tensor:
-    """Learn a reply up to its end token; what the template writes after that is not the model's to say."""
+    """Labels of a reply up to its end token; what the template writes after that is not learned."""
     ends = torch.isin(ids, torch.tensor(end)).nonzero()
     if len(ends) == 0:
         raise ValueError(f"A reply of {len(ids)} tokens has no end token ({end}); the model would never learn to stop.")
@@ -71,20 +72,20 @@ def _reply_labels(ids: Tensor, end: list[int]) -> Tensor:
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], end: list[int], learn: bool) -> Prompt:
     """Lay out messages by the tokenizer's chat template; see `langdc.interfaces.Backbone.prompt`."""
+    return marked_prompt(tokenizer, partial(templated, tokenizer), list(map(_as_text, messages)), end, learn)
 
-    def render(messages: list[dict], reply_next: bool) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next))
 
-    return marked_prompt(tokenizer, render, list(map(_as_text, messages)), end, learn)
+def templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict], reply_next: bool) -> str:
+    """The text that a tokenizer's chat template makes of messages."""
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next))
 
 
 def marked_prompt(
     tokenizer: PreTrainedTokenizerBase, render: Render, messages: list[dict], end: list[int], learn: bool,
     slots: Sequence[Slot] | None = None
 ) -> Prompt:  # fmt: skip
-    """A prompt from messages whose rendered text has a mark, U+E000, wherever tokens of a video go.
-
-    `slots`: what is known of each mark, in order, but for its position; video after video where None.
+    """A prompt from messages whose rendered text has a mark, U+E000, wherever tokens of a video go. `slots`: what is
+    known of each mark, in order, but for its position; video after video where None.
     """
     ids: list[Tensor] = []
     labels: list[Tensor] = []

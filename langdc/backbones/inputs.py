@@ -1,6 +1,5 @@
-"""From prompts and their videos' tokens to what a language model is called with.
-
-Training, asking and evaluation all go through `text_inputs`. Letters: B prompts, M length, D width, A rotary axes.
+"""From prompts and their videos' tokens to what a language model is called with. Training, asking and evaluation all go
+through `text_inputs`. Letters: B prompts, M length, D width, A rotary axes.
 """
 
 from collections.abc import Hashable, Sequence
@@ -21,9 +20,8 @@ from langdc.types import Prompt, Spliced, TextInputs, VideoTokens
 def text_inputs(
     backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]], left: bool = False
 ) -> TextInputs:
-    """Splice prompts with the tokens of their videos, number the positions, and pad all to one length.
-
-    `tokens`: per prompt, those of its videos in order. Padding goes to the right for training, `left` for generation.
+    """Splice prompts with their videos' tokens (per prompt, in order), number positions, and pad to one length. Padding
+    goes to the right for training, `left` for generation.
     """
     spliced = backbone.splice(prompts, tokens)
     side = "left" if left else "right"
@@ -37,18 +35,13 @@ def text_inputs(
         _restarted(backbone.positions(prompt, shown).to(embeds.device)[:, 0], item.sequence_id).T
         for prompt, shown, item in zip(prompts, tokens, spliced, strict=True)
     ]
-    return TextInputs(
-        embeds,
-        _mask(spliced, embeds, left),
-        padded(places, 0).permute(2, 0, 1),
-        padded(labels, IGNORED) if labels else None,
-        backbone.batch_arguments(spliced, embeds.shape[1], left),
-        tuple(spliced),
-    )
+    positions, extra = padded(places, 0).permute(2, 0, 1), backbone.batch_arguments(spliced, embeds.shape[1], left)
+    learned = padded(labels, IGNORED) if labels else None
+    return TextInputs(embeds, _mask(spliced, embeds, left), positions, learned, extra, tuple(spliced))
 
 
 def _restarted(positions: Tensor, sequence_id: Tensor | None) -> Tensor:
-    """Positions [A,M] in which every packed question, which is text alone, starts where the first one does."""
+    """Positions [A,M] with every packed question, which is text alone, starting at the first one's position."""
     if sequence_id is None:
         return positions
     first = positions[:, sequence_id == 1][:, :1]
@@ -59,7 +52,7 @@ def _restarted(positions: Tensor, sequence_id: Tensor | None) -> Tensor:
 
 
 def _mask(items: list[Spliced], embeds: Tensor, left: bool) -> Tensor:
-    """Padding mask [B,M]; with packed questions, what is added to attention scores [B,1,M,M]: 0 or very negative."""
+    """Padding mask [B,M]; with packed questions the bias of attention scores [B,1,M,M]: 0 or the lowest number."""
     packed = torch.full(embeds.shape[:2], -1, device=embeds.device)
     for row, item in zip(packed, items, strict=True):
         places = row[len(row) - len(item.embeds) :] if left else row[: len(item.embeds)]
@@ -74,9 +67,7 @@ def _mask(items: list[Spliced], embeds: Tensor, left: bool) -> Tensor:
 
 
 def _packed_mask(sequence_id: Tensor) -> Tensor:
-    """Each position attends to earlier ones of its own question and of the shared part (0); padding (-1) to itself:
-    [B,M,M].
-    """
+    """Mask [B,M,M]: positions attend to earlier ones of their question and the shared part (0); padding to itself."""
     length = sequence_id.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=sequence_id.device).tril()
     shared = sequence_id[:, None, :] == 0
@@ -86,14 +77,15 @@ def _packed_mask(sequence_id: Tensor) -> Tensor:
 
 
 def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> dict[str, Any]:
-    """What `generate` needs to answer prompts: those that begin with the same video read it only once."""
+    """Arguments of `generate` for prompts; a video with which several begin is read only once."""
     begins = [_beginning(prompt, videos) for prompt, videos in zip(prompts, tokens, strict=True)]
     order = {begin: number for number, begin in enumerate(dict.fromkeys(begins))}
     if len(order) == len(prompts):
         batch = text_inputs(backbone, prompts, tokens, left=True)
         return {"inputs_embeds": batch.embeds, "attention_mask": batch.mask}
     chosen = [begins.index(begin) for begin in order]
-    heads = text_inputs(backbone, [_head(prompts[n]) for n in chosen], [tokens[n] for n in chosen], left=True)
+    beginnings = [Prompt(prompts[n].ids[: _cut(prompts[n])], slots=prompts[n].slots) for n in chosen]
+    heads = text_inputs(backbone, beginnings, [tokens[n] for n in chosen], left=True)
     cache = DynamicCache(config=backbone.language_model.config)
     backbone.text_model(**heads.arguments, past_key_values=cache, use_cache=True)
     of = torch.tensor([order[begin] for begin in begins], device=heads.mask.device)
@@ -160,8 +152,8 @@ def _arguments(backbone: Backbone, spliced: Spliced, compressor: KVCompressor | 
 
 
 def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoTokens, released: bool) -> int:
-    """Video tokens per chunk. Released code counts steps where it means frames, so that short videos have two chunks,
-    and does not count the newline after a video, which is then a chunk of its own.
+    """Video tokens per chunk. Released code counts steps as frames, so that short videos have two chunks, and leaves
+    out the newline after a video, which is then a chunk of its own.
     """
     if not released:
         return tokens_per_chunk(chunk_frames, frames, len(tokens))
@@ -170,7 +162,7 @@ def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoToken
 
 
 def _even_frames(tokens: VideoTokens, steps: int) -> int | None:
-    """How many tokens each step has, if all have as many; one more token may end the video."""
+    """Tokens per step, if all steps have as many; one more token may end the video."""
     return len(tokens) // steps if len(tokens) % steps <= 1 else None
 
 
@@ -178,12 +170,8 @@ def _cut(prompt: Prompt) -> int:
     return prompt.slots[0].position
 
 
-def _head(prompt: Prompt) -> Prompt:
-    return Prompt(prompt.ids[: _cut(prompt)], slots=prompt.slots)
-
-
 def _beginning(prompt: Prompt, videos: list[VideoTokens]) -> Hashable:
-    """Equal for prompts that may share what they read up to the end of their one video."""
+    """A key that is equal for prompts that begin with the same text and the same single video."""
     if len(videos) != 1 or _cut(prompt) == len(prompt.ids):
         return id(prompt)
     return id(videos[0]), tuple(prompt.ids[: _cut(prompt)].tolist())

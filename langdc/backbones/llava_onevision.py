@@ -1,6 +1,5 @@
-"""LLaVA-OneVision: frames through SigLIP, pooled to half the side, one newline embedding after the video.
-
-Letters: T frames, H W token grid, P = H*W, C encoder width, D backbone width, N tokens.
+"""LLaVA-OneVision: frames through SigLIP, pooled to half the side, one newline embedding after the video. Letters: T
+frames, H W token grid, P = H*W, C encoder width, D backbone width, N tokens.
 """
 
 import math
@@ -17,10 +16,10 @@ from langdc.backbones.base import backbones
 from langdc.backbones.stock import StockBackbone
 from langdc.encoders.saliency import attention_received
 from langdc.timing import stage
-from langdc.types import FeatureGrid, Frames, VideoFeatures, VideoTokens
+from langdc.types import FeatureGrid, Frames, Grids, VideoFeatures, VideoTokens
 
 FRAMES_AT_ONCE = 32
-"""Frames that the encoder sees in one call; activations of more would fill memory for nothing."""
+"""Frames per call of the encoder, to bound the memory of activations."""
 
 
 @backbones.register("llava_onevision")
@@ -65,14 +64,11 @@ class LlavaOnevision(StockBackbone):
         return size["height"], size["width"]
 
     def _processor_settings(self) -> dict[str, Any]:
-        config = self.model.config
-        side = config.vision_config.image_size
-        size = {"size": {"height": side, "width": side}}
-        return {**size, "image_grid_pinpoints": config.image_grid_pinpoints}
+        side = self.model.config.vision_config.image_size
+        size = {"height": side, "width": side}
+        return {"size": size, "image_grid_pinpoints": self.model.config.image_grid_pinpoints}
 
-    def encode(
-        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
-    ) -> list[Mapping[str, FeatureGrid]]:
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         """Patches of every frame, and of every crop of an image (T crops), before the projector: [T,H',W',C]."""
         if not videos:
             return []
@@ -87,27 +83,26 @@ class LlavaOnevision(StockBackbone):
         """Normalised frames, or an image's crops: [T,3,height,width]."""
         if len(video) == 1:
             return self.image_processor(images=[video.pixels[0]], return_tensors="pt")["pixel_values"][0]
-        found = self.video_processor(videos=[video.pixels], do_sample_frames=False, return_tensors="pt")
-        return found["pixel_values_videos"][0]
+        result = self.video_processor(videos=[video.pixels], do_sample_frames=False, return_tensors="pt")
+        return result["pixel_values_videos"][0]
 
     def read_pixels(
         self, pixels: Sequence[Tensor], saliency: bool = False, at_once: int = FRAMES_AT_ONCE
     ) -> list[FeatureGrid]:
         """Patches of normalised frames [T,3,height,width] at the layer that the checkpoint names: [T,H',W',C] each.
-
         `saliency`: with the attention each gets in the block before that layer, the last where it names several.
         """
         frames = torch.cat(list(pixels)).to(self.vision.device, self.vision.dtype)
         with torch.set_grad_enabled(self.trains_vision):
             parts = [self._read(part, saliency) for part in frames.split(at_once)]
         lengths = list(map(len, pixels))
-        values, attended = (
-            torch.cat(column).unflatten(1, (self.patch_side, self.patch_side)).split(lengths)
-            if column[0] is not None
-            else [None] * len(lengths)
-            for column in zip(*parts, strict=True)
-        )
-        return [FeatureGrid(each, weight) for each, weight in zip(values, attended, strict=True)]
+
+        def grids(column: Sequence[Any]) -> Sequence[Any]:
+            if column[0] is None:
+                return [None] * len(lengths)
+            return torch.cat(list(column)).unflatten(1, (self.patch_side, self.patch_side)).split(lengths)
+
+        return list(map(FeatureGrid, *map(grids, zip(*parts, strict=True))))
 
     def _read(self, pixels: Tensor, saliency: bool) -> tuple[Tensor, Tensor | None]:
         config = self.model.config
@@ -115,17 +110,15 @@ class LlavaOnevision(StockBackbone):
         named = config.vision_feature_layer
         layers = [named] if isinstance(named, int) else named
         chosen = torch.cat([states[layer] for layer in layers], -1)
-        attended = None
-        if saliency:
-            layer = layers[-1] % len(states)
-            with stage("saliency"):
-                attended = attention_received(self.vision.encoder.layers[layer - 1], states[layer - 1])
         first = 1 if config.vision_feature_select_strategy == "default" else 0
-        return chosen[:, first:], attended if attended is None else attended[:, first:]
+        if not saliency:
+            return chosen[:, first:], None
+        layer = layers[-1] % len(states)
+        with stage("saliency"):
+            attended = attention_received(self.vision.encoder.layers[layer - 1], states[layer - 1])
+        return chosen[:, first:], attended[:, first:]
 
-    def project(
-        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
-    ) -> list[VideoFeatures]:
+    def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
         if "projected" not in need or not encoded:
             return [VideoFeatures((), grids, times) for grids, times in zip(encoded, seconds, strict=True)]
         grids = [each["video"] for each in encoded]
@@ -153,7 +146,7 @@ class LlavaOnevision(StockBackbone):
         """Projected patches [T,H'*W',D] to the grid that the language model reads [T,H,W,D]."""
         return self._inner.apply_pooling(projected).unflatten(1, (self.side, self.side))
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
+    def encode_blank(self, encoded: Grids) -> int:
         grid, side = encoded["video"], self.model.config.vision_config.image_size
         frame = torch.zeros(1, 3, side, side, device=self.vision.device)
         self.read_pixels([frame], grid.saliency is not None)
@@ -167,13 +160,13 @@ class LlavaOnevision(StockBackbone):
         return self.with_newlines(tokens, self.newlines_after(tokens, video))
 
     def newlines_after(self, tokens: VideoTokens, video: VideoFeatures) -> Tensor:
-        """How many newlines follow each token: [N]."""
+        """Number of newlines after each token: [N]."""
         count = tokens.segment.new_zeros(len(tokens))
         count[-1:] = 1
         return count
 
     def with_newlines(self, tokens: VideoTokens, count: Tensor) -> VideoTokens:
-        """Tokens with `count` [N] newline embeddings after each; they have no place in the grid."""
+        """Tokens with `count` [N] newline embeddings after each, which come from no patch."""
         total = len(tokens) + int(count.sum())
         place = torch.arange(len(tokens), device=count.device) + count.cumsum(0) - count
         newline = self._inner.image_newline.to(tokens.values)

@@ -1,6 +1,5 @@
-"""LLaVA-Video: the weights of a LLaVA-OneVision directory, with the grid that its authors trained on.
-
-Letters: T frames, H W token grid, P = H*W, D backbone width, N tokens.
+"""LLaVA-Video: the weights of a LLaVA-OneVision directory, with the grid that its authors trained on. Letters: T
+frames, H W token grid, P = H*W, D backbone width, N tokens.
 """
 
 from typing import Literal
@@ -12,6 +11,7 @@ from torch.nn import functional
 from langdc.backbones.base import backbones
 from langdc.backbones.llava_onevision import LlavaOnevision
 from langdc.language_models import Quantize
+from langdc.registry import check_choice
 from langdc.sources import Source
 from langdc.types import VideoFeatures, VideoTokens
 
@@ -24,8 +24,8 @@ class LlavaVideo(LlavaOnevision):
     """LLaVA-Video. `grid`: "authors" (default) averages 2x2 patches, 13x13 of 27x27, and ends each row with a newline
     embedding, as the model was trained; "onevision" is transformers' rule, 14x14 and one newline, as in ReTaKe.
 
-    `newlines`: of a video that a compressor thinned out, the newlines of "rows" that still have tokens, each after its
-    row (default), or "all" of each frame's after its tokens, as in VidCom2's released code, also for frames kept whole.
+    `newlines`: of a compressed video, those of the "rows" that still have tokens, each after its row (default), or
+    "all" of each frame's after its tokens, as in VidCom2's released code, also for frames kept whole.
     """
 
     def __init__(
@@ -33,9 +33,8 @@ class LlavaVideo(LlavaOnevision):
         newlines: Newlines = "rows", tokenizer: str | None = None, dtype: str = "auto", attention: str = "sdpa",
         yarn: float | None = None, quantize: Quantize | None = None, text: bool = True
     ) -> None:  # fmt: skip
-        for name, given, allowed in (("grid", grid, ("authors", "onevision")), ("newlines", newlines, ("rows", "all"))):
-            if given not in allowed:
-                raise ValueError(f"{name}={given!r}; allowed are {' and '.join(map(repr, allowed))}.")
+        check_choice("grid", grid, Grid)
+        check_choice("newlines", newlines, Newlines)
         super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, quantize, text)
         self.grid, self.newlines = grid, newlines
 
@@ -59,7 +58,7 @@ class LlavaVideo(LlavaOnevision):
         return _last_of_run(place // self.side**2) * self.side
 
     def _places(self, tokens: VideoTokens) -> Tensor:
-        """Flat places in the grid [N]; new tokens stand where their order puts them, within their segment."""
+        """Flat indices into the grid [N]; those of new tokens follow their order within their segment."""
         if tokens.source is not None:
             return tokens.source
         order = torch.arange(len(tokens), device=tokens.segment.device)

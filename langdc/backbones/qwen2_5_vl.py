@@ -1,9 +1,6 @@
-"""Qwen2.5-VL: as Qwen2-VL, but steps stand in time by the clock, and most blocks attend within windows.
-
-Letters: T steps of time, D backbone width.
+"""Qwen2.5-VL: as Qwen2-VL, but steps stand in time by the clock, and most blocks attend within windows. Letters: T
+steps of time, D backbone width.
 """
-
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 from langdc.backbones.base import backbones
 from langdc.backbones.qwen2_vl import Qwen2VL
@@ -15,13 +12,12 @@ class Qwen25VL(Qwen2VL):
     """Qwen2.5-VL; settings as for Qwen2-VL."""
 
     model_types = ("qwen2_5_vl",)
-    video_processor_class = Qwen2VLVideoProcessor
     released_axes = "time"
 
     def times(self, video: VideoFeatures, steps: int) -> tuple[int, ...]:
         if video.is_image:
             return super().times(video, steps)
         seconds = video.seconds.double()
-        between = float(seconds[-1] - seconds[0]) / (len(seconds) - 1)
-        pace = self.vision.config.tokens_per_second * between * self.frames_per_step
+        interval = float(seconds[-1] - seconds[0]) / (len(seconds) - 1)
+        pace = self.vision.config.tokens_per_second * interval * self.frames_per_step
         return tuple(int(step * pace) for step in range(steps))

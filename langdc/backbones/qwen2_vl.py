@@ -1,9 +1,8 @@
-"""Qwen2-VL: two frames make one step of time, and tokens stand at a time, a row and a column.
-
-Letters: T steps of time, H W token grid, D backbone width, N tokens, A = 3 rotary axes, M prompt+video length.
+"""Qwen2-VL: two frames make one step of time, and tokens stand at a time, a row and a column. Letters: T steps of time,
+H W token grid, D backbone width, N tokens, A = 3 rotary axes, M prompt+video length.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -15,9 +14,10 @@ from langdc.backbones.base import backbones
 from langdc.backbones.splice import slot_tokens
 from langdc.backbones.stock import StockBackbone
 from langdc.language_models import Quantize
+from langdc.registry import check_choice
 from langdc.sources import Source
 from langdc.timing import stage
-from langdc.types import FeatureGrid, Frames, Prompt, Slot, VideoFeatures, VideoTokens
+from langdc.types import FeatureGrid, Frames, Grids, Prompt, Slot, VideoFeatures, VideoTokens
 
 Positions = Literal["trained", "transformers"]
 NewTokens = Literal["time", "words"]
@@ -25,12 +25,12 @@ NewTokens = Literal["time", "words"]
 
 @backbones.register("qwen2_vl")
 class Qwen2VL(StockBackbone):
-    """Qwen2-VL. `pixels`: the most and the fewest pixels of a frame, [fewest, most], in place of the checkpoint's.
+    """Qwen2-VL. `pixels`: [fewest, most] pixels of a frame, in place of the checkpoint's.
 
-    `positions`: where text continues after a video. "trained" (default): after all that the video took, as the models
-    were trained; "transformers": as transformers 5 has it, after its rows and columns, so that positions of text fall
-    inside a long video. `new_tokens`: where tokens without a place in the grid stand. "time" (default): at the time of
-    their segment's first step, rows and columns along the diagonal; "words": one after the other on all axes, as text.
+    `positions`: where text continues after a video. "trained" (default): after all axes of the video, as the models
+    were trained; "transformers": as transformers 5, after rows and columns, so that text overlaps a long video.
+    `new_tokens`: positions of tokens that come from no patch. "time" (default): at the time of their segment's first
+    step, rows and columns along the diagonal; "words": one after the other on all axes, as text.
     """
 
     model_types = ("qwen2_vl",)
@@ -45,10 +45,8 @@ class Qwen2VL(StockBackbone):
         dtype: str = "auto", attention: str = "sdpa", yarn: float | None = None, quantize: Quantize | None = None,
         text: bool = True
     ) -> None:  # fmt: skip
-        if positions not in ("trained", "transformers"):
-            raise ValueError(f"positions={positions!r}; allowed are 'trained' and 'transformers'.")
-        if new_tokens not in ("time", "words"):
-            raise ValueError(f"new_tokens={new_tokens!r}; allowed are 'time' and 'words'.")
+        check_choice("positions", positions, Positions)
+        check_choice("new_tokens", new_tokens, NewTokens)
         if pixels is not None and (len(pixels) != 2 or not 0 < pixels[0] <= pixels[1]):
             raise ValueError(
                 f"pixels={pixels}; give the fewest and the most pixels of a frame, such as [3136, 200704]."
@@ -60,19 +58,25 @@ class Qwen2VL(StockBackbone):
 
     @property
     def _size(self) -> dict[str, int]:
-        size = self.video_processor.size
-        fewest, most = self.pixels or (size["shortest_edge"], size["longest_edge"])
-        return {"shortest_edge": fewest, "longest_edge": most}
+        return self._limits(self.video_processor)
+
+    def _limits(self, processor: Any) -> dict[str, int]:
+        """The fewest and the most pixels, as transformers names them."""
+        if self.pixels:
+            return dict(zip(("shortest_edge", "longest_edge"), self.pixels, strict=True))
+        return {name: processor.size[name] for name in ("shortest_edge", "longest_edge")}
 
     @property
     def preprocessing(self) -> str:
         return f"{super().preprocessing} {self.pixels}"
 
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        size, config = self._size, self.vision.config
-        return smart_resize(
-            height, width, config.patch_size * config.spatial_merge_size, size["shortest_edge"], size["longest_edge"]
-        )
+        return smart_resize(height, width, self._token_side, *self._size.values())
+
+    @property
+    def _token_side(self) -> int:
+        """Pixels of one token's side."""
+        return self.vision.config.patch_size * self.vision.config.spatial_merge_size
 
     def _processor_settings(self) -> dict[str, Any]:
         config = self.vision.config
@@ -82,9 +86,7 @@ class Qwen2VL(StockBackbone):
             "merge_size": config.spatial_merge_size,
         }
 
-    def encode(
-        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
-    ) -> list[Mapping[str, FeatureGrid]]:
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         """One call of the encoder for all videos and images."""
         if not videos:
             return []
@@ -93,44 +95,42 @@ class Qwen2VL(StockBackbone):
 
     def patches_of(self, video: Frames) -> tuple[Tensor, Tensor]:
         """Patches [n,values] of a video or image in the stock processor's order, and their grid [1,3]."""
-        how: dict[str, Any] = {"return_tensors": "pt", **({"size": self._size} if self.pixels else {})}
+        options: dict[str, Any] = {"return_tensors": "pt", **({"size": self._size} if self.pixels else {})}
         with stage("preprocess"):
             if len(video) == 1:
-                found = self.image_processor(images=[video.pixels[0]], **how)
-                return found["pixel_values"], found["image_grid_thw"]
+                result = self.image_processor(images=[video.pixels[0]], **options)
+                return result["pixel_values"], result["image_grid_thw"]
             if hasattr(self.video_processor, "cap_pixels_per_frame"):
-                how["cap_pixels_per_frame"] = (
-                    True  # the rule of the models' authors; transformers warns without a choice
-                )
-            found = self.video_processor(videos=[video.pixels], do_sample_frames=False, **how)
-        return found["pixel_values_videos"], found["video_grid_thw"]
+                # the rule of the models' authors; transformers warns without a choice
+                options["cap_pixels_per_frame"] = True
+            result = self.video_processor(videos=[video.pixels], do_sample_frames=False, **options)
+        return result["pixel_values_videos"], result["video_grid_thw"]
 
     def read_patches(self, patches: Tensor, grids: Tensor) -> list[FeatureGrid]:
         """Features of videos from their patches [n,values] in the stock processor's order and their `grids` [B,3]."""
         with torch.set_grad_enabled(self.trains_vision):
             grids = grids.to(self.model.device)
-            found = self.vision(patches.to(self.model.device, self.vision.dtype), grid_thw=grids)
+            output = self.vision(patches.to(self.model.device, self.vision.dtype), grid_thw=grids)
         merge = self.vision.spatial_merge_size
         shapes = [(steps, rows // merge, columns // merge) for steps, rows, columns in grids.tolist()]
         sizes = [steps * rows * columns for steps, rows, columns in shapes]
-        sides = [side.split(sizes) for side in getattr(found, "deepstack_features", None) or ()]
+        sides = [side.split(sizes) for side in getattr(output, "deepstack_features", None) or ()]
         return [
             FeatureGrid(values.unflatten(0, shape), None, tuple(side[number].unflatten(0, shape) for side in sides))
-            for number, (values, shape) in enumerate(zip(found.pooler_output.split(sizes), shapes, strict=True))
+            for number, (values, shape) in enumerate(zip(output.pooler_output.split(sizes), shapes, strict=True))
         ]
 
     def outline(self, video: Frames) -> VideoFeatures:
-        config, merge = self.vision.config, self.vision.spatial_merge_size
-        side = config.patch_size * merge
-        height, width = self.read_size(len(video), *video.pixels.shape[2:])
+        side, (height, width) = self._token_side, video.pixels.shape[2:]
         if len(video) == 1:
-            size = self.image_processor.size
-            fewest, most = self.pixels or (size["shortest_edge"], size["longest_edge"])
-            height, width = smart_resize(*video.pixels.shape[2:], side, fewest, most)
+            fewest, most = self._limits(self.image_processor).values()
+            height, width = smart_resize(height, width, side, fewest, most)
+        else:
+            height, width = self.read_size(len(video), height, width)
         shape = (-(-len(video) // self.frames_per_step), height // side, width // side, 0)
         return VideoFeatures((), {"video": FeatureGrid(torch.empty(shape))}, video.seconds)
 
-    def encode_blank(self, encoded: Mapping[str, FeatureGrid]) -> int:
+    def encode_blank(self, encoded: Grids) -> int:
         steps, rows, columns = encoded["video"].values.shape[:3]
         config, merge = self.vision.config, self.vision.spatial_merge_size
         values = 3 * config.temporal_patch_size * config.patch_size**2
@@ -145,7 +145,7 @@ class Qwen2VL(StockBackbone):
         return [Slot(0, number, None, self.times(video, steps), height, width, segment_steps)]
 
     def times(self, video: VideoFeatures, steps: int) -> tuple[int, ...]:
-        """Where each step of a video stands in time, from its first."""
+        """The position in time of each step of a video, from its first."""
         return tuple(range(steps))
 
     def positions(self, prompt: Prompt, tokens: list[VideoTokens]) -> Tensor:
@@ -157,13 +157,13 @@ class Qwen2VL(StockBackbone):
         for slot, part in zip(prompt.slots, slot_tokens(prompt, tokens), strict=True):
             yield torch.arange(start, start + slot.position - read).expand(3, -1)
             start, read = start + slot.position - read, slot.position
-            stands = self._places(slot, part)
-            yield stands + start
-            start += self._extent(slot, stands)
+            places = self._places(slot, part)
+            yield places + start
+            start += self._extent(slot, places)
         yield torch.arange(start, start + len(prompt.ids) - read).expand(3, -1)
 
     def _places(self, slot: Slot, part: VideoTokens) -> Tensor:
-        """Time, row and column of a slot's tokens [A,N], from where the slot begins."""
+        """Time, row and column of a slot's tokens [A,N], relative to the slot's start."""
         if part.source is None:
             return self._new_places(slot, part)
         source, frame = part.source.cpu(), slot.height * slot.width
@@ -172,7 +172,7 @@ class Qwen2VL(StockBackbone):
         return torch.stack([time, source % frame // slot.width, source % slot.width])
 
     def _new_places(self, slot: Slot, part: VideoTokens) -> Tensor:
-        """Where new tokens stand, which have no place in the grid: [A,N], as `new_tokens` says."""
+        """Positions [A,N] of tokens that come from no patch, by `new_tokens`."""
         order = torch.arange(len(part))
         if self.new_tokens == "words":
             return order.expand(3, -1)
@@ -184,11 +184,11 @@ class Qwen2VL(StockBackbone):
         time = torch.tensor(slot.times)[first if slot.segment is None else torch.zeros_like(first)]
         return torch.stack([time, within, within])
 
-    def _extent(self, slot: Slot, stands: Tensor) -> int:
-        """How far text after a slot is from where it began, whatever was dropped of it."""
+    def _extent(self, slot: Slot, places: Tensor) -> int:
+        """How far the text after a slot is from the slot's start, independent of what was dropped."""
         sides = [slot.height, slot.width]
-        if stands.shape[1]:
-            sides.append(int(stands[1:].max()) + 1)
+        if places.shape[1]:
+            sides.append(int(places[1:].max()) + 1)
         if self.numbering == "trained":
             sides.append(slot.times[-1] + 1)
         return max(sides)

@@ -1,5 +1,4 @@
 """Qwen3-VL: timestamps stand between the steps of a video, and features of several encoder depths follow its tokens.
-
 Letters: T steps of time, H W token grid, D backbone width.
 """
 
@@ -33,18 +32,10 @@ class Qwen3VL(Qwen2VL):
     released_axes = "time"
 
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        size, config = self._size, self.vision.config
         if frames == 1:
             return height, width
-        return smart_resize(
-            frames,
-            height,
-            width,
-            config.temporal_patch_size,
-            config.patch_size * config.spatial_merge_size,
-            size["shortest_edge"],
-            size["longest_edge"],
-        )
+        steps, side = self.vision.config.temporal_patch_size, self._token_side
+        return smart_resize(frames, height, width, steps, side, *self._size.values())
 
     def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
         steps, height, width = video.grid
@@ -53,10 +44,10 @@ class Qwen3VL(Qwen2VL):
 
     def marked(self, text: str, media: Sequence[VideoFeatures], segment_steps: int) -> str:
         videos = iter([self._stamped(video, segment_steps) for video in media if not video.is_image])
-        wanted = self.placeholders["video"]
+        placeholder = self.placeholders["video"]
         if self.numbering == "trained":
-            text = text.replace(f"{START}{wanted}{END}", wanted)
-        first, *rest = text.split(wanted)
+            text = text.replace(f"{START}{placeholder}{END}", placeholder)
+        first, *rest = text.split(placeholder)
         text = first + "".join(next(videos, "") + part for part in rest)
         return text.replace(self.placeholders["image"], VIDEO_MARK)
 

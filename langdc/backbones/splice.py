@@ -1,9 +1,8 @@
 """Putting the tokens of videos into a prompt, piece by piece: no placeholder ids to keep in step with features.
-
 Letters: D backbone width, N tokens, M prompt+video length.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -28,11 +27,11 @@ def slot_tokens(prompt: Prompt, videos: list[VideoTokens]) -> Iterator[VideoToke
         raise ValueError(f"The prompt has places for {len(named)} videos, {len(videos)} were given.")
     placed = [0] * len(videos)
     for slot in prompt.slots:
-        found = videos[slot.video]
+        tokens = videos[slot.video]
         if slot.segment is not None:
-            found = found.take((found.segment == slot.segment).nonzero()[:, 0])
-        placed[slot.video] += len(found)
-        yield found
+            tokens = tokens.take((tokens.segment == slot.segment).nonzero()[:, 0])
+        placed[slot.video] += len(tokens)
+        yield tokens
     for number, (count, video) in enumerate(zip(placed, videos, strict=True)):
         if count != len(video):
             raise ValueError(f"Video {number} has {len(video)} tokens, but the prompt has places for {count} of them.")
@@ -54,24 +53,18 @@ def _splice(prompt: Prompt, words: Tensor, videos: list[VideoTokens]) -> Spliced
     def filled(value: int) -> list[Tensor]:
         return [torch.full((len(part),), value) for part in parts]
 
-    text = torch.full((len(words),), -1, device=words.device)
+    def marked(ids: Tensor | None, value: int) -> Tensor | None:
+        return None if ids is None else woven(ids.to(words.device), filled(value))
+
+    text, padding = torch.full((len(words),), -1, device=words.device), None
     numbers = [torch.full((len(part),), video_id) for part, video_id in zip(parts, video_ids, strict=True)]
-    return Spliced(
-        woven(words, [part.values for part in parts]),
-        woven(prompt.labels.to(words.device), filled(IGNORED)) if prompt.labels is not None else None,
-        woven(text, numbers),
-        woven(prompt.sequence_id.to(words.device), filled(0)) if prompt.sequence_id is not None else None,
-        _joined_sides(parts),
-        _padding(parts, woven, text),
-    )
-
-
-def _padding(parts: list[VideoTokens], woven: Callable[[Tensor, list[Tensor]], Tensor], text: Tensor) -> Tensor | None:
-    """True at rows of padding [M]; None where there is none."""
-    if all(part.padding is None for part in parts):
-        return None
-    marks = [torch.zeros(len(part), dtype=torch.bool) if part.padding is None else part.padding for part in parts]
-    return woven(text >= 0, marks)
+    if any(part.padding is not None for part in parts):
+        none = [torch.zeros(len(part), dtype=torch.bool) for part in parts]
+        marks = [empty if part.padding is None else part.padding for part, empty in zip(parts, none, strict=True)]
+        padding = woven(text >= 0, marks)
+    labels, sequence_id = marked(prompt.labels, IGNORED), marked(prompt.sequence_id, 0)
+    embeds, sides = woven(words, [part.values for part in parts]), _joined_sides(parts)
+    return Spliced(embeds, labels, woven(text, numbers), sequence_id, sides, padding)
 
 
 def _joined_sides(parts: list[VideoTokens]) -> tuple[Tensor, ...]:

@@ -1,6 +1,5 @@
-"""What all stock vision-language models of transformers share as backbones: loading, frames, prompts.
-
-Letters: T steps of time, H W token grid, D backbone width, A rotary axes, M prompt+video length.
+"""What all stock vision-language models of transformers share as backbones: loading, frames, prompts. Letters: T steps
+of time, H W token grid, D backbone width, A rotary axes, M prompt+video length.
 """
 
 import json
@@ -13,15 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForImageTextToText as AnyModel
 
-from langdc.backbones.chat import checked_parts, marked_prompt
+from langdc.backbones.chat import checked_parts, marked_prompt, templated
 from langdc.backbones.splice import splice_all
 from langdc.interfaces import Backbone
 from langdc.language_models import (
@@ -37,7 +31,7 @@ from langdc.language_models import (
 from langdc.log import get_logger
 from langdc.rope import yarn as stretch
 from langdc.sources import Source, resolve
-from langdc.types import FeatureGrid, FrameSpec, Prompt, Slot, Spliced, VideoFeatures, VideoTokens
+from langdc.types import FrameSpec, Grids, Prompt, Slot, Spliced, VideoFeatures, VideoTokens
 from langdc.video import is_image, probe
 
 logger = get_logger(__name__)
@@ -49,14 +43,13 @@ TYPES = {"auto": "auto", "float32": torch.float32, "float16": torch.float16, "bf
 
 
 class StockBackbone(Backbone):
-    """A vision-language model of transformers as it stands in a checkpoint directory; none of its classes is changed.
+    """A vision-language model of transformers, unchanged, from a checkpoint directory.
 
     `source`: that directory (or {config: ..., init: random}). A video is sampled uniformly: `frames` of it, or `fps`
-    per second, at most `frames`. `tokenizer`: directory of a tokenizer, by default the model's own. `dtype`: "auto"
-    takes the type that the checkpoint states. `yarn`: how many times the range of positions is stretched, for prompts
-    longer than the model was trained on; ReTaKe and AdaReTaKe take 4. `quantize`: "nf4" to keep the language model's
-    linear layers in 4 bits (QLoRA). `text`: whether the language model is loaded;
-    without it only `encode` and `project` work.
+    per second, at most `frames`. `tokenizer`: directory of a tokenizer, by default the model's own. `dtype`: "auto" is
+    the checkpoint's own. `yarn`: factor by which the range of positions is stretched (4 in ReTaKe and AdaReTaKe).
+    `quantize`: "nf4" to keep the language model's linear layers in 4 bits (QLoRA). `text`: whether the language model
+    is loaded; without it only `encode` and `project` work.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -86,40 +79,32 @@ class StockBackbone(Backbone):
     def _load(self, source: Source, dtype: Any, attention: str) -> PreTrainedModel:
         found = resolve(source, weights=True)
         config: Any = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
-        self._check_type(str(config.model_type))
+        if config.model_type not in self.model_types:
+            served = ", ".join(self.model_types)
+            raise ValueError(f"A {config.model_type!r} checkpoint was given; this backbone is for {served}.")
         if self.yarn is not None:
             stretch(config.get_text_config(), self.yarn)
-        if self.text:
-            model = self._load_model(found, config, dtype, attention)
-            return mark_published(model, source) if isinstance(found, Path) else model
         whole = deepcopy(config.get_text_config())
-        _set_layers(config.get_text_config(), 0, [])  # layers that are not there are neither made nor read
+        if not self.text:
+            _set_layers(config.get_text_config(), 0, [])  # absent layers are neither made nor read
         model = self._load_model(found, config, dtype, attention)
-        for part in (model.base_model.language_model, model.get_output_embeddings()):
-            part.to("meta")
-        for stated in (model.config.get_text_config(), model.base_model.language_model.config):
-            _set_layers(stated, whole.num_hidden_layers, getattr(whole, "layer_types", None))
+        if not self.text:
+            for part in (model.base_model.language_model, model.get_output_embeddings()):
+                part.to("meta")
+            for stated in (model.config.get_text_config(), model.base_model.language_model.config):
+                _set_layers(stated, whole.num_hidden_layers, getattr(whole, "layer_types", None))
         return mark_published(model, source) if isinstance(found, Path) else model
 
     def _load_model(self, found: Any, config: Any, dtype: Any, attention: str) -> Any:
+        options = {"config": config, "attn_implementation": attention}
         if self.quantize is not None and self.text:
             if not isinstance(found, Path):
                 raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
-            settings = four_bits(self.quantize, ENCODER_PARTS)
-            model = load_pretrained(
-                AutoModelForImageTextToText, found, config=config, attn_implementation=attention, **settings
-            )
+            model = load_pretrained(AnyModel, found, **options, **four_bits(self.quantize, ENCODER_PARTS))
             return mark_four_bits(model, model.base_model.language_model)
         if not isinstance(found, Path):
-            kind = None if dtype == "auto" else dtype
-            return AutoModelForImageTextToText.from_config(config, dtype=kind, attn_implementation=attention)
-        return load_pretrained(
-            AutoModelForImageTextToText, found, config=config, dtype=dtype, attn_implementation=attention
-        )
-
-    def _check_type(self, found: str) -> None:
-        if found not in self.model_types:
-            raise ValueError(f"A {found!r} checkpoint was given; this backbone is for {', '.join(self.model_types)}.")
+            return AnyModel.from_config(**options, dtype=None if dtype == "auto" else dtype)
+        return load_pretrained(AnyModel, found, dtype=dtype, **options)
 
     # ---- parts of the model
 
@@ -173,7 +158,6 @@ class StockBackbone(Backbone):
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """The checkpoint's own settings of generation."""
         return self.model.generation_config or GenerationConfig()
 
     def _folder(self) -> str:
@@ -187,10 +171,11 @@ class StockBackbone(Backbone):
         if isinstance(folder, Path) and any((folder / name).is_file() for name in PREPROCESSOR_FILES):
             return kind.from_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(folder, Path):
+            files, cls = ", ".join(PREPROCESSOR_FILES), kind.__name__
             logger.warning(
-                "%s has none of %s: frames are resized by the defaults of %s, which may not be the checkpoint's. Copy "
-                "these files from the published model.", folder, ", ".join(PREPROCESSOR_FILES), kind.__name__,
-            )  # fmt: skip
+                f"{folder} has none of {files}: frames are resized by the defaults of {cls}, which may not be the "
+                "checkpoint's. Copy these files from the published model."
+            )
         return kind(**self._processor_settings())
 
     def _processor_settings(self) -> dict[str, Any]:
@@ -198,12 +183,12 @@ class StockBackbone(Backbone):
 
     @cached_property
     def image_processor(self) -> Any:
-        """Turns an image into what the encoder takes."""
+        """From an image to the encoder's input."""
         return self._processor(self.image_processor_class)
 
     @cached_property
     def video_processor(self) -> Any:
-        """Turns frames into what the encoder takes."""
+        """From frames to the encoder's input."""
         return self._processor(self.video_processor_class)
 
     # ---- from a file to features
@@ -229,16 +214,14 @@ class StockBackbone(Backbone):
 
     @abstractmethod
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        """The size that frames are resized to anyway, and so are read at."""
+        """Height and width that the encoder takes; frames are resized to it while they are read."""
 
     @property
     def trains_vision(self) -> bool:
         """Whether gradients flow into the vision encoder."""
         return torch.is_grad_enabled() and any(weight.requires_grad for weight in self.vision.parameters())
 
-    def project(
-        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
-    ) -> list[VideoFeatures]:
+    def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
         return [VideoFeatures(tuple(g.values()), g, times) for g, times in zip(encoded, seconds, strict=True)]
 
     # ---- from messages to embeddings
@@ -256,13 +239,9 @@ class StockBackbone(Backbone):
         slots = [slot for number, video in enumerate(media) for slot in self.slots(number, video, segment_steps)]
 
         def render(messages: list[dict], reply_next: bool) -> str:
-            text = str(self._template(messages, reply_next))
-            return self.marked(text, media, segment_steps)
+            return self.marked(templated(self.tokenizer, messages, reply_next), media, segment_steps)
 
         return marked_prompt(self.tokenizer, render, renamed, self.end_ids, learn, slots)
-
-    def _template(self, messages: list[dict], reply_next: bool) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next))
 
     def marked(self, text: str, media: Sequence[VideoFeatures], segment_steps: int) -> str:
         """The template's text with a mark for every slot."""
@@ -271,7 +250,7 @@ class StockBackbone(Backbone):
         return text
 
     def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
-        """The slots of one video, but for where they are."""
+        """The slots of one video, without their positions."""
         return [Slot(0, number)]
 
     def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
@@ -279,14 +258,14 @@ class StockBackbone(Backbone):
 
 
 def _renamed(messages: list[dict], kinds: list[str]) -> list[dict]:
-    """Messages whose videos and images are called what they turned out to be, with content as lists of parts."""
+    """Messages with content as lists of parts, in which a video of one frame is an "image"."""
     names = iter(kinds)
 
     def part(given: dict) -> dict:
         return given if given["type"] == "text" else {"type": next(names)}
 
     def content(given: str | list[dict]) -> list[dict]:
-        return [{"type": "text", "text": given}] if isinstance(given, str) else [part(one) for one in given]
+        return [{"type": "text", "text": given}] if isinstance(given, str) else list(map(part, given))
 
     return [{**message, "content": content(message["content"])} for message in messages]
 

@@ -4,7 +4,7 @@ Letters: T frames, H W patch grid, C encoder width, D backbone width, N tokens, 
 Source: VideoGPT+ (arXiv 2406.09418) and LangDC (2509.00969), section 4.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from langdc.interfaces import Backbone
 from langdc.language_models import Quantize, end_ids, language_model_outline, load_language_model, load_tokenizer
 from langdc.projectors import build_projector
 from langdc.sources import Source
-from langdc.types import FeatureGrid, Frames, FrameSpec, Prompt, Spliced, VideoFeatures, VideoTokens
+from langdc.types import FeatureGrid, Frames, FrameSpec, Grids, Prompt, Spliced, VideoFeatures, VideoTokens
 from langdc.video import is_image
 
 STREAMS = ("image", "video")
@@ -44,31 +44,19 @@ class VideoGPTPlus(Backbone):
         attention: str = "sdpa", quantize: Quantize | None = None, text: bool = True
     ) -> None:  # fmt: skip
         super().__init__()
-        self.segments = segments
-        self.frames_per_segment = frames_per_segment
-        self.system = system
-        self._members = (image_encoder, video_encoder)
-        self.language_model = (
-            load_language_model(language_model, attention, quantize=quantize)
-            if text
-            else language_model_outline(language_model)
-        )
-        self.tokenizer = self._tokenizer(tokenizer, language_model)
-        self.encoders = nn.ModuleDict(
-            {
-                name: encoders.build(**member).requires_grad_(False).eval()
-                for name, member in zip(STREAMS, (image_encoder, video_encoder), strict=True)
-            }
-        )
-        self.projectors = nn.ModuleDict(
-            {name: build_projector(projector, width, self.width) for name, width in self.stream_widths.items()}
-        )
-
-    @staticmethod
-    def _tokenizer(tokenizer: str | None, language_model: Source):
+        self.segments, self.frames_per_segment, self.system = segments, frames_per_segment, system
+        if text:
+            self.language_model = load_language_model(language_model, attention, quantize=quantize)
+        else:
+            self.language_model = language_model_outline(language_model)
         if tokenizer is None and not isinstance(language_model, str):
             raise ValueError("A language model given by its architecture needs the setting 'tokenizer' (a directory).")
-        return load_tokenizer(tokenizer if tokenizer is not None else str(language_model))
+        self.tokenizer = load_tokenizer(tokenizer if tokenizer is not None else str(language_model))
+        self._members = (image_encoder, video_encoder)
+        built = [encoders.build(**member).requires_grad_(False).eval() for member in self._members]
+        self.encoders = nn.ModuleDict(dict(zip(STREAMS, built, strict=True)))
+        widths = self.stream_widths.items()
+        self.projectors = nn.ModuleDict({name: build_projector(projector, w, self.width) for name, w in widths})
 
     def _encoders(self) -> dict[str, Encoder]:
         return {name: encoder for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)}
@@ -110,12 +98,10 @@ class VideoGPTPlus(Backbone):
             return FrameSpec(Path(path), 1, 1)
         return FrameSpec(Path(path), self.segments, self.frames_per_segment, start, end, fps=fps)
 
-    def encode(
-        self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False
-    ) -> list[Mapping[str, FeatureGrid]]:
+    def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         if not videos:
             return []
-        # encoders make a call for images and one for videos; where calls must be equal, what lacks is filled in
+        # encoders make a call for images and one for videos; a dummy stands for what is missing of them
         images = {len(video) == 1 for video in videos}
         filled = [*videos, *([self._filler(kind) for kind in {True, False} - images] if synced else [])]
         grids = {name: encoder(filled) for name, encoder in self.encoders.items()}
@@ -125,15 +111,11 @@ class VideoGPTPlus(Backbone):
         count = 1 if image else self.frames_per_segment
         return Frames(torch.zeros(count, 3, 32, 32, dtype=torch.uint8), torch.zeros(count))
 
-    def project(
-        self, encoded: Sequence[Mapping[str, FeatureGrid]], seconds: list[Tensor], need: frozenset[str]
-    ) -> list[VideoFeatures]:
+    def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
         projected = self._project(encoded) if "projected" in need else [()] * len(encoded)
-        return [
-            VideoFeatures(main, grids, times) for main, grids, times in zip(projected, encoded, seconds, strict=True)
-        ]
+        return [VideoFeatures(*each) for each in zip(projected, encoded, seconds, strict=True)]
 
-    def _project(self, encoded: Sequence[Mapping[str, FeatureGrid]]) -> list[tuple[FeatureGrid, ...]]:
+    def _project(self, encoded: Sequence[Grids]) -> list[tuple[FeatureGrid, ...]]:
         """One call per projector for all videos, so that every rank of a sharded run makes the same calls."""
         streams = []
         for name, projector in self.projectors.items():

@@ -1,7 +1,4 @@
-"""The zoo of token compressors and what its members share.
-
-Letters: T frames, H W patch grid, P = H*W, N tokens kept.
-"""
+"""The zoo of token compressors and shared helpers. Letters: T frames, H W patch grid, P = H*W, N tokens kept."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -153,10 +150,9 @@ class GridCompressor(TokenCompressor):
             )
         for grid in video.projected:
             if not torch.stack(grid.values.detach().aminmax()).isfinite().all():
-                bad = int((~torch.isfinite(grid.values)).sum())
                 raise ValueError(
-                    f"The features hold {bad} values that are not finite; nothing sensible can be kept. Look at the "
-                    "video and at the precision of the encoder."
+                    f"The features hold {int((~grid.values.isfinite()).sum())} values that are not finite; nothing "
+                    "sensible can be kept. Look at the video and at the precision of the encoder."
                 )
         return self.allowed.split([grid.tokens for grid in video.projected])
 
@@ -171,13 +167,9 @@ class GridCompressor(TokenCompressor):
     def taken(self, grid: FeatureGrid, source: Tensor, anchor: Tensor | None = None) -> VideoTokens:
         """The tokens of a grid at flat indices `source` [N] (ascending), with their side features."""
         places = grid.values.shape[1:3].numel()
-        return VideoTokens(
-            grid.values.flatten(0, 2)[source],
-            segment_of_frame(grid.values, self.frames_per_segment)[source // places],
-            source,
-            anchor,
-            tuple(side.flatten(0, 2)[source] for side in grid.extra),
-        )
+        segment = segment_of_frame(grid.values, self.frames_per_segment)[source // places]
+        values, *extra = (each.flatten(0, 2)[source] for each in (grid.values, *grid.extra))
+        return VideoTokens(values, segment, source, anchor, tuple(extra))
 
 
 class SaliencyCompressor(GridCompressor):

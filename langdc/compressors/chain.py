@@ -1,7 +1,4 @@
-"""Several compressors one after the other.
-
-Letters: T frames, H W patch grid, N tokens kept.
-"""
+"""Several compressors one after the other. Letters: T frames, H W patch grid, N tokens kept."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -121,7 +121,6 @@ class FastVID(SaliencyCompressor):
         self, values: Tensor, segment: tuple[int, int], salient: Tensor, centres: Tensor, frames: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Flat indices of the centres of `frames` [F] in values [T,P,C]: [n]; and what they are after merging: [n,C].
-
         Each token of the `segment` (first frame, end) is merged into the centre of each frame that it is most like.
         """
         places, width = values.shape[1:]

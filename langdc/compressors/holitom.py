@@ -99,7 +99,6 @@ class HoliTomOuter(SaliencyCompressor):
         self, values: Callable[[Tensor], Tensor], among: Tensor, count: Tensor, step: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Density peaks of B groups, `count` [B] each, as a mask [B,P]; and their merged values, in parts [n,C].
-
         `values` gives [b,P,C] for `step` groups [b].
         """
         kept, parts = torch.zeros_like(among), []
@@ -162,7 +161,6 @@ def _run_ends(alike: Tensor) -> Tensor:
 
 def _best_ends(run_ends: Tensor, max_frames: int) -> list[int]:
     """The last frames of the windows that save the most tokens: a still patch saves all but one of a window's frames.
-
     Dynamic programming over frames, on the CPU, with all windows that end at a frame together.
     """
     frames = len(run_ends)

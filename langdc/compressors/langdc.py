@@ -178,7 +178,6 @@ class LangDC(TokenCompressor):
 
     def _released(self, states: list[Tensor], after: list[Tensor], steps: list[int]) -> list[Tensor]:
         """The states of a video's written captions, then the padding of each, from the states of the steps `after`.
-
         `steps`: how many steps each caption took, its end included.
         """
         longest = max(steps)

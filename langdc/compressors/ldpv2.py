@@ -54,9 +54,8 @@ class LDPv2(TokenCompressor):
         return Compressed([stream_tokens(parts, n) for n, parts in zip(steps, zip(*streams, strict=True), strict=True)])
 
     def _stream(self, videos: list[VideoFeatures], name: str, side: int) -> list[Tensor]:
-        """The tokens of one stream of each video [T,n,D]: one call of each module, whatever the grids' shapes.
-
-        Smaller grids are padded to `side` with zeros, as the convolution pads them itself.
+        """The tokens of one stream of each video [T,n,D]: one call of each module, whatever the grids' shapes. Smaller
+        grids are padded to `side` with zeros, as the convolution pads them itself.
         """
         projected = project_ragged(self.projectors[name], encoder_values(videos, name))
         pooled = [average_pool(grid, side) for grid in projected]

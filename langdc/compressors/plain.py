@@ -1,6 +1,5 @@
-"""Baselines: all tokens, random tokens, fewer frames, lower resolution.
-
-Letters: T frames, H W patch grid, P = H*W, C width, N tokens kept.
+"""Baselines: all tokens, random tokens, fewer frames, lower resolution. Letters: T frames, H W patch grid, P = H*W, C
+width, N tokens kept.
 """
 
 import hashlib

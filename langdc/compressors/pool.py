@@ -1,9 +1,10 @@
-"""Average pooling over space: what VideoGPT+ does, and LangDC's base for its dual form.
-
-Letters: T frames, H W patch grid, D backbone width, N tokens.
+"""Average pooling over space: what VideoGPT+ does, and LangDC's base for its dual form. Letters: T frames, H W patch
+grid, D backbone width, N tokens.
 """
 
 from dataclasses import replace
+
+from torch import Tensor
 
 from langdc.compressors.base import compressors, segment_length, stream_tokens
 from langdc.interfaces import TokenCompressor
@@ -28,11 +29,14 @@ class Pool(TokenCompressor):
             raise ValueError(f"Pool sides are {sides}; give one positive side per stream, such as [12, 8].")
         self.sides, self.frames_per_segment = sides, frames_per_segment
 
-    def one(self, video: VideoFeatures) -> VideoTokens:
+    def grids(self, video: VideoFeatures) -> list[Tensor]:
+        """The pooled grid of each stream that is not left out, [T,side,side,D]; methods can choose among its tokens."""
         if len(video.projected) != len(self.sides):
             raise ValueError(f"Pool has sides for {len(self.sides)} streams, the backbone has {len(video.projected)}.")
-        pairs = [(grid.values, side) for grid, side in zip(video.projected, self.sides, strict=True) if side]
+        return [average_pool(grid.values, side) for grid, side in zip(video.projected, self.sides, strict=True) if side]
+
+    def one(self, video: VideoFeatures) -> VideoTokens:
         steps = segment_length(video, self.frames_per_segment)
-        tokens = stream_tokens([average_pool(*pair).flatten(1, 2) for pair in pairs], steps)
+        tokens = stream_tokens([grid.flatten(1, 2) for grid in self.grids(video)], steps)
         sides = video.projected[0].extra if len(video.projected) == 1 else ()
         return replace(tokens, extra=tuple(average_pool(side, self.sides[0]).flatten(0, 2) for side in sides))

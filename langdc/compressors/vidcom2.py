@@ -1,7 +1,5 @@
-"""VidCom2: distinctive frames get more tokens, and the most distinctive tokens of each frame are kept.
-
-Letters: T frames, P = H*W places of a frame, C width.
-Source: VidCom2 (arXiv 2505.14454), section 3, and its released code.
+"""VidCom2: distinctive frames get more tokens, and the most distinctive tokens of each frame are kept. Letters: T
+frames, P = H*W places of a frame, C width. Source: VidCom2 (arXiv 2505.14454), section 3, and its released code.
 """
 
 from collections.abc import Sequence
@@ -33,12 +31,9 @@ class VidCom2(GridCompressor):
     paper = "arXiv 2505.14454"
 
     def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        variant: Variant = "fixed",
-        frames_per_segment: int = 4,
-    ) -> None:
+        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
+        frames_per_segment: int = 4
+    ) -> None:  # fmt: skip
         super().__init__(keep, tokens, frames_per_segment)
         check_choice("vidcom2 variant", variant, Variant)
         self.variant = variant

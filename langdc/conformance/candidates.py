@@ -1,6 +1,5 @@
-"""What is tested: a class with settings; and videos of noise to test it on.
-
-Letters: T frames, H W patch grid, D backbone width.
+"""What is tested: a class with settings; and videos of noise to test it on. Letters: T frames, H W patch grid, D
+backbone width.
 """
 
 import inspect

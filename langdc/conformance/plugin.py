@@ -25,18 +25,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if fixture in metafunc.fixturenames:
             named = list(metafunc.config.getoption(option) or [])
             settings = _settings(str(metafunc.config.getoption("settings")))
-            candidates = [_candidate(option, name, settings) for name in named]
-            metafunc.parametrize(fixture, candidates, ids=named)
+            metafunc.parametrize(fixture, [_candidate(option, name, settings) for name in named], ids=named)
 
 
 def _settings(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        settings = json.loads(text)
     except ValueError as error:
         raise pytest.UsageError(f"--settings is not JSON ({error}): {text}") from None
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise pytest.UsageError(f'--settings needs keyword arguments, such as {{"strength": 2}}; {text} was given.')
-    return found
+    return settings
 
 
 def _candidate(option: str, name: str, settings: dict[str, Any]) -> Any:

@@ -1,6 +1,5 @@
-"""Small random language models of each rotary kind, and prompts for them, to read in chunks.
-
-Letters: A rotary axes, M prompt length, D width.
+"""Small random language models of each rotary kind, and prompts for them, to read in chunks. Letters: A rotary axes, M
+prompt length, D width.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from langdc.prefill import PrefillOutput, prefill
 
-KINDS = ("one axis", "sections", "interleaved")
 WIDTH, VOCABULARY, LAYERS, HEADS, KEY_HEADS = 64, 96, 3, 4, 2
 TEXT, FRAMES, FRAME, QUESTION = 5, 6, 8, 7
 MODELS = {
@@ -24,6 +22,7 @@ MODELS = {
     "sections": (Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig),
     "interleaved": (Qwen3VLTextModel, Qwen3VLTextConfig),
 }
+KINDS = tuple(MODELS)
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,8 @@ def alone(compressor: TokenCompressor, video: VideoFeatures) -> VideoTokens:
 
 
 def _training(compressor: TokenCompressor, videos: list[VideoFeatures], **changes: Any) -> Context:
-    """A context of training, half way through a run, with the targets that the compressor takes of records.
-
-    Tokens and all losses are wanted.
+    """A context of training, half way through a run, with the targets that the compressor takes of records. Tokens and
+    all losses are wanted.
     """
     records = [record(len(video.seconds), compressor.frames_per_segment, seed) for seed, video in enumerate(videos)]
     given = [compressor.targets(each) for each in records]

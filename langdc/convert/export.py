@@ -9,8 +9,10 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from transformers import PreTrainedModel
 
 from langdc import adapters, checkpoint
 from langdc.config import LoraConfig, ModelConfig, check
-from langdc.convert.card import model_card
 from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output
+from langdc.convert.files import write_part
 from langdc.hashing import tensor_hash
 from langdc.log import screen
 from langdc.model import VideoModel
@@ -87,18 +89,18 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         _copy_tokenizers(settings, beside)
         if not adapter:
             settings["backbone"].pop("quantize", None)
-        named = _named(model)
-        made.hashes = {
-            name: tensor_hash(tensor, torch.float32) for name, tensor in named.items() if name not in model.untrained
-        }
-        rest = _rest(model, [*folders, *left])
+        stored = {name: tensor for name, tensor in _named(model).items() if name not in model.untrained}
+        made.hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in stored.items()}
+        inside = tuple(f"{name}." for name in (*folders, *left))
+        own = [name for name in stored if not name.startswith(inside) or ".lora_" in name]
+        rest = checkpoint.own_tensors(model, own)
         config = check(ModelConfig, settings, str(source))
         kept = {key: value for key, value in manifest.items() if key not in {*checkpoint.NEEDED, "version"}}
         checkpoint.write(config, beside, tensors=rest, lora=lora if adapter else None, info=kept)
         if adapter and lora is not None:
             _export_adapter(model, lora, beside / _ADAPTER, made)
         classes = {folder.name: type(model.get_submodule(name)).__name__ for name, folder in folders.items()}
-        (beside / "README.md").write_text(model_card(out.name, manifest, classes, adapter))
+        (beside / "README.md").write_text(_model_card(out.name, manifest, classes, adapter))
     return made
 
 
@@ -130,7 +132,7 @@ def _placed(settings: Mapping[str, Any], parts: Mapping[str, str], out: Path) ->
     folders: dict[str, Path] = {}
     for name, source in parts.items():
         member = placed[name.partition(".")[0]]
-        paths = [path for path, value in _texts(member) if value == source]
+        paths = [path for path, value in checkpoint.texts(member) if value == source]
         if not paths:
             raise ValueError(f"The checkpoint's settings do not name {source}, which {name} was loaded from.")
         own = next((path for path in paths if "tokenizer" not in path[-1]), paths[0])
@@ -141,19 +143,8 @@ def _placed(settings: Mapping[str, Any], parts: Mapping[str, str], out: Path) ->
     return placed, folders
 
 
-def _texts(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
-    """Every text among settings with the keys that lead to it."""
-    if isinstance(tree, str):
-        yield path, tree
-    elif isinstance(tree, dict | list):
-        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from _texts(value, (*path, key))
-
-
 def _set(tree: Any, path: tuple, value: str) -> None:
-    for key in path[:-1]:
-        tree = tree[key]
-    tree[path[-1]] = value
+    reduce(getitem, path[:-1], tree)[path[-1]] = value
 
 
 # ---- parts
@@ -165,10 +156,8 @@ def _write_part(part: nn.Module, source: Path, folder: Path) -> None:
     if isinstance(part, PreTrainedModel):
         part.save_pretrained(folder, max_shard_size="5GB")
     else:
-        tensors = {name: tensor.detach().contiguous().clone() for name, tensor in part.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         settings: Any = part.config
-        (folder / "config.json").write_text(json.dumps(settings.model_dump(), indent=1) + "\n")
+        write_part(folder, part.state_dict(), settings.model_dump())
     _copy_side_files(source, folder)
 
 
@@ -181,19 +170,12 @@ def _copy_side_files(source: Path, folder: Path) -> None:
 
 def _copy_tokenizers(settings: dict, out: Path) -> None:
     """Copy tokenizers that settings name apart from a model; packaged ones stay where they are."""
-    for path, source in list(_texts(settings)):
+    for path, source in list(checkpoint.texts(settings)):
         if "tokenizer" in str(path[-1]) and not is_packaged(source) and not source.startswith(f"{out}/"):
             folder = out / str(path[-1])
             folder.mkdir(exist_ok=True)
             _copy_side_files(Path(resolve(source)), folder)  # pyright: ignore[reportArgumentType]
             _set(settings, path, str(folder))
-
-
-def _rest(model: VideoModel, parts: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of no part, and adapters."""
-    inside = tuple(f"{name}." for name in parts)
-    names = [name for name in _named(model) if not name.startswith(inside) or ".lora_" in name]
-    return checkpoint.own_tensors(model, [name for name in names if name not in model.untrained])
 
 
 # ---- the adapter
@@ -215,33 +197,73 @@ def _check_adapter_alone(model: VideoModel, lora: LoraConfig | None, source: str
 
 
 def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Exported) -> None:
-    """Write a PEFT directory beside the parts, and remember its tensors."""
+    """Write a PEFT directory beside the parts, and note the hashes of what it gives."""
+    import peft  # takes seconds, and most exports have no adapter
+
     source = checkpoint.published(model)[_language_model(model)]
-    base = source if not is_packaged(source) and not Path(source).is_dir() else str(Path(resolve(source)).resolve())  # pyright: ignore
-    _write_adapter(model, lora, base, folder)
-    found = _named(model.backbone.language_model)
-    made.adapter = {f"base_model.model.{name}": tensor_hash(tensor, torch.float32) for name, tensor in found.items()}
+    local = is_packaged(source) or Path(source).is_dir()
+    base = str(Path(resolve(source)).resolve()) if local else source  # pyright: ignore[reportArgumentType]
+    whole = {f"base_model.model.{name}": tensor for name, tensor in _named(model.backbone.language_model).items()}
+    made.adapter = {name: tensor_hash(tensor, torch.float32) for name, tensor in whole.items()}
     made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
-
-
-def _write_adapter(model: VideoModel, lora: LoraConfig, base: str, folder: Path) -> None:
-    import peft  # takes seconds, and few who import this module have an adapter
-
-    whole, text = model.backbone.language_model, model.backbone.text_model
-    found = {name: tensor for name, tensor in _named(whole).items() if ".lora_" in name}
-    tensors = {f"base_model.model.{name.replace('.default.', '.')}": tensor for name, tensor in found.items()}
-    prefix = next(name for name, module in whole.named_modules() if module is text)
-    leaves = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in found})
+    tensors = {name.replace(".default.", "."): tensor for name, tensor in whole.items() if ".lora_" in name}
+    modules = model.backbone.language_model.named_modules()
+    prefix = next(name for name, module in modules if module is model.backbone.text_model)
+    leaves = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in tensors})
+    # with the prefix, since a vision encoder may have layers of the same names
+    targets = rf"{re.escape(prefix)}\..*\.({'|'.join(leaves)})"
+    stated: Any = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
     settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        # a vision encoder may have layers of the same names
-        target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(leaves)})",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-        inference_mode=True,
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, **stated
     )
     folder.mkdir()
     settings.save_pretrained(str(folder))
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+# ---- the model card
+
+
+def _model_card(name: str, manifest: Mapping[str, Any], parts: Mapping[str, str], adapter: bool) -> str:
+    """README.md: what the directory is, its parts' origins, how it is loaded. `parts`: the class of each directory."""
+    record = manifest.get("training") or {}
+    trained = "; ".join(f"{key} {record[key]}" for key in ("steps", "samples", "loss") if key in record)
+    sources = [f"- `{source}`: `{identity}`" for source, identity in sorted(manifest["parts"].items())]
+    return _CARD.format(
+        name=name,
+        compressor=manifest["model"]["compressor"]["name"],
+        backbone=manifest["model"]["backbone"]["name"],
+        run=f"`{manifest.get('stage') or 'converted'}`{f': {trained}' if trained else ''}",
+        data=manifest.get("data_sha256", "not recorded"),
+        rows="\n".join([f"| `{folder}/` | `{kind}` |" for folder, kind in parts.items()] + [_ADAPTER_ROW] * adapter),
+        sources="\n".join(sources) or "- weights that were converted or drawn at random",
+    )
+
+
+_ADAPTER_ROW = "| `adapter/` | PEFT, for the published language model |"
+_CARD = """---
+library_name: langdc
+pipeline_tag: video-text-to-text
+license: other
+---
+# {name}
+
+A video language model: the compressor `{compressor}` turns videos into tokens of the backbone `{backbone}`.
+Run {run}. Data: sha256 `{data}`.
+
+```python
+from langdc import VideoLM
+VideoLM.from_pretrained("{name}").open("clip.mp4").ask("What happens?")
+```
+
+| directory | loads with transformers as |
+|---|---|
+{rows}
+
+`model.safetensors` and `langdc.json` hold the rest and what joins the parts.
+
+Made of:
+{sources}
+
+The licences of these parts and of the training data apply to the whole; name them before publishing.
+"""

@@ -1,22 +1,22 @@
-"""Reading published tensors without running anything that a file may hold."""
+"""Reading published tensors without running code that a file may hold, and writing a part's directory."""
 
+import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from langdc import sources
 
 _INDEX_SUFFIX = ".index.json"
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-_SPREAD = "module."
-"""What training on several devices puts before every name."""
-ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
+_PARALLEL = "module."  # before every name after training on several devices
 
 
 def read_json(file: Path, purpose: str) -> dict[str, Any]:
@@ -32,8 +32,7 @@ def read_json(file: Path, purpose: str) -> dict[str, Any]:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors, .bin or .pt file, on the CPU; those of a training state are taken out of it.
 
-    Pickles are read with `weights_only`, so that nothing in them runs. ValueError for code, other things than tensors,
-    and files that are cut off.
+    Pickles are read with `weights_only`. ValueError for code, for other things than tensors, and for files cut off.
     """
     if not file.is_file():
         raise ValueError(f"There is no file of weights {file}. Give a local file (nothing is downloaded).")
@@ -42,7 +41,19 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is no whole safetensors file ({error}). Copy it again.") from None
-    return _named_tensors(_unpickle(file), file)
+    found = _unpickle(file)
+    for key in ("module", "model", "state_dict"):  # DeepSpeed's and plain training states keep the weights under these
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{file} holds a {type(found).__name__}; a mapping from names to tensors is needed.")
+    others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(f"{file} holds more than tensors: {', '.join(others[:8])}. Save the weights alone.")
+    if all(name.startswith(_PARALLEL) for name in found):
+        return {name.removeprefix(_PARALLEL): tensor for name, tensor in found.items()}
+    return found
 
 
 def _unpickle(file: Path) -> Any:
@@ -58,28 +69,10 @@ def _unpickle(file: Path) -> Any:
         raise ValueError(f"{file} is no whole file of weights ({error}). Copy it again.") from None
 
 
-def _named_tensors(found: Any, file: Path) -> dict[str, Tensor]:
-    for key in ("module", "model", "state_dict"):  # DeepSpeed's and plain training states keep the weights under these
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"{file} holds a {type(found).__name__}; a mapping from names to tensors is needed.")
-    others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ValueError(f"{file} holds more than tensors: {', '.join(others[:8])}. Save the weights alone.")
-    if all(name.startswith(_SPREAD) for name in found):
-        return {name.removeprefix(_SPREAD): tensor for name, tensor in found.items()}
-    return found
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a Hugging Face directory's weights: safetensors, else the older .bin; [] if none."""
-    for pattern in _WEIGHTS:
-        files = sorted(file for file in folder.glob(pattern) if not file.name.endswith(_INDEX_SUFFIX))
-        if files:
-            return files
-    return []
+    found = ([f for f in folder.glob(each) if not f.name.endswith(_INDEX_SUFFIX)] for each in _WEIGHTS)
+    return next((sorted(files) for files in found if files), [])
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
@@ -87,14 +80,26 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     files = weight_files(folder)
     if not files:
         raise ValueError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin). Copy it whole.")
-    found: dict[str, Tensor] = {}
-    for file in files:
-        found |= read_tensors(file)
+    found = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
     for index in folder.glob(f"*{_INDEX_SUFFIX}"):
-        listed = read_json(index, "to know which files belong together").get("weight_map", {})
-        lacking = sorted({str(file) for name, file in listed.items() if name not in found})
-        if lacking and index.name.split(".")[1] == files[0].name.split(".")[1]:
-            raise ValueError(
-                f"{folder} is not complete: tensors of {', '.join(lacking[:8])} are absent. Copy it again."
-            )
+        if index.name.split(".")[1] == files[0].name.split(".")[1]:
+            check_index(index, found)
     return found
+
+
+def check_index(index: Path, names: Mapping[str, Any]) -> None:
+    """ValueError if an index lists tensors that are not among `names`."""
+    listed = read_json(index, "to know which files belong together").get("weight_map", {})
+    absent = sorted({str(file) for name, file in listed.items() if name not in names})
+    if absent:
+        raise ValueError(
+            f"{index.parent} is not complete: tensors of {', '.join(absent[:8])} are absent. Copy it again."
+        )
+
+
+def write_part(folder: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Write model.safetensors and config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(copies, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")

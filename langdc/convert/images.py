@@ -1,16 +1,15 @@
 """CLIP's vision half, as published alone or with its text half, to a directory that `ImageEncoder` loads."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel
 
-from langdc.convert.names import NameReport, check_complete
+from langdc.convert.files import read_folder, write_part
+from langdc.convert.names import NameReport, check_complete, shapes_of
 
 _VISION = "vision_model."
 _ALONE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
@@ -22,7 +21,33 @@ _DROPPED = (
 )
 
 
-def vision_config(folder: Path) -> CLIPVisionConfig:
+def convert(
+    folder: Path, source: Path, published: Mapping[str, Tensor], dtype: torch.dtype
+) -> tuple[int, dict[str, Tensor], NameReport]:
+    """Write CLIP's directory `folder`, from `published` tensors or else from those of the directory `source`.
+
+    Returns the width and the tensors by the names that the loaded model gives them. ValueError names all that are
+    missing, unknown or misshapen.
+    """
+    if not source.is_dir():
+        raise ValueError(f"{source} is no directory; the image encoder is a CLIP directory in Hugging Face layout.")
+    config = _vision_config(source)
+    published = published or read_folder(source)
+    report = NameReport.of(published, _DROPPED, _renamed)
+    taken = {new: published[old] for new, old in report.taken.items()}
+    shapes = shapes_of(lambda: CLIPVisionModel(config))
+    expected = {_renamed(name) or name: shape for name, shape in shapes.items() if not name.endswith("position_ids")}
+    check_complete("the image encoder", taken, expected, report.unknown)
+    tensors = {name: tensor.to(dtype) for name, tensor in taken.items()}
+    write_part(folder, tensors, {**config.to_dict(), "architectures": ["CLIPVisionModel"]})
+    if (source / "preprocessor_config.json").is_file():  # with the statistics of pixels
+        shutil.copyfile(source / "preprocessor_config.json", folder / "preprocessor_config.json")
+    nested = any(name.startswith(_VISION) for name in shapes)
+    loaded = {name if nested else name.removeprefix(_VISION): tensor for name, tensor in tensors.items()}
+    return config.hidden_size, loaded, report
+
+
+def _vision_config(folder: Path) -> CLIPVisionConfig:
     """The sizes that a CLIP directory states; ValueError if it is of another kind."""
     try:
         found = AutoConfig.from_pretrained(folder)
@@ -34,40 +59,5 @@ def vision_config(folder: Path) -> CLIPVisionConfig:
     return config
 
 
-def convert(
-    published: Mapping[str, Tensor], config: CLIPVisionConfig, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], NameReport]:
-    """The vision half's tensors; ValueError names all that are missing, unknown or misshapen."""
-    report = NameReport.of(published, _DROPPED, _renamed)
-    taken = {new: published[old] for new, old in report.taken.items()}
-    with torch.device("meta"):
-        states = CLIPVisionModel(config).state_dict()
-    expected = {_VISION + name.removeprefix(_VISION): tuple(tensor.shape) for name, tensor in states.items()}
-    expected = {name: shape for name, shape in expected.items() if not name.endswith("position_ids")}
-    check_complete("the image encoder", taken, expected, report.unknown)
-    return {name: tensor.to(dtype) for name, tensor in taken.items()}, report
-
-
 def _renamed(name: str) -> str | None:
     return _VISION + name.removeprefix(_VISION) if name.startswith((_VISION, *_ALONE)) else None
-
-
-def loaded_name(name: str) -> str:
-    """What the loaded model calls a tensor of a published directory."""
-    with torch.device("meta"):
-        nested = hasattr(CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=1)), "vision_model")
-    return name if nested else name.removeprefix(_VISION)
-
-
-def write(folder: Path, config: CLIPVisionConfig, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Write the directory, with the statistics of pixels that lie beside the published weights."""
-    folder.mkdir(parents=True)
-    save_file(
-        {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
-    settings = {**config.to_dict(), "architectures": ["CLIPVisionModel"]}
-    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
-    if (source / "preprocessor_config.json").is_file():
-        shutil.copyfile(source / "preprocessor_config.json", folder / "preprocessor_config.json")

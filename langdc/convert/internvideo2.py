@@ -1,24 +1,20 @@
 """The published training state of InternVideo2-stage2, a pickle, as a directory that `VideoEncoder` loads.
 
-The file is read with `weights_only`. Sizes come from the tensors' shapes, except the number of heads, which no shape
-shows. Every tensor is accounted for in conversion.json; one that is missing, unknown or of another shape stops the
-conversion.
+The file is read with `weights_only`. Sizes come from the tensors' shapes; the number of heads, which no shape shows,
+from the width. conversion.json lists every tensor.
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from langdc import jsonl
-from langdc.convert.commands import DTYPES, REPORT, add_verify_option, check_saved, open_output
-from langdc.convert.files import read_json, read_tensors
-from langdc.convert.names import NameReport, check_complete
+from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output, write_report
+from langdc.convert.files import read_json, read_tensors, write_part
+from langdc.convert.names import NameReport, check_complete, shapes_of
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
 from langdc.hashing import tensor_hash
 from langdc.log import screen
@@ -46,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with open_output(options.out) as beside:
         tensors, heads = read(options.published, options.heads)
         config, converted, report = convert(tensors, heads, DTYPES.get(options.dtype))
-        write(beside, config, converted)
-        jsonl.write_json(beside / REPORT, report.as_json())
+        write_part(beside, converted, config.model_dump())
+        write_report(beside, report)
     console = screen()
     console.print(*report.lines(), sep="\n")
     if not options.no_verify_save:
@@ -107,9 +103,7 @@ def convert(
     report = NameReport.of(published, _DROPPED, _renamed)
     taken = {new: published[old] for new, old in report.taken.items()}
     config = _sizes(taken, heads)
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in InternVideo2(config).state_dict().items()}
-    check_complete("InternVideo2", taken, expected, report.unknown)
+    check_complete("InternVideo2", taken, shapes_of(lambda: InternVideo2(config)), report.unknown)
     return config, {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in taken.items()}, report
 
 
@@ -121,10 +115,3 @@ def read(source: Path, heads: int | None = None) -> tuple[dict[str, Tensor], int
     tensors = read_tensors(source / "model.safetensors")
     stated: Any = settings.get("heads", InternVideo2Config().heads)
     return {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}, stated if heads is None else heads
-
-
-def write(folder: Path, config: InternVideo2Config, tensors: Mapping[str, Tensor]) -> None:
-    """Write config.json and model.safetensors into a directory."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config.model_dump(), indent=1) + "\n")

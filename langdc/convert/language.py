@@ -1,4 +1,4 @@
-"""A causal language model from published tensors, with a release's adapter merged into it or kept beside it.
+"""A causal language model from published tensors, with a release's adapter merged into it.
 
 Weights pass through the type of the release (float16) before and after merging, as in the authors' code, so that the
 result is theirs to the last bit; the merging itself is done in float32.
@@ -13,19 +13,13 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from langdc.convert.files import ADAPTER, read_json, read_tensors
-from langdc.convert.names import NameReport, check_complete
+from langdc.convert.files import read_json, read_tensors
+from langdc.convert.names import NameReport, check_complete, shapes_of
+from langdc.language_models import open_tokenizer
 
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COMPUTED = re.compile(r".*\.(inv_freq|cos_cached|sin_cached)$")
 
@@ -54,13 +48,16 @@ def build(
             report.dropped[name] = "rotary frequencies are computed"
         elif name == _HEAD and config.tie_word_embeddings:
             report.dropped[name] = "the head is tied to the embeddings"
-            _check_tied(what, published)
+            if not torch.equal(tensor, published[_EMBEDDINGS]):
+                raise ValueError(
+                    f"The settings of {what} tie its head to the embeddings, but its weights differ. Copy it again."
+                )
         else:
             taken[name] = tensor[:rows] if name in (_EMBEDDINGS, _HEAD) else tensor
             report.taken[name] = name
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = shapes_of(lambda: model)
     if config.tie_word_embeddings:
         expected.pop(_HEAD, None)
     check_complete(what, taken, expected, report.unknown)
@@ -85,16 +82,9 @@ def _vocabulary(what: str, published: Mapping[str, Tensor], rows: int | None) ->
     return there if rows is None else rows
 
 
-def _check_tied(what: str, published: Mapping[str, Tensor]) -> None:
-    if not torch.equal(published[_HEAD], published[_EMBEDDINGS]):
-        raise ValueError(
-            f"The settings of {what} tie its head to the embeddings, but its weights differ. Copy it again."
-        )
-
-
-def adapter_files(folder: Path) -> Path | None:
+def adapter_file(folder: Path) -> Path | None:
     """The file of a PEFT adapter in a directory, None if there is none."""
-    return next((folder / name for name in ADAPTER if (folder / name).is_file()), None)
+    return next((folder / name for name in _ADAPTER if (folder / name).is_file()), None)
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, NameReport]:
@@ -102,9 +92,9 @@ def merge_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> t
 
     ValueError names the adapter's tensors that fit nothing in the model, and those that it lacks.
     """
-    file = adapter_files(folder)
+    file = adapter_file(folder)
     if file is None:
-        raise ValueError(f"{folder} holds no adapter ({' or '.join(ADAPTER)}). Copy it whole.")
+        raise ValueError(f"{folder} holds no adapter ({' or '.join(_ADAPTER)}). Copy it whole.")
     tensors = read_tensors(file)
     read_json(folder / "adapter_config.json", "to know rank and scale of the adapter")
     settings = peft.PeftConfig.from_pretrained(str(folder))
@@ -119,24 +109,16 @@ def merge_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> t
     with torch.no_grad():
         for parameter in merged.parameters():
             parameter.copy_(parameter.to(dtype))
-    reason = "merged into the language model"
-    return merged, NameReport(dropped=dict.fromkeys(tensors, reason))
+    return merged, NameReport(dropped=dict.fromkeys(tensors, "merged into the language model"))
 
 
 def load_tokenizer(folder: Path, added: list[str], template: str | None) -> PreTrainedTokenizerBase:
     """A tokenizer with the marks that a release adds, and its own chat template; ValueError if there is none."""
     if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
-        raise ValueError(
-            f"{folder} holds no tokenizer. Give the whole directory of the language model: --language DIR."
-        )
-    file = folder / "tokenizer_config.json"
-    stated = read_json(file, "to know the kind of tokenizer").get("tokenizer_class") if file.is_file() else None
-    # AutoTokenizer takes the class of the model type beside it, even where the files say that they stand for themselves
-    kind = PreTrainedTokenizerFast if stated in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
-    tokenizer = kind.from_pretrained(folder)
+        raise ValueError(f"{folder} holds no tokenizer. Give the language model's whole directory: --language DIR.")
+    tokenizer = open_tokenizer(folder)
     tokenizer.add_tokens(added, special_tokens=True)
-    if template is not None:
-        tokenizer.chat_template = template
+    tokenizer.chat_template = template or tokenizer.chat_template
     return tokenizer
 
 

@@ -1,13 +1,14 @@
-"""What became of every published tensor, and the refusal to write a model that is not complete."""
+"""The record of every published tensor, and the check that a model gets exactly the tensors it needs."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import nn
+
 SHOWN = 8
-Rules = Sequence[tuple[str, str]]
-"""Patterns of tensors that are left out, each with the reason."""
 
 
 @dataclass
@@ -20,9 +21,13 @@ class NameReport:
 
     @classmethod
     def of(
-        cls, names: Iterable[str], dropped: Rules, renamed: Callable[[str], str | None], more: Mapping[str, str] = {}
+        cls,
+        names: Iterable[str],
+        dropped: Sequence[tuple[str, str]],
+        renamed: Callable[[str], str | None],
+        more: Mapping[str, str] = {},
     ) -> "NameReport":
-        """Sort published names: dropped by the first pattern that matches (or in `more`), else taken as `renamed`."""
+        """Sort published names: dropped by the first (pattern, reason) or in `more`, else taken as `renamed`."""
         report = cls(dropped=dict(more))
         for name in names:
             reason = more.get(name) or next((why for pattern, why in dropped if re.match(pattern, name)), None)
@@ -36,20 +41,22 @@ class NameReport:
         return report
 
     def join(self, other: "NameReport", prefix: str = "") -> None:
-        """Add another part's report; `prefix` is put before its new names."""
+        """Add another part's report, its new names behind `prefix`."""
         self.taken |= {f"{prefix}{new}": old for new, old in other.taken.items()}
         self.dropped |= other.dropped
         self.unknown += other.unknown
-
-    def as_json(self) -> dict:
-        """What conversion.json holds."""
-        return {"taken": self.taken, "dropped": self.dropped}
 
     def lines(self) -> list[str]:
         """For the screen: the number of tensors taken, and of those dropped for each reason."""
         reasons = list(self.dropped.values())
         first = f"{len(self.taken)} tensors taken, {len(self.dropped)} dropped, none missing"
         return [first, *(f"  dropped {reasons.count(reason)}: {reason}" for reason in sorted(set(reasons)))]
+
+
+def shapes_of(build: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a module, by name; it is built without weights."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
 
 
 def check_complete(
@@ -65,15 +72,14 @@ def check_complete(
     `tensors`: by name, anything with a `shape`; `published`: names that messages use in place of these.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    misshapen = [
-        f"{published.get(name, name)}: {shapes[name]}, the settings say {expected[name]}"
-        for name in sorted(shapes.keys() & expected.keys())
-        if shapes[name] != tuple(expected[name])
-    ]
     problems = {
         "missing": sorted(expected.keys() - shapes.keys()),
         "unknown": sorted({*unknown, *(shapes.keys() - expected.keys())}),
-        "of another shape": misshapen,
+        "of another shape": [
+            f"{published.get(name, name)}: {shapes[name]}, the settings say {expected[name]}"
+            for name in sorted(shapes.keys() & expected.keys())
+            if shapes[name] != expected[name]
+        ],
     }
     lines = [f"{len(names)} {kind}: {'; '.join(names[:SHOWN])}" for kind, names in problems.items() if names]
     if lines:

@@ -8,18 +8,18 @@ directory above.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from langdc.convert.files import read_folder, read_json, read_tensors, weight_files
-from langdc.convert.language import adapter_files
+from langdc.convert.language import adapter_file
 
 EXTRA = "non_lora_trainables.bin"
 PROJECTORS = "mm_projector.bin"
-_TRAINER = re.compile(r"base_model\.model\.|model\.(?=model\.)")
+_TRAINER = re.compile(r"^(base_model\.model\.|model\.(?=model\.))")
 """What trainers put before names."""
 _PROJECTOR = re.compile(
     r"(?:model\.)?((?:cap_)?(?:image_)?mm_projector\.\d*\.?(?:weight|bias)$"
@@ -40,20 +40,18 @@ class Release:
     folder: Path
     settings: dict[str, Any]
     adapted: bool
-    parts: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    parts: dict[str, dict[str, Tensor]]
 
 
 def open_release(folder: Path, model_type: str) -> Release:
     """Read a release's own files, or those of the one release in the directories right below."""
     if not folder.is_dir():
-        raise ValueError(
-            f"There is no directory {folder}; give a release that was copied here (nothing is downloaded)."
-        )
+        raise ValueError(f"There is no directory {folder}; give a local copy of a release (nothing is downloaded).")
     place = folder if (folder / "config.json").is_file() else _below(folder, model_type)
     settings = read_json(place / "config.json", "to know how the release was trained")
     if settings.get("model_type") != model_type:
         raise ValueError(f"{place} is a {settings.get('model_type')!r} model; a {model_type!r} one is converted here.")
-    adapted = adapter_files(place) is not None
+    adapted = adapter_file(place) is not None
     if not adapted and not weight_files(place):
         raise ValueError(f"{place} holds neither an adapter nor whole weights. Copy the release again.")
     if adapted and not (place / EXTRA).is_file():
@@ -61,31 +59,27 @@ def open_release(folder: Path, model_type: str) -> Release:
     found = {} if adapted else read_folder(place)
     if (place / EXTRA).is_file():
         found |= read_tensors(place / EXTRA)
-    return Release(place, settings, adapted, by_part(found))
+    return Release(place, settings, adapted, _by_part(found))
 
 
 def _below(folder: Path, model_type: str) -> Path:
-    fitting = []
-    for file in sorted(folder.glob("*/config.json")):
-        if json.loads(file.read_text()).get("model_type") == model_type:
-            fitting.append(file.parent)
+    configs = sorted(folder.glob("*/config.json"))
+    fitting = [file.parent for file in configs if json.loads(file.read_text()).get("model_type") == model_type]
     if len(fitting) != 1:
         names = ", ".join(path.name for path in fitting) or "none"
         raise ValueError(f"{folder} has no config.json; releases of type {model_type!r} below it: {names}. Name one.")
     return fitting[0]
 
 
-def by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Sort tensors into "projectors", the groups, and "language"; the prefixes of trainers are taken off."""
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in ("projectors", "language", *_GROUPS)}
     for name, tensor in tensors.items():
-        trainer = _TRAINER.match(name)
-        plain = name if trainer is None else name[trainer.end() :]
-        projector = _PROJECTOR.match(plain)
-        part = next((part for part, prefix in _GROUPS.items() if plain.startswith(prefix)), "language")
-        if projector:
+        plain = _TRAINER.sub("", name)
+        if projector := _PROJECTOR.match(plain):
             parts["projectors"][projector[1]] = tensor
         else:
+            part = next((part for part, prefix in _GROUPS.items() if plain.startswith(prefix)), "language")
             parts[part][plain.removeprefix(_GROUPS.get(part, ""))] = tensor
     return parts
 
@@ -99,19 +93,17 @@ def locate(named: str | None, given: Path | None, release: Path, option: str, wh
         if not given.exists():
             raise ValueError(f"{option} {given}: there is no such path.")
         return given
-    if named:
-        around = (release.parent, release, release.parent.parent, Path())
-        tried = [base / name for name in (named, Path(named).name) for base in around]
-        found = next((path for path in tried if path.exists()), None)
-        if found is not None:
-            return found
+    around = (release.parent, release, release.parent.parent, Path())
+    tried = (base / name for name in (named, Path(named or "").name) if name for base in around)
+    if found := next((path for path in tried if path.exists()), None):
+        return found
     called = f", which the release calls {named!r}," if named else ""
     raise ValueError(f"{what}{called} was not found around {release}. Say where it is: {option} PATH.")
 
 
 def projectors_of(file: Path) -> dict[str, Tensor]:
     """The projectors in a file of them; ValueError if it holds anything else."""
-    parts = by_part(read_tensors(file))
+    parts = _by_part(read_tensors(file))
     others = [name for part, tensors in parts.items() if part != "projectors" for name in tensors]
     if others:
         raise ValueError(f"{file} holds more than projectors: {', '.join(others[:8])}.")

@@ -50,8 +50,9 @@ class QuestionRecord(_Strict):
 
     kind: str = Field(min_length=1)
     question: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
-    """Of a multiple-choice question, the letter of the right option."""
+    answer: str = ""
+    """Of a multiple-choice question, the letter of the right option; empty where there is none, which `distill` with
+    the model's own replies does not need."""
     options: list[str] = Field(default=[], max_length=26)
     """What there is to choose from, without letters; empty for open questions."""
     context: str = ""
@@ -61,12 +62,17 @@ class QuestionRecord(_Strict):
 
     @model_validator(mode="after")
     def _choice(self) -> Self:
-        if self.options and self.answer not in LETTERS[: len(self.options)]:
+        if self.options and self.answered and self.answer not in LETTERS[: len(self.options)]:
             raise ValueError(
                 f"the answer {self.answer!r} is none of the {len(self.options)} options; give its letter, "
                 f"A to {LETTERS[len(self.options) - 1]}"
             )
         return self
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer."""
+        return bool(self.answer.strip())
 
     def prompt(self, instruction: str = INSTRUCTION, listing: str = "{}. {}") -> str:
         """The text that a model is asked: context, question, options and, where there are options, `instruction`.

@@ -1,6 +1,5 @@
-"""What every encoder does: normalise frames, run a frozen network, return a grid per video.
-
-Letters: B clips, T frames, H W patch grid, C width.
+"""What every encoder does: normalise frames, run a frozen network, return a grid per video. Letters: B clips, T frames,
+H W patch grid, C width.
 """
 
 from abc import ABC, abstractmethod
@@ -17,9 +16,8 @@ encoders: Registry["Encoder"] = Registry("encoder")
 
 
 class Encoder(nn.Module, ABC):
-    """A network that sees frames, frozen unless a run trains it.
-
-    `width` is C, `side` is H = W, `size` the pixels of a side that it takes.
+    """A network that sees frames, frozen unless a run trains it. `width` is C, `side` is H = W, `size` the pixels of a
+    side that it takes.
     """
 
     width: int

@@ -105,9 +105,8 @@ class _PatchEmbed(nn.Module):
 
 
 class InternVideo2(nn.Module):
-    """Encode clips of a few frames: pixels [B,T,3,height,width] (normalised) to patch vectors [B,T,H,W,C].
-
-    A clip has `config.frames` frames, or one (an image, with its own position table). Other lengths raise ValueError.
+    """Encode clips of a few frames: pixels [B,T,3,height,width] (normalised) to patch vectors [B,T,H,W,C]. A clip has
+    `config.frames` frames, or one (an image, with its own position table). Other lengths raise ValueError.
     """
 
     def __init__(self, config: InternVideo2Config) -> None:

@@ -33,7 +33,7 @@ PICTURE = 160
 
 
 @dataclass(frozen=True)
-class Measure:
+class _Measure:
     """A measure of richness [S], its rank correlation with the tokens, and mean tokens by mean richness of its bins."""
 
     name: str
@@ -43,7 +43,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Case:
+class _Case:
     """A segment. `gap`: its rank by tokens less its rank by richness, as fractions of all segments, from -1 to 1."""
 
     video: str
@@ -65,7 +65,7 @@ class Adaptive:
     places: Sequence[tuple[int, int]]
     """Index of the video, and of its segment."""
     tokens: Sequence[int]
-    measures: Sequence[Measure]
+    measures: Sequence[_Measure]
 
     @classmethod
     def of(cls, result: Result) -> "Adaptive | None":
@@ -89,7 +89,7 @@ class Adaptive:
         rich = np.mean([rankdata(measure.values) for measure in self.measures], axis=0)
         return (rankdata(self.tokens) - rankdata(rich)) / len(self.tokens)
 
-    def cases(self, worst: bool) -> list[Case]:
+    def cases(self, worst: bool) -> list[_Case]:
         """The SHOWN segments with the largest gap, or with the smallest; at most one per video."""
         order = np.argsort(-np.abs(self.gaps) if worst else np.abs(self.gaps), kind="stable")
         by_video: dict[int, int] = {}
@@ -97,7 +97,7 @@ class Adaptive:
             by_video.setdefault(self.places[index][0], index)
         return [self._case(index) for index in list(by_video.values())[:SHOWN]]
 
-    def _case(self, index: int) -> Case:
+    def _case(self, index: int) -> _Case:
         place, segment = self.places[index]
         video = self.videos[place]
         count = len(video["segment_tokens"])
@@ -105,14 +105,14 @@ class Adaptive:
         caption, target = (of[segment] if len(of) == count else None for of in texts)
         richness = {measure.name: measure.values[index] for measure in self.measures}
         gap = float(self.gaps[index])
-        return Case(video["video"], segment, count, self.tokens[index], richness, gap, caption, target)
+        return _Case(video["video"], segment, count, self.tokens[index], richness, gap, caption, target)
 
 
 def _fits(video: dict, name: str) -> bool:
     return bool(video.get(name)) and len(video[name]) == len(video["segment_tokens"])
 
 
-def _measure(videos: list[dict], name: str, tokens: list[int], clusters: list[str]) -> Measure:
+def _measure(videos: list[dict], name: str, tokens: list[int], clusters: list[str]) -> _Measure:
     values = pd.Series([value for video in videos for value in video[name]], dtype=float)
     bins = values if values.nunique() <= LEVELS else pd.qcut(values, BINS, labels=False, duplicates="drop")
     means = []
@@ -120,7 +120,7 @@ def _measure(videos: list[dict], name: str, tokens: list[int], clusters: list[st
         rows = inside.index.tolist()
         means.append((float(inside.mean()), statistics.mean([tokens[n] for n in rows], [clusters[n] for n in rows])))
     rho = statistics.rank_correlation(values.tolist(), tokens, clusters)
-    return Measure(MEASURES[name], values.tolist(), rho, means)
+    return _Measure(MEASURES[name], values.tolist(), rho, means)
 
 
 class Pictures:
@@ -137,7 +137,7 @@ class Pictures:
         except (ValueError, OSError) as error:
             self.missing = str(error)
 
-    def of(self, case: Case) -> str | None:
+    def of(self, case: _Case) -> str | None:
         """The frame in the middle of a segment; None if it cannot be read."""
         record = self._records.get(case.video)
         if record is None:

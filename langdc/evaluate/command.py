@@ -14,7 +14,6 @@ from langdc import config, jsonl
 from langdc.distributed import is_main_process, start
 from langdc.evaluate import tasks
 from langdc.evaluate.adaptive import Pictures
-from langdc.evaluate.cost import loop_cost
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.judge import Judge
 from langdc.evaluate.loop import evaluate
@@ -23,7 +22,7 @@ from langdc.evaluate.page import page
 from langdc.evaluate.published import check_published
 from langdc.evaluate.results import Result, read_results
 from langdc.evaluate.settings import EvalConfig
-from langdc.evaluate.tables import MISMATCH, Cell, Table, as_csv, as_markdown, by_budget
+from langdc.evaluate.tables import MISMATCH, Table, as_csv, as_markdown
 
 DEFAULT = "sample/eval"
 ABOUT_MODEL = ("exact captions", "cue recall", "density rho", "train ")
@@ -86,7 +85,7 @@ def report(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     _print(console, results)
     for folder in options.runs:
-        if cost := loop_cost(EvalFolder.read(folder).sessions()):
+        if cost := EvalFolder.read(folder).loop_cost():
             console.print(f"{folder}: {cost}", style="dim", highlight=False, markup=False)
     path = options.html or first / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +97,7 @@ def report(argv: Sequence[str] | None = None) -> int:
 
 
 def _print(console: Console, results: Sequence[Result]) -> None:
-    equal, apart = by_budget(results)
+    equal, apart = Table.by_budget(results)
     console.print(*(_rich(equal) if equal else ()))
     if apart:
         console.print(MISMATCH, style="yellow")
@@ -111,18 +110,17 @@ def _print(console: Console, results: Sequence[Result]) -> None:
         console.print(note, style="yellow", highlight=False, markup=False)
 
 
-def _rich(results: Sequence[Result]) -> list[rich.table.Table]:
+def _rich(table: Table) -> list[rich.table.Table]:
     """The table in parts, since one is too wide for a terminal: accuracy by kind; cost and comparison; the rest."""
-    table = Table.of(results)
     accuracy = ["entry", "accuracy %", "95 % interval", "judged %", "judge's score"]
     accuracy += [title for title in table.titles if title.startswith("kind ")] + ["failed", "unparsed"]
     about = ["entry", *(title for title in table.titles if title.startswith(ABOUT_MODEL))]
     cost = ["entry", *(title for title in table.titles if title not in (*accuracy, *about))]
-    parts = [_part("Accuracy", accuracy, table, [table.chance]), _part("Tokens, cost, comparison", cost, table)]
+    parts = [_part("Accuracy", accuracy, table, chance=True), _part("Tokens, cost, comparison", cost, table)]
     return [*parts, _part("Captions, training", about, table)] if len(about) > 1 else parts
 
 
-def _part(name: str, titles: Sequence[str], table: Table, last: Sequence[Sequence[Cell]] = ()) -> rich.table.Table:
+def _part(name: str, titles: Sequence[str], table: Table, chance: bool = False) -> rich.table.Table:
     """Some columns of a table, as far as it has them; texts of users and models are not markup."""
     found = rich.table.Table(title=name, title_justify="left")
     columns = [table.titles.index(title) for title in titles if title in table.titles]
@@ -132,10 +130,9 @@ def _part(name: str, titles: Sequence[str], table: Table, last: Sequence[Sequenc
         found.add_column(Text(table.headings[column]), justify="left" if left else "right", min_width=width)
     for line in table.lines:
         found.add_row(*(Text(line[column].text) for column in columns))
-    if last:
+    if chance:
         found.add_section()
-    for line in last:
-        found.add_row(*(Text(line[column].text) for column in columns), style="dim")
+        found.add_row(*(Text(table.chance[column].text) for column in columns), style="dim")
     return found
 
 

@@ -4,7 +4,6 @@ Three keep some tokens of a trained pool, as many as another entry used; one giv
 Letters: T frames, H W patch grid, D backbone width, N tokens kept.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,20 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langdc.evaluate.models import writes_text
+from langdc.evaluate.models import OwnCompressor
+from langdc.hashing import tensors_hash
 from langdc.interfaces import Backbone, TokenCompressor
 from langdc.language_models import ids_of
 from langdc.types import Compressed, Context, FeatureGrid, VideoFeatures, VideoTokens
 
-Count = Callable[[VideoFeatures], int]
+_Choose = Callable[[VideoFeatures, int], Tensor]
+"""The tokens to keep of a video that has so many: their indices [N], ascending."""
 
 
 def fingerprint(encoded: Mapping[str, FeatureGrid]) -> str:
     """The sha256 of a video's encoder outputs: tells videos apart where only features are at hand."""
-    digest = hashlib.sha256()
-    for name in sorted(encoded):
-        digest.update(encoded[name].values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_hash({name: grid.values for name, grid in encoded.items()})
 
 
 class _Wrapper(TokenCompressor):
@@ -39,63 +37,48 @@ class _Wrapper(TokenCompressor):
 
 
 class _PoolSubset(_Wrapper):
-    """The tokens of a trained pool at `index`."""
+    """The tokens of a trained pool that `choose` keeps."""
 
-    def __init__(self, trained: TokenCompressor) -> None:
+    def __init__(self, trained: TokenCompressor, choose: _Choose) -> None:
         super().__init__(trained)
+        self.choose = choose
         if not hasattr(trained, "grids"):
             raise ValueError(
                 f"This control keeps tokens of a pool; the entry's model has the compressor {type(trained).__name__}. "
                 "Give the directory of a model trained with 'pool'."
             )
 
-    def index(self, video: VideoFeatures, tokens: int) -> Tensor:
-        """Which of a video's tokens to keep, ascending: [N]."""
-        raise NotImplementedError
-
     def one(self, video: VideoFeatures) -> VideoTokens:
         tokens = self.trained([video]).tokens[0]
-        return tokens.take(self.index(video, len(tokens)).to(tokens.values.device))
+        return tokens.take(self.choose(video, len(tokens)).to(tokens.values.device))
 
 
-class RandomTokens(_PoolSubset):
-    """Tokens drawn without replacement, in their order: as many as `count` says of the video, all if it has fewer.
+def _random_tokens(count: Callable[[VideoFeatures], int], seed: int) -> _Choose:
+    """As many tokens as `count` says of a video, drawn without replacement by `seed` and video; all if it has fewer."""
 
-    The draw depends on `seed` and the video alone.
-    """
+    def choose(video: VideoFeatures, tokens: int) -> Tensor:
+        generator = torch.Generator().manual_seed((int(fingerprint(video.encoder)[:15], 16) + seed) % 2**63)
+        return torch.randperm(tokens, generator=generator)[: count(video)].sort().values
 
-    def __init__(self, trained: TokenCompressor, count: Count, seed: int = 0) -> None:
-        super().__init__(trained)
-        self.count, self.seed = count, seed
-
-    def index(self, video: VideoFeatures, tokens: int) -> Tensor:
-        seed = (int(fingerprint(video.encoder)[:15], 16) + self.seed) % 2**63
-        drawn = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
-        return drawn[: self.count(video)].sort().values
+    return choose
 
 
-class UniformFrames(_PoolSubset):
-    """All tokens of some frames, evenly spaced: as many frames as fit into `max_tokens`, but at least one."""
+def _uniform_frames(pool: Any, max_tokens: float) -> _Choose:
+    """All tokens of evenly spaced frames: as many frames as fit into `max_tokens`, but at least one."""
 
-    def __init__(self, trained: TokenCompressor, max_tokens: float) -> None:
-        super().__init__(trained)
-        self.max_tokens = max_tokens
-
-    def index(self, video: VideoFeatures, tokens: int) -> Tensor:
-        grids = [grid.shape[:3] for grid in self.trained.grids(video)]
+    def choose(video: VideoFeatures, tokens: int) -> Tensor:
+        grids = [grid.shape[:3] for grid in pool.grids(video)]
         frames = grids[0][0]
-        kept = _middles(frames, max(1, min(frames, int(self.max_tokens * frames / tokens))))
+        kept = max(1, min(frames, int(max_tokens * frames / tokens)))
+        middles = ((2 * torch.arange(kept) + 1) * frames) // (2 * kept)  # of equal parts
         # streams follow each other, each frame by frame
         frame = torch.cat([torch.arange(steps).repeat_interleave(height * width) for steps, height, width in grids])
-        return torch.isin(frame, kept).nonzero().squeeze(1)
+        return torch.isin(frame, middles).nonzero().squeeze(1)
+
+    return choose
 
 
-def _middles(frames: int, kept: int) -> Tensor:
-    """The middles of `kept` equal parts of T frames: [kept]."""
-    return ((2 * torch.arange(kept) + 1) * frames) // (2 * kept)
-
-
-class CaptionText(_Wrapper):
+class _CaptionText(_Wrapper):
     """A compressor's captions as words in place of its tokens: "[1] red square left [2] ...".
 
     The words are embedded by the language model, so only what a token is differs. Shares the parts of `trained`.
@@ -103,7 +86,7 @@ class CaptionText(_Wrapper):
 
     def __init__(self, trained: TokenCompressor, backbone: Backbone) -> None:
         super().__init__(trained)
-        if not writes_text(trained):
+        if not OwnCompressor.writes_text(trained):
             raise ValueError(f"caption_text needs a model that writes captions; this one has {type(trained).__name__}.")
         self.embedding = backbone.language_model.get_input_embeddings()
         self.tokenizer = backbone.tokenizer
@@ -155,14 +138,14 @@ def build(
     Raises ValueError for a model it does not fit.
     """
     if kind == "caption_text":
-        return CaptionText(trained, backbone)
+        return _CaptionText(trained, backbone)
     if not counts:
         raise ValueError(f"The control {kind} copies a token count, and the matched entry has no answered video.")
     average = sum(counts.values()) / len(counts)
     if kind == "uniform_frames":
-        return UniformFrames(trained, average)
+        return _PoolSubset(trained, _uniform_frames(trained, average))
     if kind == "random_tokens_mean":
-        return RandomTokens(trained, lambda video: round(average), seed)
+        return _PoolSubset(trained, _random_tokens(lambda video: round(average), seed))
 
     def count(video: VideoFeatures) -> int:
         name = name_of(fingerprint(video.encoder))
@@ -170,4 +153,4 @@ def build(
             raise ValueError(f"The matched entry has no token count for the video {name!r}; it failed there.")
         return counts[name]
 
-    return RandomTokens(trained, count, seed)
+    return _PoolSubset(trained, _random_tokens(count, seed))

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from langdc import jsonl
 from langdc.distributed import rank, world_size
 from langdc.evaluate.identity import describe_machine
-from langdc.hashing import text_hash
+from langdc.hashing import json_hash
 from langdc.log import get_logger
 
 logger = get_logger(__name__)
@@ -88,7 +88,7 @@ class EvalFolder:
         session = {**describe_machine(command), "plugins": dict(plugins or {})}
         if not path.is_file() and directory.is_dir() and {file.name for file in directory.iterdir()} - STARTED:
             raise ValueError(f"{directory} holds files that are no evaluation. Choose another place with output=...")
-        header = {**info, **identity, "identity_sha256": settings_hash(identity), "sessions": []}
+        header = {**info, **identity, "identity_sha256": json_hash(identity), "sessions": []}
         if path.is_file():
             header = _read_header(path)
             changed = _changes({key: header.get(key) for key in identity}, json.loads(json.dumps(identity)))
@@ -156,10 +156,7 @@ class EvalFolder:
 
     def lines(self, name: str) -> list[dict]:
         """All lines of an entry, by whichever process; a key counts once."""
-        found: dict[str, dict] = {}
-        for line in (line for path in self._files(name) for line in jsonl.read(path)):
-            found.setdefault(line["key"], line)
-        return list(found.values())
+        return self.entry_file(name).lines
 
     def forget_failures(self, name: str) -> None:
         """Take failed answers out of an entry's files, and what follows from them, so that they are asked again."""
@@ -172,11 +169,21 @@ class EvalFolder:
     @property
     def failures(self) -> int:
         """How many answers of all entries failed."""
-        return sum(line.get("failed", False) for name in self.names() for line in self.lines(name))
+        return sum(one["failed"] for name in self.names() for one in self.lines(name) if one["type"] == "answer")
 
-    def sessions(self) -> list[dict]:
-        """What each start took, for each of its processes."""
-        return [line for path in sorted(self.directory.glob("sessions/*.jsonl")) for line in jsonl.read(path)]
+    def loop_cost(self) -> str:
+        """How often videos were decoded in all sessions, and the share of time outside the stages, in words."""
+        sessions = [line for path in sorted(self.directory.glob("sessions/*.jsonl")) for line in jsonl.read(path)]
+        if not sessions:
+            return ""
+        sums = {name: sum(line.get(name, 0) for line in sessions) for name in ("seconds", "videos", "decoded", "read")}
+        staged = sum(seconds for line in sessions for seconds in line["stages"].values())
+        read = f" and read {sums['read']} times from stored encoder outputs" if sums["read"] else ""
+        return (
+            f"{sums['videos']} videos were decoded and encoded {sums['decoded']} times{read} in all; the loop spent "
+            f"{100 * (1 - staged / sums['seconds']):.1f} % of {sums['seconds']:.1f} s outside decoding, preprocessing, "
+            "encoding, compressing, prefill and generation."
+        )
 
     @property
     def entries(self) -> list[dict[str, Any]]:
@@ -186,11 +193,6 @@ class EvalFolder:
     def names(self) -> list[str]:
         """The entries that were begun, in order."""
         return [entry["name"] for entry in self.entries if self._files(entry["name"])]
-
-
-def settings_hash(tree: Mapping[str, Any]) -> str:
-    """The sha256 of settings."""
-    return text_hash(json.dumps(tree, sort_keys=True))
 
 
 def _changes(before: Any, after: Any, path: str = "") -> list[str]:

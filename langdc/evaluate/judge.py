@@ -24,7 +24,7 @@ from langdc import jsonl
 from langdc.evaluate.folder import EvalFolder, LineFile
 from langdc.evaluate.settings import JudgeConfig
 from langdc.evaluate.tasks import Task
-from langdc.hashing import text_hash
+from langdc.hashing import json_hash
 from langdc.log import console, get_logger
 
 logger = get_logger(__name__)
@@ -52,7 +52,7 @@ TRANSIENT = (408, 409, 425, 429)
 SHOWN_LETTERS, SHOWN_FAILURES = 200, 5
 
 
-class JudgeError(ValueError):
+class _JudgeError(ValueError):
     """The judge gave no verdict; the message says where it was asked, what came back and what to do."""
 
 
@@ -71,6 +71,15 @@ class Case:
             return None
         return cls(line["question"], line["expected"], line["answer"].strip())
 
+    def request(self, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The body of a request."""
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.format(**asdict(self))}]
+        return {"model": model, "messages": messages, **options}
+
+    def key(self, judge: Mapping[str, Any]) -> str:
+        """A hash of all that a request to a judge (its settings) says, wherever it is sent."""
+        return json_hash(self.request(judge["model"], judge["options"]))
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -80,6 +89,40 @@ class Verdict:
     score: int = 0
     failed: bool = False
     reason: str | None = None
+
+    @classmethod
+    def read(cls, text: str) -> "Verdict":
+        """The verdict in a judge's reply: a dictionary with pred and score, as Python or JSON has it, anywhere in it.
+
+        A score with a fraction is cut, as in the protocol's code. Raises ValueError if there is none.
+        """
+        found = text[text.find("{") : text.find("}") + 1]
+        try:
+            try:
+                tree = ast.literal_eval(found)
+            except (ValueError, SyntaxError):
+                tree = json.loads(found)
+            pred, score = str(tree["pred"]).strip(" .").lower(), int(float(tree["score"]))
+        except (ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):
+            pred, score = "", -1
+        if pred not in ("yes", "no") or not 0 <= score <= 5:
+            raise _Transient(
+                f"its reply is no verdict: {text[:SHOWN_LETTERS]!r}; it must be like {{'pred': 'yes', 'score': 4}}. "
+                "Take another model, or give it more max_tokens."
+            )
+        return cls(right=pred == "yes", score=score)
+
+    @classmethod
+    def of_answers(
+        cls, directory: Path, judge: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]
+    ) -> "list[Verdict | None]":
+        """The verdicts in an evaluation's folder on the answers among some lines, None where there is none yet.
+
+        `judge`: its settings. A question that failed or got no words for an answer is wrong and scores 0 unjudged.
+        """
+        known = {line["key"]: cls(line["right"], line["score"]) for line in jsonl.read(directory / VERDICTS)}
+        cases = [Case.of(line) for line in lines if line["type"] == "answer"]
+        return [cls() if case is None else known.get(case.key(judge)) for case in cases]
 
 
 class _Transient(ValueError):
@@ -137,11 +180,11 @@ class Judge:
     def unjudged(self, folder: EvalFolder) -> int:
         """How many answers of all entries wait for a verdict."""
         settings, where = self.config.model_dump(), folder.directory
-        return sum(verdicts_on(where, settings, folder.lines(name)).count(None) for name in folder.names())
+        return sum(Verdict.of_answers(where, settings, folder.lines(name)).count(None) for name in folder.names())
 
     def key(self, case: Case) -> str:
         """A hash of all that a request says, wherever it is sent: model, messages, options."""
-        return _verdict_key(self.config.model, self.config.options, case)
+        return case.key(self.config.model_dump())
 
     def verdicts(self, cases: Iterable[Case]) -> dict[Case, Verdict]:
         """Judge cases, each once: those in the file at once, the others at the endpoint.
@@ -171,7 +214,7 @@ class Judge:
 
     def _kept(self, key: str, case: Case, outcome: Verdict | BaseException) -> Verdict:
         """Write a verdict into the file; a failure is no verdict, and other errors are raised."""
-        if isinstance(outcome, JudgeError):
+        if isinstance(outcome, _JudgeError):
             return Verdict(failed=True, reason=f"on {case.prediction[:SHOWN_LETTERS]!r}: {outcome}")
         if isinstance(outcome, BaseException):
             raise outcome
@@ -180,7 +223,7 @@ class Judge:
         return outcome
 
     def ask(self, case: Case) -> Verdict:
-        """Ask the endpoint, repeating with growing pauses; JudgeError if no verdict comes.
+        """Ask the endpoint, repeating with growing pauses; _JudgeError if no verdict comes.
 
         After a case for which it could not be reached, others are tried once, until it answers.
         """
@@ -193,10 +236,10 @@ class Judge:
             if number + 1 < tries:
                 time.sleep(self.config.pause * 2**number)
         self._unreachable = isinstance(reason, _Unreachable)
-        raise JudgeError(f"{self._where}, asked {tries} time(s): {reason}")
+        raise _JudgeError(f"{self._where}, asked {tries} time(s): {reason}")
 
     def _once(self, case: Case) -> Verdict:
-        body = json.dumps(_request(self.config.model, self.config.options, case)).encode()
+        body = json.dumps(case.request(self.config.model, self.config.options)).encode()
         try:
             with self._open(urllib.request.Request(self.url, body, self._headers), None, self.config.timeout) as reply:
                 content = reply.read()
@@ -206,42 +249,11 @@ class Judge:
                 raise _Transient(f"{said} Ask again later.") from None
             if 300 <= error.code < 400:
                 said += f" It redirects to {error.headers.get('Location')}; give that url if it may have the key."
-            raise JudgeError(f"{self._where}: {said} Check url, model and key.") from None
+            raise _JudgeError(f"{self._where}: {said} Check url, model and key.") from None
         except (OSError, http.client.HTTPException) as error:
             raise _Unreachable(f"cannot be reached ({error or type(error).__name__}). Check url and timeout.") from None
         self._unreachable = False
-        return read_verdict(_content(content))
-
-
-def _verdict_key(model: str, options: Mapping[str, Any], case: Case) -> str:
-    return text_hash(json.dumps(_request(model, options, case), sort_keys=True))
-
-
-def _request(model: str, options: Mapping[str, Any], case: Case) -> dict[str, Any]:
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.format(**asdict(case))}]
-    return {"model": model, "messages": messages, **options}
-
-
-def read_verdict(text: str) -> Verdict:
-    """The verdict in a judge's reply: a dictionary with pred and score, as Python or JSON writes one, anywhere in it.
-
-    A score with a fraction is cut, as in the protocol's code. Raises ValueError if there is none.
-    """
-    found = text[text.find("{") : text.find("}") + 1]
-    try:
-        try:
-            tree = ast.literal_eval(found)
-        except (ValueError, SyntaxError):
-            tree = json.loads(found)
-        pred, score = str(tree["pred"]).strip(" .").lower(), int(float(tree["score"]))
-    except (ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):
-        pred, score = "", -1
-    if pred not in ("yes", "no") or not 0 <= score <= 5:
-        raise _Transient(
-            f"its reply is no verdict: {text[:SHOWN_LETTERS]!r}; it must be like {{'pred': 'yes', 'score': 4}}. "
-            "Take another model, or give it more max_tokens."
-        )
-    return Verdict(right=pred == "yes", score=score)
+        return Verdict.read(_content(content))
 
 
 def _content(reply: bytes) -> str:
@@ -255,21 +267,3 @@ def _content(reply: bytes) -> str:
             "Is this the url of an OpenAI-compatible interface?"
         )
     return content
-
-
-def verdicts_on(directory: Path, judge: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> list[Verdict | None]:
-    """The verdicts in an evaluation's folder on the answers among some lines, None where there is none yet.
-
-    `judge`: its settings. A question that failed or got no words for an answer is wrong and scores 0 without a judge.
-    """
-    known = {line["key"]: line for line in jsonl.read(directory / VERDICTS)}
-    found: list[Verdict | None] = []
-    for line in lines:
-        if line["type"] != "answer":
-            continue
-        case = Case.of(line)
-        verdict = known.get(_verdict_key(judge["model"], judge["options"], case)) if case is not None else None
-        found.append(
-            Verdict() if case is None else None if verdict is None else Verdict(verdict["right"], verdict["score"])
-        )
-    return found

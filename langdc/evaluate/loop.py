@@ -8,7 +8,6 @@ the next start, among more or fewer processes.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -23,7 +22,7 @@ from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.identity import identity, plugin_sources
 from langdc.evaluate.judge import Judge
 from langdc.evaluate.models import OwnCompressor, training_record
-from langdc.evaluate.run import Run
+from langdc.evaluate.run import Run, Session
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.evaluate.videos import CalibrationSet, FeatureReader, VideoCache
@@ -52,9 +51,7 @@ def evaluate(
     continues. The replies are put to the `judge`, if any, once all are there. `retry_failed` asks again what failed
     before. Raises ValueError for settings that cannot work and for a folder that holds an evaluation of something else.
     """
-    videos = (
-        matching.calibration_videos(config.calibration, task) if config.calibration and config.is_calibrated else []
-    )
+    videos = matching.calibration_videos(config, task) if config.is_calibrated else []
     with EvalFolder.locked(config.output):
         main_process_first(lambda: _start(config, task, command))
         folder = EvalFolder.read(config.output)
@@ -79,19 +76,6 @@ def _start(config: EvalConfig, task: Task, command: Sequence[str]) -> None:
     EvalFolder.start(config.output, identity(config, task), info, command, config.judging, plugins)
 
 
-@dataclass(frozen=True, eq=False)
-class _Session:
-    """What the entries of one start share."""
-
-    config: EvalConfig
-    task: Task
-    folder: EvalFolder
-    cache: VideoCache
-    calibration: CalibrationSet
-    load: Callable[[EntryConfig], VideoLM]
-    progress: Progress
-
-
 def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load: Callable) -> None:
     named = any(entry.control is not None for entry in config.all_entries)
     stored = FeatureReader(config.features, config.features_dtype) if config.features is not None else None
@@ -99,9 +83,9 @@ def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load:
     cache = VideoCache(folder.file("encoding"), memory, config.batch_size, named, task.clip, stored)
     others = CalibrationSet(videos, VideoCache(folder.file("calibration"), named=False, stored=stored))
     with _accounted(folder, cache, others.cache), _progress() as progress:
-        session = _Session(config, task, folder, cache, others, load, progress)
+        session = Session(config, task, folder, cache, others)
         for entries in _groups(config.all_entries):
-            _ask_group(session, entries)
+            _ask_group(session, entries, load, progress)
 
 
 @contextmanager
@@ -124,14 +108,9 @@ def _groups(entries: Sequence[EntryConfig]) -> Iterator[list[EntryConfig]]:
     groups: dict[Any, list[EntryConfig]] = {}
     for entry in entries:
         depth[entry.name] = 0 if entry.match is None else depth[entry.match] + 1
-        groups.setdefault((depth[entry.name], _model_of(entry)), []).append(entry)
+        groups.setdefault((depth[entry.name], entry.model_key), []).append(entry)
     for key in sorted(groups, key=lambda key: key[0]):
         yield groups[key]
-
-
-def _model_of(entry: EntryConfig) -> tuple[str, str]:
-    """Equal for entries that one loaded model can serve."""
-    return str(entry.model), repr(entry.backbone)
 
 
 def _needs(lm: VideoLM, entries: Sequence[EntryConfig]) -> frozenset[str]:
@@ -141,39 +120,33 @@ def _needs(lm: VideoLM, entries: Sequence[EntryConfig]) -> frozenset[str]:
     return frozenset().union(*(one.compressor.needs for one in built))
 
 
-def _ask_group(session: _Session, entries: Sequence[EntryConfig]) -> None:
+def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable, progress: Progress) -> None:
     """Ask the entries of one model."""
-    config, folder, task = session.config, session.folder, session.task
-    every = [
-        Run(
-            *(config, entry, task, folder.entry_file(entry.name), session.cache, session.calibration),
-            folder.lines(entry.match) if entry.match else [],
-        )
-        for entry in entries
-    ]
+    config, task = session.config, session.task
+    every = [Run(session, entry) for entry in entries]
     runs = [run for run in every if "finished" not in run.out]
     if not runs:
         return
-    lm = session.load(runs[0].entry)
+    lm = load(runs[0].entry)
     lm.model.to(torch.device(config.device) if config.device is not None else devices.device())
     _prepare(session, lm, runs)
     mine = _shared([record for record in task.records if any(run.is_pending(record) for run in runs)], task)
-    bar = session.progress.add_task(", ".join(run.entry.name for run in runs)[:40], total=len(mine))
+    bar = progress.add_task(", ".join(run.entry.name for run in runs)[:40], total=len(mine))
     for first in range(0, len(mine), config.batch_size):
         records = mine[first : first + config.batch_size]
         for run in runs:
             run.answer([record for record in records if run.is_pending(record)])
-        session.progress.advance(bar, len(records))
+        progress.advance(bar, len(records))
     for _ in zip_longest(*(run.time(run.records[rank() :: world_size()]) for run in runs)):
         pass
     barrier()
-    main_process_first(lambda: [_finish(run) for run in runs])
+    main_process_first(lambda: [run.finish() for run in runs])
 
 
-def _prepare(session: _Session, lm: VideoLM, runs: Sequence[Run]) -> None:
+def _prepare(session: Session, lm: VideoLM, runs: Sequence[Run]) -> None:
     """Set the budgets of the entries and put their compressors on the model."""
     key = VideoCache.key_of(lm)
-    same_model = [e for e in session.config.all_entries if _model_of(e) == _model_of(runs[0].entry)]
+    same_model = [e for e in session.config.all_entries if e.model_key == runs[0].entry.model_key]
     need = _needs(lm, same_model)
     for run in runs:
         main_process_first(lambda run=run: run.calibrate(lm, key))
@@ -187,11 +160,6 @@ def _shared(pending: Sequence[Record], task: Task) -> list[Record]:
     ids = broadcast([record.id for record in pending])
     by_id = {record.id: record for record in task.records}
     return [by_id[name] for name in ids[rank() :: world_size()]]
-
-
-def _finish(run: Run) -> None:
-    run.out.reread()
-    run.finish()
 
 
 def _progress() -> Progress:

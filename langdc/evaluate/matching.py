@@ -4,8 +4,7 @@ A compressor before the language model is matched by the video tokens read per v
 keys and values held when the reply begins. Letters: T frames, H W patch grid.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from langdc.config import MemberConfig
 from langdc.data.records import Record, read_records
 from langdc.evaluate.controls import OnPool
-from langdc.evaluate.settings import CalibrationConfig, EntryConfig
+from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.kvcompressors import kvcompressors
 from langdc.log import get_logger
@@ -53,32 +52,35 @@ def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
     return type(lm)(lm.model, compressor, kv)
 
 
-def calibration_videos(config: CalibrationConfig, task: Task) -> list[tuple[Record, Path]]:
-    """The videos to set budgets on, which have questions and are none of the task's.
+def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Path]]:
+    """The videos to set budgets on, which have questions and are none of the task's; [] without the setting.
 
     Raises ValueError if the file is missing, has none, or a video is asked about in the task.
     """
-    if not config.data.is_file():
+    if config.calibration is None:
+        return []
+    data = config.calibration.data
+    if not data.is_file():
         raise ValueError(
-            f"calibration.data: there is no record file {config.data}. Budgets of entries with 'match' are set on it; "
+            f"calibration.data: there is no record file {data}. Budgets of entries with 'match' are set on it; "
             "give videos that the task does not ask about, such as those for training."
         )
     tested = {task.path(record).resolve() for record in task.records if record.id not in task.broken}
     found: list[tuple[Record, Path]] = []
-    for record in read_records(config.data):
-        path = record.media_path(config.data.parent)
+    for record in read_records(data):
+        path = record.media_path(data.parent)
         if path is None or not record.questions:
             continue
         if path.resolve() in tested:
             raise ValueError(
-                f"calibration.data: {config.data} shares the video {path} with the task. Budgets must not be set on "
+                f"calibration.data: {data} shares the video {path} with the task. Budgets must not be set on "
                 "what is tested; give other videos, such as those for training."
             )
         found.append((record, path))
-        if len(found) == config.videos:
+        if len(found) == config.calibration.videos:
             return found
     if not found:
-        raise ValueError(f"calibration.data: {config.data} has no video with a question. Give records that have both.")
+        raise ValueError(f"calibration.data: {data} has no video with a question. Give records that have both.")
     return found
 
 
@@ -98,44 +100,28 @@ def compared(own: Mapping[str, float], other: Mapping[str, float]) -> dict[str, 
     shared = [key for key in own if key in other]
     if not shared:
         return {"measured": None, "target": None, "ratio": None, "equal": False}
-    measured, target = fmean(own[key] for key in shared), fmean(other[key] for key in shared)
+    measured, target = (fmean(one[key] for key in shared) for one in (own, other))
     ratio = measured / target if target else None
-    return {
-        "measured": measured,
-        "target": target,
-        "ratio": ratio,
-        "equal": ratio is not None and abs(ratio - 1) <= TOLERANCE,
-    }
+    equal = ratio is not None and abs(ratio - 1) <= TOLERANCE
+    return {"measured": measured, "target": target, "ratio": ratio, "equal": equal}
 
 
-@dataclass(eq=False)
-class Search:
-    """Finds the whole number up to `max_number` at which a quantity that grows with it comes nearest to `target`.
+def search(target: float, max_number: int, quantity: Callable[[int], float]) -> tuple[int, dict[int, float]]:
+    """The whole number up to `max_number` whose `quantity`, which grows with it, comes nearest to `target`.
 
-    `tried`: the quantity by number. First guesses in proportion, then bisection.
+    First guesses in proportion, then bisection; the smaller of equally near ones. Also returns all that were tried.
     """
-
-    target: float
-    max_number: int
-    tried: dict[int, float] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[int]:
-        """Numbers to try; `tried[number]` must be set before the next one is asked for."""
-        low, high, guess = 1, self.max_number, round(self.target)
-        while low <= high:
-            guess = min(max(guess, low), high)
-            yield guess
-            found = self.tried[guess]
-            if abs(found / self.target - 1) <= CLOSE:
-                return
-            low, high = (guess + 1, high) if found < self.target else (low, guess - 1)
-            in_proportion = len(self.tried) < GUESSES and found > 0
-            guess = round(guess * self.target / found) if in_proportion else (low + high) // 2
-
-    @property
-    def best(self) -> int:
-        """The number that came nearest, the smaller of equals."""
-        return min(sorted(self.tried), key=lambda number: abs(self.tried[number] - self.target))
+    tried: dict[int, float] = {}
+    low, high, guess = 1, max_number, round(target)
+    while low <= high:
+        guess = min(max(guess, low), high)
+        found = tried[guess] = quantity(guess)
+        if abs(found / target - 1) <= CLOSE:
+            break
+        low, high = (guess + 1, high) if found < target else (low, guess - 1)
+        in_proportion = len(tried) < GUESSES and found > 0
+        guess = round(guess * target / found) if in_proportion else (low + high) // 2
+    return min(sorted(tried), key=lambda number: abs(tried[number] - target)), tried
 
 
 def calibrate(
@@ -150,14 +136,15 @@ def calibrate(
     unit = (one.kv_bytes - one.kv_text_bytes) / one.tokens  # bytes held of a token
     target = target if entry.kv is None else target / unit
     text = round(one.kv_text_bytes / unit)  # a budget of keys may count them
-    search = Search(target, text + max(sum(grid.tokens for grid in video.encoder.values()) for video, _ in videos))
-    for tokens in search:
+
+    def kept(tokens: int) -> float:
         answers = _asked(with_parts(lm, entry, tokens), videos, batch)
-        kept = [a.tokens if entry.kv is None else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers]
-        search.tried[tokens] = fmean(kept)
-    best, found = search.best, search.tried[search.best]
-    logger.info("%s: tokens=%d keeps %.2f; the target is %.2f.", entry.name, best, found, target)
-    return {"tokens": best, "target": target, "measured": found, "videos": len(videos), "tried": len(search.tried)}
+        return fmean(a.tokens if entry.kv is None else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers)
+
+    most = max(sum(grid.tokens for grid in video.encoder.values()) for video, _ in videos)
+    best, tried = search(target, text + most, kept)
+    logger.info("%s: tokens=%d keeps %.2f; the target is %.2f.", entry.name, best, tried[best], target)
+    return {"tokens": best, "target": target, "measured": tried[best], "videos": len(videos), "tried": len(tried)}
 
 
 def _asked(lm: Any, videos: Sequence[tuple[Any, str]], batch: int) -> list[Answer]:

@@ -9,7 +9,7 @@ import yaml
 
 from langdc.checkpoint import MANIFEST, WEIGHTS, locate, read_manifest, saved_names
 from langdc.compressors import compressors
-from langdc.hashing import SMALL_BYTES, file_hash, part_identity, text_hash
+from langdc.hashing import json_hash, part_identity, quick_hash, text_hash
 from langdc.interfaces import TokenCompressor
 
 TRAINING = ("samples", "steps", "flops", "seconds")
@@ -40,32 +40,30 @@ class OwnCompressor:
             kind = compressors.get(name)
         except (ValueError, OSError):
             return cls()  # the reason is given when the model is loaded
-        return cls(name, learned, hasattr(kind, "grids"), writes_text(kind))
+        return cls(name, learned, hasattr(kind, "grids"), cls.writes_text(kind))
 
-
-def writes_text(compressor: Any) -> bool:
-    """Whether a compressor, or its class, has a `text` of its own."""
-    kind = compressor if isinstance(compressor, type) else type(compressor)
-    return getattr(kind, "text", TokenCompressor.text) is not TokenCompressor.text
+    @staticmethod
+    def writes_text(compressor: Any) -> bool:
+        """Whether a compressor, or its class, has a `text` of its own."""
+        kind = compressor if isinstance(compressor, type) else type(compressor)
+        return getattr(kind, "text", TokenCompressor.text) is not TokenCompressor.text
 
 
 def weights_identity(directory: str | Path) -> str:
     """The sha256 of all that makes a model: of a checkpoint its tensors, settings and frozen parts; of a stock model
-    all files of its folder, of which large ones count by published hash, sample, or size and time of change.
+    all files of its folder, of which large ones count by published hash or by a sample.
     """
     folder = locate(directory)
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         parts = [manifest[name] for name in ("weights_sha256", "model", "lora", "parts")]
-        return text_hash(json.dumps([*parts, (folder / WEIGHTS).stat().st_size], sort_keys=True))
+        return json_hash([*parts, (folder / WEIGHTS).stat().st_size])
     lines = [part_identity(folder)]
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         covered = len(name.parts) == 1 and path.suffix in (".safetensors", ".json")
         if path.is_file() and not covered and not any(part.startswith(".") for part in name.parts):
-            facts = path.stat()
-            content = file_hash(path) if facts.st_size <= SMALL_BYTES else facts.st_mtime_ns
-            lines.append(f"{name.as_posix()} {facts.st_size} {content}")
+            lines.append(f"{name.as_posix()} {quick_hash(path)}")
     return text_hash("\n".join(lines))
 
 

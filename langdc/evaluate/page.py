@@ -15,10 +15,9 @@ from markupsafe import Markup
 
 from langdc import plots
 from langdc.evaluate.adaptive import Adaptive, Pictures
-from langdc.evaluate.cost import loop_cost
 from langdc.evaluate.notes import notes
 from langdc.evaluate.results import Result
-from langdc.evaluate.tables import Table, by_budget, citation, quantity
+from langdc.evaluate.tables import Table, citation, quantity
 
 PLOTTED = 3
 """Entries with adaptive budgets that are drawn where none writes captions."""
@@ -49,13 +48,8 @@ COSTS: dict[str, Callable[[Result], float]] = {
 def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | None = None) -> str:
     """The whole page. `pictures`: frames of an entry's videos; without, cases are described in words alone."""
     environment = Environment(loader=PackageLoader("langdc.evaluate", ""), autoescape=True, trim_blocks=True)
-    environment.globals |= {
-        "contents": _contents,
-        "same": _same,
-        "quantity": quantity,
-        "STAGES": STAGES,
-    }
-    equal, apart = by_budget(results)
+    environment.globals |= {"contents": _contents, "same": _same, "quantity": quantity, "STAGES": STAGES}
+    equal, apart = Table.by_budget(results)
     answered = [result for result in results if result.answers]
     stages = {stage for result in results for stage in result.stages}
     failures = Counter(
@@ -67,11 +61,11 @@ def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | Non
         largest=max(results, key=lambda result: len(result.answers)),
         captioned=[result for result in results if result.exact_captions.n],
         notes=notes(results),
-        equal=Table.of(equal) if equal else None,
-        apart=Table.of(apart) if apart else None,
+        equal=equal,
+        apart=apart,
         costs=_costs(results),
         stages=[*(stage for stage in STAGES if stage in stages), *sorted(stages - set(STAGES))],
-        loops=[text for text in dict.fromkeys(loop_cost(one.sessions) for one in results) if text],
+        loops=[text for text in dict.fromkeys(one.loop_cost for one in results) if text],
         kinds=_kinds(results),
         adaptive=_adaptive(results, pictures),
         replies=[{line["key"]: line for line in result.answers} for result in results],

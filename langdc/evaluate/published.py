@@ -48,53 +48,56 @@ class ReproductionCheck:
             return f"{self.entry}: {published}, {self.why}"
         return f"{self.entry}: measured {self.measured:.1f} at n = {self.n} questions, {published}"
 
+    @classmethod
+    def by_entry(
+        cls, header: Mapping[str, Any], scores: Mapping[str, Sequence[tuple[Mapping, float]] | None]
+    ) -> "dict[str, ReproductionCheck]":
+        """Map each entry to the published score it is checked against.
 
-def reproduction_checks(
-    header: Mapping[str, Any], scores: Mapping[str, Sequence[tuple[Mapping, float]] | None]
-) -> dict[str, ReproductionCheck]:
-    """Map each entry to the published score it is checked against.
+        `scores`: by entry that was begun, its answers with their scores from 0 to 1; None while some are to come. An
+        entry is checked against the last score at or before it, or else the first; against one of its own model if
+        there is any. That another model reproduces its score says nothing about an entry; that it misses it does.
+        """
+        entries = header["entries"]
+        published = {settings["entry"]: settings for settings in header.get("published") or ()}
+        order = {entry["name"]: place for place, entry in enumerate(entries)}
+        model = {entry["name"]: (entry["model"], repr(entry.get("backbone"))) for entry in entries}
+        checks = [
+            cls._of(published[name], header, scores.get(name), name in scores) for name in order if name in published
+        ]
+        found = {}
+        for name, place in order.items():
+            own = [check for check in checks if model[check.entry] == model[name]]
+            among = own or checks
+            before = [check for check in among if order[check.entry] <= place]
+            check = (before[-1:] or among[:1] or [None])[0]
+            if check is not None and (own or check.flag):
+                found[name] = check
+        return found
 
-    `scores`: by entry that was begun, its answers with their scores from 0 to 1; None while some are to come. An entry
-    is checked against the last score at or before it, or else the first; against one of its own model if there is any.
-    That another model reproduces its score says nothing about an entry; that it misses it does.
-    """
-    entries = header["entries"]
-    published = {settings["entry"]: settings for settings in header.get("published") or ()}
-    order = {entry["name"]: place for place, entry in enumerate(entries)}
-    model = {entry["name"]: (entry["model"], repr(entry.get("backbone"))) for entry in entries}
-    checks = [_check(published[name], header, scores.get(name), name in scores) for name in order if name in published]
-    found = {}
-    for name, place in order.items():
-        own = [check for check in checks if model[check.entry] == model[name]]
-        among = own or checks
-        before = [check for check in among if order[check.entry] <= place]
-        check = (before[-1:] or among[:1] or [None])[0]
-        if check is not None and (own or check.flag):
-            found[name] = check
-    return found
-
-
-def _check(
-    settings: Mapping[str, Any],
-    header: Mapping[str, Any],
-    answers: Sequence[tuple[Mapping, float]] | None,
-    begun: bool,
-) -> ReproductionCheck:
-    parts = [*(settings["kinds"] or ()), *(f"{name} {value}" for name, value in settings["labels"].items())]
-    same = {name: settings[name] for name in ("entry", "score", "tolerance", "source")}
-    same["part"] = f"; of {', '.join(parts)}" if parts else ""
-    if answers is None:
-        why = "but its entry is not finished, or not judged" if begun else "but its entry is not asked yet"
-        return ReproductionCheck(**same, measured=None, n=0, why=why)
-    by_kind: dict[str, list[float]] = {}
-    for line, score in answers:
-        if _belongs(settings, header["target_kinds"], line["kind"], line.get("labels") or {}):
-            by_kind.setdefault(line["kind"], []).append(score)
-    if not by_kind:
-        return ReproductionCheck(**same, measured=None, n=0, why="but no such question was asked")
-    weights = header.get("kind_weights") or {kind: len(scores) for kind, scores in by_kind.items()}
-    measured = 100 * fmean(map(fmean, by_kind.values()), [weights[kind] for kind in by_kind])
-    return ReproductionCheck(**same, measured=measured, n=sum(map(len, by_kind.values())))
+    @classmethod
+    def _of(
+        cls,
+        settings: Mapping[str, Any],
+        header: Mapping[str, Any],
+        answers: Sequence[tuple[Mapping, float]] | None,
+        begun: bool,
+    ) -> "ReproductionCheck":
+        parts = [*(settings["kinds"] or ()), *(f"{name} {value}" for name, value in settings["labels"].items())]
+        same = {name: settings[name] for name in ("entry", "score", "tolerance", "source")}
+        same["part"] = f"; of {', '.join(parts)}" if parts else ""
+        if answers is None:
+            why = "but its entry is not finished, or not judged" if begun else "but its entry is not asked yet"
+            return cls(**same, measured=None, n=0, why=why)
+        by_kind: dict[str, list[float]] = {}
+        for line, score in answers:
+            if _belongs(settings, header["target_kinds"], line["kind"], line.get("labels") or {}):
+                by_kind.setdefault(line["kind"], []).append(score)
+        if not by_kind:
+            return cls(**same, measured=None, n=0, why="but no such question was asked")
+        weights = header.get("kind_weights") or {kind: len(scores) for kind, scores in by_kind.items()}
+        measured = 100 * fmean(map(fmean, by_kind.values()), [weights[kind] for kind in by_kind])
+        return cls(**same, measured=measured, n=sum(map(len, by_kind.values())))
 
 
 def _belongs(settings: Mapping[str, Any], target: Sequence[str], kind: str, labels: Mapping[str, str]) -> bool:

@@ -1,17 +1,21 @@
 """What evaluation folders hold, as figures: one result per entry, compared with a reference. Only files are read."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean, median
+
+import pandas as pd
 
 from langdc.density import density_correlation
 from langdc.evaluate import statistics
-from langdc.evaluate.cost import Spread, mean_flops, stage_seconds, tokens_per_second
-from langdc.evaluate.folder import EvalFolder, settings_hash
-from langdc.evaluate.judge import Verdict, verdicts_on
-from langdc.evaluate.published import ReproductionCheck, reproduction_checks
+from langdc.evaluate.folder import EvalFolder
+from langdc.evaluate.judge import Verdict
+from langdc.evaluate.published import ReproductionCheck
 from langdc.evaluate.statistics import RESAMPLES, Difference, Estimate, Strata
+from langdc.hashing import json_hash
 from langdc.registry import nearest
 
 NAN = float("nan")
@@ -19,36 +23,44 @@ RESAMPLES_PER_ENTRY = 80
 """Resamples per compared entry at least; with fewer, no p value could stay small once it is corrected."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """How many of `n` were right; partly right answers count by their score."""
+SUMS = {"first_token": ("generate",), "total": (), "without_llm": ("prefill", "generate")}
+"""Sums of stages, and which they leave out: to the first token of a reply, to its last, without the language model."""
 
-    right: float
+
+@dataclass(frozen=True)
+class _Share:
+    """The share of `n` that was right; partly right answers count by their score. NaN if n is 0."""
+
+    value: float
     n: int
 
     @classmethod
-    def of(cls, right: Sequence[float]) -> "Share":
-        return cls(sum(right), len(right))
+    def of(cls, right: Sequence[float]) -> "_Share":
+        return cls(sum(right) / len(right) if right else NAN, len(right))
 
-    @property
-    def value(self) -> float:
-        """The share; NaN if n is 0."""
-        return self.right / self.n if self.n else NAN
+
+@dataclass(frozen=True)
+class _Spread:
+    """Seconds of `n` videos: the median and the 95th percentile, linear between samples."""
+
+    median: float
+    p95: float
+    n: int
 
 
 @dataclass(eq=False)
 class Result:
     """One entry's result: its lines and the header of its folder. `name` tells it from entries of other folders.
 
-    `sessions`: what each start took. `verdicts`: the judge's on each of its answers, None where one waits; without a
-    judge there are none. `check`: the published score it is checked against.
+    `loop_cost`: what the evaluation loop took, in words. `verdicts`: the judge's on each of its answers, None where one
+    waits; without a judge there are none. `check`: the published score it is checked against.
     """
 
     name: str
     header: dict
     settings: dict
     lines: list[dict]
-    sessions: Sequence[dict] = ()
+    loop_cost: str = ""
     difference: Difference | None = None
     verdicts: list[Verdict | None] | None = None
     check: ReproductionCheck | None = None
@@ -93,19 +105,17 @@ class Result:
         return found if found.clusters > 1 else Estimate(found.value, 0.0, 1.0, found.error, found.n, 1)
 
     @cached_property
-    def kinds(self) -> dict[str, Share]:
+    def kinds(self) -> dict[str, _Share]:
         """Right answers by kind of question, target kinds first."""
         order = [*self.header["target_kinds"], *(line["kind"] for line in self.answers)]
         by_kind = {kind: [a["score"] for a in self.answers if a["kind"] == kind] for kind in dict.fromkeys(order)}
-        return {kind: Share.of(right) for kind, right in by_kind.items() if right}
+        return {kind: _Share.of(right) for kind, right in by_kind.items() if right}
 
     @cached_property
     def chance(self) -> dict[str, float]:
         """The accuracy of always giving the most frequent answer of a kind, by kind."""
-        return {
-            kind: statistics.majority([line["expected"] for line in self.answers if line["kind"] == kind])
-            for kind in self.kinds
-        }
+        expected = {kind: [line["expected"] for line in self.answers if line["kind"] == kind] for kind in self.kinds}
+        return {kind: max(Counter(answers).values()) / len(answers) for kind, answers in expected.items()}
 
     @cached_property
     def target_chance(self) -> float:
@@ -181,43 +191,61 @@ class Result:
         return density_correlation(*zip(*pairs, strict=True)) if len(pairs) > 2 else NAN
 
     @cached_property
-    def _exact(self) -> list[tuple[dict, list[float]]]:
-        """Videos with captions of their segments, and which of these are exactly the record's."""
-        fits = [v for v in self.videos if v["captions"] is not None and len(v["captions"]) == len(v["targets"])]
-        pairs = [zip(video["captions"], video["targets"], strict=True) for video in fits]
-        same = [[float(said.split() == target.split()) for said, target in of] for of in pairs]
-        return list(zip(fits, same, strict=True))
+    def _exact(self) -> list[tuple[int | None, float]]:
+        """Of each captioned segment its density, if known, and whether its caption is exactly the record's."""
+        found: list[tuple[int | None, float]] = []
+        for video in self.videos:
+            captions, targets, densities = video["captions"], video["targets"], video["densities"]
+            if captions is not None and len(captions) == len(targets):
+                same = [float(one.split() == other.split()) for one, other in zip(captions, targets, strict=True)]
+                found += zip(densities if len(densities) == len(same) else [None] * len(same), same, strict=True)
+        return found
 
     @property
-    def captions(self) -> dict[int, Share]:
+    def captions(self) -> dict[int, _Share]:
         """Captions that are exactly the record's, by density; {} for entries without captions or densities."""
-        found: dict[int, list[float]] = {}
-        for video, exact in self._exact:
-            if len(video["densities"]) == len(exact):
-                for density, right in zip(video["densities"], exact, strict=True):
-                    found.setdefault(density, []).append(right)
-        return {density: Share.of(found[density]) for density in sorted(found)}
+        levels = sorted({density for density, _ in self._exact if density is not None})
+        return {level: _Share.of([right for density, right in self._exact if density == level]) for level in levels}
 
     @property
-    def exact_captions(self) -> Share:
+    def exact_captions(self) -> _Share:
         """The same over all segments."""
-        return Share.of([right for _, exact in self._exact for right in exact])
+        return _Share.of([right for _, right in self._exact])
 
     @property
     def cue_recall(self) -> float:
         """Mean share of a segment's cues that its caption mentions; NaN for entries or records without."""
-        return Share.of([s for video in self.videos for s in video.get("cue_recall") or () if s is not None]).value
+        return _Share.of([s for video in self.videos for s in video.get("cue_recall") or () if s is not None]).value
 
     # ---- costs
 
     @cached_property
-    def stages(self) -> dict[str, Spread]:
-        """Seconds per stage and of their sums: median and 95th percentile."""
-        return stage_seconds(self.of_type("timing"))
+    def _warm(self) -> list[dict]:
+        """The timings that count: those after the warm-up."""
+        return [line for line in self.of_type("timing") if line["warm"]]
+
+    @cached_property
+    def stages(self) -> dict[str, _Spread]:
+        """Seconds per stage over warm timings, and their SUMS per video; {} if there are none.
+
+        Decoding and encoding, done once per video, count for every entry; a stage that a video lacks took 0 s.
+        """
+        if not self._warm:
+            return {}
+        seconds = pd.DataFrame([line["seconds"] for line in self._warm]).fillna(0.0)
+        sums = {name: seconds.drop(columns=list(rest), errors="ignore").sum(axis=1) for name, rest in SUMS.items()}
+        columns = seconds.assign(**sums).items()
+        return {str(name): _Spread(float(of.median()), float(of.quantile(0.95)), len(of)) for name, of in columns}
 
     @property
     def tokens_per_second(self) -> float:
-        return tokens_per_second(self.of_type("timing"))
+        """Tokens of a reply per second after its first, which belongs to prefill: median over warm timings, or NaN."""
+        rates = [
+            (line["reply_tokens"] - 1) / line["seconds"]["generate"]
+            for line in self._warm
+            if (line.get("reply_tokens") or 0) > 1 and line["seconds"].get("generate")
+        ]
+        return median(rates) if rates else NAN
 
     @property
     def peak_bytes(self) -> float:
@@ -229,7 +257,7 @@ class Result:
     @cached_property
     def kv_bytes(self) -> float:
         """Mean bytes that the cache held when a reply began; NaN where no line says."""
-        return Share.of([line["kv_bytes"] for line in self.answers if line.get("kv_bytes")]).value
+        return _Share.of([line["kv_bytes"] for line in self.answers if line.get("kv_bytes")]).value
 
     @cached_property
     def budget(self) -> dict | None:
@@ -243,8 +271,10 @@ class Result:
 
     @cached_property
     def flops(self) -> dict[str, float]:
-        """Mean operations for one question about one video, by part and in total."""
-        return mean_flops(self.answers)
+        """Mean operations for one question about one video, by part and in "total"; {} if no line says."""
+        known = [line["flops"] for line in self.answers if line.get("flops")]
+        parts = {part: fmean(flops.get(part, 0.0) for flops in known) for part in known[0]} if known else {}
+        return {**parts, "total": sum(parts.values())} if parts else {}
 
     # ---- provenance
 
@@ -258,7 +288,7 @@ class Result:
         """The sha256 of its settings, its weights and its questions; "unknown" where the header has none."""
         weights = (self.header.get("weights_sha256") or {}).get(self.settings["name"])
         found = {"weights": weights or "unknown", "data": self.header.get("data_sha256") or "unknown"}
-        return {"config": settings_hash(self.header["config"]), **found}
+        return {"config": json_hash(self.header["config"]), **found}
 
     @property
     def shown_flag(self) -> str:
@@ -290,13 +320,13 @@ def read_results(directories: Sequence[Path], reference: str | None = None) -> l
 
 def _results_of(folder: EvalFolder, all_names: Sequence[str]) -> list[Result]:
     """The results of a folder, with the judge's verdicts and the published scores they are checked against."""
-    header, sessions = folder.header, folder.sessions()
+    header, loop_cost = folder.header, folder.loop_cost()
     settings = {entry["name"]: entry for entry in folder.entries}
-    found = {name: Result(name, header, settings[name], folder.lines(name), sessions) for name in folder.names()}
+    found = {name: Result(name, header, settings[name], folder.lines(name), loop_cost) for name in folder.names()}
     for result in found.values():
         if header.get("judge"):
-            result.verdicts = verdicts_on(folder.directory, header["judge"], result.lines)
-    checks = reproduction_checks(header, {name: result.final_scores for name, result in found.items()})
+            result.verdicts = Verdict.of_answers(folder.directory, header["judge"], result.lines)
+    checks = ReproductionCheck.by_entry(header, {name: result.final_scores for name, result in found.items()})
     for name, result in found.items():
         result.check = checks.get(name)
         result.name = name if all_names.count(name) == 1 else f"{folder.directory.name}/{name}"

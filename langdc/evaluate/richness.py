@@ -31,7 +31,7 @@ def richness(frames: Frames, frames_per_segment: int) -> dict[str, list[float]]:
     segment = torch.arange(len(grey)) // frames_per_segment
     return {
         "motion": _mean(motion, segment, counted),
-        "edges": _mean(edge_entropy(grey), segment, torch.ones(len(grey))),
+        "edges": _mean(_edge_entropy(grey), segment, torch.ones(len(grey))),
     }
 
 
@@ -44,7 +44,7 @@ def _small(pixels: Tensor) -> Tensor:
     return F.interpolate(grey, size, mode="area")[:, 0]
 
 
-def edge_entropy(grey: Tensor) -> Tensor:
+def _edge_entropy(grey: Tensor) -> Tensor:
     """Entropy in bits of the gradients' magnitudes of each frame [T,height,width]: [T]."""
     across, down = grey[:, :-1].diff(dim=2), grey[:, :, :-1].diff(dim=1)
     strength = (across**2 + down**2).sqrt().flatten(1)

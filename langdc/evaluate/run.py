@@ -1,14 +1,14 @@
 """One entry of an evaluation at work: its model answers, and each answer is written down at once."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from langdc.data.records import Record
 from langdc.density import cue_recall, densities
 from langdc.evaluate import controls, matching
-from langdc.evaluate.folder import LineFile
+from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.evaluate.videos import CalibrationSet, VideoCache
@@ -19,28 +19,33 @@ from langdc.types import Answer
 logger = get_logger(__name__)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What the entries of one start share."""
+
+    config: EvalConfig
+    task: Task
+    folder: EvalFolder
+    cache: VideoCache
+    calibration: CalibrationSet
+
+
 class Run:
-    """An entry, from its model to its lines.
+    """An entry of a session, from its model to its lines.
 
     `matched`: the lines of the entry that this one copies or matches; `records`: the videos it is asked about.
     """
 
-    config: EvalConfig
-    entry: EntryConfig
-    task: Task
-    out: LineFile
-    cache: VideoCache
-    calibration: CalibrationSet
-    matched: Sequence[Mapping[str, Any]] = ()
-    lm: Any = field(default=None, init=False)
-    preprocessing: str = field(default="", init=False)
-    need: frozenset[str] = field(default=frozenset(), init=False)
-
-    def __post_init__(self) -> None:
-        limits = [limit for limit in (self.config.limit, self.entry.limit) if limit is not None]
+    def __init__(self, session: Session, entry: EntryConfig) -> None:
+        self.entry, self.config, self.task = entry, session.config, session.task
+        self.cache, self.calibration = session.cache, session.calibration
+        self.out = session.folder.entry_file(entry.name)
+        self.matched = session.folder.lines(entry.match) if entry.match else []
+        limits = [limit for limit in (self.config.limit, entry.limit) if limit is not None]
         self.records = self.task.records[: min(limits, default=None)]
         self._ids = {record.id for record in self.records}
+        self.lm: Any = None
+        self.preprocessing, self.need = "", frozenset[str]()
 
     # ---- before the questions
 
@@ -176,6 +181,7 @@ class Run:
 
     def finish(self) -> None:
         """Write down how near the budget came to the matched entry's, and that all is done."""
+        self.out.reread()
         if self.entry.match is not None:
             measure = self.entry.measure
             found = matching.compared(*(matching.spent(lines, measure) for lines in (self.out.lines, self.matched)))

@@ -13,7 +13,7 @@ from langdc.registry import nearest
 BUDGET = {"keep", "tokens"}
 
 
-class CalibrationConfig(Settings):
+class _CalibrationConfig(Settings):
     """Videos on which budgets are set, so that none is set on what is being tested."""
 
     data: Path
@@ -22,7 +22,7 @@ class CalibrationConfig(Settings):
     """How many of them are used, from the first."""
 
 
-class PublishedConfig(Settings):
+class _PublishedConfig(Settings):
     """A published score of an uncompressed model, which the evaluation must reproduce to be comparable."""
 
     entry: str
@@ -84,6 +84,11 @@ class EntryConfig(Settings):
         return self.match is not None and self.control is None
 
     @property
+    def model_key(self) -> tuple[str, str]:
+        """Equal for entries that one loaded model can serve."""
+        return str(self.model), repr(self.backbone)
+
+    @property
     def measure(self) -> str:
         """What its budget is measured in: "tokens" or "kv_bytes"."""
         return "tokens" if self.kv is None else "kv_bytes"
@@ -104,7 +109,7 @@ class EntryConfig(Settings):
         return self
 
 
-class SweepModel(Settings):
+class _SweepModel(Settings):
     """A model that a sweep puts every method on; one with a learned compressor is asked as it is, beside controls."""
 
     name: str = ""
@@ -115,7 +120,7 @@ class SweepModel(Settings):
     """For one whose compressor writes text: the model that reads it as words, such as its stage 2; null is itself."""
 
 
-class SweepMethod(Settings):
+class _SweepMethod(Settings):
     """A method of a sweep: a compressor, a KV compressor, or one after the other, without a budget."""
 
     name: str | None = None
@@ -132,7 +137,7 @@ class SweepMethod(Settings):
         return {kind: {"name": name}}
 
     @model_validator(mode="after")
-    def _without_budget(self) -> "SweepMethod":
+    def _without_budget(self) -> "_SweepMethod":
         budgeted = self.kv or self.compressor
         if budgeted is None:
             raise ValueError("a method is a compressor, a kv, or both; give a name such as vidcom2 or kv:pivotkv")
@@ -166,11 +171,11 @@ CONTROLS = {
 """Controls at every budget; the last one beside methods in the cache."""
 
 
-class SweepConfig(Settings):
+class _SweepConfig(Settings):
     """Every method at every budget on every model, and the controls that each of them has to beat."""
 
-    models: list[SweepModel] = Field(min_length=1)
-    methods: list[SweepMethod] = Field(min_length=1)
+    models: list[_SweepModel] = Field(min_length=1)
+    methods: list[_SweepMethod] = Field(min_length=1)
     budgets: list[float] = Field(min_length=1)
     """Fractions kept."""
     controls: bool = True
@@ -179,7 +184,7 @@ class SweepConfig(Settings):
     pool, as many as its own."""
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "SweepConfig":
+    def _names_differ(self) -> "_SweepConfig":
         if len(self.models) > 1 and any(not model.name for model in self.models):
             raise ValueError("several models need names, which begin the names of their entries")
         if wrong := [budget for budget in self.budgets if not 0 < budget <= 1]:
@@ -196,7 +201,7 @@ class SweepConfig(Settings):
         ]
         return [entry for entries in made for entry in entries]
 
-    def _learned(self, model: SweepModel, own: OwnCompressor, all_own: list[OwnCompressor]) -> list[EntryConfig]:
+    def _learned(self, model: _SweepModel, own: OwnCompressor, all_own: list[OwnCompressor]) -> list[EntryConfig]:
         """Its own entry, and those that it has to beat at its own number of tokens."""
         name = model.name or str(own.name)
         backbone: dict[str, Any] = {"backbone": model.backbone}
@@ -213,14 +218,14 @@ class SweepConfig(Settings):
             found.append(EntryConfig(name=f"{name} uniform frames", control="uniform_frames", **common))
         return found
 
-    def _stock(self, model: SweepModel) -> list[EntryConfig]:
+    def _stock(self, model: _SweepModel) -> list[EntryConfig]:
         common: dict[str, Any] = {"model": model.model, "backbone": model.backbone}
         begin = f"{model.name} ".lstrip()
         found, methods = [], list(self.methods)
         if self.controls:
             identity = MemberConfig(name="identity")
             found.append(EntryConfig(name=f"{begin}uncompressed", compressor=identity, **common))
-            controls = [SweepMethod(name=name, **parts) for name, parts in CONTROLS.items()]  # type: ignore[arg-type]
+            controls = [_SweepMethod(name=name, **parts) for name, parts in CONTROLS.items()]  # type: ignore[arg-type]
             methods = [*controls[: 4 if any(method.kv for method in methods) else 3], *methods]
         for keep in self.budgets:
             for method in methods:
@@ -234,11 +239,11 @@ class EvalConfig(Settings):
 
     task: MemberConfig
     entries: list[EntryConfig] = Field(default=[])
-    sweep: SweepConfig | None = None
+    sweep: _SweepConfig | None = None
     """Entries for every method at every budget, after those above."""
-    calibration: CalibrationConfig | None = None
+    calibration: _CalibrationConfig | None = None
     """Needed by entries whose budget is set to match another one's."""
-    published: list[PublishedConfig] = Field(default=[])
+    published: list[_PublishedConfig] = Field(default=[])
     """Scores that the uncompressed models must reach; otherwise later entries are marked as uncalibrated."""
     judge: JudgeConfig | None = None
     """Judges the replies to open-ended questions, after they are given."""

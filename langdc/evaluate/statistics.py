@@ -5,7 +5,6 @@ and its interval lies between quantiles of the resamples. Where a benchmark's fi
 (strata), a kind has its weight however many questions it has. Letters: n questions, G videos, K strata, R resamples.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -220,8 +219,3 @@ def corrected(differences: Sequence[Difference]) -> list[Difference]:
     raised = np.array([differences[i].p for i in order]) * np.arange(len(order), 0, -1)
     by_order = dict(zip(order.tolist(), np.minimum(np.maximum.accumulate(raised), 1.0).tolist(), strict=True))
     return [replace(found, corrected=by_order[i]) for i, found in enumerate(differences)]
-
-
-def majority(answers: Sequence[str]) -> float:
-    """The accuracy of always giving the most frequent answer; NaN if there are none."""
-    return max(Counter(answers).values()) / len(answers) if answers else float("nan")

@@ -20,19 +20,19 @@ MISMATCH = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class _Cell:
     """What a table shows, and the number or text it is sorted by."""
 
     text: str = "-"
     value: float | str | None = None
 
 
-def _cell(value: float | None, form: str = "{}", scale: float = 1.0) -> Cell:
+def _cell(value: float | None, form: str = "{}", scale: float = 1.0) -> _Cell:
     """A number in a form; a dash for none and NaN."""
-    return Cell() if value is None or value != value else Cell(form.format(scale * value), value)
+    return _Cell() if value is None or value != value else _Cell(form.format(scale * value), value)
 
 
-def _percent(value: float | None) -> Cell:
+def _percent(value: float | None) -> _Cell:
     return _cell(value, "{:.1f}", 100)
 
 
@@ -47,75 +47,47 @@ def quantity(value: float | None) -> str:
     return f"{value:.3g} E"
 
 
-def _large(value: float | None) -> Cell:
-    return Cell(quantity(value), None if value != value else value)
+def _large(value: float | None) -> _Cell:
+    return _Cell(quantity(value), None if value != value else value)
 
 
 def _interval(found: Estimate | None) -> str:
     return "-" if found is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
 
 
-def cells(result: Result) -> dict[str, Cell]:
-    """A line of the table, by column title."""
-    accuracy, tokens, limit = result.accuracy, result.tokens, result.settings.get("limit")
-    remarks = [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", result.shown_flag]
-    name = result.name + "".join(f" ({remark})" for remark in remarks if remark)
-    return {
-        "entry": Cell(name, result.name),
-        "accuracy %": _percent(accuracy and accuracy.value),
-        "95 % interval": Cell(_interval(accuracy), accuracy and accuracy.low),
-        "judged %": _judged(result),
-        "judge's score": _cell(result.judged[1], "{:.2f}"),
-        "tokens/video": _cell(tokens and tokens.value, "{:.1f}"),
-        "KV bytes": _large(result.kv_bytes),
-        "budget": _budget(result),
-        "first token ms": _cell(result.stages["first_token"].median if result.stages else None, "{:.1f}", 1000),
-        "FLOPs/question": _large(result.flops.get("total")),
-        "against reference": _difference(result),
-        "videos to see 1 point": _needed(result),
-        **{f"kind {kind}": _percent(share.value) for kind, share in result.kinds.items()},
-        "exact captions %": _percent(result.exact_captions.value),
-        "cue recall %": _percent(result.cue_recall),
-        "density rho": _cell(result.density_correlation, "{:.3f}"),
-        "failed": _cell(len(result.failures), "{:.0f}"),
-        "unparsed": _cell(len(result.unparsed), "{:.0f}"),
-        **{f"train {name}": _trained(result, name) for name in ("samples", "steps", "flops")},
-    }
-
-
-def _judged(result: Result) -> Cell:
+def _judged(result: Result) -> _Cell:
     if result.verdicts is None:
-        return Cell()
+        return _Cell()
     found = result.judged[0]
     if found is None:
-        return Cell("not judged")
+        return _Cell("not judged")
     waiting = f", {result.unjudged} not judged" if result.unjudged else ""
-    return Cell(f"{100 * found.value:.1f} ({_interval(found)}{waiting})", found.value)
+    return _Cell(f"{100 * found.value:.1f} ({_interval(found)}{waiting})", found.value)
 
 
-def _budget(result: Result) -> Cell:
+def _budget(result: Result) -> _Cell:
     if result.budget is None or result.budget["ratio"] is None:
-        return Cell()
+        return _Cell()
     what = "" if result.budget["measure"] == "tokens" else " (KV)"
-    return Cell(f"{result.budget['ratio']:.3f} of {result.budget['match']}{what}", result.budget["ratio"])
+    return _Cell(f"{result.budget['ratio']:.3f} of {result.budget['match']}{what}", result.budget["ratio"])
 
 
-def _difference(result: Result) -> Cell:
+def _difference(result: Result) -> _Cell:
     found = result.difference
     if found is None:
-        return Cell()
+        return _Cell()
     low, value, high = (f"{100 * part:+.1f}" for part in (found.low, found.value, found.high))
-    return Cell(f"{value} ({low} to {high}): {found.verdict}", found.value)
+    return _Cell(f"{value} ({low} to {high}): {found.verdict}", found.value)
 
 
-def _needed(result: Result) -> Cell:
+def _needed(result: Result) -> _Cell:
     needed = result.difference and result.difference.needed
-    return Cell(f"{needed:,}".replace(",", " "), needed) if needed else Cell()
+    return _Cell(f"{needed:,}".replace(",", " "), needed) if needed else _Cell()
 
 
-def _trained(result: Result, name: str) -> Cell:
+def _trained(result: Result, name: str) -> _Cell:
     found = _large(result.training.get(name))
-    return found if result.training.get("complete", True) else Cell(f"≥ {found.text}", found.value)
+    return found if result.training.get("complete", True) else _Cell(f"≥ {found.text}", found.value)
 
 
 @dataclass(frozen=True)
@@ -126,20 +98,55 @@ class Table:
     """
 
     titles: list[str]
-    lines: list[list[Cell]]
-    chance: list[Cell]
+    lines: list[list[_Cell]]
+    chance: list[_Cell]
 
     @classmethod
     def of(cls, results: Sequence[Result]) -> "Table":
         """The table of some results."""
-        lines = [cells(result) for result in results]
+        lines = [cls.cells(result) for result in results]
         longest = max(results, key=lambda result: len(result.kinds))
         kinds = {f"kind {kind}": _percent(value) for kind, value in longest.chance.items()}
-        chance = {"entry": Cell("majority answer"), "accuracy %": _percent(longest.target_chance), **kinds}
-        titles = list(dict.fromkeys(title for line in [cells(longest), *lines] for title in line))
-        kept = [title for title in titles if any(line.get(title, Cell()).text != "-" for line in lines)]
-        in_order = [[line.get(title, Cell()) for title in kept] for line in [*lines, chance]]
+        chance = {"entry": _Cell("majority answer"), "accuracy %": _percent(longest.target_chance), **kinds}
+        titles = list(dict.fromkeys(title for line in [cls.cells(longest), *lines] for title in line))
+        kept = [title for title in titles if any(line.get(title, _Cell()).text != "-" for line in lines)]
+        in_order = [[line.get(title, _Cell()) for title in kept] for line in [*lines, chance]]
         return cls(kept, in_order[:-1], in_order[-1])
+
+    @classmethod
+    def by_budget(cls, results: Sequence[Result]) -> "tuple[Table | None, Table | None]":
+        """The tables of the results that may be compared, and of those whose budget could not be matched."""
+        parts = [[one for one in results if one.budget_mismatch == mismatch] for mismatch in (False, True)]
+        equal, apart = (cls.of(part) if part else None for part in parts)
+        return equal, apart
+
+    @staticmethod
+    def cells(result: Result) -> dict[str, _Cell]:
+        """A line of the table, by column title."""
+        accuracy, tokens, limit = result.accuracy, result.tokens, result.settings.get("limit")
+        remarks = [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", result.shown_flag]
+        name = result.name + "".join(f" ({remark})" for remark in remarks if remark)
+        return {
+            "entry": _Cell(name, result.name),
+            "accuracy %": _percent(accuracy and accuracy.value),
+            "95 % interval": _Cell(_interval(accuracy), accuracy and accuracy.low),
+            "judged %": _judged(result),
+            "judge's score": _cell(result.judged[1], "{:.2f}"),
+            "tokens/video": _cell(tokens and tokens.value, "{:.1f}"),
+            "KV bytes": _large(result.kv_bytes),
+            "budget": _budget(result),
+            "first token ms": _cell(result.stages["first_token"].median if result.stages else None, "{:.1f}", 1000),
+            "FLOPs/question": _large(result.flops.get("total")),
+            "against reference": _difference(result),
+            "videos to see 1 point": _needed(result),
+            **{f"kind {kind}": _percent(share.value) for kind, share in result.kinds.items()},
+            "exact captions %": _percent(result.exact_captions.value),
+            "cue recall %": _percent(result.cue_recall),
+            "density rho": _cell(result.density_correlation, "{:.3f}"),
+            "failed": _cell(len(result.failures), "{:.0f}"),
+            "unparsed": _cell(len(result.unparsed), "{:.0f}"),
+            **{f"train {name}": _trained(result, name) for name in ("samples", "steps", "flops")},
+        }
 
     @property
     def headings(self) -> list[str]:
@@ -147,21 +154,15 @@ class Table:
         return [title.removeprefix("kind ").replace("_", " ") for title in self.titles]
 
 
-def by_budget(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
-    """The results that may be compared, and those whose budget could not be matched."""
-    return [one for one in results if not one.budget_mismatch], [one for one in results if one.budget_mismatch]
-
-
 def as_markdown(results: Sequence[Result]) -> str:
     """The table in Markdown; entries that could not be matched have one of their own below, then the notes."""
-    equal, apart = by_budget(results)
+    equal, apart = Table.by_budget(results)
     parts = [_markdown(equal)] if equal else []
     parts += [f"{MISMATCH}\n\n{_markdown(apart)}"] if apart else []
     return "\n".join([*parts, *(f"{_escaped(note)}\n" for note in notes(results))])
 
 
-def _markdown(results: Sequence[Result]) -> str:
-    table = Table.of(results)
+def _markdown(table: Table) -> str:
     lines = [[title.removeprefix("kind ") for title in table.titles]]
     lines += [[cell.text for cell in line] for line in [*table.lines, table.chance]]
     rows = ["| " + " | ".join(map(_escaped, line)) + " |" for line in lines]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from langdc.config import FeatureType
@@ -24,7 +23,7 @@ logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedVideo:
+class _EncodedVideo:
     """Encoder outputs of a video and the seconds they took; holds no reference to a model, nor frames."""
 
     encoder: Mapping[str, FeatureGrid]
@@ -48,7 +47,7 @@ class FeatureReader:
     dtype: FeatureType
     _stores: dict[tuple[str, bool], FeatureStore] = field(default_factory=dict, init=False)
 
-    def find(self, lm: VideoLM, key: str, clip: FrameSpec, saliency: bool) -> EncodedVideo | None:
+    def find(self, lm: VideoLM, key: str, clip: FrameSpec, saliency: bool) -> _EncodedVideo | None:
         """The outputs of the encoders of `lm` (whose preprocessing has that `key`) for a clip; None if not there.
 
         `saliency`: only with the encoder's attention.
@@ -61,22 +60,13 @@ class FeatureReader:
             encoded, times = next((one for one in found if one is not None), (None, None))
             if encoded is None or times is None:
                 return None
-            encoded = {name: _moved(grid, device) for name, grid in encoded.items()}
-        return EncodedVideo(encoded, times, timer.seconds)
+            encoded = {name: grid.to(device) for name, grid in encoded.items()}
+        return _EncodedVideo(encoded, times, timer.seconds)
 
     def _store(self, lm: VideoLM, key: str, saliency: bool) -> FeatureStore:
         if (key, saliency) not in self._stores:
             self._stores[key, saliency] = FeatureStore.of(lm.model.backbone, self.folder, self.dtype, saliency)
         return self._stores[key, saliency]
-
-
-def _moved(grid: FeatureGrid, device: torch.device) -> FeatureGrid:
-    saliency = None if grid.saliency is None else grid.saliency.to(device)
-    return FeatureGrid(grid.values.to(device), saliency, tuple(extra.to(device) for extra in grid.extra), grid.size)
-
-
-def _unchanged(record: Record) -> Record:
-    return record
 
 
 @dataclass(eq=False)
@@ -92,7 +82,7 @@ class VideoCache:
     memory: float = float("inf")
     min_videos: int = 1
     named: bool = True
-    clip: Callable[[Record], Record] = _unchanged
+    clip: Callable[[Record], Record] = lambda record: record
     """Gives a record the bounds of the part of its file that it is about."""
     stored: FeatureReader | None = None
     """Where to look before a video is decoded and encoded."""
@@ -101,7 +91,7 @@ class VideoCache:
     read: int = field(default=0, init=False)
     """How often a video was read from stored outputs instead."""
     names: dict[str, str] = field(default_factory=dict, init=False)
-    _held: OrderedDict[str, EncodedVideo] = field(default_factory=OrderedDict, init=False)
+    _held: OrderedDict[str, _EncodedVideo] = field(default_factory=OrderedDict, init=False)
     _opened: set[str] = field(default_factory=set, init=False)
     _unreadable: dict[str, str] = field(default_factory=dict, init=False)
 
@@ -142,7 +132,7 @@ class VideoCache:
             line |= richness(video.frames, lm.model.backbone.frames_per_segment)
         self.file.append([line])
         first = self.file.by_key[name]["seconds"]
-        self._held[name] = EncodedVideo(video.encoder, video.times, {**video.seconds, **first})
+        self._held[name] = _EncodedVideo(video.encoder, video.times, {**video.seconds, **first})
         if self.named:
             self.names[fingerprint(video.encoder)] = record.id
         held = sum(one.bytes for one in self._held.values())
@@ -158,7 +148,7 @@ class VideoCache:
             self._unreadable[name] = str(error)
             raise
 
-    def _stored(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str]) -> EncodedVideo | None:
+    def _stored(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str]) -> _EncodedVideo | None:
         if self.stored is None or not Path(path).exists():
             return None
         try:

@@ -1,6 +1,5 @@
-"""How a budget is divided among layers; any KV compressor may combine these with a scorer.
-
-Letters: L layers, n keys scored.
+"""How a budget is divided among layers; any KV compressor may combine these with a scorer. Letters: L layers, n keys
+scored.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +23,7 @@ class Allocator(ABC):
 
 
 @allocators.register("even")
-class Even(Allocator):
+class _Even(Allocator):
     """The same share for every layer."""
 
     def __call__(self, share: float, scores: Tensor) -> Tensor:
@@ -32,7 +31,7 @@ class Even(Allocator):
 
 
 @allocators.register("pyramid")
-class Pyramid(Allocator):
+class _Pyramid(Allocator):
     """Falls linearly, from nearly twice the share to share / `beta` in the last layer (PyramidKV, arXiv 2406.02069)."""
 
     def __init__(self, beta: float = 20.0) -> None:
@@ -50,9 +49,8 @@ class Pyramid(Allocator):
 
 
 @allocators.register("empirical")
-class Empirical(Allocator):
+class _Empirical(Allocator):
     """A hand-made curve, scaled to the share: from 0.3 down to 0.1 over two thirds of the layers, then up to 0.2.
-
     Upstream's "emprical". It divides by zero for 3 layers; the last layer gets the end of the curve there.
     """
 

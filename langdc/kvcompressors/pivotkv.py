@@ -1,7 +1,4 @@
-"""PivotKV, the KV half of ReTaKe.
-
-Letters: A rotary axes, L layers, n keys, K keys cached.
-"""
+"""PivotKV, the KV half of ReTaKe. Letters: A rotary axes, L layers, n keys, K keys cached."""
 
 from typing import Literal
 
@@ -72,9 +69,8 @@ class PivotKV(BestKeysKV):
 
 
 def compacted(old: Tensor, rows: Tensor, factor: float) -> Tensor:
-    """Positions [A,1,K] with the times of `rows` scaled by `factor` towards the earliest of them.
-
-    In float32 and rounded down, as upstream does; other axes are unchanged.
+    """Positions [A,1,K] with the times of `rows` scaled by `factor` towards the earliest of them. In float32 and
+    rounded down, as upstream does; other axes are unchanged.
     """
     time = old[0, 0, rows]
     new = old.clone()

@@ -1,7 +1,4 @@
-"""Random keys: the baseline of every KV compressor.
-
-Letters: G key heads, Q queries, n keys scored.
-"""
+"""Random keys: the baseline of every KV compressor. Letters: G key heads, Q queries, n keys scored."""
 
 import torch
 from torch import Tensor

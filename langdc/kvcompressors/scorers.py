@@ -1,6 +1,5 @@
-"""How the keys of a chunk are scored; any KV compressor may combine these with an allocator.
-
-Letters: h query heads, G key heads, n keys scored, Q queries, E head width.
+"""How the keys of a chunk are scored; any KV compressor may combine these with an allocator. Letters: h query heads, G
+key heads, n keys scored, Q queries, E head width.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +24,7 @@ class Scorer(ABC):
 
 
 @scorers.register("self")
-class SelfScorer(Scorer):
+class _SelfScorer(Scorer):
     """Attention received from all tokens of the chunk (ReTaKe, eq. 6)."""
 
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ class WindowScorer(Scorer):
 
 
 @scorers.register("question")
-class QuestionScorer(Scorer):
+class _QuestionScorer(Scorer):
     """Attention received from the question's tokens (AdaReTaKe, eq. 10).
 
     `max_tokens`: only that many, counted from the end (152 in upstream's LongVideoBench setting); None: all.

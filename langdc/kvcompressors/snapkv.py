@@ -1,7 +1,4 @@
-"""SnapKV: the keys that the last tokens attend to, per key head.
-
-Letters: G key heads, L layers, n keys.
-"""
+"""SnapKV: the keys that the last tokens attend to, per key head. Letters: G key heads, L layers, n keys."""
 
 import torch
 from torch import Tensor

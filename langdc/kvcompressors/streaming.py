@@ -1,7 +1,4 @@
-"""StreamingLLM: the first tokens and the latest ones.
-
-Letters: K keys cached, L layers, n keys.
-"""
+"""StreamingLLM: the first tokens and the latest ones. Letters: K keys cached, L layers, n keys."""
 
 import torch
 from torch import Tensor

@@ -1,5 +1,4 @@
 """How a budget is divided among the chunks of a video: by their distance to neighbours, or by change within them.
-
 Letters: D backbone width, N chunks, P tokens per frame.
 """
 
@@ -64,7 +63,6 @@ def project(wanted: list[float], total: float, max_share: float = 1.0, tolerance
 
 def means_of_frames(tokens: Tensor, frame_tokens: int, chunks: int) -> list[Tensor] | None:
     """One vector [D] per chunk from a video's tokens [n,D]: the mean of an even N-th of its frames, each one's mean.
-
     None where there are more chunks than frames.
     """
     frames = len(tokens) // frame_tokens

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from langdc.data.records import Record, write_records
+from langdc.data.records import write_records
 from langdc.evaluate import tasks
 from langdc.evaluate.tasks.base import Benchmark
 from langdc.log import screen
@@ -22,15 +21,10 @@ _SHOWN = 10
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all is there, 1 when videos are missing."""
-    options = _parser().parse_args(argv)
-    console = screen()
+    options, console = _parser().parse_args(argv), screen()
     if options.name is None:
         console.print(_listed())
         return 0
-    return _check(options, console)
-
-
-def _check(options: argparse.Namespace, console: Console) -> int:
     kind: Any = tasks.tasks.get(options.name)
     if not issubclass(kind, Benchmark):
         raise ValueError(f"{options.name} is no published benchmark. There are: {', '.join(_benchmarks())}.")
@@ -42,7 +36,9 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     questions = sum(len(record.questions) for record in task.records)
     console.print(f"{len(task.records)} videos or clips, {questions} questions.")
     if options.out is not None:
-        write_records(options.out, [_relative(record, task, options.out.parent) for record in task.records])
+        paths = [Path(os.path.relpath(task.path(record), options.out.parent)).as_posix() for record in task.records]
+        records = zip(task.records, paths, strict=True)
+        write_records(options.out, [record.model_copy(update={"video": path}) for record, path in records])
         console.print(f"Written: {options.out}")
     missing = task.missing()
     if not missing:
@@ -52,11 +48,6 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     more = f"\n  ... and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
     console.print(f"{len(missing)} videos are missing:\n  {named}{more}\n{source.get}")
     return 1
-
-
-def _relative(record: Record, task: Benchmark, folder: Path) -> Record:
-    """A record whose path is that of the file, seen from `folder`."""
-    return record.model_copy(update={"video": Path(os.path.relpath(task.path(record), folder)).as_posix()})
 
 
 def _benchmarks() -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -92,10 +93,8 @@ def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
     folder = _folder(config.features, options.eval)
     task = tasks.build(config.task.name, **config.task.settings)
     videos = [(record, task.path(record), task.clip) for record in task.records[: config.limit]]
-    if config.calibration is not None:
-        others = matching.calibration_videos(config.calibration, task)
-        videos += [(record, path, lambda record: record) for record, path in others]
-    for entry in {(str(entry.model), repr(entry.backbone)): entry for entry in config.all_entries}.values():
+    videos += [(record, path, lambda record: record) for record, path in matching.calibration_videos(config, task)]
+    for entry in {entry.model_key: entry for entry in config.all_entries}.values():
         lm, specs, failed = load_model(entry), [], {}
         for record, path, part_of in videos:
             try:
@@ -115,11 +114,8 @@ def _run(job: _Job, options: argparse.Namespace, out: Console) -> int:
     unread = len(job.failed)
     store = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency)
     specs = _present(job)
-    for spec in track(
-        specs, "Reading files", console=Console(stderr=True), transient=True, disable=not is_main_process()
-    ):
-        store.key(spec)  # remembered
-    keys = [store.key(spec) for spec in specs]
+    bar: Any = {"console": Console(stderr=True), "transient": True, "disable": not is_main_process()}
+    keys = [store.key(spec) for spec in track(specs, "Reading files", **bar)]
     missing = [specs[number] for number in store.store.missing(keys)]
     out.print(f"{job.name}: {len(specs)} videos and images, of which {len(specs) - len(missing)} are stored.")
     seconds = _plan(job, store, specs, missing, out) if is_main_process() and specs else 0.0
@@ -195,9 +191,7 @@ def _probe(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, float]:
             found.append((size, time.perf_counter() - started))
         if len(found) > _PROBED:
             break
-    counted = found[1:] or found
-    if not counted:
-        return 0.0, 0.0
+    counted = found[1:] or found or [(0, 0.0)]
     return sum(size for size, _ in counted) / len(counted), sum(taken for _, taken in counted) / len(counted)
 
 
@@ -210,24 +204,22 @@ def _report(store: FeatureStore, specs: list[FrameSpec], seconds: float, out: Co
     if not specs:
         return
     read, size = _read_speed(store, specs)
-    rate = size / read
     out.print(
         f"Stored: {size / 1e6:.3g} MB a video or image, {size / 1e6:.3g} GB per 1,000. "
-        f"Read: {rate / 1e6:.4g} MB/s, {read:.3g} s each, against {seconds:.3g} s from the file."
+        f"Read: {size / read / 1e6:.4g} MB/s, {read:.3g} s each, against {seconds:.3g} s from the file."
     )
     out.print(_pays(seconds, read))
 
 
 def _read_speed(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, float]:
-    """Seconds and bytes that a stored video or image takes on average, read in random order by a fresh reader.
+    """Mean seconds and bytes of a stored video or image, read in random order by a fresh reader.
 
-    What the system still holds of the files is dropped first where it lets us, so that the disk is measured.
+    The files are dropped from the page cache first, where the system allows it, so that the disk is measured.
     """
     assert store.store.folder is not None
-    for path in [store.store.path(store.key(spec)) for spec in specs]:
-        with path.open("rb") as file:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for spec in specs if hasattr(os, "posix_fadvise") else []:
+        with store.store.path(store.key(spec)).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     fresh, read, count = store.fresh(), 0, 0
     started = time.perf_counter()
     for spec in random.Random(0).sample(specs, len(specs)):
@@ -253,7 +245,6 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--train", "--stage", metavar="CONFIG", help="a training config, or a folder with a chain.yaml")
     which.add_argument("--eval", metavar="CONFIG", help="an evaluation config")
     parser.add_argument("--plan", action="store_true", help="only say how large it gets and how long it takes")
-    parser.add_argument(
-        "--saliency", action="store_true", help="also what encoders attend to, for compressors that choose by it"
-    )
+    saliency = "also what encoders attend to, for compressors that choose by it"
+    parser.add_argument("--saliency", action="store_true", help=saliency)
     return parser

@@ -11,6 +11,7 @@ of stage2b, and what teacher forcing reads in choice and open.
 import argparse
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from langdc.log import screen
 
 _SHOWN = 5
 _REQUEST = "Describe the image."  # where an image's caption stands without one
-_PLACEHOLDERS = ("<image>", "<video>")
+_GET_RECAP = "huggingface.co/datasets/lmms-lab/LLaVA-ReCap-558K"
 _GET = "huggingface.co/datasets/MBZUAI/VideoGPT-plus_Training_Dataset"
 
 
@@ -47,28 +48,22 @@ def _of_images(name: str, licence: str, folder: str, captions: bool) -> _Source:
 
 
 def _of_videos(name: str, folder: str, owner: str) -> _Source:
-    return _Source(
-        f"annotations/{name}.json", f"instruction_tuning/{folder}", f"annotations CC BY-NC-SA 4.0; videos: {owner}"
-    )
+    licence = f"annotations CC BY-NC-SA 4.0; videos: {owner}"
+    return _Source(f"annotations/{name}.json", f"instruction_tuning/{folder}", licence)
 
 
 _COCO = "annotations CC BY 4.0; images: Flickr's terms"
 _WEBVID = "WebVid's terms; no longer handed out"
 _ACTIVITYNET = "ActivityNet's terms, from YouTube"
 _CLEVRER = "CLEVRER, CC0"
+_RECAP = "LLaVA-ReCap-558K/data"
 # Names, files and folders: dataset_config.py of mbzuai-oryx/VideoGPT-plus and NIneeeeeem/LangDC.
 SOURCES = {
     "cc595k": _of_images("CC3M-595K/chat.json", "CC-3M's terms", "CC3M-595K", captions=True),
     "coco_cap": _of_images("COCO/coco_cap_chat.json", _COCO, "COCO/train2014", captions=True),
     "coco_reg": _of_images("COCO/coco_reg_chat.json", _COCO, "COCO/train2014", captions=False),
     "coco_rec": _of_images("COCO/coco_rec_chat.json", _COCO, "COCO/train2014", captions=False),
-    "recap558k": _Source(
-        "LLaVA-ReCap-558K/data",
-        "LLaVA-ReCap-558K/data",
-        "see its page; images: those of LAION, CC and SBU",
-        captions=True,
-        get="huggingface.co/datasets/lmms-lab/LLaVA-ReCap-558K",
-    ),
+    "recap558k": _Source(_RECAP, _RECAP, "see its page; images: those of LAION, CC and SBU", True, _GET_RECAP),
     "k710": _of_videos("classification_k710", "k710", "Kinetics, from YouTube"),
     "ssv2": _of_videos("classification_ssv2", "ssv2", "Something-Something, research only"),
     "videochatgpt": _of_videos("conversation_videochatgpt", "Activity_Videos", _ACTIVITYNET),
@@ -108,15 +103,10 @@ class _Found:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all is there, 1 when something is missing or malformed."""
-    options = _parser().parse_args(argv)
-    console = screen()
+    options, console = _parser().parse_args(argv), screen()
     if options.mix is None:
         console.print(_listed())
         return 0
-    return _check(options, console)
-
-
-def _check(options: argparse.Namespace, console: Console) -> int:
     names = [name for name in MIXES[options.mix] if name not in options.without]
     if options.root is None:
         raise ValueError("Say where the sets are: --root DIR.")
@@ -129,7 +119,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     console.print(_table(found, absent))
     console.print(_licences(names))
     for name, each in found.items():
-        _tell(console, name, each)
+        _print_problems(console, name, each)
     for name in absent:
         source = SOURCES[name]
         console.print(f"{name}: there is no {options.root / source.annotations}. From {source.get}")
@@ -197,22 +187,16 @@ def _rows(folder: Path, place: Path | None, name: str) -> list[dict] | Iterator[
             for row in batch.to_pylist():
                 packed = row.get("image") or {}
                 row["image"] = f"{row['id']}{Path(packed.get('path') or 'x.jpg').suffix}"
-                if place is not None and packed.get("bytes"):
-                    _unpack(place / name / row["image"], packed["bytes"])
+                if place is not None and packed.get("bytes") and not (place / name / row["image"]).is_file():
+                    (place / name).mkdir(parents=True, exist_ok=True)
+                    with writing(place / name / row["image"]) as partial:
+                        partial.write_bytes(packed["bytes"])
                 yield row
-
-
-def _unpack(file: Path, content: bytes) -> None:
-    if file.is_file():
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with writing(file) as partial:
-        partial.write_bytes(content)
 
 
 def _record(name: str, number: int, item: dict, is_caption: bool) -> Record:
     """A sample {"video" or "image", "conversations": [{"from": "human"|"gpt", "value"}]}; every turn is a question."""
-    turns = [(turn["from"], _words(turn["value"])) for turn in item["conversations"]]
+    turns = [(turn["from"], re.sub("<image>|<video>", "", turn["value"]).strip()) for turn in item["conversations"]]
     if turns and turns[0][0] != "human":
         turns = turns[1:]  # as upstream does
     speakers = [speaker for speaker, _ in turns]
@@ -227,12 +211,6 @@ def _record(name: str, number: int, item: dict, is_caption: bool) -> Record:
     segments = [SegmentRecord(caption=texts[1])] if is_caption else []
     media = {kind: item[kind].replace("\\", "/")}
     return Record(id=f"{name}/{number}", questions=questions, segments=segments, **media)
-
-
-def _words(text: str) -> str:
-    for mark in _PLACEHOLDERS:
-        text = text.replace(mark, "")
-    return text.strip()
 
 
 def _reason(error: Exception) -> str:
@@ -272,7 +250,7 @@ def _licences(names: Iterable[str]) -> str:
     return "\n".join(["Licences:", *(f"  {', '.join(sets)}: {licence}" for licence, sets in under.items())])
 
 
-def _tell(console: Console, name: str, found: _Found) -> None:
+def _print_problems(console: Console, name: str, found: _Found) -> None:
     for what, lines in (("files are missing", found.missing), ("samples are malformed", found.malformed)):
         if lines:
             more = [f"... and {len(lines) - _SHOWN} more"] * (len(lines) > _SHOWN)
@@ -284,8 +262,7 @@ def _tell(console: Console, name: str, found: _Found) -> None:
 def _listed() -> str:
     lines = []
     for mix, names in MIXES.items():
-        files = [f"  {name}: {SOURCES[name].annotations}, media in {SOURCES[name].media}" for name in names]
-        lines += [mix, *files]
+        lines += [mix, *(f"  {name}: {SOURCES[name].annotations}, media in {SOURCES[name].media}" for name in names)]
     return "\n".join([*lines, _licences(SOURCES)])
 
 

@@ -5,6 +5,7 @@ giving the most frequent answer reaches on the test questions, for each kind.
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +21,9 @@ _SMALL = {"train": 24, "test": 8, "images": 24}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the set that the arguments describe; 0 when it is there."""
-    options = _parser().parse_args(argv)
+    options, out = _parser().parse_args(argv), screen()
     usual = _SMALL if options.small else {**VIDEOS, "images": IMAGES}
     counts = {name: usual[name] if getattr(options, name) is None else getattr(options, name) for name in usual}
-    out = screen()
     out.print(
         f"Sample set in {options.out}: {counts['train']} training videos, {counts['test']} test videos, "
         f"{counts['images']} images (seed {options.seed})."
@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _chance_table(path: Path) -> Table:
     records = read_records(path)
+    asked = Counter(question.kind for record in records for question in record.questions)
     table = Table("question", "asked", "majority-class chance", "target", title="Test questions")
     for kind, chance in majority_chance(records).items():
-        asked = sum(question.kind == kind for record in records for question in record.questions)
-        table.add_row(kind, str(asked), f"{chance:.3f}", "yes" if kind in TARGET_KINDS else "")
+        table.add_row(kind, str(asked[kind]), f"{chance:.3f}", "yes" if kind in TARGET_KINDS else "")
     return table

@@ -1,7 +1,5 @@
-"""The scenes of the sample videos and their captions.
-
-A video is a list of segments; a segment holds 0 to 4 objects of distinct colours. Captions, questions and frames
-(`langdc.sample.render`) are made from this ground truth.
+"""The scenes of the sample videos and their captions. A video is a list of segments; a segment holds 0 to 4 objects of
+distinct colours. Captions, questions and frames (`langdc.sample.render`) are made from this ground truth.
 """
 
 from dataclasses import dataclass
@@ -48,13 +46,13 @@ Segment = tuple[Thing, ...]
 
 
 def sample_segment(rng: np.random.Generator, objects: int | None = None) -> Segment:
-    """Draw `objects` things (0 to 4 at random when None), placed by rejection so that no swept boxes overlap."""
-    wanted = int(rng.integers(0, MAX_OBJECTS + 1)) if objects is None else objects
-    while True:
-        colours = rng.choice(len(COLOURS), size=wanted, replace=False)
+    """Draw `objects` things (None: 0 to 4 at random), placed by rejection so that no swept boxes overlap."""
+    count = int(rng.integers(0, MAX_OBJECTS + 1)) if objects is None else objects
+    things = None
+    while things is None:
+        colours = rng.choice(len(COLOURS), size=count, replace=False)
         things = _place(rng, [list(COLOURS)[i] for i in sorted(colours)])
-        if things is not None:
-            return things
+    return things
 
 
 def _place(rng: np.random.Generator, colours: list[str]) -> Segment | None:
@@ -87,7 +85,6 @@ def sample_video(rng: np.random.Generator, segments: int = SEGMENTS) -> list[Seg
 
 def caption(segment: Segment, motions: bool = True) -> str:
     """The caption of a segment, colours in palette order: "red square left ; blue ring still"; "" when it is empty.
-
     Without `motions`, that of a single frame.
     """
     return " ; ".join(" ".join((t.colour, t.shape, t.motion)[: 3 if motions else 2]) for t in segment)

@@ -1,19 +1,25 @@
 """`langdc ask`: one question about one video, with the cost of the answer."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from langdc.config import MethodConfig, load
 from langdc.log import screen
 from langdc.pipeline import VideoLM
+from langdc.sample.render import draw_video
+from langdc.sample.scenes import FPS, caption, sample_video
 from langdc.tools import options as shared
 from langdc.tools.compare import member_of
-from langdc.tools.sample_clip import sample_clip
 from langdc.types import Answer
+from langdc.video import write_video
 
 _SAMPLE_QUESTION = "which segment has the most objects ?"
 _BAR, _SHOWN_SEGMENTS = 30, 32
@@ -32,20 +38,36 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{', '.join(name for name, value in given.items() if not value)}.\nFor example: langdc ask clip.mp4 "
             "'what happens ?' --model runs/sample/langdc/stage3. Or try: langdc ask --sample"
         )
-    shared.check_text(options.question)
-    lm = shared.placed(VideoLM.from_pretrained(options.model, **_method(options)), options)
-    _show(lm.ask(options.video, options.question, max_new_tokens=options.max_new_tokens))
+    _ask(options, options.model, options.video, options.question)
     return 0
+
+
+def _ask(options: argparse.Namespace, model: str, video: Path, question: str, truth: list[str] | None = None) -> None:
+    shared.check_text(question)
+    lm = shared.placed(VideoLM.from_pretrained(model, **_method(options)), options)
+    _show(lm.ask(video, question, max_new_tokens=options.max_new_tokens), truth)
 
 
 def _ask_about_sample(options: argparse.Namespace) -> int:
     question = options.question or options.video or _SAMPLE_QUESTION
     shared.check_text(question)
-    with sample_clip(options.seed) as (path, truth):
+    with _sample_clip(options.seed) as (path, truth):
         screen().print(f"A sample video (seed {options.seed}), {len(truth)} segments. Question: {question}")
-        lm = shared.placed(VideoLM.from_pretrained(options.model or "sample:langdc", **_method(options)), options)
-        _show(lm.ask(path, question, max_new_tokens=options.max_new_tokens), truth)
+        _ask(options, options.model or "sample:langdc", path, question, truth)
     return 0
+
+
+@contextmanager
+def _sample_clip(seed: int) -> Iterator[tuple[Path, list[str]]]:
+    """Write the mp4 of a seed to a temporary folder: its path and the caption of each segment; ValueError below 0."""
+    if seed < 0:
+        raise ValueError(f"The seed is {seed}; give 0 or more.")
+    rng = np.random.default_rng([seed, 7])
+    scenes = sample_video(rng)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"sample-{seed}.mp4"
+        write_video(path, draw_video(scenes, rng), FPS)
+        yield path, [caption(scene) for scene in scenes]
 
 
 def _method(options: argparse.Namespace) -> dict[str, Any]:

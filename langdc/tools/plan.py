@@ -6,7 +6,6 @@ planned on a laptop. `--probe` makes a few real steps here instead, and measures
 
 import argparse
 import math
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,18 +32,18 @@ from langdc.types import Context, Frames, FrameSpec
 
 logger = get_logger(__name__)
 
-GIB = 2**30
-NF4_BYTES = 0.516  # per weight: 4 bits, and scales that are quantized in turn (QLoRA, arXiv 2305.14314)
-PROBE_STEPS = 3
-FILLED = 0.92  # fraction of a device's memory that may be used: the rest is its context and fragmentation
-ASSUMED_MFU = 0.4
-NOTHING_FITS = "nothing fits: a smaller train.batch_size, adapters (train.lora), quantize: nf4, or more devices"
-MEDIA_SIZE = (336, 448)  # height and width where a frame's own size is not known
-TOKENIZERS = {"language_model": "tokenizer", "captioner": "captioner_tokenizer"}
+_GIB = 2**30
+_NF4_BYTES = 0.516  # per weight: 4 bits, and scales that are quantized in turn (QLoRA, arXiv 2305.14314)
+_PROBE_STEPS = 3
+_FILLED = 0.92  # fraction of a device's memory that may be used: the rest is its context and fragmentation
+_ASSUMED_MFU = 0.4
+_NOTHING_FITS = "nothing fits: a smaller train.batch_size, adapters (train.lora), quantize: nf4, or more devices"
+_MEDIA_SIZE = (336, 448)  # height and width where a frame's own size is not known
+_TOKENIZERS = {"language_model": "tokenizer", "captioner": "captioner_tokenizer"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class _Layout:
     """How a run is divided among devices. `zero`: the ZeRO stage, 0 without DeepSpeed."""
 
     zero: int = 0
@@ -64,7 +63,7 @@ class Layout:
         return f"deepspeed={file} gradient_checkpointing={str(self.checkpointing).lower()}"
 
 
-class SizesOnly(TrainingData):
+class _SizesOnly(TrainingData):
     """The data of a run whose media are not read: each video is black frames of the number that would be read."""
 
     def _too_much(self) -> bool:
@@ -73,12 +72,12 @@ class SizesOnly(TrainingData):
     def _decoded(self, specs: Sequence[FrameSpec]) -> list[Frames]:
         found = []
         for spec in specs:
-            count, (height, width) = spec.segments * spec.frames_per_segment, spec.size or MEDIA_SIZE
+            count, (height, width) = spec.segments * spec.frames_per_segment, spec.size or _MEDIA_SIZE
             found.append(Frames(torch.zeros(count, 3, height, width, dtype=torch.uint8), torch.arange(count).double()))
         return found
 
 
-def plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
+def _plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
     """What a run takes on so many devices; "tokens" and "flops" are None where a sample cannot pass without numbers.
 
     {"samples", "steps", "tokens" (of the mean sample), "flops" (of the run), "parameters", "trained", "memory": bytes
@@ -96,7 +95,7 @@ def plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
     if missing:
         logger.warning("There is no %s: tokens and operations are not known.", ", ".join(missing))
     else:
-        data = SizesOnly(run.model, objective, config, FeatureStore(run.model.backbone.encode, "plan", None))
+        data = _SizesOnly(run.model, objective, config, FeatureStore(run.model.backbone.encode, "plan", None))
         step = config.train.batch_size * config.train.gradient_accumulation * gpus
         found["samples"] = len(data)
         found["steps"] = config.train.steps or math.ceil(math.ceil(len(data) / step) * (config.train.epochs or 1))
@@ -126,20 +125,20 @@ def _passed(model: VideoModel, data: TrainingData, reads: bool) -> tuple[float |
     return mean, passes * language_model_flops(config, round(mean), predictions=0) if reads else None
 
 
-def _layouts(gpus: int) -> list[Layout]:
+def _layouts(gpus: int) -> list[_Layout]:
     """What may be tried, the fastest first."""
     stages = [(0, False), (2, False), (3, False), (3, True)] if gpus > 1 else [(0, False), (3, True)]
-    return [Layout(zero, offload, saved) for zero, offload in stages for saved in (False, True)]
+    return [_Layout(zero, offload, saved) for zero, offload in stages for saved in (False, True)]
 
 
-def _bytes(model: VideoModel, config: RunConfig, tokens: float, layout: Layout, gpus: int) -> float:
+def _bytes(model: VideoModel, config: RunConfig, tokens: float, layout: _Layout, gpus: int) -> float:
     """Memory of one device: weights, gradients, AdamW's states, what is kept for the backward pass, and logits."""
     size = 4 if config.precision == "float32" else 2
     parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
     total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
     packed = config.model.backbone.settings.get("quantize") is not None
     layers = [m for m in model.backbone.text_model.modules() if isinstance(m, nn.Linear)] if packed else []
-    saved = sum(layer.weight.numel() * (4 - NF4_BYTES) for layer in layers)
+    saved = sum(layer.weight.numel() * (4 - _NF4_BYTES) for layer in layers)
     # without DeepSpeed weights are float32, which autocast rounds; with it they are of the run's type, with a copy
     weights = (total * 4 - saved) if layout.zero == 0 else total * size
     states = trained * (4 if layout.zero == 0 else size) + trained * (8 if layout.zero == 0 or size == 4 else 12)
@@ -169,8 +168,8 @@ def _sized(config: RunConfig) -> RunConfig:
             start = next((start for start in known if name.startswith(start)), None)
             if start is not None:
                 found[key] = {"config": known[start], "init": "random"}
-                if key in TOKENIZERS and found.get(TOKENIZERS[key]) is None:
-                    found[TOKENIZERS[key]] = "sample:language_model"
+                if key in _TOKENIZERS and found.get(_TOKENIZERS[key]) is None:
+                    found[_TOKENIZERS[key]] = "sample:language_model"
                     logger.warning("%s is not here: its published size, and the sample's tokenizer, are taken.", value)
         return found
 
@@ -178,16 +177,13 @@ def _sized(config: RunConfig) -> RunConfig:
     return check(RunConfig, {**tree, "model": replaced(tree["model"])}, "the run to plan")
 
 
-def probe(config: RunConfig) -> dict[str, float]:
+def _probe(config: RunConfig) -> dict[str, float]:
     """Make a few real steps here: {"seconds", "tokens", "flops" and "bytes"} of a step. Nothing of it stays."""
     with tempfile.TemporaryDirectory(prefix="probe") as folder:
-        train_config = config.train.model_copy(update={"steps": PROBE_STEPS, "epochs": None})
+        train_config = config.train.model_copy(update={"steps": _PROBE_STEPS, "epochs": None})
+        start = config.start and (output.latest(config.start) or config.start)
         changes = {"train": train_config, "output": Path(folder) / "run", "features": None, "log_steps": 1}
-        changes |= {
-            "trackers": [],
-            "watch": None,
-            "start": config.start and (output.latest(config.start) or config.start),
-        }
+        changes |= {"trackers": [], "watch": None, "start": start}
         lines = jsonl.read(train(config.model_copy(update=changes)) / output.LOG)
     return {
         "seconds": (lines[-1]["seconds"] - lines[0]["seconds"]) / (len(lines) - 1),
@@ -202,16 +198,14 @@ def _show(link: chain.Link, found: dict[str, Any], memory: float | None) -> None
     table = Table(box=None, show_header=False, pad_edge=False)
     for name in ("samples", "steps", "tokens", "parameters", "trained", "flops", "hours", "peak_gib"):
         value = found.get(name)
-        table.add_row(
-            name, "not known" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
-        )
-    budget = math.inf if memory is None else FILLED * memory * GIB
+        table.add_row(name, "not known" if value is None else f"{value:,{'.4g' * isinstance(value, float)}}")
+    budget = math.inf if memory is None else _FILLED * memory * _GIB
     for layout, size in found["memory"].items():
         fits = "" if memory is None else "  fits" if size <= budget else "  too large"
-        table.add_row(f"memory, {layout.name}", f"{size / GIB:.1f} GiB{fits}")
+        table.add_row(f"memory, {layout.name}", f"{size / _GIB:.1f} GiB{fits}")
     console.print(table)
     if memory is not None:
-        chosen = next((layout.settings for layout, size in found["memory"].items() if size <= budget), NOTHING_FITS)
+        chosen = next((layout.settings for layout, size in found["memory"].items() if size <= budget), _NOTHING_FITS)
         console.print(f"To fit: {chosen}\n", markup=False)
 
 
@@ -220,25 +214,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="langdc plan", description="What training runs take.")
     parser.add_argument("words", nargs="+", metavar="CONFIG | key=value", help="as for langdc train")
     parser.add_argument("--gpus", type=int, default=1, help="devices that share the work (default: 1)")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="of one device: what fits, and what to change")
-    parser.add_argument("--probe", action="store_true", help=f"make {PROBE_STEPS} real steps here, and measure them")
+    parser.add_argument("--memory", type=float, metavar="_GIB", help="of one device: what fits, and what to change")
+    parser.add_argument("--probe", action="store_true", help=f"make {_PROBE_STEPS} real steps here, and measure them")
     options = parser.parse_intermixed_args(argv)
     if options.gpus < 1 or (options.memory is not None and options.memory <= 0):
-        raise ValueError(
-            f"--gpus {options.gpus} --memory {options.memory}: give at least 1 device and more than 0 GiB."
-        )
+        raise ValueError(f"--gpus {options.gpus} --memory {options.memory}: give at least 1 device and over 0 GiB.")
     overrides = [word for word in options.words if "=" in word]
     for link in chain.read([word for word in options.words if "=" not in word], overrides):
-        found = plan(link.config, options.gpus)
+        found = _plan(link.config, options.gpus)
         if options.probe:
-            measured = probe(link.config)
+            measured = _probe(link.config)
             found |= {"tokens": measured["tokens"], "flops": measured["flops"] * found["steps"]}
-            found |= {"hours": measured["seconds"] * found["steps"] / 3600, "peak_gib": measured["bytes"] / GIB}
+            found |= {"hours": measured["seconds"] * found["steps"] / 3600, "peak_gib": measured["bytes"] / _GIB}
         elif found["flops"] and link.config.peak_flops:
-            found["hours"] = found["flops"] / (ASSUMED_MFU * link.config.peak_flops * options.gpus * 3600)
+            found["hours"] = found["flops"] / (_ASSUMED_MFU * link.config.peak_flops * options.gpus * 3600)
         _show(link, found, options.memory)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

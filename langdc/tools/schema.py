@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 
 from pydantic import BaseModel
@@ -17,9 +16,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind: type[BaseModel] = RunConfig
     if parser.parse_args(argv).eval:
         from langdc.evaluate.settings import EvalConfig as kind  # takes longer to import
-    sys.stdout.write(json.dumps(schema(kind), indent=1) + "\n")
+    print(json.dumps(schema(kind), indent=1))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -131,9 +131,13 @@ class Learner(nn.Module):
     def _observed(self, batch: VideoBatch) -> Iterator[None]:
         """Count operations and tokens of the model's and the compressor's calls."""
         compressor = self.model.compressor
+
+        def note_compressed(_: nn.Module, given: Any, output: Any) -> None:
+            self._note_compressed(batch, given[0], output)
+
         hooks = [
             self.model.register_forward_hook(lambda _, given, output: self._note_output(given[0], output)),
-            compressor.register_forward_hook(lambda _, given, output: self._note_compressed(batch, given[0], output)),
+            compressor.register_forward_hook(note_compressed),
         ]
         self.figures["samples"] = len(batch.prompts) or (0 if batch.blank else len(batch.seconds))
         try:

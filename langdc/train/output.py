@@ -96,6 +96,11 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
         others = {path.name for path in directory.iterdir()} - {LOCK, f"{SETTINGS}.partial"}
         if others and not (directory / SETTINGS).is_file():
             raise ValueError(f"{directory} holds files that are no training run. Choose another place with output=...")
+        if "phases" in others or any(directory.glob(f"{RESUME}/*/checkpoint-*")):
+            raise ValueError(
+                f"{directory} holds an unfinished run of version 0.1, which this version cannot resume. Finish it with "
+                "0.1, or choose another place with output=..."
+            )
         (directory / LOG).unlink(missing_ok=True)
     # the settings come first: a folder without them counts as somebody else's
     settings.save(config, directory / SETTINGS)

@@ -49,6 +49,11 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) ->
             media = record.media_path(file.parent)
             spec = media and model.backbone.frame_spec(media, record.start, record.end, record.fps)
             samples.append(Sample(record, spec, len(samples), f"{file}: line {record.line} (id {record.id!r})"))
+            if objective.reads and not objective.own_replies and not all(q.answered for q in record.questions):
+                raise ValueError(
+                    f"{samples[-1].where} has a question without an answer, which this objective learns. Write one, or "
+                    "let the model reply: objective={name: distill, replies: model}."
+                )
     if not samples:
         kinds = f" with kinds {train.kinds}" if train.kinds else ""
         raise ValueError(f"No record of {', '.join(map(str, train.data))} can be used for this objective{kinds}.")

@@ -196,7 +196,7 @@ def test_a_model_of_another_family_is_refused() -> None:
         ({"frames": 0}, "at least one frame"),
         ({"fps": -1.0}, "more than 0 per second"),
         ({"dtype": "half"}, "allowed are auto, float32"),
-        ({"positions": "new"}, "allowed are 'trained' and 'transformers'"),
+        ({"positions": "new"}, "allowed are 'trained', 'transformers'"),
         ({"pixels": [10]}, "fewest and the most pixels"),
         ({"frame": 3}, "Did you mean 'frames'"),
     ],

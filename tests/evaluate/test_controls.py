@@ -3,17 +3,21 @@
 import pytest
 import torch
 
-from langdc.evaluate.controls import (
-    CaptionText,
-    RandomTokens,
-    UniformFrames,
-    fingerprint,
-)
+from langdc.evaluate.controls import build, fingerprint
 from langdc.language_models import ids_of
 from langdc.sample.scenes import as_text
 from tests import tiny
 
-POOL = tiny.model("pool").compressor
+MODEL = tiny.model("pool")
+POOL = MODEL.compressor
+
+
+def _random(trained, tokens: int, seed: int = 0):
+    return build("random_tokens_mean", trained, MODEL.backbone, {"v": tokens}, str, seed)
+
+
+def _uniform(tokens: float):
+    return build("uniform_frames", POOL, MODEL.backbone, {"v": tokens}, str)
 
 
 def _tokens(compressor, video):
@@ -27,13 +31,13 @@ def _rows_of(part: torch.Tensor, whole: torch.Tensor) -> list[int]:
 def test_random_tokens_are_drawn_by_seed_and_video():
     video, other = tiny.features(1), tiny.features(2)
     whole = _tokens(POOL, video)
-    control = RandomTokens(POOL, lambda _: 10, seed=0)
+    control = _random(POOL, 10, seed=0)
     kept = _rows_of(_tokens(control, video).values, whole.values)
     assert len(kept) == 10 and kept == sorted(set(kept))
     assert torch.equal(_tokens(control, video).segment, whole.segment[kept])
     assert kept == _rows_of(control([other, video]).tokens[1].values, whole.values)
     assert kept != _rows_of(_tokens(control, other).values, _tokens(POOL, other).values)
-    assert kept != _rows_of(_tokens(RandomTokens(POOL, lambda _: 10, seed=1), video).values, whole.values)
+    assert kept != _rows_of(_tokens(_random(POOL, 10, seed=1), video).values, whole.values)
 
 
 def test_every_token_is_equally_likely():
@@ -41,19 +45,19 @@ def test_every_token_is_equally_likely():
     whole = _tokens(POOL, video)
     drawn = torch.zeros(len(whole))
     for seed in range(400):
-        drawn[_rows_of(_tokens(RandomTokens(POOL, lambda _: 5, seed), video).values, whole.values)] += 1
+        drawn[_rows_of(_tokens(_random(POOL, 5, seed), video).values, whole.values)] += 1
     expected = 400 * 5 / len(whole)
     assert ((drawn - expected) ** 2 / expected).sum() < 60  # chi-square of 25 degrees: beyond 60 once in 10,000
 
 
 def test_no_more_tokens_than_there_are():
     video = tiny.features(1, count=1)
-    assert len(_tokens(RandomTokens(POOL, lambda _: 99), video)) == len(_tokens(POOL, video)) == 13
+    assert len(_tokens(_random(POOL, 99), video)) == len(_tokens(POOL, video)) == 13
 
 
 @pytest.mark.parametrize(("most", "frames"), [(0.5, 1), (13, 1), (25.9, 1), (26, 2), (34, 2), (1e6, 16)])
 def test_as_many_frames_as_fit(most: float, frames: int):
-    assert len(_tokens(UniformFrames(POOL, most), tiny.features())) == 13 * frames
+    assert len(_tokens(_uniform(most), tiny.features())) == 13 * frames
 
 
 def test_the_frames_kept_are_kept_whole_in_both_streams():
@@ -63,12 +67,12 @@ def test_the_frames_kept_are_kept_whole_in_both_streams():
     kept = {30: [4, 12], 52: [2, 6, 10, 14], 13: [8], 1000: list(range(16))}
     for most, frames in kept.items():
         expected = torch.cat([image[frames].flatten(0, 1), motion[frames].flatten(0, 1)])
-        assert torch.equal(_tokens(UniformFrames(POOL, most), video).values, expected)
+        assert torch.equal(_tokens(_uniform(most), video).values, expected)
 
 
 def test_captions_as_text_are_the_words_themselves():
     model = tiny.model("langdc")
-    control = CaptionText(model.compressor, model.backbone)
+    control = build("caption_text", model.compressor, model.backbone, {}, str)
     videos = [tiny.features(1), tiny.features(2)]
     tokens = control(videos).tokens
     written = model.compressor(videos).ids
@@ -87,6 +91,6 @@ def test_fingerprints_tell_videos_apart():
 def test_wrong_models_are_named():
     langdc = tiny.model("langdc")
     with pytest.raises(ValueError, match="the compressor LangDC"):
-        RandomTokens(langdc.compressor, lambda _: 1)
+        _random(langdc.compressor, 1)
     with pytest.raises(ValueError, match="this one has Pool"):
-        CaptionText(POOL, langdc.backbone)
+        build("caption_text", POOL, langdc.backbone, {}, str)

@@ -34,7 +34,7 @@ def test_every_benchmark_has_a_config_and_a_page():
     assert [path.stem for path in FILES] == BENCHMARKS and len(BENCHMARKS) == 11
     for name in BENCHMARKS:
         page = (ROOT / "docs" / "benchmarks" / f"{name}.md").read_text()
-        assert f"python eval/run.py --config configs/eval/{name}.yaml" in page
+        assert f"langdc eval eval/{name}" in page
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -59,9 +59,9 @@ def test_all_members_exist_with_their_settings(name: str):
 def test_the_head_says_the_commands_and_where_the_published_score_is_from(name: str):
     config = _load(name)
     head = "\n".join(re.findall(r"^#.*", (ROOT / "configs" / "eval" / f"{name}.yaml").read_text(), re.MULTILINE))
-    assert f"python eval/run.py --config configs/eval/{name}.yaml" in head
-    assert f"python data_prep/benchmarks.py {name} --root {config.task.settings['root']}" in head
-    scores = [(one.row, one.score) for one in config.published]
+    assert f"langdc eval eval/{name}" in head
+    assert f"langdc data benchmark {name} --root {config.task.settings['root']}" in head
+    scores = [(one.entry, one.score) for one in config.published]
     if name in PUBLISHED:
         onevision, video = PUBLISHED[name]
         both = [("llava_onevision uncompressed", onevision), ("llava_video uncompressed", video)]

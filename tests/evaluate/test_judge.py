@@ -15,10 +15,7 @@ from langdc.evaluate.judge import (
     SYSTEM,
     Case,
     Judge,
-    JudgeError,
     Verdict,
-    read_verdict,
-    verdicts_on,
 )
 from langdc.evaluate.settings import JudgeConfig
 from tests.evaluate.endpoint import YES, closed_port, completion
@@ -77,7 +74,7 @@ def test_urls_that_cannot_work_are_refused(tmp_path: Path, url: str):
     ],
 )
 def test_replies_are_read(reply: str, verdict: Verdict):
-    assert read_verdict(reply) == verdict
+    assert Verdict.read(reply) == verdict
 
 
 MALFORMED = [
@@ -92,7 +89,7 @@ MALFORMED = [
 @pytest.mark.parametrize("reply", MALFORMED)
 def test_malformed_replies_are_no_verdict(reply: str):
     with pytest.raises(ValueError, match="its reply is no verdict"):
-        read_verdict(reply)
+        Verdict.read(reply)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +97,7 @@ def test_malformed_replies_are_no_verdict(reply: str):
 )
 def test_a_judge_that_never_says_anything_usable_is_asked_again_and_given_up(endpoint, tmp_path: Path, reply):
     server = endpoint(reply)
-    with pytest.raises(JudgeError, match=r"/v1/chat/completions \(model tiny\), asked 3 time\(s\): its reply is no"):
+    with pytest.raises(ValueError, match=r"/v1/chat/completions \(model tiny\), asked 3 time\(s\): its reply is no"):
         _judge(server.url, tmp_path).ask(CASE)
     assert len(server.requests) == 3
 
@@ -117,7 +114,7 @@ def test_trouble_that_passes_is_waited_for(endpoint, tmp_path: Path, trouble):
 @pytest.mark.parametrize("status", [400, 401, 404])
 def test_what_asking_again_cannot_help_is_told_at_once(endpoint, tmp_path: Path, status: int):
     server = endpoint((status, b"no"))
-    with pytest.raises(JudgeError, match=f"HTTP {status} .* Check url, model and key"):
+    with pytest.raises(ValueError, match=f"HTTP {status} .* Check url, model and key"):
         _judge(server.url, tmp_path).ask(CASE)
     assert len(server.requests) == 1
 
@@ -129,7 +126,7 @@ def test_a_redirect_is_not_followed_so_that_no_other_server_gets_the_key(
     monkeypatch.setenv("JUDGE_KEY", "secret")
     other = endpoint(YES)
     server = endpoint((status, b"", {"Location": f"{other.url}/chat/completions"}))
-    with pytest.raises(JudgeError, match=f"HTTP {status} .* It redirects to {other.url}/chat/completions"):
+    with pytest.raises(ValueError, match=f"HTTP {status} .* It redirects to {other.url}/chat/completions"):
         _judge(server.url, tmp_path, key_variable="JUDGE_KEY").ask(CASE)
     assert other.headers == [] and len(server.requests) == 1
 
@@ -143,7 +140,7 @@ def test_a_silent_endpoint_is_not_waited_for_longer_than_timeout(endpoint, tmp_p
 
     server = endpoint(sleep)
     begun = time.perf_counter()
-    with pytest.raises(JudgeError, match=r"cannot be reached .*timed out"):
+    with pytest.raises(ValueError, match=r"cannot be reached .*timed out"):
         _judge(server.url, tmp_path, timeout=0.2, retries=1).ask(CASE)
     woken.set()
     assert 0.4 <= time.perf_counter() - begun < 5
@@ -161,7 +158,7 @@ def test_a_connection_that_breaks_off_is_trouble_like_any_other(endpoint, tmp_pa
                 connection.close()
 
         threading.Thread(target=cut, daemon=True).start()
-        with pytest.raises(JudgeError, match=r"asked 3 time\(s\): cannot be reached"):
+        with pytest.raises(ValueError, match=r"asked 3 time\(s\): cannot be reached"):
             _judge(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", tmp_path).ask(CASE)
 
 
@@ -271,10 +268,10 @@ def test_every_answer_gets_its_verdict_and_only_words_are_put_to_the_judge(endpo
     assert [case.prediction for case in asked] == ["pony", "cat", "ghost"]
     judge.verdicts(asked)
     nothing = Verdict(right=False, score=0)
-    found = verdicts_on(tmp_path, judge.config.model_dump(), lines)
+    found = Verdict.of_answers(tmp_path, judge.config.model_dump(), lines)
     assert found == [Verdict(True, 4), Verdict(False, 1), nothing, nothing, None]
     other = {**judge.config.model_dump(), "model": "another"}
-    assert verdicts_on(tmp_path, other, lines) == [None, None, nothing, nothing, None]
+    assert Verdict.of_answers(tmp_path, other, lines) == [None, None, nothing, nothing, None]
 
 
 def test_choices_need_no_judge(tmp_path: Path):

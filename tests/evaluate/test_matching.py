@@ -14,7 +14,7 @@ from langdc.evaluate import tasks
 from langdc.evaluate.controls import OnPool
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.loop import evaluate
-from langdc.evaluate.matching import Search, calibration_videos, compared, with_parts
+from langdc.evaluate.matching import calibration_videos, compared, search, with_parts
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.pipeline import VideoLM
 from tests import tiny
@@ -194,8 +194,7 @@ def test_data_to_set_budgets_on_must_be_there_and_be_other(prepared: Path, other
         evaluate(config, _task(config))
     assert not (tmp_path / "eval").exists()
     config = _config(prepared, others, tmp_path / "eval", row, calibration={"data": str(others), "videos": 2})
-    assert config.calibration is not None
-    assert [record.id for record, _ in calibration_videos(config.calibration, _task(config))] == ["v0", "v1"]
+    assert [record.id for record, _ in calibration_videos(config, _task(config))] == ["v0", "v1"]
 
 
 def test_a_model_that_leaves_nothing_to_choose_says_so(prepared: Path, others: Path, tmp_path: Path):
@@ -218,13 +217,17 @@ def test_a_model_that_leaves_nothing_to_choose_says_so(prepared: Path, others: P
     ],
 )
 def test_the_search_finds_the_nearest(target, kept, most, best):
-    search = Search(target, most)
-    for number in search:
-        assert number not in search.tried, "asked twice"
-        search.tried[number] = kept(number)
+    asked: list[int] = []
+
+    def quantity(number: int) -> float:
+        assert number not in asked, "asked twice"
+        asked.append(number)
+        return kept(number)
+
+    nearest, tried = search(target, most, quantity)
     wanted = min(abs(kept(n) - target) for n in range(1, most + 1))
-    assert abs(kept(search.best) - target) == wanted == abs(kept(best) - target)
-    assert len(search.tried) <= 12
+    assert abs(kept(nearest) - target) == wanted == abs(kept(best) - target)
+    assert list(tried) == asked and len(tried) <= 12
 
 
 def test_budgets_are_compared_on_what_both_were_asked():

@@ -18,7 +18,7 @@ from langdc.evaluate.page import page
 from langdc.evaluate.published import check_published
 from langdc.evaluate.results import Result, read_results
 from langdc.evaluate.settings import EvalConfig, JudgeConfig
-from langdc.evaluate.tables import as_csv, as_markdown, cells, citation
+from langdc.evaluate.tables import Table, as_csv, as_markdown, citation
 from tests.eval.test_applications import RUN, TABLE
 from tests.evaluate import made_up, runs
 
@@ -57,8 +57,8 @@ def test_the_point_estimate_decides_either_way(tmp_path: Path, score: float, tol
     first, method = _run(tmp_path, [_published(score, tolerance=tolerance)])
     assert method.check is not None and method.check.measured == 50.0 and method.check.n == 20
     assert first.flag == method.flag == mark
-    assert cells(first)["entry"].text == "uncompressed"
-    assert cells(method)["entry"].text == "method" + (f" ({mark})" if mark else "")
+    assert Table.cells(first)["entry"].text == "uncompressed"
+    assert Table.cells(method)["entry"].text == "method" + (f" ({mark})" if mark else "")
 
 
 def test_a_miss_is_told_in_every_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -9,7 +9,6 @@ from scipy import stats
 from langdc.evaluate.statistics import (
     Difference,
     corrected,
-    majority,
     mean,
     paired_difference,
     rank_correlation,
@@ -303,8 +302,3 @@ def test_rank_correlation_where_nothing_can_be_said():
     assert alone.value == pytest.approx(1.0) and (alone.low, alone.high) == (-1.0, 1.0)
     with pytest.raises(ValueError, match="one of each"):
         rank_correlation([1], [1, 2], ["a"])
-
-
-def test_majority():
-    assert majority(["a", "b", "a", "c"]) == 0.5
-    assert math.isnan(majority([]))

@@ -8,7 +8,6 @@ import pytest
 
 from langdc.config import check
 from langdc.evaluate import tasks
-from langdc.evaluate.cost import loop_cost
 from langdc.evaluate.folder import EvalFolder, LineFile
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.settings import EvalConfig
@@ -52,8 +51,8 @@ def test_answers_from_the_store_are_those_from_pixels(prepared: Path, tmp_path: 
     assert answers(stored) == answers(pixels)
     (session,) = stored.sessions()
     assert (session["videos"], session["decoded"], session["read"]) == (3, 1, 2)  # one was not there
-    assert "decoded and encoded 1 times and read 2 times" in loop_cost(stored.sessions())
-    assert "read" not in loop_cost(pixels.sessions())
+    assert "decoded and encoded 1 times and read 2 times" in stored.loop_cost()
+    assert "read" not in pixels.loop_cost()
     seconds = {line["video"]: set(line["seconds"]) for line in stored.file("encoding").lines}
     assert seconds["v0"] == {"read"} and {"decode", "encode"} <= seconds["v2"]
 

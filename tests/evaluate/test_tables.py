@@ -16,7 +16,7 @@ import pytest
 from langdc.evaluate import report
 from langdc.evaluate.page import page
 from langdc.evaluate.results import read_results
-from langdc.evaluate.tables import as_csv, as_markdown, cells, citation, quantity
+from langdc.evaluate.tables import Table, as_csv, as_markdown, citation, quantity
 from langdc.plots import PALETTE
 from tests.evaluate import made_up
 
@@ -35,14 +35,17 @@ def test_figures_of_a_row(run: Path):
     learned, pool = read_results([run])
     assert learned.accuracy is not None and learned.accuracy.value == 18 / 20
     assert learned.accuracy.n == learned.accuracy.clusters == 20
-    assert {kind: share.right for kind, share in learned.kinds.items()} == {"count": 18, "shape": 18}
+    assert {kind: (share.value, share.n) for kind, share in learned.kinds.items()} == {
+        "count": (0.9, 20),
+        "shape": (0.9, 20),
+    }
     assert learned.chance == {"count": 0.75, "shape": 0.75} and learned.target_chance == 0.75
     assert learned.density_correlation == pytest.approx(1.0)
     assert math.isnan(pool.density_correlation)
     assert learned.exact_captions.value == 0.5 and set(learned.captions) == {0, 1, 2}
     assert pool.captions == {} and len(pool.failures) == 1
     assert learned.cue_recall == 1.0 and pool.cue_recall != pool.cue_recall
-    assert pool.kinds["shape"].right == 3  # the failed one was among the four right ones
+    assert pool.kinds["shape"].value == 3 / 20  # the failed one was among the four right ones
     assert learned.stages["first_token"].median == pytest.approx(0.035)
     assert learned.flops == {"encode": 1e9, "prefill": 2e9, "total": 3e9}
 
@@ -83,7 +86,7 @@ def test_csv_holds_full_numbers(run: Path):
 
 def test_an_unfinished_row_is_marked(tmp_path: Path):
     run = made_up.write(tmp_path / "run", {"half": {"right": 3, "tokens": lambda _: 1, "finished": False}}, videos=3)
-    assert cells(read_results([run])[0])["entry"].text == "half (unfinished)"
+    assert Table.cells(read_results([run])[0])["entry"].text == "half (unfinished)"
 
 
 def test_no_rows_yet(tmp_path: Path):
@@ -184,7 +187,7 @@ def test_accuracy_is_the_mean_score(scored: Path):
     assert ours.kinds["shape"].value == 9 / 20
     assert ours.difference is not None and ours.difference.value == pytest.approx(-2.5 / 20)
     assert (len(ours.failures), len(ours.unparsed), len(pool.unparsed)) == (1, 2, 0)
-    assert cells(ours)["unparsed"].text == "2" and cells(ours)["failed"].text == "1"
+    assert Table.cells(ours)["unparsed"].text == "2" and Table.cells(ours)["failed"].text == "1"
 
 
 def test_no_interval_of_scores_leaves_0_to_1(tmp_path: Path):
@@ -215,7 +218,7 @@ def test_comparisons_in_the_full_numbers(run: Path):
     gained = read_results([run])[0].difference
     assert gained is not None and gained.value == 0.7
     assert int(learned["difference_needed"]) == math.ceil(7.848879734 * (0.7 * 0.3) * 20 / 19 / 1e-4)
-    assert cells(read_results([run])[0])["videos to see 1 point"].text == "17 351"
+    assert Table.cells(read_results([run])[0])["videos to see 1 point"].text == "17 351"
 
 
 def test_stages_in_the_full_numbers_and_on_the_page(scored: Path):

@@ -29,6 +29,7 @@ def test_kinds_can_be_chosen(tmp_path: Path):
     task = tasks.build("sample", data=str(_write(tmp_path / "test.jsonl")), kinds=["shape"])
     assert [question.kind for question in task.records[0].questions] == ["shape"]
     assert task.target_kinds == ("shape",)
+    assert tasks.build("sample", data=str(_write(tmp_path / "own.jsonl")), kinds=["choice"]).target_kinds == ("choice",)
     with pytest.raises(ValueError, match=r"no questions of the kinds \['size'\].*choice, shape"):
         tasks.build("sample", data=str(tmp_path / "test.jsonl"), kinds=["size"])
 

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _save_model(place: Path) -> None:
     """The shipped model with projectors of its own: those that LangDC goes without are drawn anew at each loading."""
     model = checkpoint.load("sample:langdc")
-    lora = checkpoint.read_card(checkpoint.locate("sample:langdc"))["lora"]
+    lora = checkpoint.read_manifest(checkpoint.locate("sample:langdc"))["lora"]
     tensors = checkpoint.own_tensors(model, [name for name, _ in model.named_parameters()])
     checkpoint.save(model, place, tensors=tensors, lora=check(LoraConfig, lora, "lora") if lora else None, info={})
 

@@ -16,8 +16,7 @@ from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, Llav
 from langdc import language_models, tiny
 from langdc.backbones import backbones
 from langdc.convert.commands import REPORT
-from langdc.convert.llava_next import image_sizes, trained_as, vision_sizes
-from langdc.convert.llava_video import TEMPLATE, load_tokenizer
+from langdc.convert.llava_video import TEMPLATE, _image_sizes, _load_tokenizer, _trained_as, _vision_sizes
 from scripts.convert_llava_video import main
 from tests import stock
 
@@ -298,24 +297,24 @@ def _interrupted(*_: object) -> None:
 
 def test_the_published_encoder_needs_no_directory() -> None:
     """Its sizes, less the last layer, are the ones that transformers' own LLaVA-OneVision has by default."""
-    found = vision_sizes({"mm_vision_tower": "google/siglip-so400m-patch14-384"}, None)
+    found = _vision_sizes({"mm_vision_tower": "google/siglip-so400m-patch14-384"}, None)
     expected = LlavaOnevisionConfig().vision_config.to_dict()
     assert {name: expected[name] for name in found} == found
     assert found["num_hidden_layers"] == 26
 
 
 def test_pinpoints_are_written_out() -> None:
-    assert image_sizes([[384, 768]], 384) == [[384, 768]]
-    assert image_sizes("(1x1),...,(6x6)", 384) == LlavaOnevisionConfig().image_grid_pinpoints
+    assert _image_sizes([[384, 768]], 384) == [[384, 768]]
+    assert _image_sizes("(1x1),...,(6x6)", 384) == LlavaOnevisionConfig().image_grid_pinpoints
     with pytest.raises(ValueError, match="it is a list of sizes"):
-        image_sizes(None, 384)
+        _image_sizes(None, 384)
 
 
 def test_the_backbone_that_the_model_was_trained_as_is_told() -> None:
-    assert trained_as({"mm_spatial_pool_mode": "average", "mm_newline_position": "grid"}) == "llava_video"
-    assert trained_as({"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "grid"}) == "llava_video"
-    assert trained_as({}) == "llava_onevision"
-    assert trained_as({"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}) == "llava_onevision"
+    assert _trained_as({"mm_spatial_pool_mode": "average", "mm_newline_position": "grid"}) == "llava_video"
+    assert _trained_as({"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "grid"}) == "llava_video"
+    assert _trained_as({}) == "llava_onevision"
+    assert _trained_as({"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}) == "llava_onevision"
 
 
 def test_a_tokenizer_of_words_and_merges_gets_the_marks_after_its_own(tmp_path: Path) -> None:
@@ -329,7 +328,7 @@ def test_a_tokenizer_of_words_and_merges_gets_the_marks_after_its_own(tmp_path: 
     listed = {str(number): {"content": text, "special": True, **plain} for number, text in added.items()}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**told, "added_tokens_decoder": listed}))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_qwen"}))
-    tokenizer = load_tokenizer([tmp_path])
+    tokenizer = _load_tokenizer([tmp_path])
     assert tokenizer.convert_tokens_to_ids(["<|im_end|>", "<image>", "<video>"]) == [29, 30, 31]
     assert tokenizer("ab<video>c")["input_ids"] == [0, 1, 31, 2]
     tokenizer.chat_template = TEMPLATE

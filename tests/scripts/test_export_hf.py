@@ -81,8 +81,8 @@ def test_every_part_loads_with_transformers_alone(merged: Path) -> None:
 def test_together_they_are_a_checkpoint_that_answers_the_same(merged: Path) -> None:
     found, expected = checkpoint.load(merged), checkpoint.load("sample:langdc")
     torch.testing.assert_close(probe(found), probe(expected), atol=1e-4, rtol=0)
-    assert checkpoint.read_card(merged)["lora"] is None
-    assert str(merged) not in (merged / checkpoint.CARD).read_text()
+    assert checkpoint.read_manifest(merged)["lora"] is None
+    assert str(merged) not in (merged / checkpoint.MANIFEST).read_text()
     adapters.merge(expected.backbone.text_model)
     assert_same(found, expected)
 

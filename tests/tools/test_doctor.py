@@ -5,21 +5,22 @@ import importlib.metadata
 import pytest
 
 from langdc.tools import doctor
-from langdc.tools.doctor import Finding, check_environment
+from langdc.tools.doctor import _check_environment
+from langdc.tools.doctor import _Finding as Finding
 
 
 def found() -> dict[str, Finding]:
-    return {finding.name: finding for finding in check_environment()}
+    return {finding.name: finding for finding in _check_environment()}
 
 
 def test_reports_every_part_once_with_versions_as_installed():
-    names = [finding.name for finding in check_environment()]
+    names = [finding.name for finding in _check_environment()]
     assert len(names) == len(set(names))
     optional = {"accelerator", "decord", "flash-attn", "torch-npu", "wandb", "compiler"}
     assert {"python", "torch", "deepspeed", "av", *optional} <= set(names)
     assert found()["deepspeed"].detail == importlib.metadata.version("deepspeed")
-    assert all(finding.found for finding in check_environment() if finding.required)
-    assert not any(finding.required for finding in check_environment() if finding.name in optional)
+    assert all(finding.found for finding in _check_environment() if finding.required)
+    assert not any(finding.required for finding in _check_environment() if finding.name in optional)
 
 
 def test_something_absent_is_one_line_of_advice(monkeypatch: pytest.MonkeyPatch):
@@ -41,5 +42,5 @@ def test_missing_compiler_names_what_is_lacking(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_there_needs_no_advice():
-    there = [finding for finding in check_environment() if finding.found]
+    there = [finding for finding in _check_environment() if finding.found]
     assert all(finding.advice == "" and str(finding).startswith("ok") for finding in there)

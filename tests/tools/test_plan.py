@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from langdc.config import RunConfig, load
-from langdc.tools.plan import GIB, Layout, main, plan, probe
+from langdc.tools.plan import _GIB as GIB
+from langdc.tools.plan import _Layout as Layout
+from langdc.tools.plan import _plan as plan
+from langdc.tools.plan import _probe as probe
+from langdc.tools.plan import main
 from tests import tiny
 from tests.train import small
 

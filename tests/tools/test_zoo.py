@@ -3,7 +3,7 @@
 from langdc.cli import main
 from langdc.compressors import compressors
 from langdc.kvcompressors import kvcompressors
-from langdc.tools.zoo import entries
+from langdc.tools.zoo import _entries as entries
 
 
 def test_every_compressor_is_listed_once() -> None:

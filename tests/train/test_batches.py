@@ -144,6 +144,12 @@ def test_padding_makes_all_calls_and_counts_for_nothing():
         ({"segments": [{"caption": "red"}]}, {"objective": "compress"}, r"has 1 segments; its media is cut into 4"),
         ({"segments": [{"caption": "red"}]}, {}, "can be used for this objective"),
         ({"questions": [{"kind": "k", "question": "q ?", "answer": "r"}]}, {"kinds": ["x"]}, r"with kinds \['x'\]"),
+        ({"questions": [{"kind": "k", "question": "q ?"}]}, {}, "a question without an answer, which this objective"),
+        (
+            {"questions": [{"kind": "k", "question": "q ?", "answer": " "}]},
+            {"objective": "distill"},
+            "let the model reply",
+        ),
     ],
 )
 def test_records_that_cannot_be_learned_from_are_refused(tmp_path: Path, record: dict, changes: dict, message: str):
@@ -151,6 +157,13 @@ def test_records_that_cannot_be_learned_from_are_refused(tmp_path: Path, record:
     file = written(tmp_path / "r.jsonl", {"id": "a", **record})
     with pytest.raises(ValueError, match=message):
         small.data_of(model, small.run_config(model, file, **changes))
+
+
+def test_distillation_with_own_replies_needs_no_answers(tmp_path: Path):
+    model = small.langdc()
+    file = written(tmp_path / "r.jsonl", {"id": "a", "questions": [{"kind": "k", "question": "q ?"}]})
+    objective = {"name": "distill", "replies": "model"}
+    assert len(small.data_of(model, small.run_config(model, file, objective=objective, targets="none"))) == 1
 
 
 def test_without_targets_the_compressor_works_as_in_use():

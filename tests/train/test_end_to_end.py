@@ -185,8 +185,9 @@ def test_export_reload_and_evaluation(trained: Path, data: Path, tmp_path: Path)
     assert replies[0].tokens == replies[1].tokens
     tree = {
         "output": str(tmp_path / "eval"),
-        "task": {"name": "records", "data": str(data / "videos.jsonl")},
-        "rows": [{"name": "langdc", "model": str(trained / "stage3")}],
+        "task": {"name": "sample", "data": str(data / "videos.jsonl")},
+        "entries": [{"name": "langdc", "model": str(tmp_path / "exported")}],
+        "max_new_tokens": 6,
     }
     (tmp_path / "eval.yaml").write_text(yaml.safe_dump(tree))
     langdc("eval", tmp_path / "eval.yaml")

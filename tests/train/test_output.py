@@ -105,6 +105,16 @@ def test_a_run_without_a_checkpoint_gives_way_to_other_settings(tmp_path: Path):
     assert not (tmp_path / "x" / "log.jsonl").exists()
 
 
+@pytest.mark.parametrize("progress", ["resume/density/checkpoint-4", "phases/density"])
+def test_an_unfinished_run_of_version_0_1_is_left_alone(tmp_path: Path, progress: str):
+    opened(settings(tmp_path / "x"))
+    (tmp_path / "x" / "log.jsonl").write_text("{}\n")
+    (tmp_path / "x" / progress).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"unfinished run of version 0\.1"):
+        opened(settings(tmp_path / "x"))
+    assert (tmp_path / "x" / "log.jsonl").exists()
+
+
 def test_other_files_are_left_alone(tmp_path: Path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "thesis.tex").touch()

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from langdc import jsonl
-from langdc.data.records import LETTERS, QuestionRecord, Record
+from langdc.config import check
+from langdc.data.records import INSTRUCTION, LETTERS, QuestionRecord, Record
 from langdc.evaluate import answers
-from langdc.hashing import text_hash
+from langdc.hashing import json_hash
 from langdc.registry import Registry
 
 tasks: Registry["Task"] = Registry("task")
@@ -37,8 +38,8 @@ class Task(ABC):
         return record
 
     def prompt(self, question: QuestionRecord) -> str:
-        """What the model is asked; by default the question as it stands."""
-        return question.question
+        """What the model is asked."""
+        return question.prompt()
 
     @abstractmethod
     def parse(self, question: QuestionRecord, text: str) -> str | None:
@@ -72,8 +73,8 @@ class Source:
 class Benchmark(Task):
     """A published benchmark in a local folder `root`, as its authors publish it.
 
-    A member says where it comes from (`source`) and reads its files (`load`); which videos are missing is told by
-    `missing`. Raises ValueError if annotation files are missing or broken.
+    A member says where it comes from (`source`) and reads its files (`load`); `missing` lists the videos that are not
+    there. Raises ValueError if annotation files are missing or broken.
     """
 
     source: ClassVar[Source]
@@ -86,14 +87,66 @@ class Benchmark(Task):
                 f"{self.source.title}: {self.root} lacks {', '.join(lacking)}. {self.source.get} Then look what "
                 "else is missing: python data_prep/benchmarks.py NAME --root DIR"
             )
-        self.records = list(self.load())
+        asked: dict[str, tuple[Record, list[QuestionRecord]]] = {}
+        for record, question in self.load():
+            asked.setdefault(record.id, (record, []))[1].append(question)
+        self.records = [record.model_copy(update={"questions": questions}) for record, questions in asked.values()]
         if not self.records:
             raise ValueError(f"{self.source.title}: {self.root} has no questions that were asked for.")
         self.target_kinds = tuple(dict.fromkeys(q.kind for record in self.records for q in record.questions))
 
     @abstractmethod
-    def load(self) -> Iterable[Record]:
-        """Read the annotation files; media paths are relative to `root`."""
+    def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
+        """Read the annotation files: each question with its video, whose path is relative to `root`.
+
+        Questions about records with the same id share one record.
+        """
+
+    def rows(self, name: str, columns: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:
+        """The rows of a .parquet, .jsonl, .csv or .json list in `root`, each with its place for error messages.
+
+        Raises ValueError that names file, row and column if one of `columns` is missing.
+        """
+        path = self.root / name
+        if path.suffix == ".json":
+            rows = self.read_json(path)
+        elif path.suffix == ".jsonl":
+            rows = jsonl.read(path, strict=True)
+        else:
+            from datasets import Dataset  # heavy, and only benchmarks in tables need it
+
+            kind = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}[path.suffix]
+            rows = list(kind(str(path), keep_in_memory=True))
+        located = [(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
+        for where, row in located:
+            if lacking := [column for column in columns if column not in row]:
+                raise ValueError(f"{where}: there is no {', '.join(lacking)}. It has: {', '.join(row)}.")
+        return located
+
+    @staticmethod
+    def question(where: str, **fields: Any) -> QuestionRecord:
+        """The question of a row; ValueError that names the place if it is malformed or has no answer."""
+        found = check(QuestionRecord, fields, where)
+        if not found.answered:
+            raise ValueError(f"{where}: the question has no answer, so no reply can be scored. Fetch the file again.")
+        return found
+
+    @staticmethod
+    def read_json(path: Path) -> Any:
+        """A JSON file; ValueError that names file and line if it is broken."""
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}. Fetch it again.") from None
+
+    @staticmethod
+    @contextmanager
+    def located(where: object) -> Iterator[None]:
+        """Put the place in front of a ValueError's message."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     def path(self, record: Record) -> Path:
         found = record.media_path(self.root)
@@ -106,22 +159,19 @@ class Benchmark(Task):
         return [path for path in asked if not path.exists()]
 
     def data_hash(self) -> str:
-        asked: list[Any] = [record.model_dump(mode="json", exclude_defaults=True) for record in self.records]
-        return text_hash(json.dumps(asked, sort_keys=True))
+        return json_hash([record.model_dump(mode="json", exclude_defaults=True) for record in self.records])
 
 
 class MultipleChoice(Benchmark):
     """Questions with lettered options; the reply's letter is right or wrong."""
 
-    instruction: ClassVar[str] = "Answer with the option's letter from the given choices directly."
+    instruction: ClassVar[str] = INSTRUCTION
     """What follows the options."""
     listing: ClassVar[str] = "{}. {}"
     """How an option is written: its letter, its words."""
 
     def prompt(self, question: QuestionRecord) -> str:
-        listed = [self.listing.format(*option) for option in zip(LETTERS, question.options, strict=False)]
-        parts = [question.context, question.question, *listed, self.instruction]
-        return "\n".join(part for part in parts if part)
+        return question.prompt(self.instruction, self.listing)
 
     def parse(self, question: QuestionRecord, text: str) -> str | None:
         return answers.choice(text, question.options)
@@ -129,47 +179,13 @@ class MultipleChoice(Benchmark):
     def score(self, question: QuestionRecord, found: str) -> float:
         return float(found == question.answer)
 
-
-@contextmanager
-def located(where: object) -> Iterator[None]:
-    """Put the place in front of a ValueError's message."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def option_letter(answer: object, options: list[str]) -> str:
-    """The letter of the option that is the answer; ValueError if none is."""
-    if str(answer) not in options:
-        raise ValueError(f"the answer {answer!r} is none of the candidates {options}. Fetch the file again.")
-    return LETTERS[options.index(str(answer))]
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file; ValueError that names file and line if it is broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Fetch it again.") from None
-
-
-def read_rows(path: Path, wanted: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of a .parquet, .jsonl, .csv or .json list, each with the columns `wanted` at least.
-
-    Raises ValueError that names file, row and column if one is missing.
-    """
-    if path.suffix == ".json":
-        rows = read_json(path)
-    elif path.suffix == ".jsonl":
-        rows = jsonl.read(path, strict=True)
-    else:
-        from datasets import Dataset  # heavy, and only benchmarks in tables need it
-
-        kind = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}[path.suffix]
-        rows = list(kind(str(path), keep_in_memory=True))
-    for number, row in enumerate(rows, 1):
-        lacking = [name for name in wanted if name not in row]
-        if lacking:
-            raise ValueError(f"{path}, row {number}: there is no {', '.join(lacking)}. It has: {', '.join(row)}.")
-    return rows
+    @staticmethod
+    def from_candidates(where: str, kind: str, row: Mapping[str, Any]) -> QuestionRecord:
+        """The question of a row whose `answer` is one of its `candidates`; ValueError if none is."""
+        options, answer = [str(option) for option in row["candidates"]], str(row["answer"])
+        if answer not in options:
+            raise ValueError(
+                f"{where}: the answer {row['answer']!r} is none of the candidates {options}. Fetch it again."
+            )
+        letter = LETTERS[options.index(answer)]
+        return Benchmark.question(where, kind=kind, question=row["question"], answer=letter, options=options)

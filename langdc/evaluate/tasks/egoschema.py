@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, located, read_json, read_rows, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
 OPTIONS = tuple(f"option {number}" for number in range(5))
 WEARER = re.compile(r"^\W*C(?= (?!because\b)[a-z])")
@@ -26,12 +26,11 @@ class EgoSchema(MultipleChoice):
         "lmms-eval 0.7.3, tasks/egoschema",
     )
 
-    def load(self) -> Iterable[Record]:
-        path = self.root / "questions.json"
-        rows = {row["q_uid"]: row for row in read_rows(path, ("q_uid", *OPTIONS))}
-        for uid, index in read_json(self.root / "subset_answers.json").items():
-            with located(f"{path}, q_uid {uid}"):
-                yield Record(id=uid, video=f"videos/{uid}.mp4", questions=[_question(rows.get(uid), index)])
+    def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
+        rows = {row["q_uid"]: row for _, row in self.rows("questions.json", ("q_uid", *OPTIONS))}
+        for uid, index in self.read_json(self.root / "subset_answers.json").items():
+            with self.located(f"{self.root / 'questions.json'}, q_uid {uid}"):
+                yield Record(id=uid, video=f"videos/{uid}.mp4"), _question(rows.get(uid), index)
 
     def parse(self, question: QuestionRecord, text: str) -> str | None:
         return super().parse(question, WEARER.sub("The wearer C", text))

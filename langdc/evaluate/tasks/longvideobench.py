@@ -1,12 +1,11 @@
 """LongVideoBench, validation split: questions that refer to a moment of a video of 8 seconds to an hour."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, located, read_json, read_rows, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
 FILE = "validation-00000-of-00001.parquet"
 OPTIONS = tuple(f"option{number}" for number in range(5))
@@ -39,14 +38,11 @@ class LongVideoBench(MultipleChoice):
         self.moments = subtitle_moments if subtitles else 0
         super().__init__(root)
 
-    def load(self) -> Iterable[Record]:
-        asked = defaultdict(list)
-        path = self.root / FILE
-        for number, row in enumerate(read_rows(path, (*COLUMNS, *TIMED)), 1):
-            with located(f"{path}, row {number} (id {row['id']})"):
-                asked[row["video_path"]].append(self._question(row))
-        for video, questions in asked.items():
-            yield Record(id=Path(video).stem, video=f"videos/{video}", questions=questions)
+    def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
+        for where, row in self.rows(FILE, (*COLUMNS, *TIMED)):
+            with self.located(f"{where} (id {row['id']})"):
+                video = row["video_path"]
+                yield Record(id=Path(video).stem, video=f"videos/{video}"), self._question(row)
 
     def _question(self, row: dict[str, Any]) -> QuestionRecord:
         options = [row[name] for name in OPTIONS if row[name] not in (None, "N/A")]
@@ -68,7 +64,7 @@ class LongVideoBench(MultipleChoice):
         duration = row["duration"]
         step = max(1, duration / self.moments)  # a short video has fewer moments, one per second
         moments = [step * i for i in range(min(self.moments, int(duration)))]
-        for line in read_json(path):
+        for line in self.read_json(path):
             try:
                 start, end, text = _timed(line, duration)
             except (KeyError, TypeError, ValueError):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, located, read_rows, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
 OPTION = re.compile(r"\n\s*\(([A-Z])\)\s*")
 """Where an option begins in the text of a question."""
@@ -32,14 +32,12 @@ class LVBench(MultipleChoice):
     listing = "({}) {}"
     instruction = "Answer the question with the option letter"
 
-    def load(self) -> Iterable[Record]:
-        path = self.root / "video_info.meta.jsonl"
-        for row in read_rows(path, ("key", "qa")):
-            questions = []
+    def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
+        for _, row in self.rows("video_info.meta.jsonl", ("key", "qa")):
+            record = Record(id=row["key"], video=f"all_videos/{row['key']}.mp4")
             for asked in row["qa"]:
-                with located(f"{path}, key {row['key']}, uid {asked.get('uid')}"):
-                    questions.append(_question(asked, row.get("type")))
-            yield Record(id=row["key"], video=f"all_videos/{row['key']}.mp4", questions=questions)
+                with self.located(f"{self.root / 'video_info.meta.jsonl'}, key {row['key']}, uid {asked.get('uid')}"):
+                    yield record, _question(asked, row.get("type"))
 
 
 def _question(row: dict[str, Any], topic: str | None) -> QuestionRecord:

@@ -1,11 +1,10 @@
 """MLVU dev: multiple-choice questions in seven categories about videos of 3 minutes to 2 hours."""
 
-from collections import defaultdict
 from collections.abc import Iterable
 from types import MappingProxyType
 
 from langdc.data.records import QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, located, option_letter, read_rows, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
 CATEGORIES = {
     "plotQA": "1_plotQA",
@@ -42,16 +41,9 @@ class Mlvu(MultipleChoice):
         self.categories = list(CATEGORIES) if categories is None else categories
         super().__init__(root)
 
-    def load(self) -> Iterable[Record]:
+    def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
         for kind in self.categories:
             folder = CATEGORIES[kind]
-            path = self.root / "json" / f"{folder}.json"
-            asked = defaultdict(list)
-            for number, row in enumerate(read_rows(path, ("video", "question", "candidates", "answer")), 1):
-                with located(f"{path}, row {number}"):
-                    options = [str(option) for option in row["candidates"]]
-                    answer = option_letter(row["answer"], options)
-                    question = QuestionRecord(kind=kind, question=row["question"], answer=answer, options=options)
-                asked[row["video"]].append(question)
-            for video, questions in asked.items():
-                yield Record(id=f"{folder}/{video}", video=f"video/{folder}/{video}", questions=questions)
+            for where, row in self.rows(f"json/{folder}.json", ("video", "question", "candidates", "answer")):
+                record = Record(id=f"{folder}/{row['video']}", video=f"video/{folder}/{row['video']}")
+                yield record, self.from_candidates(where, kind, row)

@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from langdc.config import check
 from langdc.data.records import QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, located, option_letter, read_rows, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 from langdc.registry import nearest
 from langdc.video import probe
 
@@ -63,23 +62,18 @@ class MVBench(MultipleChoice):
         unknown = [kind for kind in kinds or () if kind not in FOLDERS]
         if unknown:
             raise ValueError(f"MVBench has no kind {unknown[0]!r}.{nearest(unknown[0], FOLDERS)}")
-        self.kinds = kinds
+        self.kinds = [kind for kind in FOLDERS if kinds is None or kind in kinds]
         super().__init__(root)
 
-    def load(self) -> Iterable[Record]:
-        clips: dict[str, dict[str, Any]] = {}
-        for kind, folder in FOLDERS.items():
-            if self.kinds is not None and kind not in self.kinds:
-                continue
-            path, bounds = self.root / "json" / f"{kind}.json", ("start", "end") if kind in CLIPS else ()
-            for number, row in enumerate(read_rows(path, ("video", "question", "candidates", "answer", *bounds)), 1):
+    def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
+        for kind in self.kinds:
+            bounds = ("start", "end") if kind in CLIPS else ()
+            for where, row in self.rows(f"json/{kind}.json", ("video", "question", "candidates", "answer", *bounds)):
                 clip = {name: row[name] for name in bounds}
-                name = f"{folder}/{row['video']}" + "".join(f" {seconds}" for seconds in clip.values())
-                media = {"video": f"video/{folder}/{row['video']}", "fps": FRAMES_PER_SECOND.get(kind), **clip}
-                clips.setdefault(name, {"id": name, "questions": [], "where": f"{path}, row {number}", **media})
-                clips[name]["questions"].append(_question(kind, row, f"{path}, row {number}"))
-        for tree in clips.values():
-            yield check(Record, tree, tree.pop("where"))
+                video = f"{FOLDERS[kind]}/{row['video']}"
+                name = video + "".join(f" {seconds}" for seconds in clip.values())
+                media = {"id": name, "video": f"video/{video}", "fps": FRAMES_PER_SECOND.get(kind), **clip}
+                yield check(Record, media, where), self.from_candidates(where, kind, row)
 
     def path(self, record: Record) -> Path:
         """Where it was unpacked; some videos came later, in an archive of their own, data0613."""
@@ -95,11 +89,3 @@ class MVBench(MultipleChoice):
 
     def prompt(self, question: QuestionRecord) -> str:
         return super().prompt(question.model_copy(update={"question": f"Question:{question.question}\nOption:"}))
-
-
-def _question(kind: str, row: dict[str, Any], where: str) -> QuestionRecord:
-    options = [str(option) for option in row["candidates"]]
-    with located(where):
-        answer = option_letter(row["answer"], options)
-    tree = {"kind": kind, "question": row["question"], "answer": answer, "options": options}
-    return check(QuestionRecord, tree, where)

@@ -4,22 +4,18 @@ The score needs no judge: a reply is right when it says the answer, word for wor
 asked by `langdc.evaluate.judge`.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from langdc.config import check
 from langdc.data.records import QuestionRecord, Record
 from langdc.evaluate import answers
-from langdc.evaluate.tasks.base import Benchmark, Source, located, read_rows, tasks
+from langdc.evaluate.tasks.base import Benchmark, Source, tasks
 
 BRIEFLY = " Answer the question using a single word or phrase."
 ARTICLES = ("a", "an", "the")
 YES_NO = ("yes", "no")
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 ASKING = ("what", "who", "how", "when", "where")
-TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
-"""ActivityNet-QA's, by number (dataset/README.md of MILVLG/activitynet-qa)."""
 FIELDS_AS = "PKU-YuanGroup/Video-LLaVA, videollava/eval/video/run_inference_video_qa.py and scripts/v1_5/eval/"
 
 
@@ -46,40 +42,44 @@ class OpenEnded(Benchmark):
     folder: ClassVar[str]
     prefix: ClassVar[str] = ""
     """What video files begin with, before their name."""
+    types: ClassVar[tuple[str, ...]] = ()
+    """The types of questions or answers, in the order of their numbers."""
 
     def __init__(self, root: str, brief: bool = True) -> None:
         self.brief = brief
         super().__init__(root)
 
-    def load(self) -> Iterator[Record]:
-        asked_in, answered_in = self.root / "test_q.json", self.root / "test_a.json"
-        asked = read_rows(asked_in, ("video_name", "question", "question_id"))
-        answered = read_rows(answered_in, ("answer",))
+    def load(self) -> Iterator[tuple[Record, QuestionRecord]]:
+        asked = self.rows("test_q.json", ("video_name", "question", "question_id"))
+        answered = self.rows("test_a.json", ("answer",))
         if len(asked) != len(answered):
-            raise ValueError(f"{asked_in} has {len(asked)} rows, {answered_in} {len(answered)}. Fetch both again.")
-        of_video: dict[str, list[QuestionRecord]] = defaultdict(list)
-        for number, (question, answer) in enumerate(zip(asked, answered, strict=True), 1):
-            where, known = f"{answered_in}, row {number}", question["question_id"]
+            files = [self.root / name for name in self.source.files]
+            raise ValueError(f"{files[0]} has {len(asked)} rows, {files[1]} {len(answered)}. Fetch both again.")
+        for (_, question), (where, answer) in zip(asked, answered, strict=True):
+            name, known = question["video_name"], question["question_id"]
             if answer.get("question_id", known) != known:
                 raise ValueError(f"{where}: answers {answer['question_id']!r}, asked was {known!r}. Fetch both again.")
-            found = {"question": question["question"], "answer": str(answer["answer"]).strip()}
-            with located(where):
+            with self.located(where):
                 kind = self.kind(question["question"], answer)
-            of_video[question["video_name"]].append(check(QuestionRecord, {**found, "kind": kind}, where))
-        for name, questions in of_video.items():
-            yield Record(id=name, video=self._video(name), questions=questions)
+            said = {"question": question["question"], "answer": str(answer["answer"]).strip()}
+            yield Record(id=name, video=self._video(name)), self.question(where, kind=kind, **said)
 
     def _video(self, name: str) -> str:
         files = [f"{self.folder}/{self.prefix}{name}{suffix}" for suffix in SUFFIXES]
         return next((file for file in files if (self.root / file).is_file()), files[0])
 
     def kind(self, question: str, answer: dict[str, Any]) -> str:
-        """What a question is counted under: its first word."""
-        return next((word for word in _words(question)[:1] if word in ASKING), "other")
+        """What a question is counted under: its type where the annotations have `types`, else its first word."""
+        if not self.types:
+            return next((word for word in _words(question)[:1] if word in ASKING), "other")
+        number = answer.get("type")
+        if not isinstance(number, int) or not 0 <= number < len(self.types):
+            raise ValueError(f"type is {number!r}; it must be 0 to {len(self.types) - 1}. Fetch the file again.")
+        return self.types[number]
 
     def prompt(self, question: QuestionRecord) -> str:
         if not self.brief:
-            return question.question
+            return super().prompt(question)
         return question.question.strip().rstrip("?").rstrip().capitalize() + "?" + BRIEFLY
 
     def parse(self, question: QuestionRecord, text: str) -> str | None:
@@ -89,60 +89,32 @@ class OpenEnded(Benchmark):
         return float(_says(found.split(), _words(question.answer)))
 
 
-NOT_STATED = "not stated by the annotations' authors; the videos belong to those who made them"
 XU = "https://github.com/xudejing/video-question-answering"
-
-
-def _source(title: str, page: str, archive: str, folder: str, licence: str) -> Source:
-    get = (
-        f"Fetch {archive} as TRAIN_AND_VALIDATE.md of github.com/PKU-YuanGroup/Video-LLaVA says and unpack it: "
-        f"test_q.json, test_a.json, and the videos in {folder}/."
-    )
-    return Source(title, page, licence, ("test_q.json", "test_a.json"), get, FIELDS_AS)
-
-
-@tasks.register("msvd_qa")
-class MsvdQa(OpenEnded):
-    """Short clips of everyday life; the questions were made from captions."""
-
-    folder = "videos"
-    source = _source("MSVD-QA", XU, "MSVD_Zero_Shot_QA", folder, NOT_STATED)
-
-
-@tasks.register("msrvtt_qa")
-class MsrvttQa(OpenEnded):
-    """Short web clips; the questions were made from captions."""
-
-    folder = "videos/all"
-    source = _source("MSRVTT-QA", XU, "MSRVTT_Zero_Shot_QA", folder, NOT_STATED)
-
-
-@tasks.register("tgif_qa")
-class TgifQa(OpenEnded):
-    """Animated GIFs, converted to mp4."""
-
-    folder = "mp4"
-    source = _source(
-        "TGIF-QA", "https://github.com/YunseokJANG/tgif-qa", "TGIF_Zero_Shot_QA", folder, "for academic purposes only"
-    )
-
-
-@tasks.register("activitynet_qa")
-class ActivityNetQa(OpenEnded):
-    """Videos of what people do, often minutes long; the questions were written by people."""
-
-    folder, prefix = "all_test", "v_"
-    source = _source(
-        "ActivityNet-QA",
-        "https://github.com/MILVLG/activitynet-qa",
-        "Activitynet_Zero_Shot_QA",
-        folder,
+GIFS = "https://github.com/YunseokJANG/tgif-qa"
+NOT_STATED = "not stated by the annotations' authors; the videos belong to those who made them"
+DATASETS = {
+    "msvd_qa": ("MSVD-QA", XU, "MSVD_Zero_Shot_QA", "videos", NOT_STATED),
+    "msrvtt_qa": ("MSRVTT-QA", XU, "MSRVTT_Zero_Shot_QA", "videos/all", NOT_STATED),
+    "tgif_qa": ("TGIF-QA", GIFS, "TGIF_Zero_Shot_QA", "mp4", "for academic purposes only"),
+    "activitynet_qa": (
+        *("ActivityNet-QA", "https://github.com/MILVLG/activitynet-qa", "Activitynet_Zero_Shot_QA", "all_test"),
         "MIT (annotations); the videos belong to those who made them",
-    )
+    ),
+}
+"""By name: title, page, archive, video folder and licence."""
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "activitynet_qa": {
+        "prefix": "v_",
+        # by number, as in dataset/README.md of MILVLG/activitynet-qa
+        "types": ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other"),
+    }
+}
 
-    def kind(self, question: str, answer: dict[str, Any]) -> str:
-        """The benchmark's type of question or answer."""
-        number = answer.get("type")
-        if not isinstance(number, int) or not 0 <= number < len(TYPES):
-            raise ValueError(f"type is {number!r}; it must be 0 to {len(TYPES) - 1}. Fetch the file again.")
-        return TYPES[number]
+for _name, (_title, _page, _archive, _folder, _licence) in DATASETS.items():
+    _get = (
+        f"Fetch {_archive} as TRAIN_AND_VALIDATE.md of github.com/PKU-YuanGroup/Video-LLaVA says and unpack it: "
+        f"test_q.json, test_a.json, and the videos in {_folder}/."
+    )
+    _source = Source(_title, _page, _licence, ("test_q.json", "test_a.json"), _get, FIELDS_AS)
+    _about = {"folder": _folder, "source": _source, **OTHERWISE.get(_name, {})}
+    tasks.register(_name)(type(_title, (OpenEnded,), _about))

@@ -1,4 +1,4 @@
-"""The built-in task: questions with one-word answers about the sample videos."""
+"""The built-in task: questions with one-word answers about the sample videos, or about videos of your own."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,11 @@ MALFORMED = "malformed"
 
 @tasks.register("sample")
 class SampleTask(Task):
-    """The held-out sample records, `data` a JSON-lines file; `kinds` limits the questions, None asks all.
+    """The held-out sample records, or others: `data` a JSON-lines file; `kinds` limits the questions, None asks all.
 
-    A reply is right when, normalised, it is the answer. A line that cannot be read, or names no video or image, stays
-    a sample, which fails. Raises ValueError if no line is usable or no question is left.
+    Accuracy is over the sample's target kinds; over all that are asked where the file has none of those. A reply is
+    right when, normalised, it is the answer. A line that cannot be read, or names no video or image, stays a sample,
+    which fails. Raises ValueError if no line is usable or no question is left.
     """
 
     def __init__(self, data: str = "data/sample/test.jsonl", kinds: list[str] | None = None) -> None:
@@ -39,7 +40,12 @@ class SampleTask(Task):
             raise ValueError(f"{self.data} has no questions of the kinds {kinds}.{nearest(str(kinds), known)}")
         without = "the record has neither video nor image; name one"
         mistakes |= {record.line or 0: without for record in readable if record.media_path("") is None}
-        self.target_kinds = tuple(kind for kind in TARGET_KINDS if kinds is None or kind in kinds)
+        unanswered = {number: record for number, record in asked if not all(q.answered for q in record.questions)}
+        mistakes |= dict.fromkeys(unanswered, "a question has no answer to compare with; write one")
+        asked = [(number, record) for number, record in asked if number not in unanswered]
+        found = tuple(dict.fromkeys(question.kind for _, record in asked for question in record.questions))
+        targets = tuple(kind for kind in TARGET_KINDS if kinds is None or kind in kinds)
+        self.target_kinds = targets if set(targets) & set(found) else found
         self._read(asked, mistakes)
 
     def _read(self, asked: list[tuple[int, Record]], mistakes: Mapping[int, str]) -> None:

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from langdc.config import check
 from langdc.data.records import LETTERS, QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, read_rows, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
 ROWS = "videomme/test-00000-of-00001.parquet"
 COLUMNS = ("videoID", "duration", "domain", "sub_category", "task_type", "question", "options", "answer")
@@ -45,20 +44,20 @@ class VideoMME(MultipleChoice):
         self.moments = subtitle_moments if subtitles else 0
         super().__init__(root)
 
-    def load(self) -> Iterable[Record]:
+    def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
         if self.moments and not (self.root / "subtitle").is_dir():
             raise ValueError(f"Video-MME: {self.root} lacks subtitle. {self.source.get} Or ask with subtitles: false.")
-        questions: dict[str, list[QuestionRecord]] = {}
-        for number, row in enumerate(read_rows(self.root / ROWS, COLUMNS), 1):
-            asked = questions.setdefault(row["videoID"], [])
-            said = asked[0].context if asked else self._said(row["videoID"])
-            labels = {name: row[name] for name in ("domain", "sub_category", "task_type")}
-            tree = {"kind": row["duration"], "question": row["question"], "answer": row["answer"], "labels": labels}
+        said: dict[str, str] = {}
+        for where, row in self.rows(ROWS, COLUMNS):
+            name = row["videoID"]
+            if name not in said:
+                said[name] = self._said(name)
+            labels = {label: row[label] for label in ("domain", "sub_category", "task_type")}
             pairs = zip(LETTERS, row["options"], strict=False)
-            tree["options"] = [option.removeprefix(f"{letter}.").strip() for letter, option in pairs]
-            asked.append(check(QuestionRecord, {**tree, "context": said}, f"{self.root / ROWS}, row {number}"))
-        for name, asked in questions.items():
-            yield Record(id=name, video=f"data/{name}.mp4", questions=asked)
+            options = [option.removeprefix(f"{letter}.").strip() for letter, option in pairs]
+            tree = {"kind": row["duration"], "question": row["question"], "answer": row["answer"], "options": options}
+            question = self.question(where, **tree, labels=labels, context=said[name])
+            yield Record(id=name, video=f"data/{name}.mp4"), question
 
     def path(self, record: Record) -> Path:
         published = super().path(record)
@@ -66,36 +65,34 @@ class VideoMME(MultipleChoice):
         return next((path for path in found if path.exists()), published)
 
     def prompt(self, question: QuestionRecord) -> str:
-        options = [self.listing.format(*option) for option in zip(LETTERS, question.options, strict=False)]
-        asked = [SELECT, question.question, *options]
-        if question.context:
-            return "\n".join([LISTED, question.context, *asked, "The best answer is:"])
-        return "\n".join([*asked, "", self.instruction])
+        context = f"{LISTED}\n{question.context}" if question.context else ""
+        asked = question.model_copy(update={"question": f"{SELECT}\n{question.question}", "context": context})
+        return asked.prompt("The best answer is:" if context else f"\n{self.instruction}", self.listing)
 
     def _said(self, name: str) -> str:
         path = self.root / "subtitle" / f"{name}.srt"
         if not self.moments:
             return ""
-        return ("\n".join(spoken(path, self.moments)) if path.exists() else "") or NO_SUBTITLES
+        return ("\n".join(self.spoken(path, self.moments)) if path.exists() else "") or NO_SUBTITLES
 
+    @staticmethod
+    def spoken(path: Path, moments: int) -> list[str]:
+        """The subtitles of an .srt file on display in the middle of `moments` equal parts of it, in order, each once.
 
-def spoken(path: Path, moments: int) -> list[str]:
-    """The subtitles of an .srt file on display in the middle of `moments` equal parts of it, in order, each once.
-
-    Raises ValueError if the file has text and no subtitle.
-    """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    starts = [(number, found) for number, line in enumerate(lines) if (found := TIMES.search(line))]
-    if not starts and any(line.strip() for line in lines):
-        raise ValueError(f"{path} is no .srt file: no line is like 00:00:01,240 --> 00:00:06,879. Fetch it again.")
-    cues = []
-    for number, found in starts:
-        text = " ".join(takewhile(str.strip, lines[number + 1 :]))
-        shown = " ".join(re.sub(r"<[^>]*>", "", text).split())
-        cues.append((_seconds(found.groups()[:4]), _seconds(found.groups()[4:]), shown))
-    last = max((end for _, end, _ in cues), default=0.0)
-    times = [(number + 0.5) * last / moments for number in range(moments)]
-    return [text for start, end, text in cues if text and any(start <= time < end for time in times)]
+        Raises ValueError if the file has text and no subtitle.
+        """
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        starts = [(number, found) for number, line in enumerate(lines) if (found := TIMES.search(line))]
+        if not starts and any(line.strip() for line in lines):
+            raise ValueError(f"{path} is no .srt file: no line is like 00:00:01,240 --> 00:00:06,879. Fetch it again.")
+        cues = []
+        for number, found in starts:
+            text = " ".join(takewhile(str.strip, lines[number + 1 :]))
+            shown = " ".join(re.sub(r"<[^>]*>", "", text).split())
+            cues.append((_seconds(found.groups()[:4]), _seconds(found.groups()[4:]), shown))
+        last = max((end for _, end, _ in cues), default=0.0)
+        times = [(number + 0.5) * last / moments for number in range(moments)]
+        return [text for start, end, text in cues if text and any(start <= time < end for time in times)]
 
 
 def _seconds(parts: Sequence[str]) -> float:

@@ -1,17 +1,15 @@
 """VSI-Bench: how well a model measures, counts and finds its way in rooms that a camera walked through."""
 
 import re
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from langdc.config import check
 from langdc.data.records import QuestionRecord, Record
 from langdc.evaluate import answers
-from langdc.evaluate.tasks.base import MultipleChoice, Source, read_rows, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
 DIRECTIONS = tuple(f"object_rel_direction_{difficulty}" for difficulty in ("easy", "medium", "hard"))
 CHOSEN = (*DIRECTIONS, "object_rel_distance", "route_planning", "obj_appearance_order")
@@ -22,11 +20,6 @@ COLUMNS = ("dataset", "scene_name", "question_type", "question", "ground_truth",
 FIRST = "These are frames of a video."
 AS_NUMBER = "Please answer the question using a single word or phrase."
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-
-
-def relative_accuracy(said: float, true: float) -> float:
-    """The share of the thresholds that a number meets: its relative error is at most 1 - threshold."""
-    return float((abs(said - true) / true <= 1 - THRESHOLDS).mean())
 
 
 @tasks.register("vsibench")
@@ -45,15 +38,14 @@ class VsiBench(MultipleChoice):
 
     kind_weights = MappingProxyType(dict.fromkeys(CHOSEN + MEASURED, 1.0) | dict.fromkeys(DIRECTIONS, 1 / 3))
 
-    def load(self) -> Iterator[Record]:
+    def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
         found = []
         for name in self.source.files:
-            rows = enumerate(read_rows(self.root / name, COLUMNS), 1)
             labels = {"debiased": "yes" if name == "test_debiased.parquet" else "no"}
-            found += [(_scene(row), _question(row, f"{self.root / name}, row {n}", labels)) for n, row in rows]
-        found.sort(key=lambda pair: pair[0])  # stable, so that questions keep their order
-        for scene, pairs in groupby(found, key=lambda pair: pair[0]):
-            yield Record(id=scene, video=f"{scene}.mp4", questions=[question for _, question in pairs])
+            for where, row in self.rows(name, COLUMNS):
+                scene = f"{row['dataset']}/{row['scene_name']}"
+                found.append((Record(id=scene, video=f"{scene}.mp4"), _question(row, where, labels)))
+        return sorted(found, key=lambda pair: pair[0].id)  # stable, so that questions keep their order
 
     def prompt(self, question: QuestionRecord) -> str:
         if not question.options:
@@ -69,11 +61,12 @@ class VsiBench(MultipleChoice):
     def score(self, question: QuestionRecord, found: str) -> float:
         if question.options:
             return super().score(question, found)
-        return relative_accuracy(float(found), float(question.answer))
+        return self.relative_accuracy(float(found), float(question.answer))
 
-
-def _scene(row: dict[str, Any]) -> str:
-    return f"{row['dataset']}/{row['scene_name']}"
+    @staticmethod
+    def relative_accuracy(said: float, true: float) -> float:
+        """The share of the thresholds that a number meets: its relative error is at most 1 - threshold."""
+        return float((abs(said - true) / true <= 1 - THRESHOLDS).mean())
 
 
 def _question(row: dict[str, Any], where: str, labels: dict[str, str]) -> QuestionRecord:
@@ -86,4 +79,4 @@ def _question(row: dict[str, Any], where: str, labels: dict[str, str]) -> Questi
     if kind in MEASURED and not re.fullmatch(r"\d*[1-9]\d*(\.\d+)?|\d*\.\d*[1-9]\d*", truth):
         raise ValueError(f"{where}: {kind} asks for a number above 0 and ground_truth is {truth!r}. Fetch it again.")
     found = {"kind": kind, "question": row["question"], "answer": truth, "options": options}
-    return check(QuestionRecord, {**found, "labels": {**labels, "dataset": row["dataset"]}}, where)
+    return MultipleChoice.question(where, **found, labels={**labels, "dataset": row["dataset"]})

@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from rich.progress import track
 from torch import Tensor, nn
 
 from langdc import distributed, jsonl
 from langdc.backbones.chat import conversation
 from langdc.compressors import compressors
 from langdc.interfaces import Objective
-from langdc.log import get_logger
+from langdc.log import console, get_logger
 from langdc.registry import check_choice
 from langdc.replies import reply_alone
 from langdc.train.objectives import objectives
@@ -44,6 +45,7 @@ class Distill(Objective):
             raise ValueError(f"distill temperature is {temperature}; give a number above 0.")
         check_choice("distill replies", replies, Replies)
         self.temperature, self.replies, self.max_new_tokens = temperature, replies, max_new_tokens
+        self.own_replies = replies == "model"
         # whole prompts have a slot for every step T of a grid, where they have several
         self.teacher = compressors.build("identity", frames_per_segment=1)
 
@@ -68,7 +70,9 @@ class Distill(Objective):
         pairs = [(sample, question.prompt()) for sample in data.samples for question in sample.record.questions]
         asked = [(sample, text) for sample, text in pairs if (sample.record.id, text) not in known]
         logger.info("distill: the uncompressed model writes %d replies.", len(asked))
-        for sample, text in asked[distributed.rank() :: distributed.world_size()]:
+        own = asked[distributed.rank() :: distributed.world_size()]
+        quiet = not distributed.is_main_process()
+        for sample, text in track(own, "Writing replies", console=console, disable=quiet):
             reply = self._reply(model, data.collate([sample])["batch"], sample.spec is not None, text)
             line = {"id": sample.record.id, "question": text, "reply": reply}
             jsonl.append(directory / f"replies-{distributed.rank()}.jsonl", line)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from langdc.evaluate.tasks.videomme import ROWS, VideoMME, spoken
+from langdc.evaluate.tasks.videomme import ROWS, VideoMME
 from tests.evaluate.tasks import asked
 
 SUBTITLES = """1
@@ -102,19 +102,19 @@ def test_the_prompt_with_subtitles_is_that_of_lmms_eval(root: Path):
 
 def test_subtitles_are_those_on_display_at_some_moments(root: Path, tmp_path: Path):
     path = root / "subtitle" / "aB-1_x.srt"  # lasts 8 seconds
-    assert spoken(path, 4) == ["the box is", "opened slowly", "Thank you"]  # at 1, 3, 5 and 7
-    assert spoken(path, 2) == ["the box is", "opened slowly", "Thank you"]  # at 2 and 6
-    assert spoken(path, 1) == ["opened slowly"]  # at 4
-    assert spoken(path, 100) == ["the box is", "opened slowly", "a cough", "Thank you"]
+    assert VideoMME.spoken(path, 4) == ["the box is", "opened slowly", "Thank you"]  # at 1, 3, 5 and 7
+    assert VideoMME.spoken(path, 2) == ["the box is", "opened slowly", "Thank you"]  # at 2 and 6
+    assert VideoMME.spoken(path, 1) == ["opened slowly"]  # at 4
+    assert VideoMME.spoken(path, 100) == ["the box is", "opened slowly", "a cough", "Thank you"]
     (tmp_path / "dos.srt").write_bytes(b"\xef\xbb\xbf" + SUBTITLES.replace("\n", "\r\n").encode())
-    assert spoken(tmp_path / "dos.srt", 4) == spoken(path, 4)
+    assert VideoMME.spoken(tmp_path / "dos.srt", 4) == VideoMME.spoken(path, 4)
     (tmp_path / "hour.srt").write_text(
         "1\n00:15:00,000 --> 00:16:00,250\na quarter\n\n2\n01:00:00,000 --> 01:00:10,000\n"
     )
-    assert spoken(tmp_path / "hour.srt", 2) == ["a quarter"]  # at 902.5 and 2707.5
-    assert spoken(tmp_path / "hour.srt", 3) == []
+    assert VideoMME.spoken(tmp_path / "hour.srt", 2) == ["a quarter"]  # at 902.5 and 2707.5
+    assert VideoMME.spoken(tmp_path / "hour.srt", 3) == []
     (tmp_path / "empty.srt").write_text("")
-    assert spoken(tmp_path / "empty.srt", 3) == []
+    assert VideoMME.spoken(tmp_path / "empty.srt", 3) == []
 
 
 def test_broken_and_missing_subtitles_are_named(root: Path):

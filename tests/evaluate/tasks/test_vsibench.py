@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from langdc.data.records import QuestionRecord
-from langdc.evaluate.tasks.vsibench import CHOSEN, MEASURED, relative_accuracy
+from langdc.evaluate.tasks.vsibench import CHOSEN, MEASURED, VsiBench
 from tests.evaluate.tasks import asked
 
 
@@ -72,7 +72,7 @@ def test_prompts_are_the_benchmarks(root: Path):
 )  # fmt: skip
 def test_relative_accuracy_is_the_benchmarks(said: float, true: float, worth: float):
     """The figures are what mean_relative_accuracy of the benchmark's utils.py gives."""
-    assert relative_accuracy(said, true) == pytest.approx(worth, abs=1e-12)
+    assert VsiBench.relative_accuracy(said, true) == pytest.approx(worth, abs=1e-12)
 
 
 @pytest.mark.parametrize(
