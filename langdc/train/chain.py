@@ -133,10 +133,9 @@ def _started(config: RunConfig) -> RunConfig:
 def _check_finished(directory: Path, link: Link) -> None:
     if not (directory / output.SETTINGS).is_file():
         return
-    pair = (settings.load(RunConfig, directory / output.SETTINGS), link.config)
+    before, places = settings.load(RunConfig, directory / output.SETTINGS), {"start": None, "output": Path()}
     # start and output may be numbered
-    lines = output.changed(*(each.model_copy(update={"start": None, "output": Path()}) for each in pair))
-    if lines:
+    if lines := output.changed(before.model_copy(update=places), link.config.model_copy(update=places)):
         raise ValueError(
             f"{directory} holds a finished run of {link.name} with other settings:\n{lines}\n"
             "Give the chain another folder with output=DIR, or delete that run to train it again."
