@@ -74,7 +74,9 @@ class TrainingData(Dataset):
         wanted = self.objective.wanted(compressor, self.config.loss_weights)
         context = Context(training=True, targets=dict.fromkeys(self.target_names, ()), wanted=wanted)
         identity = compressor.frozen_identity(context)
-        return identity and FrozenStates(self.model, self.features, self.samples, self.targets, identity)
+        if identity is None:
+            return None
+        return FrozenStates(self.model, self.features, self.samples, self.targets, identity)
 
     def _too_much(self) -> bool:
         """Whether the encoders' outputs are more GB than may be kept, judged by the longest video and an image."""

@@ -93,16 +93,7 @@ def _fit(learner: Learner, data: TrainingData, run: RunModel, config: RunConfig,
     callbacks = [shutdown, *CaptionEval.of(config, directory, run.model, data.features, meter)]
     callbacks += [log, bar] if is_main_process() else []
     callbacks += [watchdog] if watchdog is not None else []
-    trainer = RunTrainer(
-        model=learner,
-        args=training_arguments(config, resume, name),
-        train_dataset=data,
-        data_collator=data.collate,
-        callbacks=callbacks,
-        rates=config.train.rates,
-        keep_checkpoints=config.keep_checkpoints,
-        meter=meter,
-    )
+    trainer = RunTrainer(learner, data, training_arguments(config, resume, name), meter, callbacks)
     try:
         newest = distributed.broadcast(str(next(reversed(output.checkpoints(resume)), "")))
         if newest:
