@@ -44,12 +44,12 @@ def read(names: Iterable[str | Path], overrides: Sequence[str] = ()) -> list[Lin
     In a chain of several files `output=DIR` puts each run's directory into DIR. ValueError as `langdc.config.load`.
     """
     files = [file for name in names for file in _files(find_config(name))]
-    place = next((text.partition("=")[2] for text in reversed(overrides) if text.startswith("output=")), None)
-    if place is not None and len(files) > 1:
+    places = [text.partition("=")[2] for text in overrides if text.startswith("output=")]
+    if places and len(files) > 1:
         overrides = [text for text in overrides if not text.startswith("output=")]
     trees = [found for file in files for found in _trees(file, overrides)]
-    if place is not None and len(files) > 1:
-        trees = _moved(trees, Path(place))
+    if places and len(files) > 1:
+        _move([tree for _, tree in trees], Path(places[-1]))
     links: list[Link] = []
     for name, tree in trees:
         follows = {"start": str(links[-1].config.output)} if links else {}
@@ -75,21 +75,15 @@ def _trees(file: Path, overrides: Sequence[str]) -> list[tuple[str, dict[str, An
     return [(str(file), compat.settings(tree))]
 
 
-def _moved(trees: list[tuple[str, dict[str, Any]]], place: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The same runs with their outputs in one folder; what starts from one of them finds it there."""
-    default = str(RunConfig.model_fields["output"].default)
-    now = {str(tree.get("output", default)): str(place / Path(tree.get("output", default)).name) for _, tree in trees}
-    return [
-        (
-            name,
-            {
-                **tree,
-                "output": now[str(tree.get("output", default))],
-                **({"start": now.get(str(tree["start"]), tree["start"])} if "start" in tree else {}),
-            },
-        )
-        for name, tree in trees
-    ]
+def _move(trees: list[dict[str, Any]], place: Path) -> None:
+    """Put the outputs of runs into one folder; what starts from one of them finds it there."""
+    moved = {}
+    for tree in trees:
+        output = Path(tree.get("output", RunConfig.model_fields["output"].default))
+        moved[str(output)] = tree["output"] = str(place / output.name)
+    for tree in trees:
+        if "start" in tree:
+            tree["start"] = moved.get(str(tree["start"]), tree["start"])
 
 
 def _check_order(links: Sequence[Link]) -> None:
@@ -100,9 +94,11 @@ def _check_order(links: Sequence[Link]) -> None:
         if other != number:
             raise ValueError(f"{links[other].name} and {link.name} have the same output, {link.config.output}.")
     for number, link in enumerate(links):
-        if link.config.start is not None and outputs.get(link.config.start, -1) >= number:
-            later = links[outputs[link.config.start]].name
-            raise ValueError(f"{link.name} starts from the output of {later}, which does not run before it.")
+        start = link.config.start
+        if start is not None and (other := outputs.get(start, -1)) >= number:
+            raise ValueError(
+                f"{link.name} starts from the output of {links[other].name}, which does not run before it."
+            )
 
 
 def run(links: Sequence[Link], train: Callable[[RunConfig], Path]) -> Path:
@@ -112,13 +108,13 @@ def run(links: Sequence[Link], train: Callable[[RunConfig], Path]) -> Path:
     """
     directory = Path()
     for number, link in enumerate(links, 1):
+        finished = distributed.broadcast(link.finished) if len(links) > 1 else None
+        if finished is not None:
+            _check_finished(finished, link)
+            logger.info("[%d/%d] %s is finished: %s", number, len(links), link.name, finished)
+            directory = finished
+            continue
         if len(links) > 1:
-            finished = distributed.broadcast(link.finished)
-            if finished is not None:
-                _check_finished(finished, link)
-                logger.info("[%d/%d] %s is finished: %s", number, len(links), link.name, finished)
-                directory = finished
-                continue
             logger.info("[%d/%d] %s -> %s", number, len(links), link.name, link.config.output)
         directory = train(_started(link.config))
     return directory
@@ -137,12 +133,10 @@ def _started(config: RunConfig) -> RunConfig:
 def _check_finished(directory: Path, link: Link) -> None:
     if not (directory / output.SETTINGS).is_file():
         return
-    before = settings.load(RunConfig, directory / output.SETTINGS)
-    places = {"start": None, "output": Path()}  # they may be numbered
-    lines = output.changed(before.model_copy(update=places), link.config.model_copy(update=places))
-    if lines:
-        listed = "\n".join(f"  {line}" for line in lines)
+    before, places = settings.load(RunConfig, directory / output.SETTINGS), {"start": None, "output": Path()}
+    # start and output may be numbered
+    if lines := output.changed(before.model_copy(update=places), link.config.model_copy(update=places)):
         raise ValueError(
-            f"{directory} holds a finished run of {link.name} with other settings:\n{listed}\n"
+            f"{directory} holds a finished run of {link.name} with other settings:\n{lines}\n"
             "Give the chain another folder with output=DIR, or delete that run to train it again."
         )

@@ -7,7 +7,7 @@ While a process writes to it, `.lock` is locked.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
@@ -137,27 +137,26 @@ def _check_same(directory: Path, config: RunConfig) -> None:
     """ValueError that names every setting and record file that differs from those of the unfinished run."""
     header = json.loads((directory / RUN).read_text()) if (directory / RUN).is_file() else _header(config)
     before = settings.load(RunConfig, directory / SETTINGS)
-    lines = changed(before, config, header["processes"])
     now = {str(path): file_hash(path) for path in config.train.data if path.is_file()}
-    lines += [f"{path} holds other records" for path in now if header["data"].get(path, now[path]) != now[path]]
-    if lines:
-        listed = "\n".join(f"  {line}" for line in lines)
+    others = [f"{path} holds other records" for path in now if header["data"].get(path, now[path]) != now[path]]
+    if lines := changed(before, config, header["processes"], others):
         raise ValueError(
-            f"{directory} holds an unfinished run with other settings or data:\n{listed}\n"
+            f"{directory} holds an unfinished run with other settings or data:\n{lines}\n"
             f"Resume with the same ones, choose another place with output=..., or delete {directory}."
         )
 
 
-def changed(before: RunConfig, now: RunConfig, processes: int | None = None) -> list[str]:
-    """One line for each setting that would change trained numbers. `processes`: how many the run before had."""
+def changed(before: RunConfig, now: RunConfig, processes: int | None = None, more: Iterable[str] = ()) -> str:
+    """A line for each setting that would change trained numbers, and `more` lines; "" if there are none.
+
+    `processes`: how many the run before had.
+    """
     then, given = (_flat(each.model_dump(mode="json", exclude=set(RESUME_SAFE_FIELDS))) for each in (before, now))
     if processes is not None and processes != distributed.world_size():
         then, given = _per_step(then, processes), _per_step(given, distributed.world_size())
-    return [
-        f"{key}: {then.get(key)!r} before, {given.get(key)!r} now"
-        for key in {**then, **given}
-        if then.get(key) != given.get(key)
-    ]
+    other = [key for key in {**then, **given} if then.get(key) != given.get(key)]
+    lines = [f"{key}: {then.get(key)!r} before, {given.get(key)!r} now" for key in other]
+    return "\n".join(f"  {line}" for line in [*lines, *more])
 
 
 def _per_step(leaves: Mapping[str, Any], processes: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,9 +51,9 @@ class Distill(Objective):
 
     def prepare(self, model: Any, data: Any, directory: Path) -> None:
         """Refuse a language model whose own weights are trained: it could not be its own teacher."""
-        parts = (model.backbone.text_model, model.backbone.lm_head)
-        trained = (n for part in parts for n, p in part.named_parameters() if p.requires_grad and ".lora_" not in n)
-        if (name := next(trained, None)) is not None:
+        weights = chain(*(part.named_parameters() for part in (model.backbone.text_model, model.backbone.lm_head)))
+        name = next((name for name, weight in weights if weight.requires_grad and ".lora_" not in name), None)
+        if name is not None:
             raise ValueError(
                 f"distill compares with the language model as it was before training, and {name} is trained. Train the "
                 "compressor, the projectors or adapters (train.lora), whose effect the teacher leaves out."
@@ -66,15 +67,15 @@ class Distill(Objective):
         Processes share the questions, each with a file of its own.
         """
         known = _known_replies(directory)
-        asked = [(s, q) for s in data.samples for q in s.record.questions if (s.record.id, q.prompt()) not in known]
+        pairs = [(sample, question.prompt()) for sample in data.samples for question in sample.record.questions]
+        asked = [(sample, text) for sample, text in pairs if (sample.record.id, text) not in known]
         logger.info("distill: the uncompressed model writes %d replies.", len(asked))
-        path = directory / f"replies-{distributed.rank()}.jsonl"
         own = asked[distributed.rank() :: distributed.world_size()]
-        for sample, question in track(
-            own, "Writing replies", console=console, disable=not distributed.is_main_process()
-        ):
-            reply = self._reply(model, data.collate([sample])["batch"], sample.spec is not None, question.prompt())
-            jsonl.append(path, {"id": sample.record.id, "question": question.prompt(), "reply": reply})
+        quiet = not distributed.is_main_process()
+        for sample, text in track(own, "Writing replies", console=console, disable=quiet):
+            reply = self._reply(model, data.collate([sample])["batch"], sample.spec is not None, text)
+            line = {"id": sample.record.id, "question": text, "reply": reply}
+            jsonl.append(directory / f"replies-{distributed.rank()}.jsonl", line)
         distributed.barrier()
         return _known_replies(directory)
 
@@ -86,23 +87,20 @@ class Distill(Objective):
             tokens = model.compress(videos, Context(), self.teacher).tokens
             prompt = backbone.prompt(conversation(question, video=shown), media=videos)
             options = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
-            frames = [len(video.seconds) for video in videos]
-            return reply_alone(backbone, prompt, tokens, frames, None, options).text
+            return reply_alone(backbone, prompt, tokens, [len(v.seconds) for v in videos], None, options).text
 
     def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
         videos = model.features(batch, model.compressor.needs | {"projected"}, context.synced)
-        wanted = self._teach(model, batch, videos)
+        whole = replace(batch, prompts=batch.whole or batch.prompts)
+        with torch.no_grad(), _without_adapters(model.backbone.text_model):
+            wanted = self._log_probabilities(model(whole, Context(), self.teacher, videos))
         output = model(batch, context, videos=videos)
-        given = F.log_softmax(output.logits.float() / self.temperature, -1)
+        given = self._log_probabilities(output)
         loss = F.kl_div(given, wanted, reduction="sum", log_target=True) * self.temperature**2
         return {**output.compressed.losses, "distill": (loss, len(given))}
 
-    @torch.no_grad()
-    def _teach(self, model: Any, batch: VideoBatch, videos: list) -> Tensor:
-        """The teacher's log probabilities [n,V] at the positions to learn."""
-        whole = replace(batch, prompts=batch.whole or batch.prompts)
-        with _without_adapters(model.backbone.text_model):
-            output = model(whole, Context(), self.teacher, videos)
+    def _log_probabilities(self, output: Any) -> Tensor:
+        """Of the words at the n positions to learn: [n,V]."""
         return F.log_softmax(output.logits.float() / self.temperature, -1)
 
 
