@@ -53,13 +53,15 @@ from langdc.train.objectives import objectives
 from langdc.train.progress import JsonLog
 from langdc.train.samples import Sample
 from langdc.train.trainer import RunTrainer
-from langdc.types import Context, Frames, VideoBatch, VideoFeatures
+from langdc.types import Context, Frames, Prompt, VideoBatch, VideoFeatures
 
 COLUMNS = ("stage", "how", "samples/s", "faster", "before steps", "data wait", "step MiB", "stored MiB")
 TITLES = {"sample": "Training, the sample's model", "recipe": "Training, the recipe's model made narrow"}
 CASES = {"2, captions": "sample/langdc/stage2_density", "3, replies": "sample/dual/stage3"}
-MIB = 2**20
-COSTS = 5
+NARROWER = {
+    "hidden_size": 4, "intermediate_size": 4, "width": 4, "mlp_width": 4, "num_hidden_layers": 12, "depth": 12,
+    "vocab_size": 48,  # such that embeddings keep their share of the parameters
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,20 +99,11 @@ def narrow(dual: bool) -> ModelConfig:
     backbone["video_encoder"]["source"]["config"] = {n: getattr(video, n) for n in ("width", "mlp_width", "depth")}
     encoders = [backbone[f"{name}_encoder"]["source"] for name in ("image", "video")]
     for part in (backbone["language_model"], compressor["captioner"], *encoders):
-        part["config"] = {name: _less(name, value) for name, value in part["config"].items()}
+        part["config"] |= {name: part["config"][name] // by for name, by in NARROWER.items() if name in part["config"]}
     encoders[0]["config"]["num_hidden_layers"] += 1  # the last layer is not read
     encoders[1]["config"]["depth"] += 1
     compressor |= {"layer": 2, "segment_marker": True, "base": {"name": "pool", "sides": [6, 4]} if dual else None}
     return settings.check(ModelConfig, tree, "the recipe's model")
-
-
-def _less(name: str, value: Any) -> Any:
-    """A size of the narrow model; the vocabulary is such that embeddings keep their share of the parameters."""
-    if name in ("hidden_size", "intermediate_size", "width", "mlp_width"):
-        return value // 4
-    if name == "vocab_size":
-        return value // 48
-    return value // 12 if name in ("num_hidden_layers", "depth") else value
 
 
 def build(config: RunConfig) -> tuple[VideoModel, Objective]:
@@ -122,8 +115,7 @@ def build(config: RunConfig) -> tuple[VideoModel, Objective]:
 
 def data_of(model: VideoModel, objective: Objective, config: RunConfig, folder: Path | None) -> TrainingData:
     """The data of a run, with features in a folder or in memory."""
-    features = FeatureStore.of(model.backbone, folder, config.features_dtype)
-    return TrainingData(model, objective, config, features)
+    return TrainingData(model, objective, config, FeatureStore.of(model.backbone, folder, config.features_dtype))
 
 
 class Plain:
@@ -192,17 +184,14 @@ class Plain:
         batch = VideoBatch([], [], self.prompts(samples), [(number,) for number in range(len(samples))])
         inputs = self.model.inputs(batch, tokens)
         assert inputs.labels is not None  # prompts are made to learn from
-        output = backbone.text_model(**inputs.arguments, use_cache=False)
-        logits = backbone.lm_head(output.last_hidden_state[:, :-1]).float()
+        states = backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
+        logits = backbone.lm_head(states[:, :-1]).float()
         return F.cross_entropy(logits.flatten(0, 1), inputs.labels[:, 1:].flatten(), ignore_index=IGNORED)
 
-    def prompts(self, samples: Sequence[Sample]) -> list[Any]:
+    def prompts(self, samples: Sequence[Sample]) -> list[Prompt]:
         """The question and answer of each sample that ours draws in the first epoch."""
-        drawn = [self.data.drawn(sample)[0] for sample in samples]
-        return [
-            self.model.backbone.prompt(conversation(question.prompt(), question.answer), learn=True)
-            for question in drawn
-        ]
+        turns = [conversation(each.prompt(), each.answer) for sample in samples for each in self.data.drawn(sample)]
+        return [self.model.backbone.prompt(messages, learn=True) for messages in turns]
 
 
 def plain(config: RunConfig, folder: Path, encodes: int = 2) -> tuple[Figures, int]:
@@ -226,23 +215,21 @@ def ours(config: RunConfig, folder: Path | None, directory: Path) -> Figures:
     started = time.perf_counter()
     data = data_of(model, objective, config, folder)
     before = time.perf_counter() - started
-    learner = Learner(model, objective, config.loss_weights, config.seed).train()
+    learner = _learner(data)
     _learn(learner, data)  # not counted, as the plain loop's first step
     directory.mkdir(parents=True)
     log = JsonLog(directory / "log.jsonl", lambda steps: steps * config.train.batch_size)
-    trainer = RunTrainer(
-        model=learner,
-        args=training_arguments(config, directory, "benchmark"),
-        train_dataset=data,
-        data_collator=data.collate,
-        callbacks=[log],
-        rates=config.train.rates,
-        meter=Meter(learner, config.precision, peak=1e12),  # given, so that no time goes into measuring it
-    )
-    trainer.train()
+    arguments = training_arguments(config, directory, "benchmark")
+    meter = Meter(learner, config.precision, peak=1e12)  # given, so that no time goes into measuring it
+    given: dict[str, Any] = {"train_dataset": data, "data_collator": data.collate, "rates": config.train.rates}
+    RunTrainer(model=learner, args=arguments, callbacks=[log], meter=meter, **given).train()
     waiting = fmean(line["data_wait"] for line in jsonl.read(log.path))
     step_bytes = _step_bytes(lambda: _learn(learner, data))
     return Figures(before + log.seconds, before, waiting, step_bytes, data.features.store.held_bytes)
+
+
+def _learner(data: TrainingData) -> Learner:
+    return Learner(data.model, data.objective, data.config.loss_weights, data.config.seed).train()
 
 
 def _learn(learner: Learner, data: TrainingData) -> None:
@@ -255,11 +242,11 @@ def _step_bytes(work: Callable[[], object]) -> int:
     """The most that a step holds besides weights: counted on a CPU, measured on an accelerator."""
     if not devices.has_accelerator():
         return most_live_bytes(work)
-    device: Any = torch.get_device_module(devices.device().type)
-    device.reset_peak_memory_stats()
-    held = device.memory_allocated()
+    device = devices.device()
+    devices.reset_peak(device)
+    held = torch.get_device_module(device.type).memory_allocated()
     work()
-    return device.max_memory_allocated() - held
+    return (devices.peak_bytes(device) or held) - held
 
 
 def rows(config: RunConfig, folder: Path) -> Iterator[tuple[str, ...]]:
@@ -267,7 +254,7 @@ def rows(config: RunConfig, folder: Path) -> Iterator[tuple[str, ...]]:
     stored = folder / "features"
     base, count = plain(config, stored)
     found = [("plain loop", base)]
-    if not build(config)[1].reads:
+    if config.objective.name == "compress":
         found.append(("plain loop, encoders once", plain(config, stored, encodes=1)[0]))
     found.append(("ours, from pixels", ours(config, None, folder / "pixels")))
     shutil.rmtree(folder / "states", ignore_errors=True)  # which the data of the plain loop computed
@@ -275,27 +262,23 @@ def rows(config: RunConfig, folder: Path) -> Iterator[tuple[str, ...]]:
     if (folder / "states").is_dir():
         found.append(("ours, stored features and states", ours(config, stored, folder / "all stored")))
     for how, each in found:
-        memory = f"{each.step_bytes / MIB:.0f}", f"{each.stored_bytes / MIB:.0f}" if each.stored_bytes else "-"
         speed = f"{count / each.seconds:.3g}", f"{base.seconds / each.seconds:.2f}x", f"{each.before:.2f} s"
+        memory = f"{each.step_bytes / 2**20:.0f}", f"{each.stored_bytes / 2**20:.0f}" if each.stored_bytes else "-"
         yield str(config.stage), how, *speed, f"{100 * each.waiting:.0f} %", *memory
 
 
 def profile(config: RunConfig) -> list[tuple[str, str, str]]:
     """The operations of our steps from features that take most time themselves, with their shares."""
-    model, objective = build(config)
-    data = data_of(model, objective, config, None)
-    learner = Learner(model, objective, config.loss_weights, config.seed).train()
+    data = data_of(*build(config), config, None)
+    learner = _learner(data)
     _learn(learner, data)
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    if devices.device().type == "cuda":
-        kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=kinds) as seen:
+    with torch.profiler.profile() as seen:
         for _ in range(3):
             _learn(learner, data)
-    time_of = "self_device_time_total" if len(kinds) > 1 else "self_cpu_time_total"
+    time_of = "self_device_time_total" if devices.has_accelerator() else "self_cpu_time_total"
     times = sorted(((getattr(event, time_of), event.key) for event in seen.key_averages()), reverse=True)
     total = sum(taken for taken, _ in times)
-    return [(str(config.stage), name, f"{100 * taken / total:.0f} %") for taken, name in times[:COSTS]]
+    return [(str(config.stage), name, f"{100 * taken / total:.0f} %") for taken, name in times[:5]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
