@@ -11,10 +11,7 @@ from langdc.config import RunConfig
 from langdc.distributed import world_size
 from langdc.registry import nearest
 
-ADVICE = {
-    "wandb": "pip install wandb (WANDB_MODE=offline needs no account)",
-    "tensorboard": "pip install 'langdc[tensorboard]'",
-}
+ADVICE = {"wandb": "wandb (WANDB_MODE=offline needs no account)", "tensorboard": "'langdc[tensorboard]'"}
 
 
 def check_environment(config: RunConfig) -> None:
@@ -28,7 +25,9 @@ def check_environment(config: RunConfig) -> None:
         raise ValueError("precision: float16 needs an accelerator; on a CPU use float32 or bfloat16.")
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise ValueError(f"trackers: {tracker} is not installed. {ADVICE[tracker]}, or take it off the list.")
+            raise ValueError(
+                f"trackers: {tracker} is not installed. pip install {ADVICE[tracker]}, or take it off the list."
+            )
 
 
 def training_arguments(config: RunConfig, directory: Path, name: str) -> TrainingArguments:

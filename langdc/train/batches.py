@@ -27,12 +27,12 @@ from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.train.samples import Sample, read_samples
 from langdc.train.states import FrozenStates
-from langdc.types import Context, FeatureGrid, Frames, FrameSpec, Prompt, VideoBatch, VideoFeatures
+from langdc.types import Context, FeatureGrid, Frames, FrameSpec, Grids, Prompt, VideoBatch, VideoFeatures
 
 logger = get_logger(__name__)
 
 GB = 10**9
-_Encoded = tuple[Mapping[str, FeatureGrid], Tensor]  # grids by stream, and times [T]
+_Encoded = tuple[Grids, Tensor]  # grids by stream, and times [T]
 MAX_THREADS = 8  # that decode; more of them wait for the same memory
 
 
@@ -46,6 +46,7 @@ class TrainingData(Dataset):
     def __init__(self, model: VideoModel, objective: Objective, config: RunConfig, features: FeatureStore) -> None:
         self.model, self.objective, self.config, self.features = model, objective, config, features
         self.epoch = 0
+        self._outlines: dict[FrameSpec, _Encoded] = {}
         self.replies: Mapping[tuple[str, str], str] = {}
         """Replies to learn in place of the records', by record id and the text asked."""
         if config.train.questions_per_video > 1 and "question" in model.compressor.needs:
@@ -57,7 +58,6 @@ class TrainingData(Dataset):
         self.specs = list(dict.fromkeys(sample.spec for sample in self.samples if sample.spec is not None))
         trained = any(parameter.requires_grad for parameter in model.backbone.encoders.parameters())
         self.online = trained or (features.store.folder is None and self._too_much())
-        self._outlines: dict[FrameSpec, _Encoded] = {}
         if not self.online:
             features.fill(self.specs)
         self.states = None if self.online else self._frozen_states()
@@ -81,13 +81,11 @@ class TrainingData(Dataset):
     def _too_much(self) -> bool:
         """Whether the encoders' outputs are more GB than may be kept, judged by the longest video and an image."""
         frames = {spec: spec.segments * spec.frames_per_segment for spec in self.specs}
-        images = [spec for spec in self.specs if frames[spec] == 1]
         values = 0.0
-        for specs in (images, [spec for spec in self.specs if frames[spec] > 1]):
+        for specs in ([s for s in self.specs if frames[s] == 1], [s for s in self.specs if frames[s] > 1]):
             if specs:
                 longest = max(specs, key=frames.__getitem__)
-                grids = self._encode(read_spec(longest))
-                found = sum(grid.values.numel() for grid in grids.values())
+                found = sum(grid.values.numel() for grid in self._encode(read_spec(longest)).values())
                 values += found / frames[longest] * sum(frames[spec] for spec in specs)
         size = values * TYPES[self.config.features_dtype].itemsize / GB
         if size > self.config.feature_memory:
@@ -99,8 +97,7 @@ class TrainingData(Dataset):
 
     def data_hash(self) -> str:
         """A hash of the records."""
-        text = json.dumps([sample.record.model_dump() for sample in self.samples])
-        return text_hash(text)
+        return text_hash(json.dumps([sample.record.model_dump() for sample in self.samples]))
 
     # ---- as a data set
 
@@ -126,25 +123,16 @@ class TrainingData(Dataset):
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """One batch. `counts`: over how many items each loss will be summed. A batch without videos has a blank one."""
         shown = [sample for sample in samples if sample.spec is not None]
-        videos = self._videos(shown)
-        prompts, whole, shows, questions = self._prompts(samples, videos["media"])
-        targets = [dict(self.targets(sample)) for sample in shown]
-        counts = self._counts(samples, prompts, targets)
-        for sample, per_video in zip(shown, targets, strict=True):
-            per_video |= {"states": self.states[sample]} if self.states is not None else {}
-        names = targets[0] if targets else [*self.target_names, *(["states"] if self.states is not None else [])]
-        batch = VideoBatch(
-            raw=videos["raw"],
-            seconds=videos["seconds"],
-            prompts=prompts,
-            shows=shows,
-            targets={name: [each[name] for each in targets] if targets else [None] for name in names},
-            questions=questions,
-            whole=whole,
-            blank=not shown,
-            frames=videos["frames"],
-        )
-        return {"batch": _as_padding(batch) if any(s.padding for s in samples) else batch, "counts": counts}
+        videos, media = self._videos([sample.spec for sample in shown if sample.spec is not None])
+        texts = self._prompts(samples, media)
+        targets = [self.targets(sample) for sample in shown]
+        named = {name: [each[name] for each in targets] or [None] for name in self.target_names}
+        if self.states is not None:
+            named["states"] = [self.states[sample] for sample in shown] or [None]
+        batch = VideoBatch(**videos, **texts, targets=named, blank=not shown)
+        if any(sample.padding for sample in samples):
+            return {"batch": _as_padding(batch), "counts": {}}
+        return {"batch": batch, "counts": self._counts(batch.prompts, targets)}
 
     @cached_property
     def target_names(self) -> list[str]:
@@ -152,9 +140,7 @@ class TrainingData(Dataset):
         first = next((sample for sample in self.samples if sample.spec is not None), None)
         return list(self.targets(first)) if first is not None else []
 
-    def _counts(self, samples: Sequence[Sample], prompts: Sequence[Prompt], targets: list[dict]) -> dict[str, int]:
-        if any(sample.padding for sample in samples):
-            return {}
+    def _counts(self, prompts: Sequence[Prompt], targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         learned = sum(int((prompt.labels[1:] != IGNORED).sum()) for prompt in prompts if prompt.labels is not None)
         counts = dict.fromkeys(self.objective.names, learned)
         for per_video in targets:
@@ -162,28 +148,26 @@ class TrainingData(Dataset):
                 counts[name] = counts.get(name, 0) + count
         return counts
 
-    def _videos(self, shown: Sequence[Sample]) -> dict[str, list]:
-        """Grids or frames of a batch's videos, a blank one if there is none; `media`: what prompts read of them."""
+    def _videos(self, specs: Sequence[FrameSpec]) -> tuple[dict[str, list], list[VideoFeatures]]:
+        """Fields of a batch: grids or frames of its videos, a blank one if there is none; what prompts read of them."""
         backbone = self.model.backbone
         if self.online:
-            frames = self._decoded([sample.spec for sample in shown if sample.spec is not None])
+            frames = self._decoded(specs)
             media = [backbone.outline(video) for video in frames]
             frames = frames or [backbone.blank()]
-            return {"raw": [], "seconds": [video.seconds for video in frames], "media": media, "frames": frames}
-        found = [self._grids(sample) for sample in shown]
+            return {"raw": [], "seconds": [video.seconds for video in frames], "frames": frames}, media
+        found = [self._grids(spec) for spec in specs]
         media = [VideoFeatures((), grids, seconds) for grids, seconds in found]
         found = found or [self._blank or self._encoded_blank()]
-        return {"raw": [grids for grids, _ in found], "seconds": [t for _, t in found], "media": media, "frames": []}
+        return {"raw": [grids for grids, _ in found], "seconds": [seconds for _, seconds in found]}, media
 
-    def _grids(self, sample: Sample) -> _Encoded:
-        """Kept grids and times [T] of a sample's video; without values where stored states stand for them."""
-        spec = sample.spec
-        assert spec is not None  # as chosen
+    def _grids(self, spec: FrameSpec) -> _Encoded:
+        """Kept grids and times [T] of a video; without values where stored states stand for them."""
         if not self._shapes_only:
             return self.features.kept(spec)
         if spec not in self._outlines:
             grids, seconds = self.features.kept(spec)
-            self._outlines[spec] = ({name: _outline(grid) for name, grid in grids.items()}, seconds)
+            self._outlines[spec] = _outlined(grids), seconds
         return self._outlines[spec]
 
     @cached_property
@@ -197,12 +181,11 @@ class TrainingData(Dataset):
     def _encoded_blank(self) -> _Encoded:
         """The video of batches without one; made before data loader's workers start, which have no accelerator."""
         frames = self.model.backbone.blank()
-        grids = {name: _on_cpu(grid) for name, grid in self._encode(frames).items()}
-        shown = {name: _outline(grid) for name, grid in grids.items()} if self._shapes_only else grids
-        return shown, frames.seconds
+        grids = {name: grid.to(torch.device("cpu")) for name, grid in self._encode(frames).items()}
+        return _outlined(grids) if self._shapes_only else grids, frames.seconds
 
     @torch.no_grad()
-    def _encode(self, video: Frames) -> Mapping[str, FeatureGrid]:
+    def _encode(self, video: Frames) -> Grids:
         return self.model.backbone.encode([video], self.model.compressor.needs)[0]
 
     def _decoded(self, specs: Sequence[FrameSpec]) -> list[Frames]:
@@ -213,62 +196,47 @@ class TrainingData(Dataset):
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(min(MAX_THREADS, max(2, torch.get_num_threads())))
 
-    def _prompts(
-        self, samples: Sequence[Sample], media: list[VideoFeatures]
-    ) -> tuple[list[Prompt], list[Prompt], list[tuple[int, ...]], list[Tensor] | None]:
-        """Prompts, those for uncompressed videos where they differ, the videos of each, and ids of the questions."""
-        steps = self.model.compressor.frames_per_segment
+    def _prompts(self, samples: Sequence[Sample], media: list[VideoFeatures]) -> dict[str, Any]:
+        """Fields of a batch: prompts, those for uncompressed videos where they differ, `shows` and `questions`."""
+        compressor = self.model.compressor
         prompts, whole, shows, questions = [], [], [], []
         videos = iter(enumerate(media))
         for sample in samples:
             number, video = next(videos) if sample.spec is not None else (-1, None)
             asked = self.drawn(sample)
-            if video is not None and "question" in self.model.compressor.needs:
+            if video is not None and "question" in compressor.needs:
                 text = question_of(conversation(asked[0].prompt()))
                 questions.append(ids_of(self.model.backbone.tokenizer, text))
             if not self.objective.reads:
                 continue
-            prompts.append(self._prompt(sample, asked, video, steps))
-            if self.objective.whole and steps != 1:
+            prompts.append(self._prompt(sample, asked, video, compressor.frames_per_segment))
+            if self.objective.whole and compressor.frames_per_segment != 1:
                 whole.append(self._prompt(sample, asked, video, 1))
             shows.append((number,) if video is not None else ())
-        if "question" not in self.model.compressor.needs:
-            return prompts, whole, shows, None
-        return prompts, whole, shows, questions or [torch.zeros(1, dtype=torch.long)]
+        asks = (questions or [torch.zeros(1, dtype=torch.long)]) if "question" in compressor.needs else None
+        return {"prompts": prompts, "whole": whole, "shows": shows, "questions": asks}
 
     def _prompt(
         self, sample: Sample, asked: list[QuestionRecord], video: VideoFeatures | None, segment_steps: int
     ) -> Prompt:
         """A question with its answer; several questions of one video share it."""
-        media = [video] if video is not None else []
-        prompts = [
-            self.model.backbone.prompt(
-                conversation(question.prompt(), self._reply(sample, question), video=bool(media)),
-                learn=True,
-                media=media,
-                segment_steps=segment_steps,
-            )
-            for question in asked
-        ]
+        media, prompts = [video] if video is not None else [], []
+        for question in asked:
+            reply = self.replies.get((sample.record.id, question.prompt()), question.answer)
+            messages = conversation(question.prompt(), reply, video=bool(media))
+            prompts.append(self.model.backbone.prompt(messages, True, media, segment_steps))
         return prompts[0] if len(prompts) == 1 else share_video(prompts)
 
-    def _reply(self, sample: Sample, question: QuestionRecord) -> str:
-        return self.replies.get((sample.record.id, question.prompt()), question.answer)
 
-
-def _outline(grid: FeatureGrid) -> FeatureGrid:
-    """The shape [T,H,W,0] of a grid."""
-    return FeatureGrid(grid.values[..., :0].clone(), size=grid.size)
-
-
-def _on_cpu(grid: FeatureGrid) -> FeatureGrid:
-    saliency = None if grid.saliency is None else grid.saliency.cpu()
-    return FeatureGrid(grid.values.cpu(), saliency, tuple(side.cpu() for side in grid.extra), grid.size)
+def _outlined(grids: Grids) -> Grids:
+    """The shapes [T,H,W,0] of grids."""
+    return {name: FeatureGrid(grid.values[..., :0].clone(), size=grid.size) for name, grid in grids.items()}
 
 
 def _as_padding(batch: VideoBatch) -> VideoBatch:
     """A batch whose calls are made, and from which nothing is learned."""
-    prompts = [
-        replace(prompt, labels=torch.full_like(prompt.ids, IGNORED)) for prompt in (*batch.prompts, *batch.whole)
-    ]
-    return replace(batch, prompts=prompts[: len(batch.prompts)], whole=prompts[len(batch.prompts) :], blank=True)
+    prompts, whole = (
+        [replace(prompt, labels=torch.full_like(prompt.ids, IGNORED)) for prompt in each]
+        for each in (batch.prompts, batch.whole)
+    )
+    return replace(batch, prompts=prompts, whole=whole, blank=True)

@@ -56,14 +56,10 @@ def _convert(checkpoint: Path, source: Path) -> None:
 
     target = source.with_name(f"{source.name}_universal")
     shutil.rmtree(target, ignore_errors=True)
+    # more workers are forks of this process, whose process group and accelerator do not survive it
     options = Namespace(
-        input_folder=str(source),
-        output_folder=str(target),
-        num_extract_workers=1,  # more are forks of this process, whose process group and accelerator do not survive it
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
+        input_folder=str(source), output_folder=str(target), num_extract_workers=1, num_merge_workers=1,
+        keep_temp_folder=False, strict=True, inject_missing_state=True
+    )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(options)

@@ -30,7 +30,7 @@ from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger
-from langdc.train import chain, output, sample_recipe, stopping
+from langdc.train import chain, output, stopping
 from langdc.train.arguments import check_environment, training_arguments
 from langdc.train.batches import TrainingData
 from langdc.train.learner import Learner
@@ -93,16 +93,7 @@ def _fit(learner: Learner, data: TrainingData, run: RunModel, config: RunConfig,
     callbacks = [shutdown, *CaptionEval.of(config, directory, run.model, data.features, meter)]
     callbacks += [log, bar] if is_main_process() else []
     callbacks += [watchdog] if watchdog is not None else []
-    trainer = RunTrainer(
-        model=learner,
-        args=training_arguments(config, resume, name),
-        train_dataset=data,
-        data_collator=data.collate,
-        callbacks=callbacks,
-        rates=config.train.rates,
-        keep_checkpoints=config.keep_checkpoints,
-        meter=meter,
-    )
+    trainer = RunTrainer(learner, data, training_arguments(config, resume, name), meter, callbacks)
     try:
         newest = distributed.broadcast(str(next(reversed(output.checkpoints(resume)), "")))
         if newest:
@@ -132,12 +123,7 @@ def _samples_after(items: int, config: RunConfig) -> Callable[[int], int]:
     """How many samples have been trained on after a number of steps; the last step of an epoch may be a smaller one."""
     step = config.train.batch_size * config.train.gradient_accumulation * distributed.world_size()
     per_epoch = -(-items // step)
-
-    def samples_after(steps: int) -> int:
-        epochs, rest = divmod(steps, per_epoch)
-        return epochs * items + min(rest * step, items)
-
-    return samples_after
+    return lambda steps: steps // per_epoch * items + min(steps % per_epoch * step, items)
 
 
 @contextmanager
@@ -195,7 +181,7 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
             return _launch(options.processes, words)
         if not names and stage is None:
             raise ValueError("Give a config: a file, or a name such as sample/langdc/stage1.")
-        links = chain.read(names or sample_recipe.prepared(str(stage)), overrides)
+        links = chain.read(names or chain.prepared(str(stage)), overrides)
         directory = chain.run(links, train)
     except KeyboardInterrupt:
         return _ended(130, "Interrupted. The same command resumes from the last checkpoint.")

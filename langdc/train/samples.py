@@ -42,7 +42,10 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) ->
     """
     samples: list[Sample] = []
     for file in train.data:
-        records = [_of_kinds(record, train.kinds) for record in check_media(file, read_records(file))[0]]
+        records = check_media(file, read_records(file))[0]
+        if train.kinds is not None:
+            asked = ([q for q in record.questions if q.kind in train.kinds] for record in records)
+            records = [r.model_copy(update={"questions": kept}) for r, kept in zip(records, asked, strict=True)]
         for record in objective.samples(records):
             if "question" in model.compressor.needs and not record.questions:
                 continue
@@ -60,12 +63,6 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) ->
     if train.targets == "records" and type(model.compressor).targets is not TokenCompressor.targets:
         samples = _with_targets(model, samples, drop=not objective.reads)
     return samples
-
-
-def _of_kinds(record: Record, kinds: Sequence[str] | None) -> Record:
-    if kinds is None:
-        return record
-    return record.model_copy(update={"questions": [q for q in record.questions if q.kind in kinds]})
 
 
 def _with_targets(model: VideoModel, samples: list[Sample], drop: bool) -> list[Sample]:

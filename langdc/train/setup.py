@@ -91,9 +91,7 @@ def _attach_lora(
         return earlier, inherited
     before = dict(model.named_parameters(remove_duplicate=False))
     attach_lora(model.backbone, wanted)
-    now: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        now.setdefault(id(parameter), name)
+    now = {id(parameter): name for name, parameter in model.named_parameters()}
     return wanted, {now[id(before[name])]: tensor for name, tensor in inherited.items()}
 
 
@@ -101,17 +99,14 @@ def _adapt_compressor(model: VideoModel, lora: LoraConfig | None) -> dict[str, n
     """Attach adapters to the language models inside the compressor; these, without their heads, by name."""
     if lora is None:
         return {}
-    found = {id(part.base_model): part.base_model for part in _pretrained(model.compressor)}
+    found = {id(part.base_model) for part in _pretrained(model.compressor)}
     if not found:
         raise ValueError(
             f"train.compressor_lora: the compressor {model.config.compressor.name!r} has no language model in it."
         )
-    adapted = {}
-    for part in found.values():
-        assert isinstance(part, nn.Module)
-        (name,) = (name for name, module in model.named_modules() if module is part)
+    adapted: dict[str, nn.Module] = {name: part for name, part in model.named_modules() if id(part) in found}
+    for part in adapted.values():
         adapt(part, lora)
-        adapted[name] = part
     return adapted
 
 
@@ -125,8 +120,7 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
     flash-attn reads padding masks only: not the mask of several questions that share a video, nor what runs in float32
     before the first step. "auto" takes it for the language models of a compressor that is trained alone.
     """
-    shared = objective.reads and config.train.questions_per_video > 1
-    if config.attention == FLASH and shared:
+    if config.attention == FLASH and objective.reads and config.train.questions_per_video > 1:
         raise ValueError(
             f"attention: {FLASH} cannot be used with train.questions_per_video > 1, since questions that share a video "
             "need a mask of their own. Use auto, which takes it where it can, sdpa, or one question."
@@ -143,8 +137,6 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
             part.gradient_checkpointing_enable({"use_reentrant": False})
     if config.attention == "auto":
         logger.info("attention: %s (%s).", fast if alone else "sdpa", reason if alone else "the language model's own")
-    called: list[Any] = [model.backbone.language_model] if objective.reads else []
-    inner = _pretrained(model.compressor)
-    heads = [part for part in inner if part.get_output_embeddings() is not None]
-    for part in [*called, *heads]:
+    heads: list[Any] = [part for part in _pretrained(model.compressor) if part.get_output_embeddings() is not None]
+    for part in [*([model.backbone.language_model] if objective.reads else []), *heads]:
         use_liger(part, config.liger)

@@ -24,23 +24,18 @@ class FrozenStates:
     """
 
     def __init__(
-        self,
-        model: VideoModel,
-        features: FeatureStore,
-        samples: Sequence[Sample],
-        targets: Callable[[Sample], Mapping[str, Any]],
-        identity: str,
-    ) -> None:
+        self, model: VideoModel, features: FeatureStore, samples: Sequence[Sample],
+        targets: Callable[[Sample], Mapping[str, Any]], identity: str
+    ) -> None:  # fmt: skip
         self.model, self.features, self.targets, self.identity = model, features, targets, identity
         folder = features.store.folder
         self.store = TensorStore(folder.with_name("states") if folder else None)
         self.samples = [sample for sample in samples if sample.spec is not None]
         self.keys = {sample.index: self._key(sample) for sample in self.samples}
-        compressor = model.compressor
-        training = compressor.training
-        compressor.eval()  # layers that recompute their activations in training keep no cache
+        training = model.compressor.training
+        model.compressor.eval()  # layers that recompute their activations in training keep no cache
         self.store.fill(list(self.keys.values()), self._computed, "Computing states")
-        compressor.train(training)
+        model.compressor.train(training)
 
     def __getitem__(self, sample: Sample) -> list[Tensor]:
         found = self.store[self.keys[sample.index]]
@@ -49,8 +44,7 @@ class FrozenStates:
     def _key(self, sample: Sample) -> str:
         assert sample.spec is not None  # as chosen
         targets = json.dumps(self.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
-        text = f"{self.identity} {self.features.key(sample.spec)} {targets}"
-        return text_hash(text)
+        return text_hash(f"{self.identity} {self.features.key(sample.spec)} {targets}")
 
     def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         for first in range(0, len(numbers), CHUNK):
@@ -62,7 +56,7 @@ class FrozenStates:
         model, chosen = self.model, [self.samples[number] for number in numbers]
         found = [self.features.kept(sample.spec) for sample in chosen if sample.spec is not None]
         videos = model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
-        each: list[Mapping[str, Any]] = [self.targets(sample) for sample in chosen]
+        each = [self.targets(sample) for sample in chosen]
         targets = {name: [per_video[name] for per_video in each] for name in each[0]}
         states = model.compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
         if states is None:

@@ -12,9 +12,7 @@ def _select(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
 
     Raises ValueError that lists every pattern without a match, with the nearest names.
     """
-    names = list(names)
-    chosen: set[str] = set()
-    mistakes = []
+    names, chosen, mistakes = list(names), set(), []
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(name, pattern)}
         if not matched:
@@ -28,13 +26,9 @@ def _select(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
 def _nearest(pattern: str, names: list[str]) -> list[str]:
     """Names, cut to the pattern's depth, that look most like it."""
     depth = len(pattern.split("."))
-    cut = sorted({_cut(name, depth) for name in names})
+    parts = [name.split(".") for name in names]
+    cut = sorted({".".join(p if len(p) <= depth else [*p[: depth - 1], "*"]) for p in parts})
     return difflib.get_close_matches(pattern, cut, n=3, cutoff=0.3) or cut[:3]
-
-
-def _cut(name: str, depth: int) -> str:
-    parts = name.split(".")
-    return name if len(parts) <= depth else ".".join([*parts[: depth - 1], "*"])
 
 
 def unfreeze(model: nn.Module, patterns: Iterable[str], adapters: bool = False) -> set[str]:

@@ -8,8 +8,7 @@ import math
 import multiprocessing
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
@@ -20,10 +19,20 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, set_seed
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from langdc import distributed, jsonl
 from langdc.train import elastic
+from langdc.train.batches import TrainingData
+from langdc.train.learner import Learner
 from langdc.train.meter import Meter
 from langdc.train.output import COMPLETE, checkpoints
 
@@ -31,25 +40,22 @@ TRAINED = "trained.safetensors"
 
 
 class RunTrainer(Trainer):
-    """Trains a module whose forward(**batch) returns {"loss"}, with what `langdc.train.learner.Learner` adds to that.
-
-    `rates`: learning rates of their own by pattern over parameter names; the first that matches counts.
-    """
+    """Trains a learner on the batches of a run's data; the meter counts what it learns."""
 
     def __init__(
-        self, *, meter: Meter, rates: Mapping[str, float] | None = None, keep_checkpoints: int = 1, **keywords: Any
-    ) -> None:
-        super().__init__(**keywords)
-        self.rates, self.keep_checkpoints, self.meter = dict(rates or {}), keep_checkpoints, meter
-        data: Any = self.train_dataset
-        self.batches = EvenBatchSampler(len(data), self.args.per_device_train_batch_size, self.args.seed)
+        self, learner: Learner, data: TrainingData, arguments: TrainingArguments, meter: Meter,
+        callbacks: Sequence[TrainerCallback] = ()
+    ) -> None:  # fmt: skip
+        super().__init__(learner, arguments, data.collate, data, callbacks=list(callbacks))
+        self.learner, self.data, self.meter = learner, data, meter
+        self.batches = EvenBatchSampler(len(data), arguments.per_device_train_batch_size, arguments.seed)
         self.add_callback(_EpochCallback(self))
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         """As the Trainer does, with the parts of the module that belong in an engine."""
-        with getattr(self.model, "engine_parts", nullcontext)():
+        with self.learner.engine_parts():
             output = super().train(*arguments, **keywords)
             if self.is_deepspeed_enabled:
                 engine: Any = self.deepspeed
@@ -64,9 +70,9 @@ class RunTrainer(Trainer):
         # workers of other kinds would be sent a copy of the model, which the data set knows
         fork = workers and "fork" in multiprocessing.get_all_start_methods()
         return DataLoader(
-            self.train_dataset,  # pyright: ignore[reportArgumentType]
+            self.data,
             batch_sampler=self.batches,
-            collate_fn=self.data_collator,
+            collate_fn=self.data.collate,
             num_workers=workers,
             multiprocessing_context="fork" if fork else None,
         )
@@ -78,9 +84,7 @@ class RunTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """The count of each loss in the whole step, by name, and its number of "batches"."""
-        names: list[str] | None = getattr(self.model, "names", None)
-        if names is None:
-            return super()._get_num_items_in_batch(batch_samples, device)
+        names = self.learner.names
         filled = [batch["counts"] for batch in batch_samples if batch["counts"]]  # padding has none
         found = torch.tensor([len(filled), *(sum(c.get(name, 0) for c in filled) for name in names)], device=device)
         if self.args.world_size > 1:
@@ -90,7 +94,7 @@ class RunTrainer(Trainer):
     def floating_point_ops(self, inputs: dict) -> float:
         """What the batch just learned took, forward and backward, as the module counts."""
         self.meter.add()
-        return getattr(self.model, "flops", 0.0)
+        return self.learner.flops
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """As the Trainer does, with the meter's figures. ValueError for a loss that is no number."""
@@ -113,20 +117,20 @@ class RunTrainer(Trainer):
         return self.optimizer
 
     def groups(self) -> list[dict[str, Any]]:
-        """Trained parameters by learning rate, those with weight decay apart.
+        """Trained parameters by learning rate, those with weight decay apart; the first pattern that matches counts.
 
-        ValueError for a pattern of `rates` that matches none of them.
+        ValueError for a pattern of `train.rates` that matches none of them.
         """
-        module: Any = self.model
-        decayed, used = set(self.get_decay_parameter_names(module)), set()
+        rates, used = self.data.config.train.rates, set()
+        decayed = set(self.get_decay_parameter_names(self.learner))  # pyright: ignore[reportArgumentType]
         groups: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
         for name, parameter in self.trained().items():
             own = name.removeprefix("model.")  # as in `train.trainable`
-            pattern = next((pattern for pattern in self.rates if fnmatchcase(own, pattern)), "")
+            pattern = next((pattern for pattern in rates if fnmatchcase(own, pattern)), "")
             used.add(pattern)
-            rate = self.rates.get(pattern, self.args.learning_rate)
+            rate = rates.get(pattern, self.args.learning_rate)
             groups.setdefault((rate, name in decayed), []).append(parameter)
-        if unused := [pattern for pattern in self.rates if pattern not in used]:
+        if unused := [pattern for pattern in rates if pattern not in used]:
             raise ValueError(
                 f"train.rates: {', '.join(map(repr, unused))} matches no trained parameter that is left to it."
             )
@@ -137,8 +141,7 @@ class RunTrainer(Trainer):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The trained parameters of the module by name; tied ones once."""
-        module: Any = self.model
-        return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        return {name: parameter for name, parameter in self.learner.named_parameters() if parameter.requires_grad}
 
     # ---- checkpoints
 
@@ -166,8 +169,8 @@ class RunTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         engine: Any = self.model_wrapped
-        engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         scheduler: Any = self.lr_scheduler
+        engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         if self.args.should_save:
             with warnings.catch_warnings(action="ignore"):  # the scheduler belongs to torch, the optimizer to DeepSpeed
                 torch.save(scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
@@ -202,7 +205,7 @@ class RunTrainer(Trainer):
             newest = directory / f"checkpoint-{self.state.global_step}"
             jsonl.sync_folder(newest)  # before older ones go: after a power cut a name alone may be left
             (newest / COMPLETE).touch()
-            for old in checkpoints(directory)[: -self.keep_checkpoints]:
+            for old in checkpoints(directory)[: -self.data.config.keep_checkpoints]:
                 (old / COMPLETE).unlink()
                 shutil.rmtree(old)
 
@@ -248,18 +251,16 @@ class _EpochCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: RunTrainer) -> None:
-        self.batches = trainer.batches
-        self.set_epoch = getattr(trainer.train_dataset, "set_epoch", lambda epoch: None)
-        self.begin_step = getattr(trainer.model, "begin_step", lambda step, steps: None)
+        self.batches, self.data, self.learner = trainer.batches, trainer.data, trainer.learner
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose the epoch's order and draws."""
         self.batches.set_epoch(int(state.epoch or 0))
-        self.set_epoch(int(state.epoch or 0))
+        self.data.set_epoch(int(state.epoch or 0))
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose the step's draws."""
-        self.begin_step(state.global_step, state.max_steps)
+        self.learner.begin_step(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Amend what the Trainer decided to do after this step."""

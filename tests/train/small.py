@@ -61,23 +61,17 @@ def batch_of(data: TrainingData, *indices: int) -> dict[str, Any]:
     return data.collate([data[index] for index in indices or range(len(data))])
 
 
-def trainer_of(data: TrainingData, output: Path, weights: Mapping[str, float] | None = None, **more: Any) -> RunTrainer:
+def trainer_of(data: TrainingData, output: Path, weights: Mapping[str, float] | None = None) -> RunTrainer:
     """A Trainer as the config says."""
-    config, learner = data.config, learner_of(data, weights)
-    return RunTrainer(
-        model=learner,
-        args=training_arguments(config, output, "small"),
-        train_dataset=data,
-        data_collator=data.collate,
-        rates=config.train.rates,
-        meter=Meter(learner),
-        **more,
-    )
+    learner = learner_of(data, weights)
+    return RunTrainer(learner, data, training_arguments(data.config, output, "small"), Meter(learner))
 
 
-def train(data: TrainingData, output: Path, resume: bool = False, **more: Any) -> RunTrainer:
+def train(
+    data: TrainingData, output: Path, resume: bool = False, weights: Mapping[str, float] | None = None
+) -> RunTrainer:
     """Train as the config says, without a run's directory; the Trainer afterwards."""
-    trainer = trainer_of(data, output, **more)
+    trainer = trainer_of(data, output, weights)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 

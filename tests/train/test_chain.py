@@ -9,7 +9,7 @@ import yaml
 from langdc import compat, jsonl
 from langdc import config as settings
 from langdc.config import RunConfig
-from langdc.train import chain, output, sample_recipe
+from langdc.train import chain, output
 
 MODEL = {"backbone": "videogpt_plus", "compressor": {"name": "pool"}}
 TRAIN = {"data": ["data.jsonl"], "steps": 3, "trainable": ["*"]}
@@ -152,14 +152,14 @@ def test_the_sample_recipe_makes_what_it_lacks(tmp_path: Path, monkeypatch: pyte
                 finished(link.config)
         return Done()
 
-    monkeypatch.setattr(sample_recipe.subprocess, "run", ran)
-    names = sample_recipe.prepared("stage3")
+    monkeypatch.setattr(chain.subprocess, "run", ran)
+    names = chain.prepared("stage3")
     assert names == ["sample/langdc/stage3"]
     assert commands[0] == ["langdc.cli", "data", "sample", "--out", "data/sample"]
-    assert commands[1] == ["langdc.train", *sample_recipe.STAGES["stage1"], *sample_recipe.STAGES["stage2"]]
-    sample_recipe.prepared("stage3")
+    assert commands[1] == ["langdc.train", *chain.STAGES["stage1"], *chain.STAGES["stage2"]]
+    chain.prepared("stage3")
     assert len(commands) == 2, "nothing is made twice"
     monkeypatch.setattr(Done, "returncode", 3)
     monkeypatch.setattr(chain.Link, "finished", property(lambda self: None))
     with pytest.raises(ValueError, match="ended with status 3"):
-        sample_recipe.prepared("stage2")
+        chain.prepared("stage2")

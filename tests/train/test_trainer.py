@@ -69,8 +69,8 @@ def test_a_count_that_was_not_announced_averages_means(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("step", [2, 3])
 def test_resumed_is_bit_equal(tmp_path: Path, step: int):
     """In the middle of an epoch and at its end, with random numbers of the step and dropout of adapters."""
-    settings = {"batch_size": 5, "steps": 6, "save_steps": step}
-    whole = small.train(learning(**settings), tmp_path / "whole", keep_checkpoints=9)
+    settings = {"batch_size": 5, "steps": 6, "save_steps": step, "keep_checkpoints": 9}
+    whole = small.train(learning(**settings), tmp_path / "whole")
     assert [path.name for path in output.checkpoints(tmp_path / "whole")] == [
         f"checkpoint-{n}" for n in range(step, 6, step)
     ]
@@ -84,8 +84,8 @@ def test_resumed_is_bit_equal(tmp_path: Path, step: int):
 
 
 def test_a_checkpoint_holds_what_is_trained_alone(tmp_path: Path):
-    data = learning(steps=3, save_steps=1)
-    small.train(data, tmp_path, keep_checkpoints=1)
+    data = learning(steps=3, save_steps=1, keep_checkpoints=1)
+    small.train(data, tmp_path)
     (kept,) = output.checkpoints(tmp_path)
     assert kept.name == "checkpoint-2", "none after the last step, whose weights the run saves at once"
     assert set(load_file(kept / trainers.TRAINED)) == {

@@ -91,8 +91,7 @@ class Align(Objective):
         """States [n,Z] and word ids [n] of every batch of videos."""
         size = data.config.train.batch_size
         for first in range(0, len(data), size):
-            samples = [data[index] for index in range(first, min(first + size, len(data)))]
-            targets = data.collate(samples)["batch"].targets
+            targets = data.collate(data.samples[first : first + size])["batch"].targets
             states, ids = ([part for video in targets[name] for part in video] for name in ("states", "captions"))
             yield torch.cat(states), torch.cat(ids)
 
