@@ -86,16 +86,16 @@ def token_cases(
     values = features.projected[0].values[:, 0]
     wide = values.float() if dtype != torch.float32 else values
     method = compressors.build("vidcom2", keep=KEEP, variant="released")
-    yield Case("vidcom2", shape, lambda: reference.vidcom2(wide, KEEP), lambda: method(features))
+    yield Case("vidcom2", shape, lambda: reference.vidcom2(wide, KEEP), lambda: method.one(features))
     few = max(1, round(KEEP * frames))
     select = compressors.build("dpselect", tokens=few * places, per="patch")
-    yield Case("dpselect, patches", shape, lambda: reference.dpselect(wide, few), lambda: select(features))
+    yield Case("dpselect, patches", shape, lambda: reference.dpselect(wide, few), lambda: select.one(features))
     bank = compressors.build("ma_lmm", tokens=few * places)
     merging = (lambda: reference.ma_lmm(wide, few)) if frames <= 128 else None  # which needs hours for more
-    yield Case("ma_lmm", shape, merging, lambda: bank(features))
+    yield Case("ma_lmm", shape, merging, lambda: bank.one(features))
     for name in OTHERS:
         other = compressors.build(name, keep=KEEP)
-        yield Case(name, shape, None, lambda other=other: other(features))
+        yield Case(name, shape, None, lambda other=other: other.one(features))
 
 
 def narrow_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
@@ -104,12 +104,12 @@ def narrow_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
     values = features.projected[0].values[:, 0].float()
     select = compressors.build("dpselect", tokens=256 * PLACES, per="patch")
     yield Case(
-        "dpselect, patches", "1024 x 196 x 256", lambda: reference.dpselect(values, 256), lambda: select(features)
+        "dpselect, patches", "1024 x 196 x 256", lambda: reference.dpselect(values, 256), lambda: select.one(features)
     )
     less = video(64, PLACES, 256, device, dtype)
     few = less.projected[0].values[:, 0].float()
     bank = compressors.build("ma_lmm", tokens=32 * PLACES)
-    yield Case("ma_lmm", "64 -> 32 x 196 x 256", lambda: reference.ma_lmm(few, 32), lambda: bank(less))
+    yield Case("ma_lmm", "64 -> 32 x 196 x 256", lambda: reference.ma_lmm(few, 32), lambda: bank.one(less))
 
 
 def key_cases(device: str, dtype: torch.dtype, chunks: Sequence[int] = (2048, 4096)) -> Iterator[Case]:

@@ -1,7 +1,7 @@
 """What `benchmarks/compressors.py` compares with: the methods as straightforwardly as published code has them.
 
 Float32, vectorised over tokens where that code is, with the same copies, loops over frames and whole matrices of
-attention. CaptionOutput from the formulas; results agree with `langdc` (tests/test_benchmarks.py).
+attention. Written from the formulas; results agree with `langdc` (tests/test_benchmarks.py).
 
 Letters: T frames, P places of a frame, C width, h query heads, G key heads, Q queries, n keys, E head width.
 """
@@ -52,7 +52,7 @@ def ma_lmm(values: Tensor, frames: int) -> Tensor:
     while len(bank) > frames:
         alike = F.cosine_similarity(bank[:-1], bank[1:], dim=-1)
         first = alike.argmax(0, keepdim=True)
-        stay = torch.arange(len(bank) - 1)[:, None].repeat(1, bank.shape[1])
+        stay = torch.arange(len(bank) - 1, device=bank.device)[:, None].repeat(1, bank.shape[1])
         stay[stay > first] += 1
         whole = stay[..., None].expand(-1, -1, bank.shape[2])
         gone = (first + 1)[..., None].expand(-1, -1, bank.shape[2])

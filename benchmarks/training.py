@@ -2,16 +2,16 @@
 
 Stages 2 and 3 of the sample: samples a second, the share of time spent waiting for data, and memory, from pixels and
 from stored features, against a plain loop. The plain loop does per step what the published trainer's code does: it
-reads the batch's videos, lets the encoders see one segment of all of them at a time, runs the captioner on each such
-batch, runs the encoders a second time for the pooled tokens, pads soft tokens to the longest caption, computes logits
-everywhere, and overlaps nothing. Stage 2 has no use for pooled tokens, and its trainer is not published, so there the
-loop also runs with one look. Model, weights, batches, optimizer and process are the same. All figures are of one pass
-over the videos, as the published recipe has it; what ours computes before the first step is in them,
-what the Trainer needs to start is not.
+reads the batch's videos, encodes one segment of all of them at a time, runs the captioner on each such batch, runs the
+encoders a second time for the pooled tokens, pads soft tokens to the longest caption, computes logits at all positions,
+and overlaps nothing. Stage 2 does not need pooled tokens, and its trainer is not published, so there the loop also runs
+with the encoders once. Model, weights, batch size, optimizer and process are the same. All figures are of one pass over
+the videos, as in the published recipe; what ours computes before the first step is included, what the Trainer needs to
+start is not.
 
 Two shapes: the sample's model, whose encoders are tiny beside its captioner; and the recipe's (configs/langdc_3b) with
-a quarter of every width, a twelfth of every depth and as few words, in which parts have about the shares of the work
-that they have at full size. Random weights, for this is about time.
+a quarter of every width, a twelfth of every depth and a 48th of the vocabulary, in which the parts have about the
+shares of the operations that they have at full size. Weights are random, since only time and memory are measured.
 """
 
 import argparse
@@ -32,56 +32,43 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from langdc.training.answers import AnswerObjective
-from langdc.training.objectives import Objective, as_features
-from langdc.training.phases import run_phase
-from langdc.training.samples import Sample, settle
-from langdc.training.stages import OBJECTIVES
-
 from benchmarks import report
 from benchmarks.memory import most_live_bytes
-from langdc import checkpoint, devices, distributed
 from langdc import config as settings
-from langdc.adapters import attach_lora
-from langdc.backbones.chat import IGNORED
-from langdc.backbones.inputs import pad
-from langdc.config import ModelConfig, PhaseConfig, Settings, StageConfig
+from langdc import devices, distributed, jsonl
+from langdc.backbones.chat import IGNORED, conversation
+from langdc.config import ModelConfig, RunConfig
 from langdc.devices import synchronize
 from langdc.encoders.internvideo2 import InternVideo2Config
-from langdc.features import FeatureStore
+from langdc.features import FeatureStore, read_spec
+from langdc.interfaces import Objective
 from langdc.model import VideoModel
 from langdc.sample.dataset import make_dataset
-from langdc.train.progress import read_log
-from langdc.train.trainable import unfreeze
-from langdc.types import Frames, VideoTokens
+from langdc.train import setup
+from langdc.train.arguments import training_arguments
+from langdc.train.batches import TrainingData
+from langdc.train.learner import Learner
+from langdc.train.meter import Meter
+from langdc.train.objectives import objectives
+from langdc.train.progress import JsonLog
+from langdc.train.samples import Sample
+from langdc.train.trainer import RunTrainer
+from langdc.types import Context, Frames, Prompt, VideoBatch, VideoFeatures
 
-ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("stage", "how", "samples/s", "faster", "before steps", "data wait", "step MiB", "stored MiB")
 TITLES = {"sample": "Training, the sample's model", "recipe": "Training, the recipe's model made narrow"}
-MIB = 2**20
-COSTS = 5
-
-
-class Model(Settings):
-    """What configs/langdc_3b/model.yaml holds."""
-
-    model: ModelConfig
-
-
-@dataclass(frozen=True)
-class Case:
-    """A stage with the phase that is measured, on one set of videos."""
-
-    name: str
-    config: StageConfig
-    phase: PhaseConfig
+CASES = {"2, captions": "sample/langdc/stage2_density", "3, replies": "sample/dual/stage3"}
+NARROWER = {
+    "hidden_size": 4, "intermediate_size": 4, "width": 4, "mlp_width": 4, "num_hidden_layers": 12, "depth": 12,
+    "vocab_size": 48,  # such that embeddings keep their share of the parameters
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one way of training came to, over one pass: seconds in all and before the first step.
+    """One way of training over one pass: seconds in all and before the first step.
 
-    `waiting`: the share of the time of the steps.
+    `waiting`: the share of the time of the steps; `step_bytes`: the most that a step holds besides weights.
     """
 
     seconds: float
@@ -91,260 +78,207 @@ class Figures:
     stored_bytes: int = 0
 
 
-def cases(videos: Path, batch: int, shape: str = "sample") -> list[Case]:
-    """The density phase of stage 2, and stage 3 of the dual form, which sees every video in two ways."""
+def cases(videos: Path, batch: int, shape: str = "sample") -> list[RunConfig]:
+    """The density run of stage 2, and stage 3 of the dual form, which has both captions and pooled tokens."""
     found = []
-    for name, file, phase in (
-        ("2, captions", "configs/sample/langdc/stage2.yaml", "density"),
-        ("3, replies", "configs/sample/dual/stage3.yaml", "instruct"),
-    ):
-        config = settings.load(StageConfig, ROOT / file)
-        chosen = next(each for each in config.phases if each.name == phase)
-        update = {"data": [videos], "steps": None, "epochs": 1, "batch_size": batch, "questions_per_video": 1}
-        config = config.model_copy(update={"start": None, "features": None, "log_steps": 1, "save_steps": 10**6})
+    for stage, name in CASES.items():
+        config = settings.load(RunConfig, name)
+        train = {"data": [videos], "steps": None, "epochs": 1, "batch_size": batch, "questions_per_video": 1}
+        update: dict[str, Any] = {"stage": stage, "start": None, "features": None, "log_steps": 1, "save_steps": 10**6}
         if shape == "recipe":
-            config = config.model_copy(update={"model": narrow(dual=chosen.objective == "answer")})
-        found.append(Case(name, config, chosen.model_copy(update=update)))
+            update["model"] = narrow(dual=config.objective.name == "answer")
+        found.append(config.model_copy(update={**update, "train": config.train.model_copy(update=train)}))
     return found
 
 
 def narrow(dual: bool) -> ModelConfig:
     """The recipe's model with a quarter of every width and a twelfth of every depth; `dual` as its stage 3 has it."""
-    tree = settings.load(Model, ROOT / "configs" / "langdc_3b" / "model.yaml").model.model_dump()
+    tree = settings.read_tree("langdc_3b/model")["model"]
     backbone, compressor = tree["backbone"], tree["compressor"]
     video = InternVideo2Config()
-    sizes = {"width": video.width, "mlp_width": video.mlp_width, "depth": video.depth}
-    parts = [backbone["language_model"], compressor["captioner"], backbone["image_encoder"]["source"]]
-    for part in parts:
-        part["config"] = {name: _less(name, value) for name, value in part["config"].items()}
-    backbone["video_encoder"]["source"]["config"] = {name: _less(name, value) for name, value in sizes.items()}
-    backbone["image_encoder"]["source"]["config"]["num_hidden_layers"] += 1  # the last layer is not read
-    backbone["video_encoder"]["source"]["config"]["depth"] += 1
+    backbone["video_encoder"]["source"]["config"] = {n: getattr(video, n) for n in ("width", "mlp_width", "depth")}
+    encoders = [backbone[f"{name}_encoder"]["source"] for name in ("image", "video")]
+    for part in (backbone["language_model"], compressor["captioner"], *encoders):
+        part["config"] |= {name: part["config"][name] // by for name, by in NARROWER.items() if name in part["config"]}
+    encoders[0]["config"]["num_hidden_layers"] += 1  # the last layer is not read
+    encoders[1]["config"]["depth"] += 1
     compressor |= {"layer": 2, "segment_marker": True, "base": {"name": "pool", "sides": [6, 4]} if dual else None}
     return settings.check(ModelConfig, tree, "the recipe's model")
 
 
-def _less(name: str, value: Any) -> Any:
-    """A size of the narrow model; as many words as keep the embeddings' share of the parameters."""
-    if name in ("hidden_size", "intermediate_size", "width", "mlp_width"):
-        return value // 4
-    if name == "vocab_size":
-        return value // 48
-    return value // 12 if name in ("num_hidden_layers", "depth") else value
+def build(config: RunConfig) -> tuple[VideoModel, Objective]:
+    """The model of a run as it is trained, with the same weights every time, and what it learns."""
+    torch.manual_seed(config.seed)
+    objective = objectives.build(config.objective.name, **config.objective.settings)
+    return setup.RunModel.of(config, objective).model.to(devices.device()), objective
 
 
-def build(case: Case) -> VideoModel:
-    """The model of a case as it is trained, the same weights every time."""
-    torch.manual_seed(0)
-    model, _ = checkpoint.start(case.config.model, None)
-    if case.phase.lora is not None:
-        attach_lora(model.backbone, case.phase.lora)
-    unfreeze(model, case.phase.trainable, adapters=case.phase.lora is not None)
-    return model.to(devices.device())
-
-
-def make(model: VideoModel, case: Case, folder: Path | None) -> Objective:
-    """What a case learns, with features in a folder or in memory."""
-    return OBJECTIVES[case.phase.objective](model, case.phase, case.config, FeatureStore.of(model.backbone, folder))
+def data_of(model: VideoModel, objective: Objective, config: RunConfig, folder: Path | None) -> TrainingData:
+    """The data of a run, with features in a folder or in memory."""
+    return TrainingData(model, objective, config, FeatureStore.of(model.backbone, folder, config.features_dtype))
 
 
 class Plain:
-    """The plain loop over the samples of an objective."""
+    """The plain loop over the samples of a run; `encodes`: how often the encoders run on each video."""
 
-    def __init__(self, objective: Objective, looks: int) -> None:
-        self.looks = looks
-        self.phase = objective.phase
-        self.model = objective.model
-        self.samples = objective.samples
-        self.prompt = objective.prompt if isinstance(objective, AnswerObjective) else None
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.trained = trained
-        self.optimizer = torch.optim.AdamW(trained, lr=self.phase.learning_rate, weight_decay=0.0)
+    def __init__(self, data: TrainingData, encodes: int) -> None:
+        self.data, self.model, self.train, self.encodes = data, data.model, data.config.train, encodes
+        self.compressor: Any = self.model.compressor
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=self.train.learning_rate, weight_decay=0.0)
         self.waiting = 0.0
 
     def run(self) -> float:
-        """One pass; the seconds."""
+        """One pass over the samples; the seconds."""
         self.model.train()
+        samples, size = self.data.samples, self.train.batch_size
         started = time.perf_counter()
-        for first in range(0, len(self.samples), self.phase.batch_size):
-            self.step(self.samples[first : first + self.phase.batch_size])
+        for first in range(0, len(samples), size):
+            self.step(samples[first : first + size])
         synchronize()
         return time.perf_counter() - started
 
     def step(self, samples: Sequence[Sample]) -> None:
         """Learn from a batch."""
         self.loss(samples).backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, self.phase.clip)
+        torch.nn.utils.clip_grad_norm_(self.trained, self.train.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def loss(self, samples: Sequence[Sample]) -> Tensor:
-        """Of a batch, from its files on."""
+        """The mean loss of a batch, from its files on."""
         before = time.perf_counter()
-        videos = [sample.clip.read() for sample in samples if sample.clip is not None]
+        videos = [read_spec(sample.spec) for sample in samples if sample.spec is not None]
         self.waiting += time.perf_counter() - before
-        return self.answer_loss(samples, videos) if self.prompt is not None else self.caption_loss(samples, videos)
-
-    def segments(self, samples: Sequence[Sample], videos: list[Frames]) -> Iterator[Any]:
-        """The captioner's reading of the first segment of all videos, then of the second, and so on."""
-        captioner = self.model.captioner
-        for number in range(len(samples[0].record.segments)):
-            size = captioner.frames_per_segment
-            parts = [Frames(v.pixels[number * size :][:size], v.seconds[number * size :][:size]) for v in videos]
-            features = as_features(self.model, self.seen(parts))
-            captions = [[captioner.captioner.encode(s.record.segments[number].caption)] for s in samples]
-            yield captioner.supervised(features, captions)
-
-    def seen(self, videos: list[Frames]) -> dict[str, list[Tensor]]:
-        """What the encoders see of all videos at once, by stream."""
-        found = self.model.backbone.encode(videos)
-        return {name: [grids[name].values for grids in found] for name in found[0]}
-
-    def caption_loss(self, samples: Sequence[Sample], videos: list[Frames]) -> Tensor:
-        """Of the captions of all segments."""
-        parts = list(self.segments(samples, videos))
-        if self.looks > 1:
-            self.seen(videos)
+        if self.data.objective.reads:
+            return self._reply_loss(samples, videos)
+        parts = list(self._captioned(samples, videos))
+        if self.encodes > 1:
+            self._features(videos, "encoder")
         return sum((part.loss for part in parts), torch.zeros(())) / sum(part.targets for part in parts)
 
-    def answer_loss(self, samples: Sequence[Sample], videos: list[Frames]) -> Tensor:
-        """Of the replies, given soft tokens that are padded to the longest caption of the batch."""
+    def _features(self, videos: list[Frames], need: str) -> list[VideoFeatures]:
+        """The features of all videos, encoded together."""
+        batch = VideoBatch([], [video.seconds for video in videos], frames=videos)
+        return self.model.features(batch, frozenset({need}))
+
+    def _captioned(self, samples: Sequence[Sample], videos: list[Frames]) -> Iterator[Any]:
+        """The captioner's output for the first segment of all videos, then for the second, and so on."""
+        captioner = self.compressor.captioner
+        size = self.compressor.frames_per_segment * self.model.backbone.frames_per_step
+        for number in range(len(samples[0].record.segments)):
+            part = slice(number * size, (number + 1) * size)
+            features = self._features([Frames(v.pixels[part], v.seconds[part]) for v in videos], "encoder")
+            captions = [captioner.encode(sample.record.segments[number].caption) for sample in samples]
+            yield captioner.supervised(self.compressor.visual(features), captions)
+
+    def _reply_loss(self, samples: Sequence[Sample], videos: list[Frames]) -> Tensor:
+        """The loss of the replies, given soft tokens that are padded to the longest caption of the batch."""
+        backbone = self.model.backbone
         with torch.no_grad():
-            parts = list(self.segments(samples, videos))
-        states = [[part.states[number][0] for part in parts] for number in range(len(samples))]
-        longest = max(len(state) for of_video in states for state in of_video)
-        states = [[F.pad(state, (0, 0, 0, longest - len(state))) for state in of_video] for of_video in states]
-        tokens: list[VideoTokens] = self.model.tokens(as_features(self.model, self.seen(videos)), states)
-        assert self.prompt is not None
-        prompts = [self.prompt(sample) for sample in samples]
-        batch = pad(self.model.backbone.splice(prompts, [[each] for each in tokens]))
-        found = self.model.backbone.text_model(
-            inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-        )
-        assert batch.labels is not None
-        logits = self.model.backbone.lm_head(found.last_hidden_state[:, :-1]).float()
-        return F.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORED)
+            parts = list(self._captioned(samples, videos))
+        longest = max(len(state) for part in parts for state in part.states)
+        padded = [[F.pad(state, (0, 0, 0, longest - len(state))) for state in part.states] for part in parts]
+        states = [list(of_video) for of_video in zip(*padded, strict=True)]
+        tokens = self.model.compress(self._features(videos, "projected"), Context(targets={"states": states})).tokens
+        batch = VideoBatch([], [], self.prompts(samples), [(number,) for number in range(len(samples))])
+        inputs = self.model.inputs(batch, tokens)
+        assert inputs.labels is not None  # prompts are made to learn from
+        states = backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
+        logits = backbone.lm_head(states[:, :-1]).float()
+        return F.cross_entropy(logits.flatten(0, 1), inputs.labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+    def prompts(self, samples: Sequence[Sample]) -> list[Prompt]:
+        """The question and answer of each sample that ours draws in the first epoch."""
+        turns = [conversation(each.prompt(), each.answer) for sample in samples for each in self.data.drawn(sample)]
+        return [self.model.backbone.prompt(messages, learn=True) for messages in turns]
 
 
-def plain(case: Case, stored: Path, looks: int = 2) -> tuple[Figures, int]:
+def plain(config: RunConfig, folder: Path, encodes: int = 2) -> tuple[Figures, int]:
     """The plain loop's figures, after one step that is not counted, and the number of samples.
 
-    `looks`: how often the encoders run; `stored`: where the features of all videos are left, for whoever comes next.
+    `encodes`: how often the encoders run; `folder`: where the features of all videos are left for ours.
     """
-    objective = make(build(case), case, stored)
-    loop = Plain(objective, looks)
-    few = objective.samples[: case.phase.batch_size]
+    loop = Plain(data_of(*build(config), config, folder), encodes)
+    few = loop.data.samples[: config.train.batch_size]
     loop.step(few)
     step_bytes = _step_bytes(lambda: loop.loss(few).backward())
     loop.optimizer.zero_grad()
     loop.waiting = 0.0
     seconds = loop.run()
-    return Figures(seconds, 0.0, loop.waiting / seconds, step_bytes), len(objective)
+    return Figures(seconds, 0.0, loop.waiting / seconds, step_bytes), len(loop.data)
 
 
-def ours(case: Case, folder: Path | None, directory: Path) -> Figures:
-    """Our loop's figures, from pixels or, where `folder` holds features, from these."""
-    model = build(case)
+def ours(config: RunConfig, folder: Path | None, directory: Path) -> Figures:
+    """Our figures, from pixels or, where `folder` holds features, from these; the Trainer writes to `directory`."""
+    model, objective = build(config)
     started = time.perf_counter()
-    objective = make(model, case, folder)
+    data = data_of(model, objective, config, folder)
     before = time.perf_counter() - started
-    few = [objective[number] for number in range(case.phase.batch_size)]
+    learner = _learner(data)
+    _learn(learner, data)  # not counted, as the plain loop's first step
     directory.mkdir(parents=True)
-    _learn(objective, few)  # as the plain loop's first step, which is not counted either
-    outcome = run_phase(
-        objective.module,
-        objective,
-        objective.collate,
-        case.phase,
-        case.config,
-        directory,
-        save=lambda outcome: None,
-        flops=objective.flops_per_batch,
-    )
-    waits = [line["data_wait"] for line in read_log(directory / "log.jsonl")]
-    step_bytes = _step_bytes(lambda: _learn(objective, few))
-    return Figures(before + outcome.seconds, before, fmean(waits), step_bytes, _stored_bytes(objective))
+    log = JsonLog(directory / "log.jsonl", lambda steps: steps * config.train.batch_size)
+    arguments = training_arguments(config, directory, "benchmark")
+    meter = Meter(learner, config.precision, peak=1e12)  # given, so that no time goes into measuring it
+    given: dict[str, Any] = {"train_dataset": data, "data_collator": data.collate, "rates": config.train.rates}
+    RunTrainer(model=learner, args=arguments, callbacks=[log], meter=meter, **given).train()
+    waiting = fmean(line["data_wait"] for line in jsonl.read(log.path))
+    step_bytes = _step_bytes(lambda: _learn(learner, data))
+    return Figures(before + log.seconds, before, waiting, step_bytes, data.features.store.held_bytes)
 
 
-def _learn(objective: Objective, samples: list[Sample]) -> None:
-    device = devices.device()
-    batch = objective.collate(samples)
-    settle(batch)
-    batch = {name: _moved(value, device) for name, value in batch.items()}
-    objective.module.train()
-    objective.module(**batch)["loss"].backward()
-    objective.module.zero_grad()
+def _learner(data: TrainingData) -> Learner:
+    return Learner(data.model, data.objective, data.config.loss_weights, data.config.seed).train()
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {name: _moved(each, device) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_moved(each, device) for each in value]
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _stored_bytes(objective: Objective) -> int:
-    """What is kept of the encoders' outputs, in memory or on disk."""
-    clips = {sample.clip for sample in objective.samples if sample.clip is not None}
-    grids = (objective.features.get(clip, None)[0].values() for clip in clips)
-    return sum(2 * grid.values.numel() for of_video in grids for grid in of_video)
+def _learn(learner: Learner, data: TrainingData) -> None:
+    """Gradients of the first batch, without a step."""
+    learner(**data.collate(data.samples[: data.config.train.batch_size]))["loss"].backward()
+    learner.zero_grad()
 
 
 def _step_bytes(work: Callable[[], object]) -> int:
     """The most that a step holds besides weights: counted on a CPU, measured on an accelerator."""
     if not devices.has_accelerator():
         return most_live_bytes(work)
-    device: Any = torch.get_device_module(devices.device().type)
-    device.reset_peak_memory_stats()
-    held = device.memory_allocated()
+    device = devices.device()
+    devices.reset_peak(device)
+    held = torch.get_device_module(device.type).memory_allocated()
     work()
-    return device.max_memory_allocated() - held
+    return (devices.peak_bytes(device) or held) - held
 
 
-def rows(case: Case, folder: Path) -> Iterator[tuple[str, ...]]:
+def rows(config: RunConfig, folder: Path) -> Iterator[tuple[str, ...]]:
     """The lines of a stage: the plain loop, and ours from pixels, from stored features, and from stored states too."""
-    stored = folder / case.name[0] / "features"
-    base, count = plain(case, stored)
+    stored = folder / "features"
+    base, count = plain(config, stored)
     found = [("plain loop", base)]
-    if case.phase.objective == "caption":
-        found.append(("plain loop, one look", plain(case, stored, looks=1)[0]))
-    found.append(("ours, from pixels", ours(case, None, folder / case.name[0] / "pixels")))
-    shutil.rmtree(stored.with_name("states"), ignore_errors=True)
-    found.append(("ours, stored features", ours(case, stored, folder / case.name[0] / "stored")))
-    if case.phase.objective == "answer":
-        found.append(("ours, stored features and states", ours(case, stored, folder / case.name[0] / "all stored")))
+    if config.objective.name == "compress":
+        found.append(("plain loop, encoders once", plain(config, stored, encodes=1)[0]))
+    found.append(("ours, from pixels", ours(config, None, folder / "pixels")))
+    shutil.rmtree(folder / "states", ignore_errors=True)  # which the data of the plain loop computed
+    found.append(("ours, stored features", ours(config, stored, folder / "stored")))
+    if (folder / "states").is_dir():
+        found.append(("ours, stored features and states", ours(config, stored, folder / "all stored")))
     for how, each in found:
-        yield (
-            case.name,
-            how,
-            f"{count / each.seconds:.3g}",
-            f"{base.seconds / each.seconds:.2f}x",
-            f"{each.before:.2f} s",
-            f"{100 * each.waiting:.0f} %",
-            f"{each.step_bytes / MIB:.0f}",
-            f"{each.stored_bytes / MIB:.0f}" if each.stored_bytes else "-",
-        )
+        speed = f"{count / each.seconds:.3g}", f"{base.seconds / each.seconds:.2f}x", f"{each.before:.2f} s"
+        memory = f"{each.step_bytes / 2**20:.0f}", f"{each.stored_bytes / 2**20:.0f}" if each.stored_bytes else "-"
+        yield str(config.stage), how, *speed, f"{100 * each.waiting:.0f} %", *memory
 
 
-def profile(case: Case) -> list[tuple[str, str, str]]:
-    """The five biggest costs of our steps from features: operations by the time they took themselves."""
-    model = build(case)
-    objective = make(model, case, None)
-    few = [objective[number] for number in range(case.phase.batch_size)]
-    _learn(objective, few)
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    if devices.device().type == "cuda":
-        kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=kinds) as seen:
+def profile(config: RunConfig) -> list[tuple[str, str, str]]:
+    """The operations of our steps from features that take most time themselves, with their shares."""
+    data = data_of(*build(config), config, None)
+    learner = _learner(data)
+    _learn(learner, data)
+    with torch.profiler.profile() as seen:
         for _ in range(3):
-            _learn(objective, few)
-    time_of = "self_device_time_total" if len(kinds) > 1 else "self_cpu_time_total"
-    events = sorted(seen.key_averages(), key=lambda event: -getattr(event, time_of))
-    total = sum(getattr(event, time_of) for event in events)
-    return [
-        (case.name, event.key, f"{100 * getattr(event, time_of) / total:.0f} %") for event in events[:COSTS]
-    ]  # fmt: skip
+            _learn(learner, data)
+    time_of = "self_device_time_total" if devices.has_accelerator() else "self_cpu_time_total"
+    times = sorted(((getattr(event, time_of), event.key) for event in seen.key_averages()), reverse=True)
+    total = sum(taken for taken, _ in times)
+    return [(str(config.stage), name, f"{100 * taken / total:.0f} %") for taken, name in times[:5]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -358,19 +292,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     distributed.start()
     logging.getLogger("langdc").setLevel(logging.WARNING)
+    title, columns = TITLES[options.shape], COLUMNS
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         make_dataset(folder / "data", {"train": options.videos, "test": 0}, images=0, workers=1)
         found = cases(folder / "data" / "train.jsonl", options.batch, options.shape)
         if options.profile:
-            lines: list[Any] = [line for case in found for line in profile(case)]
-            title, columns = (
-                f"{TITLES[options.shape]}: the biggest costs of a step",
-                ("stage", "operation", "share of the time"),
-            )
+            title, columns = f"{title}: the biggest costs of a step", ("stage", "operation", "share of the time")
+            lines: list[Any] = [line for config in found for line in profile(config)]
         else:
-            lines = report.follow(line for case in found for line in rows(case, folder / "runs"))
-            title, columns = TITLES[options.shape], COLUMNS
+            lines = report.follow(line for c in found for line in rows(c, folder / c.objective.name))
     head = f"{report.command(__file__, argv)}, {options.videos} videos, {report.machine(devices.device().type)}."
     report.show(columns, lines, head)
     if options.out is not None:

@@ -1,6 +1,6 @@
 """What people get wrong, through the commands they type: an error of one screen that helps, or a sensible answer.
 
-The commands run in this process; `tests/training/test_deepspeed.py` starts them as processes.
+The commands run in this process; `tests/train/test_deepspeed.py` starts them as processes.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from langdc import checkpoint, cli
+from langdc import checkpoint, cli, jsonl
 from langdc.pipeline import VideoLM
 from langdc.video import write_video
 from tests import tiny
@@ -65,23 +65,29 @@ def spoil(place: Path, change: Callable[[Records], object]) -> None:
     file.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in records))
 
 
-def stage_tree(place: Path, stage: str = "stage2") -> dict:
+def run_tree(place: Path, stage: str = "stage2") -> dict:
     """Two steps of the captioner (stage 2) or of the post-projector (stage 3), as a config file says it."""
-    objective, trained = {"stage2": ("caption", "projectors"), "stage3": ("answer", "post_projector")}[stage]
-    phase = {"name": "only", "objective": objective, "data": [str(place / "data" / "records.jsonl")], "steps": 2}
+    objective, trained = {"stage2": ("compress", "projectors"), "stage3": ("answer", "post_projector")}[stage]
+    train = {"data": [str(place / "data" / "records.jsonl")], "steps": 2, "batch_size": 4}
     return {
-        "stage": stage,
+        "objective": objective,
         "model": tiny.config("langdc", segment_marker=True).model_dump(mode="json"),
         "output": str(place / "run"),
         "log_steps": 1,
-        "phases": [{**phase, "trainable": [f"compressor.{trained}.*"], "batch_size": 4}],
+        "train": {**train, "trainable": [f"compressor.{trained}.*"]},
     }
 
 
 def evaluation_tree(place: Path) -> dict:
     tree = runs.config(place, reference=None).model_dump(mode="json")
     task = {"name": "sample", "data": str(place / "data" / "records.jsonl")}
-    return {**tree, "task": task, "rows": tree["rows"][:1], "timing_videos": 0, "max_new_tokens": 2}
+    return {**tree, "task": task, "entries": tree["entries"][:1], "timing_videos": 0, "max_new_tokens": 2}
+
+
+def lines_of(place: Path) -> list[dict]:
+    """What the evaluation wrote about its one entry."""
+    (file,) = (place / "eval" / "results").glob("*/*.jsonl")
+    return jsonl.read(file)
 
 
 def typed(main: Callable[[list[str]], int], place: Path, tree: dict, *more: str) -> int:
@@ -91,7 +97,7 @@ def typed(main: Callable[[list[str]], int], place: Path, tree: dict, *more: str)
 
 
 def train(place: Path, *more: str, stage: str = "stage2") -> int:
-    return typed({"stage2": STAGE2, "stage3": STAGE3}[stage].main, place, stage_tree(place, stage), *more)
+    return typed({"stage2": STAGE2, "stage3": STAGE3}[stage].main, place, run_tree(place, stage), *more)
 
 
 def ask(*words: object, model: object) -> int:
@@ -161,16 +167,16 @@ def test_a_bad_line_7_is_a_wrong_answer(place: Path, capsys: pytest.CaptureFixtu
     spoil(place, lambda records: records.__setitem__(6, line))
     assert typed(EVALUATE.main, place, evaluation_tree(place)) == 1
     assert "1 answers failed and count as wrong" in capsys.readouterr().err
-    lines = [json.loads(line) for line in next((place / "eval" / "rows").iterdir()).read_text().splitlines()]
+    lines = lines_of(place)
     (failed,) = [line for line in lines if line["type"] == "answer" and line["failed"]]
     assert failed["score"] == 0 and "records.jsonl, line 7: " in failed["reason"] and reason in failed["reason"]
     assert sum(line["type"] == "answer" for line in lines) > 40
 
 
 def test_unknown_keys_all_at_once(place: Path, capsys: pytest.CaptureFixture[str]):
-    tree = stage_tree(place)
-    tree["phases"][0]["learning_rat"] = tree["precison"] = 1
-    said = "config.yaml has 2 mistake(s)", "phases.0.learning_rat: unknown key. Did you mean 'learning_rate'?"
+    tree = run_tree(place)
+    tree["train"]["learning_rat"] = tree["precison"] = 1
+    said = "config.yaml has 2 mistake(s)", "train.learning_rat: unknown key. Did you mean 'learning_rate'?"
     assert_helps(typed(STAGE2.main, place, tree), capsys, *said, "precison: unknown key. Did you mean 'precision'?")
 
 
@@ -200,7 +206,7 @@ def test_unknown_parts_of_the_model(place: Path, capsys: pytest.CaptureFixture[s
 )
 def test_a_start_of_another_architecture(place: Path, capsys: pytest.CaptureFixture[str], change: str, said: str):
     """The second has more layers than the checkpoint, which would stay as they were drawn."""
-    answer = ["phases.0.objective=answer", "phases.0.trainable=[backbone.projectors.*]"]
+    answer = ["objective=answer", "train.trainable=[backbone.projectors.*]"]
     code = train(place, f"start={place / 'langdc'}", change, *answer)
     assert_helps(code, capsys, f"The checkpoint {place / 'langdc'} is of another architecture", said)
 
@@ -211,7 +217,7 @@ def test_segments_with_nothing_in_them_are_learned(place: Path, capsys: pytest.C
     empty = [{"caption": "", "density": 0}] * 4
     spoil(place, lambda records: [record.update(segments=empty) for record in records[1:]])
     assert train(place, stage=stage) == 0
-    assert f"{stage}: 2 steps, loss " in capsys.readouterr().out
+    assert "run: 2 steps, loss " in capsys.readouterr().out
     log = [json.loads(line) for line in (place / "run" / "log.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) and line["loss"] > 0 for line in log)
 
@@ -227,7 +233,7 @@ def test_too_few_segments(place: Path, capsys: pytest.CaptureFixture[str], stage
 def test_questions_without_a_video_are_learned_as_text(place: Path, capsys: pytest.CaptureFixture[str], kept: int):
     spoil(place, lambda records: [record.pop("video") for record in records[kept:]])
     assert train(place, stage="stage3") == 0
-    assert "stage3: 2 steps, loss " in capsys.readouterr().out
+    assert "run: 2 steps, loss " in capsys.readouterr().out
 
 
 def test_records_without_questions_are_passed_over(place: Path, capsys: pytest.CaptureFixture[str]):
@@ -238,7 +244,7 @@ def test_records_without_questions_are_passed_over(place: Path, capsys: pytest.C
 
 def test_captions_without_a_video(place: Path, capsys: pytest.CaptureFixture[str]):
     spoil(place, lambda records: [record.pop("video") for record in records])
-    assert_helps(train(place), capsys, "no record of", "records.jsonl can be used for the caption objective")
+    assert_helps(train(place), capsys, "No record of", "records.jsonl can be used for this objective")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +259,7 @@ def test_missing_and_spoilt_videos_are_wrong_answers(place: Path, capsys: pytest
     _only_sound(place / "data" / "sound.mp4")
     spoil(place, lambda records: [records[i].update(video=v) for i, v in enumerate(["videos/gone.mp4", "sound.mp4"])])
     assert typed(EVALUATE.main, place, evaluation_tree(place), "limit=3") == 1
-    lines = [json.loads(line) for line in next((place / "eval" / "rows").iterdir()).read_text().splitlines()]
+    lines = lines_of(place)
     reasons = {line["video"]: line["reason"] for line in lines if line["type"] == "answer"}
     assert "gone.mp4: there is no such file" in reasons["v0"] and "(only: audio)" in reasons["v1"]
     assert reasons["v2"] is None
@@ -328,7 +334,7 @@ def test_checkpoints_that_do_not_fit(
     (model / checkpoint.MANIFEST).write_text(change(card))
     assert_helps(ask(sample_video, QUESTION, model=model), capsys, str(model), said)
     tree = evaluation_tree(place)
-    tree["rows"][0]["model"] = str(model)
+    tree["entries"][0]["model"] = str(model)
     assert_helps(typed(EVALUATE.main, place, tree), capsys, str(model), said)
 
 

@@ -24,12 +24,12 @@ def values_of(features) -> torch.Tensor:
 
 @pytest.mark.parametrize("keep", [0.2, 0.35])
 def test_vidcom2_keeps_what_the_reference_keeps(features, keep: float) -> None:
-    ours = compressors.build("vidcom2", keep=keep, variant="released")(features)
+    ours = compressors.build("vidcom2", keep=keep, variant="released").one(features)
     assert torch.equal(ours.values, reference.vidcom2(values_of(features), keep))
 
 
 def test_dpselect_keeps_what_the_reference_keeps(features) -> None:
-    ours = compressors.build("dpselect", tokens=5 * PLACES, per="patch")(features)
+    ours = compressors.build("dpselect", tokens=5 * PLACES, per="patch").one(features)
     expected = reference.dpselect(values_of(features), 5)
     assert len(ours) == 5 * PLACES
     for place in range(PLACES):
@@ -37,7 +37,7 @@ def test_dpselect_keeps_what_the_reference_keeps(features) -> None:
 
 
 def test_ma_lmm_merges_as_the_reference_does(features) -> None:
-    ours = compressors.build("ma_lmm", tokens=4 * PLACES)(features).values
+    ours = compressors.build("ma_lmm", tokens=4 * PLACES).one(features).values
     expected = reference.ma_lmm(values_of(features), 4).flatten(0, 1)
     apart = torch.cdist(expected, ours, compute_mode="donot_use_mm_for_euclid_dist")
     assert apart.min(1).values.max() < 1e-5 and apart.min(0).values.max() < 1e-5

@@ -148,7 +148,7 @@ def test_mistakes_in_a_file_are_told(sample_video: Path, tmp_path: Path, capsys)
         assert ask(sample_video, stock.folder("qwen2_5_vl"), "--config", file) == 2
         assert said in capsys.readouterr().err
     assert ask(sample_video, stock.folder("qwen2_5_vl"), "--config", tmp_path / "none.yaml") == 2
-    assert "There is no config file" in capsys.readouterr().err
+    assert "There is no file" in capsys.readouterr().err
 
 
 def test_a_method_names_no_weights() -> None:

@@ -70,7 +70,7 @@ def run(names: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     links = chain.read(names, ["train.steps=2"])
     directory = chain.run(links, train)
-    assert output.is_finished(directory) and all(link.finished for link in links)
+    assert (directory / output.FINISHED).is_file() and all(link.finished for link in links)
 
 
 def test_a_tiny_recipe_runs(place: Path, monkeypatch: pytest.MonkeyPatch):

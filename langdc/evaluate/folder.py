@@ -173,7 +173,7 @@ class EvalFolder:
 
     def loop_cost(self) -> str:
         """How often videos were decoded in all sessions, and the share of time outside the stages, in words."""
-        sessions = [line for path in sorted(self.directory.glob("sessions/*.jsonl")) for line in jsonl.read(path)]
+        sessions = self.file("sessions").lines
         if not sessions:
             return ""
         sums = {name: sum(line.get(name, 0) for line in sessions) for name in ("seconds", "videos", "decoded", "read")}

@@ -203,6 +203,8 @@ def _record(name: str, number: int, item: dict, is_caption: bool) -> Record:
     if not turns or speakers != ["human", "gpt"] * (len(turns) // 2):
         raise ValueError(f"speakers are {', '.join(speakers) or 'none'}; human and gpt must take turns")
     texts = [text for _, text in turns]
+    if not all(texts[1::2]):
+        raise ValueError("answer: a reply is empty")
     kind = "image" if "image" in item else "video"
     questions = [
         QuestionRecord(kind=name, question=asked or (_REQUEST if kind == "image" else ""), answer=reply)

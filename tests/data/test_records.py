@@ -83,7 +83,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         ({"id": "x", "video": "a.mp4", "start": 2.0, "end": 1.0}, "must come before end"),
         ('{"id": "x", "video": "a.mp4", "start": NaN}', "start:"),
         ({"id": "x", "image": "a.png", "end": 1.0}, "there is none"),
-        ({"id": "x", "questions": [{"kind": "k", "question": "q"}]}, "questions.0.answer: Field required"),
+        ({"id": "x", "questions": [{"kind": "k", "answer": "a"}]}, "questions.0.question: Field required"),
         ({"id": "v3"}, "'v3' is already on line 3"),
     ],
 )

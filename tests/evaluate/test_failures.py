@@ -153,7 +153,10 @@ MALFORMED = {
     "no JSON": ('{"id": "v1", "video": ', "line 2: not valid JSON"),
     "no text": (b"\xff\xfe{}", "line 2: not UTF-8"),
     "an unknown field": ({"vidoe": "videos/v1.mp4"}, "line 2: the record has 1 mistake(s): vidoe: unknown key"),
-    "a question without an answer": ({"questions": [{"kind": "shape", "question": "what ?"}]}, "questions.0.answer"),
+    "a question without an answer": (
+        {"questions": [{"kind": "shape", "question": "what ?"}]},
+        "line 2: a question has no answer to compare with; write one",
+    ),
     "nested too deeply": ("[" * 100_000, "line 2: "),
     "an id given twice": ({"id": "v0"}, "line 2: the id 'v0' is already on line 1"),
     "no video": ({"video": None}, "line 2: the record has neither video nor image"),

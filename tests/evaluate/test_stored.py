@@ -49,7 +49,7 @@ def test_answers_from_the_store_are_those_from_pixels(prepared: Path, tmp_path: 
     pixels = run(prepared, tmp_path / "pixels")
     stored = run(prepared, tmp_path / "stored", features=str(tmp_path / "store"), features_dtype="float32")
     assert answers(stored) == answers(pixels)
-    (session,) = stored.sessions()
+    (session,) = stored.file("sessions").lines
     assert (session["videos"], session["decoded"], session["read"]) == (3, 1, 2)  # one was not there
     assert "decoded and encoded 1 times and read 2 times" in stored.loop_cost()
     assert "read" not in pixels.loop_cost()
@@ -60,7 +60,7 @@ def test_answers_from_the_store_are_those_from_pixels(prepared: Path, tmp_path: 
 def test_another_type_is_not_taken_for_this_one(prepared: Path, tmp_path: Path) -> None:
     fill(prepared, tmp_path / "store")
     stored = run(prepared, tmp_path / "stored", features=str(tmp_path / "store"), features_dtype="bfloat16")
-    assert (stored.sessions()[0]["decoded"], stored.sessions()[0]["read"]) == (3, 0)
+    assert (stored.file("sessions").lines[0]["decoded"], stored.file("sessions").lines[0]["read"]) == (3, 0)
 
 
 def test_a_damaged_file_stops_the_run_and_fails_no_answer(prepared: Path, tmp_path: Path) -> None:
