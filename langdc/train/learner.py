@@ -4,6 +4,7 @@ A step's batch is divided into micro-batches, over accumulation and processes. T
 count in the whole step, which the batches announce, so that the division does not depend on how it was divided.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -21,8 +22,6 @@ from langdc.model import VideoModel, hidden, is_absent
 from langdc.types import Compressed, Context, VideoBatch, VideoFeatures
 
 logger = get_logger(__name__)
-
-FIGURES: tuple[str, ...] = ("samples", "tokens", "soft_tokens", "segments")
 
 
 class Learner(nn.Module):
@@ -43,7 +42,7 @@ class Learner(nn.Module):
         self._check()
         self.step, self.progress, self.flops = 0, 0.0, 0.0
         self.parts: dict[str, tuple[Tensor, int]] = {}
-        self.figures: dict[str, int] = {}
+        self.figures: Counter[str] = Counter()
         self._uneven: set[str] = set()
 
     def _check(self) -> None:
@@ -90,7 +89,7 @@ class Learner(nn.Module):
         `counts`: of this batch, as announced by `TrainingData`; `num_items_in_batch`: of the whole step, with its
         number of "batches"; default: the step is this batch alone.
         """
-        self.flops, self.figures = 0.0, dict.fromkeys(FIGURES, 0)
+        self.flops, self.figures = 0.0, Counter()
         with self._observed(batch):
             losses = self.objective.losses(self.model, batch, replace(self.context(), targets=batch.targets))
         if undeclared := sorted(losses.keys() - set(self.names)):
@@ -99,7 +98,7 @@ class Learner(nn.Module):
                 "compressor or `names` of the objective, so that all processes count the same ones."
             )
         if counts is not None and not counts:  # padding
-            self.flops, self.figures = 0.0, dict.fromkeys(FIGURES, 0)
+            self.flops, self.figures = 0.0, Counter()
         self.parts, total = {}, torch.zeros((), device=self.model.device)
         for name, (summed, count) in losses.items():
             if batch.blank and name not in self.objective.names:

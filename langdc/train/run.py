@@ -71,21 +71,21 @@ def train(config: RunConfig) -> Path:
         started = time.monotonic()
         solved = objective.solve(run.model, data)
         if solved is None:
-            learner = Learner(run.model, objective, config.loss_weights, config.seed)
-            _fit(learner, data, run, config, directory)
+            _fit(run, data, directory)
         else:
             seconds = time.monotonic() - started
             figures = {"steps": 0, "loss": solved[0], "seconds": seconds, "samples": len(data), "flops": solved[1]}
-            distributed.main_process_first(lambda: _save(run, config, directory, data.data_hash(), figures))
+            distributed.main_process_first(lambda: _save(run, data, directory, figures))
     return directory
 
 
-def _fit(learner: Learner, data: TrainingData, run: RunModel, config: RunConfig, directory: Path) -> None:
+def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
     """Train from the newest complete checkpoint, with or without DeepSpeed, and save.
 
-    The module is not for use afterwards when DeepSpeed trained it. Raises Stopped, after saving, when a signal came.
+    The model is not for use afterwards when DeepSpeed trained it. Raises Stopped, after saving, when a signal came.
     """
-    resume, name = directory / output.RESUME, directory.name
+    config, resume, name = data.config, directory / output.RESUME, directory.name
+    learner = Learner(run.model, data.objective, config.loss_weights, config.seed)
     meter = Meter(learner, config.precision, config.peak_flops)
     log = JsonLog(directory / output.LOG, _samples_after(len(data), config))
     bar, shutdown = Bar(name), GracefulShutdown()
@@ -106,9 +106,7 @@ def _fit(learner: Learner, data: TrainingData, run: RunModel, config: RunConfig,
         if steps < trainer.state.max_steps:
             raise Stopped(f"{name} stopped after step {steps} of {trainer.state.max_steps}")
         with _gathered(trainer, run):
-            distributed.main_process_first(
-                lambda: _save(run, config, directory, data.data_hash(), log.figures(trainer.state))
-            )
+            distributed.main_process_first(lambda: _save(run, data, directory, log.figures(trainer.state)))
     finally:
         bar.close()
         _release(trainer)
@@ -139,8 +137,9 @@ def _gathered(trainer: RunTrainer, run: RunModel) -> Iterator[None]:
         yield
 
 
-def _save(run: RunModel, config: RunConfig, directory: Path, data_hash: str, figures: dict[str, Any]) -> None:
+def _save(run: RunModel, data: TrainingData, directory: Path, figures: dict[str, Any]) -> None:
     """Write the checkpoint and, last, `finished.json`; by the main process, which sees all tensors whole."""
+    config, data_hash = data.config, data.data_hash()
     tensors = run.tensors()
     broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
     if broken or not math.isfinite(figures["loss"]):

@@ -27,8 +27,6 @@ from langdc.model import VideoModel
 from langdc.train.meter import Meter
 from langdc.types import Context, FrameSpec, VideoBatch
 
-HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class CaptionEval(TrainerCallback):
     """Every `config.every` steps the compressor writes about fixed videos; a line is appended to a file of JSON lines.
@@ -116,13 +114,13 @@ class CaptionEval(TrainerCallback):
     @torch.no_grad()
     def _written(self) -> list[list[Tensor]]:
         """The ids of every segment of every video; a batch at a time, on all ranks alike."""
-        device, half, training = self.model.device, HALF.get(self.meter.precision), self.model.training
+        device, training, precision = self.model.device, self.model.training, self.meter.precision
         self.model.eval()
         writer, size, written = self._writer(device), self.config.batch_size, []
         for first in range(0, len(self.specs), size):
             found = [self.features.get(spec) for spec in self.specs[first : first + size]]
             batch = VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found])
-            with torch.autocast(device.type, half, half is not None):
+            with torch.autocast(device.type, getattr(torch, precision), precision != "float32"):
                 videos = self.model.features(batch, synced=True)
                 written += writer(videos, Context(wanted=frozenset({"states"}), synced=True)).ids
         self.model.train(training)
