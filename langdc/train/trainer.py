@@ -46,7 +46,9 @@ class RunTrainer(Trainer):
         self, learner: Learner, data: TrainingData, arguments: TrainingArguments, meter: Meter,
         callbacks: Sequence[TrainerCallback] = ()
     ) -> None:  # fmt: skip
-        super().__init__(learner, arguments, data.collate, data, callbacks=list(callbacks))
+        super().__init__(
+            model=learner, args=arguments, data_collator=data.collate, train_dataset=data, callbacks=list(callbacks)
+        )
         self.learner, self.data, self.meter = learner, data, meter
         self.batches = EvenBatchSampler(len(data), arguments.per_device_train_batch_size, arguments.seed)
         self.add_callback(_EpochCallback(self))

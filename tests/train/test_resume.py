@@ -58,11 +58,11 @@ def test_one_process_killed_again_and_again_is_exact(trained: Recipes, tmp_path:
     assert_close([found], [wanted], 0)
 
 
-@pytest.mark.parametrize(("stage", "number"), [("stage2", 2), ("stage3", 3)])
-def test_two_processes_killed_again_and_again_are_close(trained: Recipes, tmp_path: Path, stage: str, number: int):
-    found = chosen(trained, stage, tmp_path / "killed", number, batch_size=2)
+def test_two_processes_killed_again_and_again_are_close(trained: Recipes, tmp_path: Path):
+    """The captioner under ZeRO-3; stage 3 under both is in test_deepspeed.py, with the real launcher."""
+    found = chosen(trained, "stage2", tmp_path / "killed", 3, batch_size=2)
     killed(2, found)
-    assert_close([found], [expected(trained, stage)], 1e-5)
+    assert_close([found], [expected(trained, "stage2")], 1e-5)
 
 
 @pytest.mark.parametrize("kind", ZERO)
@@ -77,8 +77,11 @@ def test_another_number_of_processes_resumes(trained: Recipes, tmp_path: Path, k
     assert_close([found], [expected(trained, "stage3")], 1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("count", "zero"), [(1, None), (2, 3)], ids=["one", "two-zero3"])
+@pytest.mark.parametrize(
+    ("number", "count", "zero"),
+    [(signal.SIGTERM, 1, None), (signal.SIGINT, 1, None), (signal.SIGINT, 2, 3)],
+    ids=["term-one", "int-one", "int-two-zero3"],
+)
 def test_a_signal_to_one_process_saves_and_stops_all(
     trained: Recipes, tmp_path: Path, number: int, count: int, zero: int | None
 ):
