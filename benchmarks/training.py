@@ -38,13 +38,11 @@ from langdc import config as settings
 from langdc import devices, distributed, jsonl
 from langdc.backbones.chat import IGNORED, conversation
 from langdc.config import ModelConfig, RunConfig
-from langdc.devices import synchronize
 from langdc.encoders.internvideo2 import InternVideo2Config
 from langdc.features import FeatureStore, read_spec
 from langdc.interfaces import Objective
 from langdc.model import VideoModel
 from langdc.sample.dataset import make_dataset
-from langdc.train import setup
 from langdc.train.arguments import training_arguments
 from langdc.train.batches import TrainingData
 from langdc.train.learner import Learner
@@ -52,6 +50,7 @@ from langdc.train.meter import Meter
 from langdc.train.objectives import objectives
 from langdc.train.progress import JsonLog
 from langdc.train.samples import Sample
+from langdc.train.setup import RunModel
 from langdc.train.trainer import RunTrainer
 from langdc.types import Context, Frames, Prompt, VideoBatch, VideoFeatures
 
@@ -110,7 +109,7 @@ def build(config: RunConfig) -> tuple[VideoModel, Objective]:
     """The model of a run as it is trained, with the same weights every time, and what it learns."""
     torch.manual_seed(config.seed)
     objective = objectives.build(config.objective.name, **config.objective.settings)
-    return setup.RunModel.of(config, objective).model.to(devices.device()), objective
+    return RunModel.of(config, objective).model.to(devices.device()), objective
 
 
 def data_of(model: VideoModel, objective: Objective, config: RunConfig, folder: Path | None) -> TrainingData:
@@ -126,20 +125,20 @@ class Plain:
         self.compressor: Any = self.model.compressor
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=self.train.learning_rate, weight_decay=0.0)
-        self.waiting = 0.0
+        self.waiting = 0.0  # seconds in which files were read
 
     def run(self) -> float:
         """One pass over the samples; the seconds."""
         self.model.train()
         samples, size = self.data.samples, self.train.batch_size
-        started = time.perf_counter()
+        self.optimizer.zero_grad()
+        self.waiting, started = 0.0, time.perf_counter()
         for first in range(0, len(samples), size):
             self.step(samples[first : first + size])
-        synchronize()
+        devices.synchronize()
         return time.perf_counter() - started
 
     def step(self, samples: Sequence[Sample]) -> None:
-        """Learn from a batch."""
         self.loss(samples).backward()
         torch.nn.utils.clip_grad_norm_(self.trained, self.train.clip)
         self.optimizer.step()
@@ -182,8 +181,7 @@ class Plain:
         states = [list(of_video) for of_video in zip(*padded, strict=True)]
         tokens = self.model.compress(self._features(videos, "projected"), Context(targets={"states": states})).tokens
         batch = VideoBatch([], [], self.prompts(samples), [(number,) for number in range(len(samples))])
-        inputs = self.model.inputs(batch, tokens)
-        assert inputs.labels is not None  # prompts are made to learn from
+        inputs: Any = self.model.inputs(batch, tokens)
         states = backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
         logits = backbone.lm_head(states[:, :-1]).float()
         return F.cross_entropy(logits.flatten(0, 1), inputs.labels[:, 1:].flatten(), ignore_index=IGNORED)
@@ -203,8 +201,6 @@ def plain(config: RunConfig, folder: Path, encodes: int = 2) -> tuple[Figures, i
     few = loop.data.samples[: config.train.batch_size]
     loop.step(few)
     step_bytes = _step_bytes(lambda: loop.loss(few).backward())
-    loop.optimizer.zero_grad()
-    loop.waiting = 0.0
     seconds = loop.run()
     return Figures(seconds, 0.0, loop.waiting / seconds, step_bytes), len(loop.data)
 
@@ -277,8 +273,8 @@ def profile(config: RunConfig) -> list[tuple[str, str, str]]:
             _learn(learner, data)
     time_of = "self_device_time_total" if devices.has_accelerator() else "self_cpu_time_total"
     times = sorted(((getattr(event, time_of), event.key) for event in seen.key_averages()), reverse=True)
-    total = sum(taken for taken, _ in times)
-    return [(str(config.stage), name, f"{100 * taken / total:.0f} %") for taken, name in times[:5]]
+    percent = sum(taken for taken, _ in times) / 100
+    return [(str(config.stage), name, f"{taken / percent:.0f} %") for taken, name in times[:5]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
