@@ -65,10 +65,7 @@ NARROWER = {
 
 @dataclass(frozen=True)
 class Figures:
-    """One way of training over one pass: seconds in all and before the first step.
-
-    `waiting`: the share of the time of the steps; `step_bytes`: the most that a step holds besides weights.
-    """
+    """Of one pass: seconds in all and before the first step, share of waiting, most bytes a step holds but weights."""
 
     seconds: float
     before: float
@@ -94,8 +91,7 @@ def narrow(dual: bool) -> ModelConfig:
     """The recipe's model with a quarter of every width and a twelfth of every depth; `dual` as its stage 3 has it."""
     tree = settings.read_tree("langdc_3b/model")["model"]
     backbone, compressor = tree["backbone"], tree["compressor"]
-    video = InternVideo2Config()
-    backbone["video_encoder"]["source"]["config"] = {n: getattr(video, n) for n in ("width", "mlp_width", "depth")}
+    backbone["video_encoder"]["source"]["config"] = InternVideo2Config().model_dump(include=set(NARROWER))
     encoders = [backbone[f"{name}_encoder"]["source"] for name in ("image", "video")]
     for part in (backbone["language_model"], compressor["captioner"], *encoders):
         part["config"] |= {name: part["config"][name] // by for name, by in NARROWER.items() if name in part["config"]}
@@ -157,7 +153,6 @@ class Plain:
         return sum((part.loss for part in parts), torch.zeros(())) / sum(part.targets for part in parts)
 
     def _features(self, videos: list[Frames], need: str) -> list[VideoFeatures]:
-        """The features of all videos, encoded together."""
         batch = VideoBatch([], [video.seconds for video in videos], frames=videos)
         return self.model.features(batch, frozenset({need}))
 
@@ -182,8 +177,8 @@ class Plain:
         tokens = self.model.compress(self._features(videos, "projected"), Context(targets={"states": states})).tokens
         batch = VideoBatch([], [], self.prompts(samples), [(number,) for number in range(len(samples))])
         inputs: Any = self.model.inputs(batch, tokens)
-        states = backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
-        logits = backbone.lm_head(states[:, :-1]).float()
+        hidden = backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
+        logits = backbone.lm_head(hidden[:, :-1]).float()
         return F.cross_entropy(logits.flatten(0, 1), inputs.labels[:, 1:].flatten(), ignore_index=IGNORED)
 
     def prompts(self, samples: Sequence[Sample]) -> list[Prompt]:
@@ -193,13 +188,10 @@ class Plain:
 
 
 def plain(config: RunConfig, folder: Path, encodes: int = 2) -> tuple[Figures, int]:
-    """The plain loop's figures, after one step that is not counted, and the number of samples.
-
-    `encodes`: how often the encoders run; `folder`: where the features of all videos are left for ours.
-    """
+    """The plain loop's figures, and the number of samples; leaves the features of all videos in `folder` for ours."""
     loop = Plain(data_of(*build(config), config, folder), encodes)
     few = loop.data.samples[: config.train.batch_size]
-    loop.step(few)
+    loop.step(few)  # not counted
     step_bytes = _step_bytes(lambda: loop.loss(few).backward())
     seconds = loop.run()
     return Figures(seconds, 0.0, loop.waiting / seconds, step_bytes), len(loop.data)
@@ -212,7 +204,7 @@ def ours(config: RunConfig, folder: Path | None, directory: Path) -> Figures:
     data = data_of(model, objective, config, folder)
     before = time.perf_counter() - started
     learner = _learner(data)
-    _learn(learner, data)  # not counted, as the plain loop's first step
+    _learn(learner, data)  # not counted, as there
     directory.mkdir(parents=True)
     log = JsonLog(directory / "log.jsonl", lambda steps: steps * config.train.batch_size)
     arguments = training_arguments(config, directory, "benchmark")
@@ -229,7 +221,6 @@ def _learner(data: TrainingData) -> Learner:
 
 
 def _learn(learner: Learner, data: TrainingData) -> None:
-    """Gradients of the first batch, without a step."""
     learner(**data.collate(data.samples[: data.config.train.batch_size]))["loss"].backward()
     learner.zero_grad()
 
@@ -264,7 +255,7 @@ def rows(config: RunConfig, folder: Path) -> Iterator[tuple[str, ...]]:
 
 
 def profile(config: RunConfig) -> list[tuple[str, str, str]]:
-    """The operations of our steps from features that take most time themselves, with their shares."""
+    """The five operations that take most of the time of our steps from features, with their shares."""
     data = data_of(*build(config), config, None)
     learner = _learner(data)
     _learn(learner, data)
