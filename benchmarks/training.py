@@ -204,13 +204,12 @@ def ours(config: RunConfig, folder: Path | None, directory: Path) -> Figures:
     data = data_of(model, objective, config, folder)
     before = time.perf_counter() - started
     learner = _learner(data)
-    _learn(learner, data)  # not counted, as there
+    _learn(learner, data)  # not counted, as in the plain loop
     directory.mkdir(parents=True)
     log = JsonLog(directory / "log.jsonl", lambda steps: steps * config.train.batch_size)
     arguments = training_arguments(config, directory, "benchmark")
     meter = Meter(learner, config.precision, peak=1e12)  # given, so that no time goes into measuring it
-    given: dict[str, Any] = {"train_dataset": data, "data_collator": data.collate, "rates": config.train.rates}
-    RunTrainer(model=learner, args=arguments, callbacks=[log], meter=meter, **given).train()
+    RunTrainer(learner, data, arguments, meter, [log]).train()
     waiting = fmean(line["data_wait"] for line in jsonl.read(log.path))
     step_bytes = _step_bytes(lambda: _learn(learner, data))
     return Figures(before + log.seconds, before, waiting, step_bytes, data.features.store.held_bytes)
