@@ -38,13 +38,11 @@ from langdc import config as settings
 from langdc import devices, distributed, jsonl
 from langdc.backbones.chat import IGNORED, conversation
 from langdc.config import ModelConfig, RunConfig
-from langdc.devices import synchronize
 from langdc.encoders.internvideo2 import InternVideo2Config
 from langdc.features import FeatureStore, read_spec
 from langdc.interfaces import Objective
 from langdc.model import VideoModel
 from langdc.sample.dataset import make_dataset
-from langdc.train import setup
 from langdc.train.arguments import training_arguments
 from langdc.train.batches import TrainingData
 from langdc.train.learner import Learner
@@ -52,6 +50,7 @@ from langdc.train.meter import Meter
 from langdc.train.objectives import objectives
 from langdc.train.progress import JsonLog
 from langdc.train.samples import Sample
+from langdc.train.setup import RunModel
 from langdc.train.trainer import RunTrainer
 from langdc.types import Context, Frames, Prompt, VideoBatch, VideoFeatures
 
@@ -66,10 +65,7 @@ NARROWER = {
 
 @dataclass(frozen=True)
 class Figures:
-    """One way of training over one pass: seconds in all and before the first step.
-
-    `waiting`: the share of the time of the steps; `step_bytes`: the most that a step holds besides weights.
-    """
+    """Of one pass: seconds in all and before the first step, share of waiting, most bytes a step holds but weights."""
 
     seconds: float
     before: float
@@ -95,8 +91,7 @@ def narrow(dual: bool) -> ModelConfig:
     """The recipe's model with a quarter of every width and a twelfth of every depth; `dual` as its stage 3 has it."""
     tree = settings.read_tree("langdc_3b/model")["model"]
     backbone, compressor = tree["backbone"], tree["compressor"]
-    video = InternVideo2Config()
-    backbone["video_encoder"]["source"]["config"] = {n: getattr(video, n) for n in ("width", "mlp_width", "depth")}
+    backbone["video_encoder"]["source"]["config"] = InternVideo2Config().model_dump(include=set(NARROWER))
     encoders = [backbone[f"{name}_encoder"]["source"] for name in ("image", "video")]
     for part in (backbone["language_model"], compressor["captioner"], *encoders):
         part["config"] |= {name: part["config"][name] // by for name, by in NARROWER.items() if name in part["config"]}
@@ -110,7 +105,7 @@ def build(config: RunConfig) -> tuple[VideoModel, Objective]:
     """The model of a run as it is trained, with the same weights every time, and what it learns."""
     torch.manual_seed(config.seed)
     objective = objectives.build(config.objective.name, **config.objective.settings)
-    return setup.RunModel.of(config, objective).model.to(devices.device()), objective
+    return RunModel.of(config, objective).model.to(devices.device()), objective
 
 
 def data_of(model: VideoModel, objective: Objective, config: RunConfig, folder: Path | None) -> TrainingData:
@@ -126,20 +121,20 @@ class Plain:
         self.compressor: Any = self.model.compressor
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=self.train.learning_rate, weight_decay=0.0)
-        self.waiting = 0.0
+        self.waiting = 0.0  # seconds in which files were read
 
     def run(self) -> float:
         """One pass over the samples; the seconds."""
         self.model.train()
         samples, size = self.data.samples, self.train.batch_size
-        started = time.perf_counter()
+        self.optimizer.zero_grad()
+        self.waiting, started = 0.0, time.perf_counter()
         for first in range(0, len(samples), size):
             self.step(samples[first : first + size])
-        synchronize()
+        devices.synchronize()
         return time.perf_counter() - started
 
     def step(self, samples: Sequence[Sample]) -> None:
-        """Learn from a batch."""
         self.loss(samples).backward()
         torch.nn.utils.clip_grad_norm_(self.trained, self.train.clip)
         self.optimizer.step()
@@ -158,7 +153,6 @@ class Plain:
         return sum((part.loss for part in parts), torch.zeros(())) / sum(part.targets for part in parts)
 
     def _features(self, videos: list[Frames], need: str) -> list[VideoFeatures]:
-        """The features of all videos, encoded together."""
         batch = VideoBatch([], [video.seconds for video in videos], frames=videos)
         return self.model.features(batch, frozenset({need}))
 
@@ -182,10 +176,9 @@ class Plain:
         states = [list(of_video) for of_video in zip(*padded, strict=True)]
         tokens = self.model.compress(self._features(videos, "projected"), Context(targets={"states": states})).tokens
         batch = VideoBatch([], [], self.prompts(samples), [(number,) for number in range(len(samples))])
-        inputs = self.model.inputs(batch, tokens)
-        assert inputs.labels is not None  # prompts are made to learn from
-        states = backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
-        logits = backbone.lm_head(states[:, :-1]).float()
+        inputs: Any = self.model.inputs(batch, tokens)
+        hidden = backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
+        logits = backbone.lm_head(hidden[:, :-1]).float()
         return F.cross_entropy(logits.flatten(0, 1), inputs.labels[:, 1:].flatten(), ignore_index=IGNORED)
 
     def prompts(self, samples: Sequence[Sample]) -> list[Prompt]:
@@ -195,16 +188,11 @@ class Plain:
 
 
 def plain(config: RunConfig, folder: Path, encodes: int = 2) -> tuple[Figures, int]:
-    """The plain loop's figures, after one step that is not counted, and the number of samples.
-
-    `encodes`: how often the encoders run; `folder`: where the features of all videos are left for ours.
-    """
+    """The plain loop's figures, and the number of samples; leaves the features of all videos in `folder` for ours."""
     loop = Plain(data_of(*build(config), config, folder), encodes)
     few = loop.data.samples[: config.train.batch_size]
-    loop.step(few)
+    loop.step(few)  # not counted
     step_bytes = _step_bytes(lambda: loop.loss(few).backward())
-    loop.optimizer.zero_grad()
-    loop.waiting = 0.0
     seconds = loop.run()
     return Figures(seconds, 0.0, loop.waiting / seconds, step_bytes), len(loop.data)
 
@@ -216,7 +204,7 @@ def ours(config: RunConfig, folder: Path | None, directory: Path) -> Figures:
     data = data_of(model, objective, config, folder)
     before = time.perf_counter() - started
     learner = _learner(data)
-    _learn(learner, data)  # not counted, as the plain loop's first step
+    _learn(learner, data)  # not counted, as in the plain loop
     directory.mkdir(parents=True)
     log = JsonLog(directory / "log.jsonl", lambda steps: steps * config.train.batch_size)
     arguments = training_arguments(config, directory, "benchmark")
@@ -232,7 +220,6 @@ def _learner(data: TrainingData) -> Learner:
 
 
 def _learn(learner: Learner, data: TrainingData) -> None:
-    """Gradients of the first batch, without a step."""
     learner(**data.collate(data.samples[: data.config.train.batch_size]))["loss"].backward()
     learner.zero_grad()
 
@@ -267,7 +254,7 @@ def rows(config: RunConfig, folder: Path) -> Iterator[tuple[str, ...]]:
 
 
 def profile(config: RunConfig) -> list[tuple[str, str, str]]:
-    """The operations of our steps from features that take most time themselves, with their shares."""
+    """The five operations that take most of the time of our steps from features, with their shares."""
     data = data_of(*build(config), config, None)
     learner = _learner(data)
     _learn(learner, data)
@@ -276,8 +263,8 @@ def profile(config: RunConfig) -> list[tuple[str, str, str]]:
             _learn(learner, data)
     time_of = "self_device_time_total" if devices.has_accelerator() else "self_cpu_time_total"
     times = sorted(((getattr(event, time_of), event.key) for event in seen.key_averages()), reverse=True)
-    total = sum(taken for taken, _ in times)
-    return [(str(config.stage), name, f"{100 * taken / total:.0f} %") for taken, name in times[:5]]
+    percent = sum(taken for taken, _ in times) / 100
+    return [(str(config.stage), name, f"{taken / percent:.0f} %") for taken, name in times[:5]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
