@@ -18,9 +18,13 @@ def read(path: Path, strict: bool = False) -> list[dict]:
 
     An absent file gives [], and a last line that a kill cut short is left out; with `strict` both are errors.
     """
-    if not strict and not path.is_file():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:  # also one that its writer has just replaced or deleted
+        if strict:
+            raise
         return []
-    lines = [(n, line) for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     found: list[dict] = []
     for number, line in lines:
         try:

@@ -171,8 +171,8 @@ def _alone(tensor: Tensor) -> Tensor:
 
 
 def _clear_abandoned(folder: Path) -> None:
-    """Delete files that were half written when their process was killed."""
-    for path in folder.glob("*/*.partial"):
+    """Delete files that were half written when their process was killed, those of safetensors (.tmp*) among them."""
+    for path in (*folder.glob("*/*.partial"), *folder.glob("*/.tmp*")):
         with suppress(FileNotFoundError):  # another process does the same, or has just finished it
             if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 path.unlink()
