@@ -1,14 +1,12 @@
 """`langdc ask`: one question about one video, with the cost of the answer."""
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from langdc.config import MethodConfig, load
@@ -49,25 +47,19 @@ def _ask(options: argparse.Namespace, model: str, video: Path, question: str, tr
 
 
 def _ask_about_sample(options: argparse.Namespace) -> int:
+    """Ask about a video that is drawn for the seed, and show the caption of each of its segments."""
     question = options.question or options.video or _SAMPLE_QUESTION
     shared.check_text(question)
-    with _sample_clip(options.seed) as (path, truth):
-        screen().print(f"A sample video (seed {options.seed}), {len(truth)} segments. Question: {question}")
-        _ask(options, options.model or "sample:langdc", path, question, truth)
-    return 0
-
-
-@contextmanager
-def _sample_clip(seed: int) -> Iterator[tuple[Path, list[str]]]:
-    """Write the mp4 of a seed to a temporary folder: its path and the caption of each segment; ValueError below 0."""
-    if seed < 0:
-        raise ValueError(f"The seed is {seed}; give 0 or more.")
-    rng = np.random.default_rng([seed, 7])
+    if options.seed < 0:
+        raise ValueError(f"The seed is {options.seed}; give 0 or more.")
+    rng = np.random.default_rng([options.seed, 7])
     scenes = sample_video(rng)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / f"sample-{seed}.mp4"
+        path = Path(folder) / f"sample-{options.seed}.mp4"
         write_video(path, draw_video(scenes, rng), FPS)
-        yield path, [caption(scene) for scene in scenes]
+        screen().print(f"A sample video (seed {options.seed}), {len(scenes)} segments. Question: {question}")
+        _ask(options, options.model or "sample:langdc", path, question, [caption(scene) for scene in scenes])
+    return 0
 
 
 def _method(options: argparse.Namespace) -> dict[str, Any]:
@@ -93,30 +85,21 @@ def _show(answer: Answer, truth: list[str] | None = None) -> None:
     """Print the answer, the tokens of each segment and the seconds of each stage."""
     console = screen(soft_wrap=False)
     console.print(answer.text, style="bold green")
-    console.print(_segments(answer, truth))
-    if len(answer.segment_tokens) > _SHOWN_SEGMENTS:
-        console.print(f"... and {len(answer.segment_tokens) - _SHOWN_SEGMENTS} more segments", style="dim")
-    _show_cost(console, answer)
-
-
-def _segments(answer: Answer, truth: list[str] | None) -> Table:
     table = Table("segment", "tokens", "", "caption", box=None, pad_edge=False)
     if truth is not None:
         table.add_column("what was drawn", style="dim")
     largest = max([*answer.segment_tokens, 1])
     for index, count in enumerate(answer.segment_tokens[:_SHOWN_SEGMENTS]):
-        caption = answer.captions[index] if answer.captions is not None else ""
+        written = answer.captions[index] if answer.captions is not None else ""
         drawn = [truth[index]] if truth is not None else []
-        table.add_row(str(index + 1), str(count), "█" * round(_BAR * count / largest), caption, *drawn)
-    return table
-
-
-def _show_cost(console: Console, answer: Answer) -> None:
+        table.add_row(str(index + 1), str(count), "█" * round(_BAR * count / largest), written, *drawn)
+    console.print(table)
+    if len(answer.segment_tokens) > _SHOWN_SEGMENTS:
+        console.print(f"... and {len(answer.segment_tokens) - _SHOWN_SEGMENTS} more segments", style="dim")
     stages = "  ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in answer.seconds.items())
     before = f" of {answer.tokens_before}" if answer.tokens_before else ""
     console.print(f"{answer.tokens}{before} video tokens   {stages}", style="dim")
-    if answer.keys_per_layer is not None:
-        keys = answer.keys_per_layer
+    if (keys := answer.keys_per_layer) is not None:
         console.print(f"{min(keys)} to {max(keys)} keys per layer after reading, text included", style="dim")
 
 

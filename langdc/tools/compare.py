@@ -5,7 +5,6 @@ Letters: T steps of time, H W token grid, N tokens kept.
 
 import argparse
 import base64
-import html
 import inspect
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Environment, PackageLoader
 from PIL import Image
 from rich.table import Table
 from torch import Tensor
@@ -103,12 +103,10 @@ def member_of(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:
     """
     if name.startswith("kv:"):
         return {"kv": {"name": name.removeprefix("kv:"), **budget}}
-    if name in compressors.names():
-        return {"compressor": {"name": name, **budget}}
-    if name in kvcompressors.names():
+    if name in kvcompressors.names() and name not in compressors.names():
         return {"kv": {"name": name, **budget}}
-    compressors.get(name)  # says what there is
-    raise AssertionError(name)
+    compressors.get(name)  # its error says what there is
+    return {"compressor": {"name": name, **budget}}
 
 
 def _training_free() -> list[str]:
@@ -190,49 +188,14 @@ def _strip(frames: Tensor, kept: Tensor) -> Image.Image:
 
 
 def _page(title: str, question: str, frames: Tensor, found: Sequence[_Compared], before: int) -> str:
-    """One self-contained HTML page with a strip of kept patches per compressor."""
-    rows = "\n".join(_row(one, frames, before) for one in found)
-    return _PAGE.format(title=html.escape(title), question=html.escape(question), before=before, rows=rows)
+    """One self-contained HTML page with a strip of kept patches per compressor; `compare.html` is its template."""
+    page = Environment(loader=PackageLoader("langdc.tools", ""), autoescape=True, trim_blocks=True)
+    strips = [None if one.kept is None else _as_url(_strip(frames, one.kept)) for one in found]
+    pairs = list(zip(found, strips, strict=True))
+    return page.get_template("compare.html").render(title=title, question=question, before=before, found=pairs)
 
 
-def _row(one: _Compared, frames: Tensor, before: int) -> str:
-    name = html.escape(one.name)
-    if one.answer is None:
-        return f'<section><h2>{name}</h2><p class="quiet">{html.escape(one.trouble)}</p></section>'
-    cost = f"{one.answer.tokens} tokens ({one.answer.tokens / max(before, 1):.0%}), {one.milliseconds:.0f} ms"
-    if one.answer.keys_per_layer is not None:
-        held = one.answer.keys_per_layer
-        cost += f", {min(held)} to {max(held)} keys per layer kept, text included"
-    said = html.escape(one.answer.text) or "(nothing)"
-    return f"<section><h2>{name} <small>{cost}</small></h2><p>{said}</p>{_picture(one, frames)}</section>"
-
-
-def _picture(one: _Compared, frames: Tensor) -> str:
-    if one.kept is None:
-        return '<p class="quiet">No patches to show: its tokens are new ones.</p>'
+def _as_url(picture: Image.Image) -> str:
     file = io.BytesIO()
-    _strip(frames, one.kept).save(file, "JPEG", quality=85)
-    data = base64.b64encode(file.getvalue()).decode()
-    share = float(one.kept.float().mean())
-    return f'<img alt="{html.escape(one.name)} kept {share:.0%} of the patches" src="data:image/jpeg;base64,{data}">'
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --ink: light-dark(#1c2430, #e6e9ee); --quiet: light-dark(#5b6675, #98a3b3);
-  --paper: light-dark(#fff, #12161c); --line: light-dark(#dde3ea, #2c3542); }}
-body {{ margin: 0 auto; max-width: 90rem; padding: 2rem clamp(1rem, 4vw, 3rem); background: var(--paper);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.6rem; margin: 0; }} h2 {{ font-size: 1.05rem; margin: 0; }}
-small, .quiet {{ color: var(--quiet); font-weight: 400; }} small {{ margin-left: .6rem; }}
-section {{ border-top: 1px solid var(--line); padding: 1rem 0; }} section p {{ margin: .2rem 0 .6rem; }}
-img {{ display: block; width: 100%; height: auto; border-radius: .4rem; }}
-</style>
-<h1>{title}</h1>
-<p class="quiet">{question} &mdash; {before} visual tokens before compression. Bright patches were kept;
-where keys are dropped, the brighter the more layers kept them.</p>
-{rows}
-</html>
-"""
+    picture.save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

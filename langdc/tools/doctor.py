@@ -58,9 +58,11 @@ class _Finding:
 
 def _check_environment() -> list[_Finding]:
     """Look at everything the project can use; required things first."""
+    built = (torch.version.cuda and f"CUDA {torch.version.cuda}") or torch.version.hip or "CPU"
+    threads = f"{torch.get_num_threads()} threads, built for {built}"
     return [
-        _python(),
-        _torch(),
+        _Finding("python", True, f"{platform.python_version()} on {sys.platform}", required=True),
+        _Finding("torch", True, f"{torch.__version__}, {threads}", required=True),
         *(_package(name, "reinstall with: pip install -e .", required=True) for name in _REQUIRED),
         _accelerator(),
         *(_package(name, advice) for name, advice in _OPTIONAL.items()),
@@ -74,18 +76,6 @@ def _installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _python() -> _Finding:
-    enough = sys.version_info >= (3, 11)
-    advice = "" if enough else "Python 3.11 or newer is needed"
-    return _Finding("python", enough, f"{platform.python_version()} on {sys.platform}", advice, required=True)
-
-
-def _torch() -> _Finding:
-    built = (torch.version.cuda and f"CUDA {torch.version.cuda}") or torch.version.hip or "CPU"
-    detail = f"{torch.__version__}, {torch.get_num_threads()} threads, built for {built}"
-    return _Finding("torch", True, detail, required=True)
 
 
 def _package(name: str, advice: str, required: bool = False) -> _Finding:

@@ -3,8 +3,7 @@
 import argparse
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from rich.table import Table
 
@@ -23,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = Table("name", "site", "needs", "variants", "paper", box=None, pad_edge=False)
     table.columns[0].no_wrap = True  # names are copied from here
     found = _entries()
-    for entry in found:
-        table.add_row(entry.name, entry.site, entry.needs, " ".join(entry.variants) or "-", entry.paper)
+    for name, site, needs, variants, paper in found:
+        table.add_row(name, site, needs, " ".join(variants) or "-", paper)
     console = screen(soft_wrap=False)
     console.print(table)
     console.print(
@@ -33,42 +32,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """One compressor: `site` is where it works, `needs` what it needs besides features."""
 
     name: str
     site: str
     needs: str
-    paper: str
     variants: tuple[str, ...]
-    summary: str
+    paper: str
 
 
 def _entries() -> list[_Entry]:
     """All compressors: before the language model, learned, in its cache; each group by name."""
-    before = [_token_entry(name) for name in compressors.names()]
-    cache = [_kv_entry(name) for name in kvcompressors.names()]
+    before = [_token_entry(name, compressors.get(name)) for name in compressors.names()]
+    cache = [_kv_entry(name, kvcompressors.get(name)) for name in kvcompressors.names()]
     return sorted(before, key=lambda entry: entry.site) + cache
 
 
-def _token_entry(name: str) -> _Entry:
-    kind: Any = compressors.get(name)
+def _token_entry(name: str, kind: Any) -> _Entry:
     learned = "width" in inspect.signature(kind).parameters  # it has weights of the backbone's width
-    needs = ["training"] if learned else []
     stated = kind.needs if isinstance(getattr(kind, "needs", None), frozenset) else frozenset()  # some know it later
-    needs += [said for name, said in _NEEDS.items() if name in stated]
-    return _entry(name, "learned" if learned else "before the LLM", ", ".join(needs) or "-", kind)
+    needs = ["training"] * learned + [text for need, text in _NEEDS.items() if need in stated]
+    return _Entry(name, "learned" if learned else "before the LLM", ", ".join(needs) or "-", *_published(kind))
 
 
-def _kv_entry(name: str) -> _Entry:
-    kind: Any = kvcompressors.get(name)
+def _kv_entry(name: str, kind: Any) -> _Entry:
     scorer = inspect.signature(kind).parameters.get("scorer")
-    given = scorer.default if scorer is not None else None
-    guided = isinstance(given, str) and scorers.of(given).question_window > 0
-    return _entry(name, "KV cache", "question" if guided else "-", kind)
+    guided = scorer is not None and isinstance(scorer.default, str) and scorers.of(scorer.default).question_window > 0
+    return _Entry(name, "KV cache", "question" if guided else "-", *_published(kind))
 
 
-def _entry(name: str, site: str, needs: str, kind: Any) -> _Entry:
-    variants = get_args(get_type_hints(kind.__init__).get("variant"))
-    return _Entry(name, site, needs, kind.paper or "-", variants, (inspect.getdoc(kind) or "").partition("\n")[0])
+def _published(kind: Any) -> tuple[tuple[str, ...], str]:
+    return get_args(get_type_hints(kind.__init__).get("variant")), kind.paper or "-"
