@@ -14,7 +14,6 @@ from torch import Tensor
 
 from langdc import sources
 
-_INDEX_SUFFIX = ".index.json"
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _PARALLEL = "module."  # before every name after training on several devices
 
@@ -71,30 +70,16 @@ def _unpickle(file: Path) -> Any:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a Hugging Face directory's weights: safetensors, else the older .bin; [] if none."""
-    found = ([f for f in folder.glob(each) if not f.name.endswith(_INDEX_SUFFIX)] for each in _WEIGHTS)
-    return next((sorted(files) for files in found if files), [])
+    return next((files for pattern in _WEIGHTS if (files := sorted(folder.glob(pattern)))), [])
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face directory, which may be in several files; ValueError if some files are absent."""
+    sources.check_files(folder)
     files = weight_files(folder)
     if not files:
         raise ValueError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin). Copy it whole.")
-    found = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
-    for index in folder.glob(f"*{_INDEX_SUFFIX}"):
-        if index.name.split(".")[1] == files[0].name.split(".")[1]:
-            check_index(index, found)
-    return found
-
-
-def check_index(index: Path, names: Mapping[str, Any]) -> None:
-    """ValueError if an index lists tensors that are not among `names`."""
-    listed = read_json(index, "to know which files belong together").get("weight_map", {})
-    absent = sorted({str(file) for name, file in listed.items() if name not in names})
-    if absent:
-        raise ValueError(
-            f"{index.parent} is not complete: tensors of {', '.join(absent[:8])} are absent. Copy it again."
-        )
+    return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
 
 def write_part(folder: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:

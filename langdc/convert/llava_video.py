@@ -1,8 +1,8 @@
 """A checkpoint in the layout of LLaVA-NeXT (LlavaQwenForCausalLM) as a LLaVA-OneVision directory of transformers.
 
 The backbones llava_video and llava_onevision load the result. A checkpoint may leave out its language model or its
-encoder, which then come from the directory of that part. Weights are read tensor by tensor and written file by file, in
-safetensors only; conversion.json lists every tensor.
+encoder, which then come from the directory of that part. Weights are read and written in safetensors only, file by
+file; conversion.json lists every tensor.
 """
 
 import argparse
@@ -11,15 +11,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from rich.console import Console
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -36,9 +34,10 @@ from transformers.models.llava_onevision.image_processing_llava_onevision import
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 
 from langdc.convert.commands import open_output, write_report
-from langdc.convert.files import check_index, read_json
+from langdc.convert.files import read_json, read_tensors
 from langdc.convert.names import NameReport, check_complete, shapes_of
 from langdc.log import screen
+from langdc.sources import check_files
 
 _ENDS = "generation_config.json"
 _TOKENIZER_FILES = (
@@ -77,21 +76,11 @@ _DROPPED = (
 )
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor in a file, under its name there."""
+class _Stored(NamedTuple):
+    """A tensor, mapped into memory and read where it is used, and the file and name that it comes from."""
 
-    file: Path
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        with safe_open(self.file, "pt") as opened:
-            return tuple(opened.get_slice(self.name).get_shape())
-
-    def read(self) -> Tensor:
-        with safe_open(self.file, "pt") as opened:
-            return opened.get_tensor(self.name)
+    tensor: Tensor
+    origin: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,27 +113,27 @@ def convert(checkpoint: Path, out: Path, language: Path | None, vision: Path | N
         found = _published_tensors(checkpoint, language, vision)
         report = _sort_names(found, config)
         taken = {new: found[old] for new, old in report.taken.items()}
-        _write_weights(taken, beside, getattr(torch, str(config.dtype).removeprefix("torch.")), int(shard_gb * 1e9))
+        tensors = {new: stored.tensor for new, stored in taken.items()}
+        _write_weights(tensors, beside, getattr(torch, str(config.dtype).removeprefix("torch.")), int(shard_gb * 1e9))
         config.save_pretrained(beside)
         _write_processor(config, tokenizer, beside)
         # where replies end
         if file := next((one / _ENDS for one in folders if (one / _ENDS).is_file()), None):
             shutil.copy(file, beside)
-        places = {new: f"{s.file.parent.name}/{s.file.name}: {s.name}" for new, s in taken.items()}
-        write_report(beside, NameReport(places, report.dropped))
+        write_report(beside, NameReport({new: stored.origin for new, stored in taken.items()}, report.dropped))
     return report
 
 
-def _write_weights(tensors: Mapping[str, _Stored], folder: Path, dtype: torch.dtype, limit: int) -> None:
-    """Write files of at most `limit` bytes (or of one tensor), each read tensor by tensor, and their index."""
+def _write_weights(tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, limit: int) -> None:
+    """Write files of at most `limit` bytes (or of one tensor) and their index."""
     split = split_state_dict_into_shards_factory(
         dict(tensors),
-        get_storage_size=lambda stored: torch.Size(stored.shape).numel() * dtype.itemsize,
+        get_storage_size=lambda tensor: tensor.numel() * dtype.itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=limit,
     )
     for file, names in track(split.filename_to_tensors.items(), "writing", console=Console(stderr=True)):
-        save_file({name: tensors[name].read().to(dtype) for name in names}, folder / file, {"format": "pt"})
+        save_file({name: tensors[name].to(dtype) for name in names}, folder / file, {"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
@@ -266,30 +255,16 @@ def _image_sizes(given: Any, side: int) -> list[list[int]]:
 
 
 def _tensors_in(folder: Path) -> dict[str, _Stored]:
-    """Every tensor of a directory by name, from the heads of the files; ValueError if some are absent."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files and any(folder.glob("*.bin")):
-        raise ValueError(
-            f"{folder} holds pickled weights only, which can run code when they are loaded. Save them as safetensors "
-            "where you trust them, then convert."
-        )
+    """Every tensor of a directory of safetensors by name; ValueError if some files are absent or damaged."""
+    check_files(folder, weights=True)
     found: dict[str, _Stored] = {}
-    for file in files:
-        for name in _names_in(file):
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, tensor in read_tensors(file).items():
+            origin = f"{folder.name}/{file.name}: {name}"
             if name in found:
-                raise ValueError(f"{name} is in {found[name].file.name} and in {file.name}; remove the stale file.")
-            found[name] = _Stored(file, name)
-    if (folder / _INDEX).is_file():
-        check_index(folder / _INDEX, found)
+                raise ValueError(f"{name} is in two files: {found[name].origin} and {origin}. Remove the stale file.")
+            found[name] = _Stored(tensor, origin)
     return found
-
-
-def _names_in(file: Path) -> list[str]:
-    try:
-        with safe_open(file, "pt") as opened:
-            return list(opened.keys())
-    except SafetensorError as error:  # an interrupted download, or a git-lfs pointer in place of the file
-        raise ValueError(f"{file} is no whole safetensors file ({error}). Copy it again.") from error
 
 
 def _published_tensors(checkpoint: Path, language: Path | None, vision: Path | None) -> dict[str, _Stored]:
@@ -311,7 +286,7 @@ def _sort_names(found: Mapping[str, _Stored], config: LlavaOnevisionConfig) -> N
     left_out = {name: why for name in found if (why := _left_out(name, config)) is not None}
     report = NameReport.of(sorted(found), _DROPPED, _renamed, left_out)
     expected = _expected_shapes(config)
-    taken = {new: found[old] for new, old in report.taken.items() if new in expected}
+    taken = {new: found[old].tensor for new, old in report.taken.items() if new in expected}
     unknown = report.unknown + [old for new, old in report.taken.items() if new not in expected]
     advice = "A part that the checkpoint does not hold is taken from --language DIR or --vision DIR."
     check_complete("the model", taken, expected, unknown, advice, report.taken)

@@ -262,7 +262,7 @@ def test_files_that_are_absent_are_told(tmp_path: Path, capsys) -> None:
     second = original / "model-00002-of-00002.safetensors"
     second.rename(tmp_path / "elsewhere")
     assert run(original, tmp_path / "new", "--vision", vision) == 2
-    assert "is not complete: tensors of model-00002-of-00002.safetensors" in capsys.readouterr().err
+    assert "lacks model-00002-of-00002.safetensors" in capsys.readouterr().err
     whole = (tmp_path / "elsewhere").read_bytes()
     second.write_bytes(whole[: len(whole) // 2])  # a download that broke off
     assert run(original, tmp_path / "new", "--vision", vision) == 2
