@@ -9,7 +9,6 @@ import argparse
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,10 +39,6 @@ from langdc.log import screen
 from langdc.sources import check_files
 
 _ENDS = "generation_config.json"
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
-    "special_tokens_map.json",
-)  # fmt: skip
 # The authors' layout of a conversation, qwen_1_5; each video stands on a line of its own.
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -144,11 +139,8 @@ def _load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
     folder = next((one for one in folders if (one / "tokenizer_config.json").is_file()), None)
     if folder is None:
         raise ValueError("The checkpoint holds no tokenizer; give the directory of its Qwen2: --language DIR.")
-    with tempfile.TemporaryDirectory() as bare:  # away from config.json, whose model type transformers does not know
-        for name in _TOKENIZER_FILES:
-            if (folder / name).is_file():
-                shutil.copy(folder / name, bare)
-        tokenizer = AutoTokenizer.from_pretrained(bare)
+    # in place of its own config.json, whose model type transformers does not know
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=Qwen2Config())
     tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in ("<image>", "<video>")])
     return tokenizer
 

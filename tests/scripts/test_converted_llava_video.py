@@ -216,6 +216,9 @@ def test_a_checkpoint_without_its_encoder_needs_the_encoders_weights(tmp_path: P
     vision.mkdir()
     (vision / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": VISION}))
     assert main([str(original), str(tmp_path / "new"), "--vision", str(vision)]) == 2
+    assert f"{vision} holds no weights" in capsys.readouterr().err
+    save_file({"logit_scale": torch.ones(1)}, vision / "model.safetensors")
+    assert main([str(original), str(tmp_path / "new"), "--vision", str(vision)]) == 2
     said = capsys.readouterr().err
     assert "missing: vision_tower.vision_model.embeddings.patch_embedding.bias" in said
     assert "is taken from --language DIR or --vision DIR" in said
