@@ -43,27 +43,17 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand: its exit code, or that of docs/failures.md for an error, which is printed as one line."""
+    """Run a subcommand: its exit code, or that of docs/failures.md for an error, which is printed as one line.
+
+    LANGDC_TRACEBACK=1 raises errors instead.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((each for each in COMMANDS if words[: len(each.words.split())] == each.words.split()), None)
     if command is None:
         return _without_command(words)
-    return _run(command.target, words[len(command.words.split()) :])
-
-
-def door(words: str) -> Callable[..., int]:
-    """The `main(argv=None)` of a script that does the same as a subcommand."""
-    return lambda argv=None: main([*words.split(), *(sys.argv[1:] if argv is None else argv)])
-
-
-def _run(target: str, argv: Sequence[str]) -> int:
-    """Import "module:function" and call it with the arguments; errors become one line and an exit code.
-
-    LANGDC_TRACEBACK=1 raises them instead.
-    """
-    module, _, function = target.partition(":")
+    module, _, function = command.target.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)(argv)
+        return getattr(importlib.import_module(module), function)(words[len(command.words.split()) :])
     except KeyboardInterrupt:
         print("Interrupted. The same command resumes from what is complete.", file=sys.stderr)
         return _INTERRUPTED
@@ -74,8 +64,15 @@ def _run(target: str, argv: Sequence[str]) -> int:
         code = _exit_code(error)
         if code is None or os.environ.get("LANGDC_TRACEBACK"):
             raise
-        print(f"{_process()}error: {_message(error)}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        process = f"[process {rank}] " if rank != "0" else ""
+        print(f"{process}error: {_message(error)}", file=sys.stderr)
         return code
+
+
+def door(words: str) -> Callable[..., int]:
+    """The `main(argv=None)` of a script that does the same as a subcommand."""
+    return lambda argv=None: main([*words.split(), *(sys.argv[1:] if argv is None else argv)])
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -96,11 +93,6 @@ def _message(error: Exception) -> str:
     return str(error).strip() or type(error).__name__
 
 
-def _process() -> str:
-    """The number of this process, where a launcher started several."""
-    return f"[process {os.environ['RANK']}] " if os.environ.get("RANK", "0") != "0" else ""
-
-
 def _without_command(words: list[str]) -> int:
     """Show the list of commands, or say that there is none of this name."""
     group = [each for each in COMMANDS if words and each.words.startswith(f"{words[0]} ")]
@@ -119,7 +111,7 @@ def _without_command(words: list[str]) -> int:
         parser.error(f"Give a command.\n{_listed(COMMANDS)}")
     parser.parse_args(rest)
     parser.print_help()
-    return 0 if not rest else 2
+    return 2 if rest else 0
 
 
 def _listed(commands: Sequence[_Command]) -> str:

@@ -1,5 +1,6 @@
 """Plots as SVG text for a page: transparent, in the page's own text colour, the same bytes for the same figures."""
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -45,18 +46,11 @@ def _draw(width: float, height: float, draw: Any, name: str) -> str:
         draw(figure.add_subplot())
         text = io.StringIO()
         canvas.print_svg(text, metadata={"Date": None, "Creator": None})
-    return _for_page(text.getvalue(), name)
-
-
-def _for_page(svg: str, name: str) -> str:
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace(INK, "currentColor")
-    svg = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 system-ui, sans-serif", svg)
-    label = name.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return re.sub(
-        r'<svg (.*?)width="[^"]*"', rf'<svg role="img" aria-label="{label}" \1', svg, count=1, flags=re.DOTALL
-    ).replace('height="', 'data-height="', 1)
+    svg = text.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 system-ui, sans-serif", svg.replace(INK, "currentColor"))
+    svg = re.sub(r' (width|height)="[^"]*"', "", svg, count=2)  # of the whole drawing, which the page decides
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" ', 1)
 
 
 @dataclass(frozen=True)
@@ -75,9 +69,8 @@ def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     """Indices of the Pareto front, lowest cost first; equal entries all stay."""
     chosen: list[int] = []
     for index in sorted(range(len(costs)), key=lambda n: (costs[n], -values[n])):
-        best = chosen[-1] if chosen else None
-        equal = best is not None and (costs[index], values[index]) == (costs[best], values[best])
-        if best is None or equal or values[index] > values[best]:
+        best = chosen[-1] if chosen else index
+        if values[index] > values[best] or (costs[index], values[index]) == (costs[best], values[best]):
             chosen.append(index)
     return chosen
 
@@ -89,14 +82,14 @@ def accuracy_against(cost: str, points: Sequence[Point], ahead: Sequence[Point],
         axes.axhline(100 * chance, color=INK, linestyle=":", linewidth=1)
         across = axes.get_yaxis_transform()
         axes.text(0.99, 100 * chance + 1, "majority answer", transform=across, ha="right", va="bottom", size=9)
-        front = ([point.cost for point in ahead], [100 * point.value for point in ahead])
-        axes.plot(*front, color=INK, alpha=0.45, linewidth=1.5, zorder=1)
+        line = [point.cost for point in ahead], [100 * point.value for point in ahead]
+        axes.plot(*line, color=INK, alpha=0.45, linewidth=1.5, zorder=1)
         for point in sorted(points, key=lambda point: point.number is not None):  # named ones are drawn on top
-            plain = point.number is None
-            style: dict[str, Any] = {"color": INK, "alpha": 0.2} if plain else {"color": colour(point.number or 0)}
+            style: dict[str, Any] = {"color": INK, "alpha": 0.2}
+            if point.number is not None:
+                style = {"color": colour(point.number), "label": point.name}
             reach = [[100 * (point.value - point.low)], [100 * (point.high - point.value)]]
-            name = None if plain else point.name
-            axes.errorbar([point.cost], [100 * point.value], yerr=reach, fmt="o", label=name, capsize=3, **style)
+            axes.errorbar([point.cost], [100 * point.value], yerr=reach, fmt="o", capsize=3, **style)
         costs = [point.cost for point in points]
         if max(costs) > WIDE * min(costs):
             axes.set_xscale("log")

@@ -46,11 +46,11 @@ def train(config: str, run: str = "", *overrides: str) -> Step:
     return langdc(title, "train", f"sample/{config}", *overrides, *placed, done=f"{output}/{last}/finished.json")
 
 
-def evaluate(config: str, output: str) -> list[Step]:
-    """Evaluate the rows of a config and write the report."""
+def evaluate(name: str) -> list[Step]:
+    """Evaluate the rows of configs/sample/NAME.yaml and write the report."""
     return [
-        Step("evaluation", ["eval/run.py", "--config", config]),
-        Step("report", ["eval/table.py", output]),
+        Step("evaluation", ["eval/run.py", "--config", f"configs/sample/{name}.yaml"]),
+        Step("report", ["eval/table.py", f"runs/sample/{name}"]),
     ]
 
 
@@ -58,16 +58,6 @@ def main_runs() -> list[Step]:
     """The data, LangDC and the baseline."""
     data = langdc("sample videos", "data", "sample", "--out", "data/sample", done="data/sample/dataset.json")
     return [data, train("langdc"), train("pool2x2")]
-
-
-def quick_steps() -> list[Step]:
-    """What `make quickstart` does."""
-    return [*main_runs(), *evaluate("configs/sample/eval.yaml", "runs/sample/eval")]
-
-
-def seeded(seed: int) -> list[Step]:
-    """LangDC and the baseline once more with another seed."""
-    return [train(name, f"{name}-seed{seed}", f"seed={seed}") for name in ("langdc", "pool2x2")]
 
 
 def more_steps() -> list[Step]:
@@ -78,7 +68,7 @@ def more_steps() -> list[Step]:
         train("dual"),
         *(train("ablation", f"layer{n}", f"model.compressor.layer={n}") for n in (0, 4)),
         train("ablation", "predicting", "model.compressor.soft_token=predicting"),
-        *(step for seed in (1, 2) for step in seeded(seed)),
+        *(train(name, f"{name}-seed{seed}", f"seed={seed}") for seed in (1, 2) for name in ("langdc", "pool2x2")),
     ]
 
 
@@ -121,13 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[2].strip())
     parser.add_argument("--full", action="store_true", help="also the other poolings, ablations and seeds")
     options = parser.parse_args(argv)
+    name = "eval_full" if options.full else "eval"
     if options.full:
         seconds = run([*main_runs(), *more_steps()])
-        seconds += run([equal_flops(), *evaluate("configs/sample/eval_full.yaml", "runs/sample/eval_full")])
+        seconds += run([equal_flops(), *evaluate(name)])
     else:
-        seconds = run(quick_steps())
-    report = "runs/sample/eval_full" if options.full else "runs/sample/eval"
-    console.print(f"\nAll steps: {seconds / 60:.1f} minutes. The report: {report}/report.html", style="bold")
+        seconds = run([*main_runs(), *evaluate(name)])
+    console.print(f"\nAll steps: {seconds / 60:.1f} minutes. The report: runs/sample/{name}/report.html", style="bold")
     return 0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Environment, PackageLoader
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -31,7 +32,7 @@ from langdc.model import VideoModel
 from langdc.sources import is_packaged, resolve
 
 _ADAPTER = "adapter"
-_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_SIDE_FILES = (".json", ".txt", ".model", ".jinja")
 _WRITTEN = re.compile(r"config\.json|.*\.index\.json|langdc\.json|card\.json|conversion\.json|adapter_config\.json")
 """Files of a source that are not copied, since they are written anew or describe something else."""
 
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     made = export(options.checkpoint, options.out, options.adapter, DTYPES.get(options.dtype))
     console = screen()
-    console.print(*made.notes, sep="\n", end="\n" if made.notes else "")
+    for note in made.notes:
+        console.print(note)
     if not options.no_verify_save:
         console.print(check_saved(options.out, made.hashes))
         if made.adapter:
@@ -81,7 +83,7 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         _round(model, dtype)
     made = _Exported()
     with open_output(out) as beside:
-        left = [_language_model(model)] if adapter else []
+        left = [_name_of(model.backbone.language_model, model)] if adapter else []
         parts = {name: where for name, where in checkpoint.published(model).items() if name not in left}
         settings, folders = _placed(manifest["model"], parts, beside)
         for name, folder in folders.items():
@@ -118,9 +120,8 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
             part.config.dtype = dtype
 
 
-def _language_model(model: VideoModel) -> str:
-    """The name of the language model in a model."""
-    return next(name for name, module in model.named_modules() if module is model.backbone.language_model)
+def _name_of(part: nn.Module, model: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is part)
 
 
 # ---- settings
@@ -156,16 +157,14 @@ def _write_part(part: nn.Module, source: Path, folder: Path) -> None:
     if isinstance(part, PreTrainedModel):
         part.save_pretrained(folder, max_shard_size="5GB")
     else:
-        settings: Any = part.config
-        write_part(folder, part.state_dict(), settings.model_dump())
+        write_part(folder, part.state_dict(), part.config.model_dump())  # pyright: ignore
     _copy_side_files(source, folder)
 
 
 def _copy_side_files(source: Path, folder: Path) -> None:
-    for pattern in _SIDE_FILES:
-        for file in source.glob(pattern):
-            if not _WRITTEN.fullmatch(file.name):
-                shutil.copyfile(file, folder / file.name)
+    for file in source.iterdir():
+        if file.suffix in _SIDE_FILES and not _WRITTEN.fullmatch(file.name):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _copy_tokenizers(settings: dict, out: Path) -> None:
@@ -184,7 +183,7 @@ def _copy_tokenizers(settings: dict, out: Path) -> None:
 def _check_adapter_alone(model: VideoModel, lora: LoraConfig | None, source: str | Path) -> None:
     if lora is None:
         raise ValueError(f"{source} has no adapter; leave out --adapter to write its whole language model.")
-    prefix = _language_model(model)
+    prefix = _name_of(model.backbone.language_model, model)
     if prefix not in checkpoint.published(model):
         raise ValueError(f"{source} has a language model of random weights, which an adapter alone cannot be put on.")
     saved = checkpoint.saved_names(source)
@@ -200,15 +199,14 @@ def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Ex
     """Write a PEFT directory beside the parts, and note the hashes of what it gives."""
     import peft  # takes seconds, and most exports have no adapter
 
-    source = checkpoint.published(model)[_language_model(model)]
+    source = checkpoint.published(model)[_name_of(model.backbone.language_model, model)]
     local = is_packaged(source) or Path(source).is_dir()
     base = str(Path(resolve(source)).resolve()) if local else source  # pyright: ignore[reportArgumentType]
     whole = {f"base_model.model.{name}": tensor for name, tensor in _named(model.backbone.language_model).items()}
     made.adapter = {name: tensor_hash(tensor, torch.float32) for name, tensor in whole.items()}
     made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
     tensors = {name.replace(".default.", "."): tensor for name, tensor in whole.items() if ".lora_" in name}
-    modules = model.backbone.language_model.named_modules()
-    prefix = next(name for name, module in modules if module is model.backbone.text_model)
+    prefix = _name_of(model.backbone.text_model, model.backbone.language_model)
     leaves = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in tensors})
     # with the prefix, since a vision encoder may have layers of the same names
     targets = rf"{re.escape(prefix)}\..*\.({'|'.join(leaves)})"
@@ -226,44 +224,5 @@ def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Ex
 
 def _model_card(name: str, manifest: Mapping[str, Any], parts: Mapping[str, str], adapter: bool) -> str:
     """README.md: what the directory is, its parts' origins, how it is loaded. `parts`: the class of each directory."""
-    record = manifest.get("training") or {}
-    trained = "; ".join(f"{key} {record[key]}" for key in ("steps", "samples", "loss") if key in record)
-    sources = [f"- `{source}`: `{identity}`" for source, identity in sorted(manifest["parts"].items())]
-    return _CARD.format(
-        name=name,
-        compressor=manifest["model"]["compressor"]["name"],
-        backbone=manifest["model"]["backbone"]["name"],
-        run=f"`{manifest.get('stage') or 'converted'}`{f': {trained}' if trained else ''}",
-        data=manifest.get("data_sha256", "not recorded"),
-        rows="\n".join([f"| `{folder}/` | `{kind}` |" for folder, kind in parts.items()] + [_ADAPTER_ROW] * adapter),
-        sources="\n".join(sources) or "- weights that were converted or drawn at random",
-    )
-
-
-_ADAPTER_ROW = "| `adapter/` | PEFT, for the published language model |"
-_CARD = """---
-library_name: langdc
-pipeline_tag: video-text-to-text
-license: other
----
-# {name}
-
-A video language model: the compressor `{compressor}` turns videos into tokens of the backbone `{backbone}`.
-Run {run}. Data: sha256 `{data}`.
-
-```python
-from langdc import VideoLM
-VideoLM.from_pretrained("{name}").open("clip.mp4").ask("What happens?")
-```
-
-| directory | loads with transformers as |
-|---|---|
-{rows}
-
-`model.safetensors` and `langdc.json` hold the rest and what joins the parts.
-
-Made of:
-{sources}
-
-The licences of these parts and of the training data apply to the whole; name them before publishing.
-"""
+    templates = Environment(loader=PackageLoader("langdc.convert", ""), trim_blocks=True, keep_trailing_newline=True)
+    return templates.get_template("card.md").render(name=name, manifest=manifest, parts=parts, adapter=adapter)

@@ -87,9 +87,8 @@ def _plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
     objective = objectives.build(config.objective.name, **config.objective.settings)
     with torch.device("meta"):
         run = RunModel.of(config.model_copy(update={"start": None}), objective)
-    parameters = {id(parameter): parameter for parameter in run.model.parameters()}.values()
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    found: dict[str, Any] = {"parameters": sum(p.numel() for p in parameters), "trained": trained, "samples": None}
+    total, trained = _numbers(run.model)
+    found: dict[str, Any] = {"parameters": total, "trained": trained, "samples": None}
     found |= {"steps": config.train.steps, "tokens": None, "flops": None}
     missing = [str(path) for path in config.train.data if not path.is_file()]
     if missing:
@@ -105,6 +104,12 @@ def _plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
         layout: _bytes(run.model, config, found["tokens"] or 1024, layout, gpus) for layout in _layouts(gpus)
     }
     return found
+
+
+def _numbers(model: nn.Module) -> tuple[int, int]:
+    """How many parameters a model has, and how many of them are trained."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
 def _passed(model: VideoModel, data: TrainingData, reads: bool) -> tuple[float | None, float | None]:
@@ -134,8 +139,7 @@ def _layouts(gpus: int) -> list[_Layout]:
 def _bytes(model: VideoModel, config: RunConfig, tokens: float, layout: _Layout, gpus: int) -> float:
     """Memory of one device: weights, gradients, AdamW's states, what is kept for the backward pass, and logits."""
     size = 4 if config.precision == "float32" else 2
-    parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
-    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    total, trained = _numbers(model)
     packed = config.model.backbone.settings.get("quantize") is not None
     layers = [m for m in model.backbone.text_model.modules() if isinstance(m, nn.Linear)] if packed else []
     saved = sum(layer.weight.numel() * (4 - _NF4_BYTES) for layer in layers)
