@@ -111,7 +111,7 @@ def _without_command(words: list[str]) -> int:
         parser.error(f"Give a command.\n{_listed(COMMANDS)}")
     parser.parse_args(rest)
     parser.print_help()
-    return 2 if rest else 0
+    return 0
 
 
 def _listed(commands: Sequence[_Command]) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
-from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from langdc import checkpoint
 from langdc.captioner import SoftToken
@@ -177,10 +177,6 @@ def _branch(family: str, settings: Mapping[str, Any], options: Options) -> Branc
     return "dual" if all(stated) else "cap" if stated[0] else "pool"
 
 
-def _part(key: str, found: release.Release, given: Path | None, option: str, what: str) -> Path:
-    return release.locate(found.settings.get(key), given, found.folder, option, what)
-
-
 # ---- the parts, each as a directory of its own
 
 
@@ -188,39 +184,34 @@ def _language(family: str, found: release.Release, options: Options, done: _Conv
     """Write the language model: where its settings and its tokenizer come from, and its width."""
     settings_of = found.folder
     _, text_type, template = _FAMILIES[family]
-    if found.adapted:
+    if found.adapter is not None:
         stated = files.read_json(found.folder / "adapter_config.json", "to know the model below the adapter")
         named = stated.get("base_model_name_or_path")
-        settings_of = release.locate(named, options.language, found.folder, "--language", "The language model")
-        config, published = language.causal_config(settings_of), files.read_folder(settings_of)
+        settings_of = found.locate(named, options.language, "--language", "The language model")
+        config, published = files.read_config(settings_of, "the language model"), files.read_folder(settings_of)
     else:
-        config, published = _own_config(text_type, found.settings), found.parts["language"]
+        config, published = files.config_within(text_type, found.settings), found.parts["language"]
     tokenizer_of = settings_of if options.language is None else options.language
     # the authors' loader adds this token by default; it has a row, but no part reads it
     added = ["<im_patch>"] if found.settings.get("mm_use_im_patch_token", True) else []
     tokenizer = language.load_tokenizer(tokenizer_of, added, template)
     model, report = language.build("the language model", config, published, options.dtype, len(tokenizer))
     done.report.join(report, f"{_LANGUAGE}: ")
-    if found.adapted:
+    if found.adapter is not None:
         if others := sorted(found.parts["language"]):
             file, names = found.folder / release.EXTRA, ", ".join(others[:SHOWN])
             raise ValueError(f"{file} holds {len(others)} tensors of no part known here: {names}.")
-        model, merged = language.merge_adapter(model, found.folder, options.dtype)
+        model, merged = language.merge_adapter(model, found.adapter, options.dtype)
         done.report.join(merged)
     done.expect("backbone.language_model.", model.state_dict())
     language.write(done.folder / _LANGUAGE, model, tokenizer, settings_of, options.dtype)
     return settings_of, tokenizer_of, config.hidden_size
 
 
-def _own_config(text_type: str, settings: Mapping[str, Any]) -> PretrainedConfig:
-    """The language model's settings, of a release that states them among its own."""
-    known = {*CONFIG_MAPPING[text_type]().to_dict(), "rope_theta", "rope_scaling"} - {"model_type", "architectures"}
-    return CONFIG_MAPPING[text_type](**{name: value for name, value in settings.items() if name in known})
-
-
 def _image_encoder(found: release.Release, options: Options, done: _Converted) -> int:
     """Write CLIP's directory, from the release's own tensors where it holds them; its width."""
-    source = _part("image_mm_vision_tower", found, options.image_encoder, "--image-encoder", "The image encoder")
+    named = found.settings.get("image_mm_vision_tower")
+    source = found.locate(named, options.image_encoder, "--image-encoder", "The image encoder")
     width, tensors, report = images.convert(done.folder / _IMAGE, source, found.parts["image"], options.dtype)
     done.report.join(report, f"{_IMAGE}: ")
     done.expect("backbone.encoders.image.model.", tensors)
@@ -231,7 +222,8 @@ def _video_encoder(found: release.Release, options: Options, done: _Converted) -
     """Write InternVideo2's directory, from the release's own tensors where it holds them; its sizes."""
     published, heads = found.parts["video"], options.heads
     if not published:
-        source = _part("mm_vision_tower", found, options.video_encoder, "--video-encoder", "The video encoder")
+        named = found.settings.get("mm_vision_tower")
+        source = found.locate(named, options.video_encoder, "--video-encoder", "The video encoder")
         published, heads = internvideo2.read(source, heads)
     config, tensors, report = internvideo2.convert(published, heads, options.dtype)
     done.report.join(report, f"{_VIDEO}: ")
@@ -243,11 +235,12 @@ def _video_encoder(found: release.Release, options: Options, done: _Converted) -
 def _captioner(found: release.Release, options: Options, done: _Converted, tokenizer_of: Path) -> tuple[Path, int]:
     """Write the captioner: where its settings come from, and its width."""
     named = found.settings.get("cap_light_llm") or "cap_light_llm"
-    source = release.locate(named, options.captioner, found.folder, "--captioner", "The captioner")
+    source = found.locate(named, options.captioner, "--captioner", "The captioner")
     published = found.parts["captioner"]
-    if not published or (found.adapted and files.weight_files(source)):
+    if not published or (found.adapter is not None and files.weight_files(source)):
         published = files.read_folder(source) | published  # what was trained with the adapter is newer
-    model, report = language.build("the captioner", language.causal_config(source), published, options.dtype)
+    config = files.read_config(source, "the captioner")
+    model, report = language.build("the captioner", config, published, options.dtype)
     done.report.join(report, f"{_CAPTIONER}: ")
     done.expect("compressor.captioner.language_model.", model.state_dict())
     tokenizer = _captioner_tokenizer(tokenizer_of, source)
@@ -332,12 +325,10 @@ def _projectors(
     else:
         unread = [name for name in published if name.startswith(("cap_", "llm_projector"))]
         done.report.dropped |= dict.fromkeys(unread, "this form writes no captions")
-    expected, new_names = {}, {}
-    for old, (new, *sizes) in needed.items():
-        shapes = shapes_of(lambda sizes=sizes: build_projector(*sizes))
-        expected |= {f"{old}.{name}": shape for name, shape in shapes.items()}
-        new_names |= {f"{old}.{name}": f"{new}.{name}" for name in shapes}
+    expected = shapes_of(lambda: nn.ModuleDict({old: build_projector(*sizes) for old, (_, *sizes) in needed.items()}))
     kept = {name: tensor for name, tensor in published.items() if name not in unread}
     check_complete("the projectors", kept, expected, advice="Others lie in another file? Give it: --projectors FILE.")
-    done.report.taken |= {new_names[name]: name for name in kept}
-    return {new_names[name]: tensor.to(dtype).clone() for name, tensor in kept.items()}
+    parts = [name.partition(".") for name in kept]
+    taken = {f"{needed[old][0]}.{rest}": f"{old}.{rest}" for old, _, rest in parts}
+    done.report.taken |= taken
+    return {new: kept[old].to(dtype).clone() for new, old in taken.items()}

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from langdc import sources
 
@@ -28,6 +29,21 @@ def read_json(file: Path, purpose: str) -> dict[str, Any]:
     return found
 
 
+def read_config(folder: Path, what: str) -> PretrainedConfig:
+    """The settings of a Hugging Face directory; ValueError if it holds no model that transformers knows."""
+    read_json(folder / "config.json", f"to know the sizes of {what}")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"{folder} holds no model that transformers knows ({error}). Give that of {what}.") from None
+
+
+def config_within(model_type: str, settings: Mapping[str, Any]) -> PretrainedConfig:
+    """The settings of a language model that a release states among its own."""
+    known = {*CONFIG_MAPPING[model_type]().to_dict(), "rope_theta", "rope_scaling"} - {"model_type", "architectures"}
+    return CONFIG_MAPPING[model_type](**{name: value for name, value in settings.items() if name in known})
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors, .bin or .pt file, on the CPU; those of a training state are taken out of it.
 
@@ -40,7 +56,16 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is no whole safetensors file ({error}). Copy it again.") from None
-    found = _unpickle(file)
+    try:
+        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{file} is no plain file of tensors: it is cut off, or holds objects whose code would run on loading "
+            f"({reason}). Copy it again, or save its tensors as safetensors where you trust it."
+        ) from None
+    except (RuntimeError, EOFError, OSError, BadZipFile, ValueError, KeyError) as error:
+        raise ValueError(f"{file} is no whole file of weights ({error}). Copy it again.") from None
     for key in ("module", "model", "state_dict"):  # DeepSpeed's and plain training states keep the weights under these
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -53,19 +78,6 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if all(name.startswith(_PARALLEL) for name in found):
         return {name.removeprefix(_PARALLEL): tensor for name, tensor in found.items()}
     return found
-
-
-def _unpickle(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{file} is no plain file of tensors: it is cut off, or holds objects whose code would run on loading "
-            f"({reason}). Copy it again, or save its tensors as safetensors where you trust it."
-        ) from None
-    except (RuntimeError, EOFError, OSError, BadZipFile, ValueError, KeyError) as error:
-        raise ValueError(f"{file} is no whole file of weights ({error}). Copy it again.") from None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from langdc.convert.files import read_folder, write_part
+from langdc.convert.files import read_config, read_folder, write_part
 from langdc.convert.names import NameReport, check_complete, shapes_of
 
 _VISION = "vision_model."
@@ -29,9 +29,10 @@ def convert(
     Returns the width and the tensors by the names that the loaded model gives them. ValueError names all that are
     missing, unknown or misshapen.
     """
-    if not source.is_dir():
-        raise ValueError(f"{source} is no directory; the image encoder is a CLIP directory in Hugging Face layout.")
-    config = _vision_config(source)
+    stated = read_config(source, "the image encoder, a CLIP directory in Hugging Face layout")
+    config = getattr(stated, "vision_config", stated)
+    if not isinstance(config, CLIPVisionConfig):
+        raise ValueError(f"{source} is a {stated.model_type!r} model; the image encoder of these releases is a CLIP.")
     published = published or read_folder(source)
     report = NameReport.of(published, _DROPPED, _renamed)
     taken = {new: published[old] for new, old in report.taken.items()}
@@ -45,18 +46,6 @@ def convert(
     nested = any(name.startswith(_VISION) for name in shapes)
     loaded = {name if nested else name.removeprefix(_VISION): tensor for name, tensor in tensors.items()}
     return config.hidden_size, loaded, report
-
-
-def _vision_config(folder: Path) -> CLIPVisionConfig:
-    """The sizes that a CLIP directory states; ValueError if it is of another kind."""
-    try:
-        found = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
-        raise ValueError(f"{folder} holds no settings of an encoder ({error}). Give a CLIP directory.") from None
-    config = getattr(found, "vision_config", found)
-    if not isinstance(config, CLIPVisionConfig):
-        raise ValueError(f"{folder} is a {found.model_type!r} model; the image encoder of these releases is a CLIP.")
-    return config
 
 
 def _renamed(name: str) -> str | None:

@@ -13,24 +13,14 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from langdc.convert.files import read_json, read_tensors
 from langdc.convert.names import NameReport, check_complete, shapes_of
 from langdc.language_models import open_tokenizer
 
-_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COMPUTED = re.compile(r".*\.(inv_freq|cos_cached|sin_cached)$")
-
-
-def causal_config(folder: Path) -> PretrainedConfig:
-    """The settings of a language model's directory; ValueError if transformers knows no such model."""
-    read_json(folder / "config.json", "to know the language model's sizes")
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
-        raise ValueError(f"{folder} holds no language model that transformers knows ({error}).") from None
 
 
 def build(
@@ -82,22 +72,14 @@ def _vocabulary(what: str, published: Mapping[str, Tensor], rows: int | None) ->
     return there if rows is None else rows
 
 
-def adapter_file(folder: Path) -> Path | None:
-    """The file of a PEFT adapter in a directory, None if there is none."""
-    return next((folder / name for name in _ADAPTER if (folder / name).is_file()), None)
-
-
-def merge_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, NameReport]:
-    """Merge a PEFT adapter into a model held in float32, and round the result to `dtype`.
+def merge_adapter(model: PreTrainedModel, file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, NameReport]:
+    """Merge a PEFT adapter, whose settings lie beside its `file`, into a model held in float32; round it to `dtype`.
 
     ValueError names the adapter's tensors that fit nothing in the model, and those that it lacks.
     """
-    file = adapter_file(folder)
-    if file is None:
-        raise ValueError(f"{folder} holds no adapter ({' or '.join(_ADAPTER)}). Copy it whole.")
     tensors = read_tensors(file)
-    read_json(folder / "adapter_config.json", "to know rank and scale of the adapter")
-    settings = peft.PeftConfig.from_pretrained(str(folder))
+    read_json(file.with_name("adapter_config.json"), "to know rank and scale of the adapter")
+    settings = peft.PeftConfig.from_pretrained(str(file.parent))
     settings.base_model_name_or_path = None  # where its maker kept the model, which is here by now
     adapted: Any = peft.get_peft_model(model, settings)
     # False, since "auto" would look a resized model up on the network

@@ -33,7 +33,7 @@ from transformers.models.llava_onevision.image_processing_llava_onevision import
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 
 from langdc.convert.commands import open_output, write_report
-from langdc.convert.files import read_json, read_tensors
+from langdc.convert.files import config_within, read_json, read_tensors
 from langdc.convert.names import NameReport, check_complete, shapes_of
 from langdc.log import screen
 from langdc.sources import check_files
@@ -166,7 +166,7 @@ def _write_processor(config: Any, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint; ValueError unless it is a LLaVA on Qwen2 that a stock model can stand for."""
-    settings = _raw_config(folder)
+    settings = read_json(folder / "config.json", "to know the model's sizes")
     named = [settings.get("model_type"), *(settings.get("architectures") or [])]
     if "llava_qwen" not in named and "LlavaQwenForCausalLM" not in named:
         done = " It is converted already." if "llava_onevision" in named else ""
@@ -176,10 +176,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not re.fullmatch(allowed, str(given)):
             raise ValueError(f"{folder} has {key}={given!r}; LLaVA-OneVision of transformers has {allowed} alone.")
     return settings
-
-
-def _raw_config(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "config.json", "to know the model's sizes")
 
 
 def _trained_as(settings: Mapping[str, Any]) -> str:
@@ -194,8 +190,7 @@ def _stock_config(
     settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, vision: Path | None
 ) -> LlavaOnevisionConfig:
     """The settings of the stock model; ids of the marks are those in the tokenizer."""
-    known = {*Qwen2Config().to_dict(), "rope_theta", "rope_scaling"} - {"architectures", "model_type"}
-    text = Qwen2Config(**{name: value for name, value in settings.items() if name in known})
+    text = config_within("qwen2", settings)
     seen = _vision_sizes(settings, vision)
     ids: Any = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
     image, video = ids
@@ -221,7 +216,7 @@ def _vision_sizes(settings: Mapping[str, Any], vision: Path | None) -> dict[str,
     """SigLIP's settings as LLaVA uses it: without head and last layer, whatever mm_vision_select_layer says."""
     name = str(settings.get("mm_vision_tower"))
     if vision is not None:
-        stated = _raw_config(vision)
+        stated = read_json(vision / "config.json", "to know the encoder's sizes")
         sizes = SiglipVisionConfig(**stated.get("vision_config", stated)).to_dict()
     elif name.rstrip("/").endswith("siglip-so400m-patch14-384"):
         sizes = _SO400M
@@ -277,11 +272,9 @@ def _sort_names(found: Mapping[str, _Stored], config: LlavaOnevisionConfig) -> N
     """New names of the published tensors, which are the stock model's exactly; else ValueError names what is wrong."""
     left_out = {name: why for name in found if (why := _left_out(name, config)) is not None}
     report = NameReport.of(sorted(found), _DROPPED, _renamed, left_out)
-    expected = _expected_shapes(config)
-    taken = {new: found[old].tensor for new, old in report.taken.items() if new in expected}
-    unknown = report.unknown + [old for new, old in report.taken.items() if new not in expected]
+    taken = {new: found[old].tensor for new, old in report.taken.items()}
     advice = "A part that the checkpoint does not hold is taken from --language DIR or --vision DIR."
-    check_complete("the model", taken, expected, unknown, advice, report.taken)
+    check_complete("the model", taken, _expected_shapes(config), report.unknown, advice, report.taken)
     return report
 
 

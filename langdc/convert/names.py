@@ -74,7 +74,7 @@ def check_complete(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     problems = {
         "missing": sorted(expected.keys() - shapes.keys()),
-        "unknown": sorted({*unknown, *(shapes.keys() - expected.keys())}),
+        "unknown": sorted({*unknown, *(published.get(name, name) for name in shapes.keys() - expected.keys())}),
         "of another shape": [
             f"{published.get(name, name)}: {shapes[name]}, the settings say {expected[name]}"
             for name in sorted(shapes.keys() & expected.keys())

@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from langdc.convert.files import read_folder, read_json, read_tensors, weight_files
-from langdc.convert.language import adapter_file
 
 EXTRA = "non_lora_trainables.bin"
 PROJECTORS = "mm_projector.bin"
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _TRAINER = re.compile(r"^(base_model\.model\.|model\.(?=model\.))")
 """What trainers put before names."""
 _PROJECTOR = re.compile(
@@ -39,8 +39,24 @@ class Release:
 
     folder: Path
     settings: dict[str, Any]
-    adapted: bool
+    adapter: Path | None
     parts: dict[str, dict[str, Tensor]]
+
+    def locate(self, named: str | None, given: Path | None, option: str, what: str) -> Path:
+        """Where a part lies: the path given, else what the release names; ValueError that says which option to use.
+
+        A name is looked for beside the release, in it and above it, then by its last word alone.
+        """
+        if given is not None:
+            if not given.exists():
+                raise ValueError(f"{option} {given}: there is no such path.")
+            return given
+        around = (self.folder.parent, self.folder, self.folder.parent.parent, Path())
+        tried = (base / name for name in (named, Path(named or "").name) if name for base in around)
+        if found := next((path for path in tried if path.exists()), None):
+            return found
+        called = f", which the release calls {named!r}," if named else ""
+        raise ValueError(f"{what}{called} was not found around {self.folder}. Say where it is: {option} PATH.")
 
 
 def open_release(folder: Path, model_type: str) -> Release:
@@ -51,15 +67,15 @@ def open_release(folder: Path, model_type: str) -> Release:
     settings = read_json(place / "config.json", "to know how the release was trained")
     if settings.get("model_type") != model_type:
         raise ValueError(f"{place} is a {settings.get('model_type')!r} model; a {model_type!r} one is converted here.")
-    adapted = adapter_file(place) is not None
-    if not adapted and not weight_files(place):
+    adapter = next((place / name for name in _ADAPTER if (place / name).is_file()), None)
+    if adapter is None and not weight_files(place):
         raise ValueError(f"{place} holds neither an adapter nor whole weights. Copy the release again.")
-    if adapted and not (place / EXTRA).is_file():
+    if adapter is not None and not (place / EXTRA).is_file():
         raise ValueError(f"{place} lacks {EXTRA}, which holds its projectors. Copy the release again.")
-    found = {} if adapted else read_folder(place)
+    found = read_folder(place) if adapter is None else {}
     if (place / EXTRA).is_file():
         found |= read_tensors(place / EXTRA)
-    return Release(place, settings, adapted, _by_part(found))
+    return Release(place, settings, adapter, _by_part(found))
 
 
 def _below(folder: Path, model_type: str) -> Path:
@@ -82,23 +98,6 @@ def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             part = next((part for part, prefix in _GROUPS.items() if plain.startswith(prefix)), "language")
             parts[part][plain.removeprefix(_GROUPS.get(part, ""))] = tensor
     return parts
-
-
-def locate(named: str | None, given: Path | None, release: Path, option: str, what: str) -> Path:
-    """Where a part lies: the path given, else what the release names; ValueError that says which option to use.
-
-    A name is looked for beside the release, in it and above it, then by its last word alone.
-    """
-    if given is not None:
-        if not given.exists():
-            raise ValueError(f"{option} {given}: there is no such path.")
-        return given
-    around = (release.parent, release, release.parent.parent, Path())
-    tried = (base / name for name in (named, Path(named or "").name) if name for base in around)
-    if found := next((path for path in tried if path.exists()), None):
-        return found
-    called = f", which the release calls {named!r}," if named else ""
-    raise ValueError(f"{what}{called} was not found around {release}. Say where it is: {option} PATH.")
 
 
 def projectors_of(file: Path) -> dict[str, Tensor]:

@@ -124,16 +124,14 @@ def _compare(
     yield _asked(lm.model.config.compressor.name, lm, video, question, **generation)
     for name in names:
         try:
-            yield _asked(name, _with(lm.model, name, budget), video, question, **generation)
+            chosen = member_of(name, budget)
+            if "kv" in chosen:
+                other = VideoLM(lm.model, kv=kvcompressors.build(**chosen["kv"]))
+            else:
+                other = VideoLM(lm.model, build_compressor(MemberConfig(**chosen["compressor"]), lm.model.backbone))
+            yield _asked(name, other, video, question, **generation)
         except ValueError as error:
             yield _Compared(name, trouble=str(error))
-
-
-def _with(model: VideoModel, name: str, budget: Mapping[str, Any]) -> VideoLM:
-    chosen = member_of(name, budget)
-    if "kv" in chosen:
-        return VideoLM(model, kv=kvcompressors.build(**chosen["kv"]))
-    return VideoLM(model, build_compressor(MemberConfig(**chosen["compressor"]), model.backbone))
 
 
 def _asked(name: str, lm: VideoLM, video: OpenVideo, question: str, **generation: Any) -> _Compared:

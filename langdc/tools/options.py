@@ -12,18 +12,16 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=float, help="fraction of the visual tokens that is kept, such as 0.25")
     parser.add_argument("--tokens", type=int, help="number of visual tokens that are kept, in place of --keep")
     parser.add_argument("--backbone", help="for stock models: a backbone by name, such as llava_video")
-    parser.add_argument("--host", action=_OldName, dest="backbone", help=argparse.SUPPRESS)
+    parser.add_argument("--host", type=_old_host, dest="backbone", help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, help="for stock models: the number of frames of a video")
     parser.add_argument("--device", default="auto", help="where the model runs, as torch names it (default: auto)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length limit of a reply (default: 64)")
 
 
-class _OldName(argparse.Action):
+def _old_host(name: str) -> str:
     """`--host` of version 0.1 sets `--backbone`."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        compat.warn_once("--host", "--backbone")
-        namespace.backbone = values
+    compat.warn_once("--host", "--backbone")
+    return name
 
 
 def budget(options: argparse.Namespace) -> dict[str, Any]:
