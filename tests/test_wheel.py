@@ -23,6 +23,15 @@ def test_configs_ship_without_a_copy():
     assert not (ROOT / "langdc/configs").exists()
 
 
+def test_every_template_and_weight_ships():
+    shipped: set[Path] = set()
+    for package, patterns in SETTINGS["package-data"].items():
+        folder = ROOT / package.replace(".", "/")
+        shipped |= {file for pattern in patterns for file in folder.glob(pattern)}
+    files = {file for file in (ROOT / "langdc").rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    assert {file for file in files if file.suffix != ".py"} == shipped
+
+
 def run(*command: object, cwd: Path, **more: str) -> str:
     """What a command prints; it must succeed."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}

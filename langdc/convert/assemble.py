@@ -28,15 +28,6 @@ from langdc.projectors import build_projector
 Branch = Literal["cap", "pool", "dual"]
 _LANGUAGE, _CAPTIONER, _IMAGE, _VIDEO = "language_model", "captioner", "image_encoder", "video_encoder"
 _SYSTEM = "You are a helpful AI assistant."
-# How the authors lay out a conversation; the backbone puts the system message first.
-_QWEN_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-_PHI3_TEMPLATE = (
-    "{% for message in messages %}{% if not loop.first %}{{ '\n' }}{% endif %}<|{{ message['role'] }}|>\n"
-    "{{ message['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}"
-)
 _CAPTION_PROMPT = (
     f"<|im_start|>system\n{_SYSTEM}<|im_end|><|im_start|>user\n{{video}}\nPlease provide a brief description of the "
     "video, focusing on the main subjects, their actions, the background scenes.\n<|im_end|><|im_start|>assistant\n"
@@ -47,10 +38,8 @@ _SEEN, _POOLED = [12, 8], [6, 4]
 _DUAL_LAYER = 0
 """The released dual form reads the embeddings of captions, whatever layer its settings name."""
 _MAX_SOFT_TOKENS = {"cap": 128, "dual": 256}
-_FAMILIES = {  # model type, type of the language model, chat template
-    "langdc": ("VideoQwenVQA", "qwen2", _QWEN_TEMPLATE),
-    "videogpt_plus": ("VideoGPT+", "phi3", _PHI3_TEMPLATE),
-}
+_FAMILIES = {"langdc": ("VideoQwenVQA", "qwen2"), "videogpt_plus": ("VideoGPT+", "phi3")}
+"""Model type of the release and type of its language model."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +172,7 @@ def _branch(family: str, settings: Mapping[str, Any], options: Options) -> Branc
 def _language(family: str, found: release.Release, options: Options, done: _Converted) -> tuple[Path, Path, int]:
     """Write the language model: where its settings and its tokenizer come from, and its width."""
     settings_of = found.folder
-    _, text_type, template = _FAMILIES[family]
+    text_type = _FAMILIES[family][1]
     if found.adapter is not None:
         stated = files.read_json(found.folder / "adapter_config.json", "to know the model below the adapter")
         named = stated.get("base_model_name_or_path")
@@ -194,7 +183,7 @@ def _language(family: str, found: release.Release, options: Options, done: _Conv
     tokenizer_of = settings_of if options.language is None else options.language
     # the authors' loader adds this token by default; it has a row, but no part reads it
     added = ["<im_patch>"] if found.settings.get("mm_use_im_patch_token", True) else []
-    tokenizer = language.load_tokenizer(tokenizer_of, added, template)
+    tokenizer = language.load_tokenizer(tokenizer_of, added, text_type)
     model, report = language.build("the language model", config, published, options.dtype, len(tokenizer))
     done.report.join(report, f"{_LANGUAGE}: ")
     if found.adapter is not None:
@@ -250,7 +239,7 @@ def _captioner(found: release.Release, options: Options, done: _Converted, token
 
 def _captioner_tokenizer(source: Path, end_of: Path) -> PreTrainedTokenizerBase:
     """The language model's tokenizer, ending texts as the captioner's generation settings say it ends captions."""
-    tokenizer = language.load_tokenizer(source, [], _QWEN_TEMPLATE)
+    tokenizer = language.load_tokenizer(source, [], "qwen2")
     file = end_of / "generation_config.json"
     stated = files.read_json(file, "to know where captions end").get("eos_token_id") if file.is_file() else None
     ends = [] if stated is None else stated if isinstance(stated, list) else [stated]

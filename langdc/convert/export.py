@@ -140,12 +140,8 @@ def _placed(settings: Mapping[str, Any], parts: Mapping[str, str], out: Path) ->
         folder = out / next((key for key in reversed(own) if key != "source"), name.partition(".")[0])
         folders[name] = folder
         for path in [own, *(path for path in paths if "tokenizer" in path[-1])]:
-            _set(member, path, str(folder))
+            reduce(getitem, path[:-1], member)[path[-1]] = str(folder)
     return placed, folders
-
-
-def _set(tree: Any, path: tuple, value: str) -> None:
-    reduce(getitem, path[:-1], tree)[path[-1]] = value
 
 
 # ---- parts
@@ -174,7 +170,7 @@ def _copy_tokenizers(settings: dict, out: Path) -> None:
             folder = out / str(path[-1])
             folder.mkdir(exist_ok=True)
             _copy_side_files(Path(resolve(source)), folder)  # pyright: ignore[reportArgumentType]
-            _set(settings, path, str(folder))
+            reduce(getitem, path[:-1], settings)[path[-1]] = str(folder)
 
 
 # ---- the adapter

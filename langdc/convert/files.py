@@ -29,6 +29,14 @@ def read_json(file: Path, purpose: str) -> dict[str, Any]:
     return found
 
 
+def chat_template(name: str) -> str:
+    """How the authors lay out a conversation: "qwen2" or "phi3" of a release, or "llava_video" (their qwen_1_5).
+
+    Of a release the backbone puts the system message first; in LLaVA's each video stands on a line of its own.
+    """
+    return Path(__file__).with_name(f"{name}.jinja").read_text().removesuffix("\n")
+
+
 def read_config(folder: Path, what: str) -> PretrainedConfig:
     """The settings of a Hugging Face directory; ValueError if it holds no model that transformers knows."""
     read_json(folder / "config.json", f"to know the sizes of {what}")

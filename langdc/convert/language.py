@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from langdc.convert.files import read_json, read_tensors
+from langdc.convert.files import chat_template, read_json, read_tensors
 from langdc.convert.names import NameReport, check_complete, shapes_of
 from langdc.language_models import open_tokenizer
 
@@ -94,13 +94,13 @@ def merge_adapter(model: PreTrainedModel, file: Path, dtype: torch.dtype) -> tup
     return merged, NameReport(dropped=dict.fromkeys(tensors, "merged into the language model"))
 
 
-def load_tokenizer(folder: Path, added: list[str], template: str | None) -> PreTrainedTokenizerBase:
-    """A tokenizer with the marks that a release adds, and its own chat template; ValueError if there is none."""
+def load_tokenizer(folder: Path, added: list[str], template: str) -> PreTrainedTokenizerBase:
+    """A tokenizer with the marks that a release adds and the chat template of a name; ValueError if there is none."""
     if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
         raise ValueError(f"{folder} holds no tokenizer. Give the language model's whole directory: --language DIR.")
     tokenizer = open_tokenizer(folder)
     tokenizer.add_tokens(added, special_tokens=True)
-    tokenizer.chat_template = template or tokenizer.chat_template
+    tokenizer.chat_template = chat_template(template)
     return tokenizer
 
 

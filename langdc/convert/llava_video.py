@@ -33,20 +33,12 @@ from transformers.models.llava_onevision.image_processing_llava_onevision import
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 
 from langdc.convert.commands import open_output, write_report
-from langdc.convert.files import config_within, read_json, read_tensors
+from langdc.convert.files import chat_template, config_within, read_json, read_tensors
 from langdc.convert.names import NameReport, check_complete, shapes_of
 from langdc.log import screen
 from langdc.sources import check_files
 
 _ENDS = "generation_config.json"
-# The authors' layout of a conversation, qwen_1_5; each video stands on a line of its own.
-TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ '<' + part['type'] + '>\n' }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _INDEX = "model.safetensors.index.json"
 _SO400M = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
@@ -108,8 +100,7 @@ def convert(checkpoint: Path, out: Path, language: Path | None, vision: Path | N
         found = _published_tensors(checkpoint, language, vision)
         report = _sort_names(found, config)
         taken = {new: found[old] for new, old in report.taken.items()}
-        tensors = {new: stored.tensor for new, stored in taken.items()}
-        _write_weights(tensors, beside, getattr(torch, str(config.dtype).removeprefix("torch.")), int(shard_gb * 1e9))
+        _write_weights(taken, beside, getattr(torch, str(config.dtype).removeprefix("torch.")), int(shard_gb * 1e9))
         config.save_pretrained(beside)
         _write_processor(config, tokenizer, beside)
         # where replies end
@@ -119,16 +110,16 @@ def convert(checkpoint: Path, out: Path, language: Path | None, vision: Path | N
     return report
 
 
-def _write_weights(tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, limit: int) -> None:
+def _write_weights(tensors: Mapping[str, _Stored], folder: Path, dtype: torch.dtype, limit: int) -> None:
     """Write files of at most `limit` bytes (or of one tensor) and their index."""
     split = split_state_dict_into_shards_factory(
         dict(tensors),
-        get_storage_size=lambda tensor: tensor.numel() * dtype.itemsize,
+        get_storage_size=lambda stored: stored.tensor.numel() * dtype.itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=limit,
     )
     for file, names in track(split.filename_to_tensors.items(), "writing", console=Console(stderr=True)):
-        save_file({name: tensors[name].to(dtype) for name in names}, folder / file, {"format": "pt"})
+        save_file({name: tensors[name].tensor.to(dtype) for name in names}, folder / file, {"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
@@ -149,14 +140,14 @@ def _write_processor(config: Any, tokenizer: PreTrainedTokenizerBase, folder: Pa
     """Write tokenizer, chat template and processors; pixels go from -1 to 1, as SigLIP takes them."""
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
     how: dict[str, Any] = {"size": {"height": side, "width": side}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = chat_template("llava_video")
     LlavaOnevisionProcessor(
         LlavaOnevisionImageProcessor(**how, image_grid_pinpoints=config.image_grid_pinpoints),
         tokenizer,
         LlavaOnevisionVideoProcessor(**how),
         num_image_tokens=(side // patch) ** 2,
         vision_feature_select_strategy="full",
-        chat_template=TEMPLATE,
+        chat_template=tokenizer.chat_template,
         vision_aspect_ratio=config.vision_aspect_ratio,
     ).save_pretrained(folder)
 

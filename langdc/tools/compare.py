@@ -25,7 +25,7 @@ from langdc.jsonl import write_text
 from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
 from langdc.log import screen
-from langdc.model import VideoModel, build_compressor
+from langdc.model import build_compressor
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.tools import options as shared
 from langdc.types import Answer

@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, Llav
 from langdc import language_models, tiny
 from langdc.backbones import backbones
 from langdc.convert.commands import REPORT
-from langdc.convert.llava_video import TEMPLATE, _image_sizes, _load_tokenizer, _trained_as, _vision_sizes
+from langdc.convert.files import chat_template
+from langdc.convert.llava_video import _image_sizes, _load_tokenizer, _trained_as, _vision_sizes
 from scripts.convert_llava_video import main
 from tests import stock
 
@@ -331,7 +332,7 @@ def test_a_tokenizer_of_words_and_merges_gets_the_marks_after_its_own(tmp_path: 
     tokenizer = _load_tokenizer([tmp_path])
     assert tokenizer.convert_tokens_to_ids(["<|im_end|>", "<image>", "<video>"]) == [29, 30, 31]
     assert tokenizer("ab<video>c")["input_ids"] == [0, 1, 31, 2]
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = chat_template("llava_video")
     tokenizer.save_pretrained(tmp_path / "new")
     (tmp_path / "new" / "config.json").write_text(json.dumps({"model_type": "llava_onevision"}))
     assert language_models.load_tokenizer(tmp_path / "new")("ab<video>c")["input_ids"] == [0, 1, 31, 2]

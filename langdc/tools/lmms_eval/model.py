@@ -18,6 +18,8 @@ from langdc.tools.lmms_eval import terms
 
 log = get_logger(__name__)
 
+_ONLY_GENERATES = "Model 'langdc' answers tasks with output_type generate_until; this one has %s. Choose another task."
+
 
 class LangDCModel(lmms):
     """A `VideoLM` for lmms-eval; model arguments say which.
@@ -84,11 +86,11 @@ class LangDCModel(lmms):
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Not offered: compressed prompts are answered, not scored."""
-        raise NotImplementedError(_only_generates("loglikelihood"))
+        raise NotImplementedError(_ONLY_GENERATES % "loglikelihood")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         """Not offered."""
-        raise NotImplementedError(_only_generates("generate_until_multi_round"))
+        raise NotImplementedError(_ONLY_GENERATES % "generate_until_multi_round")
 
     def clean(self) -> None:
         """Free the memory once all requests are answered: a task may load a judge next."""
@@ -113,7 +115,3 @@ def _file(visual: Any, place: Path) -> str:
         raise ValueError(f"A visual is a {type(visual).__name__}; this model reads video files and pictures.")
     visual.convert("RGB").save(place)
     return str(place)
-
-
-def _only_generates(kind: str) -> str:
-    return f"Model 'langdc' answers tasks with output_type generate_until; this one has {kind}. Choose another task."
