@@ -90,12 +90,6 @@ class FeatureStore:
             self._keys[clip] = text_hash(f"{_spec_key(clip)} {self.identity} {self.dtype}")
         return self._keys[clip]
 
-    def fresh(self) -> "FeatureStore":
-        """The same store without what is in memory."""
-        other = FeatureStore(self.encoders, self.identity, self.store.folder, self.dtype)
-        other._keys = self._keys
-        return other
-
     @property
     def hit_rate(self) -> float:
         """The fraction of the clips of `fill` that were stored already."""
