@@ -190,9 +190,7 @@ def _check_sampling(frames: int | None, segments: int | None, frames_per_segment
 
 
 def _sample(clip: Sequence[int], frames: int | None, segments: int | None, per_segment: int | None) -> list[int]:
-    if segments is not None and per_segment is not None:
-        return [clip[i] for i in _segment_indices(len(clip), segments, per_segment)]
-    return [clip[i] for i in _uniform_indices(len(clip), frames or len(clip))]
+    return [clip[i] for i in _segment_indices(len(clip), segments or 1, per_segment or frames or len(clip))]
 
 
 def _existing(path: str | Path, fps: float | None) -> Path:

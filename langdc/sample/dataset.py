@@ -10,7 +10,6 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,18 +117,17 @@ def _finished(folder: Path, settings: dict[str, int]) -> bool:
 
 def _make_all(tasks: list[_Task], workers: int | None) -> Iterator[tuple[str, Record]]:
     """Make every file, in order, with a progress bar."""
-    chunks = [tasks[i : i + _CHUNK] for i in range(0, len(tasks), _CHUNK)]
-    processes = workers or min(os.cpu_count() or 1, max(1, len(chunks) // 2))
-    bar = {"description": "sample set", "total": len(chunks), "console": console, "transient": True}
+    processes = workers or min(os.cpu_count() or 1, max(1, len(tasks) // (2 * _CHUNK)))
+    bar = {"description": "sample set", "total": len(tasks), "console": console, "transient": True}
     if processes == 1:
-        yield from chain.from_iterable(track(map(_make_chunk, chunks), **bar))
+        yield from track(map(_make, tasks), **bar)
         return
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from chain.from_iterable(track(pool.map(_make_chunk, chunks), **bar))
+        yield from track(pool.map(_make, tasks, chunksize=_CHUNK), **bar)
 
 
-def _make_chunk(tasks: list[_Task]) -> list[tuple[str, Record]]:
-    return [(task.split, _make_image(task) if task.split == "images" else _make_video(task)) for task in tasks]
+def _make(task: _Task) -> tuple[str, Record]:
+    return task.split, _make_image(task) if task.split == "images" else _make_video(task)
 
 
 def _make_video(task: _Task) -> Record:

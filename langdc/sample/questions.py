@@ -25,25 +25,21 @@ def _pick(rng: np.random.Generator, items: list):
     return items[int(rng.integers(len(items)))] if items else None
 
 
-def _lone_colours(video: list[Segment]) -> list:
-    """The objects whose colour occurs once in the video, so that the colour identifies them."""
-    seen = Counter(thing.colour for segment in video for thing in segment)
-    return [thing for segment in video for thing in segment if seen[thing.colour] == 1]
-
-
 def _count(rng: np.random.Generator, video: list[Segment]) -> Question:
     number = int(rng.integers(len(video)))
     return Question("count", f"how many objects are in segment {number + 1} ?", str(len(video[number])))
 
 
-def _shape(rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    thing = _pick(rng, _lone_colours(video))
-    return thing and Question("shape", f"what shape is the {thing.colour} object ?", thing.shape)
+def _of_colour(field: str, text: str, rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """The shape or motion of an object whose colour occurs once in the video, so that the colour identifies it."""
+    things = [thing for segment in video for thing in segment]
+    seen = Counter(thing.colour for thing in things)
+    thing = _pick(rng, [thing for thing in things if seen[thing.colour] == 1])
+    return thing and Question(field, text.format(thing.colour), getattr(thing, field))
 
 
-def _motion(rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    thing = _pick(rng, _lone_colours(video))
-    return thing and Question("motion", f"how does the {thing.colour} object move ?", thing.motion)
+_shape = partial(_of_colour, "shape", "what shape is the {} object ?")
+_motion = partial(_of_colour, "motion", "how does the {} object move ?")
 
 
 def _segment(rng: np.random.Generator, video: list[Segment]) -> Question | None:
