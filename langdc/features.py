@@ -90,11 +90,6 @@ class FeatureStore:
             self._keys[clip] = text_hash(f"{_spec_key(clip)} {self.identity} {self.dtype}")
         return self._keys[clip]
 
-    @property
-    def hit_rate(self) -> float:
-        """The fraction of the clips of `fill` that were stored already."""
-        return self.found / max(self.found + self.made, 1)
-
     def fill(self, clips: Sequence[FrameSpec], failed: Callable[[FrameSpec, ValueError], None] | None = None) -> None:
         """Decode and encode every clip that is not stored yet. What cannot be decoded or encoded raises ValueError, or
         goes to `failed` and is left out; then other processes are not waited for.

@@ -104,7 +104,7 @@ def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
                 specs[lm.frame_spec(path, part.start, part.end, part.fps)] = None
             except ValueError as error:
                 unreadable.add(path)
-                _say_left_out(error)
+                logger.warning("left out: %s", error)
         dtype = config.features_dtype
         yield _Job(str(entry.model), lm.model.backbone, list(specs), folder, dtype, len(unreadable))
 
@@ -124,7 +124,7 @@ def _run(job: _Job, options: argparse.Namespace, out: Console) -> int:
     if options.plan:
         return 0
     started, mine = time.perf_counter(), len(store.store.mine(keys))
-    store.fill(specs, failed=lambda _, error: _say_left_out(error))
+    store.fill(specs, failed=lambda _, error: logger.warning("left out: %s", error))
     if mine:
         seconds = (time.perf_counter() - started) / mine
     distributed.barrier()
@@ -135,10 +135,6 @@ def _run(job: _Job, options: argparse.Namespace, out: Console) -> int:
     if absent:
         out.print(f"{absent} videos or images could not be stored; the reasons are above.")
     return absent
-
-
-def _say_left_out(error: ValueError) -> None:
-    logger.warning("left out: %s", error)
 
 
 def _plan(job: _Job, store: FeatureStore, specs: list[FrameSpec], missing: list[FrameSpec], out: Console) -> float:
@@ -188,7 +184,8 @@ def _probe(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, float]:
 
 def _report(store: FeatureStore, specs: list[FrameSpec], seconds: float, out: Console) -> None:
     """Say how large it is, how fast it is read, and after how many epochs that pays."""
-    out.print(f"Hit rate: {100 * store.hit_rate:.1f} % ({store.found} were there, {store.made} were not).")
+    rate = 100 * store.found / max(store.found + store.made, 1)
+    out.print(f"Hit rate: {rate:.1f} % ({store.found} were there, {store.made} were not).")
     if not specs:
         return
     read, size = _read_speed(store, specs)
