@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from langdc.sample.scenes import COLOURS, MOTIONS, SHAPES, Segment, as_text
+from langdc.sample.scenes import MOTIONS, SHAPES, Segment, as_text
 
 LETTERS = "ABCD"
 
@@ -106,12 +106,3 @@ def requests(captions: list[str]) -> list[Question]:
     """Requests to describe each segment that is not empty, and the whole video."""
     each = [Question("describe", f"describe segment {n}", text) for n, text in enumerate(captions, 1) if text]
     return [*each, Question("describe_video", "describe the video", as_text(captions))]
-
-
-def vocabulary() -> list[str]:
-    """All words of captions and questions; each is one token of the sample tokenizer."""
-    words = "how many objects are in segment what shape is the object does move which shows has most colour motion"
-    chat = "user assistant system describe image video"
-    digits = [str(d) for d in range(10)]
-    markers = [f"[{d}]" for d in range(1, 10)]
-    return [*COLOURS, *SHAPES, *MOTIONS, *words.split(), *chat.split(), *digits, *markers, *LETTERS, *";?().,:"]
