@@ -130,10 +130,8 @@ class TensorStore:
             _clear_abandoned(self.folder)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=not is_main_process() or not mine) as progress:
-            task = progress.add_task(what, total=len(mine))
-            for number, tensors in compute(mine):
+            for number, tensors in progress.track(compute(mine), len(mine), description=what):
                 self[keys[number]] = tensors
-                progress.advance(task)
         if wait:
             self._wait(keys, what)
 

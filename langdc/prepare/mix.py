@@ -176,7 +176,7 @@ def _items(file: Path) -> list[dict]:
     return items
 
 
-def _rows(folder: Path, place: Path | None, name: str) -> list[dict] | Iterator[dict]:
+def _rows(folder: Path, place: Path | None, name: str) -> Iterator[dict]:
     """Samples of a set in Parquet files with the images in them, which are unpacked beside the file to be written."""
     import pyarrow.parquet as parquet
 
