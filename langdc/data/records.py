@@ -177,15 +177,14 @@ def check_media(
     """
     if on_missing not in ("refuse", "quarantine"):
         raise ValueError(f'on_missing is {on_missing!r}; it must be "refuse" or "quarantine".')
-    path = Path(path)
     kept, left_out, mistakes = [], [], []
     for record in records:
-        media = record.media_path(path.parent)
+        media = record.media_path(Path(path).parent)
         if media is None or media.is_file() or (record.fps is not None and media.is_dir()):
             kept.append(record)
-            continue
-        left_out.append(record)
-        mistakes.append(f"line {record.line or '?'} (id {record.id!r}): there is no file {media}")
+        else:
+            left_out.append(record)
+            mistakes.append(f"line {record.line or '?'} (id {record.id!r}): there is no file {media}")
     if not left_out:
         return kept, []
     message = listed(f"{path} has {len(left_out)} record(s) whose video or image is missing", mistakes)
