@@ -41,7 +41,7 @@ def read(path: Path, strict: bool = False) -> list[dict]:
 def parse(line: bytes) -> dict:
     """The object of a line; ValueError says what the line is instead."""
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg}, column {error.colno})") from None
     except UnicodeDecodeError as error:
