@@ -1,10 +1,8 @@
 """The same as `langdc data features`; --help shows its arguments."""
 
-import sys
-
 from langdc.cli import door
 
 main = door("data features")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

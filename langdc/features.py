@@ -5,8 +5,9 @@ processes divide the work and wait for each other's files. Letters: T frames, H 
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ TYPES: dict[FeatureType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float8": torch.float8_e4m3fn,
 }
-LARGEST_FLOAT8 = 448.0
+LARGEST_FLOAT8 = torch.finfo(torch.float8_e4m3fn).max  # 448
 READERS, AHEAD = 2, 4
 """Threads that decode, and how many videos may be decoded while others are encoded."""
 
@@ -90,28 +91,16 @@ class FeatureStore:
             self._keys[clip] = text_hash(f"{_spec_key(clip)} {self.identity} {self.dtype}")
         return self._keys[clip]
 
-    def fresh(self) -> "FeatureStore":
-        """The same store without what is in memory."""
-        other = FeatureStore(self.encoders, self.identity, self.store.folder, self.dtype)
-        other._keys = self._keys
-        return other
-
-    @property
-    def hit_rate(self) -> float:
-        """The fraction of the clips of `fill` that were stored already."""
-        return self.found / max(self.found + self.made, 1)
-
     def fill(self, clips: Sequence[FrameSpec], failed: Callable[[FrameSpec, ValueError], None] | None = None) -> None:
         """Decode and encode every clip that is not stored yet. What cannot be decoded or encoded raises ValueError, or
         goes to `failed` and is left out; then other processes are not waited for.
         """
         clips = list(dict.fromkeys(clips))
         keys = [self.key(clip) for clip in clips]
-        missing = len(self.store.missing(keys))
-        self.found, self.made = self.found + len(keys) - missing, self.made + missing
+        hits = len(keys) - len(self.store.missing(keys))
+        self.found, self.made = self.found + hits, self.made + len(keys) - hits
         if self.store.folder is not None and keys:
             text = "Of %d videos and images %d are stored in %s (hit rate %.1f %%)."
-            hits = len(keys) - missing
             logger.info(text, len(keys), hits, self.store.folder, 100 * hits / len(keys))
         encode = partial(self._encoded, clips, failed=failed)
         self.store.fill(keys, encode, "Encoding videos", wait=failed is None)
@@ -120,9 +109,12 @@ class FeatureStore:
         self, clips: list[FrameSpec], numbers: list[int], failed: Callable[[FrameSpec, ValueError], None] | None
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
         with ThreadPoolExecutor(READERS) as readers:
-            for number, frames in _ahead(readers, clips, numbers):
+            decoding = (readers.submit(read_spec, clips[number]) for number in numbers)
+            ahead = deque(islice(decoding, AHEAD))
+            for number in numbers:
+                ahead.extend(islice(decoding, 1))
                 try:
-                    encoded = self.encode(frames.result(), clips[number].path)
+                    encoded = self.encode(ahead.popleft().result(), clips[number].path)
                 except ValueError as error:
                     if failed is None:
                         raise
@@ -174,18 +166,6 @@ class FeatureStore:
                 tuple(tensors[f"{name}.size"].tolist()) if f"{name}.size" in tensors else None,
             )
         return grids, tensors["seconds"]
-
-
-def _ahead(
-    readers: ThreadPoolExecutor, clips: list[FrameSpec], numbers: list[int]
-) -> Iterator[tuple[int, Future[Frames]]]:
-    """Decode clips in order, a few ahead of the one that is encoded."""
-    waiting: deque[tuple[int, Future[Frames]]] = deque()
-    for number in numbers:
-        waiting.append((number, readers.submit(read_spec, clips[number])))
-        if len(waiting) > AHEAD:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def pack(name: str, values: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -28,23 +28,28 @@ def read(path: Path, strict: bool = False) -> list[dict]:
     found: list[dict] = []
     for number, line in lines:
         try:
-            found.append(_object(line))
+            found.append(parse(line))
         except ValueError as error:
             if number == lines[-1][0] and not strict:
                 break
             raise ValueError(
-                f"{path}, line {number}, is not valid JSON: {error}. Delete the file and fetch or make it again."
+                f"{path}, line {number}, is {error}. Delete the file and fetch or make it again."
             ) from None
     return found
 
 
-def _object(line: bytes) -> dict:
+def parse(line: bytes) -> dict:
+    """The object of a line; ValueError says what the line is instead."""
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg}, column {error.colno})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start + 1})") from None
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("not valid JSON (nested too deeply)") from None
     if not isinstance(value, dict):
-        raise ValueError(f"it holds a {type(value).__name__}, not an object")
+        raise ValueError(f"no object of names and values: it holds a {type(value).__name__}")
     return value
 
 
@@ -70,7 +75,7 @@ def _mend(file: Any) -> None:
     if not tail[begin:].strip():
         return
     try:
-        _object(tail[begin:])
+        parse(tail[begin:])
     except ValueError:
         file.truncate(size - len(tail) + begin)
     else:

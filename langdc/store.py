@@ -63,7 +63,8 @@ class TensorStore:
 
     def __setitem__(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Keep tensors; with a folder they are on the disk afterwards. StoreError if they cannot be written."""
-        alone = {name: _alone(tensor) for name, tensor in tensors.items()}
+        # copies, since a part of a batch would keep all of it in memory
+        alone = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         if self.folder is not None:
             path = self.path(key)
             try:
@@ -129,10 +130,8 @@ class TensorStore:
             _clear_abandoned(self.folder)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=not is_main_process() or not mine) as progress:
-            task = progress.add_task(what, total=len(mine))
-            for number, tensors in compute(mine):
+            for number, tensors in progress.track(compute(mine), len(mine), description=what):
                 self[keys[number]] = tensors
-                progress.advance(task)
         if wait:
             self._wait(keys, what)
 
@@ -162,12 +161,6 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 def _bytes(tensors: dict[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """A tensor that shares no memory with others: the part of a batch would keep all of it."""
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _clear_abandoned(folder: Path) -> None:

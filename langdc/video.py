@@ -190,9 +190,7 @@ def _check_sampling(frames: int | None, segments: int | None, frames_per_segment
 
 
 def _sample(clip: Sequence[int], frames: int | None, segments: int | None, per_segment: int | None) -> list[int]:
-    if segments is not None and per_segment is not None:
-        return [clip[i] for i in _segment_indices(len(clip), segments, per_segment)]
-    return [clip[i] for i in _uniform_indices(len(clip), frames or len(clip))]
+    return [clip[i] for i in _segment_indices(len(clip), segments or 1, per_segment or frames or len(clip))]
 
 
 def _existing(path: str | Path, fps: float | None) -> Path:
@@ -247,10 +245,6 @@ def _read_image(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: cannot be read as an image ({error}). It is damaged; fetch it again.") from error
 
 
-class _NoVideo(Exception):
-    """A file that opens but holds no usable video."""
-
-
 def _index(path: Path, fps: float | None) -> _Index:
     """Walk through the file's packets without decoding them; `fps` only of a folder of frames."""
     if fps is not None:
@@ -260,7 +254,7 @@ def _index(path: Path, fps: float | None) -> _Index:
         stream = _video_stream(container)
         packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and p.pts is not None]
         if not packets:
-            raise _NoVideo("holds zero frames. Fetch or make it again")
+            raise ValueError(f"{path}: holds zero frames. Fetch or make it again.")
         assert stream.time_base is not None, "a stream with packets has a time base"
         pts, keys = sorted({pts for pts, _ in packets}), sorted({pts for pts, key in packets if key})
         trouble = _decord_trouble(packets, stream.codec_context.pix_fmt or "")
@@ -283,7 +277,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
-        raise _NoVideo(f"holds no video (only: {kinds}). Give a file with pictures")
+        raise ValueError(f"{container.name}: holds no video (only: {kinds}). Give a file with pictures.")
     return stream
 
 
@@ -292,8 +286,6 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn what a decoder raises into a ValueError that names the file and says what to do."""
     try:
         yield
-    except _NoVideo as error:
-        raise ValueError(f"{path}: {error}.") from None
     except (FFmpegError, OSError) as error:
         reason = str(error.strerror if isinstance(error, FFmpegError) else error)
         raise ValueError(f"{path}: cannot be read as a video ({reason}). It is damaged; fetch it again.") from error
@@ -313,7 +305,8 @@ def _from_pyav(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.
                 frames = container.decode(stream)
             frame = next((f for f in frames if f.pts is not None and f.pts >= index.pts[number]), None)
             if frame is None or frame.pts != index.pts[number]:
-                raise _NoVideo(f"frame {number} at {index.times[number]:.3f} s cannot be decoded. Fetch the file again")
+                at = f"{index.times[number]:.3f} s"
+                raise ValueError(f"{path}: frame {number} at {at} cannot be decoded. Fetch the file again.")
             shown = index.pts[number]
             image = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
             yield np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
@@ -340,13 +333,13 @@ def _from_decord(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[n
     decord.logging.set_level(decord.logging.QUIET)  # its reasons are in the errors it raises
     try:
         if index.decord_trouble:
-            raise _NoVideo(f"it misreads {index.decord_trouble}")
+            raise RuntimeError(f"it misreads {index.decord_trouble}")
         reader = decord.VideoReader(str(path), num_threads=1)
         if len(reader) != len(index.pts):
-            raise _NoVideo(f"it sees {len(reader)} frames, the file holds {len(index.pts)}")
+            raise RuntimeError(f"it sees {len(reader)} frames, the file holds {len(index.pts)}")
         for number in wanted:
             yield reader.get_batch([number]).asnumpy()[0]
-    except (_NoVideo, RuntimeError, decord.DECORDError) as error:
+    except (RuntimeError, decord.DECORDError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f'{path}: decord cannot read it ({reason}). Try decoder="pyav".') from error
 

@@ -7,10 +7,10 @@ from tempfile import mkdtemp
 import torch
 from torch import Tensor
 
+from examples.sample_world.tokenizer import build_tokenizer
 from langdc.captioner import Captioner
 from langdc.config import MemberConfig, ModelConfig
 from langdc.model import VideoModel
-from langdc.sample.tokenizer import build_tokenizer
 from langdc.types import FeatureGrid, Frames, VideoFeatures, VideoTokens
 
 INTERNVIDEO2 = {"width": 32, "depth": 3, "heads": 2, "mlp_width": 64, "image_size": 16, "patch_size": 4}

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from examples.sample_world import pretrain_encoders, pretrain_language
+from examples.sample_world.tokenizer import build_tokenizer
 from langdc.encoders.base import Encoder
 from langdc.encoders.image import CLIP_MEAN, CLIP_STD, ImageEncoder
 from langdc.encoders.video import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
 from langdc.sample.scenes import FRAMES_PER_SEGMENT, SIZE
-from langdc.sample.tokenizer import build_tokenizer
 
 PARTS = ("language_model", "captioner", "clip", "internvideo2")
 WIDTH, DEPTH, HEADS, PATCH = 96, 4, 4, 8

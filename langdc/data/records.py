@@ -7,11 +7,11 @@ Paths are relative to the file's folder; `start` and `end` are seconds; a video 
 `fps` says how many a second. Every reading error names file and line.
 """
 
-import json
 import string
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -102,10 +102,8 @@ class Record(_Strict):
     def _consistent(self) -> Self:
         if self.video is not None and self.image is not None:
             raise ValueError("give video or image, not both")
-        if self.video is None and (self.start is not None or self.end is not None):
-            raise ValueError("start and end cut a clip out of a video, and there is none")
-        if self.video is None and self.fps is not None:
-            raise ValueError("fps says how fast a video's frames follow, and there is none")
+        if self.video is None and (self.start, self.end, self.fps) != (None, None, None):
+            raise ValueError("start, end and fps are those of a video, and there is none")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise ValueError(f"start {self.start} must come before end {self.end}")
         return self
@@ -117,8 +115,8 @@ class Record(_Strict):
 
     def media_path(self, root: str | Path) -> Path | None:
         """Where its video or image is, given the folder of the record file; None for text."""
-        media = self.video if self.video is not None else self.image
-        return None if media is None else Path(root) / media
+        media = self.video or self.image
+        return Path(root) / media if media else None
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -146,11 +144,12 @@ def read_readable(path: str | Path) -> tuple[list[Record], dict[int, str]]:
         if not line.strip():
             continue
         try:
-            record = _parse(line, number)
+            record = check(Record, jsonl.parse(line), "the record")
+            record._line = number
             if record.id in seen:
                 raise ValueError(f"the id {record.id!r} is already on line {seen[record.id]}; ids must differ.")
         except ValueError as error:
-            mistakes[number] = _shortened(str(error))
+            mistakes[number] = textwrap.shorten(str(error), SHOWN_LETTERS, placeholder=" ...")
             continue
         seen[record.id] = number
         records.append(record)
@@ -178,50 +177,29 @@ def check_media(
     """
     if on_missing not in ("refuse", "quarantine"):
         raise ValueError(f'on_missing is {on_missing!r}; it must be "refuse" or "quarantine".')
-    path = Path(path)
     kept, left_out, mistakes = [], [], []
     for record in records:
-        media = record.media_path(path.parent)
+        media = record.media_path(Path(path).parent)
         if media is None or media.is_file() or (record.fps is not None and media.is_dir()):
             kept.append(record)
-            continue
-        left_out.append(record)
-        mistakes.append(f"line {record.line or '?'} (id {record.id!r}): there is no file {media}")
+        else:
+            left_out.append(record)
+            mistakes.append(f"line {record.line or '?'} (id {record.id!r}): there is no file {media}")
     if not left_out:
         return kept, []
-    message = _list_up(f"{path} has {len(left_out)} record(s) whose video or image is missing", mistakes)
+    message = listed(f"{path} has {len(left_out)} record(s) whose video or image is missing", mistakes)
     if on_missing == "refuse":
         raise ValueError(f"{message}\nFetch the files, or take these records out.")
     log.warning("%s\nThey are left out.", message)
     return kept, left_out
 
 
-def _parse(line: bytes, number: int) -> Record:
-    try:
-        tree: Any = json.loads(line.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg}, column {error.colno}).") from None
-    except RecursionError:
-        raise ValueError("not valid JSON (nested too deeply).") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text (byte {error.start + 1}).") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"holds a {type(tree).__name__}; a record is an object with an id.")
-    record = check(Record, tree, "the record")
-    record._line = number
-    return record
+def listed(head: str, lines: list[str], shown: int = SHOWN_MISTAKES) -> str:
+    """A title and, indented, the first lines below it, with the number of those left out."""
+    more = [f"... and {len(lines) - shown} more"] * (len(lines) > shown)
+    return "\n  ".join([f"{head}:", *lines[:shown], *more])
 
 
 def _bad_lines(path: Path, mistakes: dict[int, str]) -> ValueError:
-    listed = [f"line {number}: {reason}" for number, reason in mistakes.items()]
-    return ValueError(_list_up(f"{path} has {len(mistakes)} bad line(s)", listed))
-
-
-def _shortened(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= SHOWN_LETTERS else flat[: SHOWN_LETTERS - 4] + " ..."
-
-
-def _list_up(head: str, mistakes: list[str]) -> str:
-    more = [f"... and {len(mistakes) - SHOWN_MISTAKES} more"] * (len(mistakes) > SHOWN_MISTAKES)
-    return "\n  ".join([f"{head}:", *mistakes[:SHOWN_MISTAKES], *more])
+    lines = [f"line {number}: {reason}" for number, reason in mistakes.items()]
+    return ValueError(listed(f"{path} has {len(mistakes)} bad line(s)", lines))

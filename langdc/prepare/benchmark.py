@@ -11,12 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
-from langdc.data.records import write_records
+from langdc.data.records import listed, write_records
 from langdc.evaluate import tasks
 from langdc.evaluate.tasks.base import Benchmark
 from langdc.log import screen
-
-_SHOWN = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not missing:
         console.print("All videos are there.")
         return 0
-    named = "\n  ".join(map(str, missing[:_SHOWN]))
-    more = f"\n  ... and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    console.print(f"{len(missing)} videos are missing:\n  {named}{more}\n{source.get}")
+    console.print(f"{listed(f'{len(missing)} videos are missing', list(map(str, missing)))}\n{source.get}")
     return 1
 
 

@@ -13,10 +13,10 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from transformers import set_seed
@@ -26,7 +26,8 @@ from langdc.config import FeatureType, load
 from langdc.distributed import is_main_process, world_size
 from langdc.features import FeatureStore, read_spec
 from langdc.interfaces import Backbone
-from langdc.log import get_logger, screen
+from langdc.log import console, get_logger, screen
+from langdc.store import TensorStore
 from langdc.train import chain, output
 from langdc.train.objectives import objectives
 from langdc.train.samples import read_samples
@@ -38,19 +39,18 @@ _PROBED = 3
 """Number of specs of each shape that are encoded first to measure size and time, after one warm-up."""
 _READ_BACK = 512 * 10**6
 """Bytes read at most to measure the reading speed."""
-_MANY = 20_000
 
 
 @dataclass(frozen=True)
 class _Job:
-    """The videos and images that one model's encoders read. `failed`: why some of them cannot be read."""
+    """The different videos and images that one model's encoders read, without those that are `unreadable`."""
 
     name: str
     backbone: Backbone
     specs: list[FrameSpec]
     folder: Path
     dtype: FeatureType
-    failed: dict[str, str] = field(default_factory=dict)
+    unreadable: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,9 +79,8 @@ def _of_train(options: argparse.Namespace) -> Iterator[_Job]:
         start = output.latest(config.start) if config.start is not None else None
         model, _ = checkpoint.start(config.model, start, text=False)
         objective = objectives.build(config.objective.name, **config.objective.settings)
-        found = [sample.spec for sample in read_samples(model, objective, config.train)]
-        specs = [spec for spec in found if spec is not None]
-        yield _Job(link.name, model.backbone, specs, folder, config.features_dtype)
+        specs = dict.fromkeys(sample.spec for sample in read_samples(model, objective, config.train) if sample.spec)
+        yield _Job(link.name, model.backbone, list(specs), folder, config.features_dtype)
 
 
 def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
@@ -92,17 +91,22 @@ def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
     config = load(EvalConfig, options.eval, options.overrides)
     folder = _folder(config.features, options.eval)
     task = tasks.build(config.task.name, **config.task.settings)
-    videos = [(record, task.path(record), task.clip) for record in task.records[: config.limit]]
+    asked = [record for record in task.records[: config.limit] if record.id not in task.broken]
+    videos = [(record, task.path(record), task.clip) for record in asked]
     videos += [(record, path, lambda record: record) for record, path in matching.calibration_videos(config, task)]
     for entry in {entry.model_key: entry for entry in config.all_entries}.values():
-        lm, specs, failed = load_model(entry), [], {}
+        lm, specs, unreadable = load_model(entry), {}, set()
         for record, path, part_of in videos:
             try:
                 part = part_of(record)
-                specs.append(lm.frame_spec(path, part.start, part.end, part.fps))
+                if not path.exists():
+                    raise ValueError(f"There is no file {path}.")
+                specs[lm.frame_spec(path, part.start, part.end, part.fps)] = None
             except ValueError as error:
-                failed[str(path)] = str(error)
-        yield _Job(str(entry.model), lm.model.backbone, specs, folder, config.features_dtype, failed)
+                unreadable.add(path)
+                logger.warning("left out: %s", error)
+        dtype = config.features_dtype
+        yield _Job(str(entry.model), lm.model.backbone, list(specs), folder, dtype, len(unreadable))
 
 
 # ---- storing it
@@ -111,44 +115,26 @@ def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
 def _run(job: _Job, options: argparse.Namespace, out: Console) -> int:
     """Store what is missing; the number of videos and images that are absent at the end."""
     job.backbone.to(devices.device())
-    unread = len(job.failed)
-    store = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency)
-    specs = _present(job)
-    bar: Any = {"console": Console(stderr=True), "transient": True, "disable": not is_main_process()}
-    keys = [store.key(spec) for spec in track(specs, "Reading files", **bar)]
+    store, specs = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency), job.specs
+    bar = track(specs, "Reading files", console=console, transient=True, disable=not is_main_process())
+    keys = [store.key(spec) for spec in bar]
     missing = [specs[number] for number in store.store.missing(keys)]
     out.print(f"{job.name}: {len(specs)} videos and images, of which {len(specs) - len(missing)} are stored.")
     seconds = _plan(job, store, specs, missing, out) if is_main_process() and specs else 0.0
     if options.plan:
         return 0
     started, mine = time.perf_counter(), len(store.store.mine(keys))
-    store.fill(specs, failed=lambda spec, error: _fail(job, spec, error))
+    store.fill(specs, failed=lambda _, error: logger.warning("left out: %s", error))
     if mine:
         seconds = (time.perf_counter() - started) / mine
     distributed.barrier()
     left = store.store.missing(keys)
     if is_main_process():
         _report(store, [spec for number, spec in enumerate(specs) if number not in set(left)], seconds, out)
-    absent = unread + len(set(job.specs)) - len(specs) + len(left)
+    absent = job.unreadable + len(left)
     if absent:
         out.print(f"{absent} videos or images could not be stored; the reasons are above.")
     return absent
-
-
-def _present(job: _Job) -> list[FrameSpec]:
-    """The different videos and images whose files are there."""
-    found = []
-    for spec in dict.fromkeys(job.specs):
-        if spec.path.exists():
-            found.append(spec)
-        else:
-            _fail(job, spec, ValueError(f"There is no file {spec.path}."))
-    return found
-
-
-def _fail(job: _Job, spec: FrameSpec, error: ValueError) -> None:
-    job.failed[str(spec.path)] = str(error)
-    logger.warning("left out: %s", error)
 
 
 def _plan(job: _Job, store: FeatureStore, specs: list[FrameSpec], missing: list[FrameSpec], out: Console) -> float:
@@ -171,8 +157,6 @@ def _plan(job: _Job, store: FeatureStore, specs: list[FrameSpec], missing: list[
     free = shutil.disk_usage(there).free
     hours = encoding / 3600 / world_size()
     out.print(f"To store: {needed / 1e9:.3g} GB, about {hours:.2g} h. Free in {job.folder}: {free / 1e9:.4g} GB.")
-    if len(specs) > _MANY:
-        out.print(f"More than {_MANY:,} videos and images: features of full size are larger than most disks.")
     if needed > free:
         raise ValueError(
             f"{needed / 1e9:.3g} GB do not fit into the {free / 1e9:.3g} GB that are free in {job.folder}. Set "
@@ -191,8 +175,8 @@ def _probe(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, float]:
             found.append((size, time.perf_counter() - started))
         if len(found) > _PROBED:
             break
-    counted = found[1:] or found or [(0, 0.0)]
-    return sum(size for size, _ in counted) / len(counted), sum(taken for _, taken in counted) / len(counted)
+    size, seconds = np.mean(found[1:] or found or [(0, 0.0)], axis=0)
+    return size, seconds
 
 
 # ---- what it gives
@@ -200,7 +184,8 @@ def _probe(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, float]:
 
 def _report(store: FeatureStore, specs: list[FrameSpec], seconds: float, out: Console) -> None:
     """Say how large it is, how fast it is read, and after how many epochs that pays."""
-    out.print(f"Hit rate: {100 * store.hit_rate:.1f} % ({store.found} were there, {store.made} were not).")
+    rate = 100 * store.found / max(store.found + store.made, 1)
+    out.print(f"Hit rate: {rate:.1f} % ({store.found} were there, {store.made} were not).")
     if not specs:
         return
     read, size = _read_speed(store, specs)
@@ -212,7 +197,7 @@ def _report(store: FeatureStore, specs: list[FrameSpec], seconds: float, out: Co
 
 
 def _read_speed(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, float]:
-    """Mean seconds and bytes of a stored video or image, read in random order by a fresh reader.
+    """Mean seconds and bytes of a stored video or image, read in random order and not from memory.
 
     The files are dropped from the page cache first, where the system allows it, so that the disk is measured.
     """
@@ -220,11 +205,11 @@ def _read_speed(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, flo
     for spec in specs if hasattr(os, "posix_fadvise") else []:
         with store.store.path(store.key(spec)).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    fresh, read, count = store.fresh(), 0, 0
+    store.store, read, count = TensorStore(store.store.folder), 0, 0
     started = time.perf_counter()
     for spec in random.Random(0).sample(specs, len(specs)):
-        fresh.get(spec)
-        read, count = read + sum(t.nbytes for t in fresh.store[fresh.key(spec)].values()), count + 1
+        store.get(spec)
+        read, count = read + sum(t.nbytes for t in store.store[store.key(spec)].values()), count + 1
         if read > _READ_BACK:
             break
     return (time.perf_counter() - started) / count, read / count

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from langdc.data.records import QuestionRecord, Record, SegmentRecord, read_records, write_records
+from langdc.config import check
+from langdc.data.records import Record, SegmentRecord, listed, read_records, write_records
 from langdc.jsonl import writing
 from langdc.log import screen
 
@@ -43,10 +43,6 @@ class _Source:
     get: str = _GET
 
 
-def _of_images(name: str, licence: str, folder: str, captions: bool) -> _Source:
-    return _Source(f"pretraining/{name}", f"pretraining/{folder}", licence, captions)
-
-
 def _of_videos(name: str, folder: str, owner: str) -> _Source:
     licence = f"annotations CC BY-NC-SA 4.0; videos: {owner}"
     return _Source(f"annotations/{name}.json", f"instruction_tuning/{folder}", licence)
@@ -56,13 +52,14 @@ _COCO = "annotations CC BY 4.0; images: Flickr's terms"
 _WEBVID = "WebVid's terms; no longer handed out"
 _ACTIVITYNET = "ActivityNet's terms, from YouTube"
 _CLEVRER = "CLEVRER, CC0"
+_COCO_IMAGES = "pretraining/COCO/train2014"
 _RECAP = "LLaVA-ReCap-558K/data"
 # Names, files and folders: dataset_config.py of mbzuai-oryx/VideoGPT-plus and NIneeeeeem/LangDC.
 SOURCES = {
-    "cc595k": _of_images("CC3M-595K/chat.json", "CC-3M's terms", "CC3M-595K", captions=True),
-    "coco_cap": _of_images("COCO/coco_cap_chat.json", _COCO, "COCO/train2014", captions=True),
-    "coco_reg": _of_images("COCO/coco_reg_chat.json", _COCO, "COCO/train2014", captions=False),
-    "coco_rec": _of_images("COCO/coco_rec_chat.json", _COCO, "COCO/train2014", captions=False),
+    "cc595k": _Source("pretraining/CC3M-595K/chat.json", "pretraining/CC3M-595K", "CC-3M's terms", captions=True),
+    "coco_cap": _Source("pretraining/COCO/coco_cap_chat.json", _COCO_IMAGES, _COCO, captions=True),
+    "coco_reg": _Source("pretraining/COCO/coco_reg_chat.json", _COCO_IMAGES, _COCO),
+    "coco_rec": _Source("pretraining/COCO/coco_rec_chat.json", _COCO_IMAGES, _COCO),
     "recap558k": _Source(_RECAP, _RECAP, "see its page; images: those of LAION, CC and SBU", True, _GET_RECAP),
     "k710": _of_videos("classification_k710", "k710", "Kinetics, from YouTube"),
     "ssv2": _of_videos("classification_ssv2", "ssv2", "Something-Something, research only"),
@@ -105,7 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 when all is there, 1 when something is missing or malformed."""
     options, console = _parser().parse_args(argv), screen()
     if options.mix is None:
-        console.print(_listed())
+        for mix, names in MIXES.items():
+            files = (f"  {name}: {SOURCES[name].annotations}, media in {SOURCES[name].media}" for name in names)
+            console.print("\n".join([mix, *files]))
+        console.print(_licences(SOURCES))
         return 0
     names = [name for name in MIXES[options.mix] if name not in options.without]
     if options.root is None:
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("stage2b is made of segments' captions, which are not published: --captions FILE.")
     absent = [name for name in names if not (options.root / SOURCES[name].annotations).exists()]
     captions = _read_captions(options.captions) if options.captions is not None else None
-    place = options.out.parent if options.out is not None else None
+    place = options.out and options.out.parent
     found = {name: _read(name, options.root, place, captions, console) for name in names if name not in absent}
     console.print(_table(found, absent))
     console.print(_licences(names))
@@ -142,17 +142,19 @@ def _read_captions(file: Path) -> _Captions:
 def _read(name: str, root: Path, place: Path | None, captions: _Captions | None, console: Console) -> _Found:
     """Look through a set; `place` is the folder of the file to be written, None to look only."""
     source, found = SOURCES[name], _Found()
-    items = _rows(root / source.annotations, place, name) if name == "recap558k" else _items(root / source.annotations)
-    media = root / source.media if name != "recap558k" else (place or root) / name
+    packed = source.annotations == source.media  # images are unpacked once there is a place for them
+    items = _rows(root / source.annotations, place, name) if packed else _items(root / source.annotations)
+    media = (place or root) / name if packed else root / source.media
     for number, item in enumerate(track(items, name, console=console, disable=not console.is_terminal)):
         found.samples += 1
         try:
             record = _record(name, number, item, source.captions)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            found.malformed.append(f"sample {number}: {_reason(error)}")
+            reason = f"has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            found.malformed.append(f"sample {number}: {reason}")
             continue
         file = (media / str(record.video or record.image)).resolve()
-        if not file.is_file() and not (name == "recap558k" and place is None):
+        if not file.is_file() and not (packed and place is None):
             found.missing.append(str(file))
             continue
         if record.video is not None and captions is not None:
@@ -174,7 +176,7 @@ def _items(file: Path) -> list[dict]:
     return items
 
 
-def _rows(folder: Path, place: Path | None, name: str) -> list[dict] | Iterator[dict]:
+def _rows(folder: Path, place: Path | None, name: str) -> Iterator[dict]:
     """Samples of a set in Parquet files with the images in them, which are unpacked beside the file to be written."""
     import pyarrow.parquet as parquet
 
@@ -207,18 +209,12 @@ def _record(name: str, number: int, item: dict, is_caption: bool) -> Record:
         raise ValueError("answer: a reply is empty")
     kind = "image" if "image" in item else "video"
     questions = [
-        QuestionRecord(kind=name, question=asked or (_REQUEST if kind == "image" else ""), answer=reply)
+        {"kind": name, "question": asked or (_REQUEST if kind == "image" else ""), "answer": reply}
         for asked, reply in zip(texts[::2], texts[1::2], strict=True)
     ]
-    segments = [SegmentRecord(caption=texts[1])] if is_caption else []
+    segments = [{"caption": texts[1]}] if is_caption else []
     media = {kind: item[kind].replace("\\", "/")}
-    return Record(id=f"{name}/{number}", questions=questions, segments=segments, **media)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-    return f"has no {error}" if isinstance(error, KeyError) else str(error)
+    return check(Record, {"id": f"{name}/{number}", "questions": questions, "segments": segments, **media}, "it")
 
 
 def _write(options: argparse.Namespace, found: dict[str, _Found], captions: _Captions | None, console: Console) -> None:
@@ -255,17 +251,9 @@ def _licences(names: Iterable[str]) -> str:
 def _print_problems(console: Console, name: str, found: _Found) -> None:
     for what, lines in (("files are missing", found.missing), ("samples are malformed", found.malformed)):
         if lines:
-            more = [f"... and {len(lines) - _SHOWN} more"] * (len(lines) > _SHOWN)
-            console.print("\n  ".join([f"{name}: {len(lines)} {what} and left out:", *lines[:_SHOWN], *more]))
+            console.print(listed(f"{name}: {len(lines)} {what} and left out", lines, _SHOWN))
     if found.uncaptioned:
         console.print(f"{name}: {found.uncaptioned} samples have no captions.")
-
-
-def _listed() -> str:
-    lines = []
-    for mix, names in MIXES.items():
-        lines += [mix, *(f"  {name}: {SOURCES[name].annotations}, media in {SOURCES[name].media}" for name in names)]
-    return "\n".join([*lines, _licences(SOURCES)])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,13 +4,11 @@ Every file has random numbers of its own (seed, split, index), so the set does n
 and an interrupted run can be resumed.
 """
 
-import json
 import multiprocessing
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +16,8 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from langdc import jsonl
 from langdc.data.records import QuestionRecord, Record, SegmentRecord, write_records
-from langdc.jsonl import writing
 from langdc.log import console
 from langdc.registry import nearest
 from langdc.sample.questions import ask_all, requests
@@ -34,6 +32,7 @@ ROUNDS = {"train": 2, "test": 1}
 
 _STREAM = {"train": 0, "test": 1, "images": 2}  # never renumber: it would change the files of a seed
 _FORMAT = 2  # raise when a change of this module changes what a seed makes
+_FINISHED, _UNFINISHED = "dataset.json", "dataset.json.partial"
 _CHUNK = 32
 
 
@@ -59,13 +58,13 @@ def make_dataset(
     """
     folder, sizes = Path(folder), _sizes(videos, images)
     settings = {"format": _FORMAT, "seed": seed, **sizes}
-    marker = folder / "dataset.json"
+    marker = folder / _FINISHED
     if _finished(folder, settings):
         return False
     for name in ("videos", "images"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    unfinished = marker.with_name(marker.name + ".partial")
-    unfinished.write_text(json.dumps(settings) + "\n")
+    unfinished = marker.with_name(_UNFINISHED)
+    jsonl.write_lines(unfinished, [settings])
     made: dict[str, list[Record]] = defaultdict(list)
     tasks = [_Task(folder, split, number, seed) for split, size in sizes.items() for number in range(size)]
     for split, record in _make_all(tasks, workers):
@@ -97,39 +96,31 @@ def _sizes(videos: Mapping[str, int], images: int) -> dict[str, int]:
 
 def _finished(folder: Path, settings: dict[str, int]) -> bool:
     """Whether the set is there; ValueError if something else is."""
-    for name in ("dataset.json", "dataset.json.partial"):
-        if not (folder / name).is_file():
-            continue
-        try:
-            there = json.loads((folder / name).read_text())
-        except json.JSONDecodeError:
-            there = "settings that cannot be read"
-        if there != settings:
-            raise ValueError(
-                f"{folder} holds a sample set made with {there}, asked for is {settings}. Choose another folder, or "
-                "delete this one."
-            )
-        records_there = all((folder / f"{split}.jsonl").is_file() for split in _STREAM if split in settings)
-        return name == "dataset.json" and records_there
-    if folder.exists() and any(folder.iterdir()):
+    finished = (folder / _FINISHED).is_file()
+    made_with = jsonl.read(folder / (_FINISHED if finished else _UNFINISHED))
+    if not made_with and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files that are no sample set. Choose an empty or a new folder.")
-    return False
+    if made_with and made_with != [settings]:
+        raise ValueError(
+            f"{folder} holds a sample set made with {made_with[0]}, asked for is {settings}. Choose another folder, or "
+            "delete this one."
+        )
+    return finished and all((folder / f"{split}.jsonl").is_file() for split in _STREAM if split in settings)
 
 
 def _make_all(tasks: list[_Task], workers: int | None) -> Iterator[tuple[str, Record]]:
     """Make every file, in order, with a progress bar."""
-    chunks = [tasks[i : i + _CHUNK] for i in range(0, len(tasks), _CHUNK)]
-    processes = workers or min(os.cpu_count() or 1, max(1, len(chunks) // 2))
-    bar = {"description": "sample set", "total": len(chunks), "console": console, "transient": True}
+    processes = workers or min(os.cpu_count() or 1, max(1, len(tasks) // (2 * _CHUNK)))
+    bar = {"description": "sample set", "total": len(tasks), "console": console, "transient": True}
     if processes == 1:
-        yield from chain.from_iterable(track(map(_make_chunk, chunks), **bar))
+        yield from track(map(_make, tasks), **bar)
         return
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from chain.from_iterable(track(pool.map(_make_chunk, chunks), **bar))
+        yield from track(pool.map(_make, tasks, chunksize=_CHUNK), **bar)
 
 
-def _make_chunk(tasks: list[_Task]) -> list[tuple[str, Record]]:
-    return [(task.split, _make_image(task) if task.split == "images" else _make_video(task)) for task in tasks]
+def _make(task: _Task) -> tuple[str, Record]:
+    return task.split, _make_image(task) if task.split == "images" else _make_video(task)
 
 
 def _make_video(task: _Task) -> Record:
@@ -154,7 +145,7 @@ def _make_image(task: _Task) -> Record:
     path = task.folder / "images" / f"{name}.png"
     if not path.exists():
         frames = draw(scene, rng)
-        with writing(path, sync=False) as partial:
+        with jsonl.writing(path, sync=False) as partial:
             Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")
     text = caption(scene, motions=False)
     asked = [QuestionRecord(kind="describe_image", question="describe the image", answer=text)] if text else []

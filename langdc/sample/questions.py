@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from langdc.sample.scenes import COLOURS, MOTIONS, SHAPES, Segment, as_text
+from langdc.sample.scenes import MOTIONS, SHAPES, Segment, as_text
 
 LETTERS = "ABCD"
 
@@ -25,25 +25,21 @@ def _pick(rng: np.random.Generator, items: list):
     return items[int(rng.integers(len(items)))] if items else None
 
 
-def _lone_colours(video: list[Segment]) -> list:
-    """The objects whose colour occurs once in the video, so that the colour identifies them."""
-    seen = Counter(thing.colour for segment in video for thing in segment)
-    return [thing for segment in video for thing in segment if seen[thing.colour] == 1]
-
-
 def _count(rng: np.random.Generator, video: list[Segment]) -> Question:
     number = int(rng.integers(len(video)))
     return Question("count", f"how many objects are in segment {number + 1} ?", str(len(video[number])))
 
 
-def _shape(rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    thing = _pick(rng, _lone_colours(video))
-    return thing and Question("shape", f"what shape is the {thing.colour} object ?", thing.shape)
+def _of_colour(field: str, text: str, rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """The shape or motion of an object whose colour occurs once in the video, so that the colour identifies it."""
+    things = [thing for segment in video for thing in segment]
+    seen = Counter(thing.colour for thing in things)
+    thing = _pick(rng, [thing for thing in things if seen[thing.colour] == 1])
+    return thing and Question(field, text.format(thing.colour), getattr(thing, field))
 
 
-def _motion(rng: np.random.Generator, video: list[Segment]) -> Question | None:
-    thing = _pick(rng, _lone_colours(video))
-    return thing and Question("motion", f"how does the {thing.colour} object move ?", thing.motion)
+_shape = partial(_of_colour, "shape", "what shape is the {} object ?")
+_motion = partial(_of_colour, "motion", "how does the {} object move ?")
 
 
 def _segment(rng: np.random.Generator, video: list[Segment]) -> Question | None:
@@ -110,12 +106,3 @@ def requests(captions: list[str]) -> list[Question]:
     """Requests to describe each segment that is not empty, and the whole video."""
     each = [Question("describe", f"describe segment {n}", text) for n, text in enumerate(captions, 1) if text]
     return [*each, Question("describe_video", "describe the video", as_text(captions))]
-
-
-def vocabulary() -> list[str]:
-    """All words of captions and questions; each is one token of the sample tokenizer."""
-    words = "how many objects are in segment what shape is the object does move which shows has most colour motion"
-    chat = "user assistant system describe image video"
-    digits = [str(d) for d in range(10)]
-    markers = [f"[{d}]" for d in range(1, 10)]
-    return [*COLOURS, *SHAPES, *MOTIONS, *words.split(), *chat.split(), *digits, *markers, *LETTERS, *";?().,:"]

@@ -101,6 +101,8 @@ def test_losses_are_those_of_features_in_memory(stage: Path, tmp_path: Path) -> 
 def test_an_evaluation_finds_what_was_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs.prepare(tmp_path)
     (tmp_path / "data" / "videos" / "v1.mp4").write_bytes(b"no video")
+    with (tmp_path / "data" / "test.jsonl").open("a") as file:
+        file.write("no record\n")
     path, tree = tmp_path / "eval.yaml", runs.config(tmp_path).model_dump(mode="json")
     path.write_text(yaml.safe_dump({**tree, "features": str(tmp_path / "features"), "features_dtype": "float32"}))
     assert main(["--eval", str(path)]) == 1  # one cannot be read; the others are there

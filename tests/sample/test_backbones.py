@@ -9,12 +9,12 @@ import torch
 from examples.sample_world.make_backbones import PATCH, TARGETS, encode_frames
 from examples.sample_world.pretrain_encoders import linear_probe
 from examples.sample_world.pretrain_language import accuracy, blurred, build_model
+from examples.sample_world.tokenizer import build_tokenizer
 from langdc.encoders.image import CLIP_MEAN, CLIP_STD, ImageEncoder
 from langdc.encoders.video import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
 from langdc.language_models import load_language_model, load_tokenizer
 from langdc.sample import weights
 from langdc.sample.scenes import SIZE
-from langdc.sample.tokenizer import build_tokenizer
 
 SEED = 4_000_000
 

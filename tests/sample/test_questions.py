@@ -7,7 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from langdc.sample.questions import KINDS, TARGET_KINDS, Question, ask_all, vocabulary
+from examples.sample_world.tokenizer import vocabulary
+from langdc.sample.questions import KINDS, TARGET_KINDS, Question, ask_all
 from langdc.sample.scenes import COLOURS, MOTIONS, SHAPES, Segment, Thing, caption, sample_video
 
 VIDEOS = [sample_video(np.random.default_rng([seed, 2])) for seed in range(250)]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from langdc.sample.questions import ask_all, vocabulary
+from examples.sample_world.tokenizer import SPECIAL, build_tokenizer, vocabulary
+from langdc.sample.questions import ask_all
 from langdc.sample.scenes import caption, sample_video
-from langdc.sample.tokenizer import SPECIAL, build_tokenizer
 
 
 @pytest.fixture(scope="module")

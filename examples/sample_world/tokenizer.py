@@ -3,7 +3,8 @@
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from langdc.sample.questions import vocabulary
+from langdc.sample.questions import LETTERS
+from langdc.sample.scenes import COLOURS, MOTIONS, SHAPES
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -11,6 +12,15 @@ CHATML = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SPACE = "▁"
+
+
+def vocabulary() -> list[str]:
+    """All words of captions and questions; each is one token of the sample tokenizer."""
+    words = "how many objects are in segment what shape is the object does move which shows has most colour motion"
+    chat = "user assistant system describe image video"
+    digits = [str(d) for d in range(10)]
+    markers = [f"[{d}]" for d in range(1, 10)]
+    return [*COLOURS, *SHAPES, *MOTIONS, *words.split(), *chat.split(), *digits, *markers, *LETTERS, *";?().,:"]
 
 
 def _merges(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
