@@ -45,7 +45,7 @@ class TrainingData(Dataset):
 
     def __init__(self, model: VideoModel, objective: Objective, config: RunConfig, features: FeatureStore) -> None:
         self.model, self.objective, self.config, self.features = model, objective, config, features
-        self.epoch = 0
+        self.epoch = 0  # whose questions are drawn
         self._outlines: dict[FrameSpec, _Encoded] = {}
         self.replies: Mapping[tuple[str, str], str] = {}
         """Replies to learn in place of the records', by record id and the text asked."""
@@ -100,10 +100,6 @@ class TrainingData(Dataset):
         return text_hash(json.dumps([sample.record.model_dump() for sample in self.samples]))
 
     # ---- as a data set
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose questions are drawn."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.samples)

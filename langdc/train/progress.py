@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState
 
 from langdc import jsonl
@@ -58,10 +58,9 @@ class Bar(TrainerCallback):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn())
-        self.bar = Progress(
-            TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal
-        )
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "loss {task.fields[loss]}")
+        terminal = console.is_terminal
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not terminal)
         self._task = self.bar.add_task(name, total=None, loss="-")
         self._tenths = 0
 

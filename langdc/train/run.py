@@ -15,8 +15,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,11 @@ def train(config: RunConfig) -> Path:
         count = sum(run.model.get_parameter(name).numel() for name in run.trained)
         logger.info("%s: %d samples, %d trained parameters.", directory.name, len(data), count)
         started = time.monotonic()
-        solved = objective.solve(run.model, data)
-        if solved is None:
+        if (solved := objective.solve(run.model, data)) is None:
             _fit(run, data, directory)
         else:
-            seconds = time.monotonic() - started
-            figures = {"steps": 0, "loss": solved[0], "seconds": seconds, "samples": len(data), "flops": solved[1]}
+            figures = {"steps": 0, "loss": solved[0], "samples": len(data), "flops": solved[1]}
+            figures["seconds"] = time.monotonic() - started
             distributed.main_process_first(lambda: _save(run, data, directory, figures))
     return directory
 
@@ -91,15 +90,13 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
     bar, shutdown = Bar(name), GracefulShutdown()
     watchdog = Watchdog(learner, config.watchdog) if config.watchdog is not None else None
     callbacks = [shutdown, *CaptionEval.of(config, directory, run.model, data.features, meter)]
-    callbacks += [log, bar] if is_main_process() else []
-    callbacks += [watchdog] if watchdog is not None else []
+    callbacks += [*([log, bar] if is_main_process() else []), *([watchdog] if watchdog is not None else [])]
     trainer = RunTrainer(learner, data, training_arguments(config, resume, name), meter, callbacks)
     try:
         newest = distributed.broadcast(str(next(reversed(output.checkpoints(resume)), "")))
         if newest:
             logger.info("Resuming after step %s.", newest.rpartition("-")[2])
-        watched = closing(watchdog) if watchdog is not None else nullcontext()
-        with tracked(trainer, directory), shutdown.listening(), watched:
+        with tracked(trainer, directory), shutdown.listening(), closing(watchdog) if watchdog else nullcontext():
             trainer.train(resume_from_checkpoint=newest or None)
             shutdown.agree()  # a signal may have come after the last step
         steps = trainer.state.global_step
@@ -124,28 +121,25 @@ def _samples_after(items: int, config: RunConfig) -> Callable[[int], int]:
     return lambda steps: steps // per_epoch * items + min(steps % per_epoch * step, items)
 
 
-@contextmanager
-def _gathered(trainer: RunTrainer, run: RunModel) -> Iterator[None]:
+def _gathered(trainer: RunTrainer, run: RunModel) -> AbstractContextManager[object]:
     """Let every process have the trained parameters, and those that are written, whole; ZeRO-3 partitions them."""
     if not trainer.is_deepspeed_enabled:
-        yield
-        return
+        return nullcontext()
     import deepspeed
 
     parameters = {id(each): each for each in (*trainer.trained().values(), *run.written)}
-    with deepspeed.zero.GatheredParameters([each for each in parameters.values() if hasattr(each, "ds_id")]):
-        yield
+    return deepspeed.zero.GatheredParameters([each for each in parameters.values() if hasattr(each, "ds_id")])
 
 
 def _save(run: RunModel, data: TrainingData, directory: Path, figures: dict[str, Any]) -> None:
     """Write the checkpoint and, last, `finished.json`; by the main process, which sees all tensors whole."""
-    config, data_hash = data.config, data.data_hash()
-    tensors = run.tensors()
+    config, tensors = data.config, run.tensors()
     broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
     if broken or not math.isfinite(figures["loss"]):
         raise ValueError(f"Nothing was saved: {len(broken)} trained tensors are not finite {broken[:1]}.")
     figures = {**figures, "hash": tensors_hash(tensors)}
-    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data_hash, "training": figures}
+    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data.data_hash()}
+    info["training"] = figures
     checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
     if config.verify_save:
         hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
@@ -183,9 +177,9 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
         links = chain.read(names or chain.prepared(str(stage)), overrides)
         directory = chain.run(links, train)
     except KeyboardInterrupt:
-        return _ended(130, "Interrupted. The same command resumes from the last checkpoint.")
+        code, message = 130, "Interrupted. The same command resumes from the last checkpoint."
     except Stopped as stopped:
-        return _ended(stopping.EXIT_CODE, f"{stopped}. The same command resumes from there.")
+        code, message = stopping.EXIT_CODE, f"{stopped}. The same command resumes from there."
     except (ValueError, OSError) as error:
         if options.traceback:
             raise
@@ -193,15 +187,12 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
             time.sleep(5)  # the launcher ends this process when the main one failed likewise
         sys.stderr.write(f"{distributed.process_name()}error: {error}\n")
         return 3 if isinstance(error, OSError) else 2
-    if is_main_process():
+    else:
         figures = json.loads((directory / output.FINISHED).read_text())
-        sys.stdout.write(f"{directory.name}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}\n")
-    return 0
-
-
-def _ended(code: int, message: str) -> int:
+        code = 0
+        message = f"{directory.name}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}"
     if is_main_process():
-        sys.stderr.write(f"{message}\n")
+        (sys.stderr if code else sys.stdout).write(f"{message}\n")
     return code
 
 
