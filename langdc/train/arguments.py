@@ -18,16 +18,14 @@ def check_environment(config: RunConfig) -> None:
     """ValueError for what this machine cannot do; called before the model is built."""
     schedules = [kind.value for kind in SchedulerType]
     if config.train.schedule not in schedules:
-        raise ValueError(
-            f"train.schedule: there is no {config.train.schedule!r}.{nearest(config.train.schedule, schedules)}"
-        )
+        hint = nearest(config.train.schedule, schedules)
+        raise ValueError(f"train.schedule: there is no {config.train.schedule!r}.{hint}")
     if config.precision == "float16" and not devices.has_accelerator():
         raise ValueError("precision: float16 needs an accelerator; on a CPU use float32 or bfloat16.")
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise ValueError(
-                f"trackers: {tracker} is not installed. pip install {ADVICE[tracker]}, or take it off the list."
-            )
+            advice = f"pip install {ADVICE[tracker]}, or take it off the list"
+            raise ValueError(f"trackers: {tracker} is not installed. {advice}.")
 
 
 def training_arguments(config: RunConfig, directory: Path, name: str) -> TrainingArguments:

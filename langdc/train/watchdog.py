@@ -44,8 +44,8 @@ class Watchdog(TrainerCallback):
         """Begin to watch."""
         for name, part in self.module.named_modules():
             if name and next(part.children(), None) is not None:
-                hook = part.register_forward_pre_hook(lambda *_, name=name: setattr(self, "_inside", name))
-                self._started.callback(hook.remove)
+                entered = part.register_forward_pre_hook(lambda *_, name=name: setattr(self, "_inside", name))
+                self._started.enter_context(entered)
         self.on_step_end(args, state, control)
         thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         thread.start()
