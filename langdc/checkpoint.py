@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from langdc import __version__, compat, jsonl
-from langdc.adapters import attach_lora
+from langdc.adapters import adapt
 from langdc.backbones import backbone_of
 from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
@@ -64,31 +64,23 @@ def unpublished(model: VideoModel) -> dict[str, nn.Parameter]:
 
 
 def save(
-    model: VideoModel, directory: Path, *, tensors: dict[str, Tensor], lora: LoraConfig | None = None, info: dict
-) -> None:
-    """Write a checkpoint: `tensors` are those that differ from the parts the settings name.
-
-    `info` joins the manifest: stage, data hash, training record. Files of a run that are in the directory already stay.
-    What was written is read back and compared; ValueError if it differs.
-    """
-    write(model.config, directory, tensors=tensors, sources=published(model).values(), lora=lora, info=info)
-
-
-def write(
-    config: ModelConfig,
+    model: VideoModel | ModelConfig,
     directory: Path,
     *,
     tensors: dict[str, Tensor],
-    sources: Iterable[str] | None = None,
     lora: LoraConfig | None = None,
     info: dict,
 ) -> None:
-    """As `save`, of a model that was never built. Parts that lie in the directory itself are found after it moved.
+    """Write a checkpoint: `tensors` are those that differ from the published parts of the model.
 
-    `sources`: where the published parts are; None: every setting that names a folder of weights.
+    Of a model that was never built, given by its settings, every setting that names a folder of weights is a part.
+    Parts that lie in the directory itself are found after it moved. `info` joins the manifest: stage, data hash,
+    training record. Files of a run that are in the directory already stay. What was written is read back and compared;
+    ValueError if it differs.
     """
-    tree = config.model_dump(mode="json")
-    parts = _folders(sources if sources is not None else (text for _, text in texts(tree)))
+    built = isinstance(model, VideoModel)
+    tree = (model.config if built else model).model_dump(mode="json")
+    parts = _folders(published(model).values() if built else (text for _, text in texts(tree)))
     directory.mkdir(parents=True, exist_ok=True)
     # the manifest gets its name last, so that it never describes other weights
     with jsonl.writing(directory / MANIFEST) as manifest, jsonl.writing(directory / WEIGHTS) as weights:
@@ -197,7 +189,7 @@ def load(directory: str | Path, plain: bool = False, contents: bool = False) -> 
     _check_parts(config, manifest, folder, contents)
     model = VideoModel(config)
     if manifest["lora"] is not None:
-        attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
+        adapt(model.backbone.text_model, check(LoraConfig, manifest["lora"], "lora"))
     tensors = _read_weights(folder, manifest, model)
     _load_tensors(model, tensors, folder)
     parts = tuple(f"{name}." for name in published(model))
@@ -272,7 +264,7 @@ def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tup
     _check_parts(config, manifest, directory)
     tensors = _read_weights(directory, manifest, model)
     if text and manifest["lora"] is not None:
-        attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
+        adapt(model.backbone.text_model, check(LoraConfig, manifest["lora"], "lora"))
     here = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     needed = {n: tensor for n, tensor in tensors.items() if text or n in here or not n.startswith("backbone.")}
     _load_tensors(model, needed, directory)
@@ -321,9 +313,9 @@ def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
 
     `hashes`: of the values of each, in float32. ValueError names those that are missing or differ.
     """
-    command = [sys.executable, "-c", f"from langdc.checkpoint import _print_hashes; _print_hashes({str(directory)!r})"]
+    code = f"from langdc.checkpoint import _print_hashes; _print_hashes({str(directory)!r})"
     environment = {**without_launcher(os.environ), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         message = "\n  ".join(done.stderr.strip().splitlines()[-12:])
         raise ValueError(f"{directory} was saved, but a fresh process cannot load it:\n  {message}")

@@ -38,11 +38,6 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-def process_name() -> str:
-    """How messages name this process: empty for the main one, else "[process 3] "."""
-    return "" if is_main_process() else f"[process {rank()}] "
-
-
 def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
     """An environment for a process of its own, which no launcher counts among the run's."""
     return {name: value for name, value in environ.items() if name not in LAUNCHER_VARIABLES}
@@ -123,10 +118,8 @@ def main_process_first(work: Callable[[], object]) -> None:
             failure = error
     # The message only: not every exception can be sent.
     kind, message = broadcast((OSError if isinstance(failure, OSError) else ValueError, failure and str(failure)))
-    if failure is not None:
-        raise failure
     if message is not None:
-        raise kind(message)
+        raise failure or kind(message)
 
 
 def _grouped() -> bool:

@@ -185,7 +185,8 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
             raise
         if not is_main_process():
             time.sleep(5)  # the launcher ends this process when the main one failed likewise
-        sys.stderr.write(f"{distributed.process_name()}error: {error}\n")
+            sys.stderr.write(f"[process {distributed.rank()}] ")
+        sys.stderr.write(f"error: {error}\n")
         return 3 if isinstance(error, OSError) else 2
     else:
         figures = json.loads((directory / output.FINISHED).read_text())

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from langdc import checkpoint
-from langdc.adapters import adapt, attach_lora, merge
+from langdc.adapters import adapt, merge
 from langdc.config import LoraConfig, RunConfig, check
 from langdc.interfaces import Objective
 from langdc.language_models import FLASH, fastest_attention, use_liger
@@ -90,7 +90,7 @@ def _attach_lora(
             )
         return earlier, inherited
     before = dict(model.named_parameters(remove_duplicate=False))
-    attach_lora(model.backbone, wanted)
+    adapt(model.backbone.text_model, wanted)
     now = {id(parameter): name for name, parameter in model.named_parameters()}
     return wanted, {now[id(before[name])]: tensor for name, tensor in inherited.items()}
 
