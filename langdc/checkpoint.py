@@ -174,10 +174,8 @@ def load(directory: str | Path, plain: bool = False, contents: bool = False) -> 
     """Build the model of a checkpoint with its weights, in evaluation mode.
 
     `plain`: as any CPU can, whatever the settings say: whole weights instead of 4 bits, attention by sdpa. `contents`:
-    compare the frozen parts by what their files hold, which reads all of them, instead of by size and stated hash.
-
-    ValueError names every tensor that is unexpected or of another shape, every part whose file has changed since
-    training, and a weights file that is not the one saved.
+    compare the frozen parts by what their files hold, which reads all of them. ValueError names every tensor that is
+    unexpected or of another shape, every part that has changed since training, and a weights file that is another one.
     """
     folder = locate(directory)
     manifest = read_manifest(folder)
@@ -213,8 +211,7 @@ def named(config: ModelConfig) -> ModelConfig:
 def open_model(directory: str | Path, backbone: Mapping[str, Any] | None = None) -> VideoModel:
     """A checkpoint of a training stage, or a stock vision-language model in Hugging Face layout, ready to be asked.
 
-    `backbone`: settings of a stock model's backbone (frames, fps, ...), and its name where the directory serves
-    several.
+    `backbone`: settings of a stock model's backbone (frames, fps, ...); its name where the directory serves several.
     """
     folder = locate(directory)
     if (folder / MANIFEST).is_file():
@@ -229,12 +226,12 @@ def open_model(directory: str | Path, backbone: Mapping[str, Any] | None = None)
 def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Copy tensors into the parameters of the same names; ValueError lists all that do not fit."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    unexpected = sorted(set(tensors) - set(parameters))
-    misshapen = sorted(
+    unexpected = sorted(tensors.keys() - parameters.keys())
+    misshapen = [
         f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(parameters[name].shape)} in the model"
-        for name in tensors
-        if name in parameters and tensors[name].shape != parameters[name].shape
-    )
+        for name in sorted(tensors.keys() & parameters.keys())
+        if tensors[name].shape != parameters[name].shape
+    ]
     if unexpected or misshapen:
         lines = [f"not in the model: {name}" for name in unexpected[:8]] + misshapen[:8]
         raise ValueError(
@@ -294,10 +291,8 @@ def _check_drawn(there: dict, now: dict, where: Path) -> None:
         if before[path].get(key) != after[path].get(key)
     ]
     if lines:
-        raise ValueError(
-            f"The checkpoint {where} is of another architecture. Use its sizes, or start from another:\n  "
-            + "\n  ".join(lines)
-        )
+        advice = "Use its sizes, or start from another"
+        raise ValueError(f"The checkpoint {where} is of another architecture. {advice}:\n  " + "\n  ".join(lines))
 
 
 def _drawn(settings: dict, path: str = "") -> dict[str, dict]:

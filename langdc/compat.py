@@ -101,14 +101,15 @@ def _split(name: str, tensor: "Tensor") -> "dict[str, Tensor]":
 
 
 def runs_of_stage(tree: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The runs that replace the phases of a stage of 0.1; each starts from the one before. None: it is one run. The
-    last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
+    """The runs that replace the phases of a stage of 0.1, each starting from the one before; None if it is one run.
+
+    The last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
     """
     if "phases" not in tree:
         return None
     warn_once("phases", "one file per run, and a chain.yaml that lists them")
-    common = {key: tree[key] for key in tree if key not in ("phases", "objective", "train")}
-    common = settings(common, warn=False)  # one warning is enough
+    kept = {key: tree[key] for key in tree if key not in ("phases", "objective", "train")}
+    common = settings(kept, warn=False)  # one warning is enough
     output, start = Path(common.get("output", "runs/stage")), common.get("start")
     runs = []
     for number, phase in enumerate(tree["phases"], 1):

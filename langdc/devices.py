@@ -23,7 +23,6 @@ class _Kind(NamedTuple):
 
 CPU = _Kind("cpu", "gloo")
 ACCELERATORS = (_Kind("cuda", "nccl"), _Kind("npu", "hccl"))
-DEEPSPEED_CHOICE = "DS_ACCELERATOR"
 _BLOCK_BYTES = {"cpu": 1 << 22, "accelerator": 1 << 27}
 """What a CPU keeps in its cache, and what keeps an accelerator busy."""
 
@@ -64,7 +63,7 @@ def tell_deepspeed() -> None:
     To be called before DeepSpeed, or transformers, which imports it, is imported.
     """
     if kind() in (CPU, *ACCELERATORS):
-        os.environ.setdefault(DEEPSPEED_CHOICE, kind().name)
+        os.environ.setdefault("DS_ACCELERATOR", kind().name)
 
 
 def at_once(each: float, where: torch.device) -> int:

@@ -5,7 +5,6 @@ Nothing here imports torch before a function needs it.
 """
 
 import os
-import socket
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -77,11 +76,8 @@ def start(deepspeed: bool = False) -> None:
 
 
 def _prepare_deepspeed(accelerator: bool) -> None:
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if "RANK" not in os.environ:  # port 0: any that is free
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     if not accelerator:
         import deepspeed.ops
 

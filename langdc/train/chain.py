@@ -39,11 +39,6 @@ class Link:
         """The newest directory of this run that is finished."""
         return output.latest(self.config.output)
 
-    @property
-    def missing(self) -> list[Path]:
-        """Record files that are not there."""
-        return [path for path in self.config.train.data if not path.is_file()]
-
 
 def read(names: Iterable[str | Path], overrides: Sequence[str] = ()) -> list[Link]:
     """The runs of config files and of folders with a chain.yaml, in order, with the same overrides.
@@ -151,7 +146,8 @@ def prepared(stage: str) -> list[str]:
     links = read([SAMPLE])
     own = [link for link in links if link.config.stage == stage]
     earlier = links[: links.index(own[0])]
-    _make(lambda: not any(link.missing for link in own), ["langdc.cli", "data", "sample", "--out", "data/sample"])
+    files = [path for link in own for path in link.config.train.data]
+    _make(lambda: all(path.is_file() for path in files), ["langdc.cli", "data", "sample", "--out", "data/sample"])
     if earlier:
         _make(lambda: all(link.finished for link in earlier), ["langdc.train", *(link.name for link in earlier)])
     return [link.name for link in own]

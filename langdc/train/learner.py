@@ -19,7 +19,7 @@ from langdc.flops import encoder_flops, language_model_flops, work_flops
 from langdc.interfaces import Objective
 from langdc.log import get_logger
 from langdc.model import VideoModel, hidden, is_absent
-from langdc.types import Compressed, Context, VideoBatch, VideoFeatures
+from langdc.types import Context, VideoBatch, VideoFeatures
 
 logger = get_logger(__name__)
 
@@ -27,8 +27,7 @@ logger = get_logger(__name__)
 class Learner(nn.Module):
     """Weighs an objective's losses. Of the last batch: `parts`, each loss's sum and count, `flops` and `figures`.
 
-    `figures`: "samples", "tokens" that language models read, and "soft_tokens" of how many "segments". ValueError for
-    weights of losses that do not exist, and for an objective without any loss.
+    `figures` as in `Meter`. ValueError for weights of losses that do not exist, and an objective without any loss.
     """
 
     def __init__(
@@ -148,7 +147,7 @@ class Learner(nn.Module):
         else:
             self.flops += forward
 
-    def _note_compressed(self, batch: VideoBatch, videos: list[VideoFeatures], compressed: Compressed) -> None:
+    def _note_compressed(self, batch: VideoBatch, videos: list[VideoFeatures], compressed: Any) -> None:
         """What encoders and language models inside the compressor did, and how many tokens stand for a segment."""
         if batch.frames:
             encoders = self.model.backbone.encoders

@@ -11,6 +11,7 @@ import argparse
 import gc
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from langdc import checkpoint, devices, distributed, jsonl
 from langdc.config import RunConfig
 from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
-from langdc.hashing import tensor_hash, tensors_hash
+from langdc.hashing import tensor_hash, tensors_hash, text_hash
 from langdc.log import get_logger
 from langdc.train import chain, output, stopping
 from langdc.train.arguments import check_environment, training_arguments
@@ -103,7 +104,7 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
         if steps < trainer.state.max_steps:
             raise Stopped(f"{name} stopped after step {steps} of {trainer.state.max_steps}")
         with _gathered(trainer, run):
-            distributed.main_process_first(lambda: _save(run, data, directory, log.figures(trainer.state)))
+            distributed.main_process_first(lambda: _save(run, data, directory, log.figures()))
     finally:
         bar.close()
         _release(trainer)
@@ -134,12 +135,12 @@ def _gathered(trainer: RunTrainer, run: RunModel) -> AbstractContextManager[obje
 def _save(run: RunModel, data: TrainingData, directory: Path, figures: dict[str, Any]) -> None:
     """Write the checkpoint and, last, `finished.json`; by the main process, which sees all tensors whole."""
     config, tensors = data.config, run.tensors()
+    data_hash = text_hash(json.dumps([sample.record.model_dump() for sample in data.samples]))
     broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
     if broken or not math.isfinite(figures["loss"]):
         raise ValueError(f"Nothing was saved: {len(broken)} trained tensors are not finite {broken[:1]}.")
     figures = {**figures, "hash": tensors_hash(tensors)}
-    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data.data_hash()}
-    info["training"] = figures
+    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data_hash, "training": figures}
     checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
     if config.verify_save:
         hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
@@ -163,25 +164,26 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
 
     `stage`: which one of the sample recipe is trained where no run is named.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_intermixed_args(words)
+    options = _parser().parse_intermixed_args(argv)
     names = [word for word in [options.config, *options.words] if word is not None and "=" not in word]
     overrides = [word for word in options.words if "=" in word]
     overrides += [f"deepspeed={options.deepspeed}"] if options.deepspeed else []
     overrides += ["verify_save=true"] if options.verify_save else []
     try:
-        if options.processes is not None:
-            return _launch(options.processes, words)
         if not names and stage is None:
             raise ValueError("Give a config: a file, or a name such as sample/langdc/stage1.")
-        links = chain.read(names or chain.prepared(str(stage)), overrides)
-        directory = chain.run(links, train)
+        names = names or chain.prepared(str(stage))
+        if options.processes is not None:  # the same on several, with the `deepspeed` launcher
+            launcher = ["deepspeed.launcher.runner", "--num_accelerators", str(options.processes), "--module"]
+            words = [*launcher, "langdc.train", *names, *overrides, *["--traceback"] * options.traceback]
+            return subprocess.run([sys.executable, "-m", *words], check=False).returncode
+        directory = chain.run(chain.read(names, overrides), train)
     except KeyboardInterrupt:
         code, message = 130, "Interrupted. The same command resumes from the last checkpoint."
     except Stopped as stopped:
         code, message = stopping.EXIT_CODE, f"{stopped}. The same command resumes from there."
     except (ValueError, OSError) as error:
-        if options.traceback:
+        if options.traceback or os.environ.get("LANGDC_TRACEBACK"):
             raise
         if not is_main_process():
             time.sleep(5)  # the launcher ends this process when the main one failed likewise
@@ -197,14 +199,6 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     return code
 
 
-def _launch(processes: int, words: Sequence[str]) -> int:
-    """Start the same command on several processes of this machine, with the `deepspeed` launcher."""
-    at = next(n for n, word in enumerate(words) if word.startswith("--processes"))
-    rest = [*words[:at], *words[at + (1 if "=" in words[at] else 2) :]]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(processes)]
-    return subprocess.run([*launcher, "--module", "langdc.train", *rest], check=False).returncode
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="langdc train", description="Train one config, or several in order; the same command resumes."
@@ -216,9 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         help="config files or names (a folder: its chain.yaml), and settings of all of them, as train.steps=50",
     )
     parser.add_argument("--config", metavar="FILE", help="a config, by an option")
-    parser.add_argument(
-        "--processes", type=int, metavar="N", help="train on N devices or CPU processes of this machine"
-    )
+    parser.add_argument("--processes", type=int, metavar="N", help="train on N devices (or CPUs) of this machine")
     parser.add_argument("--deepspeed", metavar="FILE", help="ZeRO settings, as deepspeed/zero2.json")
     parser.add_argument("--verify-save", action="store_true", help="load what was saved in a fresh process and compare")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
