@@ -212,7 +212,7 @@ def ours(config: RunConfig, folder: Path | None, directory: Path) -> Figures:
     RunTrainer(learner, data, arguments, meter, [log]).train()
     waiting = fmean(line["data_wait"] for line in jsonl.read(log.path))
     step_bytes = _step_bytes(lambda: _learn(learner, data))
-    return Figures(before + log.seconds, before, waiting, step_bytes, data.features.store.held_bytes)
+    return Figures(before + log.figures()["seconds"], before, waiting, step_bytes, data.features.store.held_bytes)
 
 
 def _learner(data: TrainingData) -> Learner:

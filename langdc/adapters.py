@@ -3,23 +3,14 @@
 from torch import nn
 
 from langdc.config import LoraConfig
-from langdc.interfaces import Backbone
-
-
-def attach_lora(backbone: Backbone, config: LoraConfig) -> None:
-    """Put LoRA layers into the text model, in place: names and classes of everything else stay as they are."""
-    adapt(backbone.text_model, config)
 
 
 def adapt(model: nn.Module, config: LoraConfig) -> None:
-    """Put LoRA layers into a model without its head, in place."""
+    """Put LoRA layers into a model without its head, in place; all other names and classes stay as they are."""
     import peft  # takes seconds, and few who import this module have an adapter
 
-    targets = config.targets
-    if targets == "all-linear":
-        targets = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
     settings = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.targets
     )
     peft.inject_adapter_in_model(settings, model)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from langdc import __version__, compat, jsonl
-from langdc.adapters import attach_lora
+from langdc.adapters import adapt
 from langdc.backbones import backbone_of
 from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
@@ -64,31 +64,23 @@ def unpublished(model: VideoModel) -> dict[str, nn.Parameter]:
 
 
 def save(
-    model: VideoModel, directory: Path, *, tensors: dict[str, Tensor], lora: LoraConfig | None = None, info: dict
-) -> None:
-    """Write a checkpoint: `tensors` are those that differ from the parts the settings name.
-
-    `info` joins the manifest: stage, data hash, training record. Files of a run that are in the directory already stay.
-    What was written is read back and compared; ValueError if it differs.
-    """
-    write(model.config, directory, tensors=tensors, sources=published(model).values(), lora=lora, info=info)
-
-
-def write(
-    config: ModelConfig,
+    model: VideoModel | ModelConfig,
     directory: Path,
     *,
     tensors: dict[str, Tensor],
-    sources: Iterable[str] | None = None,
     lora: LoraConfig | None = None,
     info: dict,
 ) -> None:
-    """As `save`, of a model that was never built. Parts that lie in the directory itself are found after it moved.
+    """Write a checkpoint: `tensors` are those that differ from the published parts of the model.
 
-    `sources`: where the published parts are; None: every setting that names a folder of weights.
+    Of a model that was never built, given by its settings, every setting that names a folder of weights is a part.
+    Parts that lie in the directory itself are found after it moved. `info` joins the manifest: stage, data hash,
+    training record. Files of a run that are in the directory already stay. What was written is read back and compared;
+    ValueError if it differs.
     """
-    tree = config.model_dump(mode="json")
-    parts = _folders(sources if sources is not None else (text for _, text in texts(tree)))
+    built = isinstance(model, VideoModel)
+    tree = (model.config if built else model).model_dump(mode="json")
+    parts = _folders(published(model).values() if built else (text for _, text in texts(tree)))
     directory.mkdir(parents=True, exist_ok=True)
     # the manifest gets its name last, so that it never describes other weights
     with jsonl.writing(directory / MANIFEST) as manifest, jsonl.writing(directory / WEIGHTS) as weights:
@@ -182,10 +174,8 @@ def load(directory: str | Path, plain: bool = False, contents: bool = False) -> 
     """Build the model of a checkpoint with its weights, in evaluation mode.
 
     `plain`: as any CPU can, whatever the settings say: whole weights instead of 4 bits, attention by sdpa. `contents`:
-    compare the frozen parts by what their files hold, which reads all of them, instead of by size and stated hash.
-
-    ValueError names every tensor that is unexpected or of another shape, every part whose file has changed since
-    training, and a weights file that is not the one saved.
+    compare the frozen parts by what their files hold, which reads all of them. ValueError names every tensor that is
+    unexpected or of another shape, every part that has changed since training, and a weights file that is another one.
     """
     folder = locate(directory)
     manifest = read_manifest(folder)
@@ -197,7 +187,7 @@ def load(directory: str | Path, plain: bool = False, contents: bool = False) -> 
     _check_parts(config, manifest, folder, contents)
     model = VideoModel(config)
     if manifest["lora"] is not None:
-        attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
+        adapt(model.backbone.text_model, check(LoraConfig, manifest["lora"], "lora"))
     tensors = _read_weights(folder, manifest, model)
     _load_tensors(model, tensors, folder)
     parts = tuple(f"{name}." for name in published(model))
@@ -221,8 +211,7 @@ def named(config: ModelConfig) -> ModelConfig:
 def open_model(directory: str | Path, backbone: Mapping[str, Any] | None = None) -> VideoModel:
     """A checkpoint of a training stage, or a stock vision-language model in Hugging Face layout, ready to be asked.
 
-    `backbone`: settings of a stock model's backbone (frames, fps, ...), and its name where the directory serves
-    several.
+    `backbone`: settings of a stock model's backbone (frames, fps, ...); its name where the directory serves several.
     """
     folder = locate(directory)
     if (folder / MANIFEST).is_file():
@@ -237,12 +226,12 @@ def open_model(directory: str | Path, backbone: Mapping[str, Any] | None = None)
 def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Copy tensors into the parameters of the same names; ValueError lists all that do not fit."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    unexpected = sorted(set(tensors) - set(parameters))
-    misshapen = sorted(
+    unexpected = sorted(tensors.keys() - parameters.keys())
+    misshapen = [
         f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(parameters[name].shape)} in the model"
-        for name in tensors
-        if name in parameters and tensors[name].shape != parameters[name].shape
-    )
+        for name in sorted(tensors.keys() & parameters.keys())
+        if tensors[name].shape != parameters[name].shape
+    ]
     if unexpected or misshapen:
         lines = [f"not in the model: {name}" for name in unexpected[:8]] + misshapen[:8]
         raise ValueError(
@@ -272,7 +261,7 @@ def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tup
     _check_parts(config, manifest, directory)
     tensors = _read_weights(directory, manifest, model)
     if text and manifest["lora"] is not None:
-        attach_lora(model.backbone, check(LoraConfig, manifest["lora"], "lora"))
+        adapt(model.backbone.text_model, check(LoraConfig, manifest["lora"], "lora"))
     here = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     needed = {n: tensor for n, tensor in tensors.items() if text or n in here or not n.startswith("backbone.")}
     _load_tensors(model, needed, directory)
@@ -302,10 +291,8 @@ def _check_drawn(there: dict, now: dict, where: Path) -> None:
         if before[path].get(key) != after[path].get(key)
     ]
     if lines:
-        raise ValueError(
-            f"The checkpoint {where} is of another architecture. Use its sizes, or start from another:\n  "
-            + "\n  ".join(lines)
-        )
+        advice = "Use its sizes, or start from another"
+        raise ValueError(f"The checkpoint {where} is of another architecture. {advice}:\n  " + "\n  ".join(lines))
 
 
 def _drawn(settings: dict, path: str = "") -> dict[str, dict]:
@@ -321,9 +308,9 @@ def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
 
     `hashes`: of the values of each, in float32. ValueError names those that are missing or differ.
     """
-    command = [sys.executable, "-c", f"from langdc.checkpoint import _print_hashes; _print_hashes({str(directory)!r})"]
+    code = f"from langdc.checkpoint import _print_hashes; _print_hashes({str(directory)!r})"
     environment = {**without_launcher(os.environ), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         message = "\n  ".join(done.stderr.strip().splitlines()[-12:])
         raise ValueError(f"{directory} was saved, but a fresh process cannot load it:\n  {message}")

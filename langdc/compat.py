@@ -23,10 +23,8 @@ OBJECTIVES = {"caption": "compress"}
 """Objectives by their names of 0.1."""
 OF_PHASE = {"captioner_lora": "compressor_lora", "captions": "targets"}
 """Keys of a phase whose name changed; their place is now `train`."""
-VALUES = {"targets": {"file": "records", "captioner": "none"}}
-"""Values of such keys that changed."""
-PHASE_DEFAULTS = {"questions_per_video": 8}
-"""Defaults of a phase that a run does not have."""
+TARGETS = {"file": "records", "captioner": "none"}
+"""Values of `targets`."""
 TENSORS = (
     (re.compile(r"^host\."), "backbone."),
     (re.compile(r"^(compressor\.(?:.+\.)?(?:segment_marker|queries|frame|row|column|stream))$"), r"\1.weight"),
@@ -103,14 +101,15 @@ def _split(name: str, tensor: "Tensor") -> "dict[str, Tensor]":
 
 
 def runs_of_stage(tree: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The runs that replace the phases of a stage of 0.1; each starts from the one before. None: it is one run. The
-    last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
+    """The runs that replace the phases of a stage of 0.1, each starting from the one before; None if it is one run.
+
+    The last one has the stage's output; the others' are in its folder `phases`, where 0.1 had them.
     """
     if "phases" not in tree:
         return None
     warn_once("phases", "one file per run, and a chain.yaml that lists them")
-    common = {key: tree[key] for key in tree if key not in ("phases", "objective", "train")}
-    common = settings(common, warn=False)  # one warning is enough
+    kept = {key: tree[key] for key in tree if key not in ("phases", "objective", "train")}
+    common = settings(kept, warn=False)  # one warning is enough
     output, start = Path(common.get("output", "runs/stage")), common.get("start")
     runs = []
     for number, phase in enumerate(tree["phases"], 1):
@@ -122,10 +121,9 @@ def runs_of_stage(tree: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _run_of_phase(phase: Mapping[str, Any]) -> dict[str, Any]:
-    train = {**PHASE_DEFAULTS, **{OF_PHASE.get(key, key): value for key, value in phase.items()}}
-    for key, known in VALUES.items():
-        if key in train:
-            train[key] = known.get(train[key], train[key])
+    train = {"questions_per_video": 8, **{OF_PHASE.get(key, key): value for key, value in phase.items()}}
+    if "targets" in train:
+        train["targets"] = TARGETS.get(train["targets"], train["targets"])
     train["trainable"] = [tensor_name(pattern) for pattern in train.get("trainable", [])]
     if (rate := train.pop("projector_learning_rate", None)) is not None:
         train["rates"] = {"*projector*": rate}

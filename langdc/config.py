@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.json_schema import GenerateJsonSchema
 
 from langdc import jsonl
 from langdc.registry import Registry, check_keywords, nearest
@@ -242,15 +243,14 @@ def _shipped_configs() -> list[str]:
     return [str(path.parent if path.name == CHAIN else path.with_suffix("")) for path in files]
 
 
+class _Partial(GenerateJsonSchema):
+    def field_is_required(self, *_: Any, **__: Any) -> bool:
+        return False
+
+
 def schema(kind: type[BaseModel] = RunConfig) -> dict[str, Any]:
     """A JSON schema of config files, for editors. A file may be extended, so no key is required in it."""
-    tree = kind.model_json_schema(mode="validation")
-    found = [tree]
-    while found:
-        node = found.pop()
-        node.pop("required", None)
-        for value in node.values():
-            found += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, dict)]
+    tree = kind.model_json_schema(schema_generator=_Partial)
     extends = {"type": "string", "description": "A file that this one is laid over."}
     tree["properties"] = {"extends": extends, **tree["properties"]}
     definitions = tree.pop("$defs")

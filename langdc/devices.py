@@ -7,26 +7,22 @@ kind. The NPU part is tested with a stand-in for torch-npu and has not run on ha
 import importlib
 import importlib.util
 import os
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of device: torch's name for it, the backend of its collectives, and the package that brings it."""
+class _Kind(NamedTuple):
+    """A kind of device: torch's name for it, and the backend of its collectives."""
 
     name: str
     backend: str
-    package: str | None = None
 
 
 CPU = _Kind("cpu", "gloo")
-ACCELERATORS = (_Kind("cuda", "nccl"), _Kind("npu", "hccl", "torch_npu"))
-DEEPSPEED_CHOICE = "DS_ACCELERATOR"
+ACCELERATORS = (_Kind("cuda", "nccl"), _Kind("npu", "hccl"))
 _BLOCK_BYTES = {"cpu": 1 << 22, "accelerator": 1 << 27}
 """What a CPU keeps in its cache, and what keeps an accelerator busy."""
 
@@ -35,19 +31,13 @@ _BLOCK_BYTES = {"cpu": 1 << 22, "accelerator": 1 << 27}
 def kind() -> _Kind:
     """The best kind that this machine has; others that torch knows (Intel's, Apple's) as torch describes them."""
     for candidate in ACCELERATORS:
-        if _is_there(candidate):
+        if candidate.name == "npu" and importlib.util.find_spec("torch_npu") is not None:
+            importlib.import_module("torch_npu")  # makes torch.npu
+        module = getattr(torch, candidate.name, None)
+        if module is not None and module.is_available():
             return candidate
     other = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return CPU if other is None else _Kind(other.type, dist.get_default_backend_for_device(other))
-
-
-def _is_there(candidate: _Kind) -> bool:
-    if candidate.package is not None:
-        if importlib.util.find_spec(candidate.package) is None:
-            return False
-        importlib.import_module(candidate.package)  # makes torch.<name>
-    module = getattr(torch, candidate.name, None)
-    return module is not None and bool(module.is_available())
 
 
 def has_accelerator() -> bool:
@@ -64,7 +54,7 @@ def device(local_rank: int | None = None) -> torch.device:
 def select(where: torch.device) -> None:
     """Make a device the one that new tensors of its kind go to; nothing to choose on a CPU."""
     if where.type != CPU.name and where.index is not None:
-        _module(where.type).set_device(where.index)
+        torch.get_device_module(where).set_device(where.index)
 
 
 def tell_deepspeed() -> None:
@@ -73,7 +63,7 @@ def tell_deepspeed() -> None:
     To be called before DeepSpeed, or transformers, which imports it, is imported.
     """
     if kind() in (CPU, *ACCELERATORS):
-        os.environ.setdefault(DEEPSPEED_CHOICE, kind().name)
+        os.environ.setdefault("DS_ACCELERATOR", kind().name)
 
 
 def at_once(each: float, where: torch.device) -> int:
@@ -85,21 +75,17 @@ def synchronize(where: torch.device | str | None = None) -> None:
     """Wait until a device (None: the kind that is here) has done what it was given; nothing to wait for on a CPU."""
     name = kind().name if where is None else torch.device(where).type
     if name not in (CPU.name, "meta"):
-        _module(name).synchronize()
+        torch.get_device_module(name).synchronize()
 
 
 def reset_peak(where: torch.device) -> None:
     """Restart the measurement of `peak_bytes`."""
-    if where.type != CPU.name and hasattr(_module(where.type), "reset_peak_memory_stats"):
-        _module(where.type).reset_peak_memory_stats(where)
+    reset = getattr(torch.get_device_module(where), "reset_peak_memory_stats", None)
+    if reset is not None:
+        reset(where)
 
 
 def peak_bytes(where: torch.device) -> int | None:
     """The peak of allocated memory since `reset_peak`; None for a device that does not count it, such as a CPU."""
-    if where.type != CPU.name and hasattr(_module(where.type), "max_memory_allocated"):
-        return int(_module(where.type).max_memory_allocated(where))
-    return None
-
-
-def _module(name: str) -> Any:
-    return torch.get_device_module(name)
+    allocated = getattr(torch.get_device_module(where), "max_memory_allocated", None)
+    return None if allocated is None else int(allocated(where))

@@ -5,7 +5,6 @@ Nothing here imports torch before a function needs it.
 """
 
 import os
-import socket
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -36,11 +35,6 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Whether this process is the one that writes files and prints: number 0."""
     return rank() == 0
-
-
-def process_name() -> str:
-    """How messages name this process: empty for the main one, else "[process 3] "."""
-    return "" if is_main_process() else f"[process {rank()}] "
 
 
 def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
@@ -82,11 +76,8 @@ def start(deepspeed: bool = False) -> None:
 
 
 def _prepare_deepspeed(accelerator: bool) -> None:
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if "RANK" not in os.environ:  # port 0: any that is free
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     if not accelerator:
         import deepspeed.ops
 
@@ -123,10 +114,8 @@ def main_process_first(work: Callable[[], object]) -> None:
             failure = error
     # The message only: not every exception can be sent.
     kind, message = broadcast((OSError if isinstance(failure, OSError) else ValueError, failure and str(failure)))
-    if failure is not None:
-        raise failure
     if message is not None:
-        raise kind(message)
+        raise failure or kind(message)
 
 
 def _grouped() -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,30 +64,25 @@ def part_identity(folder: Path, contents: bool = False) -> str:
     published hash makes the identity "sampled": of such files size and 4 MB, from all over them, are read. A copy has
     the identity of its original as long as both are of the same kind; `is_part` compares different kinds, too.
     """
-    files = _files(folder)
-    hashes = {path: file_hash(path) if contents else _known(path) for path in files}
-    if all(hashes.values()):
-        return _identity("sha256", {path: str(found) for path, found in hashes.items()})
-    return _sampled(files)
+    known = _identity(folder, "sha256", file_hash if contents else _known)
+    return known or str(_identity(folder, "sampled", _sample_hash))
 
 
 def is_part(folder: Path, identity: str, contents: bool = False) -> bool:
     """Whether a folder has this `part_identity`; reads all of it with `contents`, or if only that can tell."""
     if identity.startswith("sampled:"):
-        return _sampled(_files(folder)) == identity
+        return _identity(folder, "sampled", _sample_hash) == identity
     if not identity.startswith("sha256:"):  # version 0.1 took the weights alone
         return text_hash("".join(_known(path) or file_hash(path) for path in sorted(folder.glob(_WEIGHTS)))) == identity
-    found = part_identity(folder, contents)
-    return (found if found.startswith("sha256:") else part_identity(folder, contents=True)) == identity
+    known = None if contents else _identity(folder, "sha256", _known)
+    return (known or _identity(folder, "sha256", file_hash)) == identity
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob(_WEIGHTS), *folder.glob("*.json")])
-
-
-def _identity(kind: str, hashes: Mapping[Path, str]) -> str:
-    lines = [f"{path.name} {found}\n" for path, found in sorted(hashes.items())]
-    return f"{kind}:{text_hash(''.join(lines))}"
+def _identity(folder: Path, kind: str, hash_of: Callable[[Path], str | None]) -> str | None:
+    """The identity of a folder by the hashes of its files; None if one of them has none."""
+    hashes = [(path.name, hash_of(path)) for path in sorted([*folder.glob(_WEIGHTS), *folder.glob("*.json")])]
+    lines = [f"{name} {found}\n" for name, found in hashes if found]
+    return f"{kind}:{text_hash(''.join(lines))}" if len(lines) == len(hashes) else None
 
 
 def _known(path: Path) -> str | None:
@@ -104,10 +99,6 @@ def _published(path: Path) -> str | None:
     lines = note.read_text().split() if note.is_file() else []  # commit, hash, seconds since the epoch
     fetched = len(lines) == 3 and _PUBLISHED.fullmatch(lines[1]) and path.stat().st_mtime <= float(lines[2]) + 1
     return lines[1] if fetched else None
-
-
-def _sampled(files: list[Path]) -> str:
-    return _identity("sampled", {path: _sample_hash(path) for path in files})
 
 
 def _sample_hash(path: Path) -> str:

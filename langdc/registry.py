@@ -89,11 +89,10 @@ class Registry(Generic[Member]):
             return
         self._loaded_entry_points = True
         group = f"langdc.{self.kind}s"
-        old = compat.ENTRY_POINTS.get(group)
-        for each in (group, *([old] if old else [])):
+        for each in filter(None, (group, compat.ENTRY_POINTS.get(group))):
             for entry in entry_points(group=each):
-                if each == old:
-                    compat.warn_once(f"entry points {old}", group)
+                if each != group:
+                    compat.warn_once(f"entry points {each}", group)
                 self.register(entry.name)(entry.load())
 
 

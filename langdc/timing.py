@@ -11,7 +11,7 @@ timer.seconds == {"preprocess": ..., "encode": ...}
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 
 import torch
 
@@ -32,15 +32,13 @@ class StageTimer:
     def __init__(self, device: torch.device | str | None = None) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
-        self._before: Token[tuple[StageTimer, ...]] | None = None
 
     def __enter__(self) -> "StageTimer":
-        self._before = _listening.set((*_listening.get(), self))
+        _listening.set((*_listening.get(), self))
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._before is not None  # entered
-        _listening.reset(self._before)
+        _listening.set(tuple(timer for timer in _listening.get() if timer is not self))
 
 
 @contextmanager
@@ -62,18 +60,13 @@ def stage(name: str) -> Iterator[None]:
     finally:
         synchronize(device)
         _inner.reset(token)
-        taken = time.perf_counter() - started
-        _tell(name, taken - inner[0], taken)
+        note(name, time.perf_counter() - started, inner[0])
 
 
-def note(name: str, seconds: float) -> None:
-    """Tell all who listen of seconds that were measured otherwise."""
-    _tell(name, seconds, seconds)
-
-
-def _tell(name: str, own: float, taken: float) -> None:
+def note(name: str, seconds: float, inside: float = 0.0) -> None:
+    """Tell all who listen of seconds that were measured otherwise, less those of stages `inside`."""
     around = _inner.get()
     if around is not None:
-        around[0] += taken
+        around[0] += seconds
     for timer in _listening.get():
-        timer.seconds[name] = timer.seconds.get(name, 0.0) + own
+        timer.seconds[name] = timer.seconds.get(name, 0.0) + seconds - inside

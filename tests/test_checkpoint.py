@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from langdc import checkpoint
-from langdc.adapters import attach_lora
+from langdc.adapters import adapt
 from langdc.backbones.chat import conversation
 from langdc.config import LoraConfig, ModelConfig
 from langdc.hashing import file_hash
@@ -93,7 +93,7 @@ def test_the_card_says_how_it_was_made(tmp_path: Path) -> None:
 def test_lora_there_and_back(tmp_path: Path) -> None:
     model = tiny.model("pool")
     before = set(dict(model.named_parameters()))
-    attach_lora(model.backbone, LORA)
+    adapt(model.backbone.text_model, LORA)
     added = [name for name, _ in model.named_parameters() if "lora_" in name]
     assert len(added) == 3 * 7 * 2
     assert logits(model).equal(logits(tiny.model("pool")))

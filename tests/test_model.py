@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from langdc.adapters import attach_lora
+from langdc.adapters import adapt
 from langdc.backbones.chat import conversation, share_video
 from langdc.config import LoraConfig, MemberConfig, ModelConfig, check
 from langdc.encoders.image import ImageEncoder
@@ -123,7 +123,7 @@ def test_text_alone_makes_the_calls_that_a_video_makes(form: str) -> None:
     """Ranks that share gradients (ZeRO-2) or weights (ZeRO-3) wait for each other's calls, whatever they show."""
     dual = {"base": {"name": "pool", "sides": [3, 2]}} if form == "dual" else {}
     model = tiny.model("pool") if form == "pool" else tiny.model(segment_marker=True, **dual)
-    attach_lora(model.backbone, LoraConfig(rank=2, alpha=4, dropout=0.0))
+    adapt(model.backbone.text_model, LoraConfig(rank=2, alpha=4, dropout=0.0))
     read = ["backbone.projectors.*"] if form != "caption only" else []
     written = ["compressor.post_projector.*", "compressor.segment_marker.*"] if form != "pool" else []
     unfreeze(model, [*read, *written], adapters=True)

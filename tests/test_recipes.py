@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from langdc.adapters import adapt, attach_lora
+from langdc.adapters import adapt
 from langdc.config import ModelConfig, RunConfig, Settings, check, load
 from langdc.model import VideoModel
 from langdc.prepare.mix import MIXES
@@ -124,7 +124,7 @@ def trained(file: str) -> int:
     patterns = list(train.trainable)
     with torch.device("meta"):
         if train.lora is not None:
-            attach_lora(model.backbone, train.lora)
+            adapt(model.backbone.text_model, train.lora)
         if train.compressor_lora is not None:
             adapt(model.compressor.captioner.language_model.base_model, train.compressor_lora)
             patterns.append("compressor.captioner.*.lora_*")

@@ -149,7 +149,7 @@ def _write(family: str, found: release.Release, options: Options, done: _Convert
     done.expect("", tensors)
     model = check(ModelConfig, {"backbone": backbone, "compressor": compressor}, str(found.folder))
     info = {"converted_from": f"{found.settings['model_type']} {found.folder.name}", "base": text_source.name}
-    checkpoint.write(model, done.folder, tensors=tensors, info=info)
+    checkpoint.save(model, done.folder, tensors=tensors, info=info)
 
 
 def _branch(family: str, settings: Mapping[str, Any], options: Options) -> Branch:

@@ -98,7 +98,7 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         rest = checkpoint.own_tensors(model, own)
         config = check(ModelConfig, settings, str(source))
         kept = {key: value for key, value in manifest.items() if key not in {*checkpoint.NEEDED, "version"}}
-        checkpoint.write(config, beside, tensors=rest, lora=lora if adapter else None, info=kept)
+        checkpoint.save(config, beside, tensors=rest, lora=lora if adapter else None, info=kept)
         if adapter and lora is not None:
             _export_adapter(model, lora, beside / _ADAPTER, made)
         classes = {folder.name: type(model.get_submodule(name)).__name__ for name, folder in folders.items()}

@@ -18,16 +18,14 @@ def check_environment(config: RunConfig) -> None:
     """ValueError for what this machine cannot do; called before the model is built."""
     schedules = [kind.value for kind in SchedulerType]
     if config.train.schedule not in schedules:
-        raise ValueError(
-            f"train.schedule: there is no {config.train.schedule!r}.{nearest(config.train.schedule, schedules)}"
-        )
+        hint = nearest(config.train.schedule, schedules)
+        raise ValueError(f"train.schedule: there is no {config.train.schedule!r}.{hint}")
     if config.precision == "float16" and not devices.has_accelerator():
         raise ValueError("precision: float16 needs an accelerator; on a CPU use float32 or bfloat16.")
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise ValueError(
-                f"trackers: {tracker} is not installed. pip install {ADVICE[tracker]}, or take it off the list."
-            )
+            advice = f"pip install {ADVICE[tracker]}, or take it off the list"
+            raise ValueError(f"trackers: {tracker} is not installed. {advice}.")
 
 
 def training_arguments(config: RunConfig, directory: Path, name: str) -> TrainingArguments:
@@ -52,14 +50,11 @@ def training_arguments(config: RunConfig, directory: Path, name: str) -> Trainin
         warmup_steps=train.warmup,
         weight_decay=train.weight_decay,
         max_grad_norm=train.clip,
-        save_strategy="steps",
         save_steps=config.save_steps,
         logging_steps=config.log_steps,
         logging_nan_inf_filter=False,
         report_to=list(config.trackers) or "none",
         dataloader_num_workers=config.workers,
-        remove_unused_columns=False,
-        label_names=["labels"],
         disable_tqdm=True,
         log_level="error",
         log_level_replica="error",

@@ -4,7 +4,6 @@ What frozen encoders put out is computed before the first step and kept, in memo
 for the memory, batches hold frames, which are encoded in the step ("online"). Letters: T frames, H W patch grid.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +19,6 @@ from langdc.backbones.chat import IGNORED, conversation, question_of, share_vide
 from langdc.config import RunConfig
 from langdc.data.records import QuestionRecord
 from langdc.features import TYPES, FeatureStore, read_spec
-from langdc.hashing import text_hash
 from langdc.interfaces import Objective
 from langdc.language_models import ids_of
 from langdc.log import get_logger
@@ -45,7 +43,7 @@ class TrainingData(Dataset):
 
     def __init__(self, model: VideoModel, objective: Objective, config: RunConfig, features: FeatureStore) -> None:
         self.model, self.objective, self.config, self.features = model, objective, config, features
-        self.epoch = 0
+        self.epoch = 0  # whose questions are drawn
         self._outlines: dict[FrameSpec, _Encoded] = {}
         self.replies: Mapping[tuple[str, str], str] = {}
         """Replies to learn in place of the records', by record id and the text asked."""
@@ -73,8 +71,7 @@ class TrainingData(Dataset):
         compressor = self.model.compressor
         wanted = self.objective.wanted(compressor, self.config.loss_weights)
         context = Context(training=True, targets=dict.fromkeys(self.target_names, ()), wanted=wanted)
-        identity = compressor.frozen_identity(context)
-        if identity is None:
+        if (identity := compressor.frozen_identity(context)) is None:
             return None
         return FrozenStates(self.model, self.features, self.samples, self.targets, identity)
 
@@ -95,15 +92,7 @@ class TrainingData(Dataset):
             )  # fmt: skip
         return size > self.config.feature_memory
 
-    def data_hash(self) -> str:
-        """A hash of the records."""
-        return text_hash(json.dumps([sample.record.model_dump() for sample in self.samples]))
-
     # ---- as a data set
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose questions are drawn."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.samples)

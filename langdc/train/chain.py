@@ -23,12 +23,8 @@ from langdc.train import output, stopping
 
 logger = get_logger(__name__)
 
-STAGES = {
-    "stage1": ["sample/langdc/stage1"],
-    "stage2": [f"sample/langdc/stage2_{name}" for name in ("image", "density", "align", "post")],
-    "stage3": ["sample/langdc/stage3"],
-}
-"""The sample recipe, which train/stage1.py .. stage3.py run when no config is given."""
+SAMPLE = "sample/langdc"
+"""The recipe of which train/stage1.py .. stage3.py train a stage when no config is given."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,6 @@ class Link:
         """The newest directory of this run that is finished."""
         return output.latest(self.config.output)
 
-    @property
-    def missing(self) -> list[Path]:
-        """Record files that are not there."""
-        return [path for path in self.config.train.data if not path.is_file()]
-
 
 def read(names: Iterable[str | Path], overrides: Sequence[str] = ()) -> list[Link]:
     """The runs of config files and of folders with a chain.yaml, in order, with the same overrides.
@@ -55,12 +46,10 @@ def read(names: Iterable[str | Path], overrides: Sequence[str] = ()) -> list[Lin
     In a chain of several files `output=DIR` puts each run's directory into DIR. ValueError as `langdc.config.load`.
     """
     files = [file for name in names for file in _files(find_config(name))]
-    places = [text.partition("=")[2] for text in overrides if text.startswith("output=")]
-    if places and len(files) > 1:
-        overrides = [text for text in overrides if not text.startswith("output=")]
-    trees = [found for file in files for found in _trees(file, overrides)]
-    if places and len(files) > 1:
-        _move([tree for _, tree in trees], Path(places[-1]))
+    places = [text for text in overrides if text.startswith("output=")] if len(files) > 1 else []
+    trees = [found for file in files for found in _trees(file, [text for text in overrides if text not in places])]
+    if places:
+        _move([tree for _, tree in trees], Path(places[-1].removeprefix("output=")))
     links: list[Link] = []
     for name, tree in trees:
         follows = {"start": str(links[-1].config.output)} if links else {}
@@ -99,17 +88,14 @@ def _move(trees: list[dict[str, Any]], place: Path) -> None:
 
 def _check_order(links: Sequence[Link]) -> None:
     """ValueError if two runs write to one place, or one starts from a run that comes after it."""
-    outputs: dict[Path, int] = {}
+    outputs = [link.config.output for link in links]
     for number, link in enumerate(links):
-        other = outputs.setdefault(link.config.output, number)
-        if other != number:
-            raise ValueError(f"{links[other].name} and {link.name} have the same output, {link.config.output}.")
-    for number, link in enumerate(links):
-        start = link.config.start
-        if start is not None and (other := outputs.get(start, -1)) >= number:
-            raise ValueError(
-                f"{link.name} starts from the output of {links[other].name}, which does not run before it."
-            )
+        output, start = link.config.output, link.config.start
+        if (other := outputs.index(output)) < number:
+            raise ValueError(f"{links[other].name} and {link.name} have the same output, {output}.")
+        if start is not None and start in outputs[number:]:
+            later = links[outputs.index(start)].name
+            raise ValueError(f"{link.name} starts from the output of {later}, which does not run before it.")
 
 
 def run(links: Sequence[Link], train: Callable[[RunConfig], Path]) -> Path:
@@ -117,17 +103,16 @@ def run(links: Sequence[Link], train: Callable[[RunConfig], Path]) -> Path:
 
     ValueError for a run that is finished with other settings, or whose records are missing.
     """
+    if len(links) == 1:
+        return train(_started(links[0].config))
     directory = Path()
     for number, link in enumerate(links, 1):
-        finished = distributed.broadcast(link.finished) if len(links) > 1 else None
-        if finished is not None:
+        if (finished := distributed.broadcast(link.finished)) is not None:
             _check_finished(finished, link)
             logger.info("[%d/%d] %s is finished: %s", number, len(links), link.name, finished)
-            directory = finished
-            continue
-        if len(links) > 1:
+        else:
             logger.info("[%d/%d] %s -> %s", number, len(links), link.name, link.config.output)
-        directory = train(_started(link.config))
+        directory = finished or train(_started(link.config))
     return directory
 
 
@@ -158,13 +143,14 @@ def prepared(stage: str) -> list[str]:
 
     These are made by commands of their own, on one process. ValueError if one of them fails, Stopped if it was stopped.
     """
-    own = read(STAGES[stage])
-    _make(lambda: not any(link.missing for link in own), ["langdc.cli", "data", "sample", "--out", "data/sample"])
-    earlier = [name for before in list(STAGES)[: list(STAGES).index(stage)] for name in STAGES[before]]
-    links = read(earlier)
-    if links:
-        _make(lambda: all(link.finished for link in links), ["langdc.train", *earlier])
-    return STAGES[stage]
+    links = read([SAMPLE])
+    own = [link for link in links if link.config.stage == stage]
+    earlier = links[: links.index(own[0])]
+    files = [path for link in own for path in link.config.train.data]
+    _make(lambda: all(path.is_file() for path in files), ["langdc.cli", "data", "sample", "--out", "data/sample"])
+    if earlier:
+        _make(lambda: all(link.finished for link in earlier), ["langdc.train", *(link.name for link in earlier)])
+    return [link.name for link in own]
 
 
 def _make(there: Callable[[], bool], command: Sequence[str]) -> None:

@@ -5,8 +5,8 @@ count in the whole step, which the batches announce, so that the division does n
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -19,7 +19,7 @@ from langdc.flops import encoder_flops, language_model_flops, work_flops
 from langdc.interfaces import Objective
 from langdc.log import get_logger
 from langdc.model import VideoModel, hidden, is_absent
-from langdc.types import Compressed, Context, VideoBatch, VideoFeatures
+from langdc.types import Context, VideoBatch, VideoFeatures
 
 logger = get_logger(__name__)
 
@@ -27,8 +27,7 @@ logger = get_logger(__name__)
 class Learner(nn.Module):
     """Weighs an objective's losses. Of the last batch: `parts`, each loss's sum and count, `flops` and `figures`.
 
-    `figures`: "samples", "tokens" that language models read, and "soft_tokens" of how many "segments". ValueError for
-    weights of losses that do not exist, and for an objective without any loss.
+    `figures` as in `Meter`. ValueError for weights of losses that do not exist, and an objective without any loss.
     """
 
     def __init__(
@@ -89,8 +88,13 @@ class Learner(nn.Module):
         `counts`: of this batch, as announced by `TrainingData`; `num_items_in_batch`: of the whole step, with its
         number of "batches"; default: the step is this batch alone.
         """
-        self.flops, self.figures = 0.0, Counter()
-        with self._observed(batch):
+        compressor = self.model.compressor
+        self.flops = 0.0
+        self.figures = Counter(samples=len(batch.prompts) or (0 if batch.blank else len(batch.seconds)))
+        with (
+            self.model.register_forward_hook(lambda _, given, output: self._note_output(given[0], output)),
+            compressor.register_forward_hook(lambda _, given, output: self._note_compressed(batch, given[0], output)),
+        ):
             losses = self.objective.losses(self.model, batch, replace(self.context(), targets=batch.targets))
         if undeclared := sorted(losses.keys() - set(self.names)):
             raise ValueError(
@@ -126,25 +130,6 @@ class Learner(nn.Module):
 
     # ---- for the log
 
-    @contextmanager
-    def _observed(self, batch: VideoBatch) -> Iterator[None]:
-        """Count operations and tokens of the model's and the compressor's calls."""
-        compressor = self.model.compressor
-
-        def note_compressed(_: nn.Module, given: Any, output: Any) -> None:
-            self._note_compressed(batch, given[0], output)
-
-        hooks = [
-            self.model.register_forward_hook(lambda _, given, output: self._note_output(given[0], output)),
-            compressor.register_forward_hook(note_compressed),
-        ]
-        self.figures["samples"] = len(batch.prompts) or (0 if batch.blank else len(batch.seconds))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
     def _note_output(self, batch: VideoBatch, output: Any) -> None:
         """What the language model read, from a `ModelOutput`; a teacher's pass, which has no gradients, counts once."""
         backbone, tokens = self.model.backbone, output.compressed.tokens
@@ -162,7 +147,7 @@ class Learner(nn.Module):
         else:
             self.flops += forward
 
-    def _note_compressed(self, batch: VideoBatch, videos: list[VideoFeatures], compressed: Compressed) -> None:
+    def _note_compressed(self, batch: VideoBatch, videos: list[VideoFeatures], compressed: Any) -> None:
         """What encoders and language models inside the compressor did, and how many tokens stand for a segment."""
         if batch.frames:
             encoders = self.model.backbone.encoders

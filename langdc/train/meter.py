@@ -3,10 +3,10 @@
 The module counts its batches, the Trainer its waiting. All ranks make the same calls.
 """
 
-import math
 import resource
 import sys
 import time
+import timeit
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,12 +136,8 @@ def _peak_flops(device: torch.device, precision: str, given: float | None = None
 
 
 def _measured_peak(precision: str) -> float:
-    sides = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=getattr(torch, precision, torch.float32))
-    best = math.inf
-    for _ in range(PROBE_ROUNDS):
-        started = time.perf_counter()
-        torch.matmul(sides, sides)
-        best = min(best, time.perf_counter() - started)
+    factor = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=getattr(torch, precision))
+    best = min(timeit.repeat("factor @ factor", globals={"factor": factor}, number=1, repeat=PROBE_ROUNDS))
     return 2.0 * PROBE_SIDE**3 / best
 
 
@@ -153,7 +149,7 @@ def _peak_bytes() -> int:
 
 def _summed(values: list[float]) -> list[float]:
     """The sums over all ranks."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return values
     found = torch.tensor(values, dtype=torch.float32, device=devices.device())
     dist.all_reduce(found)

@@ -43,7 +43,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft")
 
 def latest(base: Path) -> Path | None:
     """The newest finished run of a base name; None when there is none."""
-    return next((path for path in reversed(_numbered(base)) if _is_finished(path)), None)
+    return next((path for path in reversed(_numbered(base).values()) if _is_finished(path)), None)
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -56,14 +56,11 @@ def _is_finished(directory: Path) -> bool:
     return (directory / FINISHED).is_file()
 
 
-def _numbered(base: Path) -> list[Path]:
-    """The existing directories `base`, `base-2`, `base-3`, ..., oldest first."""
-    found = {1: base} if base.is_dir() else {}
-    for path in base.parent.glob(f"{base.name}-*"):
-        match = re.fullmatch(rf"{re.escape(base.name)}-(\d+)", path.name)
-        if match and path.is_dir():
-            found[int(match[1])] = path
-    return [found[number] for number in sorted(found)]
+def _numbered(base: Path) -> dict[int, Path]:
+    """The existing directories `base`, `base-2`, `base-3`, ... by number, oldest first."""
+    suffixes = {path.name.removeprefix(base.name): path for path in base.parent.glob(f"{base.name}*") if path.is_dir()}
+    found = {int(suffix[1:] or 1): path for suffix, path in suffixes.items() if re.fullmatch(r"(-\d+)?", suffix)}
+    return dict(sorted(found.items()))
 
 
 @contextmanager
@@ -80,10 +77,8 @@ def resolve_output_dir(config: RunConfig) -> Iterator[Path]:
 
 
 def _resolved(config: RunConfig, held: ExitStack) -> Path:
-    existing = _numbered(config.output)
-    directory = existing[-1] if existing else config.output
+    number, directory = next(reversed(_numbered(config.output).items()), (1, config.output))
     if _is_finished(directory):
-        number = 1 if directory == config.output else int(directory.name.rpartition("-")[2])
         finished, directory = directory, config.output.with_name(f"{config.output.name}-{number + 1}")
         logger.info("%s holds a finished run; this one goes to %s.", finished, directory)
     _lock(directory, held)
@@ -112,18 +107,14 @@ def _lock(directory: Path, held: ExitStack) -> None:
     """Make a directory and lock it until `held` ends."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"output: {directory} cannot be made ({error.strerror}). Choose another with output=..."
-        ) from None
-    try:
         held.enter_context(FileLock(directory / LOCK, timeout=LOCK_TIMEOUT_SECONDS))
     except Timeout:
         raise ValueError(
             f"Another process is training into {directory}. Wait for it, or choose another place with output=..."
         ) from None
     except OSError as error:
-        raise ValueError(f"output: {directory} cannot be written ({error.strerror}).") from None
+        reason = f"{directory} cannot be made or written ({error.strerror})"
+        raise ValueError(f"output: {reason}. Choose another with output=...") from None
 
 
 def _header(config: RunConfig) -> dict[str, Any]:
@@ -135,8 +126,7 @@ def _header(config: RunConfig) -> dict[str, Any]:
 
 def _check_same(directory: Path, config: RunConfig) -> None:
     """ValueError that names every setting and record file that differs from those of the unfinished run."""
-    header = json.loads((directory / RUN).read_text()) if (directory / RUN).is_file() else _header(config)
-    before = settings.load(RunConfig, directory / SETTINGS)
+    header, before = json.loads((directory / RUN).read_text()), settings.load(RunConfig, directory / SETTINGS)
     now = {str(path): file_hash(path) for path in config.train.data if path.is_file()}
     others = [f"{path} holds other records" for path in now if header["data"].get(path, now[path]) != now[path]]
     if lines := changed(before, config, header["processes"], others):
@@ -169,10 +159,7 @@ def _per_step(leaves: Mapping[str, Any], processes: int) -> dict[str, Any]:
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves by dotted path; list items by number."""
-    if isinstance(tree, dict) and tree:
-        items = list(tree.items())
-    elif isinstance(tree, list) and tree:
-        items = [(str(number), item) for number, item in enumerate(tree)]
-    else:
+    if not (isinstance(tree, dict | list) and tree):
         return {prefix.removesuffix("."): tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}{name}.").items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState
 
 from langdc import jsonl
@@ -24,33 +24,29 @@ class JsonLog(TrainerCallback):
     """
 
     def __init__(self, path: Path, samples_at: Callable[[int], int]) -> None:
-        self.path, self.samples_at = path, samples_at
-        self.seconds, self._offset = 0.0, 0.0
+        self.path, self.samples_at, self._offset = path, samples_at, 0.0
 
-    def figures(self, state: TrainerState) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """What the run comes to at its end; "loss" is the mean over the last tenth of the lines."""
-        losses = [line["loss"] for line in jsonl.read(self.path)]
-        loss = fmean(losses[-max(1, len(losses) // 10) :])
-        return {"steps": state.global_step, "loss": loss, "seconds": round(self.seconds, 3), **self._totals(state)}
-
-    def _totals(self, state: TrainerState) -> dict[str, Any]:
-        return {"samples": self.samples_at(state.global_step), "flops": state.total_flos}
+        lines = jsonl.read(self.path)
+        loss = fmean(line["loss"] for line in lines[-max(1, len(lines) // 10) :])
+        totals = {name: lines[-1][name] for name in ("seconds", "samples", "flops")}
+        return {"steps": lines[-1]["step"], "loss": loss, **totals}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Cut the log back to the checkpoint."""
         kept = [line for line in jsonl.read(self.path) if line["step"] <= state.global_step]
-        self.seconds = kept[-1]["seconds"] if kept else 0.0
-        self._offset = self.seconds - time.perf_counter()
+        self._offset = (kept[-1]["seconds"] if kept else 0.0) - time.perf_counter()
         jsonl.write_lines(self.path, kept)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict | None = None, **_: Any) -> None:
         """Append a line."""
         if not logs or "loss" not in logs:
             return
-        self.seconds = self._offset + time.perf_counter()
         shown = {name: value for name, value in logs.items() if name != "epoch" and "/" not in name}
-        line = {"step": state.global_step, **shown, **self._totals(state), "seconds": round(self.seconds, 3)}
-        jsonl.append(self.path, line)
+        totals = {"samples": self.samples_at(state.global_step), "flops": state.total_flos}
+        seconds = round(self._offset + time.perf_counter(), 3)
+        jsonl.append(self.path, {"step": state.global_step, **shown, **totals, "seconds": seconds})
 
 
 class Bar(TrainerCallback):
@@ -58,10 +54,9 @@ class Bar(TrainerCallback):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn())
-        self.bar = Progress(
-            TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal
-        )
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "loss {task.fields[loss]}")
+        terminal = console.is_terminal
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not terminal)
         self._task = self.bar.add_task(name, total=None, loss="-")
         self._tenths = 0
 

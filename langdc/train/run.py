@@ -11,12 +11,13 @@ import argparse
 import gc
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from langdc import checkpoint, devices, distributed, jsonl
 from langdc.config import RunConfig
 from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
-from langdc.hashing import tensor_hash, tensors_hash
+from langdc.hashing import tensor_hash, tensors_hash, text_hash
 from langdc.log import get_logger
 from langdc.train import chain, output, stopping
 from langdc.train.arguments import check_environment, training_arguments
@@ -69,12 +70,11 @@ def train(config: RunConfig) -> Path:
         count = sum(run.model.get_parameter(name).numel() for name in run.trained)
         logger.info("%s: %d samples, %d trained parameters.", directory.name, len(data), count)
         started = time.monotonic()
-        solved = objective.solve(run.model, data)
-        if solved is None:
+        if (solved := objective.solve(run.model, data)) is None:
             _fit(run, data, directory)
         else:
-            seconds = time.monotonic() - started
-            figures = {"steps": 0, "loss": solved[0], "seconds": seconds, "samples": len(data), "flops": solved[1]}
+            figures = {"steps": 0, "loss": solved[0], "samples": len(data), "flops": solved[1]}
+            figures["seconds"] = time.monotonic() - started
             distributed.main_process_first(lambda: _save(run, data, directory, figures))
     return directory
 
@@ -91,22 +91,20 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
     bar, shutdown = Bar(name), GracefulShutdown()
     watchdog = Watchdog(learner, config.watchdog) if config.watchdog is not None else None
     callbacks = [shutdown, *CaptionEval.of(config, directory, run.model, data.features, meter)]
-    callbacks += [log, bar] if is_main_process() else []
-    callbacks += [watchdog] if watchdog is not None else []
+    callbacks += [*([log, bar] if is_main_process() else []), *([watchdog] if watchdog is not None else [])]
     trainer = RunTrainer(learner, data, training_arguments(config, resume, name), meter, callbacks)
     try:
         newest = distributed.broadcast(str(next(reversed(output.checkpoints(resume)), "")))
         if newest:
             logger.info("Resuming after step %s.", newest.rpartition("-")[2])
-        watched = closing(watchdog) if watchdog is not None else nullcontext()
-        with tracked(trainer, directory), shutdown.listening(), watched:
+        with tracked(trainer, directory), shutdown.listening(), closing(watchdog) if watchdog else nullcontext():
             trainer.train(resume_from_checkpoint=newest or None)
             shutdown.agree()  # a signal may have come after the last step
         steps = trainer.state.global_step
         if steps < trainer.state.max_steps:
             raise Stopped(f"{name} stopped after step {steps} of {trainer.state.max_steps}")
         with _gathered(trainer, run):
-            distributed.main_process_first(lambda: _save(run, data, directory, log.figures(trainer.state)))
+            distributed.main_process_first(lambda: _save(run, data, directory, log.figures()))
     finally:
         bar.close()
         _release(trainer)
@@ -124,23 +122,20 @@ def _samples_after(items: int, config: RunConfig) -> Callable[[int], int]:
     return lambda steps: steps // per_epoch * items + min(steps % per_epoch * step, items)
 
 
-@contextmanager
-def _gathered(trainer: RunTrainer, run: RunModel) -> Iterator[None]:
+def _gathered(trainer: RunTrainer, run: RunModel) -> AbstractContextManager[object]:
     """Let every process have the trained parameters, and those that are written, whole; ZeRO-3 partitions them."""
     if not trainer.is_deepspeed_enabled:
-        yield
-        return
+        return nullcontext()
     import deepspeed
 
     parameters = {id(each): each for each in (*trainer.trained().values(), *run.written)}
-    with deepspeed.zero.GatheredParameters([each for each in parameters.values() if hasattr(each, "ds_id")]):
-        yield
+    return deepspeed.zero.GatheredParameters([each for each in parameters.values() if hasattr(each, "ds_id")])
 
 
 def _save(run: RunModel, data: TrainingData, directory: Path, figures: dict[str, Any]) -> None:
     """Write the checkpoint and, last, `finished.json`; by the main process, which sees all tensors whole."""
-    config, data_hash = data.config, data.data_hash()
-    tensors = run.tensors()
+    config, tensors = data.config, run.tensors()
+    data_hash = text_hash(json.dumps([sample.record.model_dump() for sample in data.samples]))
     broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
     if broken or not math.isfinite(figures["loss"]):
         raise ValueError(f"Nothing was saved: {len(broken)} trained tensors are not finite {broken[:1]}.")
@@ -169,48 +164,39 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
 
     `stage`: which one of the sample recipe is trained where no run is named.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_intermixed_args(words)
+    options = _parser().parse_intermixed_args(argv)
     names = [word for word in [options.config, *options.words] if word is not None and "=" not in word]
     overrides = [word for word in options.words if "=" in word]
     overrides += [f"deepspeed={options.deepspeed}"] if options.deepspeed else []
     overrides += ["verify_save=true"] if options.verify_save else []
     try:
-        if options.processes is not None:
-            return _launch(options.processes, words)
         if not names and stage is None:
             raise ValueError("Give a config: a file, or a name such as sample/langdc/stage1.")
-        links = chain.read(names or chain.prepared(str(stage)), overrides)
-        directory = chain.run(links, train)
+        names = names or chain.prepared(str(stage))
+        if options.processes is not None:  # the same on several, with the `deepspeed` launcher
+            launcher = ["deepspeed.launcher.runner", "--num_accelerators", str(options.processes), "--module"]
+            words = [*launcher, "langdc.train", *names, *overrides, *["--traceback"] * options.traceback]
+            return subprocess.run([sys.executable, "-m", *words], check=False).returncode
+        directory = chain.run(chain.read(names, overrides), train)
     except KeyboardInterrupt:
-        return _ended(130, "Interrupted. The same command resumes from the last checkpoint.")
+        code, message = 130, "Interrupted. The same command resumes from the last checkpoint."
     except Stopped as stopped:
-        return _ended(stopping.EXIT_CODE, f"{stopped}. The same command resumes from there.")
+        code, message = stopping.EXIT_CODE, f"{stopped}. The same command resumes from there."
     except (ValueError, OSError) as error:
-        if options.traceback:
+        if options.traceback or os.environ.get("LANGDC_TRACEBACK"):
             raise
         if not is_main_process():
             time.sleep(5)  # the launcher ends this process when the main one failed likewise
-        sys.stderr.write(f"{distributed.process_name()}error: {error}\n")
+            sys.stderr.write(f"[process {distributed.rank()}] ")
+        sys.stderr.write(f"error: {error}\n")
         return 3 if isinstance(error, OSError) else 2
-    if is_main_process():
+    else:
         figures = json.loads((directory / output.FINISHED).read_text())
-        sys.stdout.write(f"{directory.name}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}\n")
-    return 0
-
-
-def _ended(code: int, message: str) -> int:
+        code = 0
+        message = f"{directory.name}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}"
     if is_main_process():
-        sys.stderr.write(f"{message}\n")
+        (sys.stderr if code else sys.stdout).write(f"{message}\n")
     return code
-
-
-def _launch(processes: int, words: Sequence[str]) -> int:
-    """Start the same command on several processes of this machine, with the `deepspeed` launcher."""
-    at = next(n for n, word in enumerate(words) if word.startswith("--processes"))
-    rest = [*words[:at], *words[at + (1 if "=" in words[at] else 2) :]]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(processes)]
-    return subprocess.run([*launcher, "--module", "langdc.train", *rest], check=False).returncode
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -224,9 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         help="config files or names (a folder: its chain.yaml), and settings of all of them, as train.steps=50",
     )
     parser.add_argument("--config", metavar="FILE", help="a config, by an option")
-    parser.add_argument(
-        "--processes", type=int, metavar="N", help="train on N devices or CPU processes of this machine"
-    )
+    parser.add_argument("--processes", type=int, metavar="N", help="train on N devices (or CPUs) of this machine")
     parser.add_argument("--deepspeed", metavar="FILE", help="ZeRO settings, as deepspeed/zero2.json")
     parser.add_argument("--verify-save", action="store_true", help="load what was saved in a fresh process and compare")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")

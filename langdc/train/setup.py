@@ -1,13 +1,13 @@
 """The model of a run as it is trained: built, started from an earlier run, with adapters and kernels, partly frozen."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from langdc import checkpoint
-from langdc.adapters import adapt, attach_lora, merge
+from langdc.adapters import adapt, merge
 from langdc.config import LoraConfig, RunConfig, check
 from langdc.interfaces import Objective
 from langdc.language_models import FLASH, fastest_attention, use_liger
@@ -20,24 +20,23 @@ logger = get_logger(__name__)
 
 @dataclass
 class RunModel:
-    """A model to train.
+    """A model to train. Its checkpoint keeps tensors of earlier runs (`inherited`) and their adapters (`lora`).
 
-    `inherited`: tensors of earlier runs, and `lora` the adapters, that its checkpoint keeps; `trained`: names of what
-    this run trains; `adapted`: language models of the compressor with adapters that are merged when they are saved.
+    `trained`: names of what this run trains; `adapted`: language models of the compressor with adapters that are merged
+    when they are saved.
     """
 
     model: VideoModel
     inherited: dict[str, Tensor]
     lora: LoraConfig | None
     trained: set[str]
-    adapted: dict[str, nn.Module] = field(default_factory=dict)
+    adapted: dict[str, nn.Module]
 
     @classmethod
     def of(cls, config: RunConfig, objective: Objective) -> Self:
         """Build what a config says, start it from the earlier run, attach adapters, freeze the rest, choose kernels.
 
-        ValueError for patterns without effect, adapters that do not fit the earlier ones, and a run that trains
-        nothing.
+        ValueError for patterns without effect, adapters unlike the earlier ones, and a run that trains nothing.
         """
         model, inherited = checkpoint.start(config.model, config.start, text=objective.reads)
         lora, inherited = _attach_lora(model, config, objective, inherited)
@@ -78,19 +77,17 @@ def _attach_lora(
     wanted = config.train.lora
     stated = checkpoint.read_manifest(config.start)["lora"] if config.start else None
     earlier = check(LoraConfig, stated, "lora") if stated else None
-    if wanted is None:
-        return earlier, inherited
-    if not objective.reads:
+    if wanted is not None and not objective.reads:
         raise ValueError(f"train.lora: the objective {config.objective.name!r} does not call the language model.")
-    if earlier is not None:
-        if wanted != earlier:
-            raise ValueError(
-                f"train.lora is {wanted.model_dump()}, but {config.start} has {earlier.model_dump()}. Use the same, or "
-                "export the earlier checkpoint first, which merges its adapters."
-            )
+    if wanted is None or wanted == earlier:
         return earlier, inherited
+    if earlier is not None:
+        raise ValueError(
+            f"train.lora is {wanted.model_dump()}, but {config.start} has {earlier.model_dump()}. Use the same, or "
+            "export the earlier checkpoint first, which merges its adapters."
+        )
     before = dict(model.named_parameters(remove_duplicate=False))
-    attach_lora(model.backbone, wanted)
+    adapt(model.backbone.text_model, wanted)
     now = {id(parameter): name for name, parameter in model.named_parameters()}
     return wanted, {now[id(before[name])]: tensor for name, tensor in inherited.items()}
 
@@ -99,11 +96,9 @@ def _adapt_compressor(model: VideoModel, lora: LoraConfig | None) -> dict[str, n
     """Attach adapters to the language models inside the compressor; these, without their heads, by name."""
     if lora is None:
         return {}
-    found = {id(part.base_model) for part in _pretrained(model.compressor)}
+    found, name = {id(part.base_model) for part in _pretrained(model.compressor)}, model.config.compressor.name
     if not found:
-        raise ValueError(
-            f"train.compressor_lora: the compressor {model.config.compressor.name!r} has no language model in it."
-        )
+        raise ValueError(f"train.compressor_lora: the compressor {name!r} has no language model in it.")
     adapted: dict[str, nn.Module] = {name: part for name, part in model.named_modules() if id(part) in found}
     for part in adapted.values():
         adapt(part, lora)

@@ -46,19 +46,17 @@ class FrozenStates:
         targets = json.dumps(self.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
         return text_hash(f"{self.identity} {self.features.key(sample.spec)} {targets}")
 
-    def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        for first in range(0, len(numbers), CHUNK):
-            chunk = numbers[first : first + CHUNK]
-            yield from zip(chunk, self._chunk(chunk), strict=True)
-
     @torch.no_grad()
-    def _chunk(self, numbers: list[int]) -> list[dict[str, Tensor]]:
-        model, chosen = self.model, [self.samples[number] for number in numbers]
-        found = [self.features.kept(sample.spec) for sample in chosen if sample.spec is not None]
-        videos = model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
-        each = [self.targets(sample) for sample in chosen]
-        targets = {name: [per_video[name] for per_video in each] for name in each[0]}
-        states = model.compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
-        if states is None:
-            raise ValueError(f"{type(model.compressor).__name__} has a frozen identity and returned no states.")
-        return [{str(n): part.cpu().contiguous() for n, part in enumerate(per_video)} for per_video in states]
+    def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        compressor = self.model.compressor
+        for first in range(0, len(numbers), CHUNK):
+            chosen = [self.samples[number] for number in numbers[first : first + CHUNK]]
+            found = [self.features.kept(sample.spec) for sample in chosen if sample.spec is not None]
+            videos = self.model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
+            each = [self.targets(sample) for sample in chosen]
+            targets = {name: [per_video[name] for per_video in each] for name in each[0]}
+            states = compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
+            if states is None:
+                raise ValueError(f"{type(compressor).__name__} has a frozen identity and returned no states.")
+            for number, per_video in zip(numbers[first:], states, strict=False):
+                yield number, {str(n): part.cpu().contiguous() for n, part in enumerate(per_video)}

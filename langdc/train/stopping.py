@@ -45,9 +45,8 @@ class GracefulShutdown(TrainerCallback):
         if dist.is_initialized() and dist.get_world_size() > 1:
             # on the CPU, so that asking does not wait for what an accelerator still computes
             self._group = dist.new_group(backend="gloo")
-        before = {}
-        if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._receive) for number in numbers}
         try:
             yield
         finally:

@@ -31,11 +31,10 @@ from langdc.types import Context, FrameSpec, VideoBatch
 class CaptionEval(TrainerCallback):
     """Every `config.every` steps the compressor writes about fixed videos; a line is appended to a file of JSON lines.
 
-    {"step", "density_correlation", "soft_tokens_per_segment", "captions": [{"id", "written", "target"}]}. The
-    correlation is Spearman's, between the density of segments and the number of tokens written. `partitioned`: each
-    process holds only a part of every parameter, as under ZeRO-3; then a copy of the compressor writes, on the CPU
-    between evaluations, since each token would gather all parameters. ValueError if the compressor writes no text, or
-    no held-out record has captions.
+    {"step", "density_correlation", "soft_tokens_per_segment", "captions": [{"id", "written", "target"}]}; Spearman's
+    correlation of the density of segments with the number of tokens written. `partitioned`, as under ZeRO-3: a copy of
+    the compressor writes, kept on the CPU in between, since each token would gather all parameters. ValueError if the
+    compressor writes no text, or no held-out record has captions.
     """
 
     def __init__(
@@ -63,14 +62,11 @@ class CaptionEval(TrainerCallback):
 
     def _read(self) -> tuple[list[Record], list[FrameSpec]]:
         """The first records with segments, as many as are described or compared, and the frames that are read."""
-        file, records, specs = self.config.data, [], []
-        for record in check_media(file, read_records(file))[0]:
-            media = record.media_path(file.parent)
-            if media is not None and record.segments:
-                records.append(record)
-                specs.append(self.model.backbone.frame_spec(media, record.start, record.end, record.fps))
-        count = max(self.config.captions, self.config.density)
-        return records[:count], specs[:count]
+        file, frame_spec = self.config.data, self.model.backbone.frame_spec
+        shown = [(r, r.media_path(file.parent)) for r in check_media(file, read_records(file))[0] if r.segments]
+        found = [(r, frame_spec(media, r.start, r.end, r.fps)) for r, media in shown if media is not None]
+        found = found[: max(self.config.captions, self.config.density)]
+        return [record for record, _ in found], [spec for _, spec in found]
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Drop lines of steps that are made again."""
@@ -86,14 +82,10 @@ class CaptionEval(TrainerCallback):
     def _evaluate(self, step: int) -> None:
         written = self._written()
         mean, correlation = fmean(len(ids) for per_video in written for ids in per_video), self._correlation(written)
-        shown = [
-            {
-                "id": record.id,
-                "written": [self.model.compressor.text(ids) for ids in per_video],
-                "target": [segment.caption for segment in record.segments],
-            }
-            for record, per_video in zip(self.records, written[: self.config.captions], strict=False)
-        ]
+        shown, text = [], self.model.compressor.text
+        for record, per_video in zip(self.records, written[: self.config.captions], strict=False):
+            target = [segment.caption for segment in record.segments]
+            shown.append({"id": record.id, "written": [text(ids) for ids in per_video], "target": target})
         figures = {"density_correlation": correlation, "soft_tokens_per_segment": mean}
         if is_main_process():
             jsonl.append(self.path, {"step": step, **figures, "captions": shown})

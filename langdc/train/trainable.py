@@ -12,15 +12,12 @@ def _select(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
 
     Raises ValueError that lists every pattern without a match, with the nearest names.
     """
-    names, chosen, mistakes = list(names), set(), []
-    for pattern in patterns:
-        matched = {name for name in names if fnmatchcase(name, pattern)}
-        if not matched:
-            mistakes.append(f"  {pattern!r} matches no parameter. Nearest: {', '.join(_nearest(pattern, names))}")
-        chosen |= matched
-    if mistakes:
-        raise ValueError("trainable holds patterns without effect:\n" + "\n".join(mistakes))
-    return chosen
+    names = list(names)
+    matched = {pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in patterns}
+    if idle := [pattern for pattern, found in matched.items() if not found]:
+        lines = [f"  {each!r} matches no parameter. Nearest: {', '.join(_nearest(each, names))}" for each in idle]
+        raise ValueError("trainable holds patterns without effect:\n" + "\n".join(lines))
+    return set().union(*matched.values())
 
 
 def _nearest(pattern: str, names: list[str]) -> list[str]:

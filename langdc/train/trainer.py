@@ -1,7 +1,7 @@
 """The transformers Trainer as runs need it.
 
-What is its own: losses divided over the whole step by name, equal batches on any number of processes, checkpoints of
-what is trained alone that only count when complete, learning rates by pattern, elastic resume.
+Own: losses divided over the whole step by name, equal batches on any number of processes, checkpoints of what is
+trained alone that only count when complete, learning rates by pattern, elastic resume.
 """
 
 import math
@@ -10,24 +10,17 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import set_seed
 
 from langdc import distributed, jsonl
 from langdc.train import elastic
@@ -46,9 +39,7 @@ class RunTrainer(Trainer):
         self, learner: Learner, data: TrainingData, arguments: TrainingArguments, meter: Meter,
         callbacks: Sequence[TrainerCallback] = ()
     ) -> None:  # fmt: skip
-        super().__init__(
-            model=learner, args=arguments, data_collator=data.collate, train_dataset=data, callbacks=list(callbacks)
-        )
+        super().__init__(learner, arguments, data.collate, data, callbacks=list(callbacks))
         self.learner, self.data, self.meter = learner, data, meter
         self.batches = EvenBatchSampler(len(data), arguments.per_device_train_batch_size, arguments.seed)
         self.add_callback(_EpochCallback(self))
@@ -150,10 +141,9 @@ class RunTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained tensors; under DeepSpeed the engine writes its own shards later."""
         directory = Path(output_dir or str(self.args.output_dir))
-        if not self.args.should_save:
-            return
-        directory.mkdir(parents=True, exist_ok=True)
-        if not self.is_deepspeed_enabled:
+        if self.args.should_save:
+            directory.mkdir(parents=True, exist_ok=True)
+        if self.args.should_save and not self.is_deepspeed_enabled:
             tensors = {name: parameter.detach().contiguous() for name, parameter in self.trained().items()}
             save_file(tensors, directory / TRAINED)
 
@@ -184,20 +174,16 @@ class RunTrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         elastic.load(self.model_wrapped, Path(resume_from_checkpoint))
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        scheduler: Any = self.lr_scheduler
-        engine: Any = self.model_wrapped
+        scheduler, engine = cast(Any, self.lr_scheduler), cast(Any, self.model_wrapped)
         for group, rate in zip(engine.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         return prepared
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """As the Trainer does; processes that the run did not have before get a seed of their own."""
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        name = f"rng_state_{distributed.rank()}.pth" if distributed.world_size() > 1 else "rng_state.pth"
-        if not (Path(checkpoint) / name).is_file():
+        if checkpoint is not None:
             set_seed(hash((self.args.seed, self.state.global_step, distributed.rank())) % 2**32)
+        super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -224,25 +210,14 @@ class EvenBatchSampler(Sampler[list[int]]):
         self.items, self.size, self.seed, self.epoch = items, size, seed, 0
         self.rank, self.processes = distributed.rank(), distributed.world_size()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's order."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return math.ceil(self.items / (self.size * self.processes))
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.randperm(self.items, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         together = self.size * self.processes
-        for start in range(0, self.items, together):
-            yield _divided(order[start : start + together], self.processes)[self.rank]
-
-
-def _divided(items: list[int], parts: int) -> list[list[int]]:
-    """Items in order in parts whose sizes differ by one at most; an empty part gets the first item as padding."""
-    size, larger = divmod(len(items), parts)
-    ends = [number * size + min(number, larger) for number in range(parts + 1)]
-    return [items[start:end] or [-items[0] - 1] for start, end in pairwise(ends)]
+        for step in (order[start : start + together] for start in range(0, self.items, together)):
+            yield np.array_split(step, self.processes)[self.rank].tolist() or [-step[0] - 1]
 
 
 class _EpochCallback(TrainerCallback):
@@ -253,16 +228,15 @@ class _EpochCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: RunTrainer) -> None:
-        self.batches, self.data, self.learner = trainer.batches, trainer.data, trainer.learner
+        self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose the epoch's order and draws."""
-        self.batches.set_epoch(int(state.epoch or 0))
-        self.data.set_epoch(int(state.epoch or 0))
+        self.trainer.batches.epoch = self.trainer.data.epoch = int(state.epoch or 0)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose the step's draws."""
-        self.learner.begin_step(state.global_step, state.max_steps)
+        self.trainer.learner.begin_step(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Amend what the Trainer decided to do after this step."""

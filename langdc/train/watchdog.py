@@ -11,10 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerState
 
 from langdc.distributed import rank, world_size
@@ -38,21 +38,23 @@ class Watchdog(TrainerCallback):
         self.module, self.seconds, self.leave = module, seconds, leave
         self._step, self._inside, self._last = 0, "", time.monotonic()
         self._done = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._started = ExitStack()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Begin to watch."""
         for name, part in self.module.named_modules():
             if name and next(part.children(), None) is not None:
-                self._hooks.append(part.register_forward_pre_hook(self._noted(name)))
-        self._alive(state)
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+                entered = part.register_forward_pre_hook(lambda *_, name=name: setattr(self, "_inside", name))
+                self._started.enter_context(entered)
+        self.on_step_end(args, state, control)
+        thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        thread.start()
+        self._started.callback(thread.join)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Note that a step, a batch of an accumulated step or a checkpoint is finished."""
-        self._alive(state)
+        self._step, self._inside, self._last = state.global_step, "", time.monotonic()
+        faulthandler.dump_traceback_later(self.seconds + INTERPRETER_TIMEOUT_SECONDS, exit=True, file=_error_output())
 
     on_substep_end = on_save = on_step_end
 
@@ -60,19 +62,7 @@ class Watchdog(TrainerCallback):
         """Watch no more, also after an error."""
         self._done.set()
         faulthandler.cancel_dump_traceback_later()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def _noted(self, name: str) -> Callable[..., None]:
-        return lambda *_: setattr(self, "_inside", name)
-
-    def _alive(self, state: TrainerState) -> None:
-        self._step, self._inside, self._last = state.global_step, "", time.monotonic()
-        faulthandler.dump_traceback_later(self.seconds + INTERPRETER_TIMEOUT_SECONDS, exit=True, file=_error_output())
+        self._started.close()
 
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self.seconds / 4)):

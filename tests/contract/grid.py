@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from langdc.adapters import attach_lora
+from langdc.adapters import adapt
 from langdc.backbones.chat import conversation, question_of
 from langdc.config import LoraConfig, MemberConfig, ModelConfig
 from langdc.language_models import ids_of
@@ -84,7 +84,7 @@ def build(name: str, member: str, **settings: Any) -> tuple[VideoModel, set[str]
     """A model whose compressor and adapters are trained, and the names of what is."""
     torch.manual_seed(0)
     model = VideoModel(model_config(name, member, **settings)).eval()
-    attach_lora(model.backbone, LoraConfig(rank=4, alpha=8, dropout=0.0))
+    adapt(model.backbone.text_model, LoraConfig(rank=4, alpha=8, dropout=0.0))
     patterns = ["compressor.*"] if any(True for _ in model.compressor.parameters()) else []
     return model, unfreeze(model, patterns, adapters=True)
 

@@ -136,7 +136,7 @@ def stock_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = {"name": "qwen2_5_vl", "source": str(place / "published"), "frames": 4}
     model = VideoModel(check(ModelConfig, {"backbone": backbone, "compressor": compressor}, "test"))
     lora = LoraConfig(rank=2, alpha=4)
-    adapters.attach_lora(model.backbone, lora)
+    adapters.adapt(model.backbone.text_model, lora)
     changed = [name for name, _ in model.named_parameters() if ".lora_" in name or "captioner" in name]
     torch.manual_seed(0)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from langdc.adapters import attach_lora
+from langdc.adapters import adapt
 from langdc.config import LoraConfig, ModelConfig, RunConfig, check
 from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.features import FeatureStore
@@ -82,7 +82,7 @@ def losses(trainer: RunTrainer, name: str = "loss") -> list[float]:
 
 def with_adapters(model: VideoModel, *patterns: str) -> VideoModel:
     """Train what matches and adapters on the language model, which begin with an effect."""
-    attach_lora(model.backbone, LoraConfig(rank=2, alpha=4, dropout=0.0))
+    adapt(model.backbone.text_model, LoraConfig(rank=2, alpha=4, dropout=0.0))
     unfreeze(model, patterns, adapters=True)
     torch.manual_seed(1)
     with torch.no_grad():

@@ -68,7 +68,7 @@ def test_draws_depend_on_seed_epoch_and_record_alone():
     data = small.data_of(model, small.run_config(model))
     first = [data.drawn(sample) for sample in data.samples]
     assert [data.drawn(sample) for sample in reversed(data.samples)][::-1] == first
-    data.set_epoch(1)
+    data.epoch = 1
     assert [data.drawn(sample) for sample in data.samples] != first
 
 

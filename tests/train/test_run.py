@@ -225,6 +225,14 @@ def test_mistakes_are_one_message_without_a_traceback(tmp_path: Path, capsys, ov
     assert said in line and len(line.splitlines()) < 20 and "Traceback" not in error
 
 
+def test_a_mistake_shows_where_it_arose_if_asked(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match="Give a config"):
+        main(["--traceback"])
+    monkeypatch.setenv("LANGDC_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="Give a config"):
+        main([])
+
+
 def test_a_tracker_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
@@ -257,3 +265,6 @@ def test_several_processes_are_started_by_the_launcher(monkeypatch: pytest.Monke
     assert main(words) == 7
     launcher = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--module", "langdc.train"]
     assert started == [[*launcher, "a.yaml", "seed=1"]]
+    monkeypatch.setattr(run.chain, "prepared", lambda stage: [f"{stage}.yaml"])
+    assert main(["--processes=2", "--traceback"], stage="stage2") == 7
+    assert started[1] == [*launcher, "stage2.yaml", "--traceback"], "a stage's script hands on what it would train"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from langdc.adapters import attach_lora
+from langdc.adapters import adapt
 from langdc.config import LoraConfig
 from langdc.train.trainable import _select, unfreeze
 from tests import tiny
@@ -34,7 +34,7 @@ def test_adapters_join_what_the_patterns_choose_and_change_nothing_yet():
     model = tiny.model("pool")
     batch = small.batch_of(small.data_of(model, small.run_config(model)), 0)["batch"]
     before = model(batch).logits
-    attach_lora(model.backbone, LoraConfig(rank=2, alpha=4, dropout=0.0))
+    adapt(model.backbone.text_model, LoraConfig(rank=2, alpha=4, dropout=0.0))
     trained = unfreeze(model, ["backbone.projectors.image.*"], adapters=True)
     assert torch.equal(model(batch).logits, before)
     assert type(model.backbone.text_model).__name__ == "Qwen2Model"

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler
 from langdc.train import output
 from langdc.train import trainer as trainers
 from langdc.train.trainable import unfreeze
-from langdc.train.trainer import EvenBatchSampler, _divided
+from langdc.train.trainer import EvenBatchSampler
 from tests import tiny
 from tests.train import small
 
@@ -119,8 +119,7 @@ def batches(items: int, size: int, processes: int, epoch: int = 0) -> list[list[
     found = []
     for rank in range(processes):
         sampler = EvenBatchSampler(items, size, 0)
-        sampler.rank, sampler.processes = rank, processes
-        sampler.set_epoch(epoch)
+        sampler.rank, sampler.processes, sampler.epoch = rank, processes, epoch
         found.append(list(sampler))
         assert len(sampler) == len(found[-1])
     return found
@@ -146,9 +145,11 @@ def test_epochs_have_their_own_order_which_is_that_of_accelerate():
         assert [i for batch in batches(9, 2, 1, epoch)[0] for i in batch] == list(sampler)
 
 
-def test_what_is_left_is_divided_and_none_goes_without():
-    assert _divided([7, 8, 9], 2) == [[7, 8], [9]]
-    assert _divided([7], 3) == [[7], [-8], [-8]]
+def test_what_is_left_is_divided_and_none_goes_without(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "randperm", lambda items, **_: torch.arange(items))
+    assert [rank[-1] for rank in batches(7, 2, 2)] == [[4, 5], [6]]
+    assert [rank[-1] for rank in batches(8, 7, 3)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert [rank[-1] for rank in batches(1, 2, 3)] == [[0], [-1], [-1]]
 
 
 # ---- parameters
