@@ -192,16 +192,17 @@ class Judge:
         A case that gets no verdict is failed with the reason, and asked again by the next start.
         """
         known, by_key = self.verdicts_file.by_key, {self.key(case): case for case in cases}
-        found = {
-            case: Verdict(known[key]["right"], known[key]["score"]) for key, case in by_key.items() if key in known
-        }
+        found = {case: Verdict(known[k]["right"], known[k]["score"]) for k, case in by_key.items() if k in known}
         with ThreadPoolExecutor(self.config.workers) as pool:
             try:
-                asked = {pool.submit(self.ask, case): (k, case) for k, case in by_key.items() if case not in found}
+                asked = {pool.submit(self._asked, c): (key, c) for key, c in by_key.items() if c not in found}
                 quiet = not console.is_terminal
                 for future in track(as_completed(asked), "judging", len(asked), console=console, disable=quiet):
                     key, case = asked[future]
-                    found[case] = self._kept(key, case, future.exception() or future.result())
+                    verdict = found[case] = future.result()
+                    if not verdict.failed:
+                        line = {"type": "verdict", "key": key, "model": self.config.model, **asdict(case)}
+                        self.verdicts_file.append([{**line, "right": verdict.right, "score": verdict.score}])
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # requests under way end, those that wait do not begin
                 raise
@@ -212,15 +213,11 @@ class Judge:
             logger.warning("No verdict on %d answers in all.", len(failed))
         return found
 
-    def _kept(self, key: str, case: Case, outcome: Verdict | BaseException) -> Verdict:
-        """Write a verdict into the file; a failure is no verdict, and other errors are raised."""
-        if isinstance(outcome, _JudgeError):
-            return Verdict(failed=True, reason=f"on {case.prediction[:SHOWN_LETTERS]!r}: {outcome}")
-        if isinstance(outcome, BaseException):
-            raise outcome
-        line = {"type": "verdict", "key": key, "model": self.config.model, **asdict(case)}
-        self.verdicts_file.append([{**line, "right": outcome.right, "score": outcome.score}])
-        return outcome
+    def _asked(self, case: Case) -> Verdict:
+        try:
+            return self.ask(case)
+        except _JudgeError as error:
+            return Verdict(failed=True, reason=f"on {case.prediction[:SHOWN_LETTERS]!r}: {error}")
 
     def ask(self, case: Case) -> Verdict:
         """Ask the endpoint, repeating with growing pauses; _JudgeError if no verdict comes.

@@ -82,7 +82,9 @@ def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load:
     memory = config.memory_gib * 2**30
     cache = VideoCache(folder.file("encoding"), memory, config.batch_size, named, task.clip, stored)
     others = CalibrationSet(videos, VideoCache(folder.file("calibration"), named=False, stored=stored))
-    with _accounted(folder, cache, others.cache), _progress() as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
+    bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    with _accounted(folder, cache, others.cache), bars as progress:
         session = Session(config, task, folder, cache, others)
         for entries in _groups(config.all_entries):
             _ask_group(session, entries, load, progress)
@@ -113,13 +115,6 @@ def _groups(entries: Sequence[EntryConfig]) -> Iterator[list[EntryConfig]]:
         yield groups[key]
 
 
-def _needs(lm: VideoLM, entries: Sequence[EntryConfig]) -> frozenset[str]:
-    """What the compressors of a model's entries need of a video, those of later groups included."""
-    plain = (entry for entry in entries if entry.control is None)
-    built = [lm, *(matching.with_parts(lm, entry, 1 if entry.calibrated else None) for entry in plain)]
-    return frozenset().union(*(one.compressor.needs for one in built))
-
-
 def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable, progress: Progress) -> None:
     """Ask the entries of one model."""
     config, task = session.config, session.task
@@ -145,9 +140,10 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable,
 
 def _prepare(session: Session, lm: VideoLM, runs: Sequence[Run]) -> None:
     """Set the budgets of the entries and put their compressors on the model."""
-    key = VideoCache.key_of(lm)
-    same_model = [e for e in session.config.all_entries if e.model_key == runs[0].entry.model_key]
-    need = _needs(lm, same_model)
+    key, need = VideoCache.key_of(lm), lm.compressor.needs
+    for entry in session.config.all_entries:  # those of later groups included
+        if entry.model_key == runs[0].entry.model_key and entry.control is None:
+            need |= matching.with_parts(lm, entry, 1 if entry.calibrated else None).compressor.needs
     for run in runs:
         main_process_first(lambda run=run: run.calibrate(lm, key))
         run.out.reread()
@@ -160,8 +156,3 @@ def _shared(pending: Sequence[Record], task: Task) -> list[Record]:
     ids = broadcast([record.id for record in pending])
     by_id = {record.id: record for record in task.records}
     return [by_id[name] for name in ids[rank() :: world_size()]]
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)

@@ -309,16 +309,24 @@ def read_results(directories: Sequence[Path], reference: str | None = None) -> l
     directory holds no evaluation, or the reference is none of the entries.
     """
     folders = [EvalFolder.read(directory) for directory in directories]
-    names = [name for folder in folders for name in folder.names()]
-    results = [result for folder in folders for result in _results_of(folder, names)]
-    if not results:
+    found = [(folder.directory.name, result) for folder in folders for result in _results_of(folder)]
+    if not found:
         raise ValueError(f"There are no results in {', '.join(map(str, directories))} yet.")
+    names, results = Counter(result.name for _, result in found), [result for _, result in found]
+    for directory, result in found:
+        result.name = result.name if names[result.name] == 1 else f"{directory}/{result.name}"
     configured = (folder.header["config"]["reference"] for folder in folders)
     wanted = reference or next(filter(None, configured), None)
-    return results if wanted is None else _compared(results, wanted, explicit=reference is not None)
+    base = next((result for result in results if wanted in (result.name, result.settings["name"])), None)
+    if base is not None:
+        _compare(results, base)
+    elif reference is not None:  # the config's may not have been evaluated yet
+        hint = nearest(reference, [result.name for result in results])
+        raise ValueError(f"The reference {reference!r} is no entry.{hint}")
+    return results
 
 
-def _results_of(folder: EvalFolder, all_names: Sequence[str]) -> list[Result]:
+def _results_of(folder: EvalFolder) -> list[Result]:
     """The results of a folder, with the judge's verdicts and the published scores they are checked against."""
     header, loop_cost = folder.header, folder.loop_cost()
     settings = {entry["name"]: entry for entry in folder.entries}
@@ -329,38 +337,26 @@ def _results_of(folder: EvalFolder, all_names: Sequence[str]) -> list[Result]:
     checks = ReproductionCheck.by_entry(header, {name: result.final_scores for name, result in found.items()})
     for name, result in found.items():
         result.check = checks.get(name)
-        result.name = name if all_names.count(name) == 1 else f"{folder.directory.name}/{name}"
     return list(found.values())
 
 
-def _compared(results: list[Result], reference: str, explicit: bool) -> list[Result]:
+def _compare(results: Sequence[Result], reference: Result) -> None:
     """Give every other result its paired difference to the reference, over the target questions both were asked.
 
     The p values are corrected over all results compared here.
     """
-    base = next((result for result in results if reference in (result.name, result.settings["name"])), None)
-    if base is None:
-        if not explicit:
-            return results  # the config's reference has not been evaluated yet
-        hint = nearest(reference, [result.name for result in results])
-        raise ValueError(f"The reference {reference!r} is no entry.{hint}")
-    shared = {result: both for result in results if result is not base and (both := _shared(result, base))}
-    resamples = max(RESAMPLES, RESAMPLES_PER_ENTRY * len(shared))
-    found = [_difference(result, both, resamples) for result, both in shared.items()]
+    asked = {_question(line): line for line in reference.targets}
+    others = [result for result in results if result is not reference]
+    shared = {one: [line for line in one.targets if _question(line) in asked] for one in others}
+    shared = {one: lines for one, lines in shared.items() if lines}
+    resamples, found = max(RESAMPLES, RESAMPLES_PER_ENTRY * len(shared)), []
+    for result, lines in shared.items():
+        scores = [[line["score"] for line in of] for of in (lines, [asked[_question(line)] for line in lines])]
+        videos, strata = [line["video"] for line in lines], _strata(result.header, lines)
+        found.append(statistics.paired_difference(*scores, videos, resamples=resamples, strata=strata))
     for result, difference in zip(shared, statistics.corrected(found), strict=True):
         result.difference = difference
-    return results
 
 
-def _shared(result: Result, reference: Result) -> list[tuple[dict, dict]]:
-    """The target answers of a result, each with the reference's to the same question."""
-    base = {(line["key"], line["question"], line["expected"]): line for line in reference.targets}
-    pairs = ((line, base.get((line["key"], line["question"], line["expected"]))) for line in result.targets)
-    return [(line, other) for line, other in pairs if other is not None]
-
-
-def _difference(result: Result, shared: Sequence[tuple[dict, dict]], resamples: int) -> Difference:
-    ours, others = ([line["score"] for line in lines] for lines in zip(*shared, strict=True))
-    own = [line for line, _ in shared]
-    strata = _strata(result.header, own)
-    return statistics.paired_difference(ours, others, [line["video"] for line in own], 0, resamples, strata)
+def _question(line: dict) -> tuple[str, str, str]:
+    return line["key"], line["question"], line["expected"]
