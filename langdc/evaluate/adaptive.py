@@ -1,7 +1,4 @@
-"""Whether tokens follow content: tokens per segment beside measures of how rich the segments are.
-
-Letters: S segments of all videos of an entry.
-"""
+"""Whether tokens follow content: tokens per segment (S of all videos) beside measures of how rich segments are."""
 
 import base64
 import io
@@ -70,10 +67,7 @@ class Adaptive:
 
     @classmethod
     def of(cls, result: Result) -> "Adaptive | None":
-        """The tokens of an entry beside the richness of its segments; None where tokens never vary or nothing is known.
-
-        The densities of the records count; where there are none, motion and edge entropy stand in.
-        """
+        """Compare with the density in the records, else with motion and edge entropy; None if tokens never vary."""
         for names in (("densities",), ("motion", "edges")):
             segments = [segment for video in result.videos for segment in _segments(video, names)]
             tokens = [segment.tokens for segment in segments]

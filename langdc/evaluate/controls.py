@@ -69,10 +69,7 @@ def _uniform_frames(shapes: Sequence[tuple[int, int, int]], tokens: int, max_tok
 
 
 class _CaptionText(_Wrapper):
-    """A compressor's captions as words in place of its tokens: "[1] red square left [2] ...".
-
-    The words are embedded by the language model, so only what a token is differs. Shares the parts of `trained`.
-    """
+    """A compressor's captions as words, embedded by the language model, for its tokens: "[1] red ball [2] ..."."""
 
     def __init__(self, trained: TokenCompressor, backbone: Backbone) -> None:
         super().__init__(trained)
@@ -97,10 +94,7 @@ class _CaptionText(_Wrapper):
 
 
 class OnPool(_Wrapper):
-    """A `method` that chooses among the tokens of a trained pool, which lie on a grid per frame and stream.
-
-    The language model learned to read pooled tokens, so a method has to choose from those.
-    """
+    """A `method` that chooses among the tokens of a trained pool, which the language model learned to read."""
 
     def __init__(self, trained: TokenCompressor, method: TokenCompressor) -> None:
         super().__init__(trained)

@@ -38,7 +38,7 @@ def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
         "data_sha256": task.data_hash(),
         "version": __version__,
     }
-    if config.calibration is not None and config.is_calibrated:
+    if config.calibration is not None and any(entry.calibrated for entry in config.all_entries):
         found["calibration_sha256"] = file_hash(config.calibration.data)
     return found
 

@@ -113,9 +113,7 @@ class Verdict:
         return cls(right=pred == "yes", score=score)
 
     @classmethod
-    def of_answers(
-        cls, directory: Path, judge: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]
-    ) -> "list[Verdict | None]":
+    def of_answers(cls, directory: Path, judge: Mapping, lines: Iterable[Mapping]) -> "list[Verdict | None]":
         """The verdicts in an evaluation's folder on the answers among some lines, None where there is none yet.
 
         `judge`: its settings. A question that failed or got no words for an answer is wrong and scores 0 unjudged.
@@ -141,10 +139,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Judge:
-    """A judge and its verdicts: `path` is their file, which any number of evaluations may use one after another.
-
-    Raises ValueError if the variable of the key is not set.
-    """
+    """A judge and its verdicts, kept in the file `path`; ValueError if the variable of the key is not set."""
 
     def __init__(self, config: JudgeConfig, path: Path) -> None:
         self.config, self.verdicts_file = config, LineFile(path, alone=True)
@@ -250,17 +245,13 @@ class Judge:
         except (OSError, http.client.HTTPException) as error:
             raise _Unreachable(f"cannot be reached ({error or type(error).__name__}). Check url and timeout.") from None
         self._unreachable = False
-        return Verdict.read(_content(content))
-
-
-def _content(reply: bytes) -> str:
-    try:
-        content = json.loads(reply)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        content = None
-    if not isinstance(content, str):
-        raise _Transient(
-            f"its reply is no chat completion: {reply[:SHOWN_LETTERS].decode('utf-8', 'replace')!r}. "
-            "Is this the url of an OpenAI-compatible interface?"
-        )
-    return content
+        try:
+            text = json.loads(content)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            raise _Transient(
+                f"its reply is no chat completion: {content[:SHOWN_LETTERS].decode('utf-8', 'replace')!r}. "
+                "Is this the url of an OpenAI-compatible interface?"
+            )
+        return Verdict.read(text)

@@ -15,7 +15,6 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from langdc import devices
-from langdc.data.records import Record
 from langdc.distributed import barrier, broadcast, is_main_process, main_process_first, rank, world_size
 from langdc.evaluate import matching
 from langdc.evaluate.folder import EvalFolder
@@ -51,7 +50,7 @@ def evaluate(
     continues. The replies are put to the `judge`, if any, once all are there. `retry_failed` asks again what failed
     before. Raises ValueError for settings that cannot work and for a folder that holds an evaluation of something else.
     """
-    videos = matching.calibration_videos(config, task) if config.is_calibrated else []
+    videos = matching.calibration_videos(config, task)
     with EvalFolder.locked(config.output):
         main_process_first(lambda: _start(config, task, command))
         folder = EvalFolder.read(config.output)
@@ -125,7 +124,9 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable,
     lm = load(runs[0].entry)
     lm.model.to(torch.device(config.device) if config.device is not None else devices.device())
     _prepare(session, lm, runs)
-    mine = _shared([record for record in task.records if any(run.is_pending(record) for run in runs)], task)
+    pending = [record.id for record in task.records if any(run.is_pending(record) for run in runs)]
+    by_id = {record.id: record for record in task.records}
+    mine = [by_id[name] for name in broadcast(pending)[rank() :: world_size()]]  # all share out the main process's list
     bar = progress.add_task(", ".join(run.entry.name for run in runs)[:40], total=len(mine))
     for first in range(0, len(mine), config.batch_size):
         records = mine[first : first + config.batch_size]
@@ -149,10 +150,3 @@ def _prepare(session: Session, lm: VideoLM, runs: Sequence[Run]) -> None:
         run.out.reread()
         run.set_model(lm, key, need)
         main_process_first(run.describe_model)
-
-
-def _shared(pending: Sequence[Record], task: Task) -> list[Record]:
-    """This process's share of the videos that the main process finds pending, so that all share out the same ones."""
-    ids = broadcast([record.id for record in pending])
-    by_id = {record.id: record for record in task.records}
-    return [by_id[name] for name in ids[rank() :: world_size()]]

@@ -53,11 +53,11 @@ def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
 
 
 def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Path]]:
-    """The videos to set budgets on, which have questions and are none of the task's; [] without the setting.
+    """The videos to set budgets on, which have questions and are none of the task's; [] if no entry's budget is set.
 
     Raises ValueError if the file is missing, has none, or a video is asked about in the task.
     """
-    if config.calibration is None:
+    if config.calibration is None or not any(entry.calibrated for entry in config.all_entries):
         return []
     data = config.calibration.data
     if not data.is_file():

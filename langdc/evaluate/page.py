@@ -119,7 +119,7 @@ def _kinds(results: Sequence[Result]) -> dict[str, Any] | None:
     kinds, chance = list(longest.kinds), list(longest.chance.values())
     if not kinds:
         return None
-    shown = {index: result for index, result in enumerate(results) if result.answers}
+    shown = {index: one for index, one in enumerate(results) if one.answers}
     shares = {one.name: [one.kinds[k].value if k in one.kinds else 0.0 for k in kinds] for one in shown.values()}
     drawn = len(shown) <= len(plots.PALETTE)
     plot = Markup(plots.kind_bars(kinds, shares, chance, list(shown))) if drawn else None
@@ -129,7 +129,7 @@ def _kinds(results: Sequence[Result]) -> dict[str, Any] | None:
 def _adaptive(results: Sequence[Result], pictures: Callable[[Result], Pictures] | None) -> dict[str, Any] | None:
     """Entries whose segments get different numbers of tokens, those to draw with plots and cases."""
     found = [(index, one) for index, result in enumerate(results) if (one := Adaptive.of(result)) is not None]
-    writers = [pair for pair in found if any(video.get("captions") for video in pair[1].result.videos)]
+    writers = [(index, one) for index, one in found if any(video.get("captions") for video in one.result.videos)]
     shown = [(one, *_drawn(one, index, pictures)) for index, one in writers or found[:PLOTTED]]
     names = list(dict.fromkeys(measure.name for _, one in found for measure in one.measures))
     return {"names": names, "entries": [one for _, one in found], "shown": shown} if found else None
@@ -140,8 +140,8 @@ def _drawn(one: Adaptive, index: int, pictures: Callable[[Result], Pictures] | N
     drawn, frames = [], pictures(one.result) if pictures is not None else None
     for measure in one.measures:
         means = [(richness, tokens.value, tokens.low, tokens.high) for richness, tokens in measure.bins]
-        points = (measure.values, one.tokens)
-        drawn.append((Markup(plots.calibration(one.result.name, index, measure.name, points, means)), measure))
+        svg = plots.calibration(one.result.name, index, measure.name, (measure.values, one.tokens), means)
+        drawn.append((Markup(svg), measure))
     titles = {"Where tokens follow richness best": False, "Where they follow it least": True}
     cases = {
         title: [(case, frames.of(case) if frames is not None else None) for case in one.cases(worst)]

@@ -107,8 +107,8 @@ class Result:
     @cached_property
     def kinds(self) -> dict[str, _Share]:
         """Right answers by kind of question, target kinds first."""
-        order = [*self.header["target_kinds"], *(line["kind"] for line in self.answers)]
-        by_kind = {kind: [a["score"] for a in self.answers if a["kind"] == kind] for kind in dict.fromkeys(order)}
+        order = dict.fromkeys([*self.header["target_kinds"], *(line["kind"] for line in self.answers)])
+        by_kind = {kind: [line["score"] for line in self.answers if line["kind"] == kind] for kind in order}
         return {kind: _Share.of(right) for kind, right in by_kind.items() if right}
 
     @cached_property
@@ -160,14 +160,19 @@ class Result:
         """
         if not self.finished or self.unjudged:
             return None
-        if self.verdicts is None:
-            return [(line, line["score"]) for line in self.answers]
-        return [(line, float(v.right)) for line, v in zip(self.answers, self.verdicts, strict=True) if v is not None]
+        verdicts = self.verdicts or [None] * len(self.answers)
+        pairs = zip(self.answers, verdicts, strict=True)
+        return [(line, line["score"] if verdict is None else float(verdict.right)) for line, verdict in pairs]
 
     @property
     def flag(self) -> str:
         """Whether it is "uncalibrated" or "not calibrated yet" by the published score it is checked against."""
         return self.check.flag if self.check is not None else ""
+
+    @property
+    def shown_flag(self) -> str:
+        """The flag, unless this entry is the one with the published score."""
+        return self.flag if self.check is not None and self.settings["name"] != self.check.entry else ""
 
     # ---- videos
 
@@ -250,9 +255,8 @@ class Result:
     @property
     def peak_bytes(self) -> float:
         """The most memory of an accelerator that a video alone took; NaN without an accelerator."""
-        return max(
-            (float(line["peak_bytes"]) for line in self.of_type("timing") if line.get("peak_bytes")), default=NAN
-        )
+        known = [float(line["peak_bytes"]) for line in self.of_type("timing") if line.get("peak_bytes")]
+        return max(known, default=NAN)
 
     @cached_property
     def kv_bytes(self) -> float:
@@ -286,14 +290,9 @@ class Result:
     @property
     def hashes(self) -> dict[str, str]:
         """The sha256 of its settings, its weights and its questions; "unknown" where the header has none."""
-        weights = (self.header.get("weights_sha256") or {}).get(self.settings["name"])
-        found = {"weights": weights or "unknown", "data": self.header.get("data_sha256") or "unknown"}
-        return {"config": json_hash(self.header["config"]), **found}
-
-    @property
-    def shown_flag(self) -> str:
-        """The flag, unless this entry is the one with the published score."""
-        return self.flag if self.check is not None and self.settings["name"] != self.check.entry else ""
+        weights = self.header.get("weights_sha256", {}).get(self.settings["name"], "unknown")
+        data = self.header.get("data_sha256", "unknown")
+        return {"config": json_hash(self.header["config"]), "weights": weights, "data": data}
 
 
 def _strata(header: dict, answers: Sequence[dict]) -> Strata | None:

@@ -73,22 +73,22 @@ class Run:
             counts = {line["video"]: line["tokens"] for line in self.matched if line["type"] == "video"}
             own, name_of = lm.model.compressor, self.cache.names.__getitem__
             control = controls.build(self.entry.control, own, lm.model.backbone, counts, name_of, self.config.seed)
-            kind: Any = type(lm)
-            self.lm = kind(lm.model, control)
+            self.lm = type(lm)(lm.model, control)
         else:
             tokens = self.out.by_key["calibration"]["tokens"] if self.entry.calibrated else None
             self.lm = matching.with_parts(lm, self.entry, tokens)
-        self.lm.compressor.to(next(lm.model.parameters()).device)
+        self.lm.compressor.to(lm.device)
         self.preprocessing, self.need = key, need
 
     def describe_model(self) -> None:
         """Write down what the entry runs."""
-        parameters = list(self.lm.model.parameters())
+        weights = list(self.lm.model.parameters())
+        dtype, device = str(weights[0].dtype).removeprefix("torch."), str(weights[0].device)
         about = {
             "name": self.entry.name,
-            "dtype": str(parameters[0].dtype).removeprefix("torch."),
-            "device": str(parameters[0].device),
-            "parameters": sum(p.numel() for p in parameters),
+            "dtype": dtype,
+            "device": device,
+            "parameters": sum(p.numel() for p in weights),
         }
         self.out.append([{"type": "model", "key": "model", **about}])
 
@@ -128,18 +128,21 @@ class Run:
         return self.cache.open(self.lm, self.preprocessing, record, self.task.path(record), self.need)
 
     def _write(self, record: Record, answers: list[Answer]) -> None:
-        first = answers[0]
-        truth = {"densities": densities(record.segments), "targets": [segment.caption for segment in record.segments]}
+        first, segments = answers[0], record.segments
+        recall = None  # the share of each segment's cues that its caption mentions
+        if first.captions is not None and len(first.captions) == len(segments):
+            recall = [cue_recall(*pair) for pair in zip(first.captions, segments, strict=True)]
         video = {
             "type": "video",
             "key": f"video/{record.id}",
             "video": record.id,
             "tokens": first.tokens,
             "segment_tokens": first.segment_tokens,
-            **truth,
+            "densities": densities(segments),
+            "targets": [segment.caption for segment in segments],
             **self.cache.richness_of(self.preprocessing, record),
             "captions": first.captions,
-            "cue_recall": _recall(record, first.captions),
+            "cue_recall": recall,
         }
         lines = [video]
         for line, question, answer in zip(_questions(record), record.questions, answers, strict=True):
@@ -197,13 +200,6 @@ class Run:
 
 def _key(record: Record, index: int) -> str:
     return f"{record.id}/{index}"
-
-
-def _recall(record: Record, captions: list[str] | None) -> list[float | None] | None:
-    """The share of each segment's cues that its caption mentions; None where the record names no cues."""
-    if captions is None or len(captions) != len(record.segments):
-        return None
-    return [cue_recall(caption, segment) for caption, segment in zip(captions, record.segments, strict=True)]
 
 
 def _questions(record: Record) -> Iterator[dict[str, Any]]:

@@ -215,7 +215,8 @@ def corrected(differences: Sequence[Difference]) -> list[Difference]:
 
     The i-th smallest of m is multiplied by m-i+1, and is at least the one before; at most 1.
     """
-    order = np.argsort([found.p for found in differences], kind="stable")
-    raised = np.array([differences[i].p for i in order]) * np.arange(len(order), 0, -1)
-    by_order = dict(zip(order.tolist(), np.minimum(np.maximum.accumulate(raised), 1.0).tolist(), strict=True))
-    return [replace(found, corrected=by_order[i]) for i, found in enumerate(differences)]
+    found, least = list(differences), 0.0
+    for place, index in enumerate(sorted(range(len(found)), key=lambda i: differences[i].p)):
+        least = min(1.0, max(least, differences[index].p * (len(found) - place)))
+        found[index] = replace(found[index], corrected=least)
+    return found

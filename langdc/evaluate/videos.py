@@ -126,7 +126,11 @@ class VideoCache:
     def _add(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str]) -> None:
         name = f"{key}/{record.id}"
         self._opened.add(name)
-        video = self._stored(lm, key, record, path, need) or self._decode(lm, name, record, path, need)
+        try:
+            video = self._read_or_decoded(lm, key, self.clip(record), path, need)
+        except ValueError as error:
+            self._unreadable[name] = str(error)
+            raise
         line = {"type": "encoding", "key": name, "video": record.id, "seconds": dict(video.seconds)}
         if not record.segments and video.frames is not None:  # stored outputs come without pixels
             line |= richness(video.frames, lm.model.backbone.frames_per_segment)
@@ -139,27 +143,15 @@ class VideoCache:
         while held > self.memory and len(self._held) > self.min_videos:
             held -= self._held.popitem(last=False)[1].bytes
 
-    def _decode(self, lm: VideoLM, name: str, record: Record, path: Any, need: frozenset[str]) -> Any:
+    def _read_or_decoded(self, lm: VideoLM, key: str, part: Record, path: Any, need: frozenset[str]) -> Any:
+        if self.stored is not None:
+            saliency = lm.model.backbone.has_saliency and "saliency" in lm.compressor.needs | need
+            found = self.stored.find(lm, key, lm.frame_spec(path, part.start, part.end, part.fps), saliency)
+            if found is not None:
+                self.read += 1
+                return found
         self.decoded += 1
-        try:
-            part = self.clip(record)
-            return lm.open(path, part.start, part.end, fps=part.fps, need=need)
-        except ValueError as error:
-            self._unreadable[name] = str(error)
-            raise
-
-    def _stored(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str]) -> _EncodedVideo | None:
-        if self.stored is None or not Path(path).exists():
-            return None
-        try:
-            part = self.clip(record)
-            clip = lm.frame_spec(path, part.start, part.end, part.fps)
-        except ValueError:  # opening it gives the reason
-            return None
-        saliency = lm.model.backbone.has_saliency and "saliency" in lm.compressor.needs | need
-        found = self.stored.find(lm, key, clip, saliency)
-        self.read += found is not None
-        return found
+        return lm.open(path, part.start, part.end, fps=part.fps, need=need)
 
 
 @dataclass(frozen=True, eq=False)

@@ -189,3 +189,9 @@ class MultipleChoice(Benchmark):
             )
         letter = LETTERS[options.index(answer)]
         return Benchmark.question(where, kind=kind, question=row["question"], answer=letter, options=options)
+
+
+def clock_seconds(clock: str) -> float:
+    """The seconds of "00:01:02.5" or "00:01:02,500"."""
+    hours, minutes, seconds = clock.replace(",", ".").split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
