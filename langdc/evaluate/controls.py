@@ -116,11 +116,7 @@ def build(
     name_of: Callable[[str], str],
     seed: int = 0,
 ) -> TokenCompressor:
-    """Put a control on a trained model.
-
-    `counts`: tokens by video of the matched entry; `name_of`: video by fingerprint.
-    Raises ValueError for a model it does not fit.
-    """
+    """Put a control on a trained model. `counts`: tokens by video to copy; `name_of`: video by fingerprint."""
     if kind == "caption_text":
         return _CaptionText(trained, backbone)
     if not counts:

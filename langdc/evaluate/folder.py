@@ -119,10 +119,7 @@ class EvalFolder:
     @staticmethod
     @contextmanager
     def locked(directory: Path) -> Iterator[None]:
-        """Keep other evaluations from writing into a folder until this process ends, however it ends.
-
-        Raises ValueError if a process of another evaluation still runs, such as one whose launcher was killed.
-        """
+        """Keep other evaluations out of a folder until this process ends; ValueError if another one still runs."""
         directory = directory.resolve()  # a symbolic link leads to the same lock
         directory.parent.mkdir(parents=True, exist_ok=True)
         own = directory.parent / f".{directory.name}.{rank()}.lock"

@@ -92,10 +92,7 @@ class Verdict:
 
     @classmethod
     def read(cls, text: str) -> "Verdict":
-        """The verdict in a judge's reply: a dictionary with pred and score, as Python or JSON has it, anywhere in it.
-
-        A score with a fraction is cut, as in the protocol's code. Raises ValueError if there is none.
-        """
+        """The first dictionary (Python or JSON) in a reply, its score cut to an integer; ValueError without one."""
         found = text[text.find("{") : text.find("}") + 1]
         try:
             try:
@@ -158,10 +155,7 @@ class Judge:
 
     @classmethod
     def of(cls, config: JudgeConfig | None, task: Task, output: Path) -> "Judge | None":
-        """The judge of an evaluation, with its verdicts in the output folder; None where the settings name none.
-
-        Raises ValueError if the task has questions with options, which need no judge.
-        """
+        """The judge of an evaluation, None without settings; ValueError if the task has options, which need none."""
         if config is None:
             return None
         if any(question.options for record in task.records for question in record.questions):
@@ -182,10 +176,7 @@ class Judge:
         return case.key(self.config.model_dump())
 
     def verdicts(self, cases: Iterable[Case]) -> dict[Case, Verdict]:
-        """Judge cases, each once: those in the file at once, the others at the endpoint.
-
-        A case that gets no verdict is failed with the reason, and asked again by the next start.
-        """
+        """Judge cases, each once: from the file, else by the endpoint; those without a verdict are `failed`."""
         known, by_key = self.verdicts_file.by_key, {self.key(case): case for case in cases}
         found = {case: Verdict(known[k]["right"], known[k]["score"]) for k, case in by_key.items() if k in known}
         with ThreadPoolExecutor(self.config.workers) as pool:

@@ -1,7 +1,4 @@
-"""Whether an evaluation reproduces published scores of the uncompressed models; other figures depend on it.
-
-Everything is read from the files of an evaluation, so the result changes with its settings and nothing is asked again.
-"""
+"""Whether an evaluation reproduces published scores of uncompressed models, as its files and settings say."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

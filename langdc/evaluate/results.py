@@ -92,10 +92,7 @@ class Result:
 
     @cached_property
     def accuracy(self) -> Estimate | None:
-        """Mean score of the target kinds, with its interval; None before the first answer.
-
-        Over questions, or over kinds where the task says how much each weighs.
-        """
+        """Mean score of the target questions, or of the kinds with their weights; None before the first answer."""
         return self._mean([line["score"] for line in self.targets], self.targets)
 
     def _mean(self, scores: Sequence[float], answers: Sequence[dict]) -> Estimate | None:
@@ -154,10 +151,7 @@ class Result:
 
     @property
     def final_scores(self) -> list[tuple[dict, float]] | None:
-        """Its answers with the scores that a published one is compared with: the judge's verdict if there is one.
-
-        None while answers or verdicts are to come.
-        """
+        """Answers with their scores, from the judge if there is one; None while answers or verdicts are to come."""
         if not self.finished or self.unjudged:
             return None
         verdicts = self.verdicts or [None] * len(self.answers)
@@ -231,10 +225,7 @@ class Result:
 
     @cached_property
     def stages(self) -> dict[str, _Spread]:
-        """Seconds per stage over warm timings, and their SUMS per video; {} if there are none.
-
-        Decoding and encoding, done once per video, count for every entry; a stage that a video lacks took 0 s.
-        """
+        """Seconds per stage (0 if a video lacks it) over warm timings, and their SUMS per video; {} without timings."""
         if not self._warm:
             return {}
         seconds = pd.DataFrame([line["seconds"] for line in self._warm]).fillna(0.0)
@@ -340,10 +331,7 @@ def _results_of(folder: EvalFolder) -> list[Result]:
 
 
 def _compare(results: Sequence[Result], reference: Result) -> None:
-    """Give every other result its paired difference to the reference, over the target questions both were asked.
-
-    The p values are corrected over all results compared here.
-    """
+    """Give every other result its paired difference to the reference on target questions that both were asked."""
     asked = {_question(line): line for line in reference.targets}
     others = [result for result in results if result is not reference]
     shared = {one: [line for line in one.targets if _question(line) in asked] for one in others}

@@ -1,7 +1,4 @@
-"""How much there is to see in each part of a video, from its pixels: for records that do not say it.
-
-Letters: T frames, S segments.
-"""
+"""How much there is to see in each of the S segments of a video of T frames, from its pixels."""
 
 import torch
 import torch.nn.functional as F

@@ -65,10 +65,7 @@ class Run:
         self.out.append([{"type": "calibration", "key": "calibration", **found}])
 
     def set_model(self, lm: VideoLM, key: str, need: frozenset[str]) -> None:
-        """Take a bare model and put the entry's compressors or control on it.
-
-        `key`: of its preprocessing; `need`: what the entries of this model need of a video.
-        """
+        """Put the entry's compressors on a bare model. `key`: its preprocessing; `need`: what all its entries need."""
         if self.entry.control is not None:
             counts = {line["video"]: line["tokens"] for line in self.matched if line["type"] == "video"}
             own, name_of = lm.model.compressor, self.cache.names.__getitem__
@@ -162,10 +159,7 @@ class Run:
     # ---- after the questions
 
     def time(self, records: Sequence[Record]) -> Iterator[None]:
-        """Ask the first question of each of the first videos alone, one at a time, so that entries take turns.
-
-        The warm-up is repeated when an evaluation is resumed.
-        """
+        """Time the first question about each of the first videos, asked alone; yields, so that entries take turns."""
         warmup, timed = self.config.warmup_videos, self.config.timing_videos
         readable = [record for record in records if f"video/{record.id}" in self.out][: warmup + timed]
         if not timed or all(f"timing/{record.id}" in self.out for record in readable):

@@ -211,10 +211,7 @@ def videos_needed(error: float, videos: int, difference: float = POINT) -> int |
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """The same differences, each with its p value after Holm's correction over all of them (Holm, 1979).
-
-    The i-th smallest of m is multiplied by m-i+1, and is at least the one before; at most 1.
-    """
+    """The same with Holm's correction (1979): p of the i-th smallest of m times m-i+1, at least the one before."""
     found, least = list(differences), 0.0
     for place, index in enumerate(sorted(range(len(found)), key=lambda i: differences[i].p)):
         least = min(1.0, max(least, differences[index].p * (len(found) - place)))

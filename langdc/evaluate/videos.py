@@ -48,10 +48,7 @@ class FeatureReader:
     _stores: dict[tuple[str, bool], FeatureStore] = field(default_factory=dict, init=False)
 
     def find(self, lm: VideoLM, key: str, clip: FrameSpec, saliency: bool) -> _EncodedVideo | None:
-        """The outputs of the encoders of `lm` (whose preprocessing has that `key`) for a clip; None if not there.
-
-        `saliency`: only with the encoder's attention.
-        """
+        """What is stored of a clip for `lm` (preprocessing `key`), with `saliency` if wanted; None if not there."""
         device = next(lm.model.parameters()).device
         with StageTimer(device) as timer, stage("read"):
             # outputs stored with saliency serve those who need none, too
@@ -162,10 +159,7 @@ class CalibrationSet:
     cache: VideoCache
 
     def open(self, lm: VideoLM, key: str) -> list[tuple[Any, str]]:
-        """The readable ones, open for a model, with a question each: the first of the first, the second of the next ...
-
-        Raises ValueError if none can be read.
-        """
+        """The readable ones, open for a model, with one question each in turn; ValueError if none can be read."""
         found = []
         for index, (record, path) in enumerate(self.videos):
             try:

@@ -15,11 +15,7 @@ TIMED = ("subtitle_path", "duration", "starting_timestamp_for_subtitles")
 
 @tasks.register("longvideobench")
 class LongVideoBench(MultipleChoice):
-    """The validation questions in `root`, whole, with their referring queries.
-
-    With `subtitles`, what is said at `subtitle_moments` moments, spaced equally from the start, stands before the
-    question.
-    """
+    """The validation questions; with `subtitles`, what is said at `subtitle_moments` equally spaced moments."""
 
     source = Source(
         title="LongVideoBench (val)",

@@ -1,8 +1,4 @@
-"""MSVD-QA, MSRVTT-QA, TGIF-QA and ActivityNet-QA: questions answered in the model's own words.
-
-The score needs no judge: a reply is right when it says the answer, word for word . A language model as judge is
-asked by `langdc.evaluate.judge`.
-"""
+"""MSVD-QA, MSRVTT-QA, TGIF-QA and ActivityNet-QA: open questions; a reply is right when it says the answer's words."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar

@@ -21,10 +21,7 @@ TIMES = re.compile(r"(\d+:\d+:\d+[,.]\d+)\s*-->\s*(\d+:\d+:\d+[,.]\d+)")
 
 @tasks.register("videomme")
 class VideoMME(MultipleChoice):
-    """The questions in `root`; results are by duration: short, medium, long.
-
-    With `subtitles`, what is said at `subtitle_moments` moments of a video stands before its questions.
-    """
+    """The questions by duration; with `subtitles`, what is said at `subtitle_moments` moments stands before them."""
 
     source = Source(
         title="Video-MME",
@@ -77,10 +74,7 @@ class VideoMME(MultipleChoice):
 
     @staticmethod
     def spoken(path: Path, moments: int) -> list[str]:
-        """The subtitles of an .srt file on display in the middle of `moments` equal parts of it, in order, each once.
-
-        Raises ValueError if the file has text and no subtitle.
-        """
+        """What an .srt file shows in the middle of `moments` equal parts of it, each once; ValueError if it is none."""
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         starts = [(number, found) for number, line in enumerate(lines) if (found := TIMES.search(line))]
         if not starts and any(line.strip() for line in lines):
