@@ -145,7 +145,7 @@ class EvalFolder:
 
     def entry_file(self, name: str) -> LineFile:
         """The lines of an entry, as this process writes them."""
-        return LineFile(self.directory / "results" / name / f"{rank()}.jsonl")
+        return self.file(f"results/{name}")
 
     def _files(self, name: str) -> list[Path]:
         return sorted((self.directory / "results" / name).glob("*.jsonl"))

@@ -85,10 +85,7 @@ def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Pat
 
 
 def spent(lines: Sequence[Mapping[str, Any]], measure: str, text: bool = True) -> dict[str, float]:
-    """What each video ("tokens") or question ("kv_bytes", with or without the `text`) of an entry took, by key.
-
-    Failed ones are left out.
-    """
+    """What videos ("tokens") or questions ("kv_bytes", with or without `text`) took, by key; failed ones left out."""
     if measure == "tokens":
         return {line["key"]: line["tokens"] for line in lines if line["type"] == "video"}
     answered = [line for line in lines if line["type"] == "answer" and line.get("kv_bytes")]

@@ -134,10 +134,7 @@ class Result:
 
     @cached_property
     def judged(self) -> tuple[Estimate | None, float]:
-        """Of the target answers the share that the judge calls right, and its mean score, 0 to 5.
-
-        None and NaN if nothing was judged. An answer that waits counts as wrong.
-        """
+        """Share of target answers judged right, mean score (0 to 5); waiting ones are wrong. None, NaN without any."""
         if self.verdicts is None or self.unjudged == len(self.verdicts):
             return None, NAN
         pairs = [pair for pair in zip(self.answers, self.verdicts, strict=True) if pair[0] in self.targets]
@@ -338,9 +335,9 @@ def _compare(results: Sequence[Result], reference: Result) -> None:
     shared = {one: lines for one, lines in shared.items() if lines}
     resamples, found = max(RESAMPLES, RESAMPLES_PER_ENTRY * len(shared)), []
     for result, lines in shared.items():
-        scores = [[line["score"] for line in of] for of in (lines, [asked[_question(line)] for line in lines])]
+        ours, theirs = [line["score"] for line in lines], [asked[_question(line)]["score"] for line in lines]
         videos, strata = [line["video"] for line in lines], _strata(result.header, lines)
-        found.append(statistics.paired_difference(*scores, videos, resamples=resamples, strata=strata))
+        found.append(statistics.paired_difference(ours, theirs, videos, resamples=resamples, strata=strata))
     for result, difference in zip(shared, statistics.corrected(found), strict=True):
         result.difference = difference
 

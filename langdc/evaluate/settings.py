@@ -201,14 +201,13 @@ class _SweepConfig(Settings):
     def _learned(self, model: _SweepModel, own: OwnCompressor, pool: _SweepModel | None) -> Iterator[EntryConfig]:
         """Its own entry, and those that it has to beat at its own number of tokens."""
         name = model.name or str(own.name)
-        yield EntryConfig(name=name, model=model.model, backbone=model.backbone)
+        common: dict[str, Any] = {"model": model.model, "backbone": model.backbone}
+        yield EntryConfig(name=name, **common)
         if self.controls and own.writes:
-            reads = model.captions or model.model
-            yield EntryConfig(
-                name=f"{name} caption as text", model=reads, backbone=model.backbone, control="caption_text"
-            )
+            reads = {**common, "model": model.captions or model.model, "control": "caption_text"}
+            yield EntryConfig(name=f"{name} caption as text", **reads)
         if self.controls and pool is not None:
-            common: dict[str, Any] = {"model": pool.model, "backbone": pool.backbone, "match": name}
+            common = {"model": pool.model, "backbone": pool.backbone, "match": name}
             yield EntryConfig(name=f"{name} random tokens", control="random_tokens", **common)
             yield EntryConfig(name=f"{name} uniform frames", control="uniform_frames", **common)
 
@@ -221,7 +220,7 @@ class _SweepConfig(Settings):
             methods = [*controls[: 4 if any(method.kv for method in methods) else 3], *methods]
         for keep in self.budgets:
             for method in methods:
-                yield EntryConfig(name=f"{begin}{method.label} {100 * keep:g}%", **common, **method.at(keep))
+                yield EntryConfig(name=f"{begin}{method.label} {100 * keep:g}%", **{**common, **method.at(keep)})
 
 
 class EvalConfig(Settings):

@@ -192,10 +192,8 @@ def rank_correlation(
 
 
 def _spearman(both: np.ndarray) -> float:
-    ranks = stats.rankdata(both, axis=1)
-    ranks -= ranks.mean(1, keepdims=True)
-    spread = np.sqrt((ranks**2).sum(1)).prod()
-    return float((ranks[0] * ranks[1]).sum() / spread) if spread else float("nan")
+    with np.errstate(invalid="ignore", divide="ignore"):  # NaN where one side never varies
+        return float(np.corrcoef(stats.rankdata(both, axis=1))[0, 1])
 
 
 def videos_needed(error: float, videos: int, difference: float = POINT) -> int | None:

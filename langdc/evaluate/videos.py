@@ -49,15 +49,14 @@ class FeatureReader:
 
     def find(self, lm: VideoLM, key: str, clip: FrameSpec, saliency: bool) -> _EncodedVideo | None:
         """What is stored of a clip for `lm` (preprocessing `key`), with `saliency` if wanted; None if not there."""
-        device = next(lm.model.parameters()).device
-        with StageTimer(device) as timer, stage("read"):
+        with StageTimer(lm.device) as timer, stage("read"):
             # outputs stored with saliency serve those who need none, too
             kinds = (saliency,) if saliency or not lm.model.backbone.has_saliency else (False, True)
             found = (self._store(lm, key, kind).find(clip) for kind in kinds)
             encoded, times = next((one for one in found if one is not None), (None, None))
             if encoded is None or times is None:
                 return None
-            encoded = {name: grid.to(device) for name, grid in encoded.items()}
+            encoded = {name: grid.to(lm.device) for name, grid in encoded.items()}
         return _EncodedVideo(encoded, times, timer.seconds)
 
     def _store(self, lm: VideoLM, key: str, saliency: bool) -> FeatureStore:
