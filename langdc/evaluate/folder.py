@@ -58,10 +58,6 @@ class LineFile:
         jsonl.append(self.path, *new.values())
         self.by_key |= new
 
-    def of_type(self, kind: str) -> list[dict]:
-        """The lines of a type."""
-        return [line for line in self.lines if line["type"] == kind]
-
 
 class EvalFolder:
     """The output folder of one evaluation; `header` is what its header.json says."""
@@ -183,14 +179,9 @@ class EvalFolder:
             "compressing, prefill and generation."
         )
 
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        """The settings of all entries, in order."""
-        return self.header["entries"]
-
     def names(self) -> list[str]:
         """The entries that were begun, in order."""
-        return [entry["name"] for entry in self.entries if self._files(entry["name"])]
+        return [entry["name"] for entry in self.header["entries"] if self._files(entry["name"])]
 
 
 def _changes(before: Any, after: Any, path: str = "") -> list[str]:

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,20 +95,16 @@ class Verdict:
     def read(cls, text: str) -> "Verdict":
         """The first dictionary (Python or JSON) in a reply, its score cut to an integer; ValueError without one."""
         found = text[text.find("{") : text.find("}") + 1]
-        try:
-            try:
-                tree = ast.literal_eval(found)
-            except (ValueError, SyntaxError):
-                tree = json.loads(found)
-            pred, score = str(tree["pred"]).strip(" .").lower(), int(float(tree["score"]))
-        except (ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):
-            pred, score = "", -1
-        if pred not in ("yes", "no") or not 0 <= score <= 5:
-            raise _Transient(
-                f"its reply is no verdict: {text[:SHOWN_LETTERS]!r}; it must be like {{'pred': 'yes', 'score': 4}}. "
-                "Take another model, or give it more max_tokens."
-            )
-        return cls(right=pred == "yes", score=score)
+        for parse in (ast.literal_eval, json.loads):
+            with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):
+                tree = parse(found)
+                pred, score = str(tree["pred"]).strip(" .").lower(), int(float(tree["score"]))
+                if pred in ("yes", "no") and 0 <= score <= 5:
+                    return cls(right=pred == "yes", score=score)
+        raise _Transient(
+            f"its reply is no verdict: {text[:SHOWN_LETTERS]!r}; it must be like {{'pred': 'yes', 'score': 4}}. "
+            "Take another model, or give it more max_tokens."
+        )
 
     @classmethod
     def of_answers(cls, directory: Path, judge: Mapping, lines: Iterable[Mapping]) -> "list[Verdict | None]":

@@ -71,8 +71,7 @@ def _start(config: EvalConfig, task: Task, command: Sequence[str]) -> None:
         "entries": [entry.model_dump(mode="json") for entry in entries],
         "own_compressors": {entry.name: vars(OwnCompressor.of(entry.model)) for entry in entries},
     }
-    plugins = plugin_sources(config)
-    EvalFolder.start(config.output, identity(config, task), info, command, config.judging, plugins)
+    EvalFolder.start(config.output, identity(config, task), info, command, config.judging, plugin_sources(config))
 
 
 def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load: Callable) -> None:

@@ -14,9 +14,6 @@ def notes(results: Sequence[Result]) -> list[str]:
     return [*_missing_controls(results), *_calibration(results), *_judges(results)]
 
 
-# ---- controls
-
-
 def _compressor(settings: dict) -> dict:
     return settings["compressor"] or {}
 
@@ -92,9 +89,6 @@ def _missing_controls(results: Sequence[Result]) -> Iterator[str]:
     )
 
 
-# ---- published scores
-
-
 def _calibration(results: Sequence[Result]) -> Iterator[str]:
     """What the published scores say of a table; that there are none is said once."""
     checked: dict[tuple[int, ReproductionCheck], list[str]] = {}
@@ -111,9 +105,6 @@ def _calibration(results: Sequence[Result]) -> Iterator[str]:
     if without:
         which = "these figures" if len(without) == len(results) else f"the figures of {', '.join(without)}"
         yield f"No published score is set for {which} (published), so nothing says whether they agree with one."
-
-
-# ---- judges
 
 
 def _judges(results: Sequence[Result]) -> Iterator[str]:

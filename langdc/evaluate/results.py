@@ -316,7 +316,7 @@ def read_results(directories: Sequence[Path], reference: str | None = None) -> l
 def _results_of(folder: EvalFolder) -> list[Result]:
     """The results of a folder, with the judge's verdicts and the published scores they are checked against."""
     header, loop_cost = folder.header, folder.loop_cost()
-    settings = {entry["name"]: entry for entry in folder.entries}
+    settings = {entry["name"]: entry for entry in header["entries"]}
     found = {name: Result(name, header, settings[name], folder.lines(name), loop_cost) for name in folder.names()}
     for result in found.values():
         if header.get("judge"):

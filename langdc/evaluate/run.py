@@ -186,7 +186,7 @@ class Run:
             self.out.append([{**about, **found}])
             if not found["equal"]:
                 logger.warning("%s: no equal budget with %s: %s.", self.entry.name, self.entry.match, found)
-        answers = self.out.of_type("answer")
+        answers = [line for line in self.out.lines if line["type"] == "answer"]
         failed, right = sum(line["failed"] for line in answers), sum(line["correct"] for line in answers)
         self.out.append([{"type": "finished", "key": "finished", "answers": len(answers), "failed": failed}])
         logger.info("%s: %d of %d answers right, %d failed.", self.entry.name, right, len(answers), failed)
