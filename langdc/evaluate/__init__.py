@@ -1,7 +1,4 @@
-"""Evaluation: models answer a task's questions; files hold the answers, and tables are made of them.
-
-`main(argv)` is the command `langdc eval`, `report(argv)` the command `langdc report`.
-"""
+"""Evaluation: `main(argv)` is the command `langdc eval`, `report(argv)` the command `langdc report`."""
 
 from importlib import import_module
 from typing import Any

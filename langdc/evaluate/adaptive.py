@@ -1,13 +1,9 @@
-"""Whether tokens follow content: tokens per segment beside measures of how rich the segments are.
-
-Letters: S segments of all videos of an entry.
-"""
+"""Whether tokens follow content: tokens per segment (S of all videos) beside measures of how rich segments are."""
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -43,84 +39,76 @@ class _Measure:
 
 
 @dataclass(frozen=True)
-class _Case:
-    """A segment. `gap`: its rank by tokens less its rank by richness, as fractions of all segments, from -1 to 1."""
+class _Segment:
+    """A segment, one of `segments` of its video, with its richness by measure, and its caption and the record's.
+
+    `gap`: its rank by tokens less its rank by richness (the mean rank of several measures), as a fraction of all
+    segments, from -1 to 1.
+    """
 
     video: str
     segment: int
     segments: int
     tokens: int
     richness: dict[str, float]
-    gap: float
     caption: str | None
     target: str | None
+    gap: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Adaptive:
-    """An entry whose segments get different numbers of tokens: [S] of each."""
+    """An entry whose segments get different numbers of tokens."""
 
     result: Result
-    videos: Sequence[dict]
-    places: Sequence[tuple[int, int]]
-    """Index of the video, and of its segment."""
+    segments: Sequence[_Segment]
     tokens: Sequence[int]
     measures: Sequence[_Measure]
 
     @classmethod
     def of(cls, result: Result) -> "Adaptive | None":
-        """The tokens of an entry beside the richness of its segments; None where tokens never vary or nothing is known.
-
-        The densities of the records count; where there are none, motion and edge entropy stand in.
-        """
+        """Compare with the density in the records, else with motion and edge entropy; None if tokens never vary."""
         for names in (("densities",), ("motion", "edges")):
-            known = [video for video in result.videos if all(_fits(video, name) for name in names)]
-            tokens = [count for video in known for count in video["segment_tokens"]]
+            segments = [segment for video in result.videos for segment in _segments(video, names)]
+            tokens = [segment.tokens for segment in segments]
             if len(tokens) > 2 and len(set(tokens)) > 1:
-                clusters = [video["video"] for video in known for _ in video["segment_tokens"]]
-                places = [(v, s) for v, video in enumerate(known) for s in range(len(video["segment_tokens"]))]
-                measures = [_measure(known, name, tokens, clusters) for name in names]
-                return cls(result, known, places, tokens, measures)
+                measures = [_measure(segments, tokens, MEASURES[name]) for name in names]
+                rich = np.mean([rankdata(measure.values) for measure in measures], axis=0)
+                gaps = ((rankdata(tokens) - rankdata(rich)) / len(tokens)).tolist()
+                found = [replace(segment, gap=gap) for segment, gap in zip(segments, gaps, strict=True)]
+                return cls(result, found, tokens, measures)
         return None
 
-    @cached_property
-    def gaps(self) -> np.ndarray:
-        """How much more a segment got, by rank, than its richness would give it; mean rank of several measures."""
-        rich = np.mean([rankdata(measure.values) for measure in self.measures], axis=0)
-        return (rankdata(self.tokens) - rankdata(rich)) / len(self.tokens)
-
-    def cases(self, worst: bool) -> list[_Case]:
+    def cases(self, worst: bool) -> list[_Segment]:
         """The SHOWN segments with the largest gap, or with the smallest; at most one per video."""
-        order = np.argsort(-np.abs(self.gaps) if worst else np.abs(self.gaps), kind="stable")
-        by_video: dict[int, int] = {}
-        for index in order.tolist():
-            by_video.setdefault(self.places[index][0], index)
-        return [self._case(index) for index in list(by_video.values())[:SHOWN]]
+        by_video: dict[str, _Segment] = {}
+        for segment in sorted(self.segments, key=lambda one: abs(one.gap), reverse=worst):
+            by_video.setdefault(segment.video, segment)
+        return list(by_video.values())[:SHOWN]
 
-    def _case(self, index: int) -> _Case:
-        place, segment = self.places[index]
-        video = self.videos[place]
-        count = len(video["segment_tokens"])
+
+def _segments(video: dict, names: Sequence[str]) -> Iterator[_Segment]:
+    """The segments of a video with the measures of these names; none where one of them is unknown."""
+    count = len(video["segment_tokens"])
+    measures = {MEASURES[name]: video.get(name) or [] for name in names}
+    if all(len(values) == count for values in measures.values()):
         texts = [video.get(name) or [] for name in ("captions", "targets")]
-        caption, target = (of[segment] if len(of) == count else None for of in texts)
-        richness = {measure.name: measure.values[index] for measure in self.measures}
-        gap = float(self.gaps[index])
-        return _Case(video["video"], segment, count, self.tokens[index], richness, gap, caption, target)
+        for index, tokens in enumerate(video["segment_tokens"]):
+            caption, target = (of[index] if len(of) == count else None for of in texts)
+            richness = {measure: values[index] for measure, values in measures.items()}
+            yield _Segment(video["video"], index, count, tokens, richness, caption, target)
 
 
-def _fits(video: dict, name: str) -> bool:
-    return bool(video.get(name)) and len(video[name]) == len(video["segment_tokens"])
-
-
-def _measure(videos: list[dict], name: str, tokens: list[int], clusters: list[str]) -> _Measure:
-    values = pd.Series([value for video in videos for value in video[name]], dtype=float)
+def _measure(segments: Sequence[_Segment], tokens: Sequence[int], name: str) -> _Measure:
+    clusters = [segment.video for segment in segments]
+    values = pd.Series([segment.richness[name] for segment in segments], dtype=float)
     bins = values if values.nunique() <= LEVELS else pd.qcut(values, BINS, labels=False, duplicates="drop")
     means = []
     for _, inside in values.groupby(bins):
         rows = inside.index.tolist()
         means.append((float(inside.mean()), statistics.mean([tokens[n] for n in rows], [clusters[n] for n in rows])))
     rho = statistics.rank_correlation(values.tolist(), tokens, clusters)
-    return _Measure(MEASURES[name], values.tolist(), rho, means)
+    return _Measure(name, values.tolist(), rho, means)
 
 
 class Pictures:
@@ -129,7 +117,6 @@ class Pictures:
     def __init__(self, header: dict) -> None:
         self.missing = ""
         self._records: dict[str, Record] = {}
-        self._frames: dict[str, Tensor] = {}
         try:
             config = check(MemberConfig, header["config"]["task"], "task")
             self._task = tasks.build(config.name, **config.settings)
@@ -137,23 +124,19 @@ class Pictures:
         except (ValueError, OSError) as error:
             self.missing = str(error)
 
-    def of(self, case: _Case) -> str | None:
+    def of(self, case: _Segment) -> str | None:
         """The frame in the middle of a segment; None if it cannot be read."""
         record = self._records.get(case.video)
         if record is None:
             return None
         try:
-            return _jpeg(self._frames_of(record, case.segments)[case.segment])
+            part = self._task.clip(record)
+            path = self._task.path(part)
+            read = read_frames(path, frames=case.segments, start=part.start, end=part.end, fps=part.fps)
+            return _jpeg(read.pixels[case.segment])
         except (ValueError, OSError) as error:
             self.missing = self.missing or str(error)
             return None
-
-    def _frames_of(self, record: Record, segments: int) -> Tensor:
-        if record.id not in self._frames:
-            part = self._task.clip(record)
-            read = read_frames(self._task.path(part), frames=segments, start=part.start, end=part.end, fps=part.fps)
-            self._frames[record.id] = read.pixels
-        return self._frames[record.id]
 
 
 def _jpeg(pixels: Tensor) -> str:

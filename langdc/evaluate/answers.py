@@ -66,9 +66,7 @@ def normalise(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation and tags; numbers with their signs, zero to twelve as
-    digits.
-    """
+    """The words of a text in lower case, without punctuation and tags; numbers with signs, zero to twelve in digits."""
     text = _plain(TAG.sub(" ", without_thinking(text))).lower().replace("'", "")
     found = re.findall(r"(?<![\w.])-?(?:\d+(?:[.:/^-]\d+)*|\.\d+)(?!\w)|\w+(?:(?<=[a-z])[+#]+(?!\w))?", text)
     return [str(SMALL.index(word)) if word in SMALL[:13] else word for word in found]
@@ -118,9 +116,7 @@ def choice(text: str, options: Sequence[str]) -> str | None:
 
 
 def _at_the_start(text: str, letters: str, options: Sequence[str]) -> str | None:
-    """A letter that stands alone, or marked, before anything else; unless it is said to be wrong, or an alternative
-    follows.
-    """
+    """A letter that begins a text, alone or marked; None if it is said to be wrong or an alternative follows."""
     text, low = text.strip(), letters.lower()
     alone = re.fullmatch(rf"[\W_]*([{letters}{low}])[\W_]*", text)
     if alone:
@@ -170,10 +166,8 @@ def _first_number(text: str) -> float | None:
         whole, part = float(found[1] or 0), float(found[2]) / float(found[3]) if float(found[3]) else None
         return None if part is None else whole + (-part if whole < 0 else part)
     said = re.findall(r"[a-z]+", text.lower())
-    first = next(
-        (n for n, word in enumerate(said) if word in NUMBER_WORDS or word in ("half", "dozen", "hundred")), None
-    )
-    return None if first is None else _in_words(said[first:])
+    begins = {*NUMBER_WORDS, "half", "dozen", "hundred"}
+    return next((_in_words(said[n:]) for n, word in enumerate(said) if word in begins), None)
 
 
 def _in_words(said: Sequence[str]) -> float:

@@ -32,7 +32,14 @@ ABOUT_MODEL = ("exact captions", "cue recall", "density rho", "train ")
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; 0 when all is done, 1 when an answer failed or awaits the judge. Errors are raised."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    options = _run_parser().parse_intermixed_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="langdc eval", description="Evaluate models on a task; the same command resumes after an interruption."
+    )
+    parser.add_argument("settings", nargs="*", metavar="CONFIG key=value", help="a config, and settings as limit=20")
+    parser.add_argument("--config", metavar="FILE", help="the config, if it is not given as the first argument")
+    parser.add_argument("--retry-failed", action="store_true", help="ask again what failed before")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    options = parser.parse_intermixed_args(argv)
     if options.traceback:
         os.environ["LANGDC_TRACEBACK"] = "1"
     given = [text for text in [options.config, *options.settings] if text and "=" not in text] or [DEFAULT]
@@ -50,29 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _outcome(folder: EvalFolder, judge: Judge | None) -> int:
     """Say what is left to do; the exit code."""
     failed = folder.failures
-    waiting = judge.unjudged(folder) if judge is not None and is_main_process() else 0
-    if is_main_process():
-        if failed:
-            print(
-                f"{failed} answers failed and count as wrong; their reasons are in {folder.directory}/results. "
-                "Once they are dealt with, --retry-failed asks again.",
-                file=sys.stderr,
-            )
-        if waiting:
-            print(f"{waiting} answers are not judged yet. They stay; the same command asks again.", file=sys.stderr)
-        print(f"All entries are in {folder.directory}. Tables and a page: langdc report {folder.directory}")
+    if not is_main_process():
+        return 1 if failed else 0
+    if failed:
+        print(
+            f"{failed} answers failed and count as wrong; their reasons are in {folder.directory}/results. "
+            "Once they are dealt with, --retry-failed asks again.",
+            file=sys.stderr,
+        )
+    waiting = judge.unjudged(folder) if judge is not None else 0
+    if waiting:
+        print(f"{waiting} answers are not judged yet. They stay; the same command asks again.", file=sys.stderr)
+    print(f"All entries are in {folder.directory}. Tables and a page: langdc report {folder.directory}")
     return 1 if failed or waiting else 0
-
-
-def _run_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="langdc eval", description="Evaluate models on a task; the same command resumes after an interruption."
-    )
-    parser.add_argument("settings", nargs="*", metavar="CONFIG key=value", help="a config, and settings as limit=20")
-    parser.add_argument("--config", metavar="FILE", help="the config, if it is not given as the first argument")
-    parser.add_argument("--retry-failed", action="store_true", help="ask again what failed before")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
-    return parser
 
 
 # ---- report
@@ -80,7 +77,12 @@ def _run_parser() -> argparse.ArgumentParser:
 
 def report(argv: Sequence[str] | None = None) -> int:
     """Print the table of evaluations and write table.csv, table.md and report.html; only files are read, no model."""
-    options = _report_parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="langdc report", description="Tables and a page of evaluations.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of langdc eval")
+    parser.add_argument("--reference", metavar="ENTRY", help="the entry to compare with (default: the config's)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)")
+    parser.add_argument("--no-frames", action="store_true", help="leave frames of the videos out of the page")
+    options = parser.parse_args(argv)
     results, first = read_results(options.runs, options.reference), options.runs[0]
     console = Console(width=None if sys.stdout.isatty() else 200)
     _print(console, results)
@@ -134,12 +136,3 @@ def _part(name: str, titles: Sequence[str], table: Table, chance: bool = False) 
         found.add_section()
         found.add_row(*(Text(table.chance[column].text) for column in columns), style="dim")
     return found
-
-
-def _report_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="langdc report", description="Tables and a page of evaluations.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of langdc eval")
-    parser.add_argument("--reference", metavar="ENTRY", help="the entry to compare with (default: the config's)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)")
-    parser.add_argument("--no-frames", action="store_true", help="leave frames of the videos out of the page")
-    return parser

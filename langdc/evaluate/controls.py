@@ -4,7 +4,7 @@ Three keep some tokens of a trained pool, as many as another entry used; one giv
 Letters: T frames, H W patch grid, D backbone width, N tokens kept.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,6 @@ from langdc.hashing import tensors_hash
 from langdc.interfaces import Backbone, TokenCompressor
 from langdc.language_models import ids_of
 from langdc.types import Compressed, Context, FeatureGrid, VideoFeatures, VideoTokens
-
-_Choose = Callable[[VideoFeatures, int], Tensor]
-"""The tokens to keep of a video that has so many: their indices [N], ascending."""
 
 
 def fingerprint(encoded: Mapping[str, FeatureGrid]) -> str:
@@ -37,9 +34,9 @@ class _Wrapper(TokenCompressor):
 
 
 class _PoolSubset(_Wrapper):
-    """The tokens of a trained pool that `choose` keeps."""
+    """The tokens of a trained pool that `choose` keeps: it gives their indices [N], ascending, of a video's tokens."""
 
-    def __init__(self, trained: TokenCompressor, choose: _Choose) -> None:
+    def __init__(self, trained: TokenCompressor, choose: Callable[[VideoFeatures, int], Tensor]) -> None:
         super().__init__(trained)
         self.choose = choose
         if not hasattr(trained, "grids"):
@@ -53,36 +50,26 @@ class _PoolSubset(_Wrapper):
         return tokens.take(self.choose(video, len(tokens)).to(tokens.values.device))
 
 
-def _random_tokens(count: Callable[[VideoFeatures], int], seed: int) -> _Choose:
-    """As many tokens as `count` says of a video, drawn without replacement by `seed` and video; all if it has fewer."""
-
-    def choose(video: VideoFeatures, tokens: int) -> Tensor:
-        generator = torch.Generator().manual_seed((int(fingerprint(video.encoder)[:15], 16) + seed) % 2**63)
-        return torch.randperm(tokens, generator=generator)[: count(video)].sort().values
-
-    return choose
+def _random_tokens(video: VideoFeatures, tokens: int, count: int, seed: int) -> Tensor:
+    """Draw `count` of the tokens, or all if there are fewer, without replacement, by seed and video."""
+    generator = torch.Generator().manual_seed((int(fingerprint(video.encoder)[:15], 16) + seed) % 2**63)
+    return torch.randperm(tokens, generator=generator)[:count].sort().values
 
 
-def _uniform_frames(pool: Any, max_tokens: float) -> _Choose:
-    """All tokens of evenly spaced frames: as many frames as fit into `max_tokens`, but at least one."""
+def _uniform_frames(shapes: Sequence[tuple[int, int, int]], tokens: int, max_tokens: float) -> Tensor:
+    """All tokens of evenly spaced frames: as many frames as fit into `max_tokens`, but at least one.
 
-    def choose(video: VideoFeatures, tokens: int) -> Tensor:
-        grids = [grid.shape[:3] for grid in pool.grids(video)]
-        frames = grids[0][0]
-        kept = max(1, min(frames, int(max_tokens * frames / tokens)))
-        middles = ((2 * torch.arange(kept) + 1) * frames) // (2 * kept)  # of equal parts
-        # streams follow each other, each frame by frame
-        frame = torch.cat([torch.arange(steps).repeat_interleave(height * width) for steps, height, width in grids])
-        return torch.isin(frame, middles).nonzero().squeeze(1)
-
-    return choose
+    `shapes`: T, H and W of each stream; streams follow each other, each frame by frame.
+    """
+    frames = shapes[0][0]
+    kept = max(1, min(frames, int(max_tokens * frames / tokens)))
+    middles = ((2 * torch.arange(kept) + 1) * frames) // (2 * kept)  # of equal parts
+    frame = torch.cat([torch.arange(steps).repeat_interleave(height * width) for steps, height, width in shapes])
+    return torch.isin(frame, middles).nonzero().squeeze(1)
 
 
 class _CaptionText(_Wrapper):
-    """A compressor's captions as words in place of its tokens: "[1] red square left [2] ...".
-
-    The words are embedded by the language model, so only what a token is differs. Shares the parts of `trained`.
-    """
+    """A compressor's captions as words, embedded by the language model, for its tokens: "[1] red ball [2] ..."."""
 
     def __init__(self, trained: TokenCompressor, backbone: Backbone) -> None:
         super().__init__(trained)
@@ -107,10 +94,7 @@ class _CaptionText(_Wrapper):
 
 
 class OnPool(_Wrapper):
-    """A `method` that chooses among the tokens of a trained pool, which lie on a grid per frame and stream.
-
-    The language model learned to read pooled tokens, so a method has to choose from those.
-    """
+    """A `method` that chooses among the tokens of a trained pool, which the language model learned to read."""
 
     def __init__(self, trained: TokenCompressor, method: TokenCompressor) -> None:
         super().__init__(trained)
@@ -126,31 +110,27 @@ class OnPool(_Wrapper):
 
 def build(
     kind: str,
-    trained: TokenCompressor,
+    trained: Any,
     backbone: Backbone,
     counts: Mapping[str, int],
     name_of: Callable[[str], str],
     seed: int = 0,
 ) -> TokenCompressor:
-    """Put a control on a trained model.
-
-    `counts`: tokens by video of the matched entry; `name_of`: video by fingerprint.
-    Raises ValueError for a model it does not fit.
-    """
+    """Put a control on a trained model. `counts`: tokens by video to copy; `name_of`: video by fingerprint."""
     if kind == "caption_text":
         return _CaptionText(trained, backbone)
     if not counts:
         raise ValueError(f"The control {kind} copies a token count, and the matched entry has no answered video.")
     average = sum(counts.values()) / len(counts)
-    if kind == "uniform_frames":
-        return _PoolSubset(trained, _uniform_frames(trained, average))
-    if kind == "random_tokens_mean":
-        return _PoolSubset(trained, _random_tokens(lambda video: round(average), seed))
 
-    def count(video: VideoFeatures) -> int:
+    def choose(video: VideoFeatures, tokens: int) -> Tensor:
+        if kind == "uniform_frames":
+            return _uniform_frames([grid.shape[:3] for grid in trained.grids(video)], tokens, average)
+        if kind == "random_tokens_mean":
+            return _random_tokens(video, tokens, round(average), seed)
         name = name_of(fingerprint(video.encoder))
         if name not in counts:
             raise ValueError(f"The matched entry has no token count for the video {name!r}; it failed there.")
-        return counts[name]
+        return _random_tokens(video, tokens, counts[name], seed)
 
-    return _PoolSubset(trained, _random_tokens(count, seed))
+    return _PoolSubset(trained, choose)

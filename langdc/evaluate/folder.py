@@ -9,7 +9,7 @@ with a key counts. A process appends to its own file only; readers read all file
 import glob
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,6 @@ class LineFile:
         jsonl.append(self.path, *new.values())
         self.by_key |= new
 
-    def of_type(self, kind: str) -> list[dict]:
-        """The lines of a type."""
-        return [line for line in self.lines if line["type"] == kind]
-
 
 class EvalFolder:
     """The output folder of one evaluation; `header` is what its header.json says."""
@@ -90,7 +86,7 @@ class EvalFolder:
             raise ValueError(f"{directory} holds files that are no evaluation. Choose another place with output=...")
         header = {**info, **identity, "identity_sha256": json_hash(identity), "sessions": []}
         if path.is_file():
-            header = _read_header(path)
+            header = cls.read(directory).header
             changed = _changes({key: header.get(key) for key in identity}, json.loads(json.dumps(identity)))
             if changed:
                 listed = "\n  ".join(changed[:12])
@@ -107,41 +103,37 @@ class EvalFolder:
 
     @classmethod
     def read(cls, directory: Path) -> "EvalFolder":
-        """Open an evaluation to read it; ValueError if there is none."""
+        """Open an evaluation to read it; ValueError if there is none, or one of version 0.1."""
         path = directory / HEADER
         if not path.is_file():
             raise ValueError(f"{directory} holds no evaluation (no {HEADER}). Give the output folder of `langdc eval`.")
-        return cls(directory, _read_header(path))
+        header = json.loads(path.read_text(encoding="utf-8"))
+        if "entries" not in header:
+            raise ValueError(f"{directory} was made by langdc 0.1, whose evaluations are not read. Evaluate again.")
+        return cls(directory, header)
 
     @staticmethod
     @contextmanager
     def locked(directory: Path) -> Iterator[None]:
-        """Keep other evaluations from writing into a folder until this process ends, however it ends.
-
-        Raises ValueError if a process of another evaluation still runs, such as one whose launcher was killed.
-        """
+        """Keep other evaluations out of a folder until this process ends; ValueError if another one still runs."""
         directory = directory.resolve()  # a symbolic link leads to the same lock
         directory.parent.mkdir(parents=True, exist_ok=True)
         own = directory.parent / f".{directory.name}.{rank()}.lock"
         there = directory.parent.glob(f".{glob.escape(directory.name)}.*.lock") if rank() == 0 else ()
         # each process looks for its own predecessor, and the first one for those that had higher numbers
         others = [path for path in there if int(path.suffixes[-2][1:]) >= world_size()]
-        held: list[Any] = []
-        try:
-            for path in [own, *others]:
-                held.append(FileLock(path))
-                held[-1].acquire(blocking=False)
-            for other in held[1:]:
-                other.release()
+        with ExitStack() as held:
+            try:
+                held.enter_context(FileLock(own, timeout=0))
+                for path in others:
+                    with FileLock(path, timeout=0):
+                        pass
+            except Timeout:
+                raise ValueError(
+                    f"Another process still writes into {directory}. Wait until it is done, or end it: it may have "
+                    "outlived a launcher that was killed."
+                ) from None
             yield
-        except Timeout:
-            raise ValueError(
-                f"Another process still writes into {directory}. Wait until it is done, or end it: it may have "
-                "outlived a launcher that was killed."
-            ) from None
-        finally:
-            for lock in held:
-                lock.release()
 
     def file(self, name: str) -> LineFile:
         """Lines about the whole evaluation: this process's file in the folder of that name."""
@@ -149,7 +141,7 @@ class EvalFolder:
 
     def entry_file(self, name: str) -> LineFile:
         """The lines of an entry, as this process writes them."""
-        return LineFile(self.directory / "results" / name / f"{rank()}.jsonl")
+        return self.file(f"results/{name}")
 
     def _files(self, name: str) -> list[Path]:
         return sorted((self.directory / "results" / name).glob("*.jsonl"))
@@ -176,23 +168,20 @@ class EvalFolder:
         sessions = self.file("sessions").lines
         if not sessions:
             return ""
-        sums = {name: sum(line.get(name, 0) for line in sessions) for name in ("seconds", "videos", "decoded", "read")}
-        staged = sum(seconds for line in sessions for seconds in line["stages"].values())
-        read = f" and read {sums['read']} times from stored encoder outputs" if sums["read"] else ""
-        return (
-            f"{sums['videos']} videos were decoded and encoded {sums['decoded']} times{read} in all; the loop spent "
-            f"{100 * (1 - staged / sums['seconds']):.1f} % of {sums['seconds']:.1f} s outside decoding, preprocessing, "
-            "encoding, compressing, prefill and generation."
+        seconds, videos, decoded, read = (
+            sum(line.get(name, 0) for line in sessions) for name in ("seconds", "videos", "decoded", "read")
         )
-
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        """The settings of all entries, in order."""
-        return self.header["entries"]
+        staged = sum(spent for line in sessions for spent in line["stages"].values())
+        stored = f" and read {read} times from stored encoder outputs" if read else ""
+        return (
+            f"{videos} videos were decoded and encoded {decoded} times{stored} in all; the loop spent "
+            f"{100 * (1 - staged / seconds):.1f} % of {seconds:.1f} s outside decoding, preprocessing, encoding, "
+            "compressing, prefill and generation."
+        )
 
     def names(self) -> list[str]:
         """The entries that were begun, in order."""
-        return [entry["name"] for entry in self.entries if self._files(entry["name"])]
+        return [entry["name"] for entry in self.header["entries"] if self._files(entry["name"])]
 
 
 def _changes(before: Any, after: Any, path: str = "") -> list[str]:
@@ -206,16 +195,10 @@ def _changes(before: Any, after: Any, path: str = "") -> list[str]:
     return [line for key, one, two in pairs for line in _changes(one, two, f"{path}.{key}".lstrip("."))]
 
 
-def _read_header(path: Path) -> dict:
-    header = json.loads(path.read_text(encoding="utf-8"))
-    if "entries" not in header:
-        raise ValueError(f"{path.parent} was made by langdc 0.1, whose evaluations are not read. Evaluate again.")
-    return header
-
-
 def _warn_of_other_code(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if before["commit"] != now["commit"]:
         logger.warning("%s was made with commit %s; this is %s.", directory, before["commit"], now["commit"])
-    for module in sorted({**before.get("plugins", {}), **now["plugins"]}):
-        if before.get("plugins", {}).get(module) != now["plugins"].get(module):
+    known = before.get("plugins", {})
+    for module in sorted({**known, **now["plugins"]}):
+        if known.get(module) != now["plugins"].get(module):
             logger.warning("%s: the source of %s has changed since the last start.", directory, module)

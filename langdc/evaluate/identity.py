@@ -3,6 +3,7 @@
 import inspect
 import os
 import platform
+import re
 import shlex
 import subprocess
 import time
@@ -30,16 +31,14 @@ PACKAGES = ("torch", "torchvision", "transformers", "peft", "safetensors", "av",
 
 def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
     """What must stay the same for an evaluation to be resumed."""
-    hashes: dict[Path, str] = {}
-    for entry in config.all_entries:
-        hashes[entry.model] = hashes.get(entry.model) or weights_identity(entry.model)
+    hashes = {model: weights_identity(model) for model in {entry.model for entry in config.all_entries}}
     found: dict[str, Any] = {
         "config": config.model_dump(mode="json", exclude={"output", *config.judging}),
         "weights_sha256": {entry.name: hashes[entry.model] for entry in config.all_entries},
         "data_sha256": task.data_hash(),
         "version": __version__,
     }
-    if config.calibration is not None and config.is_calibrated:
+    if config.calibration is not None and any(entry.calibrated for entry in config.all_entries):
         found["calibration_sha256"] = file_hash(config.calibration.data)
     return found
 
@@ -83,19 +82,16 @@ def describe_machine(command: Sequence[str]) -> dict:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    found = re.search(r"^model name\s*: *(.*)$", info.read_text() if info.is_file() else "", re.M)
+    return found[1] if found else platform.processor()
 
 
 def _commit() -> str | None:
     """The commit of the source tree, with a + if files differ from it; None outside a repository."""
-    root = Path(__file__).parent
+    command = ["git", "status", "--porcelain=v2", "--branch"]
     try:
-        commit, status = (
-            subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        )
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if status else "")
+    first, *lines = found.stdout.splitlines()  # "# branch.oid <commit>"
+    return first.split()[-1] + ("" if all(line.startswith("#") for line in lines) else "+")

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,30 +93,21 @@ class Verdict:
 
     @classmethod
     def read(cls, text: str) -> "Verdict":
-        """The verdict in a judge's reply: a dictionary with pred and score, as Python or JSON has it, anywhere in it.
-
-        A score with a fraction is cut, as in the protocol's code. Raises ValueError if there is none.
-        """
+        """The first dictionary (Python or JSON) in a reply, its score cut to an integer; ValueError without one."""
         found = text[text.find("{") : text.find("}") + 1]
-        try:
-            try:
-                tree = ast.literal_eval(found)
-            except (ValueError, SyntaxError):
-                tree = json.loads(found)
-            pred, score = str(tree["pred"]).strip(" .").lower(), int(float(tree["score"]))
-        except (ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):
-            pred, score = "", -1
-        if pred not in ("yes", "no") or not 0 <= score <= 5:
-            raise _Transient(
-                f"its reply is no verdict: {text[:SHOWN_LETTERS]!r}; it must be like {{'pred': 'yes', 'score': 4}}. "
-                "Take another model, or give it more max_tokens."
-            )
-        return cls(right=pred == "yes", score=score)
+        for parse in (ast.literal_eval, json.loads):
+            with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):
+                tree = parse(found)
+                pred, score = str(tree["pred"]).strip(" .").lower(), int(float(tree["score"]))
+                if pred in ("yes", "no") and 0 <= score <= 5:
+                    return cls(right=pred == "yes", score=score)
+        raise _Transient(
+            f"its reply is no verdict: {text[:SHOWN_LETTERS]!r}; it must be like {{'pred': 'yes', 'score': 4}}. "
+            "Take another model, or give it more max_tokens."
+        )
 
     @classmethod
-    def of_answers(
-        cls, directory: Path, judge: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]
-    ) -> "list[Verdict | None]":
+    def of_answers(cls, directory: Path, judge: Mapping, lines: Iterable[Mapping]) -> "list[Verdict | None]":
         """The verdicts in an evaluation's folder on the answers among some lines, None where there is none yet.
 
         `judge`: its settings. A question that failed or got no words for an answer is wrong and scores 0 unjudged.
@@ -141,10 +133,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Judge:
-    """A judge and its verdicts: `path` is their file, which any number of evaluations may use one after another.
-
-    Raises ValueError if the variable of the key is not set.
-    """
+    """A judge and its verdicts, kept in the file `path`; ValueError if the variable of the key is not set."""
 
     def __init__(self, config: JudgeConfig, path: Path) -> None:
         self.config, self.verdicts_file = config, LineFile(path, alone=True)
@@ -163,10 +152,7 @@ class Judge:
 
     @classmethod
     def of(cls, config: JudgeConfig | None, task: Task, output: Path) -> "Judge | None":
-        """The judge of an evaluation, with its verdicts in the output folder; None where the settings name none.
-
-        Raises ValueError if the task has questions with options, which need no judge.
-        """
+        """The judge of an evaluation, None without settings; ValueError if the task has options, which need none."""
         if config is None:
             return None
         if any(question.options for record in task.records for question in record.questions):
@@ -187,21 +173,19 @@ class Judge:
         return case.key(self.config.model_dump())
 
     def verdicts(self, cases: Iterable[Case]) -> dict[Case, Verdict]:
-        """Judge cases, each once: those in the file at once, the others at the endpoint.
-
-        A case that gets no verdict is failed with the reason, and asked again by the next start.
-        """
+        """Judge cases, each once: from the file, else by the endpoint; those without a verdict are `failed`."""
         known, by_key = self.verdicts_file.by_key, {self.key(case): case for case in cases}
-        found = {
-            case: Verdict(known[key]["right"], known[key]["score"]) for key, case in by_key.items() if key in known
-        }
+        found = {case: Verdict(known[k]["right"], known[k]["score"]) for k, case in by_key.items() if k in known}
         with ThreadPoolExecutor(self.config.workers) as pool:
             try:
-                asked = {pool.submit(self.ask, case): (k, case) for k, case in by_key.items() if case not in found}
+                asked = {pool.submit(self._asked, c): (key, c) for key, c in by_key.items() if c not in found}
                 quiet = not console.is_terminal
                 for future in track(as_completed(asked), "judging", len(asked), console=console, disable=quiet):
                     key, case = asked[future]
-                    found[case] = self._kept(key, case, future.exception() or future.result())
+                    verdict = found[case] = future.result()
+                    if not verdict.failed:
+                        line = {"type": "verdict", "key": key, "model": self.config.model, **asdict(case)}
+                        self.verdicts_file.append([{**line, "right": verdict.right, "score": verdict.score}])
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # requests under way end, those that wait do not begin
                 raise
@@ -212,15 +196,11 @@ class Judge:
             logger.warning("No verdict on %d answers in all.", len(failed))
         return found
 
-    def _kept(self, key: str, case: Case, outcome: Verdict | BaseException) -> Verdict:
-        """Write a verdict into the file; a failure is no verdict, and other errors are raised."""
-        if isinstance(outcome, _JudgeError):
-            return Verdict(failed=True, reason=f"on {case.prediction[:SHOWN_LETTERS]!r}: {outcome}")
-        if isinstance(outcome, BaseException):
-            raise outcome
-        line = {"type": "verdict", "key": key, "model": self.config.model, **asdict(case)}
-        self.verdicts_file.append([{**line, "right": outcome.right, "score": outcome.score}])
-        return outcome
+    def _asked(self, case: Case) -> Verdict:
+        try:
+            return self.ask(case)
+        except _JudgeError as error:
+            return Verdict(failed=True, reason=f"on {case.prediction[:SHOWN_LETTERS]!r}: {error}")
 
     def ask(self, case: Case) -> Verdict:
         """Ask the endpoint, repeating with growing pauses; _JudgeError if no verdict comes.
@@ -253,17 +233,13 @@ class Judge:
         except (OSError, http.client.HTTPException) as error:
             raise _Unreachable(f"cannot be reached ({error or type(error).__name__}). Check url and timeout.") from None
         self._unreachable = False
-        return Verdict.read(_content(content))
-
-
-def _content(reply: bytes) -> str:
-    try:
-        content = json.loads(reply)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        content = None
-    if not isinstance(content, str):
-        raise _Transient(
-            f"its reply is no chat completion: {reply[:SHOWN_LETTERS].decode('utf-8', 'replace')!r}. "
-            "Is this the url of an OpenAI-compatible interface?"
-        )
-    return content
+        try:
+            text = json.loads(content)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            raise _Transient(
+                f"its reply is no chat completion: {content[:SHOWN_LETTERS].decode('utf-8', 'replace')!r}. "
+                "Is this the url of an OpenAI-compatible interface?"
+            )
+        return Verdict.read(text)

@@ -15,7 +15,6 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from langdc import devices
-from langdc.data.records import Record
 from langdc.distributed import barrier, broadcast, is_main_process, main_process_first, rank, world_size
 from langdc.evaluate import matching
 from langdc.evaluate.folder import EvalFolder
@@ -51,7 +50,7 @@ def evaluate(
     continues. The replies are put to the `judge`, if any, once all are there. `retry_failed` asks again what failed
     before. Raises ValueError for settings that cannot work and for a folder that holds an evaluation of something else.
     """
-    videos = matching.calibration_videos(config, task) if config.is_calibrated else []
+    videos = matching.calibration_videos(config, task)
     with EvalFolder.locked(config.output):
         main_process_first(lambda: _start(config, task, command))
         folder = EvalFolder.read(config.output)
@@ -72,8 +71,7 @@ def _start(config: EvalConfig, task: Task, command: Sequence[str]) -> None:
         "entries": [entry.model_dump(mode="json") for entry in entries],
         "own_compressors": {entry.name: vars(OwnCompressor.of(entry.model)) for entry in entries},
     }
-    plugins = plugin_sources(config)
-    EvalFolder.start(config.output, identity(config, task), info, command, config.judging, plugins)
+    EvalFolder.start(config.output, identity(config, task), info, command, config.judging, plugin_sources(config))
 
 
 def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load: Callable) -> None:
@@ -82,7 +80,9 @@ def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load:
     memory = config.memory_gib * 2**30
     cache = VideoCache(folder.file("encoding"), memory, config.batch_size, named, task.clip, stored)
     others = CalibrationSet(videos, VideoCache(folder.file("calibration"), named=False, stored=stored))
-    with _accounted(folder, cache, others.cache), _progress() as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
+    bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    with _accounted(folder, cache, others.cache), bars as progress:
         session = Session(config, task, folder, cache, others)
         for entries in _groups(config.all_entries):
             _ask_group(session, entries, load, progress)
@@ -113,13 +113,6 @@ def _groups(entries: Sequence[EntryConfig]) -> Iterator[list[EntryConfig]]:
         yield groups[key]
 
 
-def _needs(lm: VideoLM, entries: Sequence[EntryConfig]) -> frozenset[str]:
-    """What the compressors of a model's entries need of a video, those of later groups included."""
-    plain = (entry for entry in entries if entry.control is None)
-    built = [lm, *(matching.with_parts(lm, entry, 1 if entry.calibrated else None) for entry in plain)]
-    return frozenset().union(*(one.compressor.needs for one in built))
-
-
 def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable, progress: Progress) -> None:
     """Ask the entries of one model."""
     config, task = session.config, session.task
@@ -130,7 +123,9 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable,
     lm = load(runs[0].entry)
     lm.model.to(torch.device(config.device) if config.device is not None else devices.device())
     _prepare(session, lm, runs)
-    mine = _shared([record for record in task.records if any(run.is_pending(record) for run in runs)], task)
+    pending = [record.id for record in task.records if any(run.is_pending(record) for run in runs)]
+    by_id = {record.id: record for record in task.records}
+    mine = [by_id[name] for name in broadcast(pending)[rank() :: world_size()]]  # all share out the main process's list
     bar = progress.add_task(", ".join(run.entry.name for run in runs)[:40], total=len(mine))
     for first in range(0, len(mine), config.batch_size):
         records = mine[first : first + config.batch_size]
@@ -145,23 +140,12 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable,
 
 def _prepare(session: Session, lm: VideoLM, runs: Sequence[Run]) -> None:
     """Set the budgets of the entries and put their compressors on the model."""
-    key = VideoCache.key_of(lm)
-    same_model = [e for e in session.config.all_entries if e.model_key == runs[0].entry.model_key]
-    need = _needs(lm, same_model)
+    key, need = VideoCache.key_of(lm), lm.compressor.needs
+    for entry in session.config.all_entries:  # those of later groups included
+        if entry.model_key == runs[0].entry.model_key and entry.control is None:
+            need |= matching.with_parts(lm, entry, 1 if entry.calibrated else None).compressor.needs
     for run in runs:
         main_process_first(lambda run=run: run.calibrate(lm, key))
         run.out.reread()
         run.set_model(lm, key, need)
         main_process_first(run.describe_model)
-
-
-def _shared(pending: Sequence[Record], task: Task) -> list[Record]:
-    """This process's share of the videos that the main process finds pending, so that all share out the same ones."""
-    ids = broadcast([record.id for record in pending])
-    by_id = {record.id: record for record in task.records}
-    return [by_id[name] for name in ids[rank() :: world_size()]]
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)

@@ -53,11 +53,11 @@ def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
 
 
 def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Path]]:
-    """The videos to set budgets on, which have questions and are none of the task's; [] without the setting.
+    """The videos to set budgets on, which have questions and are none of the task's; [] if no entry's budget is set.
 
     Raises ValueError if the file is missing, has none, or a video is asked about in the task.
     """
-    if config.calibration is None:
+    if config.calibration is None or not any(entry.calibrated for entry in config.all_entries):
         return []
     data = config.calibration.data
     if not data.is_file():
@@ -85,10 +85,7 @@ def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Pat
 
 
 def spent(lines: Sequence[Mapping[str, Any]], measure: str, text: bool = True) -> dict[str, float]:
-    """What each video ("tokens") or question ("kv_bytes", with or without the `text`) of an entry took, by key.
-
-    Failed ones are left out.
-    """
+    """What videos ("tokens") or questions ("kv_bytes", with or without `text`) took, by key; failed ones left out."""
     if measure == "tokens":
         return {line["key"]: line["tokens"] for line in lines if line["type"] == "video"}
     answered = [line for line in lines if line["type"] == "answer" and line.get("kv_bytes")]

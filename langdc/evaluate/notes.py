@@ -1,8 +1,9 @@
 """Sentences beside a table: which controls it lacks, whether it reproduces published scores, who judged."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
-from langdc.evaluate.published import MISSED, PENDING, ReproductionCheck
+from langdc.evaluate.published import MISSED, ReproductionCheck
 from langdc.evaluate.results import Result
 
 UNCOMPRESSED, CAPTIONS = "the uncompressed model", "the decoded captions as text"
@@ -10,18 +11,11 @@ UNCOMPRESSED, CAPTIONS = "the uncompressed model", "the decoded captions as text
 
 def notes(results: Sequence[Result]) -> list[str]:
     """Sentences for every output."""
-    return [note for note in (_missing_controls(results), *_calibration(results), *_judges(results)) if note]
-
-
-# ---- controls
+    return [*_missing_controls(results), *_calibration(results), *_judges(results)]
 
 
 def _compressor(settings: dict) -> dict:
     return settings["compressor"] or {}
-
-
-def _is_random(settings: dict) -> bool:
-    return _compressor(settings).get("name") == "random" or (settings["control"] or "").startswith("random_tokens")
 
 
 def _is_uniform(settings: dict, resolution: bool) -> bool:
@@ -30,7 +24,9 @@ def _is_uniform(settings: dict, resolution: bool) -> bool:
 
 
 AT_A_BUDGET: dict[str, Callable[[dict], bool]] = {
-    "random tokens": _is_random,
+    "random tokens": lambda settings: (
+        _compressor(settings).get("name") == "random" or (settings["control"] or "").startswith("random_tokens")
+    ),
     "fewer frames": lambda settings: _is_uniform(settings, False) or settings["control"] == "uniform_frames",
     "lower resolution": lambda settings: _is_uniform(settings, True),
 }
@@ -74,10 +70,10 @@ def missing_controls(results: Sequence[Result]) -> list[str]:
     return found
 
 
-def _missing_controls(results: Sequence[Result]) -> str:
+def _missing_controls(results: Sequence[Result]) -> Iterator[str]:
     found = missing_controls(results)
     if not found:
-        return ""
+        return
     headers = {id(result.header): result.header for result in results}.values()
     sweeps = [header["config"].get("sweep") for header in headers]
     begun = {(id(result.header), result.settings["name"]) for result in results}
@@ -87,52 +83,37 @@ def _missing_controls(results: Sequence[Result]) -> str:
         why = "The settings leave them out (sweep.controls: false)."
     else:
         why = "A sweep adds what it can; entries that are listed one by one get none, so list them, too."
-    return (
+    yield (
         f"Controls missing from this table: {'; '.join(found)}. Without them it is open whether a method is better "
         f"than what needs no method. {why}"
     )
 
 
-# ---- published scores
-
-
-def _calibration(results: Sequence[Result]) -> list[str]:
+def _calibration(results: Sequence[Result]) -> Iterator[str]:
     """What the published scores say of a table; that there are none is said once."""
-    checked: dict[tuple[int, ReproductionCheck], list[Result]] = {}
+    checked: dict[tuple[int, ReproductionCheck], list[str]] = {}
     for result in results:
         if result.check is not None:
-            checked.setdefault((id(result.header), result.check), []).append(result)
-    found = [_calibrated(check, of) for (_, check), of in checked.items()]
+            others = checked.setdefault((id(result.header), result.check), [])
+            others += [result.name] * (result.settings["name"] != result.check.entry)
+    for (_, check), others in checked.items():
+        text = f"{(check.flag or 'calibrated').capitalize()}. {check.summary}"
+        if check.flag == MISSED and check.measured is not None:
+            text += f": missed by {abs(check.measured - check.score):.1f} points"
+        yield f"{text}." + (f" Therefore {check.flag}: {', '.join(others)}." if check.flag and others else "")
     without = [result.name for result in results if result.check is None]
     if without:
         which = "these figures" if len(without) == len(results) else f"the figures of {', '.join(without)}"
-        found.append(f"No published score is set for {which} (published), so nothing says whether they agree with one.")
-    return found
+        yield f"No published score is set for {which} (published), so nothing says whether they agree with one."
 
 
-def _calibrated(check: ReproductionCheck, results: Sequence[Result]) -> str:
-    others = [result.name for result in results if result.settings["name"] != check.entry]
-    flagged = f" Therefore {check.flag}: {', '.join(others)}." if check.flag and others else ""
-    if check.flag == MISSED and check.measured is not None:
-        return f"Uncalibrated. {check.summary}: missed by {abs(check.measured - check.score):.1f} points.{flagged}"
-    if check.flag == PENDING:
-        return f"Not calibrated yet. {check.summary}.{flagged}"
-    return f"Calibrated. {check.summary}."
-
-
-# ---- judges
-
-
-def _judges(results: Sequence[Result]) -> list[str]:
+def _judges(results: Sequence[Result]) -> Iterator[str]:
     """Who judged, and how many answers still wait."""
-    waiting: dict[str, int] = {}
+    waiting = Counter[str]()
     for result in results:
         if result.verdicts is not None:
-            name = result.header["judge"]["model"]
-            waiting[name] = waiting.get(name, 0) + result.unjudged
-    found = []
+            waiting[result.header["judge"]["model"]] += result.unjudged
     for name, count in waiting.items():
         note = f"Judged by {name}: the share of yes, and the mean score from 0 to 5. Never compare across judges."
         more = f" {count} answers are not judged yet and count as wrong there; start the evaluation again."
-        found.append(note + (more if count else ""))
-    return found
+        yield note + (more if count else "")

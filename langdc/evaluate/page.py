@@ -4,9 +4,8 @@ The template escapes every text, so that none of a user's or a model's is markup
 """
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -21,20 +20,6 @@ from langdc.evaluate.tables import Table, citation, quantity
 
 PLOTTED = 3
 """Entries with adaptive budgets that are drawn where none writes captions."""
-STAGES = {
-    "read": "read features",
-    "decode": "decode",
-    "preprocess": "preprocess",
-    "encode": "encode",
-    "saliency": "encoder attention",
-    "compress": "compress",
-    "prefill": "prefill",
-    "generate": "generate",
-    "first_token": "to first token",
-    "total": "end to end",
-    "without_llm": "end to end if the LLM were free",
-}
-"""Stages in their order with their headings; others follow."""
 COSTS: dict[str, Callable[[Result], float]] = {
     "video tokens the language model reads, mean per video": lambda one: one.tokens.value if one.tokens else 0.0,
     "milliseconds to the first token, median": lambda one: (
@@ -48,10 +33,9 @@ COSTS: dict[str, Callable[[Result], float]] = {
 def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | None = None) -> str:
     """The whole page. `pictures`: frames of an entry's videos; without, cases are described in words alone."""
     environment = Environment(loader=PackageLoader("langdc.evaluate", ""), autoescape=True, trim_blocks=True)
-    environment.globals |= {"contents": _contents, "same": _same, "quantity": quantity, "STAGES": STAGES}
+    environment.globals["quantity"] = quantity
     equal, apart = Table.by_budget(results)
     answered = [result for result in results if result.answers]
-    stages = {stage for result in results for stage in result.stages}
     failures = Counter(
         (r.name, one["video"], one["reason"] or "no reason given") for r in answered for one in r.failures
     )
@@ -64,7 +48,7 @@ def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | Non
         equal=equal,
         apart=apart,
         costs=_costs(results),
-        stages=[*(stage for stage in STAGES if stage in stages), *sorted(stages - set(STAGES))],
+        known_stages={stage for result in results for stage in result.stages},
         loops=[text for text in dict.fromkeys(one.loop_cost for one in results) if text],
         kinds=_kinds(results),
         adaptive=_adaptive(results, pictures),
@@ -72,24 +56,14 @@ def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | Non
         answered=answered,
         failures=[[name, video, count, reason] for (name, video, reason), count in failures.items()],
         citations=list(map(citation, results)),
-        headers=[_header(header) for header in {id(one.header): one.header for one in results}.values()],
+        headers=[
+            (
+                yaml.safe_dump(header["config"], sort_keys=False, allow_unicode=True),
+                json.dumps({k: v for k, v in header.items() if k != "config"}, indent=1, ensure_ascii=False),
+            )
+            for header in {id(one.header): one.header for one in results}.values()
+        ],
     )
-
-
-def _contents(body: str) -> list[tuple[str, Markup]]:
-    """The id and title of every section."""
-    return [(name, Markup(title)) for name, title in re.findall(r'<section id="(\S+)">\s*<h2>(.*?)</h2>', body)]
-
-
-def _same(said: str | None, target: str | None) -> bool:
-    """Whether a caption is, word for word, the record's, or there is nothing to compare."""
-    return target is None or said is None or said.split() == target.split()
-
-
-def _header(header: Mapping[str, Any]) -> tuple[str, str]:
-    rest = {key: value for key, value in header.items() if key != "config"}
-    config = yaml.safe_dump(header["config"], sort_keys=False, allow_unicode=True)
-    return config, json.dumps(rest, indent=1, ensure_ascii=False)
 
 
 def _headline(results: Sequence[Result]) -> str:
@@ -112,7 +86,11 @@ def _costs(results: Sequence[Result]) -> dict[str, Any]:
     """Plots of accuracy against each cost that is known, each with the names on its Pareto front."""
     spent = {cost: [of(result) for result in results] for cost, of in COSTS.items()}
     fronts = {cost: _front(results, values) for cost, values in spent.items()}
-    colours = _colours(results, fronts)
+    shown = list(range(len(results)))
+    if len(results) > len(plots.PALETTE):  # the reference and those on a front have colours
+        reference = [index for index, one in enumerate(results) if one.difference is None and one.accuracy is not None]
+        shown = list(dict.fromkeys([*reference[:1], *(index for front in fronts.values() for index in front)]))
+    colours = {index: place for place, index in enumerate(shown)}
     found = []
     for cost, values in spent.items():
         points = {
@@ -135,22 +113,13 @@ def _front(results: Sequence[Result], costs: Sequence[float]) -> list[int]:
     return [whole[place] for place in plots.front([costs[n] for n in whole], values)]
 
 
-def _colours(results: Sequence[Result], fronts: Mapping[str, Sequence[int]]) -> dict[int, int]:
-    """Colours by entry: all where there are as many colours, else the reference and those on a front."""
-    if len(results) <= len(plots.PALETTE):
-        return {index: index for index in range(len(results))}
-    reference = [index for index, one in enumerate(results) if one.difference is None and one.accuracy is not None]
-    named = dict.fromkeys([*reference[:1], *(index for front in fronts.values() for index in front)])
-    return {index: place for place, index in enumerate(named)}
-
-
 def _kinds(results: Sequence[Result]) -> dict[str, Any] | None:
     """Accuracy by kind of question, and a plot of it unless there are more entries than colours."""
     longest = max(results, key=lambda result: len(result.kinds))
     kinds, chance = list(longest.kinds), list(longest.chance.values())
     if not kinds:
         return None
-    shown = {index: result for index, result in enumerate(results) if result.answers}
+    shown = {index: one for index, one in enumerate(results) if one.answers}
     shares = {one.name: [one.kinds[k].value if k in one.kinds else 0.0 for k in kinds] for one in shown.values()}
     drawn = len(shown) <= len(plots.PALETTE)
     plot = Markup(plots.kind_bars(kinds, shares, chance, list(shown))) if drawn else None
@@ -160,7 +129,7 @@ def _kinds(results: Sequence[Result]) -> dict[str, Any] | None:
 def _adaptive(results: Sequence[Result], pictures: Callable[[Result], Pictures] | None) -> dict[str, Any] | None:
     """Entries whose segments get different numbers of tokens, those to draw with plots and cases."""
     found = [(index, one) for index, result in enumerate(results) if (one := Adaptive.of(result)) is not None]
-    writers = [pair for pair in found if any(video.get("captions") for video in pair[1].videos)]
+    writers = [(index, one) for index, one in found if any(video.get("captions") for video in one.result.videos)]
     shown = [(one, *_drawn(one, index, pictures)) for index, one in writers or found[:PLOTTED]]
     names = list(dict.fromkeys(measure.name for _, one in found for measure in one.measures))
     return {"names": names, "entries": [one for _, one in found], "shown": shown} if found else None
@@ -171,8 +140,8 @@ def _drawn(one: Adaptive, index: int, pictures: Callable[[Result], Pictures] | N
     drawn, frames = [], pictures(one.result) if pictures is not None else None
     for measure in one.measures:
         means = [(richness, tokens.value, tokens.low, tokens.high) for richness, tokens in measure.bins]
-        points = (measure.values, one.tokens)
-        drawn.append((Markup(plots.calibration(one.result.name, index, measure.name, points, means)), measure))
+        svg = plots.calibration(one.result.name, index, measure.name, (measure.values, one.tokens), means)
+        drawn.append((Markup(svg), measure))
     titles = {"Where tokens follow richness best": False, "Where they follow it least": True}
     cases = {
         title: [(case, frames.of(case) if frames is not None else None) for case in one.cases(worst)]

@@ -1,7 +1,4 @@
-"""Whether an evaluation reproduces published scores of the uncompressed models; other figures depend on it.
-
-Everything is read from the files of an evaluation, so the result changes with its settings and nothing is asked again.
-"""
+"""Whether an evaluation reproduces published scores of uncompressed models, as its files and settings say."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +12,10 @@ from langdc.registry import nearest
 MISSED, PENDING = "uncalibrated", "not calibrated yet"
 ROUNDING = 1e-9
 """Points of difference that come from floating point alone."""
+
+
+_Scored = Sequence[tuple[Mapping[str, Any], float]]
+"""Answers with their scores."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ReproductionCheck:
 
     @classmethod
     def by_entry(
-        cls, header: Mapping[str, Any], scores: Mapping[str, Sequence[tuple[Mapping, float]] | None]
+        cls, header: Mapping[str, Any], scores: Mapping[str, _Scored | None]
     ) -> "dict[str, ReproductionCheck]":
         """Map each entry to the published score it is checked against.
 
@@ -77,32 +78,27 @@ class ReproductionCheck:
 
     @classmethod
     def _of(
-        cls,
-        settings: Mapping[str, Any],
-        header: Mapping[str, Any],
-        answers: Sequence[tuple[Mapping, float]] | None,
-        begun: bool,
+        cls, settings: Mapping[str, Any], header: Mapping[str, Any], answers: _Scored | None, begun: bool
     ) -> "ReproductionCheck":
         parts = [*(settings["kinds"] or ()), *(f"{name} {value}" for name, value in settings["labels"].items())]
         same = {name: settings[name] for name in ("entry", "score", "tolerance", "source")}
         same["part"] = f"; of {', '.join(parts)}" if parts else ""
-        if answers is None:
-            why = "but its entry is not finished, or not judged" if begun else "but its entry is not asked yet"
-            return cls(**same, measured=None, n=0, why=why)
         by_kind: dict[str, list[float]] = {}
-        for line, score in answers:
+        for line, score in answers or ():
             if _belongs(settings, header["target_kinds"], line["kind"], line.get("labels") or {}):
                 by_kind.setdefault(line["kind"], []).append(score)
         if not by_kind:
-            return cls(**same, measured=None, n=0, why="but no such question was asked")
+            why = "but no such question was asked"
+            if answers is None:
+                why = "but its entry is not finished, or not judged" if begun else "but its entry is not asked yet"
+            return cls(**same, measured=None, n=0, why=why)
         weights = header.get("kind_weights") or {kind: len(scores) for kind, scores in by_kind.items()}
         measured = 100 * fmean(map(fmean, by_kind.values()), [weights[kind] for kind in by_kind])
         return cls(**same, measured=measured, n=sum(map(len, by_kind.values())))
 
 
 def _belongs(settings: Mapping[str, Any], target: Sequence[str], kind: str, labels: Mapping[str, str]) -> bool:
-    wanted = settings["labels"]
-    return kind in (settings["kinds"] or target) and all(labels.get(name) == wanted[name] for name in wanted)
+    return kind in (settings["kinds"] or target) and settings["labels"].items() <= labels.items()
 
 
 def check_published(config: EvalConfig, task: Task) -> None:

@@ -92,10 +92,7 @@ class Result:
 
     @cached_property
     def accuracy(self) -> Estimate | None:
-        """Mean score of the target kinds, with its interval; None before the first answer.
-
-        Over questions, or over kinds where the task says how much each weighs.
-        """
+        """Mean score of the target questions, or of the kinds with their weights; None before the first answer."""
         return self._mean([line["score"] for line in self.targets], self.targets)
 
     def _mean(self, scores: Sequence[float], answers: Sequence[dict]) -> Estimate | None:
@@ -107,8 +104,8 @@ class Result:
     @cached_property
     def kinds(self) -> dict[str, _Share]:
         """Right answers by kind of question, target kinds first."""
-        order = [*self.header["target_kinds"], *(line["kind"] for line in self.answers)]
-        by_kind = {kind: [a["score"] for a in self.answers if a["kind"] == kind] for kind in dict.fromkeys(order)}
+        order = dict.fromkeys([*self.header["target_kinds"], *(line["kind"] for line in self.answers)])
+        by_kind = {kind: [line["score"] for line in self.answers if line["kind"] == kind] for kind in order}
         return {kind: _Share.of(right) for kind, right in by_kind.items() if right}
 
     @cached_property
@@ -137,10 +134,7 @@ class Result:
 
     @cached_property
     def judged(self) -> tuple[Estimate | None, float]:
-        """Of the target answers the share that the judge calls right, and its mean score, 0 to 5.
-
-        None and NaN if nothing was judged. An answer that waits counts as wrong.
-        """
+        """Share of target answers judged right, mean score (0 to 5); waiting ones are wrong. None, NaN without any."""
         if self.verdicts is None or self.unjudged == len(self.verdicts):
             return None, NAN
         pairs = [pair for pair in zip(self.answers, self.verdicts, strict=True) if pair[0] in self.targets]
@@ -154,20 +148,22 @@ class Result:
 
     @property
     def final_scores(self) -> list[tuple[dict, float]] | None:
-        """Its answers with the scores that a published one is compared with: the judge's verdict if there is one.
-
-        None while answers or verdicts are to come.
-        """
+        """Answers with their scores, from the judge if there is one; None while answers or verdicts are to come."""
         if not self.finished or self.unjudged:
             return None
-        if self.verdicts is None:
-            return [(line, line["score"]) for line in self.answers]
-        return [(line, float(v.right)) for line, v in zip(self.answers, self.verdicts, strict=True) if v is not None]
+        verdicts = self.verdicts or [None] * len(self.answers)
+        pairs = zip(self.answers, verdicts, strict=True)
+        return [(line, line["score"] if verdict is None else float(verdict.right)) for line, verdict in pairs]
 
     @property
     def flag(self) -> str:
         """Whether it is "uncalibrated" or "not calibrated yet" by the published score it is checked against."""
         return self.check.flag if self.check is not None else ""
+
+    @property
+    def shown_flag(self) -> str:
+        """The flag, unless this entry is the one with the published score."""
+        return self.flag if self.check is not None and self.settings["name"] != self.check.entry else ""
 
     # ---- videos
 
@@ -226,10 +222,7 @@ class Result:
 
     @cached_property
     def stages(self) -> dict[str, _Spread]:
-        """Seconds per stage over warm timings, and their SUMS per video; {} if there are none.
-
-        Decoding and encoding, done once per video, count for every entry; a stage that a video lacks took 0 s.
-        """
+        """Seconds per stage (0 if a video lacks it) over warm timings, and their SUMS per video; {} without timings."""
         if not self._warm:
             return {}
         seconds = pd.DataFrame([line["seconds"] for line in self._warm]).fillna(0.0)
@@ -250,9 +243,8 @@ class Result:
     @property
     def peak_bytes(self) -> float:
         """The most memory of an accelerator that a video alone took; NaN without an accelerator."""
-        return max(
-            (float(line["peak_bytes"]) for line in self.of_type("timing") if line.get("peak_bytes")), default=NAN
-        )
+        known = [float(line["peak_bytes"]) for line in self.of_type("timing") if line.get("peak_bytes")]
+        return max(known, default=NAN)
 
     @cached_property
     def kv_bytes(self) -> float:
@@ -286,14 +278,9 @@ class Result:
     @property
     def hashes(self) -> dict[str, str]:
         """The sha256 of its settings, its weights and its questions; "unknown" where the header has none."""
-        weights = (self.header.get("weights_sha256") or {}).get(self.settings["name"])
-        found = {"weights": weights or "unknown", "data": self.header.get("data_sha256") or "unknown"}
-        return {"config": json_hash(self.header["config"]), **found}
-
-    @property
-    def shown_flag(self) -> str:
-        """The flag, unless this entry is the one with the published score."""
-        return self.flag if self.check is not None and self.settings["name"] != self.check.entry else ""
+        weights = self.header.get("weights_sha256", {}).get(self.settings["name"], "unknown")
+        data = self.header.get("data_sha256", "unknown")
+        return {"config": json_hash(self.header["config"]), "weights": weights, "data": data}
 
 
 def _strata(header: dict, answers: Sequence[dict]) -> Strata | None:
@@ -309,19 +296,27 @@ def read_results(directories: Sequence[Path], reference: str | None = None) -> l
     directory holds no evaluation, or the reference is none of the entries.
     """
     folders = [EvalFolder.read(directory) for directory in directories]
-    names = [name for folder in folders for name in folder.names()]
-    results = [result for folder in folders for result in _results_of(folder, names)]
-    if not results:
+    found = [(folder.directory.name, result) for folder in folders for result in _results_of(folder)]
+    if not found:
         raise ValueError(f"There are no results in {', '.join(map(str, directories))} yet.")
+    names, results = Counter(result.name for _, result in found), [result for _, result in found]
+    for directory, result in found:
+        result.name = result.name if names[result.name] == 1 else f"{directory}/{result.name}"
     configured = (folder.header["config"]["reference"] for folder in folders)
     wanted = reference or next(filter(None, configured), None)
-    return results if wanted is None else _compared(results, wanted, explicit=reference is not None)
+    base = next((result for result in results if wanted in (result.name, result.settings["name"])), None)
+    if base is not None:
+        _compare(results, base)
+    elif reference is not None:  # the config's may not have been evaluated yet
+        hint = nearest(reference, [result.name for result in results])
+        raise ValueError(f"The reference {reference!r} is no entry.{hint}")
+    return results
 
 
-def _results_of(folder: EvalFolder, all_names: Sequence[str]) -> list[Result]:
+def _results_of(folder: EvalFolder) -> list[Result]:
     """The results of a folder, with the judge's verdicts and the published scores they are checked against."""
     header, loop_cost = folder.header, folder.loop_cost()
-    settings = {entry["name"]: entry for entry in folder.entries}
+    settings = {entry["name"]: entry for entry in header["entries"]}
     found = {name: Result(name, header, settings[name], folder.lines(name), loop_cost) for name in folder.names()}
     for result in found.values():
         if header.get("judge"):
@@ -329,38 +324,23 @@ def _results_of(folder: EvalFolder, all_names: Sequence[str]) -> list[Result]:
     checks = ReproductionCheck.by_entry(header, {name: result.final_scores for name, result in found.items()})
     for name, result in found.items():
         result.check = checks.get(name)
-        result.name = name if all_names.count(name) == 1 else f"{folder.directory.name}/{name}"
     return list(found.values())
 
 
-def _compared(results: list[Result], reference: str, explicit: bool) -> list[Result]:
-    """Give every other result its paired difference to the reference, over the target questions both were asked.
-
-    The p values are corrected over all results compared here.
-    """
-    base = next((result for result in results if reference in (result.name, result.settings["name"])), None)
-    if base is None:
-        if not explicit:
-            return results  # the config's reference has not been evaluated yet
-        hint = nearest(reference, [result.name for result in results])
-        raise ValueError(f"The reference {reference!r} is no entry.{hint}")
-    shared = {result: both for result in results if result is not base and (both := _shared(result, base))}
-    resamples = max(RESAMPLES, RESAMPLES_PER_ENTRY * len(shared))
-    found = [_difference(result, both, resamples) for result, both in shared.items()]
+def _compare(results: Sequence[Result], reference: Result) -> None:
+    """Give every other result its paired difference to the reference on target questions that both were asked."""
+    asked = {_question(line): line for line in reference.targets}
+    others = [result for result in results if result is not reference]
+    shared = {one: [line for line in one.targets if _question(line) in asked] for one in others}
+    shared = {one: lines for one, lines in shared.items() if lines}
+    resamples, found = max(RESAMPLES, RESAMPLES_PER_ENTRY * len(shared)), []
+    for result, lines in shared.items():
+        ours, theirs = [line["score"] for line in lines], [asked[_question(line)]["score"] for line in lines]
+        videos, strata = [line["video"] for line in lines], _strata(result.header, lines)
+        found.append(statistics.paired_difference(ours, theirs, videos, resamples=resamples, strata=strata))
     for result, difference in zip(shared, statistics.corrected(found), strict=True):
         result.difference = difference
-    return results
 
 
-def _shared(result: Result, reference: Result) -> list[tuple[dict, dict]]:
-    """The target answers of a result, each with the reference's to the same question."""
-    base = {(line["key"], line["question"], line["expected"]): line for line in reference.targets}
-    pairs = ((line, base.get((line["key"], line["question"], line["expected"]))) for line in result.targets)
-    return [(line, other) for line, other in pairs if other is not None]
-
-
-def _difference(result: Result, shared: Sequence[tuple[dict, dict]], resamples: int) -> Difference:
-    ours, others = ([line["score"] for line in lines] for lines in zip(*shared, strict=True))
-    own = [line for line, _ in shared]
-    strata = _strata(result.header, own)
-    return statistics.paired_difference(ours, others, [line["video"] for line in own], 0, resamples, strata)
+def _question(line: dict) -> tuple[str, str, str]:
+    return line["key"], line["question"], line["expected"]

@@ -1,7 +1,4 @@
-"""How much there is to see in each part of a video, from its pixels: for records that do not say it.
-
-Letters: T frames, S segments.
-"""
+"""How much there is to see in each of the S segments of a video of T frames, from its pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +21,21 @@ def richness(frames: Frames, frames_per_segment: int) -> dict[str, list[float]]:
     0 for a single image. "edges": Shannon entropy in bits of the gradient's magnitude over LEVELS bins, mean over the
     segment's frames; 0 for a frame of one colour.
     """
-    grey = _small(frames.pixels)
-    motion = torch.cat([grey.new_zeros(1), grey.diff(dim=0).abs().mean((1, 2))])
-    counted = torch.ones(len(grey))
-    counted[0] = 0  # nothing came before the first frame
-    segment = torch.arange(len(grey)) // frames_per_segment
+    height, width = frames.pixels.shape[-2:]
+    scale = min(1.0, SIDE / max(height, width))
+    size = (max(2, round(height * scale)), max(2, round(width * scale)))
+    grey = F.interpolate(frames.pixels.cpu().float().mean(1, keepdim=True), size, mode="area")[:, 0]
+    motion = grey.diff(dim=0).abs().mean((1, 2))  # into every frame but the first
+    edges, firsts = _edge_entropy(grey), range(0, len(grey), frames_per_segment)
     return {
-        "motion": _mean(motion, segment, counted),
-        "edges": _mean(_edge_entropy(grey), segment, torch.ones(len(grey))),
+        "motion": [_mean(motion[max(first - 1, 0) : first - 1 + frames_per_segment]) for first in firsts],
+        "edges": [_mean(edges[first : first + frames_per_segment]) for first in firsts],
     }
 
 
-def _small(pixels: Tensor) -> Tensor:
-    """Grey frames [T,height,width] as floats, of at most SIDE pixels a side."""
-    height, width = pixels.shape[-2:]
-    scale = min(1.0, SIDE / max(height, width))
-    size = (max(2, round(height * scale)), max(2, round(width * scale)))
-    grey = pixels.cpu().float().mean(1, keepdim=True)
-    return F.interpolate(grey, size, mode="area")[:, 0]
+def _mean(values: Tensor) -> float:
+    """The mean; 0 of nothing."""
+    return round(float(values.mean().nan_to_num()), 4)
 
 
 def _edge_entropy(grey: Tensor) -> Tensor:
@@ -53,11 +47,3 @@ def _edge_entropy(grey: Tensor) -> Tensor:
     counts = torch.bincount((level + frame).flatten(), minlength=len(grey) * LEVELS).view(-1, LEVELS)
     share = counts / counts.sum(1, keepdim=True)
     return -torch.xlogy(share, share).sum(1) / torch.log(torch.tensor(2.0))
-
-
-def _mean(values: Tensor, segment: Tensor, weights: Tensor) -> list[float]:
-    """The weighted mean of each segment; 0 where nothing counts."""
-    number = int(segment[-1]) + 1
-    sums = torch.zeros(number).index_add(0, segment, values * weights)
-    counts = torch.zeros(number).index_add(0, segment, weights)
-    return [round(value, 4) for value in (sums / counts.clamp(min=1)).tolist()]

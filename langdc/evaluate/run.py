@@ -65,30 +65,27 @@ class Run:
         self.out.append([{"type": "calibration", "key": "calibration", **found}])
 
     def set_model(self, lm: VideoLM, key: str, need: frozenset[str]) -> None:
-        """Take a bare model and put the entry's compressors or control on it.
-
-        `key`: of its preprocessing; `need`: what the entries of this model need of a video.
-        """
+        """Put the entry's compressors on a bare model. `key`: its preprocessing; `need`: what all its entries need."""
         if self.entry.control is not None:
             counts = {line["video"]: line["tokens"] for line in self.matched if line["type"] == "video"}
             own, name_of = lm.model.compressor, self.cache.names.__getitem__
             control = controls.build(self.entry.control, own, lm.model.backbone, counts, name_of, self.config.seed)
-            kind: Any = type(lm)
-            self.lm = kind(lm.model, control)
+            self.lm = type(lm)(lm.model, control)
         else:
             tokens = self.out.by_key["calibration"]["tokens"] if self.entry.calibrated else None
             self.lm = matching.with_parts(lm, self.entry, tokens)
-        self.lm.compressor.to(next(lm.model.parameters()).device)
+        self.lm.compressor.to(lm.device)
         self.preprocessing, self.need = key, need
 
     def describe_model(self) -> None:
         """Write down what the entry runs."""
-        parameters = list(self.lm.model.parameters())
+        weights = list(self.lm.model.parameters())
+        dtype, device = str(weights[0].dtype).removeprefix("torch."), str(weights[0].device)
         about = {
             "name": self.entry.name,
-            "dtype": str(parameters[0].dtype).removeprefix("torch."),
-            "device": str(parameters[0].device),
-            "parameters": sum(p.numel() for p in parameters),
+            "dtype": dtype,
+            "device": device,
+            "parameters": sum(p.numel() for p in weights),
         }
         self.out.append([{"type": "model", "key": "model", **about}])
 
@@ -128,18 +125,21 @@ class Run:
         return self.cache.open(self.lm, self.preprocessing, record, self.task.path(record), self.need)
 
     def _write(self, record: Record, answers: list[Answer]) -> None:
-        first = answers[0]
-        truth = {"densities": densities(record.segments), "targets": [segment.caption for segment in record.segments]}
+        first, segments = answers[0], record.segments
+        recall = None  # the share of each segment's cues that its caption mentions
+        if first.captions is not None and len(first.captions) == len(segments):
+            recall = [cue_recall(*pair) for pair in zip(first.captions, segments, strict=True)]
         video = {
             "type": "video",
             "key": f"video/{record.id}",
             "video": record.id,
             "tokens": first.tokens,
             "segment_tokens": first.segment_tokens,
-            **truth,
+            "densities": densities(segments),
+            "targets": [segment.caption for segment in segments],
             **self.cache.richness_of(self.preprocessing, record),
             "captions": first.captions,
-            "cue_recall": _recall(record, first.captions),
+            "cue_recall": recall,
         }
         lines = [video]
         for line, question, answer in zip(_questions(record), record.questions, answers, strict=True):
@@ -159,10 +159,7 @@ class Run:
     # ---- after the questions
 
     def time(self, records: Sequence[Record]) -> Iterator[None]:
-        """Ask the first question of each of the first videos alone, one at a time, so that entries take turns.
-
-        The warm-up is repeated when an evaluation is resumed.
-        """
+        """Time the first question about each of the first videos, asked alone; yields, so that entries take turns."""
         warmup, timed = self.config.warmup_videos, self.config.timing_videos
         readable = [record for record in records if f"video/{record.id}" in self.out][: warmup + timed]
         if not timed or all(f"timing/{record.id}" in self.out for record in readable):
@@ -189,7 +186,7 @@ class Run:
             self.out.append([{**about, **found}])
             if not found["equal"]:
                 logger.warning("%s: no equal budget with %s: %s.", self.entry.name, self.entry.match, found)
-        answers = self.out.of_type("answer")
+        answers = [line for line in self.out.lines if line["type"] == "answer"]
         failed, right = sum(line["failed"] for line in answers), sum(line["correct"] for line in answers)
         self.out.append([{"type": "finished", "key": "finished", "answers": len(answers), "failed": failed}])
         logger.info("%s: %d of %d answers right, %d failed.", self.entry.name, right, len(answers), failed)
@@ -197,13 +194,6 @@ class Run:
 
 def _key(record: Record, index: int) -> str:
     return f"{record.id}/{index}"
-
-
-def _recall(record: Record, captions: list[str] | None) -> list[float | None] | None:
-    """The share of each segment's cues that its caption mentions; None where the record names no cues."""
-    if captions is None or len(captions) != len(record.segments):
-        return None
-    return [cue_recall(caption, segment) for caption, segment in zip(captions, record.segments, strict=True)]
 
 
 def _questions(record: Record) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Settings of an evaluation: a task, the entries that answer it, and sweeps that make entries."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,13 +154,9 @@ class _SweepMethod(Settings):
 
     def at(self, keep: float) -> dict[str, MemberConfig]:
         """Its parts with a budget."""
-        last = "kv" if self.kv is not None else "compressor"
-        parts = {"compressor": self.compressor, "kv": self.kv}
-        return {
-            kind: part.model_copy(update={"keep": keep}) if kind == last else part
-            for kind, part in parts.items()
-            if part is not None
-        }
+        parts = {kind: part for kind in ("compressor", "kv") if (part := getattr(self, kind)) is not None}
+        last = list(parts)[-1]
+        return {**parts, last: parts[last].model_copy(update={"keep": keep})}
 
 
 CONTROLS = {
@@ -195,43 +192,35 @@ class _SweepConfig(Settings):
     def entries(self) -> list[EntryConfig]:
         """One entry per model, method and budget; controls first."""
         own = [OwnCompressor.of(model.model) for model in self.models]
-        made = [
-            self._learned(model, one, own) if one.learned and not one.grid else self._stock(model)
-            for model, one in zip(self.models, own, strict=True)
-        ]
-        return [entry for entries in made for entry in entries]
-
-    def _learned(self, model: _SweepModel, own: OwnCompressor, all_own: list[OwnCompressor]) -> list[EntryConfig]:
-        """Its own entry, and those that it has to beat at its own number of tokens."""
-        name = model.name or str(own.name)
-        backbone: dict[str, Any] = {"backbone": model.backbone}
-        found = [EntryConfig(name=name, model=model.model, **backbone)]
-        if not self.controls:
-            return found
-        if own.writes:
-            reads = model.captions or model.model
-            found.append(EntryConfig(name=f"{name} caption as text", model=reads, control="caption_text", **backbone))
-        pool = next((m for m, one in zip(self.models, all_own, strict=True) if one.grid), None)
-        if pool is not None:
-            common: dict[str, Any] = {"model": pool.model, "backbone": pool.backbone, "match": name}
-            found.append(EntryConfig(name=f"{name} random tokens", control="random_tokens", **common))
-            found.append(EntryConfig(name=f"{name} uniform frames", control="uniform_frames", **common))
+        pool = next((model for model, one in zip(self.models, own, strict=True) if one.grid), None)
+        found: list[EntryConfig] = []
+        for model, one in zip(self.models, own, strict=True):
+            found += self._learned(model, one, pool) if one.learned and not one.grid else self._stock(model)
         return found
 
-    def _stock(self, model: _SweepModel) -> list[EntryConfig]:
+    def _learned(self, model: _SweepModel, own: OwnCompressor, pool: _SweepModel | None) -> Iterator[EntryConfig]:
+        """Its own entry, and those that it has to beat at its own number of tokens."""
+        name = model.name or str(own.name)
         common: dict[str, Any] = {"model": model.model, "backbone": model.backbone}
-        begin = f"{model.name} ".lstrip()
-        found, methods = [], list(self.methods)
+        yield EntryConfig(name=name, **common)
+        if self.controls and own.writes:
+            reads = {**common, "model": model.captions or model.model, "control": "caption_text"}
+            yield EntryConfig(name=f"{name} caption as text", **reads)
+        if self.controls and pool is not None:
+            common = {"model": pool.model, "backbone": pool.backbone, "match": name}
+            yield EntryConfig(name=f"{name} random tokens", control="random_tokens", **common)
+            yield EntryConfig(name=f"{name} uniform frames", control="uniform_frames", **common)
+
+    def _stock(self, model: _SweepModel) -> Iterator[EntryConfig]:
+        common: dict[str, Any] = {"model": model.model, "backbone": model.backbone}
+        begin, methods = f"{model.name} ".lstrip(), self.methods
         if self.controls:
-            identity = MemberConfig(name="identity")
-            found.append(EntryConfig(name=f"{begin}uncompressed", compressor=identity, **common))
+            yield EntryConfig(name=f"{begin}uncompressed", compressor=MemberConfig(name="identity"), **common)
             controls = [_SweepMethod(name=name, **parts) for name, parts in CONTROLS.items()]  # type: ignore[arg-type]
             methods = [*controls[: 4 if any(method.kv for method in methods) else 3], *methods]
         for keep in self.budgets:
             for method in methods:
-                name = f"{begin}{method.label} {100 * keep:g}%"
-                found.append(EntryConfig(name=name, **{**common, **method.at(keep)}))
-        return found
+                yield EntryConfig(name=f"{begin}{method.label} {100 * keep:g}%", **{**common, **method.at(keep)})
 
 
 class EvalConfig(Settings):
@@ -291,19 +280,16 @@ class EvalConfig(Settings):
         if len(set(published)) < len(published):
             raise ValueError(f"published: one score for an entry; given: {', '.join(published)}")
         for index, entry in enumerate(entries):
-            self._match_fits(entry, names[:index])
+            if entry.match is not None and entry.match not in names[:index]:
+                raise ValueError(
+                    f"entry {entry.name!r} matches {entry.match!r}, which must be one of the entries before it"
+                )
+            if entry.calibrated and self.calibration is None:
+                raise ValueError(
+                    f"entry {entry.name!r} needs a budget that matches {entry.match!r}; say on which other videos to "
+                    "set it, such as calibration: {data: data/sample/train.jsonl}"
+                )
         return self
-
-    def _match_fits(self, entry: EntryConfig, before: list[str]) -> None:
-        if entry.match is not None and entry.match not in before:
-            raise ValueError(
-                f"entry {entry.name!r} matches {entry.match!r}, which must be one of the entries before it"
-            )
-        if entry.calibrated and self.calibration is None:
-            raise ValueError(
-                f"entry {entry.name!r} needs a budget that matches {entry.match!r}; say on which other videos to set "
-                "it, such as calibration: {data: data/sample/train.jsonl}"
-            )
 
     @property
     def judging(self) -> dict[str, Any]:
@@ -314,8 +300,3 @@ class EvalConfig(Settings):
     def all_entries(self) -> list[EntryConfig]:
         """The entries that are named, then those of the sweep."""
         return self.entries + (self.sweep.entries if self.sweep is not None else [])
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether the budget of any entry is set on other videos."""
-        return any(entry.calibrated for entry in self.all_entries)

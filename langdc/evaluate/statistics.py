@@ -192,10 +192,8 @@ def rank_correlation(
 
 
 def _spearman(both: np.ndarray) -> float:
-    ranks = stats.rankdata(both, axis=1)
-    ranks -= ranks.mean(1, keepdims=True)
-    spread = np.sqrt((ranks**2).sum(1)).prod()
-    return float((ranks[0] * ranks[1]).sum() / spread) if spread else float("nan")
+    with np.errstate(invalid="ignore", divide="ignore"):  # NaN where one side never varies
+        return float(np.corrcoef(stats.rankdata(both, axis=1))[0, 1])
 
 
 def videos_needed(error: float, videos: int, difference: float = POINT) -> int | None:
@@ -211,11 +209,9 @@ def videos_needed(error: float, videos: int, difference: float = POINT) -> int |
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """The same differences, each with its p value after Holm's correction over all of them (Holm, 1979).
-
-    The i-th smallest of m is multiplied by m-i+1, and is at least the one before; at most 1.
-    """
-    order = np.argsort([found.p for found in differences], kind="stable")
-    raised = np.array([differences[i].p for i in order]) * np.arange(len(order), 0, -1)
-    by_order = dict(zip(order.tolist(), np.minimum(np.maximum.accumulate(raised), 1.0).tolist(), strict=True))
-    return [replace(found, corrected=by_order[i]) for i, found in enumerate(differences)]
+    """The same with Holm's correction (1979): p of the i-th smallest of m times m-i+1, at least the one before."""
+    found, least = list(differences), 0.0
+    for place, index in enumerate(sorted(range(len(found)), key=lambda i: differences[i].p)):
+        least = min(1.0, max(least, differences[index].p * (len(found) - place)))
+        found[index] = replace(found[index], corrected=least)
+    return found

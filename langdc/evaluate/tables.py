@@ -58,10 +58,9 @@ def _interval(found: Estimate | None) -> str:
 def _judged(result: Result) -> _Cell:
     if result.verdicts is None:
         return _Cell()
-    found = result.judged[0]
+    found, waiting = result.judged[0], f", {result.unjudged} not judged" if result.unjudged else ""
     if found is None:
         return _Cell("not judged")
-    waiting = f", {result.unjudged} not judged" if result.unjudged else ""
     return _Cell(f"{100 * found.value:.1f} ({_interval(found)}{waiting})", found.value)
 
 
@@ -163,10 +162,10 @@ def as_markdown(results: Sequence[Result]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    lines = [[title.removeprefix("kind ") for title in table.titles]]
-    lines += [[cell.text for cell in line] for line in [*table.lines, table.chance]]
-    rows = ["| " + " | ".join(map(_escaped, line)) + " |" for line in lines]
-    return "\n".join([rows[0], "|" + "---|" * len(table.titles), *rows[1:]]) + "\n"
+    lines = [[title.removeprefix("kind ") for title in table.titles], ["---"] * len(table.titles)]
+    lines += [[_escaped(cell.text) for cell in line] for line in [*table.lines, table.chance]]
+    lines[0] = list(map(_escaped, lines[0]))
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _escaped(text: str) -> str:

@@ -48,19 +48,15 @@ class FeatureReader:
     _stores: dict[tuple[str, bool], FeatureStore] = field(default_factory=dict, init=False)
 
     def find(self, lm: VideoLM, key: str, clip: FrameSpec, saliency: bool) -> _EncodedVideo | None:
-        """The outputs of the encoders of `lm` (whose preprocessing has that `key`) for a clip; None if not there.
-
-        `saliency`: only with the encoder's attention.
-        """
-        device = next(lm.model.parameters()).device
-        with StageTimer(device) as timer, stage("read"):
+        """What is stored of a clip for `lm` (preprocessing `key`), with `saliency` if wanted; None if not there."""
+        with StageTimer(lm.device) as timer, stage("read"):
             # outputs stored with saliency serve those who need none, too
             kinds = (saliency,) if saliency or not lm.model.backbone.has_saliency else (False, True)
             found = (self._store(lm, key, kind).find(clip) for kind in kinds)
             encoded, times = next((one for one in found if one is not None), (None, None))
             if encoded is None or times is None:
                 return None
-            encoded = {name: grid.to(device) for name, grid in encoded.items()}
+            encoded = {name: grid.to(lm.device) for name, grid in encoded.items()}
         return _EncodedVideo(encoded, times, timer.seconds)
 
     def _store(self, lm: VideoLM, key: str, saliency: bool) -> FeatureStore:
@@ -126,7 +122,11 @@ class VideoCache:
     def _add(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str]) -> None:
         name = f"{key}/{record.id}"
         self._opened.add(name)
-        video = self._stored(lm, key, record, path, need) or self._decode(lm, name, record, path, need)
+        try:
+            video = self._read_or_decoded(lm, key, self.clip(record), path, need)
+        except ValueError as error:
+            self._unreadable[name] = str(error)
+            raise
         line = {"type": "encoding", "key": name, "video": record.id, "seconds": dict(video.seconds)}
         if not record.segments and video.frames is not None:  # stored outputs come without pixels
             line |= richness(video.frames, lm.model.backbone.frames_per_segment)
@@ -139,27 +139,15 @@ class VideoCache:
         while held > self.memory and len(self._held) > self.min_videos:
             held -= self._held.popitem(last=False)[1].bytes
 
-    def _decode(self, lm: VideoLM, name: str, record: Record, path: Any, need: frozenset[str]) -> Any:
+    def _read_or_decoded(self, lm: VideoLM, key: str, part: Record, path: Any, need: frozenset[str]) -> Any:
+        if self.stored is not None:
+            saliency = lm.model.backbone.has_saliency and "saliency" in lm.compressor.needs | need
+            found = self.stored.find(lm, key, lm.frame_spec(path, part.start, part.end, part.fps), saliency)
+            if found is not None:
+                self.read += 1
+                return found
         self.decoded += 1
-        try:
-            part = self.clip(record)
-            return lm.open(path, part.start, part.end, fps=part.fps, need=need)
-        except ValueError as error:
-            self._unreadable[name] = str(error)
-            raise
-
-    def _stored(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str]) -> _EncodedVideo | None:
-        if self.stored is None or not Path(path).exists():
-            return None
-        try:
-            part = self.clip(record)
-            clip = lm.frame_spec(path, part.start, part.end, part.fps)
-        except ValueError:  # opening it gives the reason
-            return None
-        saliency = lm.model.backbone.has_saliency and "saliency" in lm.compressor.needs | need
-        found = self.stored.find(lm, key, clip, saliency)
-        self.read += found is not None
-        return found
+        return lm.open(path, part.start, part.end, fps=part.fps, need=need)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,10 +158,7 @@ class CalibrationSet:
     cache: VideoCache
 
     def open(self, lm: VideoLM, key: str) -> list[tuple[Any, str]]:
-        """The readable ones, open for a model, with a question each: the first of the first, the second of the next ...
-
-        Raises ValueError if none can be read.
-        """
+        """The readable ones, open for a model, with one question each in turn; ValueError if none can be read."""
         found = []
         for index, (record, path) in enumerate(self.videos):
             try:

@@ -97,16 +97,10 @@ class Benchmark(Task):
 
     @abstractmethod
     def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
-        """Read the annotation files: each question with its video, whose path is relative to `root`.
-
-        Questions about records with the same id share one record.
-        """
+        """Each question with its video, whose path is relative to `root`; those with the same id share one record."""
 
     def rows(self, name: str, columns: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:
-        """The rows of a .parquet, .jsonl, .csv or .json list in `root`, each with its place for error messages.
-
-        Raises ValueError that names file, row and column if one of `columns` is missing.
-        """
+        """Rows of a .parquet, .jsonl, .csv or .json list, each with its place; ValueError if one lacks a column."""
         path = self.root / name
         if path.suffix == ".json":
             rows = self.read_json(path)
@@ -189,3 +183,9 @@ class MultipleChoice(Benchmark):
             )
         letter = LETTERS[options.index(answer)]
         return Benchmark.question(where, kind=kind, question=row["question"], answer=letter, options=options)
+
+
+def clock_seconds(clock: str) -> float:
+    """The seconds of "00:01:02.5" or "00:01:02,500"."""
+    hours, minutes, seconds = clock.replace(",", ".").split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

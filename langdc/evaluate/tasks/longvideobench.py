@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, clock_seconds, tasks
 
 FILE = "validation-00000-of-00001.parquet"
 OPTIONS = tuple(f"option{number}" for number in range(5))
@@ -15,11 +15,7 @@ TIMED = ("subtitle_path", "duration", "starting_timestamp_for_subtitles")
 
 @tasks.register("longvideobench")
 class LongVideoBench(MultipleChoice):
-    """The validation questions in `root`, whole, with their referring queries.
-
-    With `subtitles`, what is said at `subtitle_moments` moments, spaced equally from the start, stands before the
-    question.
-    """
+    """The validation questions; with `subtitles`, what is said at `subtitle_moments` equally spaced moments."""
 
     source = Source(
         title="LongVideoBench (val)",
@@ -65,23 +61,14 @@ class LongVideoBench(MultipleChoice):
         step = max(1, duration / self.moments)  # a short video has fewer moments, one per second
         moments = [step * i for i in range(min(self.moments, int(duration)))]
         for line in self.read_json(path):
-            try:
-                start, end, text = _timed(line, duration)
+            try:  # either of the two published forms: seconds from and to, or clock times
+                if "timestamp" in line:
+                    (start, end), text = line["timestamp"], line["text"]
+                    end = end if isinstance(end, float) else duration
+                else:
+                    start, end, text = clock_seconds(line["start"]), clock_seconds(line["end"]), line["line"]
             except (KeyError, TypeError, ValueError):
                 raise ValueError(f"{path}: {line} lacks timestamp and text, or start, end and line.") from None
             middle, half = (start + end) / 2 - row["starting_timestamp_for_subtitles"], max(end - start, 1) / 2
             if any(middle - half < moment < middle + half for moment in moments):
                 yield text
-
-
-def _timed(line: dict[str, Any], duration: float) -> tuple[float, float, str]:
-    """A subtitle in either of the two published forms: seconds from and to, and what is said."""
-    if "timestamp" in line:
-        start, end = line["timestamp"]
-        return start, end if isinstance(end, float) else duration, line["text"]
-    return _seconds(line["start"]), _seconds(line["end"]), line["line"]
-
-
-def _seconds(clock: str) -> float:
-    hours, minutes, seconds = clock.split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

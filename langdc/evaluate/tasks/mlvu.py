@@ -6,15 +6,8 @@ from types import MappingProxyType
 from langdc.data.records import QuestionRecord, Record
 from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
 
-CATEGORIES = {
-    "plotQA": "1_plotQA",
-    "needle": "2_needle",
-    "ego": "3_ego",
-    "count": "4_count",
-    "order": "5_order",
-    "anomaly_reco": "6_anomaly_reco",
-    "topic_reasoning": "7_topic_reasoning",
-}
+_NAMES = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning")
+CATEGORIES = {name: f"{number}_{name}" for number, name in enumerate(_NAMES, 1)}
 """Each category, as lmms-eval calls it, and its annotation file and video folder."""
 
 

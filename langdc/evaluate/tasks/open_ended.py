@@ -1,8 +1,4 @@
-"""MSVD-QA, MSRVTT-QA, TGIF-QA and ActivityNet-QA: questions answered in the model's own words.
-
-The score needs no judge: a reply is right when it says the answer, word for word . A language model as judge is
-asked by `langdc.evaluate.judge`.
-"""
+"""MSVD-QA, MSRVTT-QA, TGIF-QA and ActivityNet-QA: open questions; a reply is right when it says the answer's words."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -102,12 +98,10 @@ DATASETS = {
     ),
 }
 """By name: title, page, archive, video folder and licence."""
-OTHERWISE: dict[str, dict[str, Any]] = {
-    "activitynet_qa": {
-        "prefix": "v_",
-        # by number, as in dataset/README.md of MILVLG/activitynet-qa
-        "types": ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other"),
-    }
+ACTIVITYNET: dict[str, Any] = {
+    "prefix": "v_",
+    # by number, as in dataset/README.md of MILVLG/activitynet-qa
+    "types": ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other"),
 }
 
 for _name, (_title, _page, _archive, _folder, _licence) in DATASETS.items():
@@ -116,5 +110,5 @@ for _name, (_title, _page, _archive, _folder, _licence) in DATASETS.items():
         f"test_q.json, test_a.json, and the videos in {_folder}/."
     )
     _source = Source(_title, _page, _licence, ("test_q.json", "test_a.json"), _get, FIELDS_AS)
-    _about = {"folder": _folder, "source": _source, **OTHERWISE.get(_name, {})}
+    _about = {"folder": _folder, "source": _source, **(ACTIVITYNET if _name == "activitynet_qa" else {})}
     tasks.register(_name)(type(_title, (OpenEnded,), _about))

@@ -1,6 +1,5 @@
 """The built-in task: questions with one-word answers about the sample videos, or about videos of your own."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from langdc.data.records import QuestionRecord, Record, read_readable
@@ -35,27 +34,29 @@ class SampleTask(Task):
         known = {question.kind for record in fitting for question in record.questions}
         if not known:
             raise ValueError(f"{self.data} has no questions. Give a file whose records have some.")
-        asked = [(record.line or 0, only) for record in fitting if (only := _only(record, kinds)).questions]
+        asked: dict[int, Record] = {}
+        for record in fitting:
+            if questions := [each for each in record.questions if kinds is None or each.kind in kinds]:
+                asked[record.line or 0] = record.model_copy(update={"questions": questions})
         if not asked:
             raise ValueError(f"{self.data} has no questions of the kinds {kinds}.{nearest(str(kinds), known)}")
-        without = "the record has neither video nor image; name one"
-        mistakes |= {record.line or 0: without for record in readable if record.media_path("") is None}
-        unanswered = {number: record for number, record in asked if not all(q.answered for q in record.questions)}
-        mistakes |= dict.fromkeys(unanswered, "a question has no answer to compare with; write one")
-        asked = [(number, record) for number, record in asked if number not in unanswered]
-        found = tuple(dict.fromkeys(question.kind for _, record in asked for question in record.questions))
+        for record in readable:
+            if record.media_path("") is None:
+                mistakes[record.line or 0] = "the record has neither video nor image; name one"
+        for number, record in asked.items():
+            if not all(question.answered for question in record.questions):
+                mistakes[number] = "a question has no answer to compare with; write one"
+        usable = [record for number, record in asked.items() if number not in mistakes]
+        found = tuple(dict.fromkeys(question.kind for record in usable for question in record.questions))
         targets = tuple(kind for kind in TARGET_KINDS if kinds is None or kind in kinds)
-        self.target_kinds = targets if set(targets) & set(found) else found
-        self._read(asked, mistakes)
-
-    def _read(self, asked: list[tuple[int, Record]], mistakes: Mapping[int, str]) -> None:
-        """Take the records in the order of their lines, with one that stands for each line that is unusable."""
-        self.broken = {
-            f"{self.data.name}:{number}": f"{self.data}, line {number}: {why}" for number, why in mistakes.items()
-        }
-        stands = [(number, _unreadable(name)) for number, name in zip(mistakes, self.broken, strict=True)]
-        self.records = [record for _, record in sorted([*asked, *stands], key=lambda found: found[0])]
-        self.target_kinds += (MALFORMED,) * bool(stands)
+        self.target_kinds = (targets if set(targets) & set(found) else found) + (MALFORMED,) * bool(mistakes)
+        broken: dict[str, str] = {}
+        for number, why in mistakes.items():
+            name = f"{self.data.name}:{number}"
+            broken[name] = f"{self.data}, line {number}: {why}"
+            stands = QuestionRecord(kind=MALFORMED, question=f"(what {name} asks cannot be read)", answer="(unknown)")
+            asked[number] = Record(id=name, questions=[stands])
+        self.broken, self.records = broken, [asked[number] for number in sorted(asked)]
 
     def path(self, record: Record) -> Path:
         if record.id in self.broken:
@@ -72,13 +73,3 @@ class SampleTask(Task):
 
     def data_hash(self) -> str:
         return file_hash(self.data)
-
-
-def _only(record: Record, kinds: list[str] | None) -> Record:
-    kept = [question for question in record.questions if kinds is None or question.kind in kinds]
-    return record.model_copy(update={"questions": kept})
-
-
-def _unreadable(name: str) -> Record:
-    question = QuestionRecord(kind=MALFORMED, question=f"(what {name} asks cannot be read)", answer="(unknown)")
-    return Record(id=name, questions=[question])

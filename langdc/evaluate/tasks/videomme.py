@@ -1,12 +1,12 @@
 """Video-MME: 900 videos of seconds to an hour, three questions each, with or without what is said in them."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
-from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
+from langdc.evaluate.tasks.base import MultipleChoice, Source, clock_seconds, tasks
 
 ROWS = "videomme/test-00000-of-00001.parquet"
 COLUMNS = ("videoID", "duration", "domain", "sub_category", "task_type", "question", "options", "answer")
@@ -16,15 +16,12 @@ SELECT = (
 )
 LISTED = "This video's subtitles are listed below: "
 NO_SUBTITLES = "No subtitles available"
-TIMES = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)")
+TIMES = re.compile(r"(\d+:\d+:\d+[,.]\d+)\s*-->\s*(\d+:\d+:\d+[,.]\d+)")
 
 
 @tasks.register("videomme")
 class VideoMME(MultipleChoice):
-    """The questions in `root`; results are by duration: short, medium, long.
-
-    With `subtitles`, what is said at `subtitle_moments` moments of a video stands before its questions.
-    """
+    """The questions by duration; with `subtitles`, what is said at `subtitle_moments` moments stands before them."""
 
     source = Source(
         title="Video-MME",
@@ -77,10 +74,7 @@ class VideoMME(MultipleChoice):
 
     @staticmethod
     def spoken(path: Path, moments: int) -> list[str]:
-        """The subtitles of an .srt file on display in the middle of `moments` equal parts of it, in order, each once.
-
-        Raises ValueError if the file has text and no subtitle.
-        """
+        """What an .srt file shows in the middle of `moments` equal parts of it, each once; ValueError if it is none."""
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         starts = [(number, found) for number, line in enumerate(lines) if (found := TIMES.search(line))]
         if not starts and any(line.strip() for line in lines):
@@ -89,12 +83,7 @@ class VideoMME(MultipleChoice):
         for number, found in starts:
             text = " ".join(takewhile(str.strip, lines[number + 1 :]))
             shown = " ".join(re.sub(r"<[^>]*>", "", text).split())
-            cues.append((_seconds(found.groups()[:4]), _seconds(found.groups()[4:]), shown))
+            cues.append((*map(clock_seconds, found.groups()), shown))
         last = max((end for _, end, _ in cues), default=0.0)
         times = [(number + 0.5) * last / moments for number in range(moments)]
         return [text for start, end, text in cues if text and any(start <= time < end for time in times)]
-
-
-def _seconds(parts: Sequence[str]) -> float:
-    hours, minutes, seconds, milliseconds = map(int, parts)
-    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
