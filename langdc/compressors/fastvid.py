@@ -13,7 +13,6 @@ from torch.nn import functional
 from langdc.compressors.base import Budget, SaliencyCompressor, Variant, best_of_each, compressors, frames_at_once
 from langdc.compressors.clustering import distances, listed, mixed, peaks
 from langdc.devices import at_once
-from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
 NEIGHBOURS = 4
@@ -40,8 +39,7 @@ class FastVID(SaliencyCompressor):
         change: float = 0.84, still: float = 0.99, context: float = 0.5, stride: int = 4, own: float = 0.5,
         frames_per_segment: int = 4
     ) -> None:  # fmt: skip
-        check_choice("fastvid variant", variant, Variant)
-        super().__init__(keep, tokens, variant, frames_per_segment)
+        super().__init__(keep, tokens, frames_per_segment, variant)
         if segments < 1 or stride < 1 or not (0 <= context <= 1 and 0 <= own <= 1):
             raise ValueError(
                 f"segments={segments} and stride={stride} must be at least 1, "

@@ -22,7 +22,6 @@ from langdc.compressors.base import (
     frames_at_once,
 )
 from langdc.compressors.clustering import distances, merged, peaks
-from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
 
@@ -46,8 +45,7 @@ class HoliTomOuter(SaliencyCompressor):
         own: float = 0.6, context: float = 0.0, neighbours: int = 7, max_window: int = 1024,
         frames_per_segment: int = 4
     ) -> None:  # fmt: skip
-        check_choice("holitom_outer variant", variant, Variant)
-        super().__init__(keep, tokens, variant, frames_per_segment)
+        super().__init__(keep, tokens, frames_per_segment, variant)
         if max_window < 1 or neighbours < 1 or not (0 <= own <= 1 and 0 <= context <= 1):
             raise ValueError(
                 f"max_window={max_window} and neighbours={neighbours} must be at least 1, own={own} and "

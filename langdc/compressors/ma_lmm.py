@@ -41,10 +41,9 @@ class MALMM(GridCompressor):
         self, keep: float | None = None, tokens: int | None = None, per: Per = "patch", soft: bool = True,
         variant: Variant = "fixed", frames_per_segment: int = 4
     ) -> None:  # fmt: skip
-        super().__init__(keep, tokens, frames_per_segment)
+        super().__init__(keep, tokens, frames_per_segment, variant)
         check_choice("ma_lmm per", per, Per)
-        check_choice("ma_lmm variant", variant, Variant)
-        self.per, self.variant, self.soft = per, variant, soft
+        self.per, self.soft = per, soft
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         values = grid.values.flatten(1, 2).float()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from langdc.compressors.base import Budget, GridCompressor, apportioned, best_of_each, compressors
 from langdc.devices import at_once
-from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
 Variant = Literal["fixed", "released", "paper"]
@@ -28,15 +27,14 @@ class VidCom2(GridCompressor):
     tokens of frames below the average.
     """
 
+    variants = Variant
     paper = "arXiv 2505.14454"
 
     def __init__(
         self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
         frames_per_segment: int = 4
     ) -> None:  # fmt: skip
-        super().__init__(keep, tokens, frames_per_segment)
-        check_choice("vidcom2 variant", variant, Variant)
-        self.variant = variant
+        super().__init__(keep, tokens, frames_per_segment, variant)
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         if self.variant == "fixed" and budget.covers(grid.tokens):

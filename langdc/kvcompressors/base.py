@@ -49,10 +49,12 @@ class BestKeysKV(BudgetedKV):
     """Keeps each chunk's best keys in every layer: a `scorer` ranks them, an `allocator` sets each layer's number.
 
     Both are given by name ("self", "window", "question"; "even", "pyramid", "empirical", "adaptive"), as {"name": ...,
-    settings} or as objects. `per_head`: each key head keeps its own best keys.
+    settings} or as objects. `per_head`: each key head keeps its own best keys. `released`: rounding and ties are as in
+    upstream, which drops keys where the budget covers the prompt, too.
     """
 
     per_head = False
+    released = False
 
     def __init__(
         self, keep: float | None, tokens: int | None, scorer: str | dict | Scorer, allocator: str | dict | Allocator,
@@ -71,11 +73,16 @@ class BestKeysKV(BudgetedKV):
                 "The prompt ends with a video, so no question can say what matters in it; put text after the video, "
                 "or give scorer='self'."
             )
+        self.active = self.active or self.released
 
     def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         if layer == 0:
             self._scores = []
-        self._scores.append(self.scorer(query, key))
+        self._scores.append(self.score(query, key))
+
+    def score(self, query: Tensor, key: Tensor) -> Tensor:
+        """The scorer's scores of a layer's keys [1,G,n,E] for the queries [1,h,Q,E]: [G,n]."""
+        return self.scorer(query, key)
 
     def chunk_share(self, chunk: Chunk) -> float:
         """The fraction kept of a chunk, averaged over layers."""
@@ -95,13 +102,18 @@ class BestKeysKV(BudgetedKV):
         best = [self.pick(per_layer, count) for per_layer, count in zip(ranked, counts, strict=True)]
         return [self._rows(chunk, layer, video_rows[rows]) for layer, rows in enumerate(best)]
 
+    def count(self, share: float, keys: int) -> int:
+        return min(keys, max(1, int(share * keys))) if self.released else super().count(share, keys)
+
     def shares(self, scores: Tensor, chunk: Chunk) -> list[float]:
         """The fraction that each layer keeps of a chunk, from the scores [L,n]."""
         share = self.chunk_share(chunk)
         return self.allocator(share, scores).tolist() if share < 1 else [1.0] * len(scores)
 
     def pick(self, scores: Tensor, count: int) -> Tensor:
-        """The best `count` of the last axis, in any order; of equals the earlier wins."""
+        """The best `count` of the last axis, in any order; of equals the earlier wins, unless `released`."""
+        if self.released:
+            return scores.topk(count).indices
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
     def _rows(self, chunk: Chunk, layer: int, best: Tensor) -> Tensor:

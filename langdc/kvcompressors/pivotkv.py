@@ -9,7 +9,7 @@ from langdc.kvcompressors.allocators import Allocator
 from langdc.kvcompressors.base import BestKeysKV, kvcompressors
 from langdc.kvcompressors.scorers import Scorer
 from langdc.registry import check_choice
-from langdc.types import Chunk, Plan
+from langdc.types import Chunk
 
 Variant = Literal["fixed", "released", "paper"]
 
@@ -37,26 +37,16 @@ class PivotKV(BestKeysKV):
     ) -> None:  # fmt: skip
         super().__init__(keep, tokens, scorer, allocator, chunk_frames)
         check_choice("pivotkv variant", variant, Variant)
-        self.variant = variant
+        self.variant, self.released = variant, variant == "released"
         self.compact_positions = variant != "paper" if compact_positions is None else compact_positions
         self.position_free = self.continuous = self.compact_positions
-
-    def begin(self, plan: Plan) -> None:
-        super().begin(plan)
-        self.active = self.active or self.variant == "released"
 
     def adjust(self, scores: Tensor, chunk: Chunk) -> Tensor:
         if chunk.anchor is None:
             return scores
         anchor = chunk.anchor[chunk.video].to(scores.device)
-        first = scores.new_ones(()) if self.variant == "released" else scores + scores.amax(-1, keepdim=True) + 1
+        first = scores.new_ones(()) if self.released else scores + scores.amax(-1, keepdim=True) + 1
         return torch.where(anchor, first, scores)
-
-    def pick(self, scores: Tensor, count: int) -> Tensor:
-        return scores.topk(count).indices if self.variant == "released" else super().pick(scores, count)
-
-    def count(self, share: float, keys: int) -> int:
-        return max(1, int(share * keys)) if self.variant == "released" else super().count(share, keys)
 
     def kept(self, chunk: Chunk) -> list[Tensor]:
         rows = super().kept(chunk)
