@@ -63,7 +63,7 @@ class Captioner(nn.Module):
         if max_soft_tokens < 1:
             raise ValueError(f"max_soft_tokens is {max_soft_tokens}; it must be at least 1.")
         self.language_model = load_language_model(source, attention)
-        self.tokenizer = load_tokenizer(tokenizer if tokenizer is not None else str(source))
+        self.tokenizer = load_tokenizer(source if tokenizer is None else tokenizer)
         depth = self.language_model.config.num_hidden_layers
         if not -depth - 1 <= layer <= depth:
             raise ValueError(f"layer is {layer}; a captioner of {depth} layers has hidden states 0 to {depth}.")

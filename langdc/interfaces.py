@@ -142,8 +142,6 @@ class Backbone(nn.Module, ABC):
     language_model: PreTrainedModel
     text_model: nn.Module
     """The language model without its head."""
-    lm_head: nn.Module
-    """From backbone width to logits."""
     tokenizer: PreTrainedTokenizerBase
     encoders: nn.ModuleDict
     projectors: nn.ModuleDict
@@ -158,8 +156,6 @@ class Backbone(nn.Module, ABC):
     """C of each encoder's grid, by stream name."""
     end_ids: list[int]
     """Ids that end a reply."""
-    generation_config: GenerationConfig
-    """The model's own settings of generation."""
     has_saliency: ClassVar[bool] = False
     """Whether its encoder's attention can be had."""
     batched: bool = False
@@ -171,6 +167,17 @@ class Backbone(nn.Module, ABC):
     def preprocessing(self) -> str:
         """Fingerprint of all that decides, beside the encoders' weights, what they get of a file."""
         return f"{self.segments}x{self.frames_per_segment}"
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """From backbone width to logits."""
+        head: Any = self.language_model.get_output_embeddings()
+        return head
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The model's own settings of generation."""
+        return self.language_model.generation_config or GenerationConfig()
 
     @property
     def key_bytes(self) -> int:

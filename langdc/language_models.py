@@ -170,10 +170,12 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return kind.from_pretrained(folder)
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source | Path) -> PreTrainedTokenizerBase:
     """Load a fast tokenizer with a chat template; ValueError if it has none."""
-    folder = resolve(str(source))
-    if not isinstance(folder, Path) or not (folder / "tokenizer_config.json").is_file():
+    folder = resolve(source if isinstance(source, dict) else str(source))
+    if not isinstance(folder, Path):
+        raise ValueError("A model given by its architecture needs the setting 'tokenizer' (a directory).")
+    if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json).")
     tokenizer = open_tokenizer(folder)
     tokenizer.chat_template = _chat_template(folder) or tokenizer.chat_template

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from langdc import checkpoint, devices
 from langdc.backbones.chat import conversation, question_of
+from langdc.backbones.inputs import read_prompt
 from langdc.config import MemberConfig, check
 from langdc.features import read_spec
 from langdc.flops import Counted, encoder_flops, work_flops
@@ -26,9 +27,9 @@ from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
 from langdc.model import VideoModel, build_compressor
 from langdc.prefill import PrefillOutput
-from langdc.replies import read, reply_alone, reply_together
+from langdc.replies import reply_alone, reply_together
 from langdc.timing import StageTimer, stage
-from langdc.types import Answer, Compressed, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
+from langdc.types import Answer, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,12 +205,10 @@ class VideoLM:
             for number, (video, question) in enumerate(waiting):
                 share = _size(features[number]) / sum(map(_size, features))
                 flops = counted.total * share + (work_flops(found.work[number]) if found.work else 0.0)
-                said, seconds = self._captions(found, number), timer.seconds["compress"] / len(waiting)
+                said = None if found.ids is None else [self.compressor.text(ids) for ids in found.ids[number]]
+                seconds = timer.seconds["compress"] / len(waiting)
                 video.compressed[question] = CompressedVideo(found.tokens[number], said, seconds, flops)
         return [video.compressed[question] for video, question in keys]
-
-    def _captions(self, found: Compressed, number: int) -> list[str] | None:
-        return None if found.ids is None else [self.compressor.text(ids) for ids in found.ids[number]]
 
     # ---- from a question to an answer
 
@@ -298,8 +297,8 @@ class VideoLM:
     @torch.no_grad()
     def read(self, prompt: Prompt, videos: list[OpenVideo]) -> PrefillOutput:
         """Read a prompt about videos, in chunks if keys are dropped."""
-        frames = [len(video.times) for video in videos]
-        return read(self.model.backbone, prompt, [video.tokens for video in videos], frames, self.kv)
+        tokens, frames = [video.tokens for video in videos], [len(video.times) for video in videos]
+        return read_prompt(self.model.backbone, prompt, tokens, self.kv, frames)
 
 
 def _size(video: VideoFeatures) -> int:

@@ -359,8 +359,8 @@ class Answer:
     """
 
     text: str
-    tokens: int
-    segment_tokens: list[int]
+    tokens: int = 0
+    segment_tokens: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
     peak_bytes: int | None = None

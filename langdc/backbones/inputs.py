@@ -102,17 +102,21 @@ def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[V
 
 
 def read_prompt(
-    backbone: Backbone, prompt: Prompt, tokens: list[VideoTokens], compressor: KVCompressor | None,
-    frames: Sequence[int], steps: Sequence[int] | None = None
-) -> PrefillOutput:  # fmt: skip
+    backbone: Backbone,
+    prompt: Prompt,
+    tokens: list[VideoTokens],
+    compressor: KVCompressor | None,
+    frames: Sequence[int],
+    steps: Sequence[int] | None = None,
+) -> PrefillOutput:
     """Read a prompt with its videos' tokens, in the chunks that the KV compressor asks for; in one piece without one.
 
     `frames`: in how many frames each video was sampled, 1 for an image, which is read like text; `steps`: in how many
-    steps of time its tokens come, which are fewer where a model joins frames. Anchors are the tokens' own.
+    steps of time its tokens come, by default as the backbone joins frames. Anchors are the tokens' own.
     """
     inputs = text_inputs(backbone, [prompt], [tokens])
     spliced = inputs.spliced[0]
-    steps = frames if steps is None else steps
+    steps = [-(-count // backbone.frames_per_step) for count in frames] if steps is None else steps
     images = [number for number, count in enumerate(frames) if count == 1]
     unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if compressor else spliced.video
     numbers = spliced.video_id.masked_fill(unread, -1)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import AutoModelForImageTextToText as AnyModel
 
 from langdc.backbones.chat import checked_parts, marked_prompt, templated
@@ -117,12 +117,6 @@ class StockBackbone(Backbone):
         return self._inner.language_model
 
     @property
-    def lm_head(self) -> nn.Module:
-        head = self.model.get_output_embeddings()
-        assert head is not None  # these models generate
-        return head
-
-    @property
     def _inner(self) -> Any:
         """The model without its head; its attributes differ by family."""
         return self.model.base_model
@@ -150,20 +144,11 @@ class StockBackbone(Backbone):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self._tokenizer_source or self._folder())
+        return load_tokenizer(self._tokenizer_source or self.source)
 
     @property
     def end_ids(self) -> list[int]:
         return end_ids(self.model, self.tokenizer)
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        return self.model.generation_config or GenerationConfig()
-
-    def _folder(self) -> str:
-        if not isinstance(self.source, str):
-            raise ValueError("A model given by its architecture needs the setting 'tokenizer' (a directory).")
-        return self.source
 
     def _processor(self, kind: type) -> Any:
         """An image or video processor from the checkpoint's files; with the class's settings where there are none."""

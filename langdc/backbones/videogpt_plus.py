@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from langdc.backbones.base import backbones
 from langdc.backbones.chat import chat_prompt
@@ -49,9 +48,7 @@ class VideoGPTPlus(Backbone):
             self.language_model = load_language_model(language_model, attention, quantize=quantize)
         else:
             self.language_model = language_model_outline(language_model)
-        if tokenizer is None and not isinstance(language_model, str):
-            raise ValueError("A language model given by its architecture needs the setting 'tokenizer' (a directory).")
-        self.tokenizer = load_tokenizer(tokenizer if tokenizer is not None else str(language_model))
+        self.tokenizer = load_tokenizer(language_model if tokenizer is None else tokenizer)
         self._members = (image_encoder, video_encoder)
         built = [encoders.build(**member).requires_grad_(False).eval() for member in self._members]
         self.encoders = nn.ModuleDict(dict(zip(STREAMS, built, strict=True)))
@@ -76,16 +73,6 @@ class VideoGPTPlus(Backbone):
     @property
     def text_model(self) -> nn.Module:
         return self.language_model.base_model
-
-    @property
-    def lm_head(self) -> nn.Module:
-        head = self.language_model.get_output_embeddings()
-        assert head is not None  # a causal language model has one
-        return head
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        return self.language_model.generation_config or GenerationConfig()
 
     @property
     def end_ids(self) -> list[int]:

@@ -129,8 +129,8 @@ class GridCompressor(TokenCompressor):
 
     nominal: ClassVar[bool] = False
     """Whether the method's own rules decide, so that the budget may be missed."""
-    variants: ClassVar[Any] = Variant
-    """What `variant` may be."""
+    variants: ClassVar[Any] = Literal["fixed"]
+    """What `variant` may be, as a `Literal` type."""
 
     def __init__(
         self, keep: float | None = None, tokens: int | None = None, frames_per_segment: int = 4, variant: str = "fixed"
@@ -183,6 +183,7 @@ class SaliencyCompressor(GridCompressor):
     """
 
     needs = frozenset({"projected", "saliency"})
+    variants = Variant
 
     def __init__(self, keep: float | None, tokens: int | None, frames_per_segment: int, variant: str) -> None:
         super().__init__(keep, tokens, frames_per_segment, variant)

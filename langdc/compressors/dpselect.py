@@ -33,6 +33,7 @@ class DPSelect(GridCompressor):
     frames, as the released code does, which may be more than the budget.
     """
 
+    variants = Variant
     paper = "ReTaKe, arXiv 2412.20504"
 
     def __init__(

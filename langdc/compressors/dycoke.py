@@ -25,6 +25,7 @@ class DyCoke(Selector):
     """
 
     nominal = True
+    variants = Variant
     paper = "arXiv 2411.15024"
 
     def __init__(

@@ -35,6 +35,7 @@ class MALMM(GridCompressor):
     frames, as ReTaKe's release does, which may be more than the budget.
     """
 
+    variants = Variant
     paper = "arXiv 2404.05726"
 
     def __init__(

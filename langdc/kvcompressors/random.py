@@ -1,4 +1,4 @@
-"""Random keys: the baseline of every KV compressor. Letters: h query heads, G key heads, Q queries, n keys, E head width."""
+"""Random keys: the baseline of every KV compressor. Letters: n keys scored."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from langdc.types import Plan
 
 @kvcompressors.register("random")
 class RandomKV(BestKeysKV):
-    """Keep random keys of every chunk, different ones in every layer; the same ones for the same `seed`, on any device."""
+    """Keep random keys of every chunk, different ones in every layer; the same for the same `seed`, on any device."""
 
     def __init__(
         self,
