@@ -88,10 +88,17 @@ def _blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | None, hidd
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, sliding_window: int | None = None, observer: Observer | None = None,
-    padding: Tensor | None = None, **kwargs: Any
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    observer: Observer | None = None,
+    padding: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """The attention function that transformers calls, with rotated queries, past and new keys; masked per layer.
 
     Positions are never given to a kernel, which would take gaps between kept tokens for packed sequences. `padding`:

@@ -54,9 +54,15 @@ class Captioner(nn.Module):
     """
 
     def __init__(
-        self, source: Source, prompt: str, layer: int, soft_token: SoftToken = "at", max_soft_tokens: int = 128,
-        tokenizer: str | None = None, attention: str = "sdpa"
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        prompt: str,
+        layer: int,
+        soft_token: SoftToken = "at",
+        max_soft_tokens: int = 128,
+        tokenizer: str | None = None,
+        attention: str = "sdpa",
+    ) -> None:
         super().__init__()
         if soft_token not in get_args(SoftToken):
             raise ValueError(f"soft_token is {soft_token!r}; allowed are {', '.join(get_args(SoftToken))}.")

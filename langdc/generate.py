@@ -46,9 +46,16 @@ class _GenerateOutput:
 
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel, embeds: Tensor, mask: Tensor, end: list[int], max_tokens: int, layer: int,
-    synced: bool = False, counted_ends: Sequence[int] = (), pad: int | None = None
-) -> _GenerateOutput:  # fmt: skip
+    model: PreTrainedModel,
+    embeds: Tensor,
+    mask: Tensor,
+    end: list[int],
+    max_tokens: int,
+    layer: int,
+    synced: bool = False,
+    counted_ends: Sequence[int] = (),
+    pad: int | None = None,
+) -> _GenerateOutput:
     """Write at most `max_tokens` tokens per row after left-padded prompts; every row stops at its own end token.
 
     `embeds` [B,M,Z]; `mask` [B,M] 1 at real positions; `layer` indexes the model's hidden states (0: embeddings).
@@ -141,9 +148,14 @@ class Continuation(PreTrainedModel, GenerationMixin):
             return generate(inputs_embeds=blank, past_key_values=self.output.cache, **options)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool = False, inputs_embeds: Tensor | None = None,
-        past_key_values: KVCache | None = None, use_cache: bool = True, **kwargs: Any
-    ) -> dict:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        is_first_iteration: bool = False,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool = True,
+        **kwargs: Any,
+    ) -> dict:
         """Arguments of `forward`: the tokens so far [B,n], and whether none was written yet."""
         return {"input_ids": input_ids, "first": is_first_iteration}
 
@@ -164,7 +176,7 @@ class Continuation(PreTrainedModel, GenerationMixin):
         embeds = output.text_model.get_input_embeddings()(ids)
         positions = self.position.expand(-1, len(ids), -1)
         self.position = self.position + 1
-        return forward_text(output.text_model, embeds, positions, output.cache, self, {})
+        return forward_text(output.text_model, embeds, positions, output.cache, self)
 
     def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """New queries at the layer's own positions; see `langdc.attention.Observer`."""

@@ -81,9 +81,13 @@ def templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict], reply_ne
 
 
 def marked_prompt(
-    tokenizer: PreTrainedTokenizerBase, render: Render, messages: list[dict], end: list[int], learn: bool,
-    slots: Sequence[Slot] | None = None
-) -> Prompt:  # fmt: skip
+    tokenizer: PreTrainedTokenizerBase,
+    render: Render,
+    messages: list[dict],
+    end: list[int],
+    learn: bool,
+    slots: Sequence[Slot] | None = None,
+) -> Prompt:
     """A prompt from messages whose rendered text has a mark, U+E000, wherever tokens of a video go. `slots`: what is
     known of each mark, in order, but for its position; video after video where None.
     """

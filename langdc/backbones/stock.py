@@ -60,10 +60,17 @@ class StockBackbone(Backbone):
     video_processor_class: ClassVar[type]
 
     def __init__(
-        self, source: Source, frames: int = 32, fps: float | None = None, tokenizer: str | None = None,
-        dtype: str = "auto", attention: str = "sdpa", yarn: float | None = None, quantize: Quantize | None = None,
-        text: bool = True
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        frames: int = 32,
+        fps: float | None = None,
+        tokenizer: str | None = None,
+        dtype: str = "auto",
+        attention: str = "sdpa",
+        yarn: float | None = None,
+        quantize: Quantize | None = None,
+        text: bool = True,
+    ) -> None:
         super().__init__()
         if frames < 1 or (fps is not None and fps <= 0):
             raise ValueError(f"frames={frames}, fps={fps}: give at least one frame, and more than 0 per second.")

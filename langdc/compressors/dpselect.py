@@ -37,9 +37,14 @@ class DPSelect(GridCompressor):
     paper = "ReTaKe, arXiv 2412.20504"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, per: Per = "frame", window: int = 3,
-        variant: Variant = "fixed", frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        per: Per = "frame",
+        window: int = 3,
+        variant: Variant = "fixed",
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__(keep, tokens, frames_per_segment, variant)
         check_choice("dpselect per", per, Per)
         if window < 1:

@@ -29,9 +29,13 @@ class DyCoke(Selector):
     paper = "arXiv 2411.15024"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
-        merging_ratio: float | None = None, frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        merging_ratio: float | None = None,
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__(keep, tokens, frames_per_segment, variant)
         if merging_ratio is not None and (variant != "released" or not 0 <= merging_ratio <= 1):
             raise ValueError(f"merging_ratio={merging_ratio} goes with variant='released' and is in [0, 1]; use keep.")

@@ -35,10 +35,18 @@ class FastVID(SaliencyCompressor):
     paper = "arXiv 2503.11187"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed", segments: int = 8,
-        change: float = 0.84, still: float = 0.99, context: float = 0.5, stride: int = 4, own: float = 0.5,
-        frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        segments: int = 8,
+        change: float = 0.84,
+        still: float = 0.99,
+        context: float = 0.5,
+        stride: int = 4,
+        own: float = 0.5,
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__(keep, tokens, frames_per_segment, variant)
         if segments < 1 or stride < 1 or not (0 <= context <= 1 and 0 <= own <= 1):
             raise ValueError(

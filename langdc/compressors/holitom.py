@@ -41,10 +41,17 @@ class HoliTomOuter(SaliencyCompressor):
     paper = "arXiv 2505.21334"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed", still: float = 0.8,
-        own: float = 0.6, context: float = 0.0, neighbours: int = 7, max_window: int = 1024,
-        frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        still: float = 0.8,
+        own: float = 0.6,
+        context: float = 0.0,
+        neighbours: int = 7,
+        max_window: int = 1024,
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__(keep, tokens, frames_per_segment, variant)
         if max_window < 1 or neighbours < 1 or not (0 <= own <= 1 and 0 <= context <= 1):
             raise ValueError(

@@ -39,9 +39,14 @@ class MALMM(GridCompressor):
     paper = "arXiv 2404.05726"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, per: Per = "patch", soft: bool = True,
-        variant: Variant = "fixed", frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        per: Per = "patch",
+        soft: bool = True,
+        variant: Variant = "fixed",
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__(keep, tokens, frames_per_segment, variant)
         check_choice("ma_lmm per", per, Per)
         self.per, self.soft = per, soft

@@ -72,9 +72,15 @@ class Resampler(TokenCompressor):
     paper = "Flamingo, arXiv 2204.14198"
 
     def __init__(
-        self, width: int, streams: dict[str, int], queries: int, depth: int = 2, heads: int = 4, max_side: int = 32,
-        frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        streams: dict[str, int],
+        queries: int,
+        depth: int = 2,
+        heads: int = 4,
+        max_side: int = 32,
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__()
         if queries < 1 or depth < 1 or width % heads:
             raise ValueError(

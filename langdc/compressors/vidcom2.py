@@ -31,9 +31,12 @@ class VidCom2(GridCompressor):
     paper = "arXiv 2505.14454"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
-        frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__(keep, tokens, frames_per_segment, variant)
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:

@@ -31,9 +31,14 @@ class VisionZip(SaliencyCompressor):
     paper = "arXiv 2412.04467"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed", dominant: float = 0.6,
-        neighbours: int = 5, frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        dominant: float = 0.6,
+        neighbours: int = 5,
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__(keep, tokens, frames_per_segment, variant)
         if not 0 < dominant <= 1 or neighbours < 1:
             raise ValueError(f"dominant={dominant} must be in (0, 1] and neighbours={neighbours} at least 1.")

@@ -57,9 +57,13 @@ class BestKeysKV(BudgetedKV):
     released = False
 
     def __init__(
-        self, keep: float | None, tokens: int | None, scorer: str | dict | Scorer, allocator: str | dict | Allocator,
-        chunk_frames: int
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None,
+        tokens: int | None,
+        scorer: str | dict | Scorer,
+        allocator: str | dict | Allocator,
+        chunk_frames: int,
+    ) -> None:
         super().__init__(keep, tokens, chunk_frames)
         self.scorer, self.allocator = scorers.of(scorer), allocators.of(allocator)
         self.question_window = self.scorer.question_window

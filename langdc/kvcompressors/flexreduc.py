@@ -49,11 +49,18 @@ class FlexReduc(BestKeysKV):
     paper = "AdaReTaKe, arXiv 2503.12559"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
-        scorer: str | dict | Scorer = "question", allocator: str | dict | Allocator | None = None,
-        temporal: bool = True, compact_positions: bool = True, chunk_frames: int = 32, boost: float = 4.0,
-        defects: Collection[str] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        scorer: str | dict | Scorer = "question",
+        allocator: str | dict | Allocator | None = None,
+        temporal: bool = True,
+        compact_positions: bool = True,
+        chunk_frames: int = 32,
+        boost: float = 4.0,
+        defects: Collection[str] | None = None,
+    ) -> None:
         check_choice("flexreduc variant", variant, Variant)
         allocator = allocator or Adaptive("floor" if variant == "paper" else "count")
         super().__init__(keep, tokens, scorer, allocator, chunk_frames)

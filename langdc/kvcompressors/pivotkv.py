@@ -31,10 +31,15 @@ class PivotKV(BestKeysKV):
     paper = "ReTaKe, arXiv 2412.20504"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
-        scorer: str | dict | Scorer = "self", allocator: str | dict | Allocator = "even",
-        compact_positions: bool | None = None, chunk_frames: int = 32
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        scorer: str | dict | Scorer = "self",
+        allocator: str | dict | Allocator = "even",
+        compact_positions: bool | None = None,
+        chunk_frames: int = 32,
+    ) -> None:
         super().__init__(keep, tokens, scorer, allocator, chunk_frames)
         check_choice("pivotkv variant", variant, Variant)
         self.variant, self.released = variant, variant == "released"
