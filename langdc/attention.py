@@ -44,9 +44,7 @@ def _flash_kernel() -> Callable[..., Tensor] | None:
 def _causal_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, hidden: Tensor | None = None
 ) -> Tensor:
-    """Attention output [1,h,Q,E] of the last Q of K tokens; the causal mask is aligned to the end of the keys. `hidden`
-    [K]: keys that no query attends to.
-    """
+    """Attention [1,h,Q,E] of the last Q of K tokens, causal from the end; `hidden` [K]: keys never attended to."""
     if hidden is not None:
         return _blocks(query, key, value, scale, hidden)
     flash = _flash_kernel() if query.dtype in (torch.float16, torch.bfloat16) else None

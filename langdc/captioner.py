@@ -1,7 +1,5 @@
 """The captioner: a light causal language model that describes a segment; its hidden states are the soft tokens.
-
-Letters: S segments (of all videos of a batch), n caption tokens, Z captioner width.
-Source: LangDC (arXiv 2509.00969), section 4.1.
+Letters: S segments of a batch, n caption tokens, Z captioner width. Source: LangDC (arXiv 2509.00969), section 4.1.
 """
 
 from copy import copy, deepcopy
@@ -115,9 +113,7 @@ class Captioner(nn.Module):
 
     @uncounted()
     def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> _CaptionOutput:
-        """Read the states off given captions and score every token of them, the end token included. `visual`:
-        [n_visual,Z] per segment; `captions`: ids [n] per segment. One call of the model for all segments.
-        """
+        """Read given captions (ids [n] per segment) after `visual` tokens [n_visual,Z]; score them and their end."""
         device = visual[0].device
         end = torch.tensor([self.tokenizer.eos_token_id], device=device)
         captions = [caption.to(device) for caption in captions]
@@ -185,9 +181,7 @@ class Captioner(nn.Module):
 
     @staticmethod
     def _places(starts: list[int], lengths: list[int], padded: Tensor) -> Tensor:
-        """Flat indices into a padded batch [S,M,...] of `lengths` positions from `starts` in each row. One look-up for
-        all rows: the gradient of every slice would be a tensor as large as the whole batch.
-        """
+        """Flat indices into rows [S,M,...] of `lengths` positions from `starts`; slices would cost a gradient each."""
         longest = padded.shape[1]
         ranges = [torch.arange(n) + i * longest + a for i, (a, n) in enumerate(zip(starts, lengths, strict=True))]
         return torch.cat(ranges).to(padded.device)

@@ -19,9 +19,7 @@ def _cues_of(segment: SegmentRecord) -> list[str]:
 
 
 def densities(segments: Sequence[SegmentRecord]) -> list[int]:
-    """The density of each segment of a record: as it states, else the number of its cues. Empty if no segment is
-    annotated: 0 would then be wrong.
-    """
+    """Each segment's density: as stated, else its number of cues; empty if none is annotated, as 0 would be wrong."""
     known = any(segment.density is not None or _cues_of(segment) for segment in segments)
     counts = [len(_cues_of(segment)) if segment.density is None else segment.density for segment in segments]
     return counts if known else []
@@ -41,9 +39,7 @@ def cue_recall(caption: str, segment: SegmentRecord) -> float | None:
 
 
 def density_correlation(densities: Sequence[float], tokens: Sequence[float]) -> float:
-    """Spearman's rank correlation of densities and token counts; NaN if either never varies. Raises ValueError unless
-    both have the same length of at least 3.
-    """
+    """Spearman's rank correlation of 3 or more pairs (else ValueError); NaN if either side never varies."""
     if len(densities) != len(tokens) or len(tokens) < 3:
         raise ValueError(
             f"{len(densities)} densities and {len(tokens)} token counts; give 3 or more of each, in pairs."

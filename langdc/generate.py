@@ -1,6 +1,4 @@
-"""Generation: greedy batches that keep hidden states, and replies to a prompt that was read in chunks. Letters: A
-rotary axes, B rows, M prompt length, D backbone width, Z width of a captioner, V vocabulary.
-"""
+"""Greedy batches, and replies to chunked prompts. Letters: A rotary axes, B rows, M length, Z width, V vocabulary."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -136,9 +134,7 @@ class Continuation(PreTrainedModel, GenerationMixin):
         return self.output.text_model.dtype
 
     def generate(self, **options: Any) -> Any:
-        """New token ids [B,n] by the options of transformers' `generate`, or its output where they ask for more.
-        ValueError on a second call.
-        """
+        """New ids [B,n], or what the options of transformers' `generate` ask for; ValueError on a second call."""
         if self.position is not self.output.next_position:
             raise ValueError("This prompt was continued already; read it again for another reply.")
         blank = torch.empty(1, 1, self.config.hidden_size, device=self.device, dtype=self.dtype)
@@ -200,9 +196,7 @@ class FirstToken(BaseStreamer):
 
 
 class ScoreCheck(LogitsProcessor):
-    """Checks that the scores of every next token are finite, without changing them: argmax and sampling accept NaN.
-    Only `require_finite` waits for the device.
-    """
+    """Notes scores that are not finite, which argmax and sampling accept. `require_finite` waits for the device."""
 
     def __init__(self) -> None:
         self._broken: Tensor | None = None

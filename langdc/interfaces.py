@@ -111,15 +111,11 @@ class KVCompressor(ABC):
         """Get ready for a prompt."""
 
     def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Gets a layer's keys and values of the chunk [1,G,Q,E], and the queries that may score them [1,h,n,E]. Those
-        are of the question window where there is one, else the chunk's own.
-        """
+        """Gets a chunk's keys and values [1,G,Q,E], and queries [1,h,n,E]: the question window's, else its own."""
         return
 
     def question_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
-        """Positions [A,1,n] of the question window behind a chunk; `positions` [A,1,M] are the prompt's. Default:
-        directly after the chunk.
-        """
+        """Positions [A,1,n] of the question window, of the prompt's [A,1,M]; default: directly after the chunk."""
         window, last = positions[:, :, -chunk.question_window :], positions[0, 0, chunk.rows.stop - 1]
         return window - (window[0, 0, 0] - last - 1)
 
@@ -135,9 +131,7 @@ class KVCompressor(ABC):
 
 
 class Backbone(nn.Module, ABC):
-    """One video language model's habits: how it encodes, prompts and numbers positions. Wraps a stock model, changes
-    none of its classes.
-    """
+    """One video language model's habits: how it encodes, prompts, numbers positions. Wraps a stock model, unchanged."""
 
     language_model: PreTrainedModel
     text_model: nn.Module
@@ -221,9 +215,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
-        """Project encoder grids to backbone width if "projected" is in `need`; gradients flow to the projectors. One
-        call of each projector for all videos.
-        """
+        """Project grids to backbone width if "projected" is in `need`; one call of each projector for all videos."""
 
     def features_of(self, videos: list[Frames], need: frozenset[str] = frozenset({"projected"})) -> list[VideoFeatures]:
         """`encode`, then `project`."""
@@ -297,9 +289,7 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
-        """The named losses of a batch, each a sum and a count, the compressor's own among them. `model`: a
-        `langdc.model.VideoModel`.
-        """
+        """A batch's losses, also the compressor's, each a sum and a count; `model`: a `langdc.model.VideoModel`."""
 
     def prepare(self, model: Any, data: Any, directory: Path) -> None:
         """Called on every process before the first step; default: nothing. `data`: the
@@ -308,9 +298,7 @@ class Objective(ABC):
         return
 
     def solve(self, model: Any, data: Any) -> tuple[float, float] | None:
-        """Learn in closed form, without steps: the loss that is left and the floating-point operations it took. None,
-        the default: it is trained by gradient descent.
-        """
+        """Learn in closed form: the loss that is left and the FLOPs it took; None, the default: by gradient descent."""
         return None
 
 

@@ -16,9 +16,7 @@ from langdc.rope import Rope
 
 
 class _KVLayer(DynamicLayer):
-    """One layer's keys and values [1,G,K,E] and the keys' `positions` [A,1 or G,K]. `offset` [A]: how far this layer's
-    positions are behind the prompt's, after position compaction.
-    """
+    """A layer's keys and values [1,G,K,E], and `positions` [A,1 or G,K], `offset` [A] behind the prompt's."""
 
     def __init__(self) -> None:
         super().__init__()

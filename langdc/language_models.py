@@ -90,10 +90,7 @@ def language_model_outline(source: Source) -> PreTrainedModel:
 
 
 def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that keep linear layers in 4 bits, but for those of `skipped` modules.
-
-    ValueError for another kind than "nf4", and where bitsandbytes is missing.
-    """
+    """Arguments of `from_pretrained` for linear layers in 4 bits, but in `skipped` modules; ValueError if unable."""
     if quantize != "nf4":
         raise ValueError(f"quantize is {quantize!r}; allowed is 'nf4', or leave it out for whole weights.")
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -121,10 +118,7 @@ def mark_four_bits(model: PreTrainedModel, text_model: nn.Module | None = None) 
 
 
 def fastest_attention(half: bool) -> tuple[str, str]:
-    """The fastest attention kernel of this machine, as transformers names it, and why it is that one.
-
-    `half`: whether the model runs in bfloat16 or float16, the types that flash-attn knows.
-    """
+    """The fastest attention kernel of this machine, and why; `half`: whether the model runs in (b)float16."""
     if importlib.util.find_spec("flash_attn") is None:
         return "sdpa", "flash-attn is not installed"
     if devices.kind().name != "cuda":
@@ -135,10 +129,7 @@ def fastest_attention(half: bool) -> tuple[str, str]:
 
 
 def use_liger(model: PreTrainedModel, wanted: bool | Literal["auto"]) -> bool:
-    """Give a model's norms and feed-forward layers the fused kernels of liger-kernel; whether it was done.
-
-    Only this model is changed. With "auto" what cannot be done is left; else ValueError says what is missing.
-    """
+    """Give this model liger-kernel's fused layers; where it cannot be, False with "auto", else ValueError."""
     if not wanted:
         return False
     missing = None
@@ -185,10 +176,7 @@ def load_tokenizer(source: Source | Path) -> PreTrainedTokenizerBase:
 
 
 def _chat_template(folder: Path) -> str | None:
-    """The chat template of a folder's processor, which knows videos; None where the tokenizer's own is the only one.
-
-    As in transformers, processor_config.json and chat_template.json go before the tokenizer's files.
-    """
+    """The chat template of a folder's processor, which goes before the tokenizer's; None where there is none."""
     for name in ("processor_config.json", "chat_template.json"):
         if (folder / name).is_file() and (template := read_json(folder / name).get("chat_template")):
             return template

@@ -44,10 +44,7 @@ class CompressedVideo:
 
 @dataclass(eq=False)
 class OpenVideo:
-    """A video that was decoded and encoded once, ready for any number of questions.
-
-    It is compressed when it is first asked about: once, or once per question where the compressor needs the question.
-    """
+    """A video that was decoded and encoded once; compressed when first asked about, or per question where needed."""
 
     lm: "VideoLM"
     frames: Frames | None
@@ -58,10 +55,7 @@ class OpenVideo:
 
     @cached_property
     def features(self) -> VideoFeatures:
-        """What the compressor gets, but for the question.
-
-        Raises ValueError if it needs the encoder's attention and the video was opened without.
-        """
+        """What the compressor gets, but for the question; ValueError where it lacks the encoder's attention."""
         if self.lm.lacks_saliency(self.encoder):
             raise ValueError(
                 f"{type(self.lm.compressor).__name__} needs the encoder's attention, which was not asked for when this "
@@ -243,10 +237,8 @@ class VideoLM:
         return self._answers([(video, question)], FirstToken(), **generation)[0]
 
     def answer(self, batch: Sequence[tuple[OpenVideo, str]], **generation: Any) -> list[Answer]:
-        """Answer several questions at once; all videos are compressed in one batch.
-
-        What prompts about one video begin with is read once, too. The seconds are each answer's share of the batch's;
-        the FLOPs are those of asking it alone.
+        """Answer several questions at once. All videos are compressed in one batch, and what prompts about a video
+        begin with is read once. Seconds are shares of the batch's; FLOPs are those of asking alone.
         """
         return self._answers(batch, None, **generation)
 

@@ -128,9 +128,7 @@ class _ChunkedPrefill:
         return self.compressor is not None and self.compressor.continuous
 
     def read(self, chunks: tuple[Chunk, ...], close_gaps: bool) -> Tensor:
-        """Read the whole prompt; returns the last token's state [1,D]. `close_gaps`: move the keys after the last
-        video, so that later text needs no offset.
-        """
+        """Read the whole prompt: the last token's state [1,D]. `close_gaps`: text after a video needs no offset."""
         at, state = 0, self.embeds[:0]
         for chunk in chunks:
             if chunk.rows.start > at:

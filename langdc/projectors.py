@@ -51,9 +51,7 @@ def project_ragged(projector: nn.Module, grids: list[Tensor]) -> list[Tensor]:
 
 
 def average_pool(grid: Tensor, side: int) -> Tensor:
-    """Average a grid [T,H,W,C] over space to [T,side,side,C]; adaptive, so H need not be a multiple of `side`. A grid
-    with fewer rows or columns than `side` keeps those it has.
-    """
+    """Average a grid [T,H,W,C] over space to [T,side,side,C], adaptively; smaller grids keep their rows and columns."""
     rows, columns = min(side, grid.shape[1]), min(side, grid.shape[2])
     if (rows, columns) == grid.shape[1:3]:
         return grid

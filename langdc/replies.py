@@ -49,10 +49,7 @@ def reply_together(
     clock: FirstToken | None,
     options: dict[str, Any],
 ) -> list[Answer]:
-    """Read several prompts as one padded batch and write all replies; the seconds are each one's share.
-
-    `clock` hears when the first token comes, for a single prompt.
-    """
+    """Answer prompts as one padded batch; seconds are each one's share. `clock`: of a single prompt's first token."""
     watch, options = _watched(backbone, options)
     if clock is not None:
         options = {"streamer": clock, **options}
@@ -81,10 +78,7 @@ def reply_together(
 def _generate(
     backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]], options: dict[str, Any]
 ) -> tuple[Tensor, list[int]]:
-    """Ids of the replies, filled up to the longest, and lengths of the prompts.
-
-    A function of its own, so that the cache is freed before the clock stops.
-    """
+    """Ids of the replies, and lengths of the prompts; the cache is freed on return, before the clock stops."""
     generate: Any = backbone.language_model.generate
     batch = read_together(backbone, prompts, tokens)
     return generate(**batch, **options), batch["attention_mask"].sum(1).tolist()

@@ -88,9 +88,7 @@ def marked_prompt(
     learn: bool,
     slots: Sequence[Slot] | None = None,
 ) -> Prompt:
-    """A prompt from messages whose rendered text has a mark, U+E000, wherever tokens of a video go. `slots`: what is
-    known of each mark, in order, but for its position; video after video where None.
-    """
+    """A prompt of messages whose text has U+E000 for each of `slots` (positions are filled in); None: one per video."""
     ids: list[Tensor] = []
     labels: list[Tensor] = []
     places: list[int] = []

@@ -1,6 +1,4 @@
-"""From prompts and their videos' tokens to what a language model is called with. Training, asking and evaluation all go
-through `text_inputs`. Letters: B prompts, M length, D width, A rotary axes.
-"""
+"""From prompts and videos' tokens to a model's inputs. Letters: B prompts, M length, D width, A rotary axes."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -20,9 +18,7 @@ from langdc.types import Prompt, Spliced, TextInputs, VideoTokens
 def text_inputs(
     backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]], left: bool = False
 ) -> TextInputs:
-    """Splice prompts with their videos' tokens (per prompt, in order), number positions, and pad to one length. Padding
-    goes to the right for training, `left` for generation.
-    """
+    """Splice prompts with their videos' tokens, number positions, pad to one length; on the `left` for generation."""
     spliced = backbone.splice(prompts, tokens)
     side = "left" if left else "right"
 
@@ -156,9 +152,7 @@ def _arguments(backbone: Backbone, spliced: Spliced, compressor: KVCompressor | 
 
 
 def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoTokens, released: bool) -> int:
-    """Video tokens per chunk. Released code counts steps as frames, so that short videos have two chunks, and leaves
-    out the newline after a video, which is then a chunk of its own.
-    """
+    """Video tokens per chunk. Released code counts steps as frames, and makes the last newline a chunk of its own."""
     if not released:
         return tokens_per_chunk(chunk_frames, frames, len(tokens))
     newline = int(tokens.source is None and len(tokens) % steps == 1)

@@ -1,6 +1,4 @@
-"""Qwen3-VL: timestamps stand between the steps of a video, and features of several encoder depths follow its tokens.
-Letters: T steps of time, H W token grid, D backbone width.
-"""
+"""Qwen3-VL: timestamps between steps, and DeepStack features. Letters: T steps of time, H W token grid, D width."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

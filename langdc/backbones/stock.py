@@ -1,6 +1,4 @@
-"""What all stock vision-language models of transformers share as backbones: loading, frames, prompts. Letters: T steps
-of time, H W token grid, D backbone width, A rotary axes, M prompt+video length.
-"""
+"""What stock vision-language models share as backbones. Letters: T steps of time, H W token grid, D backbone width."""
 
 import json
 from abc import abstractmethod

@@ -178,9 +178,7 @@ class GridCompressor(TokenCompressor):
 
 
 class SaliencyCompressor(GridCompressor):
-    """A compressor that selects by the encoder's saliency; by the tokens' lengths where the backbone has none, and with
-    `variant` "released".
-    """
+    """Selects by the encoder's saliency; by the tokens' lengths where there is none, and with `variant` "released"."""
 
     needs = frozenset({"projected", "saliency"})
     variants = Variant

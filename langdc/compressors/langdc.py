@@ -190,9 +190,7 @@ class LangDC(TokenCompressor):
         return [*states, *(state.new_zeros(longest - len(state), state.shape[1]) for state in states)]
 
     def _released(self, states: list[Tensor], after: list[Tensor], steps: list[int]) -> list[Tensor]:
-        """The states of a video's written captions, then the padding of each, from the states of the steps `after`.
-        `steps`: how many steps each caption took, its end included.
-        """
+        """States of captions, then each one's padding, of the states `after`; `steps` of each caption with its end."""
         longest = max(steps)
         if self.base is not None:
             return [*(state[: longest - 1] for state in states), *(state[:0] for state in states)]

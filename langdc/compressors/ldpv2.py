@@ -1,7 +1,5 @@
-"""LDPv2: project, pool, and let neighbours talk; a learned compressor with a fixed number of tokens per frame.
-
-Letters: T frames, H W patch grid, C encoder width, D backbone width, N tokens.
-Source: MobileVLM V2 (arXiv 2402.03766), section 3.3; an alternative base in LangDC's table 4.
+"""LDPv2, a learned compressor: project, pool, let neighbours talk. Letters: T frames, H W patch grid, C encoder width,
+D backbone width, N tokens. Source: MobileVLM V2 (arXiv 2402.03766), section 3.3; a base in LangDC's table 4.
 """
 
 import torch
@@ -54,9 +52,7 @@ class LDPv2(TokenCompressor):
         return Compressed([stream_tokens(parts, n) for n, parts in zip(steps, zip(*streams, strict=True), strict=True)])
 
     def _stream(self, videos: list[VideoFeatures], name: str, side: int) -> list[Tensor]:
-        """The tokens of one stream of each video [T,n,D]: one call of each module, whatever the grids' shapes. Smaller
-        grids are padded to `side` with zeros, as the convolution pads them itself.
-        """
+        """One stream's tokens of each video [T,n,D], by one call of each module; zeros fill grids up to `side`."""
         projected = project_ragged(self.projectors[name], encoder_values(videos, name))
         pooled = [average_pool(grid, side) for grid in projected]
         sizes = [grid.shape[1:3] for grid in pooled]

@@ -18,9 +18,7 @@ from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
 
 
 class _Attention(nn.Module):
-    """Attention with linear layers of its own: ZeRO-3 gathers no weights of modules that are never called, such as
-    those inside `nn.MultiheadAttention`.
-    """
+    """Attention whose linear layers are called: ZeRO-3 gathers no weights inside `nn.MultiheadAttention`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -91,9 +91,7 @@ def _quiet_channels(parts: Sequence[Tensor], tokens: int) -> Tensor:
 
 
 def _within_frames(values: Tensor, quiet: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of frames [t,P,C], by their quiet channels: the tokens' lengths [t,P], the mean of the normalised tokens [t,C],
-    and the tokens' inner products with it [t,P].
-    """
+    """Of frames [t,P,C], by quiet channels: lengths [t,P], the mean unit token [t,C], inner products with it [t,P]."""
     values = values * quiet
     size = values.norm(dim=-1)
     inverse = size.clamp_min(1e-12).reciprocal()[:, None]

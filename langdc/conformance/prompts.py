@@ -1,6 +1,4 @@
-"""Small random language models of each rotary kind, and prompts for them, to read in chunks. Letters: A rotary axes, M
-prompt length, D width.
-"""
+"""Small random language models of each rotary kind, with prompts. Letters: A rotary axes, M prompt length, D width."""
 
 from dataclasses import dataclass
 from functools import cache

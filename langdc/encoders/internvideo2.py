@@ -85,9 +85,7 @@ class _Block(nn.Module):
 
 
 class InternVideo2(nn.Module):
-    """Encode clips of a few frames: pixels [B,T,3,height,width] (normalised) to patch vectors [B,T,H,W,C]. A clip has
-    `config.frames` frames, or one (an image, with its own position table). Other lengths raise ValueError.
-    """
+    """Clips [B,T,3,height,width] of `config.frames` frames (or one) to patch vectors [B,T,H,W,C]; else ValueError."""
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()

@@ -1,6 +1,4 @@
-"""The zoo of KV compressors, and what most of them share: score a chunk's keys, divide the budget, keep the best.
-Letters: G key heads, L layers, M prompt+video length, Q chunk length, n keys.
-"""
+"""The zoo of KV compressors, and what they share. Letters: G key heads, L layers, M length, Q queries, n keys."""
 
 import math
 

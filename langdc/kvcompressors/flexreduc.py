@@ -1,6 +1,4 @@
-"""AdaReTaKe, also released as FlexReduc: budgets that differ by chunk and by layer. Letters: A rotary axes, L layers, M
-prompt+video length, n keys, K keys cached.
-"""
+"""AdaReTaKe, also released as FlexReduc: budgets by chunk and by layer. Letters: A rotary axes, L layers, n keys."""
 
 import math
 from collections.abc import Collection

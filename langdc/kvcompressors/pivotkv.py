@@ -64,9 +64,7 @@ class PivotKV(BestKeysKV):
 
 
 def compacted(old: Tensor, rows: Tensor, factor: float) -> Tensor:
-    """Positions [A,1,K] with the times of `rows` scaled by `factor` towards the earliest of them. In float32 and
-    rounded down, as upstream does; other axes are unchanged.
-    """
+    """Positions [A,1,K] with the times of `rows` scaled by `factor` to their earliest, rounded down as upstream."""
     time = old[0, 0, rows]
     new = old.clone()
     new[0, 0, rows] = time.min() + ((time - time.min()) * factor).long()

@@ -1,6 +1,4 @@
-"""How the keys of a chunk are scored; any KV compressor may combine these with an allocator. Letters: h query heads, G
-key heads, n keys scored, Q queries, E head width.
-"""
+"""How a chunk's keys are scored. Letters: h query heads, G key heads, n keys scored, Q queries, E head width."""
 
 from abc import ABC, abstractmethod
 

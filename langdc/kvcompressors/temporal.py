@@ -1,6 +1,4 @@
-"""How a budget is divided among the chunks of a video: by their distance to neighbours, or by change within them.
-Letters: D backbone width, N chunks, P tokens per frame.
-"""
+"""Budgets of a video's chunks, by distance or by change. Letters: D backbone width, N chunks, P tokens per frame."""
 
 from collections.abc import Sequence
 
@@ -62,9 +60,7 @@ def project(wanted: list[float], total: float, max_share: float = 1.0, tolerance
 
 
 def means_of_frames(tokens: Tensor, frame_tokens: int, chunks: int) -> list[Tensor] | None:
-    """One vector [D] per chunk from a video's tokens [n,D]: the mean of an even N-th of its frames, each one's mean.
-    None where there are more chunks than frames.
-    """
+    """One vector [D] per chunk, the mean of an even N-th of the frames of tokens [n,D]; None with too few frames."""
     frames = len(tokens) // frame_tokens
     means = tokens[: frames * frame_tokens].unflatten(0, (frames, frame_tokens)).mean(1)
     per_chunk = frames / chunks
