@@ -97,10 +97,8 @@ def attend(
     padding: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls, with rotated queries, past and new keys; masked per layer.
-
-    Positions are never given to a kernel, which would take gaps between kept tokens for packed sequences. `padding`:
-    true at keys, from the first on, that no query attends to.
+    """The attention function that transformers calls, with rotated queries, past and new keys. It gives no kernel
+    positions, whose gaps would be taken for packed sequences. `padding`: true at keys that no query attends to.
     """
     if sliding_window is not None and sliding_window < key.shape[2]:
         raise ValueError(

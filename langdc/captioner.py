@@ -28,9 +28,8 @@ IGNORED = -100
 @dataclass(frozen=True, eq=False)
 class _CaptionOutput:
     """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
-
-    Captions that were written in the "released" way may have the state that chose their end after the others [n+1,Z];
-    `padding` [*,Z] are then the states of the steps that follow until the last segment ends.
+    "Released" ones may keep the state that chose their end [n+1,Z]; `padding` [*,Z] are the states until the last
+    segment ends.
     """
 
     ids: list[Tensor]

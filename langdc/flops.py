@@ -57,10 +57,8 @@ def _writing_flops(config: PretrainedConfig, cached: float, steps: int) -> float
 def reading_flops(
     backbone: Backbone, calls: Sequence[tuple[int, float]], held: float, steps: int, scoring: float = 0.0
 ) -> dict[str, float]:
-    """Reading a prompt up to the first token, and `steps` more calls of the model for the rest of the reply.
-
-    `calls`: tokens read, and keys cached before them, of each call; `held`: keys per layer after the prompt; `scoring`:
-    what a KV compressor took to choose them.
+    """Reading a prompt up to the first token, and `steps` more calls of the model. `calls`: tokens read and keys cached
+    before, of each; `held`: keys per layer after the prompt; `scoring`: what a KV compressor took to choose them.
     """
     config = backbone.language_model.config.get_text_config()
     read = sum(language_model_flops(config, new, past, predictions=0) for new, past in calls)

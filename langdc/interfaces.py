@@ -65,18 +65,14 @@ class TokenCompressor(nn.Module, ABC):
         return {}
 
     def loss_counts(self, targets: Mapping[str, Any]) -> Mapping[str, int]:
-        """How many items each loss is summed over for one video with these targets, known before it is compressed.
-
-        The trainer divides by their sum over accumulated batches and processes. Default: one for each loss, which makes
-        it a mean over videos.
+        """Over how many items each loss is summed for one video, known before it is compressed; the trainer divides by
+        the sum over micro-batches and processes. Default: one for each loss, a mean over videos.
         """
         return dict.fromkeys(self.losses, 1)
 
     def frozen_identity(self, context: Context) -> str | None:
-        """What decides `Compressed.states` beside the features and targets: a hash of its frozen part.
-
-        None, the default: it has none, or some of it is trained, so nothing can be stored. Called before a sharded
-        engine takes the weights apart.
+        """A hash of what decides `Compressed.states` beside features and targets: its frozen part. None, the default:
+        nothing can be stored, as it has none or trains it. Called before a sharded engine takes the weights apart.
         """
         return None
 

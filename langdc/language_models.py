@@ -33,10 +33,8 @@ VIDEO_MARK = "\ue000"  # a private-use character: stands for a video while a cha
 def load_language_model(
     source: Source, attention: str = "sdpa", dtype: torch.dtype | None = None, quantize: Quantize | None = None
 ) -> PreTrainedModel:
-    """Load any causal language model of transformers; weights of random init come from torch's seed.
-
-    `quantize`: "nf4" keeps the linear layers in 4 bits, for training adapters on a small card (QLoRA, arXiv
-    2305.14314). It needs bitsandbytes; ValueError where that is missing.
+    """Load a causal language model of transformers; random init draws from torch's seed. `quantize`: "nf4" keeps linear
+    layers in 4 bits, to train adapters (QLoRA, arXiv 2305.14314); ValueError where bitsandbytes is missing.
     """
     found = resolve(source, weights=True)
     settings: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype or torch.float32}
@@ -50,10 +48,8 @@ def load_language_model(
 
 
 def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **settings: Any) -> Any:
-    """`kind.from_pretrained`; ValueError where the folder lacks tensors of the model, which would stay random.
-
-    `unread`: how names of tensors begin whose values nobody reads, so that they may be missing.
-    With torch's default device "meta" the model has no weights, and no file of them is read.
+    """`kind.from_pretrained`; ValueError where the folder lacks tensors of the model, but for those whose names begin
+    as `unread`. With torch's default device "meta" no file of weights is read.
     """
     if torch.get_default_device().type == "meta":
         config = settings.pop("config", None) or AutoConfig.from_pretrained(folder)

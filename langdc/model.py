@@ -1,6 +1,5 @@
-"""A model as users mean it: a backbone and a compressor, and the one way from videos and prompts to logits.
-
-Letters: T frames, H W patch grid, B prompts, M length, D backbone width, n positions, V vocabulary.
+"""A backbone with a compressor, and the one way from videos and prompts to logits. Letters: T frames, H W patch grid, B
+prompts, M length, D backbone width, n positions, V vocabulary.
 """
 
 import inspect

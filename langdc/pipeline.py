@@ -102,10 +102,9 @@ class VideoLM:
         kv: KVCompressor | Mapping[str, Any] | str | None = None,
         backbone: Mapping[str, Any] | None = None,
     ) -> "VideoLM":
-        """Load a checkpoint, ours or a stock vision-language model's: a folder or a Hugging Face hub id.
-
-        `compressor` and `kv` may be a name, {"name": ..., settings} or an object. `backbone`: settings of a stock
-        model, such as {"frames": 64}, with a name where the directory serves several: {"name": "llava_video"}.
+        """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`: a name, {"name": ...,
+        settings} or an object. `backbone`: settings of a stock model, such as {"frames": 64}, with a "name" where
+        several fit.
         """
         model = checkpoint.open_model(directory, backbone)
         if isinstance(compressor, str):

@@ -26,10 +26,8 @@ def build_projector(kind: str, width_in: int, width_out: int) -> nn.Module:
 
 
 class Vectors(nn.Module):
-    """A learned table of vectors [n,D]; calling it returns them.
-
-    A module of its own: ZeRO-3 gathers weights for the backward pass only of modules that return tensors, and a
-    compressor returns none by itself. A copy is returned, since the weight is partitioned again before it is used.
+    """A learned table [n,D]; calling it returns a copy. A module of its own, as ZeRO-3 gathers weights for the backward
+    pass only of modules that return tensors, and partitions them again before they are used.
     """
 
     def __init__(self, count: int, width: int) -> None:

@@ -18,9 +18,7 @@ _FIXED_FREQUENCIES = ("default", "linear", "yarn", "llama3", "proportional")
 
 def yarn(config: Any, factor: float) -> None:
     """Stretch a text config's range of positions `factor` times with YaRN (arXiv 2309.00071), before the model is made.
-
-    ReTaKe and AdaReTaKe use factor 4. ValueError for a factor below 1, and for a config without rotary settings or with
-    ones that stretch already.
+    ValueError for a factor below 1, and for a config without rotary settings, or with ones that stretch already.
     """
     if factor < 1:
         raise ValueError(f"A YaRN factor of {factor} would shrink the range of positions; give 1 or more, such as 4.")

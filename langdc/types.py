@@ -177,10 +177,8 @@ class Context:
 
 @dataclass(frozen=True)
 class LanguageWork:
-    """One use of a language model with sizes `config`, for counting its operations by closed form.
-
-    `read` tokens at once, predictions at `scored` of them, then `written` predictions one by one, those from the end
-    token on included; the first of them reads no token of its own.
+    """One use of a language model with sizes `config`: `read` tokens at once, predictions at `scored` of them, then
+    `written` predictions one by one, with the end token's; the first of them reads no token of its own.
     """
 
     config: Any

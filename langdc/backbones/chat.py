@@ -1,7 +1,5 @@
-"""Chat messages to token ids, with slots for videos and labels for the assistant's turns.
-
-The chat template alone decides what is prompt and what is reply: a reply is what the template adds when the
-assistant's message is appended to the messages before it. No text is searched for.
+"""Chat messages to token ids, with slots for videos and labels for the assistant's turns. A reply is what the chat
+template adds when the assistant's message is appended; no text is searched for.
 """
 
 from collections.abc import Callable, Sequence

@@ -105,10 +105,9 @@ def read_prompt(
     frames: Sequence[int],
     steps: Sequence[int] | None = None,
 ) -> PrefillOutput:
-    """Read a prompt with its videos' tokens, in the chunks that the KV compressor asks for; in one piece without one.
-
-    `frames`: in how many frames each video was sampled, 1 for an image, which is read like text; `steps`: in how many
-    steps of time its tokens come, by default as the backbone joins frames. Anchors are the tokens' own.
+    """Read a prompt in the chunks that the KV compressor asks for; in one piece without one. `frames`: how many each
+    video has, 1 for an image, which is read like text; `steps`: in how many its tokens come, by default the backbone's
+    rule.
     """
     inputs = text_inputs(backbone, [prompt], [tokens])
     spliced = inputs.spliced[0]

@@ -1,5 +1,6 @@
 """VideoGPT+: an image and a video encoder, a projector each, and any causal language model. Letters: T frames, H W
-patch grid, C and D widths of encoder and backbone. Source: VideoGPT+ (arXiv 2406.09418), LangDC (2509.00969), section 4.
+patch grid, C and D widths of encoder and backbone. Source: VideoGPT+ (arXiv 2406.09418), LangDC (2509.00969), section
+4.
 """
 
 from collections.abc import Sequence

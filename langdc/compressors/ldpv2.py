@@ -26,10 +26,8 @@ class _Neighbours(nn.Module):
 
 @compressors.register("ldpv2")
 class LDPv2(TokenCompressor):
-    """Project every patch with an MLP, average each frame to `sides[i]` x `sides[i]`, add a depth-wise convolution.
-
-    `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone; `sides`: one per
-    stream. It has projectors of its own, so the backbone's may be "identity".
+    """Project patches with an MLP, average each frame to `sides[i]` x `sides[i]`, add a depth-wise convolution. A
+    backbone fills in `width` and `streams` (encoder widths); its projectors may be "identity". `sides`: one per stream.
     """
 
     needs = frozenset({"encoder"})

@@ -1,7 +1,6 @@
-"""A resampler: learned queries attend to the patches of each segment and become its tokens.
-
-Letters: B segments, T frames, P patches of a frame, C encoder width, D backbone width, K queries, N tokens.
-Source: the perceiver resampler of Flamingo (arXiv 2204.14198), section 3.1.1, as video models use it per segment.
+"""A resampler: learned queries attend to the patches of a segment and become its tokens. Letters: B segments, T frames,
+P patches of a frame, C encoder width, D backbone width, K queries, N tokens. Source: the perceiver resampler of
+Flamingo (arXiv 2204.14198), section 3.1.1, as video models use it per segment.
 """
 
 from typing import ClassVar
@@ -57,10 +56,8 @@ class _Block(nn.Module):
 
 @compressors.register("resampler")
 class Resampler(TokenCompressor):
-    """Let `queries` learned vectors attend to all patches of a segment, in `depth` blocks; they become its tokens.
-
-    `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone. Patches differ by
-    learned vectors of their stream, frame of the segment, row and column, of which there are `max_side` each.
+    """`queries` learned vectors attend to all patches of a segment in `depth` blocks, and become its tokens. A backbone
+    fills in `width` and `streams`. Learned vectors tell stream, frame, row and column, `max_side` each.
     """
 
     causal: ClassVar[bool] = False

@@ -14,10 +14,9 @@ from langdc.devices import at_once
 
 
 def attention_received(block: Any, states: Tensor) -> Tensor:
-    """How much attention each patch gets from all patches of its frame in a block that reads `states` [n,P,C]: [n,P].
-
-    The mean over queries and heads in float32; a frame's add up to 1. As VisionZip takes it of encoders without a class
-    token (arXiv 2412.04467, section 3.2).
+    """Attention that each patch gets from all of its frame in a block that reads `states` [n,P,C]: [n,P], float32. The
+    mean over queries and heads, as VisionZip takes it of encoders without a class token (arXiv 2412.04467, section
+    3.2).
     """
     attention = block.self_attn
     normed = block.layer_norm1(states)

@@ -65,10 +65,8 @@ class _Empirical(Allocator):
 
 @allocators.register("adaptive")
 class Adaptive(Allocator):
-    """In proportion to how many of all layers' best scores a layer holds (AdaReTaKe, eqs. 11-15).
-
-    `smoothing`: "count" adds one hit to every layer, as the released code does; "floor" is the printed eq. 16: 0.01 is
-    taken off every layer's part and given to each.
+    """In proportion to how many of all layers' best scores a layer holds (AdaReTaKe, eqs. 11-15). `smoothing`: "count"
+    adds one hit to every layer, as the released code; "floor" gives every layer at least 0.01, as the printed eq. 16.
     """
 
     FLOOR = 0.01
