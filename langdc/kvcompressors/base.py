@@ -1,11 +1,9 @@
 """The zoo of KV compressors, and what they share. Letters: G key heads, L layers, M length, Q queries, n keys."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from langdc.budget import Budget, check_budget
+from langdc.budget import Budget
 from langdc.interfaces import KVCompressor
 from langdc.kvcompressors.allocators import Allocator, allocators
 from langdc.kvcompressors.scorers import Scorer, scorers
@@ -23,7 +21,7 @@ class BudgetedKV(KVCompressor):
     """
 
     def __init__(self, keep: float | None = None, tokens: int | None = None, chunk_frames: int = 32) -> None:
-        check_budget(keep, tokens)
+        self.budget = Budget(keep, tokens)
         if chunk_frames < 1:
             raise ValueError(f"chunk_frames={chunk_frames}; a chunk needs at least one frame, 32 is usual.")
         self.keep, self.tokens, self.chunk_frames = keep, tokens, chunk_frames
@@ -35,12 +33,11 @@ class BudgetedKV(KVCompressor):
         self.active = self.share < 1
 
     def _share(self, plan: Plan) -> float:
-        return Budget(self.keep, self.tokens).share(len(plan.embeds))
+        return self.budget.share(len(plan.embeds))
 
     def count(self, share: float, keys: int) -> int:
         """How many keys `share` of `keys` is: rounded down, at least one, at most all."""
-        # 0.29 of 100 is 29, though the product is 28.999999999999996
-        return min(keys, max(1, math.floor(share * keys + 1e-9)))
+        return Budget(keep=min(share, 1.0)).of(keys)
 
 
 class BestKeysKV(BudgetedKV):
