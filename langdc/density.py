@@ -1,8 +1,6 @@
-"""Semantic density: how much a segment has to say, and targets whose length and content follow it.
-
-A segment is annotated with cues of four categories. Its density is their number; its target caption lists them, so
-that a rich scene gets a long target and a still one a short one.
-Source: LangDC (arXiv 2509.00969), section 4.1.
+"""Semantic density: how much a segment has to say. A segment is annotated with cues of four categories: its density is
+their number, and its target caption lists them, so that a rich scene gets a long one. Source: LangDC (arXiv
+2509.00969), section 4.1.
 """
 
 from collections.abc import Sequence

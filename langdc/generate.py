@@ -109,11 +109,8 @@ def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_end
 
 
 class Continuation(PreTrainedModel, GenerationMixin):
-    """A `PrefillOutput` that transformers can `generate` from: sampling, beams, stop strings, streaming.
-
-    ids = Continuation(output).generate(max_new_tokens=32, eos_token_id=2)
-
-    The first step uses the logits of the prefill; later steps run the text model.
+    """A `PrefillOutput` that transformers can `generate` from: `Continuation(output).generate(max_new_tokens=32)`. The
+    first step uses the logits of the prefill; later steps run the text model.
     """
 
     config_class = PretrainedConfig

@@ -1,7 +1,4 @@
-"""A key-value cache whose layers hold different numbers of keys at different positions.
-
-Only this module edits a cache. Evicting frees memory: the keys that stay are copied, so no view holds the old storage.
-
+"""A key-value cache whose layers hold different numbers of keys; only this module edits it, and evicting frees memory.
 Letters: A rotary axes, G key heads, K keys cached, n tokens, E head width, L layers.
 """
 

@@ -1,10 +1,7 @@
-"""Rotary positions: moving states that were rotated already, and stretching a model's range of positions (YaRN).
-
-A rotation by a position is undone or changed by a rotation by the difference, so nothing needs the projections again. A
-model's own `rotary_emb` makes the angles, which is why 1-axis models and 3-axis ones (M-RoPE, in sections or
-interleaved) need no code of their own.
-
-Letters: A rotary axes (1, or 3 for M-RoPE), B batch, H heads, n tokens, E head width.
+"""Rotary positions: moving states that were rotated already, and stretching a model's range of positions (YaRN). A
+rotation by a difference changes a position without the projections; a model's own `rotary_emb` makes the angles, so
+1-axis and 3-axis models (M-RoPE) need no code of their own. Letters: A rotary axes (1 or 3), B batch, H heads, n
+tokens, E head width.
 """
 
 from typing import Any

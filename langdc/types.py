@@ -55,10 +55,9 @@ class FrameSpec:
 
 @dataclass(frozen=True, eq=False)
 class FeatureGrid:
-    """An encoder's features of a video: `values` [T,H,W,C].
-
-    `saliency` [T,H,W]: the encoder's own attention to each patch; `extra`: side grids [T,H,W,*] that are selected with
-    the tokens; `size`: height and width of the image that T crops were cut from.
+    """An encoder's features of a video: `values` [T,H,W,C]. `saliency` [T,H,W]: its own attention to each patch;
+    `extra`: side grids [T,H,W,*] selected with the tokens; `size`: height and width of the image that T crops come
+    from.
     """
 
     values: Tensor
@@ -249,10 +248,8 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Spliced:
-    """A prompt with its videos' tokens: `embeds` [M,D], `labels` [M], `sequence_id` [M].
-
-    `video_id` [M]: the video of each row, -1 at text; `extra` [n,D]: side features of the n rows of videos; `padding`
-    [M]: rows of padding, see `VideoTokens`, None where there are none.
+    """A prompt with its videos' tokens: `embeds` [M,D], `labels` [M], `sequence_id` [M], `video_id` [M] (-1 at text),
+    `extra` [n,D] of the n rows of videos, `padding` [M] (see `VideoTokens`).
     """
 
     embeds: Tensor

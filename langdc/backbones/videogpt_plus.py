@@ -37,19 +37,10 @@ class VideoGPTPlus(Backbone):
     batched = True
 
     def __init__(
-        self,
-        language_model: Source,
-        image_encoder: dict,
-        video_encoder: dict,
-        tokenizer: str | None = None,
-        projector: str = "mlp2x_gelu",
-        segments: int = 4,
-        frames_per_segment: int = 4,
-        system: str | None = None,
-        attention: str = "sdpa",
-        quantize: Quantize | None = None,
-        text: bool = True,
-    ) -> None:
+        self, language_model: Source, image_encoder: dict, video_encoder: dict, tokenizer: str | None = None,
+        projector: str = "mlp2x_gelu", segments: int = 4, frames_per_segment: int = 4, system: str | None = None,
+        attention: str = "sdpa", quantize: Quantize | None = None, text: bool = True
+    ) -> None:  # fmt: skip
         super().__init__()
         self.segments, self.frames_per_segment, self.system = segments, frames_per_segment, system
         if text:

@@ -1,7 +1,6 @@
-"""LangDC: each segment is represented by the hidden states with which a captioner reads its caption.
-
-Letters: T frames, H W patch grid, C encoder width, Z captioner width, D backbone width, S segments, N tokens.
-Source: LangDC (arXiv 2509.00969), section 4; "CapPruner" there is the captioner, "BasePruner" the base.
+"""LangDC: each segment becomes the hidden states with which a captioner reads its caption. Letters: T frames, H W patch
+grid, C encoder width, Z captioner width, D backbone width, S segments, N tokens. Source: LangDC (arXiv 2509.00969),
+section 4; "CapPruner" there is the captioner, "BasePruner" the base.
 """
 
 import json
@@ -51,24 +50,11 @@ class LangDC(TokenCompressor):
     paper = "arXiv 2509.00969"
 
     def __init__(
-        self,
-        width: int,
-        streams: dict[str, int],
-        captioner: Source,
-        prompt: str,
-        layer: int,
-        pool: list[int],
-        soft_token: SoftToken = "at",
-        max_soft_tokens: int = 128,
-        captioner_tokenizer: str | None = None,
-        projector: str = "mlp2x_gelu",
-        post_projector: str = "linear",
-        base: dict | None = None,
-        segment_marker: bool = False,
-        max_segments: int = 64,
-        frames_per_segment: int = 4,
-        attention: str = "sdpa",
-    ) -> None:
+        self, width: int, streams: dict[str, int], captioner: Source, prompt: str, layer: int, pool: list[int],
+        soft_token: SoftToken = "at", max_soft_tokens: int = 128, captioner_tokenizer: str | None = None,
+        projector: str = "mlp2x_gelu", post_projector: str = "linear", base: dict | None = None,
+        segment_marker: bool = False, max_segments: int = 64, frames_per_segment: int = 4, attention: str = "sdpa"
+    ) -> None:  # fmt: skip
         super().__init__()
         if len(pool) != len(streams):
             raise ValueError(f"pool has {len(pool)} sides, the backbone has the streams {', '.join(streams)}.")

@@ -1,8 +1,6 @@
-"""The InternVideo2 stage-2 vision encoder: a video transformer over the patches of a few frames at once.
-
-Letters: B clips, T frames, H W patch grid, C width, h heads. Parameter names are those of the published
-checkpoints (`vision_encoder.*`), so that their tensors load without renaming.
-Source: InternVideo2 (arXiv 2403.15377), the `1B-224p-f4` encoder; sizes in `InternVideo2Config`.
+"""The InternVideo2 stage-2 vision encoder: a video transformer over patches, with the published names of parameters
+(`vision_encoder.*`). Letters: B clips, T frames, H W patch grid, C width, h heads. Source: InternVideo2 (arXiv
+2403.15377), the `1B-224p-f4` encoder.
 """
 
 from collections import OrderedDict

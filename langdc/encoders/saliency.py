@@ -1,8 +1,5 @@
-"""Which patches one block of an image encoder attends to, computed anew from its own queries and keys.
-
-Only the blocks of transformers' CLIP and SigLIP family are known. Nothing of the model is changed or asked for weights.
-
-Letters: n frames, P patches, C width, h heads, E head width.
+"""Which patches a block of an image encoder of transformers' CLIP and SigLIP family attends to, computed anew from its
+queries and keys. Letters: n frames, P patches, C width, h heads, E head width.
 """
 
 from typing import Any

@@ -9,10 +9,9 @@ from langdc.types import Chunk, Plan
 
 @kvcompressors.register("streaming")
 class Streaming(BudgetedKV):
-    """Keep a video's first `sinks` tokens and its latest ones, the same in all layers; drop those between.
-
-    StreamingLLM (arXiv 2309.17453). Text is kept, so what stands before the video is a sink as well. The budget
-    counts all videos of the prompt together; sinks take at most half of it. Positions stay as they are.
+    """Keep a video's first `sinks` tokens (at most half of the budget) and its latest ones, the same in all layers;
+    text is kept. StreamingLLM (arXiv 2309.17453). The budget counts all videos of the prompt; positions stay as they
+    are.
     """
 
     paper = "StreamingLLM, arXiv 2309.17453"
