@@ -28,8 +28,7 @@ IGNORED = -100
 @dataclass(frozen=True, eq=False)
 class _CaptionOutput:
     """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
-    "Released" ones may keep the state that chose their end [n+1,Z]; `padding` [*,Z] are the states until the last
-    segment ends.
+    "Released" ones may keep the state that chose their end [n+1,Z]; `padding` [*,Z]: states until the last one ends.
     """
 
     ids: list[Tensor]

@@ -49,9 +49,7 @@ class KVCache(Cache):
         return sum(storages.values())
 
     def announce(self, positions: Tensor, continuous: bool = False, axes: int = 1) -> None:
-        """Set the positions [A,1,n] of the next tokens; `continuous`: in each layer they follow its last key directly.
-        For that the first `axes` axes are offset per layer, normally time alone.
-        """
+        """Set the next tokens' positions [A,1,n]. `continuous`: `axes` axes, time first, follow each layer's last key."""
         self._announced = positions
         offsets = [0] * len(self.layers)
         if continuous:

@@ -103,8 +103,7 @@ class VideoLM:
         backbone: Mapping[str, Any] | None = None,
     ) -> "VideoLM":
         """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`: a name, {"name": ...,
-        settings} or an object. `backbone`: settings of a stock model, such as {"frames": 64}, with a "name" where
-        several fit.
+        settings} or object. `backbone`: a stock model's settings: {"frames": 64}, and a "name" where several fit.
         """
         model = checkpoint.open_model(directory, backbone)
         if isinstance(compressor, str):
@@ -116,9 +115,7 @@ class VideoLM:
                     f"The compressor {type(compressor).__name__} has weights of its own, which {directory} does not "
                     "hold: they would be random. Give the checkpoint that it was trained in, without a compressor."
                 )
-        if isinstance(kv, str):
-            kv = {"name": kv}
-        return cls(model, compressor, kvcompressors.build(**kv) if isinstance(kv, Mapping) else kv)
+        return cls(model, compressor, None if kv is None else kvcompressors.of(kv))
 
     @property
     def device(self) -> torch.device:

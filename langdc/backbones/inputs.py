@@ -105,9 +105,8 @@ def read_prompt(
     frames: Sequence[int],
     steps: Sequence[int] | None = None,
 ) -> PrefillOutput:
-    """Read a prompt in the chunks that the KV compressor asks for; in one piece without one. `frames`: how many each
-    video has, 1 for an image, which is read like text; `steps`: in how many its tokens come, by default the backbone's
-    rule.
+    """Read a prompt in the chunks that the KV compressor asks for, or in one piece. `frames`: how many each video has,
+    1 for an image, which is read like text; `steps`: in how many its tokens come, by default the backbone's rule.
     """
     inputs = text_inputs(backbone, [prompt], [tokens])
     spliced = inputs.spliced[0]

@@ -1,6 +1,5 @@
-"""VideoGPT+: an image and a video encoder, a projector each, and any causal language model. Letters: T frames, H W
-patch grid, C and D widths of encoder and backbone. Source: VideoGPT+ (arXiv 2406.09418), LangDC (2509.00969), section
-4.
+"""VideoGPT+: an image and a video encoder, projectors, any causal language model. Letters: T frames, H W patch grid, C
+encoder width, D backbone width, N tokens. Source: VideoGPT+ (arXiv 2406.09418), LangDC (2509.00969), section 4.
 """
 
 from collections.abc import Sequence
@@ -37,10 +36,19 @@ class VideoGPTPlus(Backbone):
     batched = True
 
     def __init__(
-        self, language_model: Source, image_encoder: dict, video_encoder: dict, tokenizer: str | None = None,
-        projector: str = "mlp2x_gelu", segments: int = 4, frames_per_segment: int = 4, system: str | None = None,
-        attention: str = "sdpa", quantize: Quantize | None = None, text: bool = True
-    ) -> None:  # fmt: skip
+        self,
+        language_model: Source,
+        image_encoder: dict,
+        video_encoder: dict,
+        tokenizer: str | None = None,
+        projector: str = "mlp2x_gelu",
+        segments: int = 4,
+        frames_per_segment: int = 4,
+        system: str | None = None,
+        attention: str = "sdpa",
+        quantize: Quantize | None = None,
+        text: bool = True,
+    ) -> None:
         super().__init__()
         self.segments, self.frames_per_segment, self.system = segments, frames_per_segment, system
         if text:

@@ -11,9 +11,8 @@ from langdc.devices import at_once
 
 
 def attention_received(block: Any, states: Tensor) -> Tensor:
-    """Attention that each patch gets from all of its frame in a block that reads `states` [n,P,C]: [n,P], float32. The
-    mean over queries and heads, as VisionZip takes it of encoders without a class token (arXiv 2412.04467, section
-    3.2).
+    """Attention of each patch from its frame in a block that reads `states` [n,P,C]: [n,P] in float32, the mean over
+    queries and heads, as VisionZip has it for encoders without a class token (arXiv 2412.04467, section 3.2).
     """
     attention = block.self_attn
     normed = block.layer_norm1(states)
