@@ -49,7 +49,7 @@ class KVCache(Cache):
         return sum(storages.values())
 
     def announce(self, positions: Tensor, continuous: bool = False, axes: int = 1) -> None:
-        """Set the next tokens' positions [A,1,n]. `continuous`: `axes` axes, time first, follow each layer's last key."""
+        """Set next positions [A,1,n]. `continuous`: `axes` axes, time first, follow each layer's last key."""
         self._announced = positions
         offsets = [0] * len(self.layers)
         if continuous:
