@@ -1,9 +1,6 @@
-"""Causal attention over a cache whose layers hold different numbers of keys, and the attention each key receives.
-
-The former is registered with transformers under the name `langdc`; a model uses it inside `using(model)` and its own
-outside. A language model never returns attention weights: scores are computed from queries and keys, in blocks.
-
-Letters: h query heads, G key heads, E head width, Q queries, K keys cached, n keys scored.
+"""Causal attention over layers of different numbers of keys, which a model uses inside `using(model)` under the name
+`langdc`; and the attention each key receives, computed in blocks: no model returns weights. Letters: h query heads, G
+key heads, E head width, Q queries, K keys cached, n keys scored.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,9 +41,7 @@ def _flash_kernel() -> Callable[..., Tensor] | None:
 def _causal_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, hidden: Tensor | None = None
 ) -> Tensor:
-    """Attention output [1,h,Q,E] of the last Q of K tokens; the causal mask is aligned to the end of the keys. `hidden`
-    [K]: keys that no query attends to.
-    """
+    """Attention [1,h,Q,E] of the last Q of K tokens, causal from the end; `hidden` [K]: keys never attended to."""
     if hidden is not None:
         return _blocks(query, key, value, scale, hidden)
     flash = _flash_kernel() if query.dtype in (torch.float16, torch.bfloat16) else None
@@ -88,14 +83,19 @@ def _blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | None, hidd
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, sliding_window: int | None = None, observer: Observer | None = None,
-    padding: Tensor | None = None, **kwargs: Any
-) -> tuple[Tensor, None]:  # fmt: skip
-    """The attention function that transformers calls, with rotated queries, past and new keys; masked per layer.
-
-    Positions are never given to a kernel, which would take gaps between kept tokens for packed sequences. `padding`:
-    true at keys, from the first on, that no query attends to.
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    observer: Observer | None = None,
+    padding: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls, with rotated queries, past and new keys. It gives no kernel
+    positions, whose gaps would be taken for packed sequences. `padding`: true at keys that no query attends to.
     """
     if sliding_window is not None and sliding_window < key.shape[2]:
         raise ValueError(
@@ -123,10 +123,8 @@ def using(model: PreTrainedModel) -> Iterator[None]:
 
 
 def received_attention(query: Tensor, key: Tensor, scale: float | None = None, causal: bool = False) -> Tensor:
-    """Attention received by each key, per key head: [G,n], in float32.
-
-    Softmax of the queries [1,h,Q,E] over the keys [1,G,n,E], summed over the queries and averaged over the h/G heads
-    of a group. `causal`: the queries are the last Q of the n tokens and attend only to tokens up to themselves.
+    """Softmax of queries [1,h,Q,E] over keys [1,G,n,E], summed over queries, averaged over the h/G heads of a group:
+    [G,n] in float32. `causal`: the queries are the last Q of the n tokens, and attend only up to themselves.
     """
     heads, queries, width = query.shape[1:]
     groups, keys = key.shape[1:3]

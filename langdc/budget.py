@@ -7,13 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of a video may be kept: the fraction `keep` in (0, 1], or a number of `tokens`; exactly one is set."""
+    """How much of a video may be kept: the fraction `keep` in (0, 1], or a number of `tokens`; else ValueError."""
 
     keep: float | None = None
     tokens: int | None = None
 
     def __post_init__(self) -> None:
-        check_budget(self.keep, self.tokens)
+        keep, tokens = self.keep, self.tokens
+        if (keep is None) == (tokens is None):
+            given = "neither" if keep is None else f"both keep={keep} and tokens={tokens}"
+            raise ValueError(f"A budget is either keep (a fraction) or tokens (a number); {given} was given. Give one.")
+        if keep is not None and (isinstance(keep, bool) or not 0 < keep <= 1):
+            raise ValueError(f"keep={keep} is not in (0, 1]; it is the fraction of tokens kept, such as 0.25.")
+        if tokens is not None and (isinstance(tokens, bool) or tokens != int(tokens) or tokens < 1):
+            raise ValueError(f"tokens={tokens} is not a whole number of at least 1; it is how many tokens are kept.")
 
     def share(self, total: int) -> float:
         """The fraction of `total` tokens that may be kept, at most 1."""
@@ -43,14 +50,3 @@ class Budget:
         for i in by_rest[: self.of(sum(totals)) - sum(given)]:
             given[i] += 1
         return [Budget(tokens=max(1, number)) for number in given]
-
-
-def check_budget(keep: float | None, tokens: int | None) -> None:
-    """Raise ValueError unless exactly one of `keep` in (0, 1] and `tokens` of at least 1 is given."""
-    if (keep is None) == (tokens is None):
-        given = "neither" if keep is None else f"both keep={keep} and tokens={tokens}"
-        raise ValueError(f"A budget is either keep (a fraction) or tokens (a number); {given} was given. Give one.")
-    if keep is not None and (isinstance(keep, bool) or not 0 < keep <= 1):
-        raise ValueError(f"keep={keep} is not in (0, 1]; it is the fraction of tokens kept, such as 0.25.")
-    if tokens is not None and (isinstance(tokens, bool) or tokens != int(tokens) or tokens < 1):
-        raise ValueError(f"tokens={tokens} is not a whole number of at least 1; it is how many tokens are kept.")

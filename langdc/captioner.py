@@ -1,7 +1,5 @@
 """The captioner: a light causal language model that describes a segment; its hidden states are the soft tokens.
-
-Letters: S segments (of all videos of a batch), n caption tokens, Z captioner width.
-Source: LangDC (arXiv 2509.00969), section 4.1.
+Letters: S segments of a batch, n caption tokens, Z captioner width. Source: LangDC (arXiv 2509.00969), section 4.1.
 """
 
 from copy import copy, deepcopy
@@ -30,9 +28,7 @@ IGNORED = -100
 @dataclass(frozen=True, eq=False)
 class _CaptionOutput:
     """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
-
-    Captions that were written in the "released" way may have the state that chose their end after the others [n+1,Z];
-    `padding` [*,Z] are then the states of the steps that follow until the last segment ends.
+    "Released" ones may keep the state that chose their end [n+1,Z]; `padding` [*,Z]: states until the last one ends.
     """
 
     ids: list[Tensor]
@@ -54,16 +50,22 @@ class Captioner(nn.Module):
     """
 
     def __init__(
-        self, source: Source, prompt: str, layer: int, soft_token: SoftToken = "at", max_soft_tokens: int = 128,
-        tokenizer: str | None = None, attention: str = "sdpa"
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        prompt: str,
+        layer: int,
+        soft_token: SoftToken = "at",
+        max_soft_tokens: int = 128,
+        tokenizer: str | None = None,
+        attention: str = "sdpa",
+    ) -> None:
         super().__init__()
         if soft_token not in get_args(SoftToken):
             raise ValueError(f"soft_token is {soft_token!r}; allowed are {', '.join(get_args(SoftToken))}.")
         if max_soft_tokens < 1:
             raise ValueError(f"max_soft_tokens is {max_soft_tokens}; it must be at least 1.")
         self.language_model = load_language_model(source, attention)
-        self.tokenizer = load_tokenizer(tokenizer if tokenizer is not None else str(source))
+        self.tokenizer = load_tokenizer(source if tokenizer is None else tokenizer)
         depth = self.language_model.config.num_hidden_layers
         if not -depth - 1 <= layer <= depth:
             raise ValueError(f"layer is {layer}; a captioner of {depth} layers has hidden states 0 to {depth}.")
@@ -109,9 +111,7 @@ class Captioner(nn.Module):
 
     @uncounted()
     def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> _CaptionOutput:
-        """Read the states off given captions and score every token of them, the end token included. `visual`:
-        [n_visual,Z] per segment; `captions`: ids [n] per segment. One call of the model for all segments.
-        """
+        """Read given captions (ids [n] per segment) after `visual` tokens [n_visual,Z]; score them and their end."""
         device = visual[0].device
         end = torch.tensor([self.tokenizer.eos_token_id], device=device)
         captions = [caption.to(device) for caption in captions]
@@ -179,9 +179,7 @@ class Captioner(nn.Module):
 
     @staticmethod
     def _places(starts: list[int], lengths: list[int], padded: Tensor) -> Tensor:
-        """Flat indices into a padded batch [S,M,...] of `lengths` positions from `starts` in each row. One look-up for
-        all rows: the gradient of every slice would be a tensor as large as the whole batch.
-        """
+        """Flat indices into rows [S,M,...] of `lengths` positions from `starts`; slices would cost a gradient each."""
         longest = padded.shape[1]
         ranges = [torch.arange(n) + i * longest + a for i, (a, n) in enumerate(zip(starts, lengths, strict=True))]
         return torch.cat(ranges).to(padded.device)

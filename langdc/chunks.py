@@ -15,10 +15,8 @@ PerVideo = int | Sequence[int | None] | None
 def chunks_of(
     video: Tensor, chunk_tokens: PerVideo = None, frame_tokens: PerVideo = None, anchor: Tensor | None = None
 ) -> Iterator[Chunk]:
-    """The chunks of each video of a prompt, of `chunk_tokens` video tokens; the last one may be shorter.
-
-    `video` [M]: true at video tokens, or their video's id, and -1 at text. Text between the frames of a video belongs
-    to the chunk of the next frame. `frame_tokens`, `anchor` [M]: see `Chunk`.
+    """Chunks of `chunk_tokens` video tokens of each video (the last may be shorter). `video` [M]: video ids, -1 at
+    text, or true at videos. Text between frames goes with the next frame. `frame_tokens`, `anchor` [M]: see `Chunk`.
     """
     ids = _run_ids(video) if video.dtype == torch.bool else video
     videos = videos_in_order(ids)

@@ -1,8 +1,6 @@
-"""Semantic density: how much a segment has to say, and targets whose length and content follow it.
-
-A segment is annotated with cues of four categories. Its density is their number; its target caption lists them, so
-that a rich scene gets a long target and a still one a short one.
-Source: LangDC (arXiv 2509.00969), section 4.1.
+"""Semantic density: how much a segment has to say. A segment is annotated with cues of four categories: its density is
+their number, and its target caption lists them, so that a rich scene gets a long one. Source: LangDC (arXiv
+2509.00969), section 4.1.
 """
 
 from collections.abc import Sequence
@@ -19,9 +17,7 @@ def _cues_of(segment: SegmentRecord) -> list[str]:
 
 
 def densities(segments: Sequence[SegmentRecord]) -> list[int]:
-    """The density of each segment of a record: as it states, else the number of its cues. Empty if no segment is
-    annotated: 0 would then be wrong.
-    """
+    """Each segment's density: as stated, else its number of cues; empty if none is annotated, as 0 would be wrong."""
     known = any(segment.density is not None or _cues_of(segment) for segment in segments)
     counts = [len(_cues_of(segment)) if segment.density is None else segment.density for segment in segments]
     return counts if known else []
@@ -41,9 +37,7 @@ def cue_recall(caption: str, segment: SegmentRecord) -> float | None:
 
 
 def density_correlation(densities: Sequence[float], tokens: Sequence[float]) -> float:
-    """Spearman's rank correlation of densities and token counts; NaN if either never varies. Raises ValueError unless
-    both have the same length of at least 3.
-    """
+    """Spearman's rank correlation of 3 or more pairs (else ValueError); NaN if either side never varies."""
     if len(densities) != len(tokens) or len(tokens) < 3:
         raise ValueError(
             f"{len(densities)} densities and {len(tokens)} token counts; give 3 or more of each, in pairs."

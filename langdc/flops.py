@@ -31,9 +31,7 @@ aten = torch.ops.aten
 
 
 def language_model_flops(config: PretrainedConfig, read: int, cached: float = 0, predictions: int = 1) -> float:
-    """A dense decoder that reads `read` tokens after `cached` others (on average over layers). `predictions`: positions
-    at which the head computes logits. The MLP is gated, as in Qwen2 and Llama.
-    """
+    """A gated dense decoder that reads `read` tokens after `cached` others (on average); `predictions`: of logits."""
     width = config.hidden_size
     head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
     queries, keys = config.num_attention_heads * head_width, config.num_key_value_heads * head_width
@@ -59,10 +57,8 @@ def _writing_flops(config: PretrainedConfig, cached: float, steps: int) -> float
 def reading_flops(
     backbone: Backbone, calls: Sequence[tuple[int, float]], held: float, steps: int, scoring: float = 0.0
 ) -> dict[str, float]:
-    """Reading a prompt up to the first token, and `steps` more calls of the model for the rest of the reply.
-
-    `calls`: tokens read, and keys cached before them, of each call; `held`: keys per layer after the prompt; `scoring`:
-    what a KV compressor took to choose them.
+    """Reading a prompt up to the first token, and `steps` more calls of the model. `calls`: tokens read and keys cached
+    before, of each; `held`: keys per layer after the prompt; `scoring`: what a KV compressor took to choose them.
     """
     config = backbone.language_model.config.get_text_config()
     read = sum(language_model_flops(config, new, past, predictions=0) for new, past in calls)
@@ -114,10 +110,8 @@ _FORMULAS: Mapping[Any, Callable[..., int]] = {
 
 
 class Counted(TorchDispatchMode):
-    """Counts what is computed inside, as `total`, by the formulas of torch's counter and those that it lacks.
-
-    Unlike torch's `FlopCounterMode` it keeps no figures per module: four times as fast, since it runs while seconds are
-    measured.
+    """Counts what is computed inside, as `total`, by torch's formulas and those that it lacks. It keeps no figures per
+    module, so it is four times as fast as torch's counter: it runs while seconds are measured.
     """
 
     supports_higher_order_operators = True
@@ -156,9 +150,7 @@ def uncounted() -> Iterator[None]:
 
 
 def encoder_flops(backbone: Backbone, encoded: Grids) -> float:
-    """What the encoders took for one video's grids, their attention included where the grids have it. Counted on the
-    meta device, once for each set of shapes.
-    """
+    """What the encoders took for one video's grids, counted on the meta device once for each set of shapes."""
     shapes = tuple((name, tuple(grid.values.shape), grid.saliency is not None) for name, grid in encoded.items())
     known: dict[Any, float] = vars(backbone).setdefault("_encoder_flops", {})
     if shapes not in known:
@@ -185,9 +177,7 @@ def _without_weights(backbone: Backbone) -> Backbone:
 
 
 class _Shapes(TorchDispatchMode):
-    """Computes shapes alone wherever a tensor of the meta device is involved. Integers stay where they are, with their
-    values: encoders ask small tables of sizes for them.
-    """
+    """Computes shapes alone of tensors on the meta device; integers keep their values, which encoders look up."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

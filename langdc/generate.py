@@ -1,6 +1,4 @@
-"""Generation: greedy batches that keep hidden states, and replies to a prompt that was read in chunks. Letters: A
-rotary axes, B rows, M prompt length, D backbone width, Z width of a captioner, V vocabulary.
-"""
+"""Greedy batches, and replies to chunked prompts. Letters: A rotary axes, B rows, M length, Z width, V vocabulary."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -46,9 +44,16 @@ class _GenerateOutput:
 
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel, embeds: Tensor, mask: Tensor, end: list[int], max_tokens: int, layer: int,
-    synced: bool = False, counted_ends: Sequence[int] = (), pad: int | None = None
-) -> _GenerateOutput:  # fmt: skip
+    model: PreTrainedModel,
+    embeds: Tensor,
+    mask: Tensor,
+    end: list[int],
+    max_tokens: int,
+    layer: int,
+    synced: bool = False,
+    counted_ends: Sequence[int] = (),
+    pad: int | None = None,
+) -> _GenerateOutput:
     """Write at most `max_tokens` tokens per row after left-padded prompts; every row stops at its own end token.
 
     `embeds` [B,M,Z]; `mask` [B,M] 1 at real positions; `layer` indexes the model's hidden states (0: embeddings).
@@ -104,11 +109,8 @@ def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_end
 
 
 class Continuation(PreTrainedModel, GenerationMixin):
-    """A `PrefillOutput` that transformers can `generate` from: sampling, beams, stop strings, streaming.
-
-    ids = Continuation(output).generate(max_new_tokens=32, eos_token_id=2)
-
-    The first step uses the logits of the prefill; later steps run the text model.
+    """A `PrefillOutput` that transformers can `generate` from: `Continuation(output).generate(max_new_tokens=32)`. The
+    first step uses the logits of the prefill; later steps run the text model.
     """
 
     config_class = PretrainedConfig
@@ -129,9 +131,7 @@ class Continuation(PreTrainedModel, GenerationMixin):
         return self.output.text_model.dtype
 
     def generate(self, **options: Any) -> Any:
-        """New token ids [B,n] by the options of transformers' `generate`, or its output where they ask for more.
-        ValueError on a second call.
-        """
+        """New ids [B,n], or what the options of transformers' `generate` ask for; ValueError on a second call."""
         if self.position is not self.output.next_position:
             raise ValueError("This prompt was continued already; read it again for another reply.")
         blank = torch.empty(1, 1, self.config.hidden_size, device=self.device, dtype=self.dtype)
@@ -141,9 +141,14 @@ class Continuation(PreTrainedModel, GenerationMixin):
             return generate(inputs_embeds=blank, past_key_values=self.output.cache, **options)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool = False, inputs_embeds: Tensor | None = None,
-        past_key_values: KVCache | None = None, use_cache: bool = True, **kwargs: Any
-    ) -> dict:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        is_first_iteration: bool = False,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool = True,
+        **kwargs: Any,
+    ) -> dict:
         """Arguments of `forward`: the tokens so far [B,n], and whether none was written yet."""
         return {"input_ids": input_ids, "first": is_first_iteration}
 
@@ -164,7 +169,7 @@ class Continuation(PreTrainedModel, GenerationMixin):
         embeds = output.text_model.get_input_embeddings()(ids)
         positions = self.position.expand(-1, len(ids), -1)
         self.position = self.position + 1
-        return forward_text(output.text_model, embeds, positions, output.cache, self, {})
+        return forward_text(output.text_model, embeds, positions, output.cache, self)
 
     def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """New queries at the layer's own positions; see `langdc.attention.Observer`."""
@@ -188,9 +193,7 @@ class FirstToken(BaseStreamer):
 
 
 class ScoreCheck(LogitsProcessor):
-    """Checks that the scores of every next token are finite, without changing them: argmax and sampling accept NaN.
-    Only `require_finite` waits for the device.
-    """
+    """Notes scores that are not finite, which argmax and sampling accept. `require_finite` waits for the device."""
 
     def __init__(self) -> None:
         self._broken: Tensor | None = None

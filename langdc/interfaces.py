@@ -65,18 +65,14 @@ class TokenCompressor(nn.Module, ABC):
         return {}
 
     def loss_counts(self, targets: Mapping[str, Any]) -> Mapping[str, int]:
-        """How many items each loss is summed over for one video with these targets, known before it is compressed.
-
-        The trainer divides by their sum over accumulated batches and processes. Default: one for each loss, which makes
-        it a mean over videos.
+        """Over how many items each loss is summed for one video, known before it is compressed; the trainer divides by
+        the sum over micro-batches and processes. Default: one for each loss, a mean over videos.
         """
         return dict.fromkeys(self.losses, 1)
 
     def frozen_identity(self, context: Context) -> str | None:
-        """What decides `Compressed.states` beside the features and targets: a hash of its frozen part.
-
-        None, the default: it has none, or some of it is trained, so nothing can be stored. Called before a sharded
-        engine takes the weights apart.
+        """A hash of what decides `Compressed.states` beside features and targets: its frozen part. None, the default:
+        nothing can be stored, as it has none or trains it. Called before a sharded engine takes the weights apart.
         """
         return None
 
@@ -111,15 +107,11 @@ class KVCompressor(ABC):
         """Get ready for a prompt."""
 
     def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Gets a layer's keys and values of the chunk [1,G,Q,E], and the queries that may score them [1,h,n,E]. Those
-        are of the question window where there is one, else the chunk's own.
-        """
+        """Gets a chunk's keys and values [1,G,Q,E], and queries [1,h,n,E]: the question window's, else its own."""
         return
 
     def question_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
-        """Positions [A,1,n] of the question window behind a chunk; `positions` [A,1,M] are the prompt's. Default:
-        directly after the chunk.
-        """
+        """Positions [A,1,n] of the question window, of the prompt's [A,1,M]; default: directly after the chunk."""
         window, last = positions[:, :, -chunk.question_window :], positions[0, 0, chunk.rows.stop - 1]
         return window - (window[0, 0, 0] - last - 1)
 
@@ -135,15 +127,11 @@ class KVCompressor(ABC):
 
 
 class Backbone(nn.Module, ABC):
-    """One video language model's habits: how it encodes, prompts and numbers positions. Wraps a stock model, changes
-    none of its classes.
-    """
+    """One video language model's habits: how it encodes, prompts, numbers positions. Wraps a stock model, unchanged."""
 
     language_model: PreTrainedModel
     text_model: nn.Module
     """The language model without its head."""
-    lm_head: nn.Module
-    """From backbone width to logits."""
     tokenizer: PreTrainedTokenizerBase
     encoders: nn.ModuleDict
     projectors: nn.ModuleDict
@@ -158,8 +146,6 @@ class Backbone(nn.Module, ABC):
     """C of each encoder's grid, by stream name."""
     end_ids: list[int]
     """Ids that end a reply."""
-    generation_config: GenerationConfig
-    """The model's own settings of generation."""
     has_saliency: ClassVar[bool] = False
     """Whether its encoder's attention can be had."""
     batched: bool = False
@@ -171,6 +157,17 @@ class Backbone(nn.Module, ABC):
     def preprocessing(self) -> str:
         """Fingerprint of all that decides, beside the encoders' weights, what they get of a file."""
         return f"{self.segments}x{self.frames_per_segment}"
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """From backbone width to logits."""
+        head: Any = self.language_model.get_output_embeddings()
+        return head
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The model's own settings of generation."""
+        return self.language_model.generation_config or GenerationConfig()
 
     @property
     def key_bytes(self) -> int:
@@ -214,9 +211,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
-        """Project encoder grids to backbone width if "projected" is in `need`; gradients flow to the projectors. One
-        call of each projector for all videos.
-        """
+        """Project grids to backbone width if "projected" is in `need`; one call of each projector for all videos."""
 
     def features_of(self, videos: list[Frames], need: frozenset[str] = frozenset({"projected"})) -> list[VideoFeatures]:
         """`encode`, then `project`."""
@@ -290,9 +285,7 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
-        """The named losses of a batch, each a sum and a count, the compressor's own among them. `model`: a
-        `langdc.model.VideoModel`.
-        """
+        """A batch's losses, also the compressor's, each a sum and a count; `model`: a `langdc.model.VideoModel`."""
 
     def prepare(self, model: Any, data: Any, directory: Path) -> None:
         """Called on every process before the first step; default: nothing. `data`: the
@@ -301,9 +294,7 @@ class Objective(ABC):
         return
 
     def solve(self, model: Any, data: Any) -> tuple[float, float] | None:
-        """Learn in closed form, without steps: the loss that is left and the floating-point operations it took. None,
-        the default: it is trained by gradient descent.
-        """
+        """Learn in closed form: the loss that is left and the FLOPs it took; None, the default: by gradient descent."""
         return None
 
 

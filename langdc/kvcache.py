@@ -1,7 +1,4 @@
-"""A key-value cache whose layers hold different numbers of keys at different positions.
-
-Only this module edits a cache. Evicting frees memory: the keys that stay are copied, so no view holds the old storage.
-
+"""A key-value cache whose layers hold different numbers of keys; only this module edits it, and evicting frees memory.
 Letters: A rotary axes, G key heads, K keys cached, n tokens, E head width, L layers.
 """
 
@@ -16,9 +13,7 @@ from langdc.rope import Rope
 
 
 class _KVLayer(DynamicLayer):
-    """One layer's keys and values [1,G,K,E] and the keys' `positions` [A,1 or G,K]. `offset` [A]: how far this layer's
-    positions are behind the prompt's, after position compaction.
-    """
+    """A layer's keys and values [1,G,K,E], and `positions` [A,1 or G,K], `offset` [A] behind the prompt's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,9 +49,7 @@ class KVCache(Cache):
         return sum(storages.values())
 
     def announce(self, positions: Tensor, continuous: bool = False, axes: int = 1) -> None:
-        """Set the positions [A,1,n] of the next tokens; `continuous`: in each layer they follow its last key directly.
-        For that the first `axes` axes are offset per layer, normally time alone.
-        """
+        """Set next positions [A,1,n]. `continuous`: `axes` axes, time first, follow each layer's last key."""
         self._announced = positions
         offsets = [0] * len(self.layers)
         if continuous:

@@ -33,10 +33,8 @@ VIDEO_MARK = "\ue000"  # a private-use character: stands for a video while a cha
 def load_language_model(
     source: Source, attention: str = "sdpa", dtype: torch.dtype | None = None, quantize: Quantize | None = None
 ) -> PreTrainedModel:
-    """Load any causal language model of transformers; weights of random init come from torch's seed.
-
-    `quantize`: "nf4" keeps the linear layers in 4 bits, for training adapters on a small card (QLoRA, arXiv
-    2305.14314). It needs bitsandbytes; ValueError where that is missing.
+    """Load a causal language model of transformers; random init draws from torch's seed. `quantize`: "nf4" keeps linear
+    layers in 4 bits, to train adapters (QLoRA, arXiv 2305.14314); ValueError where bitsandbytes is missing.
     """
     found = resolve(source, weights=True)
     settings: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype or torch.float32}
@@ -50,10 +48,8 @@ def load_language_model(
 
 
 def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **settings: Any) -> Any:
-    """`kind.from_pretrained`; ValueError where the folder lacks tensors of the model, which would stay random.
-
-    `unread`: how names of tensors begin whose values nobody reads, so that they may be missing.
-    With torch's default device "meta" the model has no weights, and no file of them is read.
+    """`kind.from_pretrained`; ValueError where the folder lacks tensors of the model, but for those whose names begin
+    as `unread`. With torch's default device "meta" no file of weights is read.
     """
     if torch.get_default_device().type == "meta":
         config = settings.pop("config", None) or AutoConfig.from_pretrained(folder)
@@ -90,10 +86,7 @@ def language_model_outline(source: Source) -> PreTrainedModel:
 
 
 def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that keep linear layers in 4 bits, but for those of `skipped` modules.
-
-    ValueError for another kind than "nf4", and where bitsandbytes is missing.
-    """
+    """Arguments of `from_pretrained` for linear layers in 4 bits, but in `skipped` modules; ValueError if unable."""
     if quantize != "nf4":
         raise ValueError(f"quantize is {quantize!r}; allowed is 'nf4', or leave it out for whole weights.")
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -121,10 +114,7 @@ def mark_four_bits(model: PreTrainedModel, text_model: nn.Module | None = None) 
 
 
 def fastest_attention(half: bool) -> tuple[str, str]:
-    """The fastest attention kernel of this machine, as transformers names it, and why it is that one.
-
-    `half`: whether the model runs in bfloat16 or float16, the types that flash-attn knows.
-    """
+    """The fastest attention kernel of this machine, and why; `half`: whether the model runs in (b)float16."""
     if importlib.util.find_spec("flash_attn") is None:
         return "sdpa", "flash-attn is not installed"
     if devices.kind().name != "cuda":
@@ -135,10 +125,7 @@ def fastest_attention(half: bool) -> tuple[str, str]:
 
 
 def use_liger(model: PreTrainedModel, wanted: bool | Literal["auto"]) -> bool:
-    """Give a model's norms and feed-forward layers the fused kernels of liger-kernel; whether it was done.
-
-    Only this model is changed. With "auto" what cannot be done is left; else ValueError says what is missing.
-    """
+    """Give this model liger-kernel's fused layers; where it cannot be, False with "auto", else ValueError."""
     if not wanted:
         return False
     missing = None
@@ -170,10 +157,12 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return kind.from_pretrained(folder)
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source | Path) -> PreTrainedTokenizerBase:
     """Load a fast tokenizer with a chat template; ValueError if it has none."""
-    folder = resolve(str(source))
-    if not isinstance(folder, Path) or not (folder / "tokenizer_config.json").is_file():
+    folder = resolve(source if isinstance(source, dict) else str(source))
+    if not isinstance(folder, Path):
+        raise ValueError("A model given by its architecture needs the setting 'tokenizer' (a directory).")
+    if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json).")
     tokenizer = open_tokenizer(folder)
     tokenizer.chat_template = _chat_template(folder) or tokenizer.chat_template
@@ -183,10 +172,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _chat_template(folder: Path) -> str | None:
-    """The chat template of a folder's processor, which knows videos; None where the tokenizer's own is the only one.
-
-    As in transformers, processor_config.json and chat_template.json go before the tokenizer's files.
-    """
+    """The chat template of a folder's processor, which goes before the tokenizer's; None where there is none."""
     for name in ("processor_config.json", "chat_template.json"):
         if (folder / name).is_file() and (template := read_json(folder / name).get("chat_template")):
             return template

@@ -1,6 +1,5 @@
-"""A model as users mean it: a backbone and a compressor, and the one way from videos and prompts to logits.
-
-Letters: T frames, H W patch grid, B prompts, M length, D backbone width, n positions, V vocabulary.
+"""A backbone with a compressor, and the one way from videos and prompts to logits. Letters: T frames, H W patch grid, B
+prompts, M length, D backbone width, n positions, V vocabulary.
 """
 
 import inspect
@@ -95,10 +94,7 @@ class VideoModel(nn.Module):
     def compress(
         self, videos: list[VideoFeatures], context: Context = Context(), compressor: TokenCompressor | None = None
     ) -> Compressed:
-        """Compress videos, and add what the backbone was trained to see with a video's tokens, such as newlines.
-
-        `compressor`: another one than the model's own, for a teacher.
-        """
+        """Compress videos, by default with the model's own compressor, and add what the backbone expects: newlines."""
         if not videos:
             return Compressed([])
         found = (self.compressor if compressor is None else compressor)(videos, context)
@@ -119,10 +115,7 @@ class VideoModel(nn.Module):
         compressor: TokenCompressor | None = None,
         videos: list[VideoFeatures] | None = None,
     ) -> ModelOutput:
-        """Videos to features, tokens, embeddings and logits.
-
-        `compressor`: another one than the model's own; `videos`: the batch's features, where they are known.
-        """
+        """Videos, or their known features `videos`, to logits; `compressor`: another one than the model's own."""
         videos = self.features(batch, synced=context.synced) if videos is None else videos
         compressed = self.compress(videos, replace(context, targets={**context.targets, **batch.targets}), compressor)
         inputs = self.inputs(batch, compressed.tokens)
@@ -156,10 +149,7 @@ class VideoModel(nn.Module):
 
 @contextmanager
 def hidden(module: nn.Module, chosen: Callable[[nn.Module], bool]) -> Iterator[None]:
-    """Leave the chosen parts out of a module's tree for a while; they can be called as before.
-
-    So nothing moves, saves, partitions or wraps them.
-    """
+    """Leave chosen parts out of a module's tree for a while: nothing moves, saves or wraps them; they can be called."""
     before: list[tuple[nn.Module, dict[str, Any], list[str]]] = []
 
     def hide(parent: nn.Module) -> None:
@@ -192,9 +182,7 @@ def is_absent(module: nn.Module) -> bool:
 
 
 def build_compressor(config: MemberConfig, backbone: Backbone) -> TokenCompressor:
-    """Build a compressor for a backbone, which fills in the settings that it alone knows where the class asks for them:
-    width, streams and frames_per_segment.
-    """
+    """Build a compressor; the backbone gives width, streams and frames_per_segment where the class asks for them."""
     steps = backbone.frames_per_segment // backbone.frames_per_step
     known: Mapping[str, object] = {
         "width": backbone.width,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from langdc import checkpoint, devices
 from langdc.backbones.chat import conversation, question_of
+from langdc.backbones.inputs import read_prompt
 from langdc.config import MemberConfig, check
 from langdc.features import read_spec
 from langdc.flops import Counted, encoder_flops, work_flops
@@ -26,9 +27,9 @@ from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
 from langdc.model import VideoModel, build_compressor
 from langdc.prefill import PrefillOutput
-from langdc.replies import read, reply_alone, reply_together
+from langdc.replies import reply_alone, reply_together
 from langdc.timing import StageTimer, stage
-from langdc.types import Answer, Compressed, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
+from langdc.types import Answer, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +44,7 @@ class CompressedVideo:
 
 @dataclass(eq=False)
 class OpenVideo:
-    """A video that was decoded and encoded once, ready for any number of questions.
-
-    It is compressed when it is first asked about: once, or once per question where the compressor needs the question.
-    """
+    """A video that was decoded and encoded once; compressed when first asked about, or per question where needed."""
 
     lm: "VideoLM"
     frames: Frames | None
@@ -57,10 +55,7 @@ class OpenVideo:
 
     @cached_property
     def features(self) -> VideoFeatures:
-        """What the compressor gets, but for the question.
-
-        Raises ValueError if it needs the encoder's attention and the video was opened without.
-        """
+        """What the compressor gets, but for the question; ValueError where it lacks the encoder's attention."""
         if self.lm.lacks_saliency(self.encoder):
             raise ValueError(
                 f"{type(self.lm.compressor).__name__} needs the encoder's attention, which was not asked for when this "
@@ -107,10 +102,8 @@ class VideoLM:
         kv: KVCompressor | Mapping[str, Any] | str | None = None,
         backbone: Mapping[str, Any] | None = None,
     ) -> "VideoLM":
-        """Load a checkpoint, ours or a stock vision-language model's: a folder or a Hugging Face hub id.
-
-        `compressor` and `kv` may be a name, {"name": ..., settings} or an object. `backbone`: settings of a stock
-        model, such as {"frames": 64}, with a name where the directory serves several: {"name": "llava_video"}.
+        """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`: a name, {"name": ...,
+        settings} or object. `backbone`: a stock model's settings: {"frames": 64}, and a "name" where several fit.
         """
         model = checkpoint.open_model(directory, backbone)
         if isinstance(compressor, str):
@@ -122,9 +115,7 @@ class VideoLM:
                     f"The compressor {type(compressor).__name__} has weights of its own, which {directory} does not "
                     "hold: they would be random. Give the checkpoint that it was trained in, without a compressor."
                 )
-        if isinstance(kv, str):
-            kv = {"name": kv}
-        return cls(model, compressor, kvcompressors.build(**kv) if isinstance(kv, Mapping) else kv)
+        return cls(model, compressor, None if kv is None else kvcompressors.of(kv))
 
     @property
     def device(self) -> torch.device:
@@ -204,12 +195,10 @@ class VideoLM:
             for number, (video, question) in enumerate(waiting):
                 share = _size(features[number]) / sum(map(_size, features))
                 flops = counted.total * share + (work_flops(found.work[number]) if found.work else 0.0)
-                said, seconds = self._captions(found, number), timer.seconds["compress"] / len(waiting)
+                said = None if found.ids is None else [self.compressor.text(ids) for ids in found.ids[number]]
+                seconds = timer.seconds["compress"] / len(waiting)
                 video.compressed[question] = CompressedVideo(found.tokens[number], said, seconds, flops)
         return [video.compressed[question] for video, question in keys]
-
-    def _captions(self, found: Compressed, number: int) -> list[str] | None:
-        return None if found.ids is None else [self.compressor.text(ids) for ids in found.ids[number]]
 
     # ---- from a question to an answer
 
@@ -244,10 +233,8 @@ class VideoLM:
         return self._answers([(video, question)], FirstToken(), **generation)[0]
 
     def answer(self, batch: Sequence[tuple[OpenVideo, str]], **generation: Any) -> list[Answer]:
-        """Answer several questions at once; all videos are compressed in one batch.
-
-        What prompts about one video begin with is read once, too. The seconds are each answer's share of the batch's;
-        the FLOPs are those of asking it alone.
+        """Answer several questions at once. All videos are compressed in one batch, and what prompts about a video
+        begin with is read once. Seconds are shares of the batch's; FLOPs are those of asking alone.
         """
         return self._answers(batch, None, **generation)
 
@@ -298,8 +285,8 @@ class VideoLM:
     @torch.no_grad()
     def read(self, prompt: Prompt, videos: list[OpenVideo]) -> PrefillOutput:
         """Read a prompt about videos, in chunks if keys are dropped."""
-        frames = [len(video.times) for video in videos]
-        return read(self.model.backbone, prompt, [video.tokens for video in videos], frames, self.kv)
+        tokens, frames = [video.tokens for video in videos], [len(video.times) for video in videos]
+        return read_prompt(self.model.backbone, prompt, tokens, self.kv, frames)
 
 
 def _size(video: VideoFeatures) -> int:

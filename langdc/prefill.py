@@ -47,10 +47,19 @@ class PrefillOutput:
 
 
 def prefill(
-    text_model: PreTrainedModel, lm_head: nn.Module, embeds: Tensor, positions: Tensor, video: Tensor,
-    compressor: KVCompressor | None = None, *, chunk_tokens: PerVideo = None, frame_tokens: PerVideo = None,
-    anchor: Tensor | None = None, arguments: Arguments | None = None, reply_axes: Literal["time", "all"] = "time"
-) -> PrefillOutput:  # fmt: skip
+    text_model: PreTrainedModel,
+    lm_head: nn.Module,
+    embeds: Tensor,
+    positions: Tensor,
+    video: Tensor,
+    compressor: KVCompressor | None = None,
+    *,
+    chunk_tokens: PerVideo = None,
+    frame_tokens: PerVideo = None,
+    anchor: Tensor | None = None,
+    arguments: Arguments | None = None,
+    reply_axes: Literal["time", "all"] = "time",
+) -> PrefillOutput:
     """Read a prompt `embeds` [M,D] at `positions` [A,1,M].
 
     `video` [M]: true at video tokens, each run of them one video; or video ids, where text stands between the frames
@@ -61,13 +70,13 @@ def prefill(
     """
     _check(text_model, embeds, positions, video)
     chunks = tuple(chunks_of(video, chunk_tokens, frame_tokens, anchor))
-    reader = _ChunkedPrefill(text_model, embeds, positions, chunks, arguments)
+    reader = _ChunkedPrefill(text_model, embeds, positions, arguments)
     if compressor is not None and chunks:
         config = text_model.config
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
         reader.compressor = compressor if compressor.active else None
     with torch.no_grad(), using(text_model):
-        logits = lm_head(reader.read(close_gaps=reply_axes == "time"))
+        logits = lm_head(reader.read(chunks, close_gaps=reply_axes == "time"))
     offset_axes = len(positions) if reader.continuous else 0
     costs = (tuple(reader.calls), tuple(reader.kept_rows), reader.scoring_flops)
     return PrefillOutput(text_model, lm_head, reader.cache, logits, reader.next_position, offset_axes, *costs)
@@ -96,11 +105,9 @@ class _ChunkedPrefill:
     """Reads one prompt into a cache; a compressor observes each chunk and evicts keys."""
 
     def __init__(
-        self, text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, chunks: tuple[Chunk, ...],
-        arguments: Arguments | None
-    ) -> None:  # fmt: skip
-        self.text_model, self.embeds, self.positions = text_model, embeds, positions
-        self.chunks, self.arguments = chunks, arguments
+        self, text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, arguments: Arguments | None
+    ) -> None:
+        self.text_model, self.embeds, self.positions, self.arguments = text_model, embeds, positions, arguments
         self.rope = Rope(text_model.rotary_emb)  # pyright: ignore[reportArgumentType]
         self.cache = KVCache(text_model.config.num_hidden_layers, self.rope)
         self.compressor: KVCompressor | None = None
@@ -120,17 +127,15 @@ class _ChunkedPrefill:
         """Whether the next tokens follow each layer's last key directly."""
         return self.compressor is not None and self.compressor.continuous
 
-    def read(self, close_gaps: bool) -> Tensor:
-        """Read the whole prompt; returns the last token's state [1,D]. `close_gaps`: move the keys after the last
-        video, so that later text needs no offset.
-        """
+    def read(self, chunks: tuple[Chunk, ...], close_gaps: bool) -> Tensor:
+        """Read the whole prompt: the last token's state [1,D]. `close_gaps`: text after a video needs no offset."""
         at, state = 0, self.embeds[:0]
-        for chunk in self.chunks:
+        for chunk in chunks:
             if chunk.rows.start > at:
                 state = self._forward(self._rows(at, chunk.rows.start))
-            state = self._read_chunk(chunk)
+            state = self._read_chunk(chunk, len(self.embeds) - chunks[-1].rows.stop)
             at = chunk.rows.stop
-        if self.chunks and self.continuous and close_gaps:
+        if chunks and self.continuous and close_gaps:
             whole = torch.cat([self.positions, self.next_position], 2)
             self.cache.close_gaps(int(whole[0, 0, at]))
             self.compressor = None
@@ -146,15 +151,15 @@ class _ChunkedPrefill:
         self.kept_rows = [torch.cat([kept, rows.expand(*kept.shape[:-1], -1)], -1) for kept in self.kept_rows]
         self.cache.announce(self._announced, self.continuous)
         more = self.arguments(rows) if self.arguments else {}
-        states = forward_text(self.text_model, self.embeds[None, rows], self._announced, self.cache, self, more)
+        states = forward_text(self.text_model, self.embeds[None, rows], self._announced, self.cache, self, **more)
         return states[0, last][None]
 
-    def _read_chunk(self, chunk: Chunk) -> Tensor:
+    def _read_chunk(self, chunk: Chunk, question: int) -> Tensor:
+        """Read a chunk, and evict keys; `question`: how many tokens of text follow the last video."""
         rows = self._rows(chunk.rows.start, chunk.rows.stop)
         if self.compressor is None:
             return self._forward(rows)
-        length = len(self.embeds)
-        window = min(self.compressor.question_window, length - self.chunks[-1].rows.stop)
+        length, window = len(self.embeds), min(self.compressor.question_window, question)
         chunk = replace(chunk, past=self.cache.lengths, question_window=window)
         positions = self.positions[:, :, rows]
         if window:
@@ -199,9 +204,8 @@ class _ChunkedPrefill:
 
 
 def forward_text(
-    text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, cache: KVCache, observer: Observer,
-    arguments: Mapping[str, Any]
-) -> Tensor:  # fmt: skip
+    text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, cache: KVCache, observer: Observer, **arguments: Any
+) -> Tensor:
     """Run a text model on the announced tokens `embeds` [B,n,D] at `positions` [A,B,n]: their states [B,n,D]."""
     return text_model(
         inputs_embeds=embeds,

@@ -26,10 +26,8 @@ def build_projector(kind: str, width_in: int, width_out: int) -> nn.Module:
 
 
 class Vectors(nn.Module):
-    """A learned table of vectors [n,D]; calling it returns them.
-
-    A module of its own: ZeRO-3 gathers weights for the backward pass only of modules that return tensors, and a
-    compressor returns none by itself. A copy is returned, since the weight is partitioned again before it is used.
+    """A learned table [n,D]; calling it returns a copy. A module of its own, as ZeRO-3 gathers weights for the backward
+    pass only of modules that return tensors, and partitions them again before they are used.
     """
 
     def __init__(self, count: int, width: int) -> None:
@@ -51,9 +49,7 @@ def project_ragged(projector: nn.Module, grids: list[Tensor]) -> list[Tensor]:
 
 
 def average_pool(grid: Tensor, side: int) -> Tensor:
-    """Average a grid [T,H,W,C] over space to [T,side,side,C]; adaptive, so H need not be a multiple of `side`. A grid
-    with fewer rows or columns than `side` keeps those it has.
-    """
+    """Average a grid [T,H,W,C] over space to [T,side,side,C], adaptively; smaller grids keep their rows and columns."""
     rows, columns = min(side, grid.shape[1]), min(side, grid.shape[2])
     if (rows, columns) == grid.shape[1:3]:
         return grid

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,17 +13,8 @@ from langdc.backbones.inputs import read_prompt, read_together
 from langdc.flops import reading_flops
 from langdc.generate import Continuation, FirstToken, ScoreCheck
 from langdc.interfaces import Backbone, KVCompressor
-from langdc.prefill import PrefillOutput
 from langdc.timing import StageTimer, note, stage
 from langdc.types import Answer, Prompt, VideoTokens
-
-
-def read(
-    backbone: Backbone, prompt: Prompt, tokens: list[VideoTokens], frames: Sequence[int], kv: KVCompressor | None
-) -> PrefillOutput:
-    """Read a prompt, in chunks if `kv` drops keys; `frames`: how many were read of each video."""
-    steps = [-(-count // backbone.frames_per_step) for count in frames]
-    return read_prompt(backbone, prompt, tokens, kv, frames, steps)
 
 
 @torch.no_grad()
@@ -34,19 +26,19 @@ def reply_alone(
     kv: KVCompressor | None,
     options: dict[str, Any],
 ) -> Answer:
-    """Read one prompt and write the reply; `options` are those of transformers' `generate`."""
+    """Read one prompt and write the reply. `frames`: how many were read of each video; `options`: of `generate`."""
     watch, options = _watched(backbone, options)
     with StageTimer(backbone.language_model.device) as timer:
         with stage("prefill"):
-            reading = read(backbone, prompt, tokens, frames, kv)
+            reading = read_prompt(backbone, prompt, tokens, kv, frames)
         held, kv_bytes = reading.keys_per_layer, reading.cache.held_bytes
         with stage("generate"):
             ids = Continuation(reading, backbone.generation_config).generate(**options)
             text = _text(backbone, ids[0])
     watch.require_finite(tokens)
     flops = reading_flops(backbone, reading.calls, sum(held) / len(held), len(ids[0]) - 1, reading.scoring_flops)
-    keys = held if kv is not None else None
-    return _answer(backbone, text, prompt, timer.seconds, flops, kv_bytes, len(ids[0]), keys)
+    answer = Answer(text, seconds=timer.seconds, flops=flops, kv_bytes=kv_bytes, reply_tokens=len(ids[0]))
+    return _measured(backbone, prompt, replace(answer, keys_per_layer=held if kv is not None else None))
 
 
 @torch.no_grad()
@@ -57,10 +49,7 @@ def reply_together(
     clock: FirstToken | None,
     options: dict[str, Any],
 ) -> list[Answer]:
-    """Read several prompts as one padded batch and write all replies; the seconds are each one's share.
-
-    `clock` hears when the first token comes, for a single prompt.
-    """
+    """Answer prompts as one padded batch; seconds are each one's share. `clock`: of a single prompt's first token."""
     watch, options = _watched(backbone, options)
     if clock is not None:
         options = {"streamer": clock, **options}
@@ -78,27 +67,18 @@ def reply_together(
     ended = torch.isin(ids, torch.tensor(backbone.end_ids, device=ids.device))
     # replies that end early are filled up
     written = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1]).tolist()
-    return [
-        _answer(
-            backbone,
-            text,
-            prompt,
-            dict(seconds),
-            reading_flops(backbone, [(length, 0)], length, new - 1),
-            length * backbone.key_bytes,
-            new,
-        )
-        for text, prompt, length, new in zip(texts, prompts, lengths, written, strict=True)
-    ]
+    answers = []
+    for text, prompt, length, new in zip(texts, prompts, lengths, written, strict=True):
+        flops, kv_bytes = reading_flops(backbone, [(length, 0)], length, new - 1), length * backbone.key_bytes
+        answer = Answer(text, seconds=dict(seconds), flops=flops, kv_bytes=kv_bytes, reply_tokens=new)
+        answers.append(_measured(backbone, prompt, answer))
+    return answers
 
 
 def _generate(
     backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]], options: dict[str, Any]
 ) -> tuple[Tensor, list[int]]:
-    """Ids of the replies, filled up to the longest, and lengths of the prompts.
-
-    A function of its own, so that the cache is freed before the clock stops.
-    """
+    """Ids of the replies, and lengths of the prompts; the cache is freed on return, before the clock stops."""
     generate: Any = backbone.language_model.generate
     batch = read_together(backbone, prompts, tokens)
     return generate(**batch, **options), batch["attention_mask"].sum(1).tolist()
@@ -121,25 +101,7 @@ def _text(backbone: Backbone, ids: Tensor) -> str:
     return str(backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def _answer(
-    backbone: Backbone,
-    text: str,
-    prompt: Prompt,
-    seconds: dict[str, float],
-    flops: dict[str, float],
-    kv_bytes: int,
-    reply_tokens: int,
-    keys_per_layer: list[int] | None = None,
-) -> Answer:
-    return Answer(
-        text,
-        0,
-        [],
-        seconds,
-        flops,
-        devices.peak_bytes(backbone.language_model.device),
-        keys_per_layer=keys_per_layer,
-        kv_bytes=kv_bytes,
-        kv_text_bytes=len(prompt.ids) * backbone.key_bytes,
-        reply_tokens=reply_tokens,
-    )
+def _measured(backbone: Backbone, prompt: Prompt, answer: Answer) -> Answer:
+    """An answer with the most memory that was used, and the bytes of its text's keys."""
+    peak, text_bytes = devices.peak_bytes(backbone.language_model.device), len(prompt.ids) * backbone.key_bytes
+    return replace(answer, peak_bytes=peak, kv_text_bytes=text_bytes)

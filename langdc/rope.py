@@ -1,10 +1,7 @@
-"""Rotary positions: moving states that were rotated already, and stretching a model's range of positions (YaRN).
-
-A rotation by a position is undone or changed by a rotation by the difference, so nothing needs the projections again. A
-model's own `rotary_emb` makes the angles, which is why 1-axis models and 3-axis ones (M-RoPE, in sections or
-interleaved) need no code of their own.
-
-Letters: A rotary axes (1, or 3 for M-RoPE), B batch, H heads, n tokens, E head width.
+"""Rotary positions: moving states that were rotated already, and stretching a model's range of positions (YaRN). A
+rotation by a difference changes a position without the projections; a model's own `rotary_emb` makes the angles, so
+1-axis and 3-axis models (M-RoPE) need no code of their own. Letters: A rotary axes (1 or 3), B batch, H heads, n
+tokens, E head width.
 """
 
 from typing import Any
@@ -18,9 +15,7 @@ _FIXED_FREQUENCIES = ("default", "linear", "yarn", "llama3", "proportional")
 
 def yarn(config: Any, factor: float) -> None:
     """Stretch a text config's range of positions `factor` times with YaRN (arXiv 2309.00071), before the model is made.
-
-    ReTaKe and AdaReTaKe use factor 4. ValueError for a factor below 1, and for a config without rotary settings or with
-    ones that stretch already.
+    ValueError for a factor below 1, and for a config without rotary settings, or with ones that stretch already.
     """
     if factor < 1:
         raise ValueError(f"A YaRN factor of {factor} would shrink the range of positions; give 1 or more, such as 4.")

@@ -55,10 +55,8 @@ class FrameSpec:
 
 @dataclass(frozen=True, eq=False)
 class FeatureGrid:
-    """An encoder's features of a video: `values` [T,H,W,C].
-
-    `saliency` [T,H,W]: the encoder's own attention to each patch; `extra`: side grids [T,H,W,*] that are selected with
-    the tokens; `size`: height and width of the image that T crops were cut from.
+    """An encoder's features of a video: `values` [T,H,W,C]. `saliency` [T,H,W]: its attention to each patch; `extra`:
+    side grids [T,H,W,*] selected with the tokens; `size`: height and width of the image that T crops are of.
     """
 
     values: Tensor
@@ -177,10 +175,8 @@ class Context:
 
 @dataclass(frozen=True)
 class LanguageWork:
-    """One use of a language model with sizes `config`, for counting its operations by closed form.
-
-    `read` tokens at once, predictions at `scored` of them, then `written` predictions one by one, those from the end
-    token on included; the first of them reads no token of its own.
+    """One use of a language model with sizes `config`: `read` tokens at once, predictions at `scored` of them, then
+    `written` predictions one by one, with the end token's; the first of them reads no token of its own.
     """
 
     config: Any
@@ -251,10 +247,8 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Spliced:
-    """A prompt with its videos' tokens: `embeds` [M,D], `labels` [M], `sequence_id` [M].
-
-    `video_id` [M]: the video of each row, -1 at text; `extra` [n,D]: side features of the n rows of videos; `padding`
-    [M]: rows of padding, see `VideoTokens`, None where there are none.
+    """A prompt with its videos' tokens: `embeds` [M,D], `labels` [M], `sequence_id` [M], `video_id` [M] (-1 at text),
+    `extra` [n,D] of the n rows of videos, `padding` [M] (see `VideoTokens`).
     """
 
     embeds: Tensor
@@ -359,8 +353,8 @@ class Answer:
     """
 
     text: str
-    tokens: int
-    segment_tokens: list[int]
+    tokens: int = 0
+    segment_tokens: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
     peak_bytes: int | None = None

@@ -133,7 +133,9 @@ def make_internvideo2(folder: Path, options: argparse.Namespace) -> None:
     encoder = VideoEncoder({"config": config, "init": "random"})
     encode = encode_frames(encoder, IMAGENET_MEAN, IMAGENET_STD)
     figures = train_encoder(encode, encoder.model, ("colour", "shape", "motion"), options.video_steps, options.seed)
-    encoder.model.image_positions_from_video()
+    table = encoder.model.pos_embed.data
+    images = table[:, 1:].unflatten(1, (FRAMES_PER_SEGMENT, -1)).mean(1)  # trained on clips alone: their mean over time
+    encoder.model.img_pos_embed.data.copy_(torch.cat([table[:, :1], images], dim=1))
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     save_file(
         {name: t.half().contiguous() for name, t in encoder.model.state_dict().items()}, folder / "model.safetensors"

@@ -1,7 +1,5 @@
-"""Chat messages to token ids, with slots for videos and labels for the assistant's turns.
-
-The chat template alone decides what is prompt and what is reply: a reply is what the template adds when the
-assistant's message is appended to the messages before it. No text is searched for.
+"""Chat messages to token ids, with slots for videos and labels for the assistant's turns. A reply is what the chat
+template adds when the assistant's message is appended; no text is searched for.
 """
 
 from collections.abc import Callable, Sequence
@@ -81,12 +79,14 @@ def templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict], reply_ne
 
 
 def marked_prompt(
-    tokenizer: PreTrainedTokenizerBase, render: Render, messages: list[dict], end: list[int], learn: bool,
-    slots: Sequence[Slot] | None = None
-) -> Prompt:  # fmt: skip
-    """A prompt from messages whose rendered text has a mark, U+E000, wherever tokens of a video go. `slots`: what is
-    known of each mark, in order, but for its position; video after video where None.
-    """
+    tokenizer: PreTrainedTokenizerBase,
+    render: Render,
+    messages: list[dict],
+    end: list[int],
+    learn: bool,
+    slots: Sequence[Slot] | None = None,
+) -> Prompt:
+    """A prompt of messages whose text has U+E000 for each of `slots` (positions are filled in); None: one per video."""
     ids: list[Tensor] = []
     labels: list[Tensor] = []
     places: list[int] = []

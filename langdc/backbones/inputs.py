@@ -1,6 +1,4 @@
-"""From prompts and their videos' tokens to what a language model is called with. Training, asking and evaluation all go
-through `text_inputs`. Letters: B prompts, M length, D width, A rotary axes.
-"""
+"""From prompts and videos' tokens to a model's inputs. Letters: B prompts, M length, D width, A rotary axes."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -20,9 +18,7 @@ from langdc.types import Prompt, Spliced, TextInputs, VideoTokens
 def text_inputs(
     backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]], left: bool = False
 ) -> TextInputs:
-    """Splice prompts with their videos' tokens (per prompt, in order), number positions, and pad to one length. Padding
-    goes to the right for training, `left` for generation.
-    """
+    """Splice prompts with their videos' tokens, number positions, pad to one length; on the `left` for generation."""
     spliced = backbone.splice(prompts, tokens)
     side = "left" if left else "right"
 
@@ -102,22 +98,24 @@ def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[V
 
 
 def read_prompt(
-    backbone: Backbone, prompt: Prompt, tokens: list[VideoTokens], compressor: KVCompressor | None,
-    frames: Sequence[int], steps: Sequence[int] | None = None
-) -> PrefillOutput:  # fmt: skip
-    """Read a prompt with its videos' tokens, in the chunks that the KV compressor asks for; in one piece without one.
-
-    `frames`: in how many frames each video was sampled, 1 for an image, which is read like text; `steps`: in how many
-    steps of time its tokens come, which are fewer where a model joins frames. Anchors are the tokens' own.
+    backbone: Backbone,
+    prompt: Prompt,
+    tokens: list[VideoTokens],
+    compressor: KVCompressor | None,
+    frames: Sequence[int],
+    steps: Sequence[int] | None = None,
+) -> PrefillOutput:
+    """Read a prompt in the chunks that the KV compressor asks for, or in one piece. `frames`: how many each video has,
+    1 for an image, which is read like text; `steps`: in how many its tokens come, by default the backbone's rule.
     """
     inputs = text_inputs(backbone, [prompt], [tokens])
     spliced = inputs.spliced[0]
-    steps = frames if steps is None else steps
+    steps = [-(-count // backbone.frames_per_step) for count in frames] if steps is None else steps
     images = [number for number, count in enumerate(frames) if count == 1]
     unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if compressor else spliced.video
     numbers = spliced.video_id.masked_fill(unread, -1)
     shown = videos_in_order(numbers)
-    released = str(getattr(compressor, "variant", "")).startswith("released")
+    released = getattr(compressor, "released", False)
     anchor = torch.zeros_like(spliced.video)
     for video in shown:
         if (marks := tokens[video].anchor) is not None:
@@ -152,9 +150,7 @@ def _arguments(backbone: Backbone, spliced: Spliced, compressor: KVCompressor | 
 
 
 def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoTokens, released: bool) -> int:
-    """Video tokens per chunk. Released code counts steps as frames, so that short videos have two chunks, and leaves
-    out the newline after a video, which is then a chunk of its own.
-    """
+    """Video tokens per chunk. Released code counts steps as frames, and makes the last newline a chunk of its own."""
     if not released:
         return tokens_per_chunk(chunk_frames, frames, len(tokens))
     newline = int(tokens.source is None and len(tokens) % steps == 1)

@@ -1,6 +1,4 @@
-"""LLaVA-OneVision: frames through SigLIP, pooled to half the side, one newline embedding after the video. Letters: T
-frames, H W token grid, P = H*W, C encoder width, D backbone width, N tokens.
-"""
+"""LLaVA-OneVision: frames pooled to half the side. Letters: T frames, H W token grid, C encoder width, N tokens."""
 
 import math
 from collections.abc import Mapping, Sequence

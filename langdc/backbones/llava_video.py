@@ -1,6 +1,4 @@
-"""LLaVA-Video: the weights of a LLaVA-OneVision directory, with the grid that its authors trained on. Letters: T
-frames, H W token grid, P = H*W, D backbone width, N tokens.
-"""
+"""LLaVA-Video: LLaVA-OneVision with its authors' grid. Letters: T frames, H W token grid, D width, N tokens."""
 
 from typing import Literal
 

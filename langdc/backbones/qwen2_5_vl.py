@@ -1,6 +1,4 @@
-"""Qwen2.5-VL: as Qwen2-VL, but steps stand in time by the clock, and most blocks attend within windows. Letters: T
-steps of time, D backbone width.
-"""
+"""Qwen2.5-VL: as Qwen2-VL, but steps stand in time by the clock. Letters: T steps of time, D backbone width."""
 
 from langdc.backbones.base import backbones
 from langdc.backbones.qwen2_vl import Qwen2VL

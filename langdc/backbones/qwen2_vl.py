@@ -1,6 +1,4 @@
-"""Qwen2-VL: two frames make one step of time, and tokens stand at a time, a row and a column. Letters: T steps of time,
-H W token grid, D backbone width, N tokens, A = 3 rotary axes, M prompt+video length.
-"""
+"""Qwen2-VL: two frames make one step. Letters: T steps of time, H W token grid, N tokens, A = 3 rotary axes."""
 
 from collections.abc import Iterator
 from typing import Any, Literal

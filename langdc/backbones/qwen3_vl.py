@@ -1,6 +1,4 @@
-"""Qwen3-VL: timestamps stand between the steps of a video, and features of several encoder depths follow its tokens.
-Letters: T steps of time, H W token grid, D backbone width.
-"""
+"""Qwen3-VL: timestamps between steps, and DeepStack features. Letters: T steps of time, H W token grid, D width."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,10 +18,8 @@ START, END = "<|vision_start|>", "<|vision_end|>"
 
 @backbones.register("qwen3_vl")
 class Qwen3VL(Qwen2VL):
-    """Qwen3-VL; settings as for Qwen2-VL. `pixels` are those of a whole video here, as in its processor.
-
-    With positions="transformers" the prompt is transformers 5's, too, which leaves a second pair of marks around a
-    video; "trained" has one pair around each step alone.
+    """Qwen3-VL; settings as for Qwen2-VL, but `pixels` are of a whole video. positions="transformers" leaves a second
+    pair of marks around a video, as transformers 5 does; "trained" has one pair around each step alone.
     """
 
     model_types = ("qwen3_vl",)

@@ -1,6 +1,4 @@
-"""Putting the tokens of videos into a prompt, piece by piece: no placeholder ids to keep in step with features.
-Letters: D backbone width, N tokens, M prompt+video length.
-"""
+"""Putting videos' tokens into a prompt, piece by piece. Letters: D backbone width, N tokens, M prompt+video length."""
 
 from collections.abc import Iterator
 from itertools import pairwise

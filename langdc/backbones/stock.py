@@ -1,6 +1,4 @@
-"""What all stock vision-language models of transformers share as backbones: loading, frames, prompts. Letters: T steps
-of time, H W token grid, D backbone width, A rotary axes, M prompt+video length.
-"""
+"""What stock vision-language models share as backbones. Letters: T steps of time, H W token grid, D backbone width."""
 
 import json
 from abc import abstractmethod
@@ -12,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import AutoModelForImageTextToText as AnyModel
 
 from langdc.backbones.chat import checked_parts, marked_prompt, templated
@@ -60,10 +58,17 @@ class StockBackbone(Backbone):
     video_processor_class: ClassVar[type]
 
     def __init__(
-        self, source: Source, frames: int = 32, fps: float | None = None, tokenizer: str | None = None,
-        dtype: str = "auto", attention: str = "sdpa", yarn: float | None = None, quantize: Quantize | None = None,
-        text: bool = True
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        frames: int = 32,
+        fps: float | None = None,
+        tokenizer: str | None = None,
+        dtype: str = "auto",
+        attention: str = "sdpa",
+        yarn: float | None = None,
+        quantize: Quantize | None = None,
+        text: bool = True,
+    ) -> None:
         super().__init__()
         if frames < 1 or (fps is not None and fps <= 0):
             raise ValueError(f"frames={frames}, fps={fps}: give at least one frame, and more than 0 per second.")
@@ -117,12 +122,6 @@ class StockBackbone(Backbone):
         return self._inner.language_model
 
     @property
-    def lm_head(self) -> nn.Module:
-        head = self.model.get_output_embeddings()
-        assert head is not None  # these models generate
-        return head
-
-    @property
     def _inner(self) -> Any:
         """The model without its head; its attributes differ by family."""
         return self.model.base_model
@@ -150,20 +149,11 @@ class StockBackbone(Backbone):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self._tokenizer_source or self._folder())
+        return load_tokenizer(self._tokenizer_source or self.source)
 
     @property
     def end_ids(self) -> list[int]:
         return end_ids(self.model, self.tokenizer)
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        return self.model.generation_config or GenerationConfig()
-
-    def _folder(self) -> str:
-        if not isinstance(self.source, str):
-            raise ValueError("A model given by its architecture needs the setting 'tokenizer' (a directory).")
-        return self.source
 
     def _processor(self, kind: type) -> Any:
         """An image or video processor from the checkpoint's files; with the class's settings where there are none."""

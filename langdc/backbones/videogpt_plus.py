@@ -1,7 +1,5 @@
-"""VideoGPT+: an image encoder and a video encoder, a projector each, and any causal language model.
-
-Letters: T frames, H W patch grid, C encoder width, D backbone width, N tokens, M prompt+video length.
-Source: VideoGPT+ (arXiv 2406.09418) and LangDC (2509.00969), section 4.
+"""VideoGPT+: an image and a video encoder, projectors, any causal language model. Letters: T frames, H W patch grid, C
+encoder width, D backbone width, N tokens. Source: VideoGPT+ (arXiv 2406.09418), LangDC (2509.00969), section 4.
 """
 
 from collections.abc import Sequence
@@ -9,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from langdc.backbones.base import backbones
 from langdc.backbones.chat import chat_prompt
@@ -39,19 +36,26 @@ class VideoGPTPlus(Backbone):
     batched = True
 
     def __init__(
-        self, language_model: Source, image_encoder: dict, video_encoder: dict, tokenizer: str | None = None,
-        projector: str = "mlp2x_gelu", segments: int = 4, frames_per_segment: int = 4, system: str | None = None,
-        attention: str = "sdpa", quantize: Quantize | None = None, text: bool = True
-    ) -> None:  # fmt: skip
+        self,
+        language_model: Source,
+        image_encoder: dict,
+        video_encoder: dict,
+        tokenizer: str | None = None,
+        projector: str = "mlp2x_gelu",
+        segments: int = 4,
+        frames_per_segment: int = 4,
+        system: str | None = None,
+        attention: str = "sdpa",
+        quantize: Quantize | None = None,
+        text: bool = True,
+    ) -> None:
         super().__init__()
         self.segments, self.frames_per_segment, self.system = segments, frames_per_segment, system
         if text:
             self.language_model = load_language_model(language_model, attention, quantize=quantize)
         else:
             self.language_model = language_model_outline(language_model)
-        if tokenizer is None and not isinstance(language_model, str):
-            raise ValueError("A language model given by its architecture needs the setting 'tokenizer' (a directory).")
-        self.tokenizer = load_tokenizer(tokenizer if tokenizer is not None else str(language_model))
+        self.tokenizer = load_tokenizer(language_model if tokenizer is None else tokenizer)
         self._members = (image_encoder, video_encoder)
         built = [encoders.build(**member).requires_grad_(False).eval() for member in self._members]
         self.encoders = nn.ModuleDict(dict(zip(STREAMS, built, strict=True)))
@@ -76,16 +80,6 @@ class VideoGPTPlus(Backbone):
     @property
     def text_model(self) -> nn.Module:
         return self.language_model.base_model
-
-    @property
-    def lm_head(self) -> nn.Module:
-        head = self.language_model.get_output_embeddings()
-        assert head is not None  # a causal language model has one
-        return head
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        return self.language_model.generation_config or GenerationConfig()
 
     @property
     def end_ids(self) -> list[int]:

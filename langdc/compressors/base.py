@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from langdc.budget import Budget
 from langdc.devices import at_once
 from langdc.interfaces import TokenCompressor
-from langdc.registry import Registry
+from langdc.registry import Registry, check_choice
 from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 
 compressors: Registry[TokenCompressor] = Registry("compressor", TokenCompressor)
@@ -129,10 +129,15 @@ class GridCompressor(TokenCompressor):
 
     nominal: ClassVar[bool] = False
     """Whether the method's own rules decide, so that the budget may be missed."""
+    variants: ClassVar[Any] = Literal["fixed"]
+    """What `variant` may be, as a `Literal` type."""
 
-    def __init__(self, keep: float | None = None, tokens: int | None = None, frames_per_segment: int = 4) -> None:
+    def __init__(
+        self, keep: float | None = None, tokens: int | None = None, frames_per_segment: int = 4, variant: str = "fixed"
+    ) -> None:
         super().__init__()
-        self.allowed = Budget(keep, tokens)
+        check_choice(f"{type(self).__name__} variant", variant, self.variants)
+        self.allowed, self.variant = Budget(keep, tokens), variant
         self.frames_per_segment = frames_per_segment
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
@@ -173,15 +178,13 @@ class GridCompressor(TokenCompressor):
 
 
 class SaliencyCompressor(GridCompressor):
-    """A compressor that selects by the encoder's saliency; by the tokens' lengths where the backbone has none, and with
-    `variant` "released".
-    """
+    """Selects by the encoder's saliency; by the tokens' lengths where there is none, and with `variant` "released"."""
 
     needs = frozenset({"projected", "saliency"})
+    variants = Variant
 
-    def __init__(self, keep: float | None, tokens: int | None, variant: str, frames_per_segment: int) -> None:
-        super().__init__(keep, tokens, frames_per_segment)
-        self.variant = variant
+    def __init__(self, keep: float | None, tokens: int | None, frames_per_segment: int, variant: str) -> None:
+        super().__init__(keep, tokens, frames_per_segment, variant)
         if variant == "released":
             self.needs = frozenset({"projected"})
 

@@ -1,7 +1,6 @@
-"""Grouping tokens of many frames at once: density peaks as centres, everything else merged into the nearest one.
-
-Letters: B groups (frames or windows), P places of a group, C width.
-Source: density peaks by nearest neighbours (DPC-KNN), as FastVID (arXiv 2503.11187) and HoliTom (2505.21334) use it.
+"""Grouping tokens of many frames at once: density peaks are centres, the rest is merged into the nearest. Letters: B
+groups (frames or windows), P places of a group, C width. Source: density peaks by nearest neighbours (DPC-KNN), as
+FastVID (arXiv 2503.11187) and HoliTom (2505.21334) use it.
 """
 
 import torch
@@ -56,17 +55,13 @@ def listed(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sums(values: Tensor, place: Tensor, nearest: Tensor, joining: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums [B,K,C] in float32 of the tokens `joining` [B,P] of groups [B,P,C] whose `nearest` [B,P] is each `place`
-    [B,K], and their numbers [B,K].
-    """
+    """Sums [B,K,C] in float32, and numbers [B,K], of tokens `joining` [B,P] whose `nearest` [B,P] is `place` [B,K]."""
     weight = ((nearest[:, None] == place[..., None]) & joining[:, None]).float()
     return weight @ values.float(), weight.sum(-1)
 
 
 def mixed(own: Tensor, total: Tensor, number: Tensor, share: Tensor | float) -> Tensor:
-    """`share` of centres `own` [...,C] plus 1 - `share` of the mean of `number` [...] others with sum `total` [...,C];
-    a centre without others is unchanged.
-    """
+    """`share` of centres `own` [...,C], the rest the mean of `number` others with sum `total`; unchanged if none."""
     number = number[..., None]
     return torch.where(number > 0, share * own + (1 - share) * total / number.clamp(min=1), own)
 

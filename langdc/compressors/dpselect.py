@@ -33,18 +33,23 @@ class DPSelect(GridCompressor):
     frames, as the released code does, which may be more than the budget.
     """
 
+    variants = Variant
     paper = "ReTaKe, arXiv 2412.20504"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, per: Per = "frame", window: int = 3,
-        variant: Variant = "fixed", frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
-        super().__init__(keep, tokens, frames_per_segment)
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        per: Per = "frame",
+        window: int = 3,
+        variant: Variant = "fixed",
+        frames_per_segment: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens, frames_per_segment, variant)
         check_choice("dpselect per", per, Per)
-        check_choice("dpselect variant", variant, Variant)
         if window < 1:
             raise ValueError(f"dpselect window {window}; a peak must top at least itself: 1 or more frames.")
-        self.per, self.variant, self.window = per, variant, window
+        self.per, self.window = per, window
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         values = grid.values.flatten(1, 2)

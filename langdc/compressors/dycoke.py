@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from langdc.compressors.base import Budget, Selector, Variant, compressors, cosine, spread_evenly
-from langdc.registry import check_choice
 from langdc.types import FeatureGrid
 
 GROUP = 4
@@ -26,17 +25,21 @@ class DyCoke(Selector):
     """
 
     nominal = True
+    variants = Variant
     paper = "arXiv 2411.15024"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
-        merging_ratio: float | None = None, frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
-        super().__init__(keep, tokens, frames_per_segment)
-        check_choice("dycoke variant", variant, Variant)
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        merging_ratio: float | None = None,
+        frames_per_segment: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens, frames_per_segment, variant)
         if merging_ratio is not None and (variant != "released" or not 0 <= merging_ratio <= 1):
             raise ValueError(f"merging_ratio={merging_ratio} goes with variant='released' and is in [0, 1]; use keep.")
-        self.variant, self.merging_ratio = variant, merging_ratio
+        self.merging_ratio = merging_ratio
 
     def score(self, grid: FeatureGrid) -> Tensor:
         values = grid.values.flatten(1, 2)

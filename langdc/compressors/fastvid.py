@@ -1,7 +1,6 @@
 """FastVID: cut the video where it changes; keep each still stretch once, as salient tokens and merged contexts.
-
-Letters: T frames, P = H*W places of a frame, C width, G segments, L frames of a segment, K centres.
-Source: FastVID (arXiv 2503.11187), sections 3.2-3.4, and its release for Qwen models beside VidCom2's.
+Letters: T frames, P = H*W places of a frame, C width, K centres. Source: FastVID (arXiv 2503.11187), sections
+3.2-3.4, and its release for Qwen models beside VidCom2's.
 """
 
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from torch.nn import functional
 from langdc.compressors.base import Budget, SaliencyCompressor, Variant, best_of_each, compressors, frames_at_once
 from langdc.compressors.clustering import distances, listed, mixed, peaks
 from langdc.devices import at_once
-from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
 NEIGHBOURS = 4
@@ -36,12 +34,19 @@ class FastVID(SaliencyCompressor):
     paper = "arXiv 2503.11187"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed", segments: int = 8,
-        change: float = 0.84, still: float = 0.99, context: float = 0.5, stride: int = 4, own: float = 0.5,
-        frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
-        check_choice("fastvid variant", variant, Variant)
-        super().__init__(keep, tokens, variant, frames_per_segment)
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        segments: int = 8,
+        change: float = 0.84,
+        still: float = 0.99,
+        context: float = 0.5,
+        stride: int = 4,
+        own: float = 0.5,
+        frames_per_segment: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens, frames_per_segment, variant)
         if segments < 1 or stride < 1 or not (0 <= context <= 1 and 0 <= own <= 1):
             raise ValueError(
                 f"segments={segments} and stride={stride} must be at least 1, "

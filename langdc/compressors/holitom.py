@@ -1,7 +1,6 @@
-"""HoliTom outside the language model: what is still in a window is kept once, the rest is selected by frame.
-
-Letters: T frames, P = H*W places of a frame, C width, W windows.
-Source: HoliTom (arXiv 2505.21334), sections 3.2-3.3, and its release for Qwen models beside VidCom2's.
+"""HoliTom outside the language model: what is still in a window is kept once, the rest is selected by frame. Letters: T
+frames, P = H*W places of a frame, C width, W windows. Source: HoliTom (arXiv 2505.21334), sections 3.2-3.3, and its
+release for Qwen models beside VidCom2's.
 """
 
 import math
@@ -22,7 +21,6 @@ from langdc.compressors.base import (
     frames_at_once,
 )
 from langdc.compressors.clustering import distances, merged, peaks
-from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
 
@@ -42,12 +40,18 @@ class HoliTomOuter(SaliencyCompressor):
     paper = "arXiv 2505.21334"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed", still: float = 0.8,
-        own: float = 0.6, context: float = 0.0, neighbours: int = 7, max_window: int = 1024,
-        frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
-        check_choice("holitom_outer variant", variant, Variant)
-        super().__init__(keep, tokens, variant, frames_per_segment)
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        still: float = 0.8,
+        own: float = 0.6,
+        context: float = 0.0,
+        neighbours: int = 7,
+        max_window: int = 1024,
+        frames_per_segment: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens, frames_per_segment, variant)
         if max_window < 1 or neighbours < 1 or not (0 <= own <= 1 and 0 <= context <= 1):
             raise ValueError(
                 f"max_window={max_window} and neighbours={neighbours} must be at least 1, own={own} and "
@@ -115,10 +119,8 @@ class HoliTomOuter(SaliencyCompressor):
     def _tokens(
         self, grid: FeatureGrid, window: Tensor, masks: tuple[Tensor, Tensor, Tensor], merged: list[Tensor]
     ) -> VideoTokens:
-        """Tokens in the order of their positions; as released in the order of windows, frames and masks.
-
-        `masks`: the salient tokens [T,P], the density peaks [T,P], and what is still in windows [W,P]; `merged`: values
-        of the latter two, in parts.
+        """Tokens by position; as released by windows, frames and masks. `masks`: salient tokens [T,P], density peaks
+        [T,P], and what is still in windows [W,P]; `merged`: values of the latter two, in parts.
         """
         dominant, centres, once = masks
         frames, places = dominant.shape
@@ -160,9 +162,7 @@ def _run_ends(alike: Tensor) -> Tensor:
 
 
 def _best_ends(run_ends: Tensor, max_frames: int) -> list[int]:
-    """The last frames of the windows that save the most tokens: a still patch saves all but one of a window's frames.
-    Dynamic programming over frames, on the CPU, with all windows that end at a frame together.
-    """
+    """The last frames of the windows that save the most tokens, by dynamic programming over frames, on the CPU."""
     frames = len(run_ends)
     start = torch.arange(frames, device=run_ends.device)[:, None]
     reached = torch.bincount((start * frames + run_ends).flatten(), minlength=frames * frames).unflatten(

@@ -1,7 +1,6 @@
-"""LangDC: each segment is represented by the hidden states with which a captioner reads its caption.
-
-Letters: T frames, H W patch grid, C encoder width, Z captioner width, D backbone width, S segments, N tokens.
-Source: LangDC (arXiv 2509.00969), section 4; "CapPruner" there is the captioner, "BasePruner" the base.
+"""LangDC: each segment becomes the hidden states with which a captioner reads its caption. Letters: T frames, H W patch
+grid, C encoder width, Z captioner width, D backbone width, S segments, N tokens. Source: LangDC (arXiv 2509.00969),
+section 4; "CapPruner" there is the captioner, "BasePruner" the base.
 """
 
 import json
@@ -177,9 +176,7 @@ class LangDC(TokenCompressor):
         return [*states, *(state.new_zeros(longest - len(state), state.shape[1]) for state in states)]
 
     def _released(self, states: list[Tensor], after: list[Tensor], steps: list[int]) -> list[Tensor]:
-        """The states of a video's written captions, then the padding of each, from the states of the steps `after`.
-        `steps`: how many steps each caption took, its end included.
-        """
+        """States of captions, then each one's padding, of the states `after`; `steps` of each caption with its end."""
         longest = max(steps)
         if self.base is not None:
             return [*(state[: longest - 1] for state in states), *(state[:0] for state in states)]

@@ -1,7 +1,5 @@
-"""LDPv2: project, pool, and let neighbours talk; a learned compressor with a fixed number of tokens per frame.
-
-Letters: T frames, H W patch grid, C encoder width, D backbone width, N tokens.
-Source: MobileVLM V2 (arXiv 2402.03766), section 3.3; an alternative base in LangDC's table 4.
+"""LDPv2, a learned compressor: project, pool, let neighbours talk. Letters: T frames, H W patch grid, C encoder width,
+D backbone width, N tokens. Source: MobileVLM V2 (arXiv 2402.03766), section 3.3; a base in LangDC's table 4.
 """
 
 import torch
@@ -28,10 +26,8 @@ class _Neighbours(nn.Module):
 
 @compressors.register("ldpv2")
 class LDPv2(TokenCompressor):
-    """Project every patch with an MLP, average each frame to `sides[i]` x `sides[i]`, add a depth-wise convolution.
-
-    `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone; `sides`: one per
-    stream. It has projectors of its own, so the backbone's may be "identity".
+    """Project patches with an MLP, average each frame to `sides[i]` x `sides[i]`, add a depth-wise convolution. A
+    backbone fills in `width` and `streams` (encoder widths); its projectors may be "identity". `sides`: one per stream.
     """
 
     needs = frozenset({"encoder"})
@@ -54,9 +50,7 @@ class LDPv2(TokenCompressor):
         return Compressed([stream_tokens(parts, n) for n, parts in zip(steps, zip(*streams, strict=True), strict=True)])
 
     def _stream(self, videos: list[VideoFeatures], name: str, side: int) -> list[Tensor]:
-        """The tokens of one stream of each video [T,n,D]: one call of each module, whatever the grids' shapes. Smaller
-        grids are padded to `side` with zeros, as the convolution pads them itself.
-        """
+        """One stream's tokens of each video [T,n,D], by one call of each module; zeros fill grids up to `side`."""
         projected = project_ragged(self.projectors[name], encoder_values(videos, name))
         pooled = [average_pool(grid, side) for grid in projected]
         sizes = [grid.shape[1:3] for grid in pooled]

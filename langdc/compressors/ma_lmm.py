@@ -1,7 +1,5 @@
-"""MA-LMM's memory bank: the two most similar neighbours in time become one, until few are left.
-
-Letters: T frames, P = H*W places of a frame, C width.
-Source: MA-LMM (arXiv 2404.05726), section 3.2; ReTaKe (arXiv 2412.20504) compares with it.
+"""MA-LMM's memory bank: the two most similar neighbours in time become one, until few are left. Letters: T frames, P =
+H*W places of a frame, C width. Source: MA-LMM (arXiv 2404.05726), section 3.2; ReTaKe (2412.20504) compares with it.
 """
 
 import torch
@@ -35,16 +33,21 @@ class MALMM(GridCompressor):
     frames, as ReTaKe's release does, which may be more than the budget.
     """
 
+    variants = Variant
     paper = "arXiv 2404.05726"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, per: Per = "patch", soft: bool = True,
-        variant: Variant = "fixed", frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
-        super().__init__(keep, tokens, frames_per_segment)
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        per: Per = "patch",
+        soft: bool = True,
+        variant: Variant = "fixed",
+        frames_per_segment: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens, frames_per_segment, variant)
         check_choice("ma_lmm per", per, Per)
-        check_choice("ma_lmm variant", variant, Variant)
-        self.per, self.variant, self.soft = per, variant, soft
+        self.per, self.soft = per, soft
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         values = grid.values.flatten(1, 2).float()

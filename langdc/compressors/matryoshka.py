@@ -22,9 +22,16 @@ class Matryoshka(Resampler):
     paper = "MQT-LLaVA, arXiv 2405.19315"
 
     def __init__(
-        self, width: int, streams: dict[str, int], queries: int, tokens: int | None = None, depth: int = 2,
-        heads: int = 4, max_side: int = 32, frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        streams: dict[str, int],
+        queries: int,
+        tokens: int | None = None,
+        depth: int = 2,
+        heads: int = 4,
+        max_side: int = 32,
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__(width, streams, queries, depth, heads, max_side, frames_per_segment)
         if tokens is not None and tokens < 1:
             raise ValueError(f"matryoshka tokens={tokens}; a video needs at least one token.")

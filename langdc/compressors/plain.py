@@ -1,6 +1,4 @@
-"""Baselines: all tokens, random tokens, fewer frames, lower resolution. Letters: T frames, H W patch grid, P = H*W, C
-width, N tokens kept.
-"""
+"""Baselines: all tokens, random ones, fewer frames, lower resolution. Letters: T frames, H W patch grid, N tokens."""
 
 import hashlib
 import math

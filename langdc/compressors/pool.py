@@ -1,6 +1,4 @@
-"""Average pooling over space: what VideoGPT+ does, and LangDC's base for its dual form. Letters: T frames, H W patch
-grid, D backbone width, N tokens.
-"""
+"""Average pooling over space, as in VideoGPT+. Letters: T frames, H W patch grid, D backbone width, N tokens."""
 
 from dataclasses import replace
 

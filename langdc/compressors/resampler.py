@@ -1,7 +1,6 @@
-"""A resampler: learned queries attend to the patches of each segment and become its tokens.
-
-Letters: B segments, T frames, P patches of a frame, C encoder width, D backbone width, K queries, N tokens.
-Source: the perceiver resampler of Flamingo (arXiv 2204.14198), section 3.1.1, as video models use it per segment.
+"""A resampler: learned queries attend to the patches of a segment and become its tokens. Letters: B segments, T frames,
+P patches of a frame, C encoder width, D backbone width, K queries, N tokens. Source: the perceiver resampler of
+Flamingo (arXiv 2204.14198), section 3.1.1, as video models use it per segment.
 """
 
 from typing import ClassVar
@@ -18,9 +17,7 @@ from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
 
 
 class _Attention(nn.Module):
-    """Attention with linear layers of its own: ZeRO-3 gathers no weights of modules that are never called, such as
-    those inside `nn.MultiheadAttention`.
-    """
+    """Attention whose linear layers are called: ZeRO-3 gathers no weights inside `nn.MultiheadAttention`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -59,10 +56,8 @@ class _Block(nn.Module):
 
 @compressors.register("resampler")
 class Resampler(TokenCompressor):
-    """Let `queries` learned vectors attend to all patches of a segment, in `depth` blocks; they become its tokens.
-
-    `streams`: encoder widths by name and `width`: the backbone's, both filled in from the backbone. Patches differ by
-    learned vectors of their stream, frame of the segment, row and column, of which there are `max_side` each.
+    """`queries` learned vectors attend to all patches of a segment in `depth` blocks, and become its tokens. A backbone
+    fills in `width` and `streams`. Learned vectors tell stream, frame, row and column, `max_side` each.
     """
 
     causal: ClassVar[bool] = False
@@ -72,9 +67,15 @@ class Resampler(TokenCompressor):
     paper = "Flamingo, arXiv 2204.14198"
 
     def __init__(
-        self, width: int, streams: dict[str, int], queries: int, depth: int = 2, heads: int = 4, max_side: int = 32,
-        frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        streams: dict[str, int],
+        queries: int,
+        depth: int = 2,
+        heads: int = 4,
+        max_side: int = 32,
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__()
         if queries < 1 or depth < 1 or width % heads:
             raise ValueError(

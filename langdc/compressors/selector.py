@@ -29,9 +29,16 @@ class LearnedSelector(GridCompressor):
     paper = "VisionSelector, arXiv 2510.16598"
 
     def __init__(
-        self, width: int, keep: float | None = None, tokens: int | None = None, anneal: float = 0.5, noise: float = 1.0,
-        question: bool = False, inner: int | None = None, frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        keep: float | None = None,
+        tokens: int | None = None,
+        anneal: float = 0.5,
+        noise: float = 1.0,
+        question: bool = False,
+        inner: int | None = None,
+        frames_per_segment: int = 4,
+    ) -> None:
         super().__init__(keep, tokens, frames_per_segment)
         inner = max(1, width // 2) if inner is None else inner
         if not 0 <= anneal <= 1 or noise < 0 or inner < 1:

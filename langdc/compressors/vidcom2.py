@@ -10,7 +10,6 @@ from torch import Tensor
 
 from langdc.compressors.base import Budget, GridCompressor, apportioned, best_of_each, compressors
 from langdc.devices import at_once
-from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
 Variant = Literal["fixed", "released", "paper"]
@@ -28,15 +27,17 @@ class VidCom2(GridCompressor):
     tokens of frames below the average.
     """
 
+    variants = Variant
     paper = "arXiv 2505.14454"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
-        frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
-        super().__init__(keep, tokens, frames_per_segment)
-        check_choice("vidcom2 variant", variant, Variant)
-        self.variant = variant
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        frames_per_segment: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens, frames_per_segment, variant)
 
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         if self.variant == "fixed" and budget.covers(grid.tokens):
@@ -90,9 +91,7 @@ def _quiet_channels(parts: Sequence[Tensor], tokens: int) -> Tensor:
 
 
 def _within_frames(values: Tensor, quiet: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of frames [t,P,C], by their quiet channels: the tokens' lengths [t,P], the mean of the normalised tokens [t,C],
-    and the tokens' inner products with it [t,P].
-    """
+    """Of frames [t,P,C], by quiet channels: lengths [t,P], the mean unit token [t,C], inner products with it [t,P]."""
     values = values * quiet
     size = values.norm(dim=-1)
     inverse = size.clamp_min(1e-12).reciprocal()[:, None]

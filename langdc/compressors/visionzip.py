@@ -15,7 +15,6 @@ from langdc.compressors.base import (
     spread_evenly,
 )
 from langdc.compressors.clustering import mixed, sums
-from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
 
@@ -32,11 +31,15 @@ class VisionZip(SaliencyCompressor):
     paper = "arXiv 2412.04467"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed", dominant: float = 0.6,
-        neighbours: int = 5, frames_per_segment: int = 4
-    ) -> None:  # fmt: skip
-        check_choice("visionzip variant", variant, Variant)
-        super().__init__(keep, tokens, variant, frames_per_segment)
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        dominant: float = 0.6,
+        neighbours: int = 5,
+        frames_per_segment: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens, frames_per_segment, variant)
         if not 0 < dominant <= 1 or neighbours < 1:
             raise ValueError(f"dominant={dominant} must be in (0, 1] and neighbours={neighbours} at least 1.")
         self.dominant, self.neighbours = dominant, neighbours

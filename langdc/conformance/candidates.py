@@ -1,6 +1,4 @@
-"""What is tested: a class with settings; and videos of noise to test it on. Letters: T frames, H W patch grid, D
-backbone width.
-"""
+"""What is tested: a class with settings, on videos of noise. Letters: T frames, H W patch grid, D backbone width."""
 
 import inspect
 from collections.abc import Callable

@@ -1,6 +1,4 @@
-"""Small random language models of each rotary kind, and prompts for them, to read in chunks. Letters: A rotary axes, M
-prompt length, D width.
-"""
+"""Small random language models of each rotary kind, with prompts. Letters: A rotary axes, M prompt length, D width."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -41,11 +39,20 @@ def small(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> _Smal
         rotary["mrope_section"] = [2, 3, 3]
     model, config = MODELS[kind]
     sizes = {
-        "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS, "head_dim": WIDTH // HEADS,
-        "initializer_range": 0.3, "max_position_embeddings": 512, "rope_parameters": rotary, "pad_token_id": None,
-        "bos_token_id": None, "eos_token_id": None,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KEY_HEADS,
+        "head_dim": WIDTH // HEADS,
+        "initializer_range": 0.3,
+        "max_position_embeddings": 512,
+        "rope_parameters": rotary,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
     torch.manual_seed(seed)
     head = nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(False)
     return _Small(model(config(**sizes)).eval().to(dtype), head.to(dtype))

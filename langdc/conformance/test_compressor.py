@@ -34,9 +34,7 @@ def alone(compressor: TokenCompressor, video: VideoFeatures) -> VideoTokens:
 
 
 def _training(compressor: TokenCompressor, videos: list[VideoFeatures], **changes: Any) -> Context:
-    """A context of training, half way through a run, with the targets that the compressor takes of records. Tokens and
-    all losses are wanted.
-    """
+    """A context half way through training, with the compressor's targets; tokens and all losses are wanted."""
     records = [record(len(video.seconds), compressor.frames_per_segment, seed) for seed, video in enumerate(videos)]
     given = [compressor.targets(each) for each in records]
     targets = {name: [target[name] for target in given] for name in given[0]}

@@ -1,6 +1,4 @@
-"""What every encoder does: normalise frames, run a frozen network, return a grid per video. Letters: B clips, T frames,
-H W patch grid, C width.
-"""
+"""What every encoder does: frames in, a grid per video out. Letters: B clips, T frames, H W patch grid, C width."""
 
 from abc import ABC, abstractmethod
 
@@ -16,9 +14,7 @@ encoders: Registry["Encoder"] = Registry("encoder")
 
 
 class Encoder(nn.Module, ABC):
-    """A network that sees frames, frozen unless a run trains it. `width` is C, `side` is H = W, `size` the pixels of a
-    side that it takes.
-    """
+    """A network that sees frames. `width` is C, `side` is H = W, `size` how many pixels a side of a frame has."""
 
     width: int
     side: int

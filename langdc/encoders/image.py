@@ -54,7 +54,10 @@ class ImageEncoder(Encoder):
         self.side = config.image_size // config.patch_size
 
     def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
-        hidden = self._clip(pixels) if isinstance(self.model, CLIPVisionModel) else self._any(pixels)
+        if isinstance(self.model, CLIPVisionModel):
+            hidden = self._clip(pixels)
+        else:
+            hidden = self.model(pixel_values=pixels, output_hidden_states=True).hidden_states[self.layer]
         return hidden[:, -(self.side**2) :].unflatten(1, (self.side, self.side))
 
     @property
@@ -62,9 +65,6 @@ class ImageEncoder(Encoder):
         """How many blocks are run."""
         blocks = _vision_config(self.model.config).num_hidden_layers
         return self.layer if self.layer >= 0 else blocks + 1 + self.layer
-
-    def _any(self, pixels: Tensor) -> Tensor:
-        return self.model(pixel_values=pixels, output_hidden_states=True).hidden_states[self.layer]
 
     def _clip(self, pixels: Tensor) -> Tensor:
         """Stops after the block that is read; the rest of the network would be computed for nothing."""

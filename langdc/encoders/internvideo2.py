@@ -1,9 +1,9 @@
-"""The InternVideo2 stage-2 vision encoder: a video transformer over the patches of a few frames at once.
-
-Letters: B clips, T frames, H W patch grid, C width, h heads. Parameter names are those of the published
-checkpoints (`vision_encoder.*`), so that their tensors load without renaming.
-Source: InternVideo2 (arXiv 2403.15377), the `1B-224p-f4` encoder; sizes in `InternVideo2Config`.
+"""The InternVideo2 stage-2 vision encoder: a video transformer over patches, with the published names of parameters
+(`vision_encoder.*`). Letters: B clips, T frames, H W patch grid, C width, h heads. Source: InternVideo2 (arXiv
+2403.15377), the `1B-224p-f4` encoder.
 """
+
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -64,18 +64,6 @@ class _Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(-2))
 
 
-class _Mlp(nn.Module):
-    """Two linear layers around a GELU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, values: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(values)))
-
-
 class _Block(nn.Module):
     """A pre-norm transformer block with LayerScale on both branches."""
 
@@ -85,7 +73,8 @@ class _Block(nn.Module):
         self.attn = _Attention(config.width, config.heads)
         self.ls1 = _LayerScale(config.width, config.init_scale)
         self.norm2 = nn.RMSNorm(config.width, eps=1e-6)
-        self.mlp = _Mlp(config.width, config.mlp_width)
+        inner, outer = nn.Linear(config.width, config.mlp_width), nn.Linear(config.mlp_width, config.width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=inner, gelu=nn.GELU(), fc2=outer))
         self.ls2 = _LayerScale(config.width, config.init_scale)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -93,27 +82,14 @@ class _Block(nn.Module):
         return values + self.ls2(self.mlp(self.norm2(values)))
 
 
-class _PatchEmbed(nn.Module):
-    """One vector per patch of each frame."""
-
-    def __init__(self, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv3d(3, width, (1, patch, patch), stride=(1, patch, patch))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.proj(pixels).flatten(2).transpose(1, 2)
-
-
 class InternVideo2(nn.Module):
-    """Encode clips of a few frames: pixels [B,T,3,height,width] (normalised) to patch vectors [B,T,H,W,C]. A clip has
-    `config.frames` frames, or one (an image, with its own position table). Other lengths raise ValueError.
-    """
+    """Clips [B,T,3,height,width] of `config.frames` frames (or one) to patch vectors [B,T,H,W,C]; else ValueError."""
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
         self.config = config
-        patches = config.side**2
-        self.patch_embed = _PatchEmbed(config.width, config.patch_size)
+        patches, patch = config.side**2, (1, config.patch_size, config.patch_size)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv3d(3, config.width, patch, patch)))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.frames * patches + 1, config.width))
         self.img_pos_embed = nn.Parameter(torch.zeros(1, patches + 1, config.width))
@@ -123,12 +99,6 @@ class InternVideo2(nn.Module):
         """Draw fresh weights: positions and class token from a normal of 0.02, linear layers as torch does."""
         for table in (self.cls_token, self.pos_embed, self.img_pos_embed):
             nn.init.normal_(table, std=0.02)
-
-    @torch.no_grad()
-    def image_positions_from_video(self) -> None:
-        """Give single images the mean over time of the video's positions, for weights trained on clips only."""
-        grid = self.pos_embed[:, 1:].unflatten(1, (self.config.frames, -1)).mean(1)
-        self.img_pos_embed.copy_(torch.cat([self.pos_embed[:, :1], grid], dim=1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         grid = self.with_class_token(pixels)[:, 1:]
@@ -144,7 +114,7 @@ class InternVideo2(nn.Module):
                 f"InternVideo2 was given clips of {frames} frames; this model takes {self.config.frames}, or 1 for an "
                 "image. Choose frames_per_segment to match."
             )
-        patches = self.patch_embed(pixels.transpose(1, 2))
+        patches = self.patch_embed(pixels.transpose(1, 2)).flatten(2).transpose(1, 2)
         values = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], dim=1) + tables[frames]
         for block in self.blocks[: self.config.depth - self.config.skip_last]:
             values = block(values)

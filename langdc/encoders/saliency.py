@@ -1,8 +1,5 @@
-"""Which patches one block of an image encoder attends to, computed anew from its own queries and keys.
-
-Only the blocks of transformers' CLIP and SigLIP family are known. Nothing of the model is changed or asked for weights.
-
-Letters: n frames, P patches, C width, h heads, E head width.
+"""Which patches a block of an image encoder of transformers' CLIP and SigLIP family attends to, computed anew from its
+queries and keys. Letters: n frames, P patches, C width, h heads, E head width.
 """
 
 from typing import Any
@@ -14,10 +11,8 @@ from langdc.devices import at_once
 
 
 def attention_received(block: Any, states: Tensor) -> Tensor:
-    """How much attention each patch gets from all patches of its frame in a block that reads `states` [n,P,C]: [n,P].
-
-    The mean over queries and heads in float32; a frame's add up to 1. As VisionZip takes it of encoders without a class
-    token (arXiv 2412.04467, section 3.2).
+    """Attention of each patch from its frame in a block that reads `states` [n,P,C]: [n,P] in float32, the mean over
+    queries and heads, as VisionZip has it for encoders without a class token (arXiv 2412.04467, section 3.2).
     """
     attention = block.self_attn
     normed = block.layer_norm1(states)

@@ -18,9 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @encoders.register("internvideo2")
 class VideoEncoder(Encoder):
-    """InternVideo2 over consecutive clips of its own number of frames; all clips of all videos form one batch. `source`
-    is a directory with `config.json` (the fields of `InternVideo2Config`) and `model.safetensors`.
-    """
+    """InternVideo2 over clips; `source`: a directory with config.json (`InternVideo2Config`) and model.safetensors."""
 
     def __init__(self, source: Source = "sample:internvideo2") -> None:
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)

@@ -1,6 +1,4 @@
-"""How a budget is divided among layers; any KV compressor may combine these with a scorer. Letters: L layers, n keys
-scored.
-"""
+"""How a budget is divided among layers, for any KV compressor. Letters: L layers, n keys scored."""
 
 from abc import ABC, abstractmethod
 from typing import Literal
@@ -50,9 +48,7 @@ class _Pyramid(Allocator):
 
 @allocators.register("empirical")
 class _Empirical(Allocator):
-    """A hand-made curve, scaled to the share: from 0.3 down to 0.1 over two thirds of the layers, then up to 0.2.
-    Upstream's "emprical". It divides by zero for 3 layers; the last layer gets the end of the curve there.
-    """
+    """From 0.3 to 0.1 over two thirds of the layers, then up to 0.2; scaled to the share. Upstream's "emprical"."""
 
     MEAN = 0.55 / 3
 
@@ -60,6 +56,7 @@ class _Empirical(Allocator):
         layers = len(scores)
         order = torch.arange(layers, dtype=torch.float64)
         falling = 0.3 - (0.3 - 0.1) * 3 / layers / 2 * order
+        # upstream divides by zero for 3 layers
         slope = 0.0 if layers <= 3 else (0.2 - 0.1) / (layers / 3 - 1)
         rising = slope * order + 0.2 - (layers - 1) * slope
         curve = torch.where(order < 2 * layers / 3, falling, rising)
@@ -68,10 +65,8 @@ class _Empirical(Allocator):
 
 @allocators.register("adaptive")
 class Adaptive(Allocator):
-    """In proportion to how many of all layers' best scores a layer holds (AdaReTaKe, eqs. 11-15).
-
-    `smoothing`: "count" adds one hit to every layer, as the released code does; "floor" is the printed eq. 16: 0.01 is
-    taken off every layer's part and given to each.
+    """In proportion to how many of all layers' best scores a layer holds (AdaReTaKe, eqs. 11-15). `smoothing`: "count"
+    adds one hit to every layer, as the released code; "floor" gives every layer at least 0.01, as the printed eq. 16.
     """
 
     FLOOR = 0.01

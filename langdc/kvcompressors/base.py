@@ -1,13 +1,9 @@
-"""The zoo of KV compressors, and what most of them share: score a chunk's keys, divide the budget, keep the best.
-Letters: G key heads, L layers, M prompt+video length, Q chunk length, n keys.
-"""
-
-import math
+"""The zoo of KV compressors, and what they share. Letters: G key heads, L layers, M length, Q queries, n keys."""
 
 import torch
 from torch import Tensor
 
-from langdc.budget import Budget, check_budget
+from langdc.budget import Budget
 from langdc.interfaces import KVCompressor
 from langdc.kvcompressors.allocators import Allocator, allocators
 from langdc.kvcompressors.scorers import Scorer, scorers
@@ -25,7 +21,7 @@ class BudgetedKV(KVCompressor):
     """
 
     def __init__(self, keep: float | None = None, tokens: int | None = None, chunk_frames: int = 32) -> None:
-        check_budget(keep, tokens)
+        self.budget = Budget(keep, tokens)
         if chunk_frames < 1:
             raise ValueError(f"chunk_frames={chunk_frames}; a chunk needs at least one frame, 32 is usual.")
         self.keep, self.tokens, self.chunk_frames = keep, tokens, chunk_frames
@@ -37,27 +33,32 @@ class BudgetedKV(KVCompressor):
         self.active = self.share < 1
 
     def _share(self, plan: Plan) -> float:
-        return Budget(self.keep, self.tokens).share(len(plan.embeds))
+        return self.budget.share(len(plan.embeds))
 
     def count(self, share: float, keys: int) -> int:
         """How many keys `share` of `keys` is: rounded down, at least one, at most all."""
-        # 0.29 of 100 is 29, though the product is 28.999999999999996
-        return min(keys, max(1, math.floor(share * keys + 1e-9)))
+        return Budget(keep=min(share, 1.0)).of(keys)
 
 
 class BestKeysKV(BudgetedKV):
     """Keeps each chunk's best keys in every layer: a `scorer` ranks them, an `allocator` sets each layer's number.
 
     Both are given by name ("self", "window", "question"; "even", "pyramid", "empirical", "adaptive"), as {"name": ...,
-    settings} or as objects. `per_head`: each key head keeps its own best keys.
+    settings} or as objects. `per_head`: each key head keeps its own best keys. `released`: rounding and ties are as in
+    upstream, which drops keys where the budget covers the prompt, too.
     """
 
     per_head = False
+    released = False
 
     def __init__(
-        self, keep: float | None, tokens: int | None, scorer: str | dict | Scorer, allocator: str | dict | Allocator,
-        chunk_frames: int
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None,
+        tokens: int | None,
+        scorer: str | dict | Scorer,
+        allocator: str | dict | Allocator,
+        chunk_frames: int,
+    ) -> None:
         super().__init__(keep, tokens, chunk_frames)
         self.scorer, self.allocator = scorers.of(scorer), allocators.of(allocator)
         self.question_window = self.scorer.question_window
@@ -71,11 +72,16 @@ class BestKeysKV(BudgetedKV):
                 "The prompt ends with a video, so no question can say what matters in it; put text after the video, "
                 "or give scorer='self'."
             )
+        self.active = self.active or self.released
 
     def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         if layer == 0:
             self._scores = []
-        self._scores.append(self.scorer(query, key))
+        self._scores.append(self.score(query, key))
+
+    def score(self, query: Tensor, key: Tensor) -> Tensor:
+        """The scorer's scores of a layer's keys [1,G,n,E] for the queries [1,h,Q,E]: [G,n]."""
+        return self.scorer(query, key)
 
     def chunk_share(self, chunk: Chunk) -> float:
         """The fraction kept of a chunk, averaged over layers."""
@@ -95,13 +101,18 @@ class BestKeysKV(BudgetedKV):
         best = [self.pick(per_layer, count) for per_layer, count in zip(ranked, counts, strict=True)]
         return [self._rows(chunk, layer, video_rows[rows]) for layer, rows in enumerate(best)]
 
+    def count(self, share: float, keys: int) -> int:
+        return min(keys, max(1, int(share * keys))) if self.released else super().count(share, keys)
+
     def shares(self, scores: Tensor, chunk: Chunk) -> list[float]:
         """The fraction that each layer keeps of a chunk, from the scores [L,n]."""
         share = self.chunk_share(chunk)
         return self.allocator(share, scores).tolist() if share < 1 else [1.0] * len(scores)
 
     def pick(self, scores: Tensor, count: int) -> Tensor:
-        """The best `count` of the last axis, in any order; of equals the earlier wins."""
+        """The best `count` of the last axis, in any order; of equals the earlier wins, unless `released`."""
+        if self.released:
+            return scores.topk(count).indices
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
     def _rows(self, chunk: Chunk, layer: int, best: Tensor) -> Tensor:

@@ -1,6 +1,4 @@
-"""AdaReTaKe, also released as FlexReduc: budgets that differ by chunk and by layer. Letters: A rotary axes, L layers, M
-prompt+video length, n keys, K keys cached.
-"""
+"""AdaReTaKe, also released as FlexReduc: budgets by chunk and by layer. Letters: A rotary axes, L layers, n keys."""
 
 import math
 from collections.abc import Collection
@@ -49,15 +47,23 @@ class FlexReduc(BestKeysKV):
     paper = "AdaReTaKe, arXiv 2503.12559"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
-        scorer: str | dict | Scorer = "question", allocator: str | dict | Allocator | None = None,
-        temporal: bool = True, compact_positions: bool = True, chunk_frames: int = 32, boost: float = 4.0,
-        defects: Collection[str] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        scorer: str | dict | Scorer = "question",
+        allocator: str | dict | Allocator | None = None,
+        temporal: bool = True,
+        compact_positions: bool = True,
+        chunk_frames: int = 32,
+        boost: float = 4.0,
+        defects: Collection[str] | None = None,
+    ) -> None:
         check_choice("flexreduc variant", variant, Variant)
         allocator = allocator or Adaptive("floor" if variant == "paper" else "count")
         super().__init__(keep, tokens, scorer, allocator, chunk_frames)
-        self.variant, self.temporal, self.compact_positions, self.boost = variant, temporal, compact_positions, boost
+        self.variant, self.released = variant, variant.startswith("released")
+        self.temporal, self.compact_positions, self.boost = temporal, compact_positions, boost
         self.defects = frozenset(VARIANTS[variant] if defects is None else defects)
         unknown = self.defects - set(VARIANTS["released-2026"])
         if unknown:
@@ -65,14 +71,8 @@ class FlexReduc(BestKeysKV):
         self.position_free = compact_positions
         self.continuous = compact_positions and "text_clock" not in self.defects
 
-    @property
-    def released(self) -> bool:
-        """Whether rounding and ties are as in upstream."""
-        return self.variant.startswith("released")
-
     def begin(self, plan: Plan) -> None:
         super().begin(plan)
-        self.active = self.active or self.released
         self._read_to = 0
         self._shares = self._chunk_shares(plan) if self.share < 1 else {}
 
@@ -129,12 +129,6 @@ class FlexReduc(BestKeysKV):
             factors = [min(2.0, max(0.5, math.sqrt(self.boost * part))) for part in changing]
             per_layer = [min(1.0, factor * share) for factor, share in zip(factors, per_layer, strict=True)]
         return [max(0.01, share) for share in per_layer]
-
-    def count(self, share: float, keys: int) -> int:
-        return min(keys, max(1, int(share * keys))) if self.released else super().count(share, keys)
-
-    def pick(self, scores: Tensor, count: int) -> Tensor:
-        return scores.topk(count).indices if self.released else super().pick(scores, count)
 
     def kept(self, chunk: Chunk) -> list[Tensor]:
         text, self._read_to = chunk.rows.start - self._read_to, chunk.rows.stop

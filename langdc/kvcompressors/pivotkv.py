@@ -9,7 +9,7 @@ from langdc.kvcompressors.allocators import Allocator
 from langdc.kvcompressors.base import BestKeysKV, kvcompressors
 from langdc.kvcompressors.scorers import Scorer
 from langdc.registry import check_choice
-from langdc.types import Chunk, Plan
+from langdc.types import Chunk
 
 Variant = Literal["fixed", "released", "paper"]
 
@@ -31,32 +31,27 @@ class PivotKV(BestKeysKV):
     paper = "ReTaKe, arXiv 2412.20504"
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, variant: Variant = "fixed",
-        scorer: str | dict | Scorer = "self", allocator: str | dict | Allocator = "even",
-        compact_positions: bool | None = None, chunk_frames: int = 32
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        scorer: str | dict | Scorer = "self",
+        allocator: str | dict | Allocator = "even",
+        compact_positions: bool | None = None,
+        chunk_frames: int = 32,
+    ) -> None:
         super().__init__(keep, tokens, scorer, allocator, chunk_frames)
         check_choice("pivotkv variant", variant, Variant)
-        self.variant = variant
+        self.variant, self.released = variant, variant == "released"
         self.compact_positions = variant != "paper" if compact_positions is None else compact_positions
         self.position_free = self.continuous = self.compact_positions
-
-    def begin(self, plan: Plan) -> None:
-        super().begin(plan)
-        self.active = self.active or self.variant == "released"
 
     def adjust(self, scores: Tensor, chunk: Chunk) -> Tensor:
         if chunk.anchor is None:
             return scores
         anchor = chunk.anchor[chunk.video].to(scores.device)
-        first = scores.new_ones(()) if self.variant == "released" else scores + scores.amax(-1, keepdim=True) + 1
+        first = scores.new_ones(()) if self.released else scores + scores.amax(-1, keepdim=True) + 1
         return torch.where(anchor, first, scores)
-
-    def pick(self, scores: Tensor, count: int) -> Tensor:
-        return scores.topk(count).indices if self.variant == "released" else super().pick(scores, count)
-
-    def count(self, share: float, keys: int) -> int:
-        return max(1, int(share * keys)) if self.variant == "released" else super().count(share, keys)
 
     def kept(self, chunk: Chunk) -> list[Tensor]:
         rows = super().kept(chunk)
@@ -69,9 +64,7 @@ class PivotKV(BestKeysKV):
 
 
 def compacted(old: Tensor, rows: Tensor, factor: float) -> Tensor:
-    """Positions [A,1,K] with the times of `rows` scaled by `factor` towards the earliest of them. In float32 and
-    rounded down, as upstream does; other axes are unchanged.
-    """
+    """Positions [A,1,K] with the times of `rows` scaled by `factor` to their earliest, rounded down as upstream."""
     time = old[0, 0, rows]
     new = old.clone()
     new[0, 0, rows] = time.min() + ((time - time.min()) * factor).long()

@@ -1,6 +1,4 @@
-"""How the keys of a chunk are scored; any KV compressor may combine these with an allocator. Letters: h query heads, G
-key heads, n keys scored, Q queries, E head width.
-"""
+"""How a chunk's keys are scored. Letters: h query heads, G key heads, n keys scored, Q queries, E head width."""
 
 from abc import ABC, abstractmethod
 
@@ -46,10 +44,8 @@ class WindowScorer(Scorer):
 
 @scorers.register("question")
 class _QuestionScorer(Scorer):
-    """Attention received from the question's tokens (AdaReTaKe, eq. 10).
-
-    `max_tokens`: only that many, counted from the end (152 in upstream's LongVideoBench setting); None: all.
-    `relevant`: only those that receive more than average attention from the chunk, as SparseVLM chooses its raters.
+    """Attention received from the question's tokens (AdaReTaKe, eq. 10), the last `max_tokens` of them (152 upstream
+    for LongVideoBench). `relevant`: only those that the chunk attends to above average, as SparseVLM's raters.
     """
 
     def __init__(self, max_tokens: int | None = None, relevant: bool = False) -> None:

@@ -24,9 +24,15 @@ class SnapKV(BestKeysKV):
     per_head = True
 
     def __init__(
-        self, keep: float | None = None, tokens: int | None = None, window: int = 32, kernel: int = 7,
-        scorer: str | dict | Scorer | None = None, allocator: str | dict | Allocator = "even", chunk_frames: int = 32
-    ) -> None:  # fmt: skip
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        window: int = 32,
+        kernel: int = 7,
+        scorer: str | dict | Scorer | None = None,
+        allocator: str | dict | Allocator = "even",
+        chunk_frames: int = 32,
+    ) -> None:
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel={kernel}; neighbours on both sides need an odd number, such as 7.")
         super().__init__(keep, tokens, scorer or WindowScorer(window), allocator, chunk_frames)

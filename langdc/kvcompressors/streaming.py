@@ -9,10 +9,8 @@ from langdc.types import Chunk, Plan
 
 @kvcompressors.register("streaming")
 class Streaming(BudgetedKV):
-    """Keep a video's first `sinks` tokens and its latest ones, the same in all layers; drop those between.
-
-    StreamingLLM (arXiv 2309.17453). Text is kept, so what stands before the video is a sink as well. The budget
-    counts all videos of the prompt together; sinks take at most half of it. Positions stay as they are.
+    """StreamingLLM (arXiv 2309.17453): keep a video's first `sinks` tokens (at most half of the budget), its latest
+    ones, and text. The budget counts all videos of the prompt; layers keep the same, at unchanged positions.
     """
 
     paper = "StreamingLLM, arXiv 2309.17453"

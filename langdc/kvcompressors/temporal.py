@@ -1,6 +1,4 @@
-"""How a budget is divided among the chunks of a video: by their distance to neighbours, or by change within them.
-Letters: D backbone width, N chunks, P tokens per frame.
-"""
+"""Budgets of a video's chunks, by distance or by change. Letters: D backbone width, N chunks, P tokens per frame."""
 
 from collections.abc import Sequence
 
@@ -12,10 +10,8 @@ _MIN_SHARE = 1e-3
 
 
 def shares_by_distance(share: float, chunks: Sequence[Tensor]) -> list[float]:
-    """Shares of N chunks with the mean `share`, larger where a chunk differs from the ones beside it.
-
-    `chunks`: one vector [D] each; its distance is the mean of 1 - cosine to both neighbours, where a chunk at an end is
-    its own neighbour. Equal shares where nothing differs.
+    """Shares of N chunks [D] with the mean `share`, by the mean distance (1 - cosine) to both neighbours; a chunk at an
+    end is its own neighbour. Equal shares where nothing differs.
     """
     each = torch.stack(list(chunks))
     beside = torch.cat([each[:1], each, each[-1:]])
@@ -26,10 +22,8 @@ def shares_by_distance(share: float, chunks: Sequence[Tensor]) -> list[float]:
 
 
 def shares_by_change(share: float, chunks: Sequence[Tensor]) -> list[float]:
-    """Shares by the mean change from frame to frame within each chunk [frames,P,D], at most 1 (AdaReTaKe, eqs. 8-9).
-
-    With the factor that makes the shares' mean `share`, which the printed eq. 9 lacks. A chunk of one frame has no
-    change of its own and counts as the mean of the others.
+    """Shares by the mean change from frame to frame within each chunk [frames,P,D], at most 1 (AdaReTaKe, eqs. 8-9),
+    with the mean `share`, which the printed eq. 9 lacks. A chunk of one frame counts as the mean of the others.
     """
     changes = [float((1 - functional.cosine_similarity(c[1:], c[:-1], dim=-1)).mean()) for c in chunks if len(c) > 1]
     mean = sum(changes) / max(len(changes), 1)
@@ -40,10 +34,8 @@ def shares_by_change(share: float, chunks: Sequence[Tensor]) -> list[float]:
 
 
 def project(wanted: list[float], total: float, max_share: float = 1.0, tolerance: float = 1e-5) -> list[float]:
-    """The numbers of [0.001, `max_share`] nearest to `wanted` whose sum is `total`.
-
-    By bisection for the amount subtracted from each, as upstream does, to the same `tolerance`: equal numbers come
-    back with an error of up to half of it.
+    """The numbers of [0.001, `max_share`] nearest to `wanted` whose sum is `total`, by bisection for the amount
+    subtracted from each, to upstream's `tolerance`: equal numbers come back with an error of up to half of it.
     """
     if not wanted:
         return []
@@ -62,9 +54,7 @@ def project(wanted: list[float], total: float, max_share: float = 1.0, tolerance
 
 
 def means_of_frames(tokens: Tensor, frame_tokens: int, chunks: int) -> list[Tensor] | None:
-    """One vector [D] per chunk from a video's tokens [n,D]: the mean of an even N-th of its frames, each one's mean.
-    None where there are more chunks than frames.
-    """
+    """One vector [D] per chunk, the mean of an even N-th of the frames of tokens [n,D]; None with too few frames."""
     frames = len(tokens) // frame_tokens
     means = tokens[: frames * frame_tokens].unflatten(0, (frames, frame_tokens)).mean(1)
     per_chunk = frames / chunks

@@ -86,7 +86,7 @@ def test_the_release_rounds_to_the_nearest_number_of_frames(per: str, frames: in
     ("settings", "message"),
     [
         ({"per": "token"}, "dpselect per='token'; allowed are 'frame', 'patch'"),
-        ({"variant": "paper"}, "dpselect variant='paper'; allowed are 'fixed', 'released'"),
+        ({"variant": "paper"}, "DPSelect variant='paper'; allowed are 'fixed', 'released'"),
         ({"window": 0}, "dpselect window 0; .* 1 or more frames"),
     ],
 )
