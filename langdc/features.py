@@ -68,9 +68,12 @@ class FeatureStore:
     """
 
     def __init__(
-        self, encoders: Callable[[list[Frames]], Sequence[Grids]], identity: str,
-        folder: Path | None = None, dtype: torch.dtype = torch.bfloat16
-    ) -> None:  # fmt: skip
+        self,
+        encoders: Callable[[list[Frames]], Sequence[Grids]],
+        identity: str,
+        folder: Path | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         self.encoders, self.identity, self.dtype = encoders, identity, dtype
         self.store = TensorStore(folder)
         self.found = self.made = 0

@@ -14,9 +14,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 PALETTE = (
-    "#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899", "#14b8a6", "#84cc16", "#a16207", "#64748b",
-    "#7dd3fc", "#9f1239", "#fdba74", "#4d7c0f", "#c4b5fd", "#0f766e",
-)  # fmt: skip
+    "#3b82f6",
+    "#f59e0b",
+    "#10b981",
+    "#ef4444",
+    "#8b5cf6",
+    "#ec4899",
+    "#14b8a6",
+    "#84cc16",
+    "#a16207",
+    "#64748b",
+    "#7dd3fc",
+    "#9f1239",
+    "#fdba74",
+    "#4d7c0f",
+    "#c4b5fd",
+    "#0f766e",
+)
 DISCRETE = 12  # up to this many different values each get a tick
 WIDE = 4  # costs that differ by more than this factor are shown on a log scale
 INK = "#010203"  # a colour nothing else uses: becomes the page's text colour
@@ -108,9 +122,12 @@ def accuracy_against(cost: str, points: Sequence[Point], ahead: Sequence[Point],
 
 
 def calibration(
-    name: str, number: int, measure: str, segments: tuple[Sequence[float], Sequence[int]],
-    means: Sequence[tuple[float, float, float, float]]
-) -> str:  # fmt: skip
+    name: str,
+    number: int,
+    measure: str,
+    segments: tuple[Sequence[float], Sequence[int]],
+    means: Sequence[tuple[float, float, float, float]],
+) -> str:
     """Tokens of each segment against its richness (`segments`: richness, tokens), and `means` of bins with intervals. A
     mean is (richness, tokens, low, high).
     """

@@ -120,10 +120,18 @@ def probe(path: str | Path, fps: float | None = None) -> _VideoInfo:
 
 
 def read_frames(
-    path: str | Path, *, frames: int | None = None, segments: int | None = None, frames_per_segment: int | None = None,
-    start: float | None = None, end: float | None = None, size: tuple[int, int] | None = None,
-    resample: str = "bilinear", decoder: str = "auto", fps: float | None = None
-) -> Frames:  # fmt: skip
+    path: str | Path,
+    *,
+    frames: int | None = None,
+    segments: int | None = None,
+    frames_per_segment: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    size: tuple[int, int] | None = None,
+    resample: str = "bilinear",
+    decoder: str = "auto",
+    fps: float | None = None,
+) -> Frames:
     """Read frames of a video: `frames` uniformly, or `frames_per_segment` in each of `segments`, or all of them.
 
     `start` and `end` (seconds since the first frame, end excluded) cut a clip first. `size` (height, width) resizes

@@ -27,10 +27,19 @@ class LlavaVideo(LlavaOnevision):
     """
 
     def __init__(
-        self, source: Source, frames: int = 64, fps: float | None = None, grid: Grid = "authors",
-        newlines: Newlines = "rows", tokenizer: str | None = None, dtype: str = "auto", attention: str = "sdpa",
-        yarn: float | None = None, quantize: Quantize | None = None, text: bool = True
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        frames: int = 64,
+        fps: float | None = None,
+        grid: Grid = "authors",
+        newlines: Newlines = "rows",
+        tokenizer: str | None = None,
+        dtype: str = "auto",
+        attention: str = "sdpa",
+        yarn: float | None = None,
+        quantize: Quantize | None = None,
+        text: bool = True,
+    ) -> None:
         check_choice("grid", grid, Grid)
         check_choice("newlines", newlines, Newlines)
         super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, quantize, text)

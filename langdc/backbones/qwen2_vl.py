@@ -38,11 +38,20 @@ class Qwen2VL(StockBackbone):
     released_axes = "all"  # the authors' code shifts a view that all axes of a new token share
 
     def __init__(
-        self, source: Source, frames: int = 32, fps: float | None = None, pixels: list[int] | None = None,
-        positions: Positions = "trained", new_tokens: NewTokens = "time", tokenizer: str | None = None,
-        dtype: str = "auto", attention: str = "sdpa", yarn: float | None = None, quantize: Quantize | None = None,
-        text: bool = True
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        frames: int = 32,
+        fps: float | None = None,
+        pixels: list[int] | None = None,
+        positions: Positions = "trained",
+        new_tokens: NewTokens = "time",
+        tokenizer: str | None = None,
+        dtype: str = "auto",
+        attention: str = "sdpa",
+        yarn: float | None = None,
+        quantize: Quantize | None = None,
+        text: bool = True,
+    ) -> None:
         check_choice("positions", positions, Positions)
         check_choice("new_tokens", new_tokens, NewTokens)
         if pixels is not None and (len(pixels) != 2 or not 0 < pixels[0] <= pixels[1]):

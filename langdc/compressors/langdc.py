@@ -50,11 +50,24 @@ class LangDC(TokenCompressor):
     paper = "arXiv 2509.00969"
 
     def __init__(
-        self, width: int, streams: dict[str, int], captioner: Source, prompt: str, layer: int, pool: list[int],
-        soft_token: SoftToken = "at", max_soft_tokens: int = 128, captioner_tokenizer: str | None = None,
-        projector: str = "mlp2x_gelu", post_projector: str = "linear", base: dict | None = None,
-        segment_marker: bool = False, max_segments: int = 64, frames_per_segment: int = 4, attention: str = "sdpa"
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        streams: dict[str, int],
+        captioner: Source,
+        prompt: str,
+        layer: int,
+        pool: list[int],
+        soft_token: SoftToken = "at",
+        max_soft_tokens: int = 128,
+        captioner_tokenizer: str | None = None,
+        projector: str = "mlp2x_gelu",
+        post_projector: str = "linear",
+        base: dict | None = None,
+        segment_marker: bool = False,
+        max_segments: int = 64,
+        frames_per_segment: int = 4,
+        attention: str = "sdpa",
+    ) -> None:
         super().__init__()
         if len(pool) != len(streams):
             raise ValueError(f"pool has {len(pool)} sides, the backbone has the streams {', '.join(streams)}.")

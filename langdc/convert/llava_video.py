@@ -41,9 +41,13 @@ from langdc.sources import check_files
 _ENDS = "generation_config.json"
 _INDEX = "model.safetensors.index.json"
 _SO400M = {
-    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-    "image_size": 384, "patch_size": 14,
-}  # fmt: skip
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
 """Sizes of siglip-so400m-patch14-384, which a checkpoint names but does not state."""
 _TOWER = r"model\.vision_tower\.vision_tower\.vision_model\."
 # From names of a checkpoint, as its parts would have them within it, to those of the published OneVision directories.

@@ -48,9 +48,12 @@ class _Task(NamedTuple):
 
 
 def make_dataset(
-    folder: str | Path, videos: Mapping[str, int] = VIDEOS, images: int = IMAGES, seed: int = 0,
-    workers: int | None = None
-) -> bool:  # fmt: skip
+    folder: str | Path,
+    videos: Mapping[str, int] = VIDEOS,
+    images: int = IMAGES,
+    seed: int = 0,
+    workers: int | None = None,
+) -> bool:
     """Make `folder`/{train,test,images}.jsonl with their videos and images; False if they are all there already.
 
     `videos`: how many for each split; `workers`: processes (None: one per core). Files that exist are not made again.

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 COLOURS = {
-    "red": (225, 45, 40), "green": (40, 180, 60), "blue": (50, 80, 230), "yellow": (235, 215, 50),
-    "purple": (170, 60, 200), "cyan": (60, 210, 220),
-}  # fmt: skip
+    "red": (225, 45, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 80, 230),
+    "yellow": (235, 215, 50),
+    "purple": (170, 60, 200),
+    "cyan": (60, 210, 220),
+}
 SHAPES = ("square", "ring", "triangle", "cross")
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 SIZE = 64

@@ -88,8 +88,10 @@ class TrainingData(Dataset):
         if size > self.config.feature_memory:
             logger.info(
                 "The encoders' outputs would take about %.3g GB, more than feature_memory = %g: each step decodes and "
-                "encodes its own videos. To keep them on a disk: features=DIR.", size, self.config.feature_memory
-            )  # fmt: skip
+                "encodes its own videos. To keep them on a disk: features=DIR.",
+                size,
+                self.config.feature_memory,
+            )
         return size > self.config.feature_memory
 
     # ---- as a data set

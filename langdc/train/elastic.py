@@ -58,8 +58,13 @@ def _convert(checkpoint: Path, source: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     # more workers are forks of this process, whose process group and accelerator do not survive it
     options = Namespace(
-        input_folder=str(source), output_folder=str(target), num_extract_workers=1, num_merge_workers=1,
-        keep_temp_folder=False, strict=True, inject_missing_state=True
-    )  # fmt: skip
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(options)

@@ -124,8 +124,11 @@ class Learner(nn.Module):
             logger.warning(
                 "%s returned the loss %s over %d items where %d were announced, so it is a mean over the means of "
                 "micro-batches. Override loss_counts to have the mean over the whole step.",
-                type(self.model.compressor).__name__, name, count, counts.get(name, 0),
-            )  # fmt: skip
+                type(self.model.compressor).__name__,
+                name,
+                count,
+                counts.get(name, 0),
+            )
         return max(count, 1) * in_step["batches"]
 
     # ---- for the log

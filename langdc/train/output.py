@@ -33,10 +33,22 @@ COMPLETE = "complete"
 """File of a Trainer checkpoint that was written to its end."""
 LOCK_TIMEOUT_SECONDS = 10.0
 """Worker processes of a run that was killed hold its lock until they notice."""
-RESUME_SAFE_FIELDS = frozenset({
-    "stage", "save_steps", "keep_checkpoints", "log_steps", "workers", "trackers", "features", "feature_memory",
-    "watch", "peak_flops", "watchdog", "verify_save",
-})  # fmt: skip
+RESUME_SAFE_FIELDS = frozenset(
+    {
+        "stage",
+        "save_steps",
+        "keep_checkpoints",
+        "log_steps",
+        "workers",
+        "trackers",
+        "features",
+        "feature_memory",
+        "watch",
+        "peak_flops",
+        "watchdog",
+        "verify_save",
+    }
+)
 """Settings that change no trained number, so a run may be resumed with other values."""
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft")
 

@@ -24,9 +24,13 @@ class FrozenStates:
     """
 
     def __init__(
-        self, model: VideoModel, features: FeatureStore, samples: Sequence[Sample],
-        targets: Callable[[Sample], Mapping[str, Any]], identity: str
-    ) -> None:  # fmt: skip
+        self,
+        model: VideoModel,
+        features: FeatureStore,
+        samples: Sequence[Sample],
+        targets: Callable[[Sample], Mapping[str, Any]],
+        identity: str,
+    ) -> None:
         self.model, self.features, self.targets, self.identity = model, features, targets, identity
         folder = features.store.folder
         self.store = TensorStore(folder.with_name("states") if folder else None)

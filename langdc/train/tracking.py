@@ -38,9 +38,14 @@ class CaptionEval(TrainerCallback):
     """
 
     def __init__(
-        self, config: WatchConfig, path: Path, model: VideoModel, features: FeatureStore, meter: Meter,
-        partitioned: bool
-    ) -> None:  # fmt: skip
+        self,
+        config: WatchConfig,
+        path: Path,
+        model: VideoModel,
+        features: FeatureStore,
+        meter: Meter,
+        partitioned: bool,
+    ) -> None:
         if type(model.compressor).text is TokenCompressor.text:
             raise ValueError(f"watch: the compressor {model.config.compressor.name!r} writes no text.")
         self.config, self.path, self.model, self.features, self.meter = config, path, model, features, meter

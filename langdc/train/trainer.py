@@ -36,9 +36,13 @@ class RunTrainer(Trainer):
     """Trains a learner on the batches of a run's data; the meter counts what it learns."""
 
     def __init__(
-        self, learner: Learner, data: TrainingData, arguments: TrainingArguments, meter: Meter,
-        callbacks: Sequence[TrainerCallback] = ()
-    ) -> None:  # fmt: skip
+        self,
+        learner: Learner,
+        data: TrainingData,
+        arguments: TrainingArguments,
+        meter: Meter,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
         super().__init__(learner, arguments, data.collate, data, callbacks=list(callbacks))
         self.learner, self.data, self.meter = learner, data, meter
         self.batches = EvenBatchSampler(len(data), arguments.per_device_train_batch_size, arguments.seed)
