@@ -26,8 +26,9 @@ class _Neighbours(nn.Module):
 
 @compressors.register("ldpv2")
 class LDPv2(TokenCompressor):
-    """Project patches with an MLP, average each frame to `sides[i]` x `sides[i]`, add a depth-wise convolution. A
-    backbone fills in `width` and `streams` (encoder widths); its projectors may be "identity". `sides`: one per stream.
+    """Project patches with an MLP, average each frame to `sides[i]` x `sides[i]`, add a depth-wise convolution.
+
+    A backbone fills in `width` and `streams` (encoder widths); its projectors may be "identity". `sides`: one per stream.
     """
 
     needs = frozenset({"encoder"})

@@ -56,8 +56,9 @@ class _Block(nn.Module):
 
 @compressors.register("resampler")
 class Resampler(TokenCompressor):
-    """`queries` learned vectors attend to all patches of a segment in `depth` blocks, and become its tokens. A backbone
-    fills in `width` and `streams`. Learned vectors tell stream, frame, row and column, `max_side` each.
+    """`queries` learned vectors attend to all patches of a segment in `depth` blocks, and become its tokens.
+
+    A backbone fills in `width` and `streams`. Learned vectors tell stream, frame, row and column, `max_side` each.
     """
 
     causal: ClassVar[bool] = False

@@ -9,8 +9,10 @@ from langdc.types import Chunk, Plan
 
 @kvcompressors.register("streaming")
 class Streaming(BudgetedKV):
-    """StreamingLLM (arXiv 2309.17453): keep a video's first `sinks` tokens (at most half of the budget), its latest
-    ones, and text. The budget counts all videos of the prompt; layers keep the same, at unchanged positions.
+    """StreamingLLM (arXiv 2309.17453): keep a video's first `sinks` tokens, its latest ones, and text.
+
+    The sinks are at most half of the budget, which counts all videos of the prompt; layers keep the same, at unchanged
+    positions.
     """
 
     paper = "StreamingLLM, arXiv 2309.17453"
