@@ -99,6 +99,8 @@ class KVCompressor(ABC):
     """Whether the next tokens follow the last key that a layer kept directly in time, for position compaction."""
     paper: ClassVar[str] = ""
     """Where the method was published."""
+    released: bool = False
+    """Whether chunks, rounding and the reply's positions are those of the released code."""
     active: bool = True
     """False when the budget covers the prompt: nothing is observed, dropped or moved."""
 
@@ -160,13 +162,15 @@ class Backbone(nn.Module, ABC):
 
     @property
     def lm_head(self) -> nn.Module:
-        """From backbone width to logits."""
-        head: Any = self.language_model.get_output_embeddings()
+        """From backbone width to logits; a model that has its head elsewhere overrides this."""
+        head = self.language_model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"{type(self.language_model).__name__} has no output embeddings, so it cannot write.")
         return head
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """The model's own settings of generation."""
+        """The model's own settings of generation; override this for others."""
         return self.language_model.generation_config or GenerationConfig()
 
     @property

@@ -159,7 +159,8 @@ class _ChunkedPrefill:
         rows = self._rows(chunk.rows.start, chunk.rows.stop)
         if self.compressor is None:
             return self._forward(rows)
-        length, window = len(self.embeds), min(self.compressor.question_window, question)
+        length = len(self.embeds)
+        window = min(self.compressor.question_window, question)
         chunk = replace(chunk, past=self.cache.lengths, question_window=window)
         positions = self.positions[:, :, rows]
         if window:

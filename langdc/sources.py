@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,8 +87,11 @@ def _of_hub(source: str) -> Path:
         raise ValueError(f"There is no checkpoint directory {source!r}. {_ADVICE}")
     cached = _snapshot(source, local_files_only=True)
     if isinstance(cached, Path):
-        with suppress(ValueError):
+        try:
             check_files(cached, weights=True)
+        except ValueError:  # not complete: it is fetched below
+            pass
+        else:
             return cached
     if Path(source).parent.is_dir():  # a mistyped path is not asked for on the network
         why = f"the folder {Path(source).parent} is here, so a path was meant"
@@ -159,7 +161,12 @@ def check_files(folder: Path, weights: bool = False) -> None:
             raise ValueError(f"{file} is no whole safetensors file ({error}). Copy it again.") from None
     if weights:
         _check_weights(folder)
-    for index in sorted(folder.glob("*.safetensors.index.json")):
+    check_shards(folder, "*.safetensors.index.json")
+
+
+def check_shards(folder: Path, pattern: str) -> None:
+    """ValueError names the files that an index in the folder lists in vain; `pattern`: of the index's name."""
+    for index in sorted(folder.glob(pattern)):
         listed = read_json(index).get("weight_map", {})
         lacking = sorted({str(name) for name in listed.values() if not (folder / name).is_file()})
         if lacking:

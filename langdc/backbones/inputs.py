@@ -115,7 +115,7 @@ def read_prompt(
     unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if compressor else spliced.video
     numbers = spliced.video_id.masked_fill(unread, -1)
     shown = videos_in_order(numbers)
-    released = getattr(compressor, "released", False)
+    released = compressor is not None and compressor.released
     anchor = torch.zeros_like(spliced.video)
     for video in shown:
         if (marks := tokens[video].anchor) is not None:

@@ -28,7 +28,8 @@ class _Neighbours(nn.Module):
 class LDPv2(TokenCompressor):
     """Project patches with an MLP, average each frame to `sides[i]` x `sides[i]`, add a depth-wise convolution.
 
-    A backbone fills in `width` and `streams` (encoder widths); its projectors may be "identity". `sides`: one per stream.
+    `width` and `streams` (encoder widths) are filled in from the backbone, whose projectors may be "identity"; `sides`:
+    one per stream.
     """
 
     needs = frozenset({"encoder"})

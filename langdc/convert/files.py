@@ -99,6 +99,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     files = weight_files(folder)
     if not files:
         raise ValueError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin). Copy it whole.")
+    sources.check_shards(folder, f"*{files[0].suffix}.index.json")
     return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
 

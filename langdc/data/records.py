@@ -102,8 +102,9 @@ class Record(_Strict):
     def _consistent(self) -> Self:
         if self.video is not None and self.image is not None:
             raise ValueError("give video or image, not both")
-        if self.video is None and (self.start, self.end, self.fps) != (None, None, None):
-            raise ValueError("start, end and fps are those of a video, and there is none")
+        given = [name for name in ("start", "end", "fps") if getattr(self, name) is not None]
+        if self.video is None and given:
+            raise ValueError(f"{', '.join(given)} belong to a video, and none is named; name it, or leave them out")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise ValueError(f"start {self.start} must come before end {self.end}")
         return self

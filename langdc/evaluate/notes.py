@@ -95,7 +95,8 @@ def _calibration(results: Sequence[Result]) -> Iterator[str]:
     for result in results:
         if result.check is not None:
             others = checked.setdefault((id(result.header), result.check), [])
-            others += [result.name] * (result.settings["name"] != result.check.entry)
+            if result.settings["name"] != result.check.entry:
+                others.append(result.name)
     for (_, check), others in checked.items():
         text = f"{(check.flag or 'calibrated').capitalize()}. {check.summary}"
         if check.flag == MISSED and check.measured is not None:

@@ -30,6 +30,21 @@ COSTS: dict[str, Callable[[Result], float]] = {
 }
 
 
+STAGES = {
+    "read": "read features",
+    "decode": "decode",
+    "preprocess": "preprocess",
+    "encode": "encode",
+    "saliency": "encoder attention",
+    "compress": "compress",
+    "prefill": "prefill",
+    "generate": "generate",
+    "first_token": "to first token",
+    "total": "end to end",
+    "without_llm": "end to end if the LLM were free",
+}
+
+
 def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | None = None) -> str:
     """The whole page. `pictures`: frames of an entry's videos; without, cases are described in words alone."""
     environment = Environment(loader=PackageLoader("langdc.evaluate", ""), autoescape=True, trim_blocks=True)
@@ -48,7 +63,7 @@ def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | Non
         equal=equal,
         apart=apart,
         costs=_costs(results),
-        known_stages={stage for result in results for stage in result.stages},
+        stages=_stages(results),
         loops=[text for text in dict.fromkeys(one.loop_cost for one in results) if text],
         kinds=_kinds(results),
         adaptive=_adaptive(results, pictures),
@@ -80,6 +95,13 @@ def _headline(results: Sequence[Result]) -> str:
     if best.difference is not None and best.difference.verdict != "better":
         return f"{name} answers {share}, and {reference.name} cannot be told apart from it"
     return f"{name} is ahead: {share}"
+
+
+def _stages(results: Sequence[Result]) -> dict[str, str]:
+    """The stages that took time, in order, with their headings."""
+    known = {stage for result in results for stage in result.stages}
+    order = [*(stage for stage in STAGES if stage in known), *sorted(known - STAGES.keys())]
+    return {stage: STAGES.get(stage, stage) for stage in order}
 
 
 def _costs(results: Sequence[Result]) -> dict[str, Any]:

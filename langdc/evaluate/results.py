@@ -299,7 +299,8 @@ def read_results(directories: Sequence[Path], reference: str | None = None) -> l
     found = [(folder.directory.name, result) for folder in folders for result in _results_of(folder)]
     if not found:
         raise ValueError(f"There are no results in {', '.join(map(str, directories))} yet.")
-    names, results = Counter(result.name for _, result in found), [result for _, result in found]
+    names = Counter(result.name for _, result in found)
+    results = [result for _, result in found]
     for directory, result in found:
         result.name = result.name if names[result.name] == 1 else f"{directory}/{result.name}"
     configured = (folder.header["config"]["reference"] for folder in folders)
@@ -333,10 +334,13 @@ def _compare(results: Sequence[Result], reference: Result) -> None:
     others = [result for result in results if result is not reference]
     shared = {one: [line for line in one.targets if _question(line) in asked] for one in others}
     shared = {one: lines for one, lines in shared.items() if lines}
-    resamples, found = max(RESAMPLES, RESAMPLES_PER_ENTRY * len(shared)), []
+    resamples = max(RESAMPLES, RESAMPLES_PER_ENTRY * len(shared))
+    found = []
     for result, lines in shared.items():
-        ours, theirs = [line["score"] for line in lines], [asked[_question(line)]["score"] for line in lines]
-        videos, strata = [line["video"] for line in lines], _strata(result.header, lines)
+        ours = [line["score"] for line in lines]
+        theirs = [asked[_question(line)]["score"] for line in lines]
+        videos = [line["video"] for line in lines]
+        strata = _strata(result.header, lines)
         found.append(statistics.paired_difference(ours, theirs, videos, resamples=resamples, strata=strata))
     for result, difference in zip(shared, statistics.corrected(found), strict=True):
         result.difference = difference

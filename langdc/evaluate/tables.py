@@ -58,9 +58,10 @@ def _interval(found: Estimate | None) -> str:
 def _judged(result: Result) -> _Cell:
     if result.verdicts is None:
         return _Cell()
-    found, waiting = result.judged[0], f", {result.unjudged} not judged" if result.unjudged else ""
+    found = result.judged[0]
     if found is None:
         return _Cell("not judged")
+    waiting = f", {result.unjudged} not judged" if result.unjudged else ""
     return _Cell(f"{100 * found.value:.1f} ({_interval(found)}{waiting})", found.value)
 
 

@@ -140,7 +140,7 @@ class VideoCache:
             held -= self._held.popitem(last=False)[1].bytes
 
     def _read_or_decoded(self, lm: VideoLM, key: str, part: Record, path: Any, need: frozenset[str]) -> Any:
-        if self.stored is not None:
+        if self.stored is not None and Path(path).exists():  # a missing file fails alone, when it is opened
             saliency = lm.model.backbone.has_saliency and "saliency" in lm.compressor.needs | need
             found = self.stored.find(lm, key, lm.frame_spec(path, part.start, part.end, part.fps), saliency)
             if found is not None:

@@ -37,7 +37,7 @@ class BudgetedKV(KVCompressor):
 
     def count(self, share: float, keys: int) -> int:
         """How many keys `share` of `keys` is: rounded down, at least one, at most all."""
-        return Budget(keep=min(share, 1.0)).of(keys)
+        return Budget(keep=min(share, 1.0)).of(keys) if share > 0 else 1
 
 
 class BestKeysKV(BudgetedKV):

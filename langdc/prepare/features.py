@@ -95,18 +95,18 @@ def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
     videos = [(record, task.path(record), task.clip) for record in asked]
     videos += [(record, path, lambda record: record) for record, path in matching.calibration_videos(config, task)]
     for entry in {entry.model_key: entry for entry in config.all_entries}.values():
-        lm, specs, unreadable = load_model(entry), {}, set()
+        lm, specs, unreadable = load_model(entry), [], set()
         for record, path, part_of in videos:
             try:
                 part = part_of(record)
                 if not path.exists():
                     raise ValueError(f"There is no file {path}.")
-                specs[lm.frame_spec(path, part.start, part.end, part.fps)] = None
+                specs.append(lm.frame_spec(path, part.start, part.end, part.fps))
             except ValueError as error:
                 unreadable.add(path)
                 logger.warning("left out: %s", error)
         dtype = config.features_dtype
-        yield _Job(str(entry.model), lm.model.backbone, list(specs), folder, dtype, len(unreadable))
+        yield _Job(str(entry.model), lm.model.backbone, list(dict.fromkeys(specs)), folder, dtype, len(unreadable))
 
 
 # ---- storing it
@@ -205,11 +205,13 @@ def _read_speed(store: FeatureStore, specs: list[FrameSpec]) -> tuple[float, flo
     for spec in specs if hasattr(os, "posix_fadvise") else []:
         with store.store.path(store.key(spec)).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    store.store, read, count = TensorStore(store.store.folder), 0, 0
+    store.store = TensorStore(store.store.folder)  # without what is in memory
+    read = count = 0
     started = time.perf_counter()
     for spec in random.Random(0).sample(specs, len(specs)):
         store.get(spec)
-        read, count = read + sum(t.nbytes for t in store.store[store.key(spec)].values()), count + 1
+        read += sum(tensor.nbytes for tensor in store.store[store.key(spec)].values())
+        count += 1
         if read > _READ_BACK:
             break
     return (time.perf_counter() - started) / count, read / count

@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("stage2b is made of segments' captions, which are not published: --captions FILE.")
     absent = [name for name in names if not (options.root / SOURCES[name].annotations).exists()]
     captions = _read_captions(options.captions) if options.captions is not None else None
-    place = options.out and options.out.parent
+    place = None if options.out is None else options.out.parent
     found = {name: _read(name, options.root, place, captions, console) for name in names if name not in absent}
     console.print(_table(found, absent))
     console.print(_licences(names))

@@ -90,11 +90,11 @@ def _check_order(links: Sequence[Link]) -> None:
     """ValueError if two runs write to one place, or one starts from a run that comes after it."""
     outputs = [link.config.output for link in links]
     for number, link in enumerate(links):
-        output, start = link.config.output, link.config.start
-        if (other := outputs.index(output)) < number:
-            raise ValueError(f"{links[other].name} and {link.name} have the same output, {output}.")
-        if start is not None and start in outputs[number:]:
-            later = links[outputs.index(start)].name
+        if (other := outputs.index(link.config.output)) < number:
+            raise ValueError(f"{links[other].name} and {link.name} have the same output, {link.config.output}.")
+    for number, link in enumerate(links):
+        if link.config.start in outputs[number:]:
+            later = links[outputs.index(link.config.start)].name
             raise ValueError(f"{link.name} starts from the output of {later}, which does not run before it.")
 
 

@@ -71,7 +71,9 @@ def _is_finished(directory: Path) -> bool:
 def _numbered(base: Path) -> dict[int, Path]:
     """The existing directories `base`, `base-2`, `base-3`, ... by number, oldest first."""
     suffixes = {path.name.removeprefix(base.name): path for path in base.parent.glob(f"{base.name}*") if path.is_dir()}
-    found = {int(suffix[1:] or 1): path for suffix, path in suffixes.items() if re.fullmatch(r"(-\d+)?", suffix)}
+    found = {
+        int(suffix[1:] or 1): path for suffix, path in suffixes.items() if re.fullmatch(r"|-([2-9]|[1-9]\d+)", suffix)
+    }
     return dict(sorted(found.items()))
 
 
@@ -138,7 +140,8 @@ def _header(config: RunConfig) -> dict[str, Any]:
 
 def _check_same(directory: Path, config: RunConfig) -> None:
     """ValueError that names every setting and record file that differs from those of the unfinished run."""
-    header, before = json.loads((directory / RUN).read_text()), settings.load(RunConfig, directory / SETTINGS)
+    header = json.loads((directory / RUN).read_text())
+    before = settings.load(RunConfig, directory / SETTINGS)
     now = {str(path): file_hash(path) for path in config.train.data if path.is_file()}
     others = [f"{path} holds other records" for path in now if header["data"].get(path, now[path]) != now[path]]
     if lines := changed(before, config, header["processes"], others):

@@ -91,7 +91,8 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
     bar, shutdown = Bar(name), GracefulShutdown()
     watchdog = Watchdog(learner, config.watchdog) if config.watchdog is not None else None
     callbacks = [shutdown, *CaptionEval.of(config, directory, run.model, data.features, meter)]
-    callbacks += [*([log, bar] if is_main_process() else []), *([watchdog] if watchdog is not None else [])]
+    callbacks += [log, bar] if is_main_process() else []
+    callbacks += [watchdog] if watchdog is not None else []
     trainer = RunTrainer(learner, data, training_arguments(config, resume, name), meter, callbacks)
     try:
         newest = distributed.broadcast(str(next(reversed(output.checkpoints(resume)), "")))
@@ -185,10 +186,10 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     except (ValueError, OSError) as error:
         if options.traceback or os.environ.get("LANGDC_TRACEBACK"):
             raise
-        if not is_main_process():
+        process = "" if is_main_process() else f"[process {distributed.rank()}] "
+        if process:
             time.sleep(5)  # the launcher ends this process when the main one failed likewise
-            sys.stderr.write(f"[process {distributed.rank()}] ")
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"{process}error: {error}\n")
         return 3 if isinstance(error, OSError) else 2
     else:
         figures = json.loads((directory / output.FINISHED).read_text())

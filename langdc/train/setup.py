@@ -96,8 +96,9 @@ def _adapt_compressor(model: VideoModel, lora: LoraConfig | None) -> dict[str, n
     """Attach adapters to the language models inside the compressor; these, without their heads, by name."""
     if lora is None:
         return {}
-    found, name = {id(part.base_model) for part in _pretrained(model.compressor)}, model.config.compressor.name
+    found = {id(part.base_model) for part in _pretrained(model.compressor)}
     if not found:
+        name = model.config.compressor.name
         raise ValueError(f"train.compressor_lora: the compressor {name!r} has no language model in it.")
     adapted: dict[str, nn.Module] = {name: part for name, part in model.named_modules() if id(part) in found}
     for part in adapted.values():

@@ -54,7 +54,8 @@ class FrozenStates:
     def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         compressor = self.model.compressor
         for first in range(0, len(numbers), CHUNK):
-            chosen = [self.samples[number] for number in numbers[first : first + CHUNK]]
+            chunk = numbers[first : first + CHUNK]
+            chosen = [self.samples[number] for number in chunk]
             found = [self.features.kept(sample.spec) for sample in chosen if sample.spec is not None]
             videos = self.model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
             each = [self.targets(sample) for sample in chosen]
@@ -62,5 +63,5 @@ class FrozenStates:
             states = compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
             if states is None:
                 raise ValueError(f"{type(compressor).__name__} has a frozen identity and returned no states.")
-            for number, per_video in zip(numbers[first:], states, strict=False):
+            for number, per_video in zip(chunk, states, strict=True):
                 yield number, {str(n): part.cpu().contiguous() for n, part in enumerate(per_video)}

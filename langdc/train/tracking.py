@@ -67,9 +67,12 @@ class CaptionEval(TrainerCallback):
 
     def _read(self) -> tuple[list[Record], list[FrameSpec]]:
         """The first records with segments, as many as are described or compared, and the frames that are read."""
-        file, frame_spec = self.config.data, self.model.backbone.frame_spec
-        shown = [(r, r.media_path(file.parent)) for r in check_media(file, read_records(file))[0] if r.segments]
-        found = [(r, frame_spec(media, r.start, r.end, r.fps)) for r, media in shown if media is not None]
+        file = self.config.data
+        found = []
+        for record in check_media(file, read_records(file))[0]:
+            media = record.media_path(file.parent)
+            if media is not None and record.segments:
+                found.append((record, self.model.backbone.frame_spec(media, record.start, record.end, record.fps)))
         found = found[: max(self.config.captions, self.config.density)]
         return [record for record, _ in found], [spec for _, spec in found]
 
@@ -86,8 +89,10 @@ class CaptionEval(TrainerCallback):
 
     def _evaluate(self, step: int) -> None:
         written = self._written()
-        mean, correlation = fmean(len(ids) for per_video in written for ids in per_video), self._correlation(written)
-        shown, text = [], self.model.compressor.text
+        mean = fmean(len(ids) for per_video in written for ids in per_video)
+        correlation = self._correlation(written)
+        text = self.model.compressor.text
+        shown = []
         for record, per_video in zip(self.records, written[: self.config.captions], strict=False):
             target = [segment.caption for segment in record.segments]
             shown.append({"id": record.id, "written": [text(ids) for ids in per_video], "target": target})

@@ -38,18 +38,18 @@ class Watchdog(TrainerCallback):
         self.module, self.seconds, self.leave = module, seconds, leave
         self._step, self._inside, self._last = 0, "", time.monotonic()
         self._done = threading.Event()
-        self._started = ExitStack()
+        self._cleanup = ExitStack()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Begin to watch."""
         for name, part in self.module.named_modules():
             if name and next(part.children(), None) is not None:
                 entered = part.register_forward_pre_hook(lambda *_, name=name: setattr(self, "_inside", name))
-                self._started.enter_context(entered)
+                self._cleanup.enter_context(entered)
         self.on_step_end(args, state, control)
         thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         thread.start()
-        self._started.callback(thread.join)
+        self._cleanup.callback(thread.join)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Note that a step, a batch of an accumulated step or a checkpoint is finished."""
@@ -62,7 +62,7 @@ class Watchdog(TrainerCallback):
         """Watch no more, also after an error."""
         self._done.set()
         faulthandler.cancel_dump_traceback_later()
-        self._started.close()
+        self._cleanup.close()
 
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self.seconds / 4)):

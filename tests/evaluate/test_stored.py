@@ -94,8 +94,12 @@ def test_what_is_stored_without_saliency_serves_only_who_needs_none(tmp_path: Pa
         assert (video.encoder["video"].saliency is not None) == (one is not lm)
 
 
-def test_a_missing_file_fails_as_it_does_without_a_store(tmp_path: Path) -> None:
-    lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), backbone={"frames": 4})
+@pytest.mark.parametrize("kind", ["videogpt_plus", "llava_onevision"])
+def test_a_missing_file_fails_as_it_does_without_a_store(prepared: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "videogpt_plus":  # which frames it reads of a file is known without opening it
+        lm = VideoLM.from_pretrained(prepared / "langdc")
+    else:
+        lm = VideoLM.from_pretrained(stock.folder(kind), backbone={"frames": 4})
     library = VideoCache(
         LineFile(tmp_path / "one.jsonl", alone=True), stored=FeatureReader(tmp_path / "store", "float32")
     )
