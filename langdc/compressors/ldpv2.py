@@ -1,5 +1,7 @@
-"""LDPv2, a learned compressor: project, pool, let neighbours talk. Letters: T frames, H W patch grid, C encoder width,
-D backbone width, N tokens. Source: MobileVLM V2 (arXiv 2402.03766), section 3.3; a base in LangDC's table 4.
+"""LDPv2, a learned compressor: project, pool, let neighbours talk.
+
+Letters: T frames, H W patch grid, C encoder width, D backbone width, n tokens of a frame, N tokens.
+Source: MobileVLM V2 (arXiv 2402.03766), section 3.3; a base in LangDC's table 4.
 """
 
 import torch
@@ -28,7 +30,8 @@ class _Neighbours(nn.Module):
 class LDPv2(TokenCompressor):
     """Project patches with an MLP, average each frame to `sides[i]` x `sides[i]`, add a depth-wise convolution.
 
-    A backbone fills in `width` and `streams` (encoder widths); its projectors may be "identity". `sides`: one per stream.
+    `width` and `streams` (encoder widths) are filled in from the backbone, whose projectors may be "identity"; `sides`:
+    one per stream.
     """
 
     needs = frozenset({"encoder"})
