@@ -1,6 +1,7 @@
-"""Causal attention over layers of different numbers of keys, which a model uses inside `using(model)` under the name
-`langdc`; and the attention each key receives, computed in blocks: no model returns weights. Letters: h query heads, G
-key heads, E head width, Q queries, K keys cached, n keys scored.
+"""Causal attention over layers of different numbers of keys, and the attention each key receives.
+
+A model uses the former inside `using(model)`, as `langdc`. No model returns weights: they are computed here, in blocks.
+Letters: h query heads, G key heads, E head width, Q queries, K keys cached, n keys scored.
 """
 
 from collections.abc import Callable, Iterator
@@ -123,8 +124,10 @@ def using(model: PreTrainedModel) -> Iterator[None]:
 
 
 def received_attention(query: Tensor, key: Tensor, scale: float | None = None, causal: bool = False) -> Tensor:
-    """Softmax of queries [1,h,Q,E] over keys [1,G,n,E], summed over queries, averaged over the h/G heads of a group:
-    [G,n] in float32. `causal`: the queries are the last Q of the n tokens, and attend only up to themselves.
+    """Attention received by each key, per key head: [G,n] in float32.
+
+    Softmax of queries [1,h,Q,E] over keys [1,G,n,E], summed over queries, averaged over the h/G heads of a group.
+    `causal`: the queries are the last Q of the n tokens and attend only up to themselves.
     """
     heads, queries, width = query.shape[1:]
     groups, keys = key.shape[1:3]

@@ -1,5 +1,7 @@
 """The captioner: a light causal language model that describes a segment; its hidden states are the soft tokens.
-Letters: S segments of a batch, n caption tokens, Z captioner width. Source: LangDC (arXiv 2509.00969), section 4.1.
+
+Letters: S segments of a batch, M row length, n caption tokens, Z captioner width.
+Source: LangDC (arXiv 2509.00969), section 4.1.
 """
 
 from copy import copy, deepcopy
@@ -28,7 +30,9 @@ IGNORED = -100
 @dataclass(frozen=True, eq=False)
 class _CaptionOutput:
     """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
-    "Released" ones may keep the state that chose their end [n+1,Z]; `padding` [*,Z]: states until the last one ends.
+
+    With soft_token "released", `states` may also hold the state that chose the end [n+1,Z]; `padding` [*,Z]: states of
+    the steps until the last segment ends.
     """
 
     ids: list[Tensor]
@@ -179,7 +183,9 @@ class Captioner(nn.Module):
 
     @staticmethod
     def _places(starts: list[int], lengths: list[int], padded: Tensor) -> Tensor:
-        """Flat indices into rows [S,M,...] of `lengths` positions from `starts`; slices would cost a gradient each."""
+        """Flat indices into a padded batch [S,M,...] of `lengths` positions from `starts` in each row.
+        One look-up for all rows: each slice would have a gradient as large as the batch.
+        """
         longest = padded.shape[1]
         ranges = [torch.arange(n) + i * longest + a for i, (a, n) in enumerate(zip(starts, lengths, strict=True))]
         return torch.cat(ranges).to(padded.device)

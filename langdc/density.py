@@ -1,6 +1,8 @@
-"""Semantic density: how much a segment has to say. A segment is annotated with cues of four categories: its density is
-their number, and its target caption lists them, so that a rich scene gets a long one. Source: LangDC (arXiv
-2509.00969), section 4.1.
+"""Semantic density: how much a segment has to say.
+
+A segment is annotated with cues of four categories: its density is their number, and its target caption lists them, so
+that a rich scene gets a long one.
+Source: LangDC (arXiv 2509.00969), section 4.1.
 """
 
 from collections.abc import Sequence

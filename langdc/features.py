@@ -1,5 +1,7 @@
-"""Encoder features of videos, computed once and stored under a key made of everything that can change them. Several
-processes divide the work and wait for each other's files. Letters: T frames, H W patch grid, C encoder width.
+"""Encoder features of videos, computed once and stored under a key made of everything that can change them.
+
+Several processes divide the work and wait for each other's files.
+Letters: T frames, H W patch grid, C encoder width.
 """
 
 import hashlib

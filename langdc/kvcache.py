@@ -1,5 +1,6 @@
 """A key-value cache whose layers hold different numbers of keys; only this module edits it, and evicting frees memory.
-Letters: A rotary axes, G key heads, K keys cached, n tokens, E head width, L layers.
+
+Letters: A rotary axes, G key heads, H heads (of queries or keys), K keys cached, n tokens, E head width.
 """
 
 from typing import Any
@@ -13,7 +14,9 @@ from langdc.rope import Rope
 
 
 class _KVLayer(DynamicLayer):
-    """A layer's keys and values [1,G,K,E], and `positions` [A,1 or G,K], `offset` [A] behind the prompt's."""
+    """One layer's keys and values [1,G,K,E] with their `positions` [A,1 or G,K].
+    `offset` [A]: how far these are behind the prompt's, after position compaction.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +52,10 @@ class KVCache(Cache):
         return sum(storages.values())
 
     def announce(self, positions: Tensor, continuous: bool = False, axes: int = 1) -> None:
-        """Set next positions [A,1,n]. `continuous`: `axes` axes, time first, follow each layer's last key."""
+        """Set the positions [A,1,n] of the next tokens.
+
+        `continuous`: in each layer they follow its last key directly; so the first `axes` axes are offset per layer.
+        """
         self._announced = positions
         offsets = [0] * len(self.layers)
         if continuous:

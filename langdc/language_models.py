@@ -125,7 +125,10 @@ def fastest_attention(half: bool) -> tuple[str, str]:
 
 
 def use_liger(model: PreTrainedModel, wanted: bool | Literal["auto"]) -> bool:
-    """Give this model liger-kernel's fused layers; where it cannot be, False with "auto", else ValueError."""
+    """Give a model's norms and feed-forward layers the fused kernels of liger-kernel; returns whether it was done.
+
+    If impossible: False with "auto", else ValueError.
+    """
     if not wanted:
         return False
     missing = None

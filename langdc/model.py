@@ -1,5 +1,6 @@
-"""A backbone with a compressor, and the one way from videos and prompts to logits. Letters: T frames, H W patch grid, B
-prompts, M length, D backbone width, n positions, V vocabulary.
+"""A backbone with a compressor, and the one way from videos and prompts to logits.
+
+Letters: T frames, H W patch grid, B prompts, M length, D backbone width, n positions, V vocabulary.
 """
 
 import inspect

@@ -1,5 +1,6 @@
 """Chunked prefill: videos are read chunk by chunk, with a KV compressor after each chunk; text is read as it is.
-Letters: A rotary axes, M prompt+video length, D backbone width, Q chunk length, n tokens, L layers, V vocabulary.
+
+Letters: A rotary axes, B batch, M prompt+video length, D width, n tokens, G key heads, K keys cached, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping

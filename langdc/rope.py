@@ -1,7 +1,8 @@
-"""Rotary positions: moving states that were rotated already, and stretching a model's range of positions (YaRN). A
-rotation by a difference changes a position without the projections; a model's own `rotary_emb` makes the angles, so
-1-axis and 3-axis models (M-RoPE) need no code of their own. Letters: A rotary axes (1 or 3), B batch, H heads, n
-tokens, E head width.
+"""Rotary positions: moving states that were rotated already, and stretching a model's range of positions (YaRN).
+
+A rotation by a difference changes a position without the projections; a model's own `rotary_emb` makes the angles, so
+1-axis and 3-axis models (M-RoPE) need no code of their own.
+Letters: A rotary axes (1 or 3), B batch, H heads, n tokens, E head width.
 """
 
 from typing import Any

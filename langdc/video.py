@@ -1,8 +1,8 @@
 """Read frames from videos, folders of frames and images, and write videos.
 
 PyAV makes the index of a file (which frame is shown when); pixels come from decord where it is installed and can read
-the file, else from PyAV, so indices and times are the same with both. Letters: T frames. Times are seconds since the
-first frame. Frames are resized one by one while reading, to save memory.
+the file, else from PyAV, so indices and times are the same with both. Times are seconds since the first frame.
+Frames are resized one by one while reading, to save memory. Letters: T frames.
 """
 
 import importlib.util

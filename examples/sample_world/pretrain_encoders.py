@@ -1,7 +1,8 @@
 """Teach the sample encoders to see: supervised per object on full scenes of 0 to 4 objects.
 
 Crops of single objects do not teach a transformer to see scenes, so every example is a whole segment, and the loss
-reads each object off the patches it covers. Letters: B segments, T frames, H W patch grid, C width.
+reads each object off the patches it covers.
+Letters: B segments, T frames, H W patch grid, C width.
 """
 
 import itertools

@@ -1,5 +1,6 @@
-"""Chat messages to token ids, with slots for videos and labels for the assistant's turns. A reply is what the chat
-template adds when the assistant's message is appended; no text is searched for.
+"""Chat messages to token ids, with slots for videos and labels for the assistant's turns.
+
+A reply is what the chat template adds when the assistant's message is appended; no text is searched for.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,5 +1,7 @@
-"""VideoGPT+: an image and a video encoder, projectors, any causal language model. Letters: T frames, H W patch grid, C
-encoder width, D backbone width, N tokens. Source: VideoGPT+ (arXiv 2406.09418), LangDC (2509.00969), section 4.
+"""VideoGPT+: an image and a video encoder, projectors, any causal language model.
+
+Letters: T frames, H W patch grid, C encoder width, D backbone width, N tokens.
+Source: VideoGPT+ (arXiv 2406.09418) and LangDC (2509.00969), section 4.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
-"""Grouping tokens of many frames at once: density peaks are centres, the rest is merged into the nearest. Letters: B
-groups (frames or windows), P places of a group, C width. Source: density peaks by nearest neighbours (DPC-KNN), as
-FastVID (arXiv 2503.11187) and HoliTom (2505.21334) use it.
+"""Grouping tokens of many frames at once: density peaks are centres, the rest is merged into the nearest.
+
+Letters: B groups (frames or windows), P places of a group, K centres, C width.
+Source: density peaks by nearest neighbours (DPC-KNN), as FastVID (arXiv 2503.11187) and HoliTom (2505.21334) use it.
 """
 
 import torch

@@ -1,5 +1,7 @@
-"""DPSelect: keep the frames, or of each patch the times, at which the features change most. Letters: T frames, P = H*W
-places of a frame, C width, N tokens kept. Source: ReTaKe (arXiv 2412.20504), section 3.2.
+"""DPSelect: keep the frames, or of each patch the times, at which the features change most.
+
+Letters: T frames, P = H*W places of a frame, C width, n series, N tokens kept.
+Source: ReTaKe (arXiv 2412.20504), section 3.2.
 """
 
 import torch

@@ -1,5 +1,7 @@
-"""DyCoke's first stage: one frame of four is kept whole, the others keep what is new in them. Letters: T frames, P =
-H*W places of a frame. Source: DyCoke (arXiv 2411.15024), section 3.2, and its released code.
+"""DyCoke's first stage: one frame of four is kept whole, the others keep what is new in them.
+
+Letters: T frames, P = H*W places of a frame.
+Source: DyCoke (arXiv 2411.15024), section 3.2, and its released code.
 """
 
 import torch

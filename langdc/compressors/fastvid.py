@@ -1,6 +1,7 @@
 """FastVID: cut the video where it changes; keep each still stretch once, as salient tokens and merged contexts.
-Letters: T frames, P = H*W places of a frame, C width, K centres. Source: FastVID (arXiv 2503.11187), sections
-3.2-3.4, and its release for Qwen models beside VidCom2's.
+
+Letters: T frames, F frames with centres, P = H*W places of a frame, C width, n centres.
+Source: FastVID (arXiv 2503.11187), sections 3.2-3.4, and its release for Qwen models beside VidCom2's.
 """
 
 from collections.abc import Iterator

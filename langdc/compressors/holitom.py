@@ -1,6 +1,7 @@
-"""HoliTom outside the language model: what is still in a window is kept once, the rest is selected by frame. Letters: T
-frames, P = H*W places of a frame, C width, W windows. Source: HoliTom (arXiv 2505.21334), sections 3.2-3.3, and its
-release for Qwen models beside VidCom2's.
+"""HoliTom outside the language model: what is still in a window is kept once, the rest is selected by frame.
+
+Letters: T frames, P = H*W places of a frame, C width, W windows, B groups (frames or windows), n tokens.
+Source: HoliTom (arXiv 2505.21334), sections 3.2-3.3, and its release for Qwen models beside VidCom2's.
 """
 
 import math

@@ -1,6 +1,7 @@
-"""LangDC: each segment becomes the hidden states with which a captioner reads its caption. Letters: T frames, H W patch
-grid, C encoder width, Z captioner width, D backbone width, S segments, N tokens. Source: LangDC (arXiv 2509.00969),
-section 4; "CapPruner" there is the captioner, "BasePruner" the base.
+"""LangDC: each segment becomes the hidden states with which a captioner reads its caption.
+
+Letters: T frames, H W patch grid, C encoder width, Z captioner width, D backbone width, S segments, N tokens.
+Source: LangDC (arXiv 2509.00969), section 4; "CapPruner" there is the captioner, "BasePruner" the base.
 """
 
 import json
@@ -189,7 +190,9 @@ class LangDC(TokenCompressor):
         return [*states, *(state.new_zeros(longest - len(state), state.shape[1]) for state in states)]
 
     def _released(self, states: list[Tensor], after: list[Tensor], steps: list[int]) -> list[Tensor]:
-        """States of captions, then each one's padding, of the states `after`; `steps` of each caption with its end."""
+        """The states of a video's captions, then the padding of each, taken from `after`.
+        `steps`: how many steps each caption took, its end included.
+        """
         longest = max(steps)
         if self.base is not None:
             return [*(state[: longest - 1] for state in states), *(state[:0] for state in states)]

@@ -1,5 +1,7 @@
-"""LDPv2, a learned compressor: project, pool, let neighbours talk. Letters: T frames, H W patch grid, C encoder width,
-D backbone width, N tokens. Source: MobileVLM V2 (arXiv 2402.03766), section 3.3; a base in LangDC's table 4.
+"""LDPv2, a learned compressor: project, pool, let neighbours talk.
+
+Letters: T frames, H W patch grid, C encoder width, D backbone width, n tokens of a frame, N tokens.
+Source: MobileVLM V2 (arXiv 2402.03766), section 3.3; a base in LangDC's table 4.
 """
 
 import torch

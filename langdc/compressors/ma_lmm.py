@@ -1,5 +1,7 @@
-"""MA-LMM's memory bank: the two most similar neighbours in time become one, until few are left. Letters: T frames, P =
-H*W places of a frame, C width. Source: MA-LMM (arXiv 2404.05726), section 3.2; ReTaKe (2412.20504) compares with it.
+"""MA-LMM's memory bank: the two most similar neighbours in time become one, until few are left.
+
+Letters: T frames, P = H*W places of a frame, C width.
+Source: MA-LMM (arXiv 2404.05726), section 3.2; ReTaKe (2412.20504) compares with it.
 """
 
 import torch

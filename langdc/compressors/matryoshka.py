@@ -1,5 +1,7 @@
-"""Matryoshka queries: a resampler whose first queries suffice, so that one trained model serves every budget. Letters:
-S segments, K queries, m queries in use, N tokens. Source: MQT-LLaVA (arXiv 2405.19315), section 3.
+"""Matryoshka queries: a resampler whose first queries suffice, so that one trained model serves every budget.
+
+Letters: S segments, K queries, m queries in use, N tokens.
+Source: MQT-LLaVA (arXiv 2405.19315), section 3.
 """
 
 import torch

@@ -1,6 +1,7 @@
-"""A resampler: learned queries attend to the patches of a segment and become its tokens. Letters: B segments, T frames,
-P patches of a frame, C encoder width, D backbone width, K queries, N tokens. Source: the perceiver resampler of
-Flamingo (arXiv 2204.14198), section 3.1.1, as video models use it per segment.
+"""A resampler: learned queries attend to the patches of a segment and become its tokens.
+
+Letters: B segments, T frames, P patches per frame, n per segment, C encoder and D backbone width, K queries, N tokens.
+Source: the perceiver resampler of Flamingo (arXiv 2204.14198), section 3.1.1, as video models use it per segment.
 """
 
 from typing import ClassVar

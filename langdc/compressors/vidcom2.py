@@ -1,5 +1,7 @@
-"""VidCom2: distinctive frames get more tokens, and the most distinctive tokens of each frame are kept. Letters: T
-frames, P = H*W places of a frame, C width. Source: VidCom2 (arXiv 2505.14454), section 3, and its released code.
+"""VidCom2: distinctive frames get more tokens, and the most distinctive tokens of each frame are kept.
+
+Letters: T frames, P = H*W places of a frame, C width.
+Source: VidCom2 (arXiv 2505.14454), section 3, and its released code.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
-"""VisionZip: of each frame the salient tokens, and a few merged ones for the rest. Letters: T frames, P = H*W places of
-a frame, C width. Source: VisionZip (arXiv 2412.04467), section 3, and its release for Qwen models beside VidCom2's.
+"""VisionZip: of each frame the salient tokens, and a few merged ones for the rest.
+
+Letters: T frames, P = H*W places of a frame, C width.
+Source: VisionZip (arXiv 2412.04467), section 3, and its release for Qwen models beside VidCom2's.
 """
 
 import torch

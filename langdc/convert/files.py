@@ -30,9 +30,9 @@ def read_json(file: Path, purpose: str) -> dict[str, Any]:
 
 
 def chat_template(name: str) -> str:
-    """How the authors lay out a conversation: "qwen2" or "phi3" of a release, or "llava_video" (their qwen_1_5).
+    """The authors' chat template by name: "qwen2" or "phi3" of a release, or "llava_video" (their qwen_1_5).
 
-    Of a release the backbone puts the system message first; in LLaVA's each video stands on a line of its own.
+    In a release the backbone puts the system message first; in LLaVA's each video stands on a line of its own.
     """
     return Path(__file__).with_name(f"{name}.jinja").read_text().removesuffix("\n")
 

@@ -1,6 +1,7 @@
-"""The InternVideo2 stage-2 vision encoder: a video transformer over patches, with the published names of parameters
-(`vision_encoder.*`). Letters: B clips, T frames, H W patch grid, C width, h heads. Source: InternVideo2 (arXiv
-2403.15377), the `1B-224p-f4` encoder.
+"""The InternVideo2 stage-2 vision encoder, a video transformer, its parameters named as published (`vision_encoder.*`).
+
+Letters: B clips, T frames, H W patch grid, C width, h heads.
+Source: InternVideo2 (arXiv 2403.15377), the `1B-224p-f4` encoder.
 """
 
 from collections import OrderedDict

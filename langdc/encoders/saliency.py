@@ -1,5 +1,6 @@
-"""Which patches a block of an image encoder of transformers' CLIP and SigLIP family attends to, computed anew from its
-queries and keys. Letters: n frames, P patches, C width, h heads, E head width.
+"""Which patches a block of transformers' CLIP or SigLIP encoders attends to, computed anew from its queries and keys.
+
+Letters: n frames, P patches, C width, h heads, E head width.
 """
 
 from typing import Any

@@ -116,7 +116,10 @@ def build(
     name_of: Callable[[str], str],
     seed: int = 0,
 ) -> TokenCompressor:
-    """Put a control on a trained model. `counts`: tokens by video to copy; `name_of`: video by fingerprint."""
+    """Put a control on a trained model. `counts`: tokens by video to copy; `name_of`: video by fingerprint.
+
+    ValueError for a model that the control does not fit, or if the matched entry has no answered video.
+    """
     if kind == "caption_text":
         return _CaptionText(trained, backbone)
     if not counts:

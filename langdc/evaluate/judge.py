@@ -133,7 +133,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Judge:
-    """A judge and its verdicts, kept in the file `path`; ValueError if the variable of the key is not set."""
+    """A judge and its verdicts, kept in the file `path`; any number of evaluations may use `path`, one after another.
+
+    ValueError if the variable of the key is not set.
+    """
 
     def __init__(self, config: JudgeConfig, path: Path) -> None:
         self.config, self.verdicts_file = config, LineFile(path, alone=True)

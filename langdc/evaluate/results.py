@@ -134,7 +134,10 @@ class Result:
 
     @cached_property
     def judged(self) -> tuple[Estimate | None, float]:
-        """Share of target answers judged right, mean score (0 to 5); waiting ones are wrong. None, NaN without any."""
+        """Share of target answers judged right, and their mean score (0 to 5).
+
+        An answer that waits counts as wrong. None and NaN if nothing was judged.
+        """
         if self.verdicts is None or self.unjudged == len(self.verdicts):
             return None, NAN
         pairs = [pair for pair in zip(self.answers, self.verdicts, strict=True) if pair[0] in self.targets]

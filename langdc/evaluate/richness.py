@@ -34,7 +34,7 @@ def richness(frames: Frames, frames_per_segment: int) -> dict[str, list[float]]:
 
 
 def _mean(values: Tensor) -> float:
-    """The mean; 0 of nothing."""
+    """The mean; 0 for an empty tensor."""
     return round(float(values.mean().nan_to_num()), 4)
 
 

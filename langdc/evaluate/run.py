@@ -65,7 +65,9 @@ class Run:
         self.out.append([{"type": "calibration", "key": "calibration", **found}])
 
     def set_model(self, lm: VideoLM, key: str, need: frozenset[str]) -> None:
-        """Put the entry's compressors on a bare model. `key`: its preprocessing; `need`: what all its entries need."""
+        """Put the entry's compressors on a bare model.
+        `key`: hash of its preprocessing; `need`: what all entries of this model need of a video.
+        """
         if self.entry.control is not None:
             counts = {line["video"]: line["tokens"] for line in self.matched if line["type"] == "video"}
             own, name_of = lm.model.compressor, self.cache.names.__getitem__

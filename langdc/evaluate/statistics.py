@@ -209,9 +209,12 @@ def videos_needed(error: float, videos: int, difference: float = POINT) -> int |
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """The same with Holm's correction (1979): p of the i-th smallest of m times m-i+1, at least the one before."""
-    found, least = list(differences), 0.0
+    """The same differences, each with its p value after Holm's correction (1979).
+
+    The i-th smallest of m is multiplied by m-i+1; it is at least the one before, and at most 1.
+    """
+    found, previous = list(differences), 0.0
     for place, index in enumerate(sorted(range(len(found)), key=lambda i: differences[i].p)):
-        least = min(1.0, max(least, differences[index].p * (len(found) - place)))
-        found[index] = replace(found[index], corrected=least)
+        previous = min(1.0, max(previous, differences[index].p * (len(found) - place)))
+        found[index] = replace(found[index], corrected=previous)
     return found

@@ -20,6 +20,7 @@ class RandomKV(BestKeysKV):
         allocator: str | dict | Allocator = "even",
         chunk_frames: int = 32,
     ) -> None:
+        # "self" needs no question window; score() below replaces it
         super().__init__(keep, tokens, "self", allocator, chunk_frames)
         self.seed, self.generator = seed, torch.Generator()
 

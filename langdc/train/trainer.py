@@ -1,7 +1,7 @@
 """The transformers Trainer as runs need it.
 
-Own: losses divided over the whole step by name, equal batches on any number of processes, checkpoints of what is
-trained alone that only count when complete, learning rates by pattern, elastic resume.
+It adds: losses divided over the whole step by name, equal batches on any number of processes, checkpoints of the
+trained tensors only, which count only when complete, learning rates by pattern, elastic resume.
 """
 
 import math

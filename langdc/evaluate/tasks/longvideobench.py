@@ -15,7 +15,9 @@ TIMED = ("subtitle_path", "duration", "starting_timestamp_for_subtitles")
 
 @tasks.register("longvideobench")
 class LongVideoBench(MultipleChoice):
-    """The validation questions; with `subtitles`, what is said at `subtitle_moments` equally spaced moments."""
+    """The validation questions.
+    With `subtitles`, what is said at `subtitle_moments` equally spaced moments stands before each.
+    """
 
     source = Source(
         title="LongVideoBench (val)",

@@ -74,7 +74,9 @@ class VideoMME(MultipleChoice):
 
     @staticmethod
     def spoken(path: Path, moments: int) -> list[str]:
-        """What an .srt file shows in the middle of `moments` equal parts of it, each once; ValueError if it is none."""
+        """The subtitles on display in the middle of `moments` equal parts, each once.
+        ValueError if the file has text but no subtitle.
+        """
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         starts = [(number, found) for number, line in enumerate(lines) if (found := TIMES.search(line))]
         if not starts and any(line.strip() for line in lines):
