@@ -113,7 +113,9 @@ def test_records_name_folders(folder: Path) -> None:
     write_records(path, [Record(id="v", video="clip", fps=3), Record(id="w", video="gone", fps=3)])
     records = read_records(path)
     assert records[0].fps == 3.0
-    assert [[record.id for record in part] for part in check_media(path, records, "quarantine")] == [["v"], ["w"]]
+    assert check_media(path, records[:1]) == records[:1]
+    with pytest.raises(ValueError, match=r"1 record.*\n  .*'w'.*there is no file .*gone"):
+        check_media(path, records)
     bare = [Record(id="v", video="clip")]
     with pytest.raises(ValueError, match=r"there is no file .*clip"):
         check_media(path, bare)

@@ -4,9 +4,7 @@ Stage 1 trains the projectors, on captions of single images, so that the languag
 The same as `langdc train`; without a config it is stage1 of the sample recipe, and what that needs is made first.
 """
 
-import sys
-
 from langdc.train.run import main
 
 if __name__ == "__main__":
-    sys.exit(main(stage="stage1"))
+    raise SystemExit(main(stage="stage1"))

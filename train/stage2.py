@@ -4,9 +4,7 @@ Stage 2 trains LangDC's captioner on image and density captions, then the post-p
 The same as `langdc train`; without a config it is stage2 of the sample recipe, and what that needs is made first.
 """
 
-import sys
-
 from langdc.train.run import main
 
 if __name__ == "__main__":
-    sys.exit(main(stage="stage2"))
+    raise SystemExit(main(stage="stage2"))

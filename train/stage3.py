@@ -4,9 +4,7 @@ Stage 3 teaches the language model to answer from compressed tokens, with adapte
 The same as `langdc train`; without a config it is stage3 of the sample recipe, and what that needs is made first.
 """
 
-import sys
-
 from langdc.train.run import main
 
 if __name__ == "__main__":
-    sys.exit(main(stage="stage3"))
+    raise SystemExit(main(stage="stage3"))

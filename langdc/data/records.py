@@ -11,7 +11,7 @@ import string
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -104,7 +104,7 @@ class Record(_Strict):
             raise ValueError("give video or image, not both")
         given = [name for name in ("start", "end", "fps") if getattr(self, name) is not None]
         if self.video is None and given:
-            raise ValueError(f"{', '.join(given)} belong to a video, and none is named; name it, or leave them out")
+            raise ValueError(f"{', '.join(given)}: only a video has these, and none is named; name one, or leave them out")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise ValueError(f"start {self.start} must come before end {self.end}")
         return self
@@ -168,31 +168,17 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     jsonl.write_lines(path, (record.model_dump(exclude_defaults=True) for record in records))
 
 
-def check_media(
-    path: str | Path, records: list[Record], on_missing: Literal["refuse", "quarantine"] = "refuse"
-) -> tuple[list[Record], list[Record]]:
-    """Look for the video or image of every record read from `path`: records that have theirs, and records left out.
-
-    "refuse" raises ValueError if any is missing; "quarantine" leaves those records out, says so in the log and
-    returns them as the second list. Nothing is put in their place.
-    """
-    if on_missing not in ("refuse", "quarantine"):
-        raise ValueError(f'on_missing is {on_missing!r}; it must be "refuse" or "quarantine".')
-    kept, left_out, mistakes = [], [], []
+def check_media(path: str | Path, records: list[Record]) -> list[Record]:
+    """The records read from `path`; ValueError lists all whose video or image is missing."""
+    mistakes = []
     for record in records:
         media = record.media_path(Path(path).parent)
-        if media is None or media.is_file() or (record.fps is not None and media.is_dir()):
-            kept.append(record)
-        else:
-            left_out.append(record)
+        if media is not None and not media.is_file() and (record.fps is None or not media.is_dir()):
             mistakes.append(f"line {record.line or '?'} (id {record.id!r}): there is no file {media}")
-    if not left_out:
-        return kept, []
-    message = listed(f"{path} has {len(left_out)} record(s) whose video or image is missing", mistakes)
-    if on_missing == "refuse":
+    if mistakes:
+        message = listed(f"{path} has {len(mistakes)} record(s) whose video or image is missing", mistakes)
         raise ValueError(f"{message}\nFetch the files, or take these records out.")
-    log.warning("%s\nThey are left out.", message)
-    return kept, left_out
+    return records
 
 
 def listed(head: str, lines: list[str], shown: int = SHOWN_MISTAKES) -> str:

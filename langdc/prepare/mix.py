@@ -227,7 +227,7 @@ def _write(options: argparse.Namespace, found: dict[str, _Found], captions: _Cap
     write_records(options.out, records)
     console.print(f"Written: {options.out}, {len(records)} records.")
     if captions is None and options.mix in ("choice", "open"):
-        console.print("Without --captions: set captions: captioner in stage 3, so that the captioner writes them.")
+        console.print("Without --captions: set train.targets=none in stage 3, so that the captioner writes them.")
 
 
 def _table(found: dict[str, _Found], absent: list[str]) -> Table:

@@ -42,7 +42,7 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) ->
     """
     samples: list[Sample] = []
     for file in train.data:
-        records = check_media(file, read_records(file))[0]
+        records = check_media(file, read_records(file))
         if train.kinds is not None:
             asked = ([q for q in record.questions if q.kind in train.kinds] for record in records)
             records = [r.model_copy(update={"questions": kept}) for r, kept in zip(records, asked, strict=True)]

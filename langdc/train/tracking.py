@@ -69,7 +69,7 @@ class CaptionEval(TrainerCallback):
         """The first records with segments, as many as are described or compared, and the frames that are read."""
         file = self.config.data
         found = []
-        for record in check_media(file, read_records(file))[0]:
+        for record in check_media(file, read_records(file)):
             media = record.media_path(file.parent)
             if media is not None and record.segments:
                 found.append((record, self.model.backbone.frame_spec(media, record.start, record.end, record.fps)))

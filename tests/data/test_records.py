@@ -1,7 +1,6 @@
 """Records are read strictly: every bad line is named, with its number and the reason."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -82,7 +81,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         ({"id": "x", "video": "a.mp4", "image": "a.png"}, "not both"),
         ({"id": "x", "video": "a.mp4", "start": 2.0, "end": 1.0}, "must come before end"),
         ('{"id": "x", "video": "a.mp4", "start": NaN}', "start:"),
-        ({"id": "x", "image": "a.png", "end": 1.0}, "there is none"),
+        ({"id": "x", "image": "a.png", "end": 1.0}, "end: only a video has these"),
         ({"id": "x", "questions": [{"kind": "k", "answer": "a"}]}, "questions.0.question: Field required"),
         ({"id": "v3"}, "'v3' is already on line 3"),
     ],
@@ -127,9 +126,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
         read_records(_file(tmp_path))
 
 
-def test_missing_media_is_refused_or_left_out_never_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_media_is_refused_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "1.mp4").write_bytes(b"x")
     lines = [{"id": "a", "video": "videos/1.mp4"}, {"id": "b", "video": "videos/2.mp4"}, {"id": "c"}]
@@ -137,10 +134,5 @@ def test_missing_media_is_refused_or_left_out_never_replaced(
     records = read_records(path)
     with pytest.raises(ValueError, match=r"data\.jsonl has 1 record.*\n  line 2 .*'b'.*2\.mp4"):
         check_media(path, records)
-    monkeypatch.setattr(logging.getLogger("langdc"), "propagate", True)
-    kept, left_out = check_media(path, records, "quarantine")
-    assert [r.id for r in kept] == ["a", "c"]
-    assert [r.id for r in left_out] == ["b"]
-    assert "line 2 (id 'b')" in caplog.text
-    with pytest.raises(ValueError, match="on_missing is 'skip'"):
-        check_media(path, records, "skip")
+    there = [records[0], records[2]]
+    assert check_media(path, there) == there

@@ -47,8 +47,8 @@ def test_a_whole_mix_becomes_records_that_training_reads(root: Path, tmp_path: P
     put(root, "next_qa", [many], ["b.mp4"])
     out = tmp_path / "data" / "choice.jsonl"
     assert main(["choice", "--root", str(root), "--out", str(out)]) == 0
-    records, left_out = check_media(out, read_records(out))
-    assert not left_out and len(records) == 7
+    records = check_media(out, read_records(out))
+    assert len(records) == 7
     by_id = {record.id: record for record in records}
     assert [(q.kind, q.question, q.answer) for q in by_id["next_qa/0"].questions] == [
         ("next_qa", "who ?", "a cat"),
@@ -56,7 +56,7 @@ def test_a_whole_mix_becomes_records_that_training_reads(root: Path, tmp_path: P
     ]
     assert by_id["k710/0"].questions[0].question == "what is it ?"
     printed = capsys.readouterr().out
-    assert "captions: captioner" in printed and "CC BY-NC-SA 4.0" in printed
+    assert "train.targets=none" in printed and "CC BY-NC-SA 4.0" in printed
 
 
 def test_missing_and_malformed_samples_are_named_and_left_out(root: Path, tmp_path: Path, capsys) -> None:
@@ -118,7 +118,7 @@ def test_captions_of_segments_join_their_videos(root: Path, tmp_path: Path, caps
     assert main(command) == 2
     assert "--captions FILE" in capsys.readouterr().err
     assert main([*command, "--captions", str(said)]) == 0
-    records = check_media(out, read_records(out))[0]
+    records = check_media(out, read_records(out))
     assert [len(record.segments) for record in records] == [2, 2]  # every video once, those without captions not at all
     assert not any(record.questions for record in records)
     assert "videochat: 1 samples have no captions" in capsys.readouterr().out
@@ -132,7 +132,7 @@ def test_image_captions_serve_both_the_language_model_and_the_captioner(tmp_path
     put(tmp_path, "cc595k", items, ["GCC_1.jpg"])
     out = tmp_path / "stage1.jsonl"
     assert main(["stage1", "--root", str(tmp_path), "--out", str(out)]) == 0
-    (record,) = check_media(out, read_records(out))[0]
+    (record,) = check_media(out, read_records(out))
     assert record.image == "pretraining/CC3M-595K/GCC_1.jpg"
     assert [segment.caption for segment in record.segments] == ["a red door"]
     assert (record.questions[0].question, record.questions[0].answer) == ("Say it briefly.", "a red door")
@@ -150,7 +150,7 @@ def test_images_in_parquet_files_are_unpacked(tmp_path: Path) -> None:
     assert not (tmp_path / "recap558k").exists()
     out = tmp_path / "out" / "stage2a.jsonl"
     assert main(["stage2a", "--root", str(tmp_path), "--out", str(out)]) == 0
-    records = check_media(out, read_records(out))[0]
+    records = check_media(out, read_records(out))
     assert [record.image for record in records] == ["recap558k/1.png", "recap558k/2.jpg"]
     assert (tmp_path / "out/recap558k/2.jpg").read_bytes() == b"2"
     assert [record.segments[0].caption for record in records] == ["a long caption", "another"]

@@ -40,7 +40,7 @@ def test_files_and_records_fit_together(small_set: Path) -> None:
     for split, size in (("train", 5), ("test", 3), ("images", 4)):
         records = read_records(small_set / f"{split}.jsonl")
         assert len(records) == size
-        assert check_media(small_set / f"{split}.jsonl", records) == (records, [])
+        assert check_media(small_set / f"{split}.jsonl", records) == records
         for record in records:
             path = record.media_path(small_set)
             info = probe(path)
