@@ -104,7 +104,9 @@ class Record(_Strict):
             raise ValueError("give video or image, not both")
         given = [name for name in ("start", "end", "fps") if getattr(self, name) is not None]
         if self.video is None and given:
-            raise ValueError(f"{', '.join(given)}: only a video has these, and none is named; name one, or leave them out")
+            raise ValueError(
+                f"{', '.join(given)}: only a video has these, and none is named; name one, or leave them out"
+            )
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise ValueError(f"start {self.start} must come before end {self.end}")
         return self
