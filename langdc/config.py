@@ -359,8 +359,9 @@ def _explain(kind: type[BaseModel], item: Any) -> str:
         parent = _model_at(kind, item["loc"][:-1])
         hint = nearest(str(item["loc"][-1]), parent.model_fields) if parent else ""
         return f"{path}: unknown key.{hint}"
-    given = f" (given: {item['input']!r})" if item["type"] != "missing" else ""
-    return f"{path}: {item['msg']}{given}"
+    shown = item["type"] != "missing" and not isinstance(item["input"], dict)
+    given = f" (given: {item['input']!r})" if shown else ""
+    return f"{path}{': ' * bool(path)}{item['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _model_at(kind: type[BaseModel], loc: tuple) -> type[BaseModel] | None:

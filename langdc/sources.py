@@ -107,7 +107,7 @@ def _of_hub(source: str) -> Path:
         return cached
     raise ValueError(
         f"There is no checkpoint directory {source!r}, no model of that name in the Hugging Face cache {_cache()}, and "
-        f"it was not fetched ({why}). Fetch it where there is a network: hf download {source}. {_ADVICE}"
+        f"it was not fetched ({why}). An id is fetched, where there is a network, by: hf download {source}. {_ADVICE}"
     )
 
 

@@ -234,6 +234,10 @@ class _EpochCallback(TrainerCallback):
     def __init__(self, trainer: RunTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Log and save as often as the settings say now, whatever the state of a resumed run says."""
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
+
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose the epoch's order and draws."""
         self.trainer.batches.epoch = self.trainer.data.epoch = int(state.epoch or 0)

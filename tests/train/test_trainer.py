@@ -1,5 +1,6 @@
 """The Trainer of runs: losses over the whole step, equal batches on any number of processes, exact resumption."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,12 @@ def test_rates_are_chosen_by_pattern_and_norms_have_no_decay(tmp_path: Path):
     config = small.run_config(model, rates={"captioner.*": 1.0})
     with pytest.raises(ValueError, match=r"train\.rates: 'captioner\.\*' matches no trained parameter"):
         small.trainer_of(small.data_of(model, config), tmp_path).groups()
+
+
+def test_a_resumed_run_logs_and_saves_as_often_as_its_settings_say_now(tmp_path: Path):
+    settings = {"batch_size": 5, "steps": 6, "keep_checkpoints": 9}
+    small.train(learning(save_steps=2, log_steps=2, **settings), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    again = small.train(learning(save_steps=1, log_steps=1, **settings), tmp_path, resume=True)
+    assert [path.name for path in output.checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in range(2, 6)]
+    assert [line["step"] for line in again.state.log_history if "loss" in line] == [2, 3, 4, 5, 6]
