@@ -336,7 +336,10 @@ def _set(tree: dict, override: str) -> None:
         if isinstance(node, dict) and not isinstance(node[step], dict | list):
             raise ValueError(f"Override path {path!r} goes through the value {node[step]!r}, which has no keys.")
         node = node[step]
-    node[_index(node, last, key)] = yaml.safe_load(value)
+    try:
+        node[_index(node, last, key)] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"Override {override!r}: the value is not valid YAML ({error}).") from None
 
 
 def _index(node: dict | list, key: str, path: str) -> str | int:

@@ -1,7 +1,6 @@
 """Semantic density: how much a segment has to say.
 
-A segment is annotated with cues of four categories: its density is their number, and its target caption lists them, so
-that a rich scene gets a long one.
+A segment is annotated with cues of four categories: its density is their number.
 Source: LangDC (arXiv 2509.00969), section 4.1.
 """
 
@@ -23,12 +22,6 @@ def densities(segments: Sequence[SegmentRecord]) -> list[int]:
     known = any(segment.density is not None or _cues_of(segment) for segment in segments)
     counts = [len(_cues_of(segment)) if segment.density is None else segment.density for segment in segments]
     return counts if known else []
-
-
-def target_caption(segment: SegmentRecord, separator: str = " ; ", max_cues: int | None = None) -> str:
-    """The target caption of a segment: its cues, subjects first, each once; "" for an empty segment."""
-    cues = list(dict.fromkeys(cue.strip() for cue in _cues_of(segment) if cue.strip()))
-    return separator.join(cues[:max_cues])
 
 
 def cue_recall(caption: str, segment: SegmentRecord) -> float | None:

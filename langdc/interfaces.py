@@ -177,10 +177,8 @@ class Backbone(nn.Module, ABC):
     def key_bytes(self) -> int:
         """Bytes that all layers together hold of one token: a key and a value per key head."""
         config: Any = self.text_model.config
-        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return (
-            2 * config.num_hidden_layers * config.num_key_value_heads * head_width * self.language_model.dtype.itemsize
-        )
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * width * self.language_model.dtype.itemsize
 
     # ---- from a file to features
 

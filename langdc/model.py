@@ -56,7 +56,11 @@ class VideoModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.compressor.parameters(), next(self.backbone.encoders.parameters())).device
+        parts = (
+            self.compressor,
+            *self.backbone.encoders.values(),
+        )  # in training encoders may be out of the module tree
+        return next(parameter for part in parts for parameter in part.parameters()).device
 
     def features(
         self, batch: VideoBatch, needs: frozenset[str] | None = None, synced: bool = False
@@ -98,9 +102,14 @@ class VideoModel(nn.Module):
         """Compress videos, by default with the model's own compressor, and add what the backbone expects: newlines."""
         if not videos:
             return Compressed([])
-        found = (self.compressor if compressor is None else compressor)(videos, context)
+        compressor = self.compressor if compressor is None else compressor
+        found = compressor(videos, context)
         if "tokens" not in context.wanted:
             return found
+        if len(found.tokens) != len(videos):
+            raise ValueError(
+                f"{type(compressor).__name__} returned tokens of {len(found.tokens)} of {len(videos)} videos."
+            )
         tokens = map(self.backbone.append_newline_tokens, found.tokens, videos)
         return replace(found, tokens=list(tokens))
 

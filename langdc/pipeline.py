@@ -79,8 +79,9 @@ class OpenVideo:
         return -(-self.features.grid[0] // self.lm.compressor.frames_per_segment)
 
     def ask(self, question: str, **generation: Any) -> Answer:
-        """Answer a question; generation options are those of transformers (max_new_tokens, do_sample, ...)."""
-        return self.lm.ask_one(self, question, **generation)
+        """Answer a question, with what every stage took; options are those of transformers (max_new_tokens, ...)."""
+        devices.reset_peak(self.lm.device)
+        return self.lm._answers([(self, question)], FirstToken(), **generation)[0]
 
 
 class VideoLM:
@@ -189,7 +190,7 @@ class VideoLM:
             with StageTimer(self.device) as timer, stage("compress"), Counted() as counted:
                 features = [video.features for video, _ in waiting]
                 if guided:
-                    ids = [ids_of(self.model.backbone.tokenizer, question or "") for _, question in waiting]
+                    ids = [ids_of(self.model.backbone.tokenizer, (question or "").strip()) for _, question in waiting]
                     features = self.model.with_questions(features, ids)
                 found = self.model.compress(features, compressor=self.compressor)
             for number, (video, question) in enumerate(waiting):
@@ -226,11 +227,6 @@ class VideoLM:
         prompt, question = self._prompt(messages, videos), question_of(messages)
         tokens = [found.tokens for found in self.compress([(video, question) for video in videos])]
         return self._reply([prompt], [list(videos)], [tokens], None, **generation)[0]
-
-    def ask_one(self, video: OpenVideo, question: str, **generation: Any) -> Answer:
-        """Answer one question about an open video, with the seconds of every stage and the memory it took at most."""
-        devices.reset_peak(self.device)
-        return self._answers([(video, question)], FirstToken(), **generation)[0]
 
     def answer(self, batch: Sequence[tuple[OpenVideo, str]], **generation: Any) -> list[Answer]:
         """Answer several questions at once. All videos are compressed in one batch, and what prompts about a video

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from langdc.data.records import SegmentRecord
-from langdc.density import _cues_of, cue_recall, densities, density_correlation, target_caption
+from langdc.density import _cues_of, cue_recall, densities, density_correlation
 
 RICH = SegmentRecord(
     subjects=["dog", "man"], attributes=["brown"], actions=["runs"], background=["park", "dog"], caption="a dog"
@@ -13,15 +13,11 @@ RICH = SegmentRecord(
 STILL = SegmentRecord(caption="nothing moves")
 
 
-def test_density_and_target_follow_the_cues() -> None:
+def test_density_follows_the_cues() -> None:
     assert _cues_of(RICH) == ["dog", "man", "brown", "runs", "park", "dog"] and densities([RICH]) == [6]
-    assert target_caption(RICH) == "dog ; man ; brown ; runs ; park"
-    assert target_caption(RICH, separator=", ", max_cues=3) == "dog, man, brown"
-    assert target_caption(SegmentRecord(caption="", subjects=[" dog ", "", "dog"])) == "dog"
 
 
 def test_nothing_to_see() -> None:
-    assert target_caption(STILL) == ""
     assert cue_recall("anything", STILL) is None
 
 

@@ -207,7 +207,7 @@ def test_padding_of_captions_is_read_alone_also_in_a_batch(sample_video) -> None
     video = lm.open(sample_video)
     questions = ["what shape is the red object ?", "where ?"]
     together = lm.answer([(video, question) for question in questions], max_new_tokens=4)
-    assert [answer.text for answer in together] == [lm.ask_one(video, q, max_new_tokens=4).text for q in questions]
+    assert [answer.text for answer in together] == [video.ask(q, max_new_tokens=4).text for q in questions]
     prompt = lm.prompt(questions[0], video)
     whole = Continuation(lm.read(prompt, [video])).generate(max_new_tokens=4, eos_token_id=[], pad_token_id=0)
     assert len(whole[0]) == 4 and (video.tokens.padding is None or video.tokens.padding.any())

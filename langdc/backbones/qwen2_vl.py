@@ -115,9 +115,10 @@ class Qwen2VL(StockBackbone):
 
     def read_patches(self, patches: Tensor, grids: Tensor) -> list[FeatureGrid]:
         """Features of videos from their patches [n,values] in the stock processor's order and their `grids` [B,3]."""
+        device = next(self.vision.parameters()).device  # in training the whole model may hide its parts
         with torch.set_grad_enabled(self.trains_vision):
-            grids = grids.to(self.model.device)
-            output = self.vision(patches.to(self.model.device, self.vision.dtype), grid_thw=grids)
+            grids = grids.to(device)
+            output = self.vision(patches.to(device, self.vision.dtype), grid_thw=grids)
         merge = self.vision.spatial_merge_size
         shapes = [(steps, rows // merge, columns // merge) for steps, rows, columns in grids.tolist()]
         sizes = [steps * rows * columns for steps, rows, columns in shapes]
@@ -141,7 +142,7 @@ class Qwen2VL(StockBackbone):
         steps, rows, columns = encoded["video"].values.shape[:3]
         config, merge = self.vision.config, self.vision.spatial_merge_size
         values = 3 * config.temporal_patch_size * config.patch_size**2
-        patches = torch.zeros(rows * columns * merge**2, values, device=self.vision.device)
+        patches = torch.zeros(rows * columns * merge**2, values, device=next(self.vision.parameters()).device)
         self.read_patches(patches, torch.tensor([[1, rows * merge, columns * merge]]))
         return steps
 

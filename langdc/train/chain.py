@@ -61,7 +61,10 @@ def read(names: Iterable[str | Path], overrides: Sequence[str] = ()) -> list[Lin
 def _files(path: Path) -> list[Path]:
     if path.name != CHAIN:
         return [path]
-    names = yaml.safe_load(path.read_text())
+    try:
+        names = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{path} is not a list of config files, such as: [stage1.yaml, stage2.yaml].")
     return [file for name in names for file in _files(find_config(name, path.parent))]

@@ -110,7 +110,8 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
                 f"{directory} holds an unfinished run of version 0.1, which this version cannot resume. Finish it with "
                 "0.1, or choose another place with output=..."
             )
-        (directory / LOG).unlink(missing_ok=True)
+        for path in (directory / LOG, *directory.glob("replies-*.jsonl")):  # of a run that may have been another
+            path.unlink(missing_ok=True)
     # the settings come first: a folder without them counts as somebody else's
     settings.save(config, directory / SETTINGS)
     jsonl.write_json(directory / RUN, _header(config))

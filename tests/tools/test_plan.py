@@ -14,7 +14,8 @@ from tests import tiny
 from tests.train import small
 
 
-def test_a_small_run_is_planned_and_the_probe_measures_the_same_tokens():
+def test_a_small_run_is_planned_and_the_probe_measures_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     config = small.run_config(tiny.model("pool"), trainable=["backbone.projectors.*"], steps=7, kinds=["count"])
     found, measured = plan(config), probe(config)
     model = tiny.model("pool")
@@ -23,7 +24,7 @@ def test_a_small_run_is_planned_and_the_probe_measures_the_same_tokens():
     assert found["trained"] == sum(parameter.numel() for parameter in model.backbone.projectors.parameters())
     assert found["tokens"] == pytest.approx(measured["tokens"], rel=0.1)
     assert found["flops"] / 7 == pytest.approx(measured["flops"], rel=0.3)
-    assert not Path("runs").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_zero_divides_and_checkpointing_saves():

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from langdc import checkpoint, jsonl
-from langdc.config import RunConfig
+from langdc.config import ModelConfig, RunConfig, check
 from langdc.hashing import tensors_hash
 from langdc.train import output, run, setup, stopping
 from langdc.train.run import main, train
@@ -268,3 +268,17 @@ def test_several_processes_are_started_by_the_launcher(monkeypatch: pytest.Monke
     monkeypatch.setattr(run.chain, "prepared", lambda stage: [f"{stage}.yaml"])
     assert main(["--processes=2", "--traceback"], stage="stage2") == 7
     assert started[1] == [*launcher, "stage2.yaml", "--traceback"], "a stage's script hands on what it would train"
+
+
+@pytest.mark.parametrize("backbone", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+@pytest.mark.parametrize("objective", ["answer", "compress"])
+def test_features_that_are_too_many_are_made_in_each_step(tmp_path: Path, backbone: str, objective: str) -> None:
+    """The frozen encoders are out of the module tree then, and the language model of `compress` is not there at all."""
+    source = {"name": backbone, "source": f"tiny:{backbone}", "frames": 4 if backbone == "llava_onevision" else 8}
+    written = {"captioner": "sample:captioner", "prompt": "describe the image", "layer": 2, "pool": [2]}
+    compressor = {"name": "langdc", **written, "segment_marker": True, "max_soft_tokens": 24}
+    model = check(ModelConfig, {"backbone": source, "compressor": compressor}, "test")
+    trainable = {"answer": "compressor.post_projector*", "compress": "compressor.projectors.*"}[objective]
+    settings = {"objective": objective, "steps": 1, "trainable": [trainable], "feature_memory": 0}
+    directory = train(small.run_config(model, "train", **settings, output=str(tmp_path / "run")))
+    assert (directory / "finished.json").is_file()

@@ -66,6 +66,9 @@ class Distill(Objective):
 
         Processes share the questions, each with a file of its own.
         """
+        seen: dict[str, Any] = {}
+        if twice := [s.record.id for s in data.samples if seen.setdefault(s.record.id, s.spec) != s.spec]:
+            raise ValueError(f"distill: two videos of train.data have the id {twice[0]!r}; give each an id of its own.")
         known = _known_replies(directory)
         pairs = [(sample, question.prompt()) for sample in data.samples for question in sample.record.questions]
         asked = [(sample, text) for sample, text in pairs if (sample.record.id, text) not in known]
