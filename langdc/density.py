@@ -1,6 +1,5 @@
-"""Semantic density: how much a segment has to say.
+"""Semantic density: how much a segment has to say, as the number of its cues of four categories.
 
-A segment is annotated with cues of four categories: its density is their number.
 Source: LangDC (arXiv 2509.00969), section 4.1.
 """
 
