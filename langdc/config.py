@@ -362,8 +362,7 @@ def _explain(kind: type[BaseModel], item: Any) -> str:
         parent = _model_at(kind, item["loc"][:-1])
         hint = nearest(str(item["loc"][-1]), parent.model_fields) if parent else ""
         return f"{path}: unknown key.{hint}"
-    shown = item["type"] != "missing" and not isinstance(item["input"], dict)
-    given = f" (given: {item['input']!r})" if shown else ""
+    given = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f" (given: {item['input']!r})"
     return f"{path}{': ' * bool(path)}{item['msg'].removeprefix('Value error, ')}{given}"
 
 

@@ -99,7 +99,11 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
     if _is_finished(directory):  # by another process, while this one waited
         return _resolved(config, held)
     if checkpoints(directory / RESUME):
-        _check_same(directory, config)
+        if lines := _differences(directory, config):
+            raise ValueError(
+                f"{directory} holds an unfinished run with other settings or data:\n{lines}\n"
+                f"Resume with the same ones, choose another place with output=..., or delete {directory}."
+            )
         logger.info("Resuming the unfinished run in %s.", directory)
     else:  # also where a run ended at once for a mistake in its settings
         others = {path.name for path in directory.iterdir()} - {LOCK, f"{SETTINGS}.partial"}
@@ -110,8 +114,10 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
                 f"{directory} holds an unfinished run of version 0.1, which this version cannot resume. Finish it with "
                 "0.1, or choose another place with output=..."
             )
-        for path in (directory / LOG, *directory.glob("replies-*.jsonl")):  # of a run that may have been another
-            path.unlink(missing_ok=True)
+        (directory / LOG).unlink(missing_ok=True)
+        if not (directory / RUN).is_file() or _differences(directory, config):
+            for path in directory.glob("replies-*.jsonl"):  # written under other settings
+                path.unlink()
     # the settings come first: a folder without them counts as somebody else's
     settings.save(config, directory / SETTINGS)
     jsonl.write_json(directory / RUN, _header(config))
@@ -139,17 +145,12 @@ def _header(config: RunConfig) -> dict[str, Any]:
     return {"processes": distributed.world_size(), "packages": packages, "data": hashes}
 
 
-def _check_same(directory: Path, config: RunConfig) -> None:
-    """ValueError that names every setting and record file that differs from those of the unfinished run."""
+def _differences(directory: Path, config: RunConfig) -> str:
+    """A line for each setting and record file that differs from those of the unfinished run; "" if there are none."""
     header = json.loads((directory / RUN).read_text())
-    before = settings.load(RunConfig, directory / SETTINGS)
     now = {str(path): file_hash(path) for path in config.train.data if path.is_file()}
     others = [f"{path} holds other records" for path in now if header["data"].get(path, now[path]) != now[path]]
-    if lines := changed(before, config, header["processes"], others):
-        raise ValueError(
-            f"{directory} holds an unfinished run with other settings or data:\n{lines}\n"
-            f"Resume with the same ones, choose another place with output=..., or delete {directory}."
-        )
+    return changed(settings.load(RunConfig, directory / SETTINGS), config, header["processes"], others)
 
 
 def changed(before: RunConfig, now: RunConfig, processes: int | None = None, more: Iterable[str] = ()) -> str:

@@ -235,7 +235,7 @@ class _EpochCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Log and save as often as the settings say now, whatever the state of a resumed run says."""
+        """Take log_steps and save_steps from the settings: a resumed run has them from its checkpoint."""
         state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -169,3 +169,14 @@ def test_latest_is_the_newest_finished_one(tmp_path: Path):
         if name != "x-11":
             finish(tmp_path / name)
     assert latest(tmp_path / "x") == tmp_path / "x-10"
+
+
+def test_replies_stay_for_the_same_run_and_go_with_other_settings(tmp_path: Path) -> None:
+    config = settings(tmp_path / "run")
+    with resolve_output_dir(config) as directory:
+        pass
+    (replies := directory / "replies-0.jsonl").write_text("{}\n")
+    with resolve_output_dir(config):
+        assert replies.is_file()
+    with resolve_output_dir(config.model_copy(update={"seed": 5})):
+        assert not replies.exists()
