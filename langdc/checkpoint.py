@@ -34,13 +34,20 @@ NEEDED = frozenset({"model", "lora", "parts", "weights_sha256"})
 _ADVICE = "Give the directory that a training run printed at its end, or 'sample:langdc' for the one that ships."
 
 
+def stored(model: nn.Module, tied: bool = True) -> dict[str, Tensor]:
+    """A model's parameters, with `tied` ones under each name, and persistent buffers, such as a codebook."""
+    saved, buffers = model.state_dict(keep_vars=True), dict(model.named_buffers(remove_duplicate=False))
+    kept = {name: buffer for name, buffer in buffers.items() if name in saved}
+    return {**dict(model.named_parameters(remove_duplicate=not tied)), **kept}
+
+
 def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """The named parameters, each storage once: tied weights appear under their first name."""
+    """The named tensors, each storage once: tied weights appear under their first name."""
     wanted, seen, found = set(names), set(), {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in wanted and parameter.data_ptr() not in seen:
-            seen.add(parameter.data_ptr())
-            found[name] = parameter.detach()
+    for name, tensor in stored(model).items():
+        if name in wanted and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            found[name] = tensor.detach()
     return found
 
 
@@ -53,14 +60,20 @@ def published(model: nn.Module) -> dict[str, str]:
     return {name: source for name, source in found.items() if isinstance(source, str)}
 
 
-def unpublished(model: VideoModel) -> dict[str, nn.Parameter]:
-    """The parameters that no published part holds, trained or not: a checkpoint without them would load at random.
+def unpublished(model: VideoModel) -> dict[str, Tensor]:
+    """The tensors that no published part holds, trained or not: a checkpoint without them would load at random.
 
     The backbone's projectors are left out where the compressor does not use them.
     """
     left_out = [f"{name}." if name else "" for name in published(model)]
     left_out += [] if "projected" in model.compressor.needs else ["backbone.projectors."]
-    return {name: parameter for name, parameter in model.named_parameters() if not name.startswith(tuple(left_out))}
+    found = stored(model, tied=False).items()
+    return {name: tensor for name, tensor in found if not name.startswith(tuple(left_out))}
+
+
+def buffers(model: VideoModel) -> dict[str, Tensor]:
+    """The persistent buffers that no published part holds: training may change them as it changes parameters."""
+    return {name: tensor for name, tensor in unpublished(model).items() if not isinstance(tensor, nn.Parameter)}
 
 
 def save(
@@ -161,7 +174,7 @@ def _read_weights(directory: Path, manifest: dict, model: nn.Module) -> dict[str
     file = directory / WEIGHTS
     if not file.is_file() or file_hash(file) != manifest["weights_sha256"]:
         raise ValueError(f"{file} is not the file that {MANIFEST} describes: missing, cut off or replaced. Copy both.")
-    return compat.tensors(load_file(file), dict(model.named_parameters()))
+    return compat.tensors(load_file(file), stored(model))
 
 
 def saved_names(directory: str | Path) -> list[str]:
@@ -224,13 +237,13 @@ def open_model(directory: str | Path, backbone: Mapping[str, Any] | None = None)
 
 
 def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Copy tensors into the parameters of the same names; ValueError lists all that do not fit."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    unexpected = sorted(tensors.keys() - parameters.keys())
+    """Copy tensors into those of the same names; ValueError lists all that do not fit."""
+    there = stored(model)
+    unexpected = sorted(tensors.keys() - there.keys())
     misshapen = [
-        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(parameters[name].shape)} in the model"
-        for name in sorted(tensors.keys() & parameters.keys())
-        if tensors[name].shape != parameters[name].shape
+        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(there[name].shape)} in the model"
+        for name in sorted(tensors.keys() & there.keys())
+        if tensors[name].shape != there[name].shape
     ]
     if unexpected or misshapen:
         lines = [f"not in the model: {name}" for name in unexpected[:8]] + misshapen[:8]
@@ -240,7 +253,7 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+            there[name].copy_(tensor)
 
 
 def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tuple[VideoModel, dict[str, Tensor]]:
@@ -252,7 +265,7 @@ def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tup
     """
     config, state = named(config), torch.get_rng_state()
     model = VideoModel(config, text=text)
-    if not text and any(parameter.is_meta for parameter in unpublished(model).values()):
+    if not text and any(tensor.is_meta for tensor in unpublished(model).values()):
         torch.set_rng_state(state)
         return start(config, directory)
     if directory is None:
@@ -262,7 +275,7 @@ def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tup
     tensors = _read_weights(directory, manifest, model)
     if text and manifest["lora"] is not None:
         adapt(model.backbone.text_model, check(LoraConfig, manifest["lora"], "lora"))
-    here = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    here = stored(model)
     needed = {n: tensor for n, tensor in tensors.items() if text or n in here or not n.startswith("backbone.")}
     _load_tensors(model, needed, directory)
     _check_drawn(manifest["model"], config.model_dump(mode="json"), directory)
@@ -325,7 +338,7 @@ def verify_saved(directory: Path, hashes: Mapping[str, str]) -> int:
 
 
 def _print_hashes(directory: str) -> None:
-    """Load a checkpoint, and print a hash of each parameter's float32 values as JSON."""
-    parameters = load(directory, plain=True, contents=True).named_parameters(remove_duplicate=False)
-    found = {name: tensor_hash(parameter, torch.float32) for name, parameter in parameters}
+    """Load a checkpoint, and print a hash of each tensor's float32 values as JSON."""
+    tensors = stored(load(directory, plain=True, contents=True))
+    found = {name: tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
     sys.stdout.write(json.dumps(found) + "\n")

@@ -108,6 +108,9 @@ def runs_of_stage(tree: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if "phases" not in tree:
         return None
     warn_once("phases", "one file per run, and a chain.yaml that lists them")
+    phases = tree["phases"]
+    if not (isinstance(phases, list) and phases and all(isinstance(phase, Mapping) for phase in phases)):
+        raise ValueError(f"phases: {phases!r} is not a list of mappings of keys to values, one for each run.")
     kept = {key: tree[key] for key in tree if key not in ("phases", "objective", "train")}
     common = settings(kept, warn=False)  # one warning is enough
     output, start = Path(common.get("output", "runs/stage")), common.get("start")

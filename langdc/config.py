@@ -294,7 +294,9 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
     tree = _with_files(tree, path.parent)
     if "extends" not in tree:
         return tree
-    below = _read(find_config(tree.pop("extends"), path.parent), (*readers, path.resolve()))
+    if not isinstance(base := tree.pop("extends"), str):
+        raise ValueError(f"{path}: extends: {base!r} is not the name of one config file.")
+    below = _read(find_config(base, path.parent), (*readers, path.resolve()))
     return _lay_over(below, tree)
 
 

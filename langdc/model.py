@@ -103,13 +103,15 @@ class VideoModel(nn.Module):
         if not videos:
             return Compressed([])
         compressor = self.compressor if compressor is None else compressor
-        found = compressor(videos, context)
+        found, name, width = compressor(videos, context), type(compressor).__name__, self.backbone.width
+        if not isinstance(found, Compressed):
+            raise ValueError(f"{name}.forward returned {type(found).__name__}; it returns langdc.types.Compressed.")
         if "tokens" not in context.wanted:
             return found
         if len(found.tokens) != len(videos):
-            raise ValueError(
-                f"{type(compressor).__name__} returned tokens of {len(found.tokens)} of {len(videos)} videos."
-            )
+            raise ValueError(f"{name} returned tokens of {len(found.tokens)} of {len(videos)} videos.")
+        if wrong := {tokens.values.shape[1] for tokens in found.tokens} - {width}:
+            raise ValueError(f"{name} returned tokens of width {min(wrong)}; the backbone reads tokens of {width}.")
         tokens = map(self.backbone.append_newline_tokens, found.tokens, videos)
         return replace(found, tokens=list(tokens))
 

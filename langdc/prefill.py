@@ -170,11 +170,6 @@ class _ChunkedPrefill:
         self._chunk = chunk
         state = self._forward(rows, positions, len(chunk) - 1)
         self._chunk = None
-        self._evict(chunk)
-        return state
-
-    def _evict(self, chunk: Chunk) -> None:
-        assert self.compressor is not None
         for layer, rows in enumerate(self.compressor.kept(chunk)):
             old = self.cache.layers[layer].positions
             assert old is not None
@@ -182,6 +177,7 @@ class _ChunkedPrefill:
             self.cache.keep(layer, rows, None if new is old else new)
             kept, rows = self.kept_rows[layer], rows.to(self.embeds.device)
             self.kept_rows[layer] = kept[..., rows] if rows.ndim == 1 else kept.expand(len(rows), -1).gather(1, rows)
+        return state
 
     def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Let the compressor observe a chunk; returns the queries at the layer's own positions."""

@@ -157,9 +157,9 @@ class Context:
     """What a compressor knows beside the videos; every field has its default when a trained model is used.
 
     `training`; `progress`: completed fraction of the run, for annealed budgets; `generator`: random numbers seeded by
-    run and step, the same after a resume; `targets`: by name, what its losses learn from, one entry per video
-    ("captions": ids by segment); `wanted`: "tokens" and the names of the losses to compute; `synced`: ranks must make
-    equal numbers of module calls (ZeRO-3).
+    run and step, the same after a resume; `targets`: by name, what its losses learn from, one entry per video, None
+    where its record lacks it ("captions": ids by segment); `wanted`: "tokens" and the names of the losses to compute;
+    `synced`: ranks must make equal numbers of module calls (ZeRO-3).
     """
 
     training: bool = False
@@ -201,6 +201,11 @@ class Compressed:
     ids: list[list[Tensor]] | None = None
     states: list[list[Tensor]] | None = None
     work: Sequence[Sequence[LanguageWork]] | None = None
+
+    def __post_init__(self) -> None:
+        for name, loss in self.losses.items():
+            pair = isinstance(loss, tuple) and len(loss) == 2 and isinstance(loss[0], Tensor) and loss[0].ndim == 0
+            _require(pair, f"Compressed.losses[{name!r}] is no pair of a sum, a scalar tensor, and a count.")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ the file, else from PyAV, so indices and times are the same with both. Times are
 Frames are resized one by one while reading, to save memory. Letters: T frames.
 """
 
+import base64
 import importlib.util
+import io
 import math
 import re
 from bisect import bisect_right
@@ -181,6 +183,13 @@ def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float) -> No
         for image in images:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         container.mux(stream.encode())
+
+
+def jpeg_url(picture: Image.Image, quality: int) -> str:
+    """A picture as the data URI of a JPEG file, for a page that needs no other files."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _require_positive(**numbers: int) -> None:

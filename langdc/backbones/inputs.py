@@ -129,7 +129,8 @@ def read_prompt(
         numbers,
         compressor,
         chunk_tokens=[_chunk_tokens(chunk_frames, frames[v], steps[v], tokens[v], released) for v in shown],
-        frame_tokens=[_even_frames(tokens[v], steps[v]) for v in shown],
+        # where all steps have as many; one more token may end the video
+        frame_tokens=[len(tokens[v]) // steps[v] if len(tokens[v]) % steps[v] <= 1 else None for v in shown],
         anchor=anchor if anchor.any() else None,
         arguments=_arguments(backbone, spliced, compressor),
         reply_axes=backbone.released_axes if released else "time",
@@ -155,11 +156,6 @@ def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoToken
         return tokens_per_chunk(chunk_frames, frames, len(tokens))
     newline = int(tokens.source is None and len(tokens) % steps == 1)
     return tokens_per_chunk(chunk_frames, frames, len(tokens) - newline, steps)
-
-
-def _even_frames(tokens: VideoTokens, steps: int) -> int | None:
-    """Tokens per step, if all steps have as many; one more token may end the video."""
-    return len(tokens) // steps if len(tokens) % steps <= 1 else None
 
 
 def _cut(prompt: Prompt) -> int:

@@ -64,9 +64,6 @@ class VideoGPTPlus(Backbone):
         widths = self.stream_widths.items()
         self.projectors = nn.ModuleDict({name: build_projector(projector, w, self.width) for name, w in widths})
 
-    def _encoders(self) -> dict[str, Encoder]:
-        return {name: encoder for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)}
-
     @property
     def preprocessing(self) -> str:
         return f"{super().preprocessing} {self._members}"
@@ -77,7 +74,7 @@ class VideoGPTPlus(Backbone):
 
     @property
     def stream_widths(self) -> dict[str, int]:
-        return {name: encoder.width for name, encoder in self._encoders().items()}
+        return {name: encoder.width for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)}
 
     @property
     def text_model(self) -> nn.Module:

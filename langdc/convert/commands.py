@@ -43,10 +43,10 @@ def check_saved(directory: Path, hashes: Mapping[str, str]) -> str:
     `hashes`: `tensor_hash` of each as float32, by its name in the loaded model. ValueError names those that differ.
     """
     model = _open(directory)
-    stored = dict(model.named_parameters(remove_duplicate=False))
+    stored = checkpoint.stored(model)
     for name in getattr(model, "untrained", ()):
         del stored[name]
-    found = {name: tensor_hash(parameter, torch.float32) for name, parameter in stored.items()}
+    found = {name: tensor_hash(tensor, torch.float32) for name, tensor in stored.items()}
     differing = sorted(name for name in found.keys() | hashes.keys() if found.get(name) != hashes.get(name))
     if differing:
         raise ValueError(

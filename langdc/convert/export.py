@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from langdc import adapters, checkpoint
@@ -91,7 +91,8 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         _copy_tokenizers(settings, beside)
         if not adapter:
             settings["backbone"].pop("quantize", None)
-        stored = {name: tensor for name, tensor in _named(model).items() if name not in model.untrained}
+        named = checkpoint.stored(model)
+        stored = {name: tensor.detach() for name, tensor in named.items() if name not in model.untrained}
         made.hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in stored.items()}
         inside = tuple(f"{name}." for name in (*folders, *left))
         own = [name for name in stored if not name.startswith(inside) or ".lora_" in name]
@@ -104,10 +105,6 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         classes = {folder.name: type(model.get_submodule(name)).__name__ for name, folder in folders.items()}
         (beside / "README.md").write_text(_model_card(out.name, manifest, classes, adapter))
     return made
-
-
-def _named(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def _round(model: nn.Module, dtype: torch.dtype) -> None:
@@ -198,7 +195,8 @@ def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Ex
     source = checkpoint.published(model)[_name_of(model.backbone.language_model, model)]
     local = is_packaged(source) or Path(source).is_dir()
     base = str(Path(resolve(source)).resolve()) if local else source  # pyright: ignore[reportArgumentType]
-    whole = {f"base_model.model.{name}": tensor for name, tensor in _named(model.backbone.language_model).items()}
+    named = checkpoint.stored(model.backbone.language_model)
+    whole = {f"base_model.model.{name}": tensor for name, tensor in named.items()}
     made.adapter = {name: tensor_hash(tensor, torch.float32) for name, tensor in whole.items()}
     made.notes.append(f"The adapter names the language model as {base}; change that where you publish it.")
     tensors = {name.replace(".default.", "."): tensor for name, tensor in whole.items() if ".lora_" in name}

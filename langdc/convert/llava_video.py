@@ -268,8 +268,11 @@ def _sort_names(found: Mapping[str, _Stored], config: LlavaOnevisionConfig) -> N
     left_out = {name: why for name in found if (why := _left_out(name, config)) is not None}
     report = NameReport.of(sorted(found), _DROPPED, _renamed, left_out)
     taken = {new: found[old].tensor for new, old in report.taken.items()}
+    stated = shapes_of(lambda: LlavaOnevisionForConditionalGeneration(config))
+    head = "lm_head.weight" if config.tie_word_embeddings else None
+    expected = {_published(name): shape for name, shape in stated.items() if name != head}
     advice = "A part that the checkpoint does not hold is taken from --language DIR or --vision DIR."
-    check_complete("the model", taken, _expected_shapes(config), report.unknown, advice, report.taken)
+    check_complete("the model", taken, expected, report.unknown, advice, report.taken)
     return report
 
 
@@ -283,13 +286,6 @@ def _left_out(name: str, config: Any) -> str | None:
     if layer and int(layer[1]) >= config.vision_config.num_hidden_layers:
         return "LLaVA leaves out the encoder's last layer"
     return "the head is tied to the embeddings" if name == "lm_head.weight" and config.tie_word_embeddings else None
-
-
-def _expected_shapes(config: LlavaOnevisionConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the stock model by its name in published directories; nothing is allocated."""
-    stated = shapes_of(lambda: LlavaOnevisionForConditionalGeneration(config))
-    head = "lm_head.weight" if config.tie_word_embeddings else None
-    return {_published(name): shape for name, shape in stated.items() if name != head}
 
 
 def _published(name: str) -> str:

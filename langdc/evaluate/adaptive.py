@@ -1,7 +1,5 @@
 """Whether tokens follow content: tokens per segment (S of all videos) beside measures of how rich segments are."""
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +14,7 @@ from langdc.data.records import Record
 from langdc.evaluate import statistics, tasks
 from langdc.evaluate.results import Result
 from langdc.evaluate.statistics import Estimate
-from langdc.video import read_frames
+from langdc.video import jpeg_url, read_frames
 
 MEASURES = {"densities": "density", "motion": "motion", "edges": "edge entropy"}
 """Fields of video lines with a number per segment, and what the page calls them."""
@@ -145,6 +143,4 @@ def _jpeg(pixels: Tensor) -> str:
     if max(picture.size) < PICTURE:  # small ones would be blurred by the browser
         scale = PICTURE // max(picture.size)
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return jpeg_url(picture, quality=80)

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,7 +60,10 @@ def _members(settings: Any) -> Iterator[Callable]:
         for value in settings:
             yield from _members(value)
     elif isinstance(settings, dict):
-        yield from (zoo.get(settings["name"]) for zoo in ZOOS if settings.get("name") in zoo.names())
+        name = settings.get("name")
+        for zoo in ZOOS if isinstance(name, str) else ():
+            with suppress(ValueError):  # of another zoo
+                yield zoo.get(name)
         yield from _members(list(settings.values()))
 
 

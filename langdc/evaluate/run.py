@@ -135,8 +135,9 @@ class Run:
             "type": "video",
             "key": f"video/{record.id}",
             "video": record.id,
-            "tokens": first.tokens,
-            "segment_tokens": first.segment_tokens,
+            # of a compressor that reads the question, the mean over the questions
+            "tokens": _mean([answer.tokens for answer in answers]),
+            "segment_tokens": [_mean(each) for each in zip(*(a.segment_tokens for a in answers), strict=True)],
             "densities": densities(segments),
             "targets": [segment.caption for segment in segments],
             **self.cache.richness_of(self.preprocessing, record),
@@ -196,6 +197,10 @@ class Run:
 
 def _key(record: Record, index: int) -> str:
     return f"{record.id}/{index}"
+
+
+def _mean(counts: Sequence[int]) -> float:
+    return counts[0] if len(set(counts)) == 1 else sum(counts) / len(counts)
 
 
 def _questions(record: Record) -> Iterator[dict[str, Any]]:

@@ -80,11 +80,6 @@ def _difference(result: Result) -> _Cell:
     return _Cell(f"{value} ({low} to {high}): {found.verdict}", found.value)
 
 
-def _needed(result: Result) -> _Cell:
-    needed = result.difference and result.difference.needed
-    return _Cell(f"{needed:,}".replace(",", " "), needed) if needed else _Cell()
-
-
 def _trained(result: Result, name: str) -> _Cell:
     found = _large(result.training.get(name))
     return found if result.training.get("complete", True) else _Cell(f"≥ {found.text}", found.value)
@@ -124,6 +119,7 @@ class Table:
     def cells(result: Result) -> dict[str, _Cell]:
         """A line of the table, by column title."""
         accuracy, tokens, limit = result.accuracy, result.tokens, result.settings.get("limit")
+        needed = result.difference and result.difference.needed
         remarks = [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", result.shown_flag]
         name = result.name + "".join(f" ({remark})" for remark in remarks if remark)
         return {
@@ -138,7 +134,7 @@ class Table:
             "first token ms": _cell(result.stages["first_token"].median if result.stages else None, "{:.1f}", 1000),
             "FLOPs/question": _large(result.flops.get("total")),
             "against reference": _difference(result),
-            "videos to see 1 point": _needed(result),
+            "videos to see 1 point": _Cell(f"{needed:,}".replace(",", " "), needed) if needed else _Cell(),
             **{f"kind {kind}": _percent(share.value) for kind, share in result.kinds.items()},
             "exact captions %": _percent(result.exact_captions.value),
             "cue recall %": _percent(result.cue_recall),

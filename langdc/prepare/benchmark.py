@@ -19,7 +19,11 @@ from langdc.log import screen
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all is there, 1 when videos are missing."""
-    options, console = _parser().parse_args(argv), screen()
+    parser = argparse.ArgumentParser(prog="langdc data benchmark", description=__doc__)
+    parser.add_argument("name", nargs="?", help="a benchmark, as the task is called")
+    parser.add_argument("--root", help="its folder")
+    parser.add_argument("--out", type=Path, help="write its questions as records to this file")
+    options, console = parser.parse_args(argv), screen()
     if options.name is None:
         console.print(_listed())
         return 0
@@ -56,11 +60,3 @@ def _listed() -> Table:
         source: Any = tasks.tasks.get(name).source  # pyright: ignore[reportFunctionMemberAccess]
         table.add_row(name, source.title, source.licence, source.run)
     return table
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="langdc data benchmark", description=__doc__)
-    parser.add_argument("name", nargs="?", help="a benchmark, as the task is called")
-    parser.add_argument("--root", help="its folder")
-    parser.add_argument("--out", type=Path, help="write its questions as records to this file")
-    return parser

@@ -55,7 +55,15 @@ class _Job:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all is stored or planned, 1 when a video could not be read."""
-    options = _parser().parse_intermixed_args(argv)
+    parser = argparse.ArgumentParser(prog="langdc data features", description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted, as features=features/mine")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--train", "--stage", metavar="CONFIG", help="a training config, or a folder with a chain.yaml")
+    which.add_argument("--eval", metavar="CONFIG", help="an evaluation config")
+    parser.add_argument("--plan", action="store_true", help="only say how large it gets and how long it takes")
+    saliency = "also what encoders attend to, for compressors that choose by it"
+    parser.add_argument("--saliency", action="store_true", help=saliency)
+    options = parser.parse_intermixed_args(argv)
     out = screen(quiet=not is_main_process())
     distributed.start()
     jobs = _of_train(options) if options.train is not None else _of_eval(options)
@@ -223,15 +231,3 @@ def _pays(from_file: float, from_store: float) -> str:
         return "It does not pay: reading what is stored takes as long as decoding and encoding again."
     epochs = from_file / (from_file - from_store)
     return f"It pays after {epochs:.2f} epochs: in epoch {math.floor(epochs) + 1} of a training, or its second reader."
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="langdc data features", description=__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted, as features=features/mine")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--train", "--stage", metavar="CONFIG", help="a training config, or a folder with a chain.yaml")
-    which.add_argument("--eval", metavar="CONFIG", help="an evaluation config")
-    parser.add_argument("--plan", action="store_true", help="only say how large it gets and how long it takes")
-    saliency = "also what encoders attend to, for compressors that choose by it"
-    parser.add_argument("--saliency", action="store_true", help=saliency)
-    return parser

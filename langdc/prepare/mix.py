@@ -100,7 +100,13 @@ class _Found:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all is there, 1 when something is missing or malformed."""
-    options, console = _parser().parse_args(argv), screen()
+    parser = argparse.ArgumentParser(prog="langdc data mix", description=__doc__)
+    parser.add_argument("mix", nargs="?", choices=MIXES, help="what a stage learns from")
+    parser.add_argument("--root", type=Path, help="the folder of the published sets")
+    parser.add_argument("--captions", type=Path, help="records with segments' captions of the same videos")
+    parser.add_argument("--without", nargs="+", default=[], choices=SOURCES, metavar="SET", help="sets to leave out")
+    parser.add_argument("--out", type=Path, help="write the samples as records to this file")
+    options, console = parser.parse_args(argv), screen()
     if options.mix is None:
         for mix, names in MIXES.items():
             files = (f"  {name}: {SOURCES[name].annotations}, media in {SOURCES[name].media}" for name in names)
@@ -119,7 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(_table(found, absent))
     console.print(_licences(names))
     for name, each in found.items():
-        _print_problems(console, name, each)
+        for what, lines in (("files are missing", each.missing), ("samples are malformed", each.malformed)):
+            if lines:
+                console.print(listed(f"{name}: {len(lines)} {what} and left out", lines, _SHOWN))
+        if each.uncaptioned:
+            console.print(f"{name}: {each.uncaptioned} samples have no captions.")
     for name in absent:
         source = SOURCES[name]
         console.print(f"{name}: there is no {options.root / source.annotations}. From {source.get}")
@@ -246,21 +256,3 @@ def _licences(names: Iterable[str]) -> str:
     for name in names:
         under.setdefault(SOURCES[name].licence, []).append(name)
     return "\n".join(["Licences:", *(f"  {', '.join(sets)}: {licence}" for licence, sets in under.items())])
-
-
-def _print_problems(console: Console, name: str, found: _Found) -> None:
-    for what, lines in (("files are missing", found.missing), ("samples are malformed", found.malformed)):
-        if lines:
-            console.print(listed(f"{name}: {len(lines)} {what} and left out", lines, _SHOWN))
-    if found.uncaptioned:
-        console.print(f"{name}: {found.uncaptioned} samples have no captions.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="langdc data mix", description=__doc__)
-    parser.add_argument("mix", nargs="?", choices=MIXES, help="what a stage learns from")
-    parser.add_argument("--root", type=Path, help="the folder of the published sets")
-    parser.add_argument("--captions", type=Path, help="records with segments' captions of the same videos")
-    parser.add_argument("--without", nargs="+", default=[], choices=SOURCES, metavar="SET", help="sets to leave out")
-    parser.add_argument("--out", type=Path, help="write the samples as records to this file")
-    return parser

@@ -21,7 +21,15 @@ _SMALL = {"train": 24, "test": 8, "images": 24}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the set that the arguments describe; 0 when it is there."""
-    options, out = _parser().parse_args(argv), screen()
+    parser = argparse.ArgumentParser(prog="langdc data sample", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("data/sample"), help="folder to make (default: data/sample)")
+    parser.add_argument("--train", type=int, help=f"training videos (default: {VIDEOS['train']})")
+    parser.add_argument("--test", type=int, help=f"held-out videos (default: {VIDEOS['test']})")
+    parser.add_argument("--images", type=int, help=f"training images (default: {IMAGES})")
+    parser.add_argument("--small", action="store_true", help="a few files of each, to try things")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same files (default: 0)")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    options, out = parser.parse_args(argv), screen()
     usual = _SMALL if options.small else {**VIDEOS, "images": IMAGES}
     counts = {name: usual[name] if getattr(options, name) is None else getattr(options, name) for name in usual}
     out.print(
@@ -34,18 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if counts["test"]:
         out.print(_chance_table(options.out / "test.jsonl"))
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="langdc data sample", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("data/sample"), help="folder to make (default: data/sample)")
-    parser.add_argument("--train", type=int, help=f"training videos (default: {VIDEOS['train']})")
-    parser.add_argument("--test", type=int, help=f"held-out videos (default: {VIDEOS['test']})")
-    parser.add_argument("--images", type=int, help=f"training images (default: {IMAGES})")
-    parser.add_argument("--small", action="store_true", help="a few files of each, to try things")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same files (default: 0)")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
-    return parser
 
 
 def _chance_table(path: Path) -> Table:

@@ -25,7 +25,17 @@ _BAR, _SHOWN_SEGMENTS = 30, 32
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Ask and print; 0 when there is an answer."""
-    options = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="langdc ask", description=__doc__)
+    parser.add_argument("video", nargs="?", help="a video or image file")
+    parser.add_argument("question", nargs="?", help="the question")
+    parser.add_argument("--model", help="a checkpoint: a folder, a Hugging Face id, or sample:langdc")
+    parser.add_argument("--sample", action="store_true", help="try the small model that ships, on a video drawn now")
+    parser.add_argument("--seed", type=int, default=0, help="which video --sample draws (default: 0)")
+    parser.add_argument("--compressor", help="a compressor by name, before the LLM or in its cache (see: compressors)")
+    parser.add_argument("--kv", help="a second one, in the cache, with the same budget")
+    parser.add_argument("--config", metavar="FILE", help="all of these from a file, such as retake/mlvu_qwen2_vl")
+    shared.add_method(parser)
+    options = parser.parse_args(argv)
     if options.sample:
         return _ask_about_sample(options)
     given = {"VIDEO": options.video, "QUESTION": options.question, "--model DIR": options.model}
@@ -101,17 +111,3 @@ def _show(answer: Answer, truth: list[str] | None = None) -> None:
     console.print(f"{answer.tokens}{before} video tokens   {stages}", style="dim")
     if (keys := answer.keys_per_layer) is not None:
         console.print(f"{min(keys)} to {max(keys)} keys per layer after reading, text included", style="dim")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="langdc ask", description=__doc__)
-    parser.add_argument("video", nargs="?", help="a video or image file")
-    parser.add_argument("question", nargs="?", help="the question")
-    parser.add_argument("--model", help="a checkpoint: a folder, a Hugging Face id, or sample:langdc")
-    parser.add_argument("--sample", action="store_true", help="try the small model that ships, on a video drawn now")
-    parser.add_argument("--seed", type=int, default=0, help="which video --sample draws (default: 0)")
-    parser.add_argument("--compressor", help="a compressor by name, before the LLM or in its cache (see: compressors)")
-    parser.add_argument("--kv", help="a second one, in the cache, with the same budget")
-    parser.add_argument("--config", metavar="FILE", help="all of these from a file, such as retake/mlvu_qwen2_vl")
-    shared.add_method(parser)
-    return parser

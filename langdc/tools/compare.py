@@ -4,9 +4,7 @@ Letters: T steps of time, H W token grid, N tokens kept.
 """
 
 import argparse
-import base64
 import inspect
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +27,21 @@ from langdc.model import build_compressor
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.tools import options as shared
 from langdc.types import Answer
+from langdc.video import jpeg_url
 
 _SHOWN_STEPS, _STEPS_PER_ROW, _HEIGHT, _DARK = 16, 8, 96, 0.22
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Ask with every compressor, print a table and write the page; 0 when that is done."""
-    options = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="langdc compare", description=__doc__)
+    parser.add_argument("video", help="a video or image file")
+    parser.add_argument("question", help="the question")
+    parser.add_argument("--model", required=True, help="a checkpoint: a folder or a Hugging Face id")
+    parser.add_argument("--compressors", nargs="+", metavar="NAME", help="which ones (default: all without training)")
+    parser.add_argument("--out", default="compare.html", help="the page to write (default: compare.html)")
+    shared.add_method(parser)
+    options = parser.parse_args(argv)
     budget, out = shared.budget(options), Path(options.out)
     if len(budget) != 1:
         raise ValueError(f"langdc compare needs --keep or --tokens, one of them; given: {budget or 'neither'}.")
@@ -63,17 +69,6 @@ def _table(found: Sequence["_Compared"]) -> Table:
         costs = ["-", "-"] if one.answer is None else [str(one.answer.tokens), f"{one.milliseconds:.0f}"]
         table.add_row(one.name, *costs, text, style="dim" if one.answer is None else "")
     return table
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="langdc compare", description=__doc__)
-    parser.add_argument("video", help="a video or image file")
-    parser.add_argument("question", help="the question")
-    parser.add_argument("--model", required=True, help="a checkpoint: a folder or a Hugging Face id")
-    parser.add_argument("--compressors", nargs="+", metavar="NAME", help="which ones (default: all without training)")
-    parser.add_argument("--out", default="compare.html", help="the page to write (default: compare.html)")
-    shared.add_method(parser)
-    return parser
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,12 +183,6 @@ def _strip(frames: Tensor, kept: Tensor) -> Image.Image:
 def _page(title: str, question: str, frames: Tensor, found: Sequence[_Compared], before: int) -> str:
     """One self-contained HTML page with a strip of kept patches per compressor; `compare.html` is its template."""
     page = Environment(loader=PackageLoader("langdc.tools", ""), autoescape=True, trim_blocks=True)
-    strips = [None if one.kept is None else _as_url(_strip(frames, one.kept)) for one in found]
+    strips = [None if one.kept is None else jpeg_url(_strip(frames, one.kept), quality=85) for one in found]
     pairs = list(zip(found, strips, strict=True))
     return page.get_template("compare.html").render(title=title, question=question, before=before, found=pairs)
-
-
-def _as_url(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -100,9 +100,11 @@ def _plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
         found["steps"] = config.train.steps or math.ceil(math.ceil(len(data) / step) * (config.train.epochs or 1))
         tokens, flops = _passed(run.model, data, objective.reads)
         found |= {"tokens": tokens, "flops": flops and flops * step * found["steps"]}
-    found["memory"] = {
-        layout: _bytes(run.model, config, found["tokens"] or 1024, layout, gpus) for layout in _layouts(gpus)
-    }
+    # what may be tried, the fastest first
+    stages = [(0, False), (2, False), (3, False), (3, True)] if gpus > 1 else [(0, False), (3, True)]
+    layouts = [_Layout(zero, offload, saved) for zero, offload in stages for saved in (False, True)]
+    tokens = found["tokens"] or 1024
+    found["memory"] = {layout: _bytes(run.model, config, tokens, layout, gpus) for layout in layouts}
     return found
 
 
@@ -128,12 +130,6 @@ def _passed(model: VideoModel, data: TrainingData, reads: bool) -> tuple[float |
     mean = sum(tokens) / len(tokens)
     passes = 3 if any(parameter.requires_grad for parameter in model.backbone.text_model.parameters()) else 2
     return mean, passes * language_model_flops(config, round(mean), predictions=0) if reads else None
-
-
-def _layouts(gpus: int) -> list[_Layout]:
-    """What may be tried, the fastest first."""
-    stages = [(0, False), (2, False), (3, False), (3, True)] if gpus > 1 else [(0, False), (3, True)]
-    return [_Layout(zero, offload, saved) for zero, offload in stages for saved in (False, True)]
 
 
 def _bytes(model: VideoModel, config: RunConfig, tokens: float, layout: _Layout, gpus: int) -> float:

@@ -71,7 +71,8 @@ class TrainingData(Dataset):
         compressor = self.model.compressor
         wanted = self.objective.wanted(compressor, self.config.loss_weights)
         context = Context(training=True, targets=dict.fromkeys(self.target_names, ()), wanted=wanted)
-        if (identity := compressor.frozen_identity(context)) is None:
+        identity = compressor.frozen_identity(context)
+        if identity is None or "question" in compressor.needs:  # another one each time a video is asked about
             return None
         return FrozenStates(self.model, self.features, self.samples, self.targets, identity)
 
@@ -117,7 +118,7 @@ class TrainingData(Dataset):
         videos, media = self._videos([sample.spec for sample in shown if sample.spec is not None])
         texts = self._prompts(samples, media)
         targets = [self.targets(sample) for sample in shown]
-        named = {name: [each[name] for each in targets] or [None] for name in self.target_names}
+        named = {name: [each.get(name) for each in targets] or [None] for name in self.target_names}
         if self.states is not None:
             named["states"] = [self.states[sample] for sample in shown] or [None]
         batch = VideoBatch(**videos, **texts, targets=named, blank=not shown)
@@ -127,9 +128,9 @@ class TrainingData(Dataset):
 
     @cached_property
     def target_names(self) -> list[str]:
-        """Names of the targets of a video."""
-        first = next((sample for sample in self.samples if sample.spec is not None), None)
-        return list(self.targets(first)) if first is not None else []
+        """Names of the targets that any video has."""
+        shown = (sample for sample in self.samples if sample.spec is not None)
+        return list(dict.fromkeys(name for sample in shown for name in self.targets(sample)))
 
     def _counts(self, prompts: Sequence[Prompt], targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         learned = sum(int((prompt.labels[1:] != IGNORED).sum()) for prompt in prompts if prompt.labels is not None)

@@ -67,7 +67,10 @@ def _files(path: Path) -> list[Path]:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{path} is not a list of config files, such as: [stage1.yaml, stage2.yaml].")
-    return [file for name in names for file in _files(find_config(name, path.parent))]
+    files = [find_config(name, path.parent) for name in names]
+    if path.resolve() in {file.resolve() for file in files}:
+        raise ValueError(f"{path} names itself.")
+    return [file for name in files for file in _files(name)]
 
 
 def _trees(file: Path, overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:

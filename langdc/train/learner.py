@@ -19,7 +19,7 @@ from langdc.flops import encoder_flops, language_model_flops, work_flops
 from langdc.interfaces import Objective
 from langdc.log import get_logger
 from langdc.model import VideoModel, hidden, is_absent
-from langdc.types import Context, VideoBatch, VideoFeatures
+from langdc.types import Compressed, Context, VideoBatch, VideoFeatures
 
 logger = get_logger(__name__)
 
@@ -96,15 +96,22 @@ class Learner(nn.Module):
             compressor.register_forward_hook(lambda _, given, output: self._note_compressed(batch, given[0], output)),
         ):
             losses = self.objective.losses(self.model, batch, replace(self.context(), targets=batch.targets))
-        if undeclared := sorted(losses.keys() - set(self.names)):
+        if undeclared := sorted(losses.keys() - {*self.names, *compressor.losses}):
             raise ValueError(
                 f"The losses {', '.join(undeclared)} were returned and not declared: name them in `losses` of the "
                 "compressor or `names` of the objective, so that all processes count the same ones."
+            )
+        if lost := [name for name in self.names if (counts or {}).get(name) and name not in losses]:
+            raise ValueError(
+                f"{', '.join(lost)}: losses that are declared and were not returned. Return each one that "
+                "`context.wanted` names, or count nothing for it in `loss_counts`."
             )
         if counts is not None and not counts:  # padding
             self.flops, self.figures = 0.0, Counter()
         self.parts, total = {}, torch.zeros((), device=self.model.device)
         for name, (summed, count) in losses.items():
+            if name not in self.names:  # its weight is 0
+                continue
             if batch.blank and name not in self.objective.names:
                 total = total + summed * 0.0
                 continue
@@ -152,6 +159,8 @@ class Learner(nn.Module):
 
     def _note_compressed(self, batch: VideoBatch, videos: list[VideoFeatures], compressed: Any) -> None:
         """What encoders and language models inside the compressor did, and how many tokens stand for a segment."""
+        if not isinstance(compressed, Compressed):
+            return  # the model refuses it
         if batch.frames:
             encoders = self.model.backbone.encoders
             encoding = sum(encoder_flops(self.model.backbone, video.encoder) for video in videos)

@@ -105,7 +105,9 @@ class Meter:
         if self._peak and total_flops > self._flops:
             found["mfu"] = (total_flops - self._flops) / (seconds * self._peak * world_size())
         found = {name: round(value, 6) for name, value in found.items()}
-        found |= {"peak_bytes": _peak_bytes(), **self.held_out}
+        # of an accelerator's memory, tensors alone; on a CPU, all that was resident
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        found |= {"peak_bytes": devices.peak_bytes(devices.device()) or resident, **self.held_out}
         self._started, self._flops, self._waited = time.perf_counter(), total_flops, 0.0
         self._counts, self._parts, self.held_out = Counter(), {}, {}
         return found
@@ -139,12 +141,6 @@ def _measured_peak(precision: str) -> float:
     factor = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=getattr(torch, precision))
     best = min(timeit.repeat("factor @ factor", globals={"factor": factor}, number=1, repeat=PROBE_ROUNDS))
     return 2.0 * PROBE_SIDE**3 / best
-
-
-def _peak_bytes() -> int:
-    """Peak memory of this process: of the accelerator's, tensors alone; on a CPU, all that was resident."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return devices.peak_bytes(devices.device()) or resident
 
 
 def _summed(values: list[float]) -> list[float]:

@@ -120,7 +120,11 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
                 path.unlink()
     # the settings come first: a folder without them counts as somebody else's
     settings.save(config, directory / SETTINGS)
-    jsonl.write_json(directory / RUN, _header(config))
+    files = [*config.train.data, *([config.watch.data] if config.watch is not None else [])]
+    hashes = {str(path): file_hash(path) for path in files if path.is_file()}
+    packages = {found.name: found.version for found in distributions() if found.name in PACKAGES}
+    header = {"processes": distributed.world_size(), "packages": packages, "data": hashes}
+    jsonl.write_json(directory / RUN, header)
     return directory
 
 
@@ -136,13 +140,6 @@ def _lock(directory: Path, held: ExitStack) -> None:
     except OSError as error:
         reason = f"{directory} cannot be made or written ({error.strerror})"
         raise ValueError(f"output: {reason}. Choose another with output=...") from None
-
-
-def _header(config: RunConfig) -> dict[str, Any]:
-    files = [*config.train.data, *([config.watch.data] if config.watch is not None else [])]
-    hashes = {str(path): file_hash(path) for path in files if path.is_file()}
-    packages = {found.name: found.version for found in distributions() if found.name in PACKAGES}
-    return {"processes": distributed.world_size(), "packages": packages, "data": hashes}
 
 
 def _differences(directory: Path, config: RunConfig) -> str:

@@ -49,20 +49,20 @@ class RunModel:
         return cls(model, inherited, lora, trained, adapted)
 
     @property
-    def initialised(self) -> dict[str, nn.Parameter]:
-        """Parameters that neither a published part nor an earlier run holds: they were drawn at random here."""
+    def initialised(self) -> dict[str, Tensor]:
+        """Tensors that neither a published part nor an earlier run holds: they were drawn at random here."""
         found = checkpoint.unpublished(self.model)
-        return {name: parameter for name, parameter in found.items() if name not in self.inherited}
+        return {name: tensor for name, tensor in found.items() if name not in self.inherited}
 
     @property
-    def written(self) -> list[nn.Parameter]:
-        """Parameters that the process that saves needs whole."""
+    def written(self) -> list[Tensor]:
+        """Tensors that the process that saves needs whole."""
         merged = [parameter for part in self.adapted.values() for parameter in part.parameters()]
         return [*(self.model.get_parameter(name) for name in self.trained), *self.initialised.values(), *merged]
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it; adapters of the compressor are merged, so that it is not to be trained on."""
-        kept = set(self.trained)
+        kept = self.trained | checkpoint.buffers(self.model).keys()
         for prefix, part in self.adapted.items():
             merged = {f"{prefix}.{name}" for name in merge(part)}
             kept = {name for name in kept if not (name.startswith(f"{prefix}.") and ".lora_" in name)} | merged

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class FrozenStates:
             found = [self.features.kept(sample.spec) for sample in chosen if sample.spec is not None]
             videos = self.model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
             each = [self.targets(sample) for sample in chosen]
-            targets = {name: [per_video[name] for per_video in each] for name in each[0]}
+            targets = {name: [per_video.get(name) for per_video in each] for name in chain.from_iterable(each)}
             states = compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
             if states is None:
                 raise ValueError(f"{type(compressor).__name__} has a frozen identity and returned no states.")

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import set_seed
 
-from langdc import distributed, jsonl
+from langdc import checkpoint, distributed, jsonl
 from langdc.train import elastic
 from langdc.train.batches import TrainingData
 from langdc.train.learner import Learner
@@ -142,23 +142,28 @@ class RunTrainer(Trainer):
 
     # ---- checkpoints
 
+    def _changing(self) -> dict[str, Tensor]:
+        """What a checkpoint of the Trainer holds of the module: trained parameters, and buffers."""
+        found = checkpoint.buffers(self.learner.model)
+        return {**self.trained(), **{f"model.{name}": buffer for name, buffer in found.items()}}
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained tensors; under DeepSpeed the engine writes its own shards later."""
         directory = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
             directory.mkdir(parents=True, exist_ok=True)
         if self.args.should_save and not self.is_deepspeed_enabled:
-            tensors = {name: parameter.detach().contiguous() for name, parameter in self.trained().items()}
+            tensors = {name: tensor.detach().contiguous() for name, tensor in self._changing().items()}
             save_file(tensors, directory / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved, current = load_file(Path(resume_from_checkpoint) / TRAINED), self.trained()
+        saved, current = load_file(Path(resume_from_checkpoint) / TRAINED), self._changing()
         if saved.keys() != current.keys():
             names = ", ".join(sorted(saved.keys() ^ current.keys())[:5])
             raise ValueError(f"{resume_from_checkpoint} holds other trained tensors than this run: {names}.")
         with torch.no_grad():
-            for name, parameter in current.items():
-                parameter.copy_(saved[name])
+            for name, tensor in current.items():
+                tensor.copy_(saved[name])
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:

@@ -157,6 +157,8 @@ def test_a_compressor_from_elsewhere_is_known_by_its_source(
     (tmp_path / "my_compressor.py").write_text(MINE.replace("pass", "seed = 1"))
     assert plugin_sources(config) != before and identity(config, _task(config)) == same  # a change warns
     assert plugin_sources(runs.config(prepared)) == {}
+    entry = {**entry, "compressor": {"name": "my_compressor:Mine", "keep": 0.5}}
+    assert set(plugin_sources(runs.config(prepared, entries=[entry], reference=None))) == {"my_compressor"}
 
 
 def test_a_broken_video_scores_0_and_the_run_goes_on(prepared: Path, tmp_path: Path):

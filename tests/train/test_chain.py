@@ -164,3 +164,23 @@ def test_the_sample_recipe_makes_what_it_lacks(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(chain.Link, "finished", property(lambda self: None))
     with pytest.raises(ValueError, match="ended with status 3"):
         chain.prepared("stage2")
+
+
+def test_a_chain_that_names_itself_is_refused(tmp_path: Path):
+    (tmp_path / "chain.yaml").write_text("[chain.yaml]")
+    with pytest.raises(ValueError, match="names itself"):
+        chain.read([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends: [a.yaml]", "not the name of one"),
+        ("extends:", "None is not the name"),
+        ("phases: []", "not a list of map"),
+    ],
+)
+def test_a_broken_config_of_a_chain_is_told(tmp_path: Path, text: str, said: str):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        chain.read([tmp_path / "a.yaml"])
