@@ -20,10 +20,10 @@ from transformers import Phi3Config, PretrainedConfig, Qwen2Config
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import report
+from langdc.decode import predictions
 from langdc.encoders.image import ImageEncoder
 from langdc.encoders.video import VideoEncoder
 from langdc.flops import Counted, language_model_flops, work_flops
-from langdc.generate import predictions
 from langdc.projectors import build_projector
 from langdc.types import Frames, LanguageWork
 

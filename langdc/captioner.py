@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from langdc.decode import greedy, predictions
 from langdc.flops import uncounted
-from langdc.generate import greedy, predictions
 from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer
 from langdc.log import get_logger
 from langdc.sources import Source
@@ -50,7 +50,7 @@ class Captioner(nn.Module):
     of 24 is index 16. `soft_token`: "at" takes the state at the position whose input is the caption token, "predicting"
     the one before, which chose it. n caption tokens give n states, the end token none; an empty caption gives none.
     "released" does as the authors' code: "at" for given captions, "predicting" for written ones, where an end token
-    counts as said unless it is the one that also pads.
+    counts as said unless it is the one that also pads. `compiled`: as in `langdc.decode.greedy`.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Captioner(nn.Module):
         max_soft_tokens: int = 128,
         tokenizer: str | None = None,
         attention: str = "sdpa",
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if soft_token not in get_args(SoftToken):
@@ -73,7 +74,11 @@ class Captioner(nn.Module):
         depth = self.language_model.config.num_hidden_layers
         if not -depth - 1 <= layer <= depth:
             raise ValueError(f"layer is {layer}; a captioner of {depth} layers has hidden states 0 to {depth}.")
+        kinds = set(getattr(self.language_model.config, "layer_types", None) or ())
+        if kinds - {"full_attention"}:
+            raise ValueError(f"A captioner's layers all attend to all tokens; those of {source} are {sorted(kinds)}.")
         self.layer, self.soft_token, self.max_soft_tokens = layer, soft_token, max_soft_tokens
+        self.compiled = compiled
         self._warned = False
         self.end = end_ids(self.language_model, self.tokenizer)
         self.before, self.after = self._prompt_ids(prompt)
@@ -199,6 +204,7 @@ class Captioner(nn.Module):
         released = self.soft_token == "released"
         ends = [number for number in self.end if number != self.pad]
         options: dict[str, Any] = {"counted_ends": ends, "pad": self.pad} if released else {}
+        options["compiled"] = self.compiled
         limits = (self.max_soft_tokens, self.layer, synced)
         output = greedy(self.language_model, embeds, mask, self.end, *limits, **options)
         states = output.at if self.soft_token == "at" else output.predicting

@@ -18,7 +18,10 @@ def chunks_of(
     """Chunks of `chunk_tokens` video tokens of each video (the last may be shorter). `video` [M]: video ids, -1 at
     text, or true at videos. Text between frames goes with the next frame. `frame_tokens`, `anchor` [M]: see `Chunk`.
     """
-    ids = _run_ids(video) if video.dtype == torch.bool else video
+    ids = video
+    if video.dtype == torch.bool:  # each run of true entries is a video
+        starts = video & ~torch.cat([video.new_zeros(1), video[:-1]])
+        ids = torch.where(video, starts.cumsum(0) - 1, -1)
     videos = videos_in_order(ids)
     sizes = zip(videos, _per_video(chunk_tokens, len(videos)), _per_video(frame_tokens, len(videos)), strict=True)
     for video_id, size, frame in sizes:
@@ -47,12 +50,6 @@ def _per_video(given: PerVideo, videos: int) -> Sequence[int | None]:
     if len(sizes) != videos:
         raise ValueError(f"{len(sizes)} sizes were given for {videos} videos; give one for each, or one for all.")
     return sizes
-
-
-def _run_ids(video: Tensor) -> Tensor:
-    """The index of each run of true entries, from 0; -1 elsewhere."""
-    starts = video & ~torch.cat([video.new_zeros(1), video[:-1]])
-    return torch.where(video, starts.cumsum(0) - 1, -1)
 
 
 def tokens_per_chunk(chunk_frames: int, frames: int, tokens: int, max_frames: int | None = None) -> int:

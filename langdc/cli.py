@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from langdc import __version__
 
-_INTERRUPTED = 130
-
 
 class _Command(NamedTuple):
     """A subcommand: its words, one line of help, and "module:function", which takes the arguments after the words."""
@@ -56,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(importlib.import_module(module), function)(words[len(command.words.split()) :])
     except KeyboardInterrupt:
         print("Interrupted. The same command resumes from what is complete.", file=sys.stderr)
-        return _INTERRUPTED
+        return 130
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -96,27 +94,25 @@ def _message(error: Exception) -> str:
 def _without_command(words: list[str]) -> int:
     """Show the list of commands, or say that there is none of this name."""
     group = [each for each in COMMANDS if words and each.words.startswith(f"{words[0]} ")]
+    commands = group or COMMANDS
+    width = max(len(each.words) for each in commands)
+    listed = "\n".join(["commands:", *(f"  {each.words:{width}}  {each.help}" for each in commands)])
     parser = argparse.ArgumentParser(
         prog="langdc",
         usage=f"langdc {words[0] if group else 'COMMAND'} ...",
         description="Train, evaluate and use learned and training-free compressors of video tokens.",
-        epilog=_listed(group or COMMANDS),
+        epilog=listed,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"langdc {__version__}")
     rest = words[1:] if group else words
     if rest and not rest[0].startswith("-"):
-        parser.error(f"There is no command {' '.join(words[: 2 if group else 1])!r}.\n{_listed(group or COMMANDS)}")
+        parser.error(f"There is no command {' '.join(words[: 2 if group else 1])!r}.\n{listed}")
     if not rest and not group:
-        parser.error(f"Give a command.\n{_listed(COMMANDS)}")
+        parser.error(f"Give a command.\n{listed}")
     parser.parse_args(rest)
     parser.print_help()
     return 0
-
-
-def _listed(commands: Sequence[_Command]) -> str:
-    width = max(len(each.words) for each in commands)
-    return "\n".join(["commands:", *(f"  {each.words:{width}}  {each.help}" for each in commands)])
 
 
 if __name__ == "__main__":

@@ -102,8 +102,7 @@ class MethodConfig(Settings):
     @property
     def arguments(self) -> dict[str, dict[str, Any]]:
         """Keywords of `VideoLM.from_pretrained`."""
-        members = {"backbone": self.backbone, "compressor": self.compressor, "kv": self.kv}
-        return {name: member.model_dump() for name, member in members.items() if member is not None}
+        return {name: member.model_dump() for name, member in self if member is not None}
 
 
 class LoraConfig(Settings):
@@ -227,8 +226,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
 
     ".yaml" may be left out. Of a folder, its chain.yaml. ValueError lists where it was looked for.
     """
-    places = [*([beside] if beside is not None else []), Path(), SHIPPED]
-    for place in places:
+    for place in filter(None, (beside, Path(), SHIPPED)):
         for path in (place / name, place / f"{name}.yaml", place / name / CHAIN):
             if path.is_file():
                 return path

@@ -42,11 +42,8 @@ def language_model_flops(config: PretrainedConfig, read: int, cached: float = 0,
 
 def work_flops(work: Sequence[LanguageWork]) -> float:
     """What the language models inside a compressor took for one video."""
-    total = 0.0
-    for use in work:
-        total += language_model_flops(use.config, use.read, predictions=use.scored + min(use.written, 1))
-        total += _writing_flops(use.config, use.read, use.written - 1)
-    return total
+    reading = (language_model_flops(w.config, w.read, predictions=w.scored + min(w.written, 1)) for w in work)
+    return sum(reading, 0.0) + sum(_writing_flops(w.config, w.read, w.written - 1) for w in work)
 
 
 def _writing_flops(config: PretrainedConfig, cached: float, steps: int) -> float:

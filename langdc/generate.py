@@ -1,14 +1,12 @@
-"""Greedy batches, and replies to chunked prompts. Letters: A rotary axes, B rows, M length, Z width, V vocabulary."""
+"""Replies to chunked prompts. Letters: A rotary axes, B rows, V vocabulary."""
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
@@ -23,89 +21,6 @@ from langdc.attention import using
 from langdc.kvcache import KVCache
 from langdc.prefill import PrefillOutput, forward_text
 from langdc.types import Grids, VideoTokens
-
-_CHECK_EVERY = 8
-"""Steps between reads of the stop flags, each of which waits for the device."""
-
-
-@dataclass(frozen=True, eq=False)
-class _GenerateOutput:
-    """Greedily written tokens: `ids` per row without the end token; `at` and `predicting`, [n,Z] per row.
-
-    `at`: the state at the position whose input is the token; `predicting`: the state before it, which chose it; with
-    one more [n+1,Z] for an end token of `greedy(counted_ends=...)`. `after` [*,Z]: states of all later steps.
-    """
-
-    ids: list[Tensor]
-    at: list[Tensor]
-    predicting: list[Tensor]
-    after: list[Tensor]
-
-
-@torch.no_grad()
-def greedy(
-    model: PreTrainedModel,
-    embeds: Tensor,
-    mask: Tensor,
-    end: list[int],
-    max_tokens: int,
-    layer: int,
-    synced: bool = False,
-    counted_ends: Sequence[int] = (),
-    pad: int | None = None,
-) -> _GenerateOutput:
-    """Write at most `max_tokens` tokens per row after left-padded prompts; every row stops at its own end token.
-
-    `embeds` [B,M,Z]; `mask` [B,M] 1 at real positions; `layer` indexes the model's hidden states (0: embeddings).
-    `synced`: all ranks of a sharded model run the same number of steps. `counted_ends`: those of `end` that count as
-    one of the `max_tokens`, so that the state that chose them is kept. `pad`: the token of rows after their end.
-    """
-    ends = torch.tensor(end, device=embeds.device)
-    cache = DynamicCache(config=model.config)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    written, states = [], []
-    finished = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
-    inputs, options = embeds, {"past_key_values": cache, "use_cache": True, "output_hidden_states": True}
-    for step in range(max_tokens + 1):
-        output = model.model(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, **options)
-        states.append(output.hidden_states[layer][:, -1])
-        token = model.lm_head(output.last_hidden_state[:, -1]).argmax(-1)
-        token = token if pad is None else torch.where(finished, pad, token)
-        finished = finished | torch.isin(token, ends)
-        written.append(token)
-        if step % _CHECK_EVERY == _CHECK_EVERY - 1 and _all_finished(finished, synced):
-            break
-        inputs = model.get_input_embeddings()(token)[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-    return _cut(torch.stack(written, 1), torch.stack(states, 1), ends, max_tokens, ends.new_tensor(counted_ends))
-
-
-def predictions(tokens: int, max_tokens: int) -> int:
-    """How many predictions `greedy` makes for one row of `tokens` tokens and its end."""
-    return min(max_tokens + 1, -(-(tokens + 1) // _CHECK_EVERY) * _CHECK_EVERY)
-
-
-def _all_finished(finished: Tensor, synced: bool) -> bool:
-    flag = finished.all().int()
-    if synced and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
-    return bool(flag)
-
-
-def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_ends: Tensor) -> _GenerateOutput:
-    """Rows up to their end token. `states[:, i]` chose token i, and is the state at the position of token i - 1."""
-    stopped = torch.isin(ids, ends)
-    lengths = torch.where(stopped.any(1), stopped.int().argmax(1), ids.shape[1]).clamp(max=max_tokens)
-    counted = torch.isin(ids.gather(1, lengths[:, None])[:, 0], counted_ends) & (lengths < max_tokens)
-    chosen = (lengths + counted).tolist()
-    lengths = lengths.tolist()
-    return _GenerateOutput(
-        ids=[row[:n] for row, n in zip(ids, lengths, strict=True)],
-        at=[row[1 : n + 1] for row, n in zip(states, lengths, strict=True)],
-        predicting=[row[:n] for row, n in zip(states, chosen, strict=True)],
-        after=[row[n:] for row, n in zip(states, chosen, strict=True)],
-    )
 
 
 class Continuation(PreTrainedModel, GenerationMixin):

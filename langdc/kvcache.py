@@ -110,16 +110,11 @@ class KVCache(Cache):
         if rows.ndim > 1 or len(rows) < layer.keys.shape[2]:
             layer.keys, layer.values = _take(layer.keys, rows), _take(layer.values, rows)
             old, new = _take(old, rows), _take(new, rows)
-        if positions is not None:
-            layer.keys = self._moved(layer.keys, new - old)
         layer.positions = new
-
-    def _moved(self, keys: Tensor, delta: Tensor) -> Tensor:
-        moving = delta.ne(0).flatten(0, 1).any(0).nonzero()
-        if not len(moving):
-            return keys
-        first = int(moving[0])
-        return torch.cat([keys[:, :, :first], self.rope.rerotate(keys[:, :, first:], delta[..., first:])], 2)
+        if positions is not None and len(moving := new.ne(old).flatten(0, 1).any(0).nonzero()):
+            first = int(moving[0])
+            moved = self.rope.rerotate(layer.keys[:, :, first:], (new - old)[..., first:])
+            layer.keys = torch.cat([layer.keys[:, :, :first], moved], 2)
 
 
 def _take(tensor: Tensor, rows: Tensor) -> Tensor:

@@ -184,11 +184,9 @@ def _chat_template(folder: Path) -> str | None:
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends a reply: the tokenizer's, and those of the model's generation settings."""
-    settings = getattr(model, "generation_config", None) or GenerationConfig()
-    stated = settings.eos_token_id
-    stated = [] if stated is None else [stated] if isinstance(stated, int) else list(stated)
-    own = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
-    return sorted({*own, *stated})
+    stated = (getattr(model, "generation_config", None) or GenerationConfig()).eos_token_id
+    found = [tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])]
+    return sorted({each for each in found if isinstance(each, int)})
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:

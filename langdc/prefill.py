@@ -181,24 +181,20 @@ class _ChunkedPrefill:
 
     def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Let the compressor observe a chunk; returns the queries at the layer's own positions."""
-        if self._chunk is not None:
-            self._observe(self._chunk, layer, query, key, value)
+        chunk, compressor = self._chunk, self.compressor
+        if chunk is not None and compressor is not None:
+            span = slice(chunk.past[layer], chunk.past[layer] + len(chunk))
+            asking = slice(len(chunk), None) if chunk.question_window else slice(0, len(chunk))
+            asked, key, value = query[:, :, asking], key[:, :, span], value[:, :, span]
+            if compressor.position_free:
+                positions = self.cache.layers[layer].positions
+                assert positions is not None
+                announced = self._announced[..., asking].to(query.device)
+                asked, key = self.rope.unrotate(asked, announced), self.rope.unrotate(key, positions[..., span])
+            with Counted() as counted:
+                compressor.observe(layer, asked, key, value)
+            self.scoring_flops += counted.total
         return self.cache.apply_offset(layer, query)
-
-    def _observe(self, chunk: Chunk, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        compressor = self.compressor
-        assert compressor is not None
-        span = slice(chunk.past[layer], chunk.past[layer] + len(chunk))
-        asking = slice(len(chunk), None) if chunk.question_window else slice(0, len(chunk))
-        query, key, value = query[:, :, asking], key[:, :, span], value[:, :, span]
-        if compressor.position_free:
-            positions = self.cache.layers[layer].positions
-            assert positions is not None
-            announced = self._announced[..., asking].to(query.device)
-            query, key = self.rope.unrotate(query, announced), self.rope.unrotate(key, positions[..., span])
-        with Counted() as counted:
-            compressor.observe(layer, query, key, value)
-        self.scoring_flops += counted.total
 
 
 def forward_text(

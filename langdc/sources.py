@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,15 +88,13 @@ def _of_hub(source: str) -> Path:
         raise ValueError(f"There is no checkpoint directory {source!r}. {_ADVICE}")
     cached = _snapshot(source, local_files_only=True)
     if isinstance(cached, Path):
-        try:
+        with suppress(ValueError):  # of files that are not complete: they are fetched below
             check_files(cached, weights=True)
-        except ValueError:  # not complete: it is fetched below
-            pass
-        else:
             return cached
+    offline = os.environ.get("HF_HUB_OFFLINE", os.environ.get("TRANSFORMERS_OFFLINE", ""))
     if Path(source).parent.is_dir():  # a mistyped path is not asked for on the network
         why = f"the folder {Path(source).parent} is here, so a path was meant"
-    elif _is_offline():
+    elif constants.HF_HUB_OFFLINE or offline.upper() in ("1", "ON", "YES", "TRUE"):
         why = "HF_HUB_OFFLINE is set"
     else:
         fetched = _snapshot(source)
@@ -124,11 +123,6 @@ def _cache() -> str:
     """Where huggingface_hub keeps models, by the variables as they are now."""
     home = os.environ.get("HF_HOME")
     return os.environ.get("HF_HUB_CACHE") or (f"{home}/hub" if home else constants.HF_HUB_CACHE)
-
-
-def _is_offline() -> bool:
-    given = os.environ.get("HF_HUB_OFFLINE", os.environ.get("TRANSFORMERS_OFFLINE", ""))
-    return constants.HF_HUB_OFFLINE or given.upper() in ("1", "ON", "YES", "TRUE")
 
 
 # ---- damaged files

@@ -152,16 +152,18 @@ def read_frames(
     if path.is_file() and is_image(path):
         if start is not None or end is not None:
             raise ValueError(f"{path}: an image has no duration; leave out start={start} and end={end}.")
-        picked, times, images = _sample([0], frames, segments, frames_per_segment), [0.0], [_read_image(path)]
+        index, clip, times = None, [0], [0.0]
     else:
         index = _index(path, fps)
-        clip = _clip(path, index, start, end)
-        picked, times = _sample(clip, frames, segments, frames_per_segment), index.times
-        images = (_from_folder if path.is_dir() else decode)(path, index, sorted(set(picked)))
+        clip, times = _clip(path, index, start, end), index.times
+    each = frames_per_segment or frames or len(clip)
+    picked = [clip[place] for place in _segment_indices(len(clip), segments or 1, each)]
+    wanted = sorted(set(picked))
+    decode = _from_folder if path.is_dir() else decode
+    images = [_read_image(path)] if index is None else decode(path, index, wanted)
     pixels = torch.stack([_resize(image, size, resample) for image in images])
-    if len(pixels) < len(picked):
-        order = {number: place for place, number in enumerate(sorted(set(picked)))}
-        pixels = pixels[[order[number] for number in picked]]
+    if len(wanted) < len(picked):
+        pixels = pixels[[wanted.index(number) for number in picked]]
     return Frames(pixels, torch.tensor([times[number] for number in picked], dtype=torch.float32))
 
 
@@ -204,10 +206,6 @@ def _check_sampling(frames: int | None, segments: int | None, frames_per_segment
     if set(asked) not in (set(), {"frames"}, {"segments", "frames_per_segment"}):
         raise ValueError(f"Give frames, or segments and frames_per_segment together, or none of them; given: {asked}.")
     _require_positive(**asked)
-
-
-def _sample(clip: Sequence[int], frames: int | None, segments: int | None, per_segment: int | None) -> list[int]:
-    return [clip[i] for i in _segment_indices(len(clip), segments or 1, per_segment or frames or len(clip))]
 
 
 def _existing(path: str | Path, fps: float | None) -> Path:

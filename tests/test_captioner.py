@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from langdc import generate
+from langdc import decode
 from langdc.captioner import Captioner
 from tests import tiny
 from tests.reference.captions import SlowCaptioner
@@ -141,7 +141,7 @@ def test_how_often_the_stop_flags_are_read_changes_only_the_work(every: int, mon
     expected = captioner.write(visual)
     calls = []
     captioner.language_model.model.register_forward_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr(generate, "_CHECK_EVERY", every)
+    monkeypatch.setattr(decode, "_CHECK_EVERY", every)
     found = captioner.write(visual)
     assert torch.equal(found.ids[0], expected.ids[0])
     assert torch.equal(found.states[0], expected.states[0])

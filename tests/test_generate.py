@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from langdc.conformance.prompts import KINDS, VOCABULARY, plain, prompt, read, small
-from langdc.generate import Continuation, greedy
+from langdc.decode import greedy
+from langdc.generate import Continuation
 from langdc.kvcompressors import build
 from langdc.language_models import load_language_model
 from tests import tiny

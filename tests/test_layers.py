@@ -26,6 +26,7 @@ ROWS = (
         "langdc.captioner",
         "langdc.chunks",
         "langdc.data",
+        "langdc.decode",
         "langdc.density",
         "langdc.encoders",
         "langdc.features",

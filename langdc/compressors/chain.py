@@ -9,7 +9,7 @@ from torch import Tensor
 
 from langdc.compressors.base import compressors
 from langdc.interfaces import TokenCompressor
-from langdc.types import Compressed, Context, FeatureGrid, LanguageWork, VideoFeatures, VideoTokens
+from langdc.types import Compressed, Context, FeatureGrid, VideoFeatures, VideoTokens
 
 
 @compressors.register("chain")
@@ -29,7 +29,7 @@ class Chain(TokenCompressor):
             raise ValueError("A chain of no compressors; give at least one, such as {name: vidcom2, keep: 0.25}.")
         given = {} if frames_per_segment is None else {"frames_per_segment": frames_per_segment}
         built = [m if isinstance(m, TokenCompressor) else compressors.build(**{**given, **m}) for m in members]
-        self.members = torch.nn.ModuleList(built)
+        self.members: Any = torch.nn.ModuleList(built)
         for member in built[1:]:
             if "encoder" in member.needs:
                 raise ValueError(
@@ -56,7 +56,9 @@ class Chain(TokenCompressor):
             tokens = list(map(_through, tokens, after)) if index else after
         losses = {name: loss for result in results for name, loss in result.losses.items()}
         ids = next((result.ids for result in results if result.ids is not None), None)
-        return Compressed(tokens, losses, ids, results[0].states, _all_work(results))
+        known = [result.work for result in results if result.work is not None]
+        work = [[part for each in per_video for part in each] for per_video in zip(*known, strict=True)]
+        return Compressed(tokens, losses, ids, results[0].states, work if known else None)
 
     def _context(self, index: int, context: Context) -> Context:
         """The context of a member: all but the last make tokens for the next one; states are those of the first."""
@@ -69,27 +71,17 @@ class Chain(TokenCompressor):
         return replace(context, wanted=wanted, targets=targets)
 
     def frozen_identity(self, context: Context) -> str | None:
-        return self._all[0].frozen_identity(context)
+        return self.members[0].frozen_identity(context)
 
     def text(self, ids: Tensor) -> str:
-        writers = [member for member in self._all if type(member).text is not TokenCompressor.text]
+        writers = [member for member in self.members if type(member).text is not TokenCompressor.text]
         return writers[0].text(ids) if writers else super().text(ids)
 
     def loss_counts(self, targets: Mapping[str, Any]) -> Mapping[str, int]:
-        return {name: count for member in self._all for name, count in member.loss_counts(targets).items()}
+        return {name: count for member in self.members for name, count in member.loss_counts(targets).items()}
 
     def targets(self, record: Any) -> Mapping[str, Any]:
-        return {name: target for member in self._all for name, target in member.targets(record).items()}
-
-    @property
-    def _all(self) -> list[Any]:
-        return list(self.members)
-
-
-def _all_work(results: list[Compressed]) -> list[list[LanguageWork]] | None:
-    """The language models' work of all members, per video."""
-    known = [result.work for result in results if result.work is not None]
-    return [[part for work in per_video for part in work] for per_video in zip(*known, strict=True)] if known else None
+        return {name: target for member in self.members for name, target in member.targets(record).items()}
 
 
 def _through(before: VideoTokens, then: VideoTokens) -> VideoTokens:

@@ -57,7 +57,9 @@ class DPSelect(GridCompressor):
         values = grid.values.flatten(1, 2)
         frames, places = values.shape[:2]
         change = self.change(values)
-        peaks = _local_peaks(change, self.window)
+        # local maxima within centred windows; even ones reach one frame further back
+        best = F.max_pool1d_with_indices(change.T[None], [self.window], stride=[1], padding=[self.window // 2])[1]
+        peaks = torch.arange(frames, device=change.device)[:, None] == best[0, :, :frames].T
         wanted = budget.of(grid.tokens)
         count = whole_frames(budget, frames, places, self.variant)
         kept = (change + 2 * peaks).topk(count, dim=0).indices  # a difference is at most 2: peaks come first
@@ -72,10 +74,3 @@ class DPSelect(GridCompressor):
         change = values.new_ones(values.shape[:2], dtype=torch.float32)
         change[1:] = 1 - cosine(values[:-1], values[1:])
         return change if self.per == "patch" else change.mean(1, keepdim=True)
-
-
-def _local_peaks(change: Tensor, window: int) -> Tensor:
-    """Local maxima of series [T,n] within centred windows: [T,n] bool. Even windows reach one frame further back."""
-    _, best = F.max_pool1d_with_indices(change.T[None], [window], stride=[1], padding=[window // 2])
-    best = best[0, :, : len(change)].T
-    return best == torch.arange(len(change), device=change.device)[:, None]

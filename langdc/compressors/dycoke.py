@@ -66,10 +66,8 @@ class DyCoke(Selector):
 
     def _released(self, order: Tensor, whole: Tensor, places: int, share: float) -> Tensor:
         frames = len(order)
-        if frames == 1:
-            return torch.full_like(order, places)
         merging = 1 - share if self.merging_ratio is None else self.merging_ratio
         left_whole = (order % GROUP == 2) & (order - 2 >= frames - GROUP)
         counts = torch.where(whole | left_whole, places, int((1 - merging) * places))
-        lost = (order == frames - 1) & (frames % 2 == 1)
+        lost = (order == frames - 1) & (frames > 1 and frames % 2 == 1)
         return counts.masked_fill(lost, 0)

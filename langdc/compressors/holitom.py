@@ -96,9 +96,8 @@ class HoliTomOuter(SaliencyCompressor):
             wanted = min(budget.of(total), int(sizes.sum()))
             return apportioned(sizes.double() * wanted / sizes.sum(), wanted, sizes)
         share = min(budget.share(total) / (int(sizes.sum()) / total), 1.0)
-        return torch.tensor(
-            [round(n * share) if i < windows else math.ceil(n * share) for i, n in enumerate(sizes.tolist())]
-        )
+        rounded = [(round if i < windows else math.ceil)(n * share) for i, n in enumerate(sizes.tolist())]
+        return torch.tensor(rounded)
 
     def _thinned(
         self, values: Callable[[Tensor], Tensor], among: Tensor, count: Tensor, step: int
@@ -166,9 +165,7 @@ def _best_ends(run_ends: Tensor, max_frames: int) -> list[int]:
     """The last frames of the windows that save the most tokens, by dynamic programming over frames, on the CPU."""
     frames = len(run_ends)
     start = torch.arange(frames, device=run_ends.device)[:, None]
-    reached = torch.bincount((start * frames + run_ends).flatten(), minlength=frames * frames).unflatten(
-        0, (-1, frames)
-    )
+    reached = torch.bincount((start * frames + run_ends).flatten(), minlength=frames**2).unflatten(0, (-1, frames))
     still = reached.flip(1).cumsum(1).flip(1).cpu().numpy()  # patches still from a frame (row) to another (column)
     best, begin = np.zeros(frames + 1), np.zeros(frames, dtype=int)
     for end in range(frames):

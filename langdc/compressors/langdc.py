@@ -68,6 +68,7 @@ class LangDC(TokenCompressor):
         max_segments: int = 64,
         frames_per_segment: int = 4,
         attention: str = "sdpa",
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if len(pool) != len(streams):
@@ -75,7 +76,7 @@ class LangDC(TokenCompressor):
         if not any(pool):
             raise ValueError(f"pool is {pool}, which leaves every stream out; give a positive side, such as [12, 8].")
         self.pool, self.frames_per_segment = dict(zip(streams, pool, strict=True)), frames_per_segment
-        settings = (prompt, layer, soft_token, max_soft_tokens, captioner_tokenizer, attention)
+        settings = (prompt, layer, soft_token, max_soft_tokens, captioner_tokenizer, attention, compiled)
         self.captioner = Captioner(captioner, *settings)
         inner = self.captioner.width
         self.projectors = nn.ModuleDict({n: build_projector(projector, wide, inner) for n, wide in streams.items()})
@@ -119,7 +120,8 @@ class LangDC(TokenCompressor):
         return {"captions": [self.captioner.encode(segment.caption) for segment in record.segments]}
 
     def loss_counts(self, targets: Mapping[str, Any]) -> Mapping[str, int]:
-        return {"caption": sum(len(ids) + 1 for ids in targets["captions"])} if "captions" in targets else {}
+        names = self._learnable() if "captions" in targets else ()
+        return {name: sum(len(ids) + 1 for ids in targets["captions"]) for name in names}
 
     @property
     def alignable(self) -> tuple[nn.Module, nn.Parameter | None, PreTrainedTokenizerBase]:

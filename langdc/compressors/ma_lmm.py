@@ -85,13 +85,10 @@ class _Bank:
         """One merge in every track."""
         left, track = self.like.argmax(0), self.track
         right = self.after[left, track]
-        weight = self.size[left, track], self.size[right, track]
-        if soft:
-            share = (weight[0] / (weight[0] + weight[1]))[:, None, None]
-            self.values[left, track] = self.values[left, track] * share + self.values[right, track] * (1 - share)
-        else:
-            self.values[left, track] = self.values[right, track]
-        self.size[left, track] = weight[0] + weight[1]
+        own, total = self.size[left, track], self.size[left, track] + self.size[right, track]
+        share = (own / total if soft else torch.zeros_like(own))[:, None, None]
+        self.values[left, track] = self.values[left, track] * share + self.values[right, track] * (1 - share)
+        self.size[left, track] = total
         self.alive[right, track] = False
         self.like[right, track] = -torch.inf
         beyond = self.after[right, track]

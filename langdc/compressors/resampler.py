@@ -43,9 +43,8 @@ class _Block(nn.Module):
         super().__init__()
         self.query_norm, self.patch_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = _Attention(width, heads)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        inner, outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), inner, nn.GELU(), outer)
 
     def forward(self, queries: Tensor, patches: Tensor, visible: Tensor) -> Tensor:
         """[B,K,D] and [B,n,D] to [B,K,D]; `visible` [B,K,n+K]: which patches and queries a query attends to."""

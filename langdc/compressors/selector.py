@@ -4,6 +4,8 @@ Letters: T frames, H W patch grid, D backbone width, n tokens of all grids of a 
 Source: VisionSelector (arXiv 2510.16598): scorer of queries and keys, differentiable selection, annealed constraint.
 """
 
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
@@ -56,14 +58,17 @@ class LearnedSelector(GridCompressor):
             return Compressed([])
         budgets = [self._annealed(video, context) for video in videos]
         scores = self._scores(videos)
-        losses = {"budget": self._budget_loss(videos, scores, budgets)} if "budget" in context.wanted else {}
+        each = zip(videos, scores, budgets, strict=True)
+        parts = [list(zip(video.projected, score, budget, strict=True)) for video, score, budget in each]
+        losses = {}
+        if "budget" in context.wanted:
+            gates = [(score.sigmoid().mean(), budget.share(grid.tokens)) for grid, score, budget in chain(*parts)]
+            squares = [(gate - share).square() for gate, share in gates]
+            losses["budget"] = torch.stack(squares).sum(), len(squares)
         if "tokens" not in context.wanted:
             return Compressed([], losses)
-        tokens = [
-            joined([self._kept(*part, context) for part in zip(video.projected, score, budget, strict=True)], video)
-            for video, score, budget in zip(videos, scores, budgets, strict=True)
-        ]
-        return Compressed(tokens, losses)
+        kept = [[self._kept(*part, context) for part in of_video] for of_video in parts]
+        return Compressed(list(map(joined, kept, videos)), losses)
 
     def _annealed(self, video: VideoFeatures, context: Context) -> list[Budget]:
         """The budget of each grid at this point of the run."""
@@ -96,16 +101,6 @@ class LearnedSelector(GridCompressor):
             raise ValueError("selector with question=True needs the question of every video; at least one has none.")
         asked = self.question(self.norm(torch.cat(words))).float()
         return [part.mean(0) for part in asked.split([len(part) for part in words])]
-
-    def _budget_loss(
-        self, videos: list[VideoFeatures], scores: list[list[Tensor]], budgets: list[list[Budget]]
-    ) -> tuple[Tensor, int]:
-        squares = [
-            (score.sigmoid().mean() - budget.share(grid.tokens)).square()
-            for video, of_video, allowed in zip(videos, scores, budgets, strict=True)
-            for grid, score, budget in zip(video.projected, of_video, allowed, strict=True)
-        ]
-        return torch.stack(squares).sum(), len(squares)
 
     def _kept(self, grid: FeatureGrid, score: Tensor, budget: Budget, context: Context) -> VideoTokens:
         """The best tokens of a grid; in training with the gradient of their gates."""

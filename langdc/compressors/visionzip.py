@@ -72,8 +72,7 @@ class VisionZip(SaliencyCompressor):
         """Salient tokens of each frame [T], and how many others each keeps."""
         total = budget.of(frames * places)
         if self.variant == "released":
-            each = max(1, int(places * budget.share(frames * places)))
-            total = each * frames
+            total = max(1, int(places * budget.share(frames * places))) * frames
         each = total // frames
         salient = min(each, max(1, int(each * self.dominant)))
         return salient + spread_evenly(total - each * frames, frames, places, device), each - salient
@@ -85,9 +84,8 @@ def _contexts(values: Tensor, dominant: Tensor, count: int, neighbours: int) -> 
     size = values.norm(dim=-1).clamp_min(1e-12)
     alike = (values @ values.mT).div_(size[:, :, None] * size[:, None])  # symmetric
     others = alike.masked_fill(dominant[:, None, :], -torch.inf)
-    near = others.topk(min(neighbours + 1, int((~dominant).sum(1).max())), dim=-1).values[
-        ..., 1:
-    ]  # the first is itself
+    most = min(neighbours + 1, int((~dominant).sum(1).max()))
+    near = others.topk(most, dim=-1).values[..., 1:]  # the first is itself
     real = near.isfinite()  # frames with one salient token more have one neighbour less
     density = near.where(real, 0.0).sum(-1) / real.sum(-1).clamp(min=1)
     wanted = torch.full((len(values),), count, device=values.device)

@@ -1,6 +1,5 @@
 """Frames one by one, through any vision model of transformers (CLIP ViT-L/14-336 in VideoGPT+ and LangDC)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionMode
 
 from langdc.encoders.base import Encoder, encoders
 from langdc.language_models import load_pretrained, mark_published
-from langdc.sources import Source, resolve
+from langdc.sources import Source, read_json, resolve
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -33,9 +32,7 @@ def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
 
 def _statistics(folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     file = folder / "preprocessor_config.json" if folder else None
-    if file is None or not file.is_file():
-        return CLIP_MEAN, CLIP_STD
-    settings = json.loads(file.read_text())
+    settings = read_json(file) if file is not None and file.is_file() else {}
     return tuple(settings.get("image_mean", CLIP_MEAN)), tuple(settings.get("image_std", CLIP_STD))
 
 
@@ -55,7 +52,11 @@ class ImageEncoder(Encoder):
 
     def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
         if isinstance(self.model, CLIPVisionModel):
-            hidden = self._clip(pixels)
+            # stops after the block that is read; the rest of the network would be computed for nothing
+            vision: Any = getattr(self.model, "vision_model", self.model)
+            hidden = vision.pre_layrnorm(vision.embeddings(pixels))
+            for block in vision.encoder.layers[: self.depth]:
+                hidden = block(hidden, attention_mask=None)
         else:
             hidden = self.model(pixel_values=pixels, output_hidden_states=True).hidden_states[self.layer]
         return hidden[:, -(self.side**2) :].unflatten(1, (self.side, self.side))
@@ -65,11 +66,3 @@ class ImageEncoder(Encoder):
         """How many blocks are run."""
         blocks = _vision_config(self.model.config).num_hidden_layers
         return self.layer if self.layer >= 0 else blocks + 1 + self.layer
-
-    def _clip(self, pixels: Tensor) -> Tensor:
-        """Stops after the block that is read; the rest of the network would be computed for nothing."""
-        vision: Any = getattr(self.model, "vision_model", self.model)
-        hidden = vision.pre_layrnorm(vision.embeddings(pixels))
-        for block in vision.encoder.layers[: self.depth]:
-            hidden = block(hidden, attention_mask=None)
-        return hidden

@@ -1,6 +1,5 @@
 """Segments of a few frames at once, through InternVideo2."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from langdc.encoders.base import Encoder, encoders
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
 from langdc.language_models import mark_published
-from langdc.sources import Source, resolve
+from langdc.sources import Source, read_json, resolve
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,11 +22,12 @@ class VideoEncoder(Encoder):
     def __init__(self, source: Source = "sample:internvideo2") -> None:
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
         found = resolve(source, weights=True)
-        settings = json.loads((found / "config.json").read_text()) if isinstance(found, Path) else found.config
+        settings = read_json(found / "config.json") if isinstance(found, Path) else found.config
         self.model = InternVideo2(InternVideo2Config(**settings))
         if isinstance(found, Path):
             mark_published(self.model, source)
-            self._read(found / "model.safetensors")
+            if torch.get_default_device().type != "meta":
+                self._read(found / "model.safetensors")
         else:
             self.model.reset_parameters()
         self.width = self.model.config.width
@@ -35,8 +35,6 @@ class VideoEncoder(Encoder):
         self.side = self.model.config.side
 
     def _read(self, file: Path) -> None:
-        if torch.get_default_device().type == "meta":
-            return
         try:
             self.model.load_state_dict(load_file(file))
         except RuntimeError as error:  # torch names missing, unexpected and misshapen tensors

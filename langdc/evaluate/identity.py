@@ -60,7 +60,7 @@ def _members(settings: Any) -> Iterator[Callable]:
         for value in settings:
             yield from _members(value)
     elif isinstance(settings, dict):
-        name = settings.get("name")
+        name: Any = settings.get("name")
         for zoo in ZOOS if isinstance(name, str) else ():
             with suppress(ValueError):  # of another zoo
                 yield zoo.get(name)

@@ -98,7 +98,6 @@ def _check_order(links: Sequence[Link]) -> None:
     for number, link in enumerate(links):
         if (other := outputs.index(link.config.output)) < number:
             raise ValueError(f"{links[other].name} and {link.name} have the same output, {link.config.output}.")
-    for number, link in enumerate(links):
         if link.config.start in outputs[number:]:
             later = links[outputs.index(link.config.start)].name
             raise ValueError(f"{link.name} starts from the output of {later}, which does not run before it.")

@@ -92,7 +92,11 @@ class Meter:
         names = getattr(self.module, "names", sorted(self._parts))
         parts = [float(each) for name in names for each in self._parts.get(name, (0, 0))]
         mine = [self._waited, *(self._counts[name] for name in COUNTS), *parts]
-        waited, samples, tokens, soft, segments, *losses = _summed(mine)
+        if world_size() > 1:  # the sums over all ranks
+            everyone = torch.tensor(mine, dtype=torch.float32, device=devices.device())
+            dist.all_reduce(everyone)
+            mine = everyone.tolist()
+        waited, samples, tokens, soft, segments, *losses = mine
         found: dict[str, Any] = {}
         if samples:
             found["samples_per_second"], found["tokens_per_sample"] = samples / seconds, tokens / samples
@@ -141,12 +145,3 @@ def _measured_peak(precision: str) -> float:
     factor = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=getattr(torch, precision))
     best = min(timeit.repeat("factor @ factor", globals={"factor": factor}, number=1, repeat=PROBE_ROUNDS))
     return 2.0 * PROBE_SIDE**3 / best
-
-
-def _summed(values: list[float]) -> list[float]:
-    """The sums over all ranks."""
-    if world_size() == 1:
-        return values
-    found = torch.tensor(values, dtype=torch.float32, device=devices.device())
-    dist.all_reduce(found)
-    return found.tolist()

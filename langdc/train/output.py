@@ -70,10 +70,8 @@ def _is_finished(directory: Path) -> bool:
 
 def _numbered(base: Path) -> dict[int, Path]:
     """The existing directories `base`, `base-2`, `base-3`, ... by number, oldest first."""
-    suffixes = {path.name.removeprefix(base.name): path for path in base.parent.glob(f"{base.name}*") if path.is_dir()}
-    found = {
-        int(suffix[1:] or 1): path for suffix, path in suffixes.items() if re.fullmatch(r"|-([2-9]|[1-9]\d+)", suffix)
-    }
+    ends = {path.name.removeprefix(base.name): path for path in base.parent.glob(f"{base.name}*") if path.is_dir()}
+    found = {int(end[1:] or 1): path for end, path in ends.items() if re.fullmatch(r"|-([2-9]|[1-9]\d+)", end)}
     return dict(sorted(found.items()))
 
 

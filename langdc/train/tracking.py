@@ -50,7 +50,13 @@ class CaptionEval(TrainerCallback):
             raise ValueError(f"watch: the compressor {model.config.compressor.name!r} writes no text.")
         self.config, self.path, self.model, self.features, self.meter = config, path, model, features, meter
         self.copy = copy.deepcopy(model.compressor).to("cpu").eval() if partitioned else None
-        self.records, self.specs = self._read()
+        self.records: list[Record] = []
+        self.specs: list[FrameSpec] = []
+        for record in check_media(config.data, read_records(config.data)):
+            media = record.media_path(config.data.parent)
+            if media is not None and record.segments and len(self.records) < max(config.captions, config.density):
+                self.records.append(record)
+                self.specs.append(model.backbone.frame_spec(media, record.start, record.end, record.fps))
         if not self.records:
             raise ValueError(f"watch.data: {config.data} has no record with a video or image and captions of segments.")
         features.fill(self.specs)
@@ -64,17 +70,6 @@ class CaptionEval(TrainerCallback):
             return []
         zero = {} if config.deepspeed is None else json.loads(config.deepspeed.read_text()).get("zero_optimization", {})
         return [cls(config.watch, directory / "captions.jsonl", model, features, meter, zero.get("stage") == 3)]
-
-    def _read(self) -> tuple[list[Record], list[FrameSpec]]:
-        """The first records with segments, as many as are described or compared, and the frames that are read."""
-        file = self.config.data
-        found = []
-        for record in check_media(file, read_records(file)):
-            media = record.media_path(file.parent)
-            if media is not None and record.segments:
-                found.append((record, self.model.backbone.frame_spec(media, record.start, record.end, record.fps)))
-        found = found[: max(self.config.captions, self.config.density)]
-        return [record for record, _ in found], [spec for _, spec in found]
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Drop lines of steps that are made again."""

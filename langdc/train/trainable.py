@@ -31,9 +31,7 @@ def _nearest(pattern: str, names: list[str]) -> list[str]:
 def unfreeze(model: nn.Module, patterns: Iterable[str], adapters: bool = False) -> set[str]:
     """Freeze a model but for the parameters that match and, if asked, its adapters. Returns the trained names."""
     names = [name for name, _ in model.named_parameters()]
-    chosen = _select(names, patterns)
-    if adapters:
-        chosen |= {name for name in names if ".lora_" in name}
+    chosen = _select(names, patterns) | {name for name in names if adapters and ".lora_" in name}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return chosen

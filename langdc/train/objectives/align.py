@@ -6,7 +6,8 @@ best linear map from caption states to the language model's embeddings of those 
 Letters: Z state width, D backbone width, S segments, n words.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,10 @@ class Align(Objective):
         inner, outer = projector.in_features + 1, projector.out_features
         gram, cross = torch.zeros(inner, inner).double(), torch.zeros(inner, outer).double()
         size, words = 0.0, 0
-        for states, ids in self._pairs(data):
+        step = data.config.train.batch_size
+        for first in range(0, len(data), step):
+            targets = data.collate(data.samples[first : first + step])["batch"].targets
+            states, ids = (torch.cat([*chain(*targets[name])]) for name in ("states", "captions"))
             states = nn.functional.pad(states.double().cpu(), (0, 1), value=1.0)  # the last column is for the bias
             wanted = self._embed(model, ids).double().cpu()
             gram += states.T @ states
@@ -85,15 +89,6 @@ class Align(Objective):
             known = [ids[0] for n in range(1, len(markers) + 1) if len(ids := self._segment_ids(model, n)) == 1]
             markers[: len(known)] = self._embed(model, torch.stack(known))
         return error / size, 2.0 * words * inner * (inner + outer)
-
-    @staticmethod
-    def _pairs(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """States [n,Z] and word ids [n] of every batch of videos."""
-        size = data.config.train.batch_size
-        for first in range(0, len(data), size):
-            targets = data.collate(data.samples[first : first + size])["batch"].targets
-            states, ids = ([part for video in targets[name] for part in video] for name in ("states", "captions"))
-            yield torch.cat(states), torch.cat(ids)
 
     def _segment_ids(self, model: Any, number: int) -> Tensor:
         return ids_of(model.backbone.tokenizer, self.segment_text.replace("{number}", str(number)))
