@@ -155,7 +155,12 @@ class VideoLM:
         if same is not None:
             if same.frames is not None and self.lacks_saliency(same.encoder):
                 return self._encoded(same.frames, {"decode": same.seconds.get("decode", 0.0)}, need)
-            return self._as_needed(same)
+            # without what this compressor does not use, nor its seconds
+            encoded, seconds = same.encoder, dict(same.seconds)
+            if "saliency" not in self.compressor.needs:
+                encoded = {name: replace(grid, saliency=None) for name, grid in encoded.items()}
+                seconds.pop("saliency", None)
+            return OpenVideo(self, same.frames, encoded, same.times, seconds)
         with StageTimer(self.device) as timer, stage("decode"):
             frames = read_spec(self.frame_spec(path, start, end, fps))
         return self._encoded(frames, timer.seconds, need)
@@ -166,14 +171,6 @@ class VideoLM:
             encoded = self.model.backbone.encode([frames], self.compressor.needs | need)[0]
         require_finite(encoded)
         return OpenVideo(self, frames, encoded, frames.seconds, {**seconds, **timer.seconds})
-
-    def _as_needed(self, same: OpenVideo) -> OpenVideo:
-        """A video that another model opened, without what this compressor does not use, nor its seconds."""
-        encoded, seconds = same.encoder, dict(same.seconds)
-        if "saliency" not in self.compressor.needs:
-            encoded = {name: replace(grid, saliency=None) for name, grid in encoded.items()}
-            seconds.pop("saliency", None)
-        return OpenVideo(self, same.frames, encoded, same.times, seconds)
 
     def lacks_saliency(self, encoded: Mapping[str, FeatureGrid]) -> bool:
         """Whether these grids have no encoder attention although the compressor needs it."""
@@ -243,24 +240,22 @@ class VideoLM:
         share = timer.seconds["preprocess"] / max(len(batch), 1)
         videos, tokens = [[video] for video, _ in batch], [[found.tokens] for found in compressed]
         replies = self._reply(prompts, videos, tokens, clock, **generation)
-        return [
-            self._with_costs(reply, video, found, share)
-            for reply, (video, _), found in zip(replies, batch, compressed, strict=True)
-        ]
-
-    def _with_costs(self, reply: Answer, video: OpenVideo, found: CompressedVideo, prompting: float) -> Answer:
-        """An answer with what came before the language model. `prompting`: seconds to make its prompt."""
-        before = {**video.seconds, "preprocess": video.seconds.get("preprocess", 0.0) + prompting}
-        encoding = encoder_flops(self.model.backbone, video.encoder)
-        return replace(
-            reply,
-            tokens=len(found.tokens),
-            tokens_before=_size(video.features),
-            segment_tokens=found.tokens.per_segment(video.segments),
-            seconds={**before, "compress": found.seconds, **reply.seconds},
-            flops={"encode": encoding, "compress": found.flops, **reply.flops},
-            captions=found.captions,
-        )
+        answers = []
+        for reply, (video, _), found in zip(replies, batch, compressed, strict=True):
+            # what came before the language model, the making of its prompt included
+            before = {**video.seconds, "preprocess": video.seconds.get("preprocess", 0.0) + share}
+            encoding = encoder_flops(self.model.backbone, video.encoder)
+            answer = replace(
+                reply,
+                tokens=len(found.tokens),
+                tokens_before=_size(video.features),
+                segment_tokens=found.tokens.per_segment(video.segments),
+                seconds={**before, "compress": found.seconds, **reply.seconds},
+                flops={"encode": encoding, "compress": found.flops, **reply.flops},
+                captions=found.captions,
+            )
+            answers.append(answer)
+        return answers
 
     def _reply(
         self,

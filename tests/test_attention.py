@@ -22,7 +22,7 @@ def naive(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = query @ key.transpose(2, 3) * scale
-    mask = torch.ones(scores.shape[-2:]).tril(key.shape[2] - query.shape[2]).bool()
+    mask = torch.ones(scores.shape[-2:], device=scores.device).tril(key.shape[2] - query.shape[2]).bool()
     return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ value
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import captions, first_token, reference, report
 from benchmarks import compressors as benchmark
-from benchmarks import first_token, reference, report
 from langdc import compressors
 from langdc.attention import received_attention
 
@@ -104,3 +104,13 @@ def test_a_section_is_replaced_where_it_stands(tmp_path: Path) -> None:
         "# Benchmarks\n\n## One\n\nhow\n\n| a | b |\n| --- | --- |\n| 1 | One |\n"
         "\n## Two\n\nhow\n\n| a | b |\n| --- | --- |\n| 1 | Two |\n"
     )
+
+
+def test_captions_are_as_long_as_asked(capsys) -> None:
+    small = ["--model", "sample:langdc", "--videos", "1", "2", "--tokens", "3", "--side", "64", "--calls", "1"]
+    assert captions.main(small) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "langdc" in line and "│" in line]
+    assert [[cell.strip() for cell in line.split("│")[1:4]] for line in lines] == [
+        [count, "langdc", str(4 * (3 + 1))]
+        for count in ("1", "2")  # four segments, each with its marker
+    ]

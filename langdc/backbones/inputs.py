@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from langdc.backbones.chat import IGNORED
 from langdc.chunks import tokens_per_chunk, videos_in_order
 from langdc.interfaces import Backbone, KVCompressor
-from langdc.prefill import Arguments, PrefillOutput, prefill
+from langdc.prefill import PrefillOutput, prefill
 from langdc.types import Prompt, Spliced, TextInputs, VideoTokens
 
 
@@ -57,19 +57,14 @@ def _mask(items: list[Spliced], embeds: Tensor, left: bool) -> Tensor:
             places[item.padding] = -1
     if all(item.sequence_id is None for item in items):
         return (packed == 0).long()
+    # positions see earlier ones of their question and of the shared part (0); padding sees itself
+    length = packed.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=packed.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=packed.device)
+    own_or_shared = (packed[:, :, None] == packed[:, None, :]) | (packed == 0)[:, None, :]
+    seen = ((causal & own_or_shared & (packed >= 0)[:, None, :]) | itself)[:, None]
     # added to the scores, since stock "eager" attention would add a boolean mask as 0 and 1
-    seen = _packed_mask(packed)[:, None]
     return torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
-
-
-def _packed_mask(sequence_id: Tensor) -> Tensor:
-    """Mask [B,M,M]: positions attend to earlier ones of their question and the shared part (0); padding to itself."""
-    length = sequence_id.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=sequence_id.device).tril()
-    shared = sequence_id[:, None, :] == 0
-    same = sequence_id[:, :, None] == sequence_id[:, None, :]
-    itself = torch.eye(length, dtype=torch.bool, device=sequence_id.device)
-    return (causal & (same | shared) & (sequence_id >= 0)[:, None, :]) | itself
 
 
 def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> dict[str, Any]:
@@ -110,6 +105,12 @@ def read_prompt(
     """
     inputs = text_inputs(backbone, [prompt], [tokens])
     spliced = inputs.spliced[0]
+    own, padding = backbone.arguments(spliced), spliced.padding
+    if padding is not None and compressor is not None:
+        raise ValueError(
+            "A prompt with padding, which LangDC has with soft_token='released', cannot be read with a KV compressor; "
+            "leave out one of them, or set soft_token to 'at' or 'predicting'."
+        )
     steps = [-(-count // backbone.frames_per_step) for count in frames] if steps is None else steps
     images = [number for number, count in enumerate(frames) if count == 1]
     unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if compressor else spliced.video
@@ -132,22 +133,9 @@ def read_prompt(
         # where all steps have as many; one more token may end the video
         frame_tokens=[len(tokens[v]) // steps[v] if len(tokens[v]) % steps[v] <= 1 else None for v in shown],
         anchor=anchor if anchor.any() else None,
-        arguments=_arguments(backbone, spliced, compressor),
+        arguments=own if padding is None else lambda rows: {**(own(rows) if own else {}), "padding": padding},
         reply_axes=backbone.released_axes if released else "time",
     )
-
-
-def _arguments(backbone: Backbone, spliced: Spliced, compressor: KVCompressor | None) -> Arguments | None:
-    """The backbone's further arguments, and which rows are padding."""
-    own, padding = backbone.arguments(spliced), spliced.padding
-    if padding is None:
-        return own
-    if compressor is not None:
-        raise ValueError(
-            "A prompt with padding, which LangDC has with soft_token='released', cannot be read with a KV compressor; "
-            "leave out one of them, or set soft_token to 'at' or 'predicting'."
-        )
-    return lambda rows: {**(own(rows) if own else {}), "padding": padding}
 
 
 def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoTokens, released: bool) -> int:

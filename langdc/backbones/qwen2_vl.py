@@ -172,15 +172,12 @@ class Qwen2VL(StockBackbone):
 
     def _places(self, slot: Slot, part: VideoTokens) -> Tensor:
         """Time, row and column of a slot's tokens [A,N], relative to the slot's start."""
-        if part.source is None:
-            return self._new_places(slot, part)
-        source, frame = part.source.cpu(), slot.height * slot.width
-        step = source // frame
-        time = torch.tensor(slot.times)[step if slot.segment is None else torch.zeros_like(step)]
-        return torch.stack([time, source % frame // slot.width, source % slot.width])
-
-    def _new_places(self, slot: Slot, part: VideoTokens) -> Tensor:
-        """Positions [A,N] of tokens that come from no patch, by `new_tokens`."""
+        if part.source is not None:
+            source, frame = part.source.cpu(), slot.height * slot.width
+            step = source // frame
+            time = torch.tensor(slot.times)[step if slot.segment is None else torch.zeros_like(step)]
+            return torch.stack([time, source % frame // slot.width, source % slot.width])
+        # tokens that come from no patch stand by `new_tokens`
         order = torch.arange(len(part))
         if self.new_tokens == "words":
             return order.expand(3, -1)

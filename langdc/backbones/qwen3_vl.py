@@ -10,6 +10,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 
 from langdc.backbones.base import backbones
 from langdc.backbones.qwen2_vl import Qwen2VL
+from langdc.backbones.splice import joined_sides
 from langdc.language_models import VIDEO_MARK
 from langdc.types import Slot, Spliced, VideoFeatures
 
@@ -70,15 +71,10 @@ class Qwen3VL(Qwen2VL):
         return of
 
     def batch_arguments(self, items: list[Spliced], length: int, left: bool = False) -> Mapping[str, Any]:
-        like = next((item.extra for item in items if item.extra), None)
-        if like is None:
+        joined = joined_sides([(item.extra, int(item.video.sum())) for item in items])
+        if not joined:
             return {}  # text, or new tokens only: nothing is added anywhere
         shown = [item.video for item in items]
         gaps = [rows.new_zeros(length - len(rows)) for rows in shown]
         mask = [torch.cat([gap, rows] if left else [rows, gap]) for gap, rows in zip(gaps, shown, strict=True)]
-        sides = [
-            item.extra or tuple(side.new_zeros(int(rows.sum()), *side.shape[1:]) for side in like)
-            for item, rows in zip(items, shown, strict=True)
-        ]
-        joined = [torch.cat(parts) for parts in zip(*sides, strict=True)]
-        return {"visual_pos_masks": torch.stack(mask), "deepstack_visual_embeds": joined}
+        return {"visual_pos_masks": torch.stack(mask), "deepstack_visual_embeds": list(joined)}

@@ -1,6 +1,6 @@
 """Putting videos' tokens into a prompt, piece by piece. Letters: D backbone width, N tokens, M prompt+video length."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -61,12 +61,12 @@ def _splice(prompt: Prompt, words: Tensor, videos: list[VideoTokens]) -> Spliced
         marks = [empty if part.padding is None else part.padding for part, empty in zip(parts, none, strict=True)]
         padding = woven(text >= 0, marks)
     labels, sequence_id = marked(prompt.labels, IGNORED), marked(prompt.sequence_id, 0)
-    embeds, sides = woven(words, [part.values for part in parts]), _joined_sides(parts)
-    return Spliced(embeds, labels, woven(text, numbers), sequence_id, sides, padding)
+    embeds, sides = [part.values for part in parts], joined_sides([(part.extra, len(part)) for part in parts])
+    return Spliced(woven(words, embeds), labels, woven(text, numbers), sequence_id, sides, padding)
 
 
-def _joined_sides(parts: list[VideoTokens]) -> tuple[Tensor, ...]:
-    """Side features of all tokens; zeros, which add nothing, for new tokens beside others that have them."""
-    like = next((part.extra for part in parts if part.extra), ())
-    filled = [part.extra or tuple(side.new_zeros(len(part), *side.shape[1:]) for side in like) for part in parts]
+def joined_sides(parts: Sequence[tuple[tuple[Tensor, ...], int]]) -> tuple[Tensor, ...]:
+    """Side features of so many tokens each; zeros, which add nothing, for new tokens beside others that have them."""
+    like = next((extra for extra, _ in parts if extra), ())
+    filled = [extra or tuple(side.new_zeros(count, *side.shape[1:]) for side in like) for extra, count in parts]
     return tuple(torch.cat(sides) for sides in zip(*filled, strict=True))

@@ -105,17 +105,14 @@ class VideoGPTPlus(Backbone):
         return Frames(torch.zeros(count, 3, 32, 32, dtype=torch.uint8), torch.zeros(count))
 
     def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
-        projected = self._project(encoded) if "projected" in need else [()] * len(encoded)
-        return [VideoFeatures(*each) for each in zip(projected, encoded, seconds, strict=True)]
-
-    def _project(self, encoded: Sequence[Grids]) -> list[tuple[FeatureGrid, ...]]:
-        """One call per projector for all videos, so that every rank of a sharded run makes the same calls."""
+        # one call per projector for all videos, so that every rank of a sharded run makes the same calls
         streams = []
-        for name, projector in self.projectors.items():
+        for name, projector in self.projectors.items() if "projected" in need else ():
             lengths = [len(grids[name].values) for grids in encoded]
             values = projector(torch.cat([grids[name].values for grids in encoded]))
             streams.append([FeatureGrid(part) for part in values.split(lengths)])
-        return list(zip(*streams, strict=True))
+        projected = list(zip(*streams, strict=True)) if streams else [()] * len(encoded)
+        return [VideoFeatures(*each) for each in zip(projected, encoded, seconds, strict=True)]
 
     def prompt(
         self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = (), segment_steps: int = 1

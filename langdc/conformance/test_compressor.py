@@ -13,7 +13,7 @@ from torch import Tensor
 
 from langdc.conformance.candidates import PER_SEGMENT, Candidate, record
 from langdc.interfaces import TokenCompressor
-from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
+from langdc.types import Context, VideoFeatures, VideoTokens
 
 TOKENS = frozenset({"tokens"})
 
@@ -50,13 +50,6 @@ def _three(candidate: Candidate) -> list[VideoFeatures]:
 def _total(video: VideoFeatures) -> int:
     """Tokens before compression."""
     return sum(grid.tokens for grid in video.projected)
-
-
-def _objective(result: Compressed) -> Tensor:
-    """A number that depends on all tokens and losses."""
-    noise = torch.Generator().manual_seed(3)
-    parts = [(tokens.values * torch.randn(tokens.values.shape, generator=noise)).sum() for tokens in result.tokens]
-    return torch.stack([*parts, *(loss / count for loss, count in result.losses.values())]).sum()
 
 
 @contextmanager
@@ -165,7 +158,9 @@ class TestTokenCompressor:
         trained = {name for name, parameter in compressor.named_parameters() if parameter.requires_grad}
         if not trained:
             pytest.skip("has nothing to train")
-        _objective(compressor(videos, _training(compressor, videos))).backward()
+        result, noise = compressor(videos, _training(compressor, videos)), torch.Generator().manual_seed(3)
+        parts = [(tokens.values * torch.randn(tokens.values.shape, generator=noise)).sum() for tokens in result.tokens]
+        torch.stack([*parts, *(loss / count for loss, count in result.losses.values())]).sum().backward()
         assert {name for name, parameter in compressor.named_parameters() if parameter.grad is not None} == trained
 
     def test_training_draws_from_the_generator(self, token_candidate: Candidate) -> None:

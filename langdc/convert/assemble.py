@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from langdc import checkpoint
 from langdc.captioner import SoftToken
@@ -232,22 +231,16 @@ def _captioner(found: release.Release, options: Options, done: _Converted, token
     model, report = language.build("the captioner", config, published, options.dtype)
     done.report.join(report, f"{_CAPTIONER}: ")
     done.expect("compressor.captioner.language_model.", model.state_dict())
-    tokenizer = _captioner_tokenizer(tokenizer_of, source)
-    language.write(done.folder / _CAPTIONER, model, tokenizer, source, options.dtype)
-    return source, model.config.hidden_size
-
-
-def _captioner_tokenizer(source: Path, end_of: Path) -> PreTrainedTokenizerBase:
-    """The language model's tokenizer, ending texts as the captioner's generation settings say it ends captions."""
-    tokenizer = language.load_tokenizer(source, [], "qwen2")
-    file = end_of / "generation_config.json"
+    # the language model's tokenizer, ending texts as the captioner's generation settings say it ends captions
+    tokenizer, file = language.load_tokenizer(tokenizer_of, [], "qwen2"), source / "generation_config.json"
     stated = files.read_json(file, "to know where captions end").get("eos_token_id") if file.is_file() else None
     ends = [] if stated is None else stated if isinstance(stated, list) else [stated]
     if ends and tokenizer.eos_token_id not in ends:
         # every id that the tokenizer calls the end would stop a caption, and this one did not stop the authors'
         chosen: Any = tokenizer.pad_token_id if tokenizer.pad_token_id in ends else ends[-1]
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(chosen)
-    return tokenizer
+    language.write(done.folder / _CAPTIONER, model, tokenizer, source, options.dtype)
+    return source, model.config.hidden_size
 
 
 # ---- the checkpoint's own settings and tensors

@@ -79,8 +79,12 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         _check_adapter_alone(model, lora, source)
     else:
         adapters.merge(model.backbone.text_model)
-    if dtype is not None:
-        _round(model, dtype)
+    if dtype is not None:  # all weights get the values and the type that are stored
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                part.config.dtype = dtype
     made = _Exported()
     with open_output(out) as beside:
         left = [_name_of(model.backbone.language_model, model)] if adapter else []
@@ -103,18 +107,11 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         if adapter and lora is not None:
             _export_adapter(model, lora, beside / _ADAPTER, made)
         classes = {folder.name: type(model.get_submodule(name)).__name__ for name, folder in folders.items()}
-        (beside / "README.md").write_text(_model_card(out.name, manifest, classes, adapter))
+        # what the directory is, its parts' origins, how it is loaded
+        card = Environment(loader=PackageLoader("langdc.convert", ""), trim_blocks=True, keep_trailing_newline=True)
+        told = {"name": out.name, "manifest": manifest, "parts": classes, "adapter": adapter}
+        (beside / "README.md").write_text(card.get_template("card.md").render(told))
     return made
-
-
-def _round(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give all weights the values and the type that are stored."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.data = parameter.to(dtype)
-    for part in model.modules():
-        if isinstance(part, PreTrainedModel):
-            part.config.dtype = dtype
 
 
 def _name_of(part: nn.Module, model: nn.Module) -> str:
@@ -211,12 +208,3 @@ def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Ex
     folder.mkdir()
     settings.save_pretrained(str(folder))
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "adapter_model.safetensors")
-
-
-# ---- the model card
-
-
-def _model_card(name: str, manifest: Mapping[str, Any], parts: Mapping[str, str], adapter: bool) -> str:
-    """README.md: what the directory is, its parts' origins, how it is loaded. `parts`: the class of each directory."""
-    templates = Environment(loader=PackageLoader("langdc.convert", ""), trim_blocks=True, keep_trailing_newline=True)
-    return templates.get_template("card.md").render(name=name, manifest=manifest, parts=parts, adapter=adapter)

@@ -73,19 +73,7 @@ def _sizes(tensors: Mapping[str, Tensor], heads: int | None = None) -> InternVid
             f"Positions of {tensors['pos_embed'].shape[1]} patches per clip and {patches} per image with kernels of "
             f"{kernel} do not fit each other: an encoder of square frames is needed that embeds them one by one."
         )
-    return InternVideo2Config(
-        width=width,
-        depth=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
-        heads=_heads(width, heads),
-        mlp_width=tensors["blocks.0.mlp.fc1.weight"].shape[0],
-        image_size=side * kernel[1],
-        patch_size=kernel[1],
-        frames=frames,
-    )
-
-
-def _heads(width: int, given: int | None) -> int:
-    heads = given if given is not None else _HEADS.get(width)
+    heads = heads if heads is not None else _HEADS.get(width)
     if heads is None:
         known = ", ".join(f"{count} at width {size}" for size, count in _HEADS.items())
         raise ValueError(
@@ -93,7 +81,15 @@ def _heads(width: int, given: int | None) -> int:
         )
     if heads < 1 or width % heads:
         raise ValueError(f"{heads} heads do not divide the width of {width}.")
-    return heads
+    return InternVideo2Config(
+        width=width,
+        depth=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        heads=heads,
+        mlp_width=tensors["blocks.0.mlp.fc1.weight"].shape[0],
+        image_size=side * kernel[1],
+        patch_size=kernel[1],
+        frames=frames,
+    )
 
 
 def convert(

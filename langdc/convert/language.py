@@ -31,7 +31,17 @@ def build(
     `rows`: how many tokens to keep of the embeddings and the head; None keeps all. ValueError names all tensors that
     are missing, unknown or misshapen.
     """
-    config = type(config).from_dict({**config.to_dict(), "vocab_size": _vocabulary(what, published, rows)})
+    if _EMBEDDINGS not in published:
+        raise ValueError(
+            f"The tensors do not make up {what}: 1 missing: {_EMBEDDINGS}. Copy the published files again."
+        )
+    there = published[_EMBEDDINGS].shape[0]
+    if rows is not None and rows > there:
+        raise ValueError(
+            f"The tokenizer of {what} has {rows} tokens, but there are embeddings of {there}: the others would be "
+            "random. Give the tokenizer that belongs to these weights."
+        )
+    config = type(config).from_dict({**config.to_dict(), "vocab_size": there if rows is None else rows})
     report, taken = NameReport(), {}
     for name, tensor in published.items():
         if _COMPUTED.match(name):
@@ -56,20 +66,6 @@ def build(
     model.load_state_dict(ready, strict=False, assign=True)
     model.tie_weights()
     return model, report
-
-
-def _vocabulary(what: str, published: Mapping[str, Tensor], rows: int | None) -> int:
-    if _EMBEDDINGS not in published:
-        raise ValueError(
-            f"The tensors do not make up {what}: 1 missing: {_EMBEDDINGS}. Copy the published files again."
-        )
-    there = published[_EMBEDDINGS].shape[0]
-    if rows is not None and rows > there:
-        raise ValueError(
-            f"The tokenizer of {what} has {rows} tokens, but there are embeddings of {there}: the others would be "
-            "random. Give the tokenizer that belongs to these weights."
-        )
-    return there if rows is None else rows
 
 
 def merge_adapter(model: PreTrainedModel, file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, NameReport]:

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.stats import rankdata
-from torch import Tensor
 
 from langdc.config import MemberConfig, check
 from langdc.data.records import Record
@@ -131,16 +130,12 @@ class Pictures:
             part = self._task.clip(record)
             path = self._task.path(part)
             read = read_frames(path, frames=case.segments, start=part.start, end=part.end, fps=part.fps)
-            return _jpeg(read.pixels[case.segment])
+            picture = Image.fromarray(read.pixels[case.segment].permute(1, 2, 0).numpy())
+            picture.thumbnail((PICTURE, PICTURE))
+            if max(picture.size) < PICTURE:  # small ones would be blurred by the browser
+                scale = PICTURE // max(picture.size)
+                picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+            return jpeg_url(picture, quality=80)
         except (ValueError, OSError) as error:
             self.missing = self.missing or str(error)
             return None
-
-
-def _jpeg(pixels: Tensor) -> str:
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    picture.thumbnail((PICTURE, PICTURE))
-    if max(picture.size) < PICTURE:  # small ones would be blurred by the browser
-        scale = PICTURE // max(picture.size)
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    return jpeg_url(picture, quality=80)

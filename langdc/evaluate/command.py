@@ -20,7 +20,7 @@ from langdc.evaluate.loop import evaluate
 from langdc.evaluate.notes import notes
 from langdc.evaluate.page import page
 from langdc.evaluate.published import check_published
-from langdc.evaluate.results import Result, read_results
+from langdc.evaluate.results import read_results
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tables import MISMATCH, Table, as_csv, as_markdown
 
@@ -85,20 +85,6 @@ def report(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     results, first = read_results(options.runs, options.reference), options.runs[0]
     console = Console(width=None if sys.stdout.isatty() else 200)
-    _print(console, results)
-    for folder in options.runs:
-        if cost := EvalFolder.read(folder).loop_cost():
-            console.print(f"{folder}: {cost}", style="dim", highlight=False, markup=False)
-    path = options.html or first / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    jsonl.write_text(first / "table.csv", as_csv(results))
-    jsonl.write_text(first / "table.md", as_markdown(results))
-    jsonl.write_text(path, page(results, None if options.no_frames else lambda one: Pictures(one.header)))
-    console.print(f"Report: {path}", soft_wrap=True, highlight=False, markup=False)
-    return 0
-
-
-def _print(console: Console, results: Sequence[Result]) -> None:
     equal, apart = Table.by_budget(results)
     console.print(*(_rich(equal) if equal else ()))
     if apart:
@@ -110,6 +96,16 @@ def _print(console: Console, results: Sequence[Result]) -> None:
         console.print(text, style="yellow", markup=False)
     for note in notes(results):
         console.print(note, style="yellow", highlight=False, markup=False)
+    for folder in options.runs:
+        if cost := EvalFolder.read(folder).loop_cost():
+            console.print(f"{folder}: {cost}", style="dim", highlight=False, markup=False)
+    path = options.html or first / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    jsonl.write_text(first / "table.csv", as_csv(results))
+    jsonl.write_text(first / "table.md", as_markdown(results))
+    jsonl.write_text(path, page(results, None if options.no_frames else lambda one: Pictures(one.header)))
+    console.print(f"Report: {path}", soft_wrap=True, highlight=False, markup=False)
+    return 0
 
 
 def _rich(table: Table) -> list[rich.table.Table]:

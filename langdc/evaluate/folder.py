@@ -94,7 +94,13 @@ class EvalFolder:
                     f"{directory} holds an evaluation of something else:\n  {listed}\n"
                     "Choose another place with output=..., or delete that folder."
                 )
-            _warn_of_other_code(directory, header["sessions"][-1], session)
+            before, now = header["sessions"][-1], session
+            if before["commit"] != now["commit"]:
+                logger.warning("%s was made with commit %s; this is %s.", directory, before["commit"], now["commit"])
+            known = before.get("plugins", {})
+            for module in sorted({**known, **now["plugins"]}):
+                if known.get(module) != now["plugins"].get(module):
+                    logger.warning("%s: the source of %s has changed since the last start.", directory, module)
         header.update(judging or {})
         header["sessions"].append(session)
         directory.mkdir(parents=True, exist_ok=True)
@@ -193,12 +199,3 @@ def _changes(before: Any, after: Any, path: str = "") -> list[str]:
     else:
         return [] if before == after else [f"{path}: {before!r} there, {after!r} now"]
     return [line for key, one, two in pairs for line in _changes(one, two, f"{path}.{key}".lstrip("."))]
-
-
-def _warn_of_other_code(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if before["commit"] != now["commit"]:
-        logger.warning("%s was made with commit %s; this is %s.", directory, before["commit"], now["commit"])
-    known = before.get("plugins", {})
-    for module in sorted({**known, **now["plugins"]}):
-        if known.get(module) != now["plugins"].get(module):
-            logger.warning("%s: the source of %s has changed since the last start.", directory, module)

@@ -7,7 +7,6 @@ the next start, among more or fewer processes.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
@@ -82,20 +81,14 @@ def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load:
     others = CalibrationSet(videos, VideoCache(folder.file("calibration"), named=False, stored=stored))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
     bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-    with _accounted(folder, cache, others.cache), bars as progress:
-        session = Session(config, task, folder, cache, others)
-        for entries in _groups(config.all_entries):
-            _ask_group(session, entries, load, progress)
-
-
-@contextmanager
-def _accounted(folder: EvalFolder, *caches: VideoCache) -> Iterator[None]:
-    """Write down what the session took, in stages and in all, and how often videos were decoded, however it ends."""
-    started = time.perf_counter()
+    started, caches = time.perf_counter(), (cache, others.cache)
     with StageTimer() as timer:
         try:
-            yield
-        finally:
+            with bars as progress:
+                session = Session(config, task, folder, cache, others)
+                for entries in _groups(config.all_entries):
+                    _ask_group(session, entries, load, progress)
+        finally:  # however it ends: what it took, in stages and in all, and how often videos were decoded
             counts = {name: sum(getattr(one, name) for one in caches) for name in ("videos", "decoded", "read")}
             spent = {"seconds": time.perf_counter() - started, "stages": timer.seconds, **counts}
             key = f"session/{len(folder.header['sessions'])}/{rank()}"
@@ -122,7 +115,16 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable,
         return
     lm = load(runs[0].entry)
     lm.model.to(torch.device(config.device) if config.device is not None else devices.device())
-    _prepare(session, lm, runs)
+    # set the budgets of the entries and put their compressors on the model
+    key, need = VideoCache.key_of(lm), lm.compressor.needs
+    for entry in config.all_entries:  # those of later groups included
+        if entry.model_key == runs[0].entry.model_key and entry.control is None:
+            need |= matching.with_parts(lm, entry, 1 if entry.calibrated else None).compressor.needs
+    for run in runs:
+        main_process_first(lambda run=run: run.calibrate(lm, key))
+        run.out.reread()
+        run.set_model(lm, key, need)
+        main_process_first(run.describe_model)
     pending = [record.id for record in task.records if any(run.is_pending(record) for run in runs)]
     by_id = {record.id: record for record in task.records}
     mine = [by_id[name] for name in broadcast(pending)[rank() :: world_size()]]  # all share out the main process's list
@@ -136,16 +138,3 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable,
         pass
     barrier()
     main_process_first(lambda: [run.finish() for run in runs])
-
-
-def _prepare(session: Session, lm: VideoLM, runs: Sequence[Run]) -> None:
-    """Set the budgets of the entries and put their compressors on the model."""
-    key, need = VideoCache.key_of(lm), lm.compressor.needs
-    for entry in session.config.all_entries:  # those of later groups included
-        if entry.model_key == runs[0].entry.model_key and entry.control is None:
-            need |= matching.with_parts(lm, entry, 1 if entry.calibrated else None).compressor.needs
-    for run in runs:
-        main_process_first(lambda run=run: run.calibrate(lm, key))
-        run.out.reread()
-        run.set_model(lm, key, need)
-        main_process_first(run.describe_model)

@@ -51,6 +51,8 @@ def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | Non
     environment.globals["quantity"] = quantity
     equal, apart = Table.by_budget(results)
     answered = [result for result in results if result.answers]
+    known = {stage for result in results for stage in result.stages}
+    order = [*(stage for stage in STAGES if stage in known), *sorted(known - STAGES.keys())]
     failures = Counter(
         (r.name, one["video"], one["reason"] or "no reason given") for r in answered for one in r.failures
     )
@@ -63,7 +65,7 @@ def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | Non
         equal=equal,
         apart=apart,
         costs=_costs(results),
-        stages=_stages(results),
+        stages={stage: STAGES.get(stage, stage) for stage in order},  # those that took time, with their headings
         loops=[text for text in dict.fromkeys(one.loop_cost for one in results) if text],
         kinds=_kinds(results),
         adaptive=_adaptive(results, pictures),
@@ -95,13 +97,6 @@ def _headline(results: Sequence[Result]) -> str:
     if best.difference is not None and best.difference.verdict != "better":
         return f"{name} answers {share}, and {reference.name} cannot be told apart from it"
     return f"{name} is ahead: {share}"
-
-
-def _stages(results: Sequence[Result]) -> dict[str, str]:
-    """The stages that took time, in order, with their headings."""
-    known = {stage for result in results for stage in result.stages}
-    order = [*(stage for stage in STAGES if stage in known), *sorted(known - STAGES.keys())]
-    return {stage: STAGES.get(stage, stage) for stage in order}
 
 
 def _costs(results: Sequence[Result]) -> dict[str, Any]:

@@ -26,7 +26,15 @@ def richness(frames: Frames, frames_per_segment: int) -> dict[str, list[float]]:
     size = (max(2, round(height * scale)), max(2, round(width * scale)))
     grey = F.interpolate(frames.pixels.cpu().float().mean(1, keepdim=True), size, mode="area")[:, 0]
     motion = grey.diff(dim=0).abs().mean((1, 2))  # into every frame but the first
-    edges, firsts = _edge_entropy(grey), range(0, len(grey), frames_per_segment)
+    # entropy of the gradients' magnitudes of each frame [T]
+    across, down = grey[:, :-1].diff(dim=2), grey[:, :, :-1].diff(dim=1)
+    strength = (across**2 + down**2).sqrt().flatten(1)
+    level = (strength * (LEVELS / STRONGEST)).long().clamp(max=LEVELS - 1)
+    frame = torch.arange(len(grey))[:, None] * LEVELS
+    counts = torch.bincount((level + frame).flatten(), minlength=len(grey) * LEVELS).view(-1, LEVELS)
+    share = counts / counts.sum(1, keepdim=True)
+    edges = -torch.xlogy(share, share).sum(1) / torch.log(torch.tensor(2.0))
+    firsts = range(0, len(grey), frames_per_segment)
     return {
         "motion": [_mean(motion[max(first - 1, 0) : first - 1 + frames_per_segment]) for first in firsts],
         "edges": [_mean(edges[first : first + frames_per_segment]) for first in firsts],
@@ -36,14 +44,3 @@ def richness(frames: Frames, frames_per_segment: int) -> dict[str, list[float]]:
 def _mean(values: Tensor) -> float:
     """The mean; 0 for an empty tensor."""
     return round(float(values.mean().nan_to_num()), 4)
-
-
-def _edge_entropy(grey: Tensor) -> Tensor:
-    """Entropy in bits of the gradients' magnitudes of each frame [T,height,width]: [T]."""
-    across, down = grey[:, :-1].diff(dim=2), grey[:, :, :-1].diff(dim=1)
-    strength = (across**2 + down**2).sqrt().flatten(1)
-    level = (strength * (LEVELS / STRONGEST)).long().clamp(max=LEVELS - 1)
-    frame = torch.arange(len(grey))[:, None] * LEVELS
-    counts = torch.bincount((level + frame).flatten(), minlength=len(grey) * LEVELS).view(-1, LEVELS)
-    share = counts / counts.sum(1, keepdim=True)
-    return -torch.xlogy(share, share).sum(1) / torch.log(torch.tensor(2.0))

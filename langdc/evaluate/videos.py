@@ -100,7 +100,23 @@ class VideoCache:
         if name in self._unreadable:
             raise ValueError(self._unreadable[name])
         if name not in self._held or lm.lacks_saliency(self._held[name].encoder):
-            self._add(lm, key, record, path, need)
+            self._opened.add(name)
+            try:
+                video = self._read_or_decoded(lm, key, self.clip(record), path, need)
+            except ValueError as error:
+                self._unreadable[name] = str(error)
+                raise
+            line = {"type": "encoding", "key": name, "video": record.id, "seconds": dict(video.seconds)}
+            if not record.segments and video.frames is not None:  # stored outputs come without pixels
+                line |= richness(video.frames, lm.model.backbone.frames_per_segment)
+            self.file.append([line])
+            first = self.file.by_key[name]["seconds"]
+            self._held[name] = _EncodedVideo(video.encoder, video.times, {**video.seconds, **first})
+            if self.named:
+                self.names[fingerprint(video.encoder)] = record.id
+            held = sum(one.bytes for one in self._held.values())
+            while held > self.memory and len(self._held) > self.min_videos:
+                held -= self._held.popitem(last=False)[1].bytes
         self._held.move_to_end(name)
         return lm.open(path, same=cast(Any, self._held[name]))
 
@@ -118,26 +134,6 @@ class VideoCache:
     def videos(self) -> int:
         """Number of distinct videos opened in this session, per preprocessing."""
         return len(self._opened)
-
-    def _add(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str]) -> None:
-        name = f"{key}/{record.id}"
-        self._opened.add(name)
-        try:
-            video = self._read_or_decoded(lm, key, self.clip(record), path, need)
-        except ValueError as error:
-            self._unreadable[name] = str(error)
-            raise
-        line = {"type": "encoding", "key": name, "video": record.id, "seconds": dict(video.seconds)}
-        if not record.segments and video.frames is not None:  # stored outputs come without pixels
-            line |= richness(video.frames, lm.model.backbone.frames_per_segment)
-        self.file.append([line])
-        first = self.file.by_key[name]["seconds"]
-        self._held[name] = _EncodedVideo(video.encoder, video.times, {**video.seconds, **first})
-        if self.named:
-            self.names[fingerprint(video.encoder)] = record.id
-        held = sum(one.bytes for one in self._held.values())
-        while held > self.memory and len(self._held) > self.min_videos:
-            held -= self._held.popitem(last=False)[1].bytes
 
     def _read_or_decoded(self, lm: VideoLM, key: str, part: Record, path: Any, need: frozenset[str]) -> Any:
         if self.stored is not None and Path(path).exists():  # a missing file fails alone, when it is opened

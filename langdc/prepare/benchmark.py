@@ -25,7 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write its questions as records to this file")
     options, console = parser.parse_args(argv), screen()
     if options.name is None:
-        console.print(_listed())
+        table = Table("name", "benchmark", "licence", "run", box=None, pad_edge=False)
+        for name in _benchmarks():
+            listing: Any = tasks.tasks.get(name).source  # pyright: ignore[reportFunctionMemberAccess]
+            table.add_row(name, listing.title, listing.licence, listing.run)
+        console.print(table)
         return 0
     kind: Any = tasks.tasks.get(options.name)
     if not issubclass(kind, Benchmark):
@@ -52,11 +56,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _benchmarks() -> list[str]:
     return [name for name in tasks.tasks.names() if issubclass(tasks.tasks.get(name), Benchmark)]  # pyright: ignore
-
-
-def _listed() -> Table:
-    table = Table("name", "benchmark", "licence", "run", box=None, pad_edge=False)
-    for name in _benchmarks():
-        source: Any = tasks.tasks.get(name).source  # pyright: ignore[reportFunctionMemberAccess]
-        table.add_row(name, source.title, source.licence, source.run)
-    return table

@@ -40,14 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = make_dataset(options.out, counts, images, options.seed, options.workers)
     out.print("Made." if made else "It is there already; nothing to do.")
     if counts["test"]:
-        out.print(_chance_table(options.out / "test.jsonl"))
+        records = read_records(options.out / "test.jsonl")
+        asked = Counter(question.kind for record in records for question in record.questions)
+        table = Table("question", "asked", "majority-class chance", "target", title="Test questions")
+        for kind, chance in majority_chance(records).items():
+            table.add_row(kind, str(asked[kind]), f"{chance:.3f}", "yes" if kind in TARGET_KINDS else "")
+        out.print(table)
     return 0
-
-
-def _chance_table(path: Path) -> Table:
-    records = read_records(path)
-    asked = Counter(question.kind for record in records for question in record.questions)
-    table = Table("question", "asked", "majority-class chance", "target", title="Test questions")
-    for kind, chance in majority_chance(records).items():
-        table.add_row(kind, str(asked[kind]), f"{chance:.3f}", "yes" if kind in TARGET_KINDS else "")
-    return table

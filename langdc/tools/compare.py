@@ -54,21 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         lm = shared.placed(VideoLM.from_pretrained(options.model, backbone=shared.backbone(options)), options)
         video = lm.open(options.video)
         found = list(_compare(video, options.question, budget, names, max_new_tokens=options.max_new_tokens))
-    console.print(_table(found))
-    assert video.frames is not None and found[0].answer is not None
-    before = found[0].answer.tokens_before
-    write_text(out, _page(Path(options.video).name, options.question, video.frames.pixels, found, before))
-    console.print(f"The patches that each one kept: {out}", soft_wrap=True)
-    return 0
-
-
-def _table(found: Sequence["_Compared"]) -> Table:
     table = Table("compressor", "tokens", "ms", "answer", box=None, pad_edge=False)
     for one in found:
         text = one.trouble if one.answer is None else one.answer.text
         costs = ["-", "-"] if one.answer is None else [str(one.answer.tokens), f"{one.milliseconds:.0f}"]
         table.add_row(one.name, *costs, text, style="dim" if one.answer is None else "")
-    return table
+    console.print(table)
+    assert video.frames is not None and found[0].answer is not None
+    before = found[0].answer.tokens_before
+    write_text(out, _page(Path(options.video).name, options.question, video.frames.pixels, found, before))
+    console.print(f"The patches that each one kept: {out}", soft_wrap=True)
+    return 0
 
 
 @dataclass(frozen=True, eq=False)

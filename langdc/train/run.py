@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,12 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
     config, resume, name = data.config, directory / output.RESUME, directory.name
     learner = Learner(run.model, data.objective, config.loss_weights, config.seed)
     meter = Meter(learner, config.precision, config.peak_flops)
-    log = JsonLog(directory / output.LOG, _samples_after(len(data), config))
+    step = config.train.batch_size * config.train.gradient_accumulation * distributed.world_size()
+    items, per_epoch = len(data), -(-len(data) // step)
+    # how many samples have been trained on; the last step of an epoch may be a smaller one
+    log = JsonLog(
+        directory / output.LOG, lambda steps: steps // per_epoch * items + min(steps % per_epoch * step, items)
+    )
     bar, shutdown = Bar(name), GracefulShutdown()
     watchdog = Watchdog(learner, config.watchdog) if config.watchdog is not None else None
     callbacks = [shutdown, *CaptionEval.of(config, directory, run.model, data.features, meter)]
@@ -108,19 +113,19 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
             distributed.main_process_first(lambda: _save(run, data, directory, log.figures()))
     finally:
         bar.close()
-        _release(trainer)
+        # let go of the engine, so that the next run of a chain, or a model built for it, finds no traces of DeepSpeed
+        if trainer.is_deepspeed_enabled:
+            engine: Any = trainer.deepspeed
+            if engine is not None:  # None when training never began
+                engine.destroy()
+            unset_hf_deepspeed_config()
+        trainer.accelerator.free_memory()
+        gc.collect()
     if is_main_process():
         shutil.rmtree(resume, ignore_errors=True)
     distributed.barrier()
     if shutdown.requested:
         raise Stopped(f"{name} is done, all {steps} steps of it")
-
-
-def _samples_after(items: int, config: RunConfig) -> Callable[[int], int]:
-    """How many samples have been trained on after a number of steps; the last step of an epoch may be a smaller one."""
-    step = config.train.batch_size * config.train.gradient_accumulation * distributed.world_size()
-    per_epoch = -(-items // step)
-    return lambda steps: steps // per_epoch * items + min(steps % per_epoch * step, items)
 
 
 def _gathered(trainer: RunTrainer, run: RunModel) -> AbstractContextManager[object]:
@@ -149,23 +154,27 @@ def _save(run: RunModel, data: TrainingData, directory: Path, figures: dict[str,
     jsonl.write_json(directory / output.FINISHED, figures)
 
 
-def _release(trainer: RunTrainer) -> None:
-    """Let go of the engine, so that the next run of a chain, or a model built for it, finds no traces of DeepSpeed."""
-    if trainer.is_deepspeed_enabled:
-        engine: Any = trainer.deepspeed
-        if engine is not None:  # None when training never began
-            engine.destroy()
-        unset_hf_deepspeed_config()
-    trainer.accelerator.free_memory()
-    gc.collect()
-
-
 def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     """Train the runs that a command line names, in order; the exit code.
 
     `stage`: which one of the sample recipe is trained where no run is named.
     """
-    options = _parser().parse_intermixed_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="langdc train", description="Train one config, or several in order; the same command resumes."
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG | key=value",
+        help="config files or names (a folder: its chain.yaml), and settings of all of them, as train.steps=50",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a config, by an option")
+    parser.add_argument("--processes", type=int, metavar="N", help="train on N devices (or CPUs) of this machine")
+    parser.add_argument("--deepspeed", metavar="FILE", help="ZeRO settings, as deepspeed/zero2.json")
+    parser.add_argument("--verify-save", action="store_true", help="load what was saved in a fresh process and compare")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    options = parser.parse_intermixed_args(argv)
     names = [word for word in [options.config, *options.words] if word is not None and "=" not in word]
     overrides = [word for word in options.words if "=" in word]
     overrides += [f"deepspeed={options.deepspeed}"] if options.deepspeed else []
@@ -198,22 +207,3 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     if is_main_process():
         (sys.stderr if code else sys.stdout).write(f"{message}\n")
     return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="langdc train", description="Train one config, or several in order; the same command resumes."
-    )
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="CONFIG | key=value",
-        help="config files or names (a folder: its chain.yaml), and settings of all of them, as train.steps=50",
-    )
-    parser.add_argument("--config", metavar="FILE", help="a config, by an option")
-    parser.add_argument("--processes", type=int, metavar="N", help="train on N devices (or CPUs) of this machine")
-    parser.add_argument("--deepspeed", metavar="FILE", help="ZeRO settings, as deepspeed/zero2.json")
-    parser.add_argument("--verify-save", action="store_true", help="load what was saved in a fresh process and compare")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
-    return parser

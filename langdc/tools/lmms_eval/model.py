@@ -62,8 +62,10 @@ class LangDCModel(lmms):
         for request in track(requests, "answering", console=console, disable=not is_main_process()):
             text, settings, visuals_of, doc_id, task, split = request.args
             visuals = visuals_of(self.task_dict[task][split][doc_id])
+            if not isinstance(visuals, list | tuple):  # tasks without any give None, some give a single one
+                visuals = [] if visuals is None else [visuals]
             try:
-                replies.append(self._reply(text, _listed(visuals), settings))
+                replies.append(self._reply(text, list(visuals), settings))
             except ValueError as error:
                 log.error("%s, document %s has no reply: %s", task, doc_id, error)
                 replies.append("")
@@ -98,13 +100,6 @@ class LangDCModel(lmms):
         if hasattr(self, "lm"):
             del self.lm
         super().clean()
-
-
-def _listed(visuals: Any) -> list[Any]:
-    """A task's visuals as a list; tasks without any give None, some give a single one."""
-    if visuals is None:
-        return []
-    return list(visuals) if isinstance(visuals, list | tuple) else [visuals]
 
 
 def _file(visual: Any, place: Path) -> str:
