@@ -5,8 +5,9 @@ and its interval lies between quantiles of the resamples. Where a benchmark's fi
 (strata), a kind has its weight however many questions it has. Letters: n questions, G videos, K strata, R resamples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -103,11 +104,12 @@ class _Sums:
         return np.sort(np.concatenate(found))
 
 
-def _weights(groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each of G clusters is drawn in each resample, in blocks [BLOCK,G]."""
-    rng = np.random.default_rng(seed)
-    for first in range(0, resamples, BLOCK):
-        yield rng.multinomial(groups, np.full(groups, 1 / groups), size=min(BLOCK, resamples - first))
+@lru_cache(maxsize=2)
+def _weights(groups: int, resamples: int, seed: int) -> list[np.ndarray]:
+    """How often each of G clusters is drawn in each resample, in blocks [BLOCK,G]; the same for all entries."""
+    rng, even = np.random.default_rng(seed), np.full(groups, 1 / groups)
+    sizes = (min(BLOCK, resamples - first) for first in range(0, resamples, BLOCK))
+    return [rng.multinomial(groups, even, size=size).astype(np.uint32) for size in sizes]
 
 
 def _check_lengths(what: str, *lengths: int) -> None:
@@ -184,7 +186,7 @@ def rank_correlation(
     centre, n, groups = _spearman(both), both.shape[1], len(names)
     if np.isnan(centre) or groups == 1:
         return Estimate(centre, -1.0, 1.0, np.inf, n, groups)
-    weights = np.concatenate(list(_weights(groups, resamples, seed)))[:, cluster]
+    weights = np.concatenate(_weights(groups, resamples, seed))[:, cluster]
     drawn = np.array([_spearman(np.repeat(both, times, axis=1)) for times in weights])
     known = drawn[~np.isnan(drawn)]
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(known) else (centre, centre)
