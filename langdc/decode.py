@@ -260,19 +260,20 @@ def _steps(
 ) -> _Steps:
     """Steps for prompts `embeds`: captured ones where a card can replay them, made once for each bucket of K."""
     keys = -(-(embeds.shape[1] + max_tokens) // _BUCKET) * _BUCKET
-    made = _Steps(model, embeds, keys, max_tokens + 1, layer, end, pad)
+    sizes = (keys, max_tokens + 1, layer, end, pad)
     if embeds.device.type != "cuda" or model.training:
-        return made
+        return _Steps(model, embeds, *sizes)
     # a graph reads weights where they were when it was made
     weights = hash(tuple(parameter.data_ptr() for parameter in model.parameters()))
     key = (compiled, len(embeds), keys, max_tokens, layer, tuple(end), pad, embeds.dtype, embeds.device, weights)
     kept = _graphs.setdefault(model, OrderedDict())
     if key not in kept:
+        made = _Steps(model, embeds, *sizes)
         try:
             made.capture(compiled)
         except RuntimeError as error:
             logger.warning("Captions are written without a CUDA graph, which is slower: %s", error)
-            made = _Steps(model, embeds, keys, max_tokens + 1, layer, end, pad)
+            made = _Steps(model, embeds, *sizes)
         kept[key] = made
         while len(kept) > _KEPT:
             kept.popitem(last=False)

@@ -66,7 +66,10 @@ def _splice(prompt: Prompt, words: Tensor, videos: list[VideoTokens]) -> Spliced
 
 
 def joined_sides(parts: Sequence[tuple[tuple[Tensor, ...], int]]) -> tuple[Tensor, ...]:
-    """Side features of so many tokens each; zeros, which add nothing, for new tokens beside others that have them."""
+    """Join the side features of several parts; a part is its features and its number of tokens.
+
+    New tokens have none. Beside tokens that have some they get zeros, which add nothing.
+    """
     like = next((extra for extra, _ in parts if extra), ())
     filled = [extra or tuple(side.new_zeros(count, *side.shape[1:]) for side in like) for extra, count in parts]
     return tuple(torch.cat(sides) for sides in zip(*filled, strict=True))
