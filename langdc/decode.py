@@ -1,11 +1,11 @@
 """Greedy batches in steps of constant shapes, which a CUDA device replays as one graph.
 
-Letters: B rows, M prompt length, K keys, Z width.
+Letters: A rotary axes, B rows, G key heads, L layers, M prompt length, K keys, E head width, V vocabulary, Z width.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel, StaticCache
+from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from langdc.log import get_logger
 
@@ -23,9 +24,24 @@ logger = get_logger(__name__)
 _CHECK_EVERY = 8
 """Steps between reads of the stop flags, each of which waits for the device."""
 _BUCKET = 64
-"""Key counts K are multiples of it, so that prompts of similar lengths share a graph."""
+"""Key counts K of graphs are multiples of it, of long prompts of an eighth, so that similar ones share a graph."""
 _KEPT = 8
 """Graphs kept per model, those used last."""
+_KEPT_BYTES = 1 << 32
+"""Their keys and values; the graph used last is kept whatever it takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Prompts that were read: their `cache`, the `logits` [B,V] after them and the `positions` [A,B,1] of the next
+    tokens. `real` [B,K]: false at padding; None: there is none. `state` [B,1,Z]: of the layer that is noted.
+    """
+
+    cache: Cache
+    logits: Tensor
+    positions: Tensor
+    real: Tensor | None = None
+    state: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +74,31 @@ def greedy(
     """Write at most `max_tokens` tokens per row after left-padded prompts; every row stops at its own end token.
 
     `embeds` [B,M,Z]; `mask` [B,M] 1 at real positions; `layer` indexes the model's hidden states (0: embeddings).
+    All layers are run, since the head needs them, but only that layer's states are kept.
     `synced`: all ranks of a sharded model run the same number of steps. `counted_ends`: those of `end` that count as
     one of the `max_tokens`, so that the state that chose them is kept. `pad`: the token of rows after their end.
     `compiled`: on CUDA, by kernels that torch.compile makes, in half a minute for each new shape.
     """
-    ends, done = torch.tensor(end, device=embeds.device), 1
-    steps = _steps(model, embeds, max_tokens, layer, end, pad, compiled)
-    steps.read(embeds, mask)
-    while done <= max_tokens and not (done % _CHECK_EVERY == 0 and _all_finished(steps.finished, synced)):
-        steps.advance()
-        done += 1
-    ids, states = steps.ids[:, :done].clone(), steps.states[:, :done].clone()  # the next batch overwrites them
+    layer = layer if layer >= 0 else model.config.num_hidden_layers + 1 + layer
+    reading = _read(model, embeds, mask, layer)
+
+    def stop(done: int, finished: Tensor) -> bool:
+        return done % _CHECK_EVERY == 0 and _all_finished(finished, synced)
+
+    steps = write(model.model, model.lm_head, [reading], end, max_tokens + 1, pad, 1.0, layer, compiled, stop)
+    assert steps.states is not None
+    ids, states = steps.ids[:, : steps.done].clone(), steps.states[:, : steps.done].clone()  # the next batch overwrites
+    ends = torch.tensor(end, device=embeds.device)
     return _cut(ids, states, ends, max_tokens, ends.new_tensor(counted_ends))
+
+
+def _read(model: PreTrainedModel, embeds: Tensor, mask: Tensor, layer: int) -> Reading:
+    positions, noted = (mask.cumsum(1) - 1).clamp(min=0), []
+    cache = DynamicCache()
+    options = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+    with _noting(model.model, layer, noted.append):
+        last = model.model(inputs_embeds=embeds, **options).last_hidden_state[:, -1]
+    return Reading(cache, model.lm_head(last), positions[None, :, -1:] + 1, mask.bool(), noted[0])
 
 
 def predictions(tokens: int, max_tokens: int) -> int:
@@ -77,15 +106,71 @@ def predictions(tokens: int, max_tokens: int) -> int:
     return min(max_tokens + 1, -(-(tokens + 1) // _CHECK_EVERY) * _CHECK_EVERY)
 
 
+def write(
+    text_model: nn.Module,
+    lm_head: nn.Module,
+    readings: Sequence[Reading],
+    end: list[int],
+    tokens: int,
+    pad: int | None = None,
+    penalty: float = 1.0,
+    layer: int | None = None,
+    compiled: bool = False,
+    stop: Callable[[int, Tensor], bool] | None = None,
+) -> "_Steps":
+    """Steps that have written at most `tokens` tokens a row after prompts, until all rows have an `end`.
+
+    `penalty`: by what the scores of tokens that a row holds already are divided (negative ones multiplied). `layer`:
+    whose states are kept. `stop`: from the number of steps and who is finished [B] to whether to stop. The readings
+    are used up, and what is returned is overwritten by the next batch. Other arguments as in `greedy`.
+    """
+    steps = _steps(text_model, lm_head, readings, end, tokens, pad, penalty, layer, compiled)
+    stop = _Finished(steps.finished.device) if stop is None else stop
+    steps.begin(readings)
+    while steps.done < tokens and not stop(steps.done, steps.finished):
+        steps.advance()
+    return steps
+
+
+class _Finished:
+    """Whether all rows are finished; on a device that works ahead, whether they were a step ago: nobody waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.ahead = device.type != "cpu"
+        self.flag = torch.zeros((), dtype=torch.bool, pin_memory=self.ahead)
+        self.event = torch.get_device_module(device).Event() if self.ahead else None
+
+    def __call__(self, _: int, finished: Tensor) -> bool:
+        if self.event is None:
+            return bool(finished.all())
+        self.event.synchronize()
+        before = bool(self.flag)
+        self.flag.copy_(finished.all(), non_blocking=True)
+        self.event.record()
+        return before
+
+
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **others: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    sliding_window: int | None = None,
+    *,
+    steps: "_Steps",
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention [B,1,h,E] of one new query per row. The h query heads of a key head are its rows: no key is repeated,
     and a few short products are faster than one kernel for long prompts.
     """
     rows, heads, _, width = query.shape
+    hidden = steps.hidden[module.layer_idx]  # pyright: ignore[reportArgumentType]
+    if sliding_window is not None:
+        hidden = hidden | (steps.order <= steps.place - sliding_window)
     grouped = query.view(rows, key.shape[1], heads // key.shape[1], width) * scaling
-    scores = torch.matmul(grouped, key.transpose(2, 3)).float().masked_fill(~mask, -torch.inf)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).float().masked_fill(hidden.to(key.device), -torch.inf)
     found = torch.matmul(scores.softmax(-1).to(value.dtype), value)
     return found.view(rows, 1, heads, width), None
 
@@ -117,6 +202,22 @@ def _fused_norms(model: nn.Module) -> Iterator[None]:
             del norm.forward
 
 
+@contextmanager
+def _noting(text_model: Any, layer: int | None, note: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Note the last states [B,1,Z] that go into a layer; hidden states of all layers would be kept otherwise."""
+    if layer is None:
+        yield
+        return
+    if layer < len(text_model.layers):
+        hook = text_model.layers[layer].register_forward_pre_hook(lambda _, given: note(given[0][:, -1:]))
+    else:
+        hook = text_model.register_forward_hook(lambda _, __, found: note(found.last_hidden_state[:, -1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _all_finished(finished: Tensor, synced: bool) -> bool:
     flag = finished.all().int()
     if synced and torch.distributed.is_initialized():
@@ -139,49 +240,91 @@ def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_end
     )
 
 
+class _StaticLayer(DynamicLayer):
+    """A layer's keys and values [B,G,K,E], which stay where they are in memory; new ones are put at `place` [1]."""
+
+    def __init__(self, rows: int, count: int, like: DynamicLayer, place: Tensor) -> None:
+        super().__init__()
+        assert like.keys is not None and like.values is not None
+        self.lazy_initialization(like.keys, like.values)
+        self.keys, self.values = (
+            states.new_zeros(rows, states.shape[1], count, states.shape[3]) for states in (like.keys, like.values)
+        )
+        self.place = place.to(self.keys.device)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.keys.index_copy_(2, self.place, key_states)
+        self.values.index_copy_(2, self.place, value_states)
+        return self.keys, self.values
+
+
 class _Steps:
     """Steps of a batch of B rows with at most `keys` keys; what they read and write stays where it is in memory.
 
-    `ids` [B,n] and `states` [B,n,Z] of the steps so far; `finished` [B].
+    `ids` [B,n] and `states` [B,n,Z] of the `done` steps so far; `finished` [B]; `total` [B], the sum of the chosen
+    tokens' scores, which is finite if all were.
     """
 
     def __init__(
-        self, model: PreTrainedModel, like: Tensor, keys: int, steps: int, layer: int, end: list[int], pad: int | None
+        self,
+        text_model: Any,
+        lm_head: nn.Module,
+        like: Sequence[Reading],
+        keys: int,
+        tokens: int,
+        end: list[int],
+        pad: int | None,
+        penalty: float,
+        layer: int | None,
     ) -> None:
-        rows, width, device = like.shape[0], like.shape[2], like.device
-        config: Any = model.config
-        self.model, self.pad, self.ends = model, pad, torch.tensor(end, device=device)
-        self.layer = layer if layer >= 0 else config.num_hidden_layers + 1 + layer
-        self.cache = StaticCache(config=config, max_cache_len=keys)
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.cache.early_initialization(rows, config.num_key_value_heads, head, like.dtype, device)
-        self.mask = torch.zeros(rows, 1, 1, keys, dtype=torch.bool, device=device)
-        self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        first, rows = like[0], sum(len(reading.logits) for reading in like)
+        axes, device, layers = len(first.positions), first.logits.device, first.cache.layers
+        self.text_model, self.lm_head, self.embed = text_model, lm_head, text_model.get_input_embeddings()
+        self.layer, self.pad, self.penalty, self.ends = layer, pad, penalty, torch.tensor(end, device=device)
+        # what every step adds one to: the places in the cache and in `ids`, and the positions of the rows
+        self.counters = torch.zeros(2 + axes * rows, dtype=torch.long, device=device)
+        self.place, self.step, places = self.counters.split([1, 1, axes * rows])
+        self.positions = places.view(axes, rows, 1)
+        self.cache = Cache(layers=[_StaticLayer(rows, keys, each, self.place) for each in layers])  # pyright: ignore[reportArgumentType]
+        self.hidden = torch.ones(len(layers), rows, 1, 1, keys, dtype=torch.bool, device=device)
+        self.order = torch.arange(keys, device=device)
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
-        self.place, self.step = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
-        self.ids = torch.zeros(rows, steps, dtype=torch.long, device=device)
-        self.states = like.new_zeros(rows, steps, width)
+        self.ids = torch.zeros(rows, tokens, dtype=torch.long, device=device)
+        self.states = None if first.state is None else first.state.new_zeros(rows, tokens, first.state.shape[2])
+        self.said = None if penalty == 1 else torch.zeros_like(first.logits, dtype=torch.bool).repeat(rows, 1)[:rows]
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.embed = model.get_input_embeddings()
+        self.total = torch.zeros(rows, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.done = 0
 
-    def read(self, embeds: Tensor, real: Tensor) -> None:
-        """Read the prompts `embeds` [B,M,Z], `real` [B,M] 1 where they are no padding, and write their first tokens."""
-        length = embeds.shape[1]
-        for counter in (self.finished, self.step, self.mask):
-            counter.zero_()
-        self.mask[:, 0, 0, :length] = real.bool()
-        self.place.fill_(length)
-        positions = (real.cumsum(1) - 1).clamp(min=0)
-        self.position.copy_(positions[:, -1:])
-        prompt = DynamicCache(config=self.model.config)
-        with self._noting():
-            self._write(embeds, real, positions, prompt)
-        layers: Any = zip(self.cache.layers, prompt.layers, strict=True)
-        for kept, read in layers:
-            kept.keys[:, :, :length] = read.keys
-            kept.values[:, :, :length] = read.values
-            kept.cumulative_length.fill_(length)
+    @property
+    def bytes(self) -> int:
+        """Of keys and values."""
+        return sum(t.nbytes for each in self.cache.layers for t in (each.keys, each.values) if t is not None)
+
+    def begin(self, readings: Sequence[Reading]) -> None:
+        """Copy what was read of all rows' prompts, and choose the first tokens. Each layer's keys end at one place."""
+        for kept in (self.finished, self.total, self.step, *([] if self.said is None else [self.said])):
+            kept.zero_()
+        self.hidden.fill_(True)
+        length, at = _longest(readings), 0
+        self.place.fill_(length - 1)  # a step adds one first
+        for reading in readings:
+            rows = slice(at, at + len(reading.logits))
+            layers: Any = enumerate(zip(self.cache.layers, reading.cache.layers, strict=True))
+            for number, (kept, read) in layers:
+                count = read.keys.shape[2]
+                places = slice(length - count, length)
+                kept.keys[rows, :, places] = read.keys
+                kept.values[rows, :, places] = read.values
+                read.keys = read.values = None
+                self.hidden[number, rows, 0, 0, places] = False if reading.real is None else ~reading.real[:, -count:]
+            self.positions[:, rows] = reading.positions - 1
+            at = rows.stop
+        if self.states is not None:
+            self._note(torch.cat([reading.state for reading in readings if reading.state is not None]))
+        self._choose(torch.cat([reading.logits for reading in readings]))
+        self.done = 1
 
     def advance(self) -> None:
         """Read the tokens written last, and write the next ones."""
@@ -190,53 +333,48 @@ class _Steps:
         else:
             with self.ready():
                 self.run()
+        self.done += 1
 
     @contextmanager
     def ready(self) -> Iterator[None]:
         """For calls of `run`, which is free of Python objects that change."""
-        with _attending(self.model.config, "langdc_step"), self._noting():
+        with _attending(self.text_model.config, "langdc_step"), _noting(self.text_model, self.layer, self._note):
             yield
 
     def run(self) -> None:
         """The step itself: tensors of constant shapes."""
-        self.mask.index_fill_(3, self.place, True)
+        self.counters += 1
+        self.hidden.index_fill_(4, self.place, False)
+        options = {"past_key_values": self.cache, "use_cache": True, "steps": self}
+        positions = self.positions if len(self.positions) > 1 else self.positions[0]
         embeds = self.embed(self.token)[:, None]
-        self.place += 1
-        self.position += 1
-        self._write(embeds, self.mask, self.position, self.cache)
+        last = self.text_model(inputs_embeds=embeds, position_ids=positions, **options).last_hidden_state
+        self._choose(self.lm_head(last[:, 0]))
 
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        """Note what goes into a layer; hidden states of all layers would be kept otherwise."""
-        layers: Any = self.model.model.layers
-        with ExitStack() as hooks:
-            if self.layer < len(layers):
-                hooks.callback(layers[self.layer].register_forward_pre_hook(self._note).remove)
-            yield
+    def _note(self, states: Tensor) -> None:
+        assert self.states is not None
+        self.states.index_copy_(1, self.step, states)
 
-    def _note(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        self.states.index_copy_(1, self.step, given[0][:, -1:])
-
-    def _write(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> None:
-        options = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
-        last = self.model.model(inputs_embeds=embeds, attention_mask=mask, **options).last_hidden_state[:, -1:]
-        if self.layer == self.model.config.num_hidden_layers:
-            self.states.index_copy_(1, self.step, last)
-        token = self.model.lm_head(last[:, 0]).argmax(-1)
+    def _choose(self, logits: Tensor) -> None:
+        if self.said is not None:
+            logits = logits.float()
+            punished = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)
+            logits = torch.where(self.said, punished, logits)
+        best, token = logits.max(-1)
         if self.pad is not None:
             token = torch.where(self.finished, self.pad, token)
+        if self.said is not None:
+            self.said.scatter_(1, token[:, None], True)
+        self.total += best
         self.finished |= torch.isin(token, self.ends)
         self.token.copy_(token)
         self.ids.index_copy_(1, self.step, token[:, None])
-        self.step += 1
 
     def capture(self, compiled: bool) -> None:
         """Record a step as a graph, which is replayed from then on; `compiled`: with fused kernels."""
-        blank = self.states.new_zeros(len(self.ids), 1, self.states.shape[2])
-        self.read(blank, torch.ones_like(self.position))
         run = torch.compile(self.run, fullgraph=True, dynamic=False) if compiled else self.run
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        with self.ready(), nullcontext() if compiled else _fused_norms(self.model):
+        with self.ready(), nullcontext() if compiled else _fused_norms(self.text_model):
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 run()
@@ -246,36 +384,49 @@ class _Steps:
         self.graph = graph
 
 
-_graphs: WeakKeyDictionary[PreTrainedModel, OrderedDict[tuple, _Steps]] = WeakKeyDictionary()
+def _longest(readings: Sequence[Reading]) -> int:
+    layers: Any = [layer for reading in readings for layer in reading.cache.layers]
+    return max(layer.keys.shape[2] for layer in layers)
+
+
+_graphs: WeakKeyDictionary[nn.Module, OrderedDict[tuple, _Steps]] = WeakKeyDictionary()
 
 
 def _steps(
-    model: PreTrainedModel,
-    embeds: Tensor,
-    max_tokens: int,
-    layer: int,
+    text_model: nn.Module,
+    lm_head: nn.Module,
+    readings: Sequence[Reading],
     end: list[int],
+    tokens: int,
     pad: int | None,
+    penalty: float,
+    layer: int | None,
     compiled: bool,
 ) -> _Steps:
-    """Steps for prompts `embeds`: captured ones where a card can replay them, made once for each bucket of K."""
-    keys = -(-(embeds.shape[1] + max_tokens) // _BUCKET) * _BUCKET
-    sizes = (keys, max_tokens + 1, layer, end, pad)
-    if embeds.device.type != "cuda" or model.training:
-        return _Steps(model, embeds, *sizes)
+    """Steps to continue readings: captured ones where a card can replay them, made once for each bucket of K."""
+    keys, device = _longest(readings) + tokens, readings[0].logits.device
+
+    def made() -> _Steps:
+        return _Steps(text_model, lm_head, readings, keys, tokens, end, pad, penalty, layer)
+
+    if device.type != "cuda" or text_model.training or tokens == 1:
+        return made()
+    bucket = max(_BUCKET, 1 << keys.bit_length() - 4)
+    keys = -(-keys // bucket) * bucket
     # a graph reads weights where they were when it was made
-    weights = hash(tuple(parameter.data_ptr() for parameter in model.parameters()))
-    key = (compiled, len(embeds), keys, max_tokens, layer, tuple(end), pad, embeds.dtype, embeds.device, weights)
-    kept = _graphs.setdefault(model, OrderedDict())
+    weights = hash(tuple(parameter.data_ptr() for part in (text_model, lm_head) for parameter in part.parameters()))
+    rows, like = sum(len(reading.logits) for reading in readings), readings[0].logits
+    key = (compiled, rows, keys, tokens, layer, tuple(end), pad, penalty, like.dtype, device, weights)
+    kept = _graphs.setdefault(text_model, OrderedDict())
     if key not in kept:
-        made = _Steps(model, embeds, *sizes)
-        try:
-            made.capture(compiled)
-        except RuntimeError as error:
-            logger.warning("Captions are written without a CUDA graph, which is slower: %s", error)
-            made = _Steps(model, embeds, *sizes)
-        kept[key] = made
-        while len(kept) > _KEPT:
+        found = made()
+        while kept and (len(kept) >= _KEPT or sum(each.bytes for each in (found, *kept.values())) > _KEPT_BYTES):
             kept.popitem(last=False)
+        try:
+            found.capture(compiled)
+        except RuntimeError as error:
+            logger.warning("Tokens are written without a CUDA graph, which is slower: %s", error)
+            found = made()
+        kept[key] = found
     kept.move_to_end(key)
     return kept[key]

@@ -1,6 +1,5 @@
 """Replies to chunked prompts. Letters: A rotary axes, B rows, V vocabulary."""
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +13,6 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from langdc.attention import using
@@ -91,24 +89,8 @@ class Continuation(PreTrainedModel, GenerationMixin):
         return self.output.cache.apply_offset(layer, query)
 
 
-class FirstToken(BaseStreamer):
-    """Records the time at which generation delivers its first new token: `at`, in seconds of `time.perf_counter`."""
-
-    def __init__(self) -> None:
-        self.at: float | None = None
-        self._calls = 0
-
-    def put(self, value: Tensor) -> None:
-        self._calls += 1
-        if self._calls == 2:  # the first call hands over the prompt
-            self.at = time.perf_counter()
-
-    def end(self) -> None:
-        pass
-
-
 class ScoreCheck(LogitsProcessor):
-    """Notes scores that are not finite, which argmax and sampling accept. `require_finite` waits for the device."""
+    """Notes scores that are not finite, which argmax and sampling accept. `finite` waits for the device."""
 
     def __init__(self) -> None:
         self._broken: Tensor | None = None
@@ -123,17 +105,23 @@ class ScoreCheck(LogitsProcessor):
         self._broken = broken if self._broken is None else self._broken | broken
         return scores
 
-    def require_finite(self, tokens: Iterable[VideoTokens]) -> None:
-        """ValueError if some scores were not finite; it says whether the videos' `tokens` were broken already."""
-        if self._broken is None or not self._broken:
-            return
-        if all(per_video.values.isfinite().all() for per_video in tokens):
-            where = "the video tokens are finite, so it is the language model. Load it in float32 or bfloat16"
-        else:
-            where = "the video tokens hold NaN or infinity already. Look at the compressor and the projectors"
-        raise ValueError(
-            f"The scores of the next token are NaN or infinite: {where}, and see whether a weight is not finite."
-        )
+    @property
+    def finite(self) -> bool:
+        """Whether all scores were finite."""
+        return self._broken is None or not self._broken
+
+
+def require_finite_scores(finite: bool, tokens: Iterable[VideoTokens]) -> None:
+    """ValueError if some scores were not finite; it says whether the videos' `tokens` were broken already."""
+    if finite:
+        return
+    if all(per_video.values.isfinite().all() for per_video in tokens):
+        where = "the video tokens are finite, so it is the language model. Load it in float32 or bfloat16"
+    else:
+        where = "the video tokens hold NaN or infinity already. Look at the compressor and the projectors"
+    raise ValueError(
+        f"The scores of the next token are NaN or infinite: {where}, and see whether a weight is not finite."
+    )
 
 
 def require_finite(encoded: Grids) -> None:

@@ -150,8 +150,6 @@ class Backbone(nn.Module, ABC):
     """Ids that end a reply."""
     has_saliency: ClassVar[bool] = False
     """Whether its encoder's attention can be had."""
-    batched: bool = False
-    """Whether several prompts may be read as one padded batch by transformers' `generate`."""
     released_axes: Literal["time", "all"] = "time"
     """Which axes of new tokens follow a shortened time line in the released code of ReTaKe for this model."""
 

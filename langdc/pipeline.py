@@ -21,13 +21,13 @@ from langdc.backbones.inputs import read_prompt
 from langdc.config import MemberConfig, check
 from langdc.features import read_spec
 from langdc.flops import Counted, encoder_flops, work_flops
-from langdc.generate import FirstToken, require_finite
+from langdc.generate import require_finite
 from langdc.interfaces import KVCompressor, TokenCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
 from langdc.model import VideoModel, build_compressor
 from langdc.prefill import PrefillOutput
-from langdc.replies import reply_alone, reply_together
+from langdc.replies import reply
 from langdc.timing import StageTimer, stage
 from langdc.types import Answer, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
 
@@ -81,7 +81,7 @@ class OpenVideo:
     def ask(self, question: str, **generation: Any) -> Answer:
         """Answer a question, with what every stage took; options are those of transformers (max_new_tokens, ...)."""
         devices.reset_peak(self.lm.device)
-        return self.lm._answers([(self, question)], FirstToken(), **generation)[0]
+        return self.lm.answer([(self, question)], **generation)[0]
 
 
 class VideoLM:
@@ -213,7 +213,7 @@ class VideoLM:
     def ask(self, path: str | Path | None, question: str, **generation: Any) -> Answer:
         """Answer a question about a file; None asks the language model alone, without a video."""
         if path is None:
-            return self._reply([self.prompt(question)], [[]], [[]], None, **generation)[0]
+            return self._reply([self.prompt(question)], [[]], [[]], **generation)[0]
         return self.open(path).ask(question, **generation)
 
     def converse(self, messages: list[dict], videos: Sequence[OpenVideo], **generation: Any) -> Answer:
@@ -223,35 +223,30 @@ class VideoLM:
         """
         prompt, question = self._prompt(messages, videos), question_of(messages)
         tokens = [found.tokens for found in self.compress([(video, question) for video in videos])]
-        return self._reply([prompt], [list(videos)], [tokens], None, **generation)[0]
+        return self._reply([prompt], [list(videos)], [tokens], **generation)[0]
 
     def answer(self, batch: Sequence[tuple[OpenVideo, str]], **generation: Any) -> list[Answer]:
         """Answer several questions at once. All videos are compressed in one batch, and what prompts about a video
         begin with is read once. Seconds are shares of the batch's; FLOPs are those of asking alone.
         """
-        return self._answers(batch, None, **generation)
-
-    def _answers(
-        self, batch: Sequence[tuple[OpenVideo, str]], clock: FirstToken | None, **generation: Any
-    ) -> list[Answer]:
         compressed = self.compress(batch)  # before the clock starts; a prompt may ask for the features
         with StageTimer(self.device) as timer, stage("preprocess"):
             prompts = [self.prompt(question, video) for video, question in batch]
         share = timer.seconds["preprocess"] / max(len(batch), 1)
         videos, tokens = [[video] for video, _ in batch], [[found.tokens] for found in compressed]
-        replies = self._reply(prompts, videos, tokens, clock, **generation)
+        replies = self._reply(prompts, videos, tokens, **generation)
         answers = []
-        for reply, (video, _), found in zip(replies, batch, compressed, strict=True):
+        for answered, (video, _), found in zip(replies, batch, compressed, strict=True):
             # what came before the language model, the making of its prompt included
             before = {**video.seconds, "preprocess": video.seconds.get("preprocess", 0.0) + share}
             encoding = encoder_flops(self.model.backbone, video.encoder)
             answer = replace(
-                reply,
+                answered,
                 tokens=len(found.tokens),
                 tokens_before=_size(video.features),
                 segment_tokens=found.tokens.per_segment(video.segments),
-                seconds={**before, "compress": found.seconds, **reply.seconds},
-                flops={"encode": encoding, "compress": found.flops, **reply.flops},
+                seconds={**before, "compress": found.seconds, **answered.seconds},
+                flops={"encode": encoding, "compress": found.flops, **answered.flops},
                 captions=found.captions,
             )
             answers.append(answer)
@@ -262,16 +257,11 @@ class VideoLM:
         prompts: list[Prompt],
         videos: list[list[OpenVideo]],
         tokens: list[list[VideoTokens]],
-        clock: FirstToken | None,
         **generation: Any,
     ) -> list[Answer]:
         options = {"max_new_tokens": 64, "do_sample": False, **generation}
-        padded = any(each.padding is not None for shown in tokens for each in shown)  # `generate` would never show it
-        if self.kv is None and self.model.backbone.batched and not padded:
-            return reply_together(self.model.backbone, prompts, tokens, clock, options)
         frames = [[len(video.times) for video in shown] for shown in videos]
-        given = zip(prompts, tokens, frames, strict=True)
-        return [reply_alone(self.model.backbone, *each, self.kv, options) for each in given]
+        return reply(self.model.backbone, prompts, tokens, frames, self.kv, options)
 
     @torch.no_grad()
     def read(self, prompt: Prompt, videos: list[OpenVideo]) -> PrefillOutput:

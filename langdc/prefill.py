@@ -70,12 +70,14 @@ def prefill(
     follow a compacted video directly, "time" or "all" (one released model). ValueError for inputs that do not fit.
     """
     _check(text_model, embeds, positions, video)
-    chunks = tuple(chunks_of(video, chunk_tokens, frame_tokens, anchor))
     reader = _ChunkedPrefill(text_model, embeds, positions, arguments)
+    chunks = tuple(chunks_of(video, chunk_tokens, frame_tokens, anchor)) if compressor is not None else ()
     if compressor is not None and chunks:
         config = text_model.config
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
         reader.compressor = compressor if compressor.active else None
+    if reader.compressor is None:
+        chunks = ()  # the whole prompt in one call
     with torch.no_grad(), using(text_model):
         logits = lm_head(reader.read(chunks, close_gaps=reply_axes == "time"))
     offset_axes = len(positions) if reader.continuous else 0

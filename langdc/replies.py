@@ -1,107 +1,142 @@
 """Prompts and video tokens to replies, with what the language model cost: seconds, FLOPs, bytes of the cache."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import replace
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from langdc import devices
-from langdc.backbones.inputs import read_prompt, read_together
+from langdc.backbones.inputs import read_prompt, read_together, slides
+from langdc.decode import Reading, write
 from langdc.flops import reading_flops
-from langdc.generate import Continuation, FirstToken, ScoreCheck
+from langdc.generate import Continuation, ScoreCheck, require_finite_scores
 from langdc.interfaces import Backbone, KVCompressor
-from langdc.timing import StageTimer, note, stage
+from langdc.log import get_logger
+from langdc.prefill import PrefillOutput
+from langdc.timing import StageTimer, stage
 from langdc.types import Answer, Prompt, VideoTokens
 
+logger = get_logger(__name__)
 
-@torch.no_grad()
-def reply_alone(
-    backbone: Backbone,
-    prompt: Prompt,
-    tokens: list[VideoTokens],
-    frames: Sequence[int],
-    kv: KVCompressor | None,
-    options: dict[str, Any],
-) -> Answer:
-    """Read one prompt and write the reply. `frames`: how many were read of each video; `options`: of `generate`."""
-    watch, options = _watched(backbone, options)
-    with StageTimer(backbone.language_model.device) as timer:
-        with stage("prefill"):
-            reading = read_prompt(backbone, prompt, tokens, kv, frames)
-        held, kv_bytes = reading.keys_per_layer, reading.cache.held_bytes
-        with stage("generate"):
-            ids = Continuation(reading, backbone.generation_config).generate(**options)
-            text = _text(backbone, ids[0])
-    watch.require_finite(tokens)
-    flops = reading_flops(backbone, reading.calls, sum(held) / len(held), len(ids[0]) - 1, reading.scoring_flops)
-    answer = Answer(text, seconds=timer.seconds, flops=flops, kv_bytes=kv_bytes, reply_tokens=len(ids[0]))
-    return _measured(backbone, prompt, replace(answer, keys_per_layer=held if kv is not None else None))
+_OF_GREEDY = {
+    *("max_new_tokens", "repetition_penalty", "eos_token_id", "pad_token_id", "bos_token_id"),
+    *("do_sample", "temperature", "top_k", "top_p", "num_beams", "use_cache", "transformers_version"),
+}
+"""Settings of generation that `langdc.decode.write` follows, or that say nothing where nothing is drawn."""
 
 
 @torch.no_grad()
-def reply_together(
+def reply(
     backbone: Backbone,
     prompts: list[Prompt],
     tokens: list[list[VideoTokens]],
-    clock: FirstToken | None,
+    frames: Sequence[Sequence[int]],
+    kv: KVCompressor | None,
     options: dict[str, Any],
 ) -> list[Answer]:
-    """Answer prompts as one padded batch; seconds are each one's share. `clock`: of a single prompt's first token."""
-    watch, options = _watched(backbone, options)
-    if clock is not None:
-        options = {"streamer": clock, **options}
-    started = time.perf_counter()
-    ids, lengths = _generate(backbone, prompts, tokens, options)
-    devices.synchronize(ids.device)
-    texts = [_text(backbone, row) for row in ids]
-    finished = time.perf_counter()
-    watch.require_finite(each for values in tokens for each in values)
-    first = clock.at if clock is not None and clock.at is not None else finished
-    spent = {"prefill": first - started, "generate": finished - first}
-    for name, taken in spent.items():
-        note(name, taken)
-    seconds = {name: taken / len(prompts) for name, taken in spent.items()}
-    ended = torch.isin(ids, torch.tensor(backbone.end_ids, device=ids.device))
-    # replies that end early are filled up
-    written = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1]).tolist()
+    """Read prompts and write the replies, with each one's share of the seconds. `frames`: how many were read of each
+    video; `options`: of transformers' `generate`, which writes one by one where they ask for more than greedy replies.
+    """
+    options = {"eos_token_id": backbone.end_ids, "pad_token_id": backbone.tokenizer.pad_token_id, **options}
+    greedy = _greedy(backbone, options)
+    if greedy is None and len(prompts) > 1:
+        each = zip(prompts, tokens, frames, strict=True)
+        return [reply(backbone, [one], [shown], [counts], kv, options)[0] for one, shown, counts in each]
+    with StageTimer(backbone.language_model.device) as timer:
+        with stage("prefill"):
+            read = _read(backbone, prompts, tokens, frames, kv, greedy is not None)
+            held = [(each.keys_per_layer, each.cache.held_bytes) for each in read if isinstance(each, PrefillOutput)]
+        with stage("generate"):
+            ids, finite = _written(backbone, read, greedy, options)
+            texts = [str(backbone.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in ids]
+    require_finite_scores(finite, (each for shown in tokens for each in shown))
+    seconds = {name: taken / len(prompts) for name, taken in timer.seconds.items()}
+    peak = devices.peak_bytes(backbone.language_model.device)
     answers = []
-    for text, prompt, length, new in zip(texts, prompts, lengths, written, strict=True):
-        flops, kv_bytes = reading_flops(backbone, [(length, 0)], length, new - 1), length * backbone.key_bytes
-        answer = Answer(text, seconds=dict(seconds), flops=flops, kv_bytes=kv_bytes, reply_tokens=new)
-        answers.append(_measured(backbone, prompt, answer))
+    for number, (prompt, shown, text, row) in enumerate(zip(prompts, tokens, texts, ids, strict=True)):
+        if held:
+            (keys, kv_bytes), output = held[number], read[number]
+            assert isinstance(output, PrefillOutput)
+            calls, scoring = output.calls, output.scoring_flops
+        else:
+            length = len(prompt.ids) + sum(len(shown[slot.video]) for slot in prompt.slots)
+            keys, kv_bytes, calls, scoring = [length], length * backbone.key_bytes, [(length, 0)], 0.0
+        answer = Answer(
+            text,
+            seconds=dict(seconds),
+            flops=reading_flops(backbone, calls, sum(keys) / len(keys), len(row) - 1, scoring),
+            kv_bytes=kv_bytes,
+            kv_text_bytes=len(prompt.ids) * backbone.key_bytes,
+            reply_tokens=len(row),
+            keys_per_layer=keys if kv is not None else None,
+            peak_bytes=peak,
+        )
+        answers.append(answer)
     return answers
 
 
-def _generate(
-    backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]], options: dict[str, Any]
-) -> tuple[Tensor, list[int]]:
-    """Ids of the replies, and lengths of the prompts; the cache is freed on return, before the clock stops."""
-    generate: Any = backbone.language_model.generate
-    batch = read_together(backbone, prompts, tokens)
-    return generate(**batch, **options), batch["attention_mask"].sum(1).tolist()
+def _greedy(backbone: Backbone, options: dict[str, Any]) -> GenerationConfig | None:
+    """The settings of a greedy reply; None where they ask for more, which only transformers' `generate` does."""
+    config = deepcopy(backbone.generation_config)
+    others = config.update(**options)
+    stated = config.to_diff_dict().items()
+    more = {name for name, value in stated if value and not name.startswith("_")} - _OF_GREEDY
+    drawn = config.do_sample or config.num_beams not in (None, 1) or config.use_cache is False
+    return None if others or more or drawn or not config.max_new_tokens else config
 
 
-def _watched(backbone: Backbone, options: dict[str, Any]) -> tuple[ScoreCheck, dict[str, Any]]:
-    """Options with the backbone's end and padding ids and a processor that finds scores that are no numbers."""
-    watch, tokenizer = ScoreCheck(), backbone.tokenizer
-    complete = {
-        "eos_token_id": backbone.end_ids,
-        "pad_token_id": tokenizer.pad_token_id,
-        **({"tokenizer": tokenizer} if "stop_strings" in options else {}),
-        **options,
-        "logits_processor": watch.after(options.get("logits_processor")),
-    }
-    return watch, complete
+def _read(
+    backbone: Backbone,
+    prompts: list[Prompt],
+    tokens: list[list[VideoTokens]],
+    frames: Sequence[Sequence[int]],
+    kv: KVCompressor | None,
+    greedy: bool,
+) -> list[PrefillOutput] | list[Reading]:
+    """Prompts read one by one, if they are to be evicted from, padded inside or a single one; else as one batch."""
+    padded = any(each.padding is not None for shown in tokens for each in shown)
+    if kv is None and greedy and not padded and (len(prompts) > 1 or slides(backbone)):
+        return [read_together(backbone, prompts, tokens)]
+    given = zip(prompts, tokens, frames, strict=True)
+    return [read_prompt(backbone, prompt, shown, kv, counts) for prompt, shown, counts in given]
 
 
-def _text(backbone: Backbone, ids: Tensor) -> str:
-    return str(backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+def _written(
+    backbone: Backbone,
+    read: list[PrefillOutput] | list[Reading],
+    greedy: GenerationConfig | None,
+    options: dict[str, Any],
+) -> tuple[list[list[int]], bool]:
+    """The ids of the replies, their ends included, and whether all scores were finite."""
+    readings = []
+    for each in read:
+        if isinstance(each, PrefillOutput):
+            if greedy is None or each.offset_axes:  # each layer's tokens stand elsewhere
+                return _generated(backbone, each, options)
+            each = Reading(each.cache, each.logits, each.next_position)
+        readings.append(each)
+    assert greedy is not None
+    ends = _as_list(greedy.eos_token_id)
+    penalty = float(greedy.repetition_penalty or 1.0)
+    found = write(backbone.text_model, backbone.lm_head, readings, ends, int(greedy.max_new_tokens), penalty=penalty)
+    return [_ended(row, ends) for row in found.ids[:, : found.done].tolist()], bool(found.total.isfinite().all())
 
 
-def _measured(backbone: Backbone, prompt: Prompt, answer: Answer) -> Answer:
-    """An answer with the most memory that was used, and the bytes of its text's keys."""
-    peak, text_bytes = devices.peak_bytes(backbone.language_model.device), len(prompt.ids) * backbone.key_bytes
-    return replace(answer, peak_bytes=peak, kv_text_bytes=text_bytes)
+def _generated(backbone: Backbone, read: PrefillOutput, options: dict[str, Any]) -> tuple[list[list[int]], bool]:
+    watch = ScoreCheck()
+    more = {"tokenizer": backbone.tokenizer} if "stop_strings" in options else {}
+    options = {**more, **options, "logits_processor": watch.after(options.get("logits_processor"))}
+    ids: Tensor = Continuation(read, backbone.generation_config).generate(**options)
+    return [ids[0].tolist()], watch.finite
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def _ended(ids: list[int], ends: list[int]) -> list[int]:
+    stop = next((number for number, each in enumerate(ids) if each in ends), len(ids))
+    return ids[: stop + 1]

@@ -1,53 +1,130 @@
 """A step of constant shapes can be compiled whole, and recorded as a graph; it writes what the eager step writes."""
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from langdc import decode
+from langdc.backbones import backbones
+from langdc.backbones.inputs import read_together
 from langdc.captioner import Captioner, _padded
-from tests import tiny
+from langdc.interfaces import Backbone
+from tests import stock, tiny
 
 STEPS = 6
 
 
-def steps_of(captioner: Captioner, lengths: list[int]) -> decode._Steps:
+def captioned(captioner: Captioner, lengths: list[int]) -> decode._Steps:
     """Steps of a captioner after its prompts, of which some are padded."""
     visual = [each.to(next(captioner.parameters())) for each in tiny.visual(lengths)]
     rows, _ = captioner._rows(visual, [torch.empty(0, dtype=torch.long, device=visual[0].device)] * len(visual))
     embeds, mask = _padded(rows, "left")
-    found = decode._Steps(captioner.language_model, embeds, 64, STEPS + 1, captioner.layer, captioner.end, None)
-    found.read(embeds, mask)
+    model: Any = captioner.language_model
+    reading = decode._read(model, embeds, mask, captioner.layer)
+    ends, layer = captioner.end, captioner.layer
+    found = decode._Steps(model.model, model.lm_head, [reading], 64, STEPS + 1, ends, None, 1.0, layer)
+    found.begin([reading])
     return found
 
 
-def written(steps: decode._Steps) -> tuple[Tensor, Tensor]:
-    return steps.ids.clone(), steps.states.clone()
+def replied(backbone: Backbone, penalty: float = 1.0) -> decode._Steps:
+    """Steps of a backbone after two prompts of text, one of them padded."""
+    texts = [backbone.prompt(prompts) for prompts in ([{"role": "user", "content": text}] for text in ("a b c", "d"))]
+    with torch.no_grad():
+        reading = read_together(backbone, texts, [[], []])
+    found = decode._Steps(backbone.text_model, backbone.lm_head, [reading], 64, STEPS + 1, [], None, penalty, None)
+    found.begin([reading])
+    return found
+
+
+def eager(steps: decode._Steps) -> tuple[Tensor, ...]:
+    for _ in range(STEPS):
+        steps.advance()
+    return written(steps)
+
+
+def written(steps: decode._Steps) -> tuple[Tensor, ...]:
+    return tuple(kept.clone() for kept in (steps.ids, steps.states) if kept is not None)
+
+
+def compiled(steps: decode._Steps) -> tuple[Tensor, ...]:
+    """What a step that dynamo took whole writes; it must do so at once, and never again."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    run = torch.compile(steps.run, backend="aot_eager", fullgraph=True, dynamic=False)
+    with steps.ready():
+        for _ in range(STEPS):
+            run()
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    return written(steps)
+
+
+class Outside(TorchDispatchMode):
+    """Counts calls that compute something while none of a model's modules runs."""
+
+    def __init__(self, *modules: Any) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.depth = 0
+        for module in modules:
+            module.register_forward_pre_hook(lambda *_: self._enter(1))
+            module.register_forward_hook(lambda *_: self._enter(-1))
+
+    def _enter(self, by: int) -> None:
+        self.depth += by
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        view = any(found.alias_info is not None and not found.alias_info.is_write for found in func._schema.returns)
+        if not self.depth and not view:
+            self.calls[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def outside(steps: decode._Steps) -> Counter[str]:
+    model: Any = steps.text_model
+    parts = [model.get_input_embeddings(), model.rotary_emb, *model.layers, model.norm, steps.lm_head]
+    with steps.ready(), torch.no_grad(), Outside(*parts) as seen:
+        steps.run()
+    return seen.calls
+
+
+@pytest.fixture(params=[*stock.NAMES, "videogpt_plus"])
+def backbone(request) -> Backbone:
+    if request.param == "videogpt_plus":
+        return tiny.model("pool").backbone
+    return backbones.build(request.param, source=stock.folder(request.param))
 
 
 @pytest.mark.parametrize("layer", [1, 3])
 @torch.no_grad()
-def test_a_step_is_one_compiled_graph_and_is_not_compiled_again(layer: int):
-    captioner = tiny.captioner(layer=layer)
-    eager, compiled = (steps_of(captioner, [7, 3]) for _ in range(2))
-    torch._dynamo.reset()
-    counters = torch._dynamo.utils.counters
-    counters.clear()
-    run = torch.compile(compiled.run, backend="aot_eager", fullgraph=True, dynamic=False)
-    with compiled.ready():
-        for _ in range(STEPS):
-            run()
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
-    for _ in range(STEPS):
-        eager.advance()
-    for one, other in zip(written(eager), written(compiled), strict=True):
-        torch.testing.assert_close(one, other)
+def test_a_step_of_the_captioner_is_one_compiled_graph(layer: int) -> None:
+    one, other = (captioned(tiny.captioner(layer=layer), [7, 3]) for _ in range(2))
+    for expected, found in zip(eager(one), compiled(other), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_a_step_of_a_backbone_is_one_compiled_graph(backbone: Backbone) -> None:
+    (expected,), (found,) = eager(replied(backbone)), compiled(replied(backbone))
+    assert torch.equal(found, expected)
+
+
+def test_a_step_makes_few_calls_of_its_own(backbone: Backbone) -> None:
+    """Beside the modules of the model: masks, places, positions, stop flags, the choice of the token."""
+    for steps in (replied(backbone), captioned(tiny.captioner(), [7, 3])):
+        calls = outside(steps)
+        assert 0 < calls.total() <= 10, calls
 
 
 @torch.no_grad()
 def test_hidden_states_are_those_of_the_whole_model():
     captioner = tiny.captioner(layer=2)
-    steps = steps_of(captioner, [5])
+    steps = captioned(captioner, [5])
     for _ in range(3):
         steps.advance()
     visual = tiny.visual([5])
@@ -59,7 +136,7 @@ def test_hidden_states_are_those_of_the_whole_model():
 def test_flash_attention_is_for_prompts_alone():
     """Steps have a mask, which flash-attn does not take; the model's own choice is back afterwards."""
     captioner = tiny.captioner()
-    steps = steps_of(captioner, [5])
+    steps = captioned(captioner, [5])
     captioner.language_model.config._attn_implementation = "flash_attention_2"
     steps.advance()
     assert captioner.language_model.config._attn_implementation == "flash_attention_2"
@@ -71,12 +148,21 @@ def test_flash_attention_is_for_prompts_alone():
 def test_a_captured_step_writes_what_an_eager_one_writes(compiled: bool):
     captioner = tiny.captioner(compiled=compiled, max_soft_tokens=STEPS).cuda()
     captioner.end = [-1]
-    eager = steps_of(captioner, [7, 3])
-    for _ in range(STEPS):
-        eager.advance()
+    expected = eager(captioned(captioner, [7, 3]))[0]
     visual = [each.cuda() for each in tiny.visual([7, 3])]
     for _ in range(2):  # the second one replays
         found = captioner.write(visual)
-        assert torch.equal(torch.stack(found.ids), eager.ids[:, :STEPS])
-    (graphs,) = [kept for model, kept in decode._graphs.items() if model is captioner.language_model]
-    assert all(steps.graph is not None for steps in graphs.values())
+        assert torch.equal(torch.stack(found.ids), expected[:, :STEPS])
+    assert all(steps.graph is not None for steps in decode._graphs[captioner.language_model.model].values())
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_captured_replies_are_the_eager_ones(backbone: Backbone):
+    backbone.cuda()
+    expected = eager(replied(backbone))[0]
+    prompts = [backbone.prompt([{"role": "user", "content": text}]) for text in ("a b c", "d")]
+    for _ in range(2):
+        reading = read_together(backbone, prompts, [[], []])
+        assert torch.equal(decode.write(backbone.text_model, backbone.lm_head, [reading], [], STEPS + 1).ids, expected)
+    assert all(steps.graph is not None for steps in decode._graphs[backbone.text_model].values())

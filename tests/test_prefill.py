@@ -222,6 +222,6 @@ def test_bad_input(change: dict, said: str) -> None:
 
 def test_sizes_for_another_number_of_videos() -> None:
     with pytest.raises(ValueError, match="2 sizes were given for 1 videos"):
-        read("one axis", chunk_tokens=[4, 4])
+        read("one axis", build("random", keep=0.5), chunk_tokens=[4, 4])
     with pytest.raises(ValueError, match="at least one"):
-        read("one axis", chunk_tokens=0)
+        read("one axis", build("random", keep=0.5), chunk_tokens=0)

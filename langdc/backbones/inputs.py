@@ -1,6 +1,7 @@
 """From prompts and videos' tokens to a model's inputs. Letters: B prompts, M length, D width, A rotary axes."""
 
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from langdc.attention import using
 from langdc.backbones.chat import IGNORED
 from langdc.chunks import tokens_per_chunk, videos_in_order
+from langdc.decode import Reading
 from langdc.interfaces import Backbone, KVCompressor
 from langdc.prefill import PrefillOutput, prefill
 from langdc.types import Prompt, Spliced, TextInputs, VideoTokens
@@ -67,29 +70,43 @@ def _mask(items: list[Spliced], embeds: Tensor, left: bool) -> Tensor:
     return torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
 
 
-def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> dict[str, Any]:
-    """Arguments of `generate` for prompts; a video with which several begin is read only once."""
+def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> Reading:
+    """Read prompts as one padded batch; a video with which several begin is read only once."""
     begins = [_beginning(prompt, videos) for prompt, videos in zip(prompts, tokens, strict=True)]
     order = {begin: number for number, begin in enumerate(dict.fromkeys(begins))}
-    if len(order) == len(prompts):
+    cache = DynamicCache()
+    # a sliding window would count the padding between beginnings and the rest
+    if len(order) == len(prompts) or slides(backbone):
         batch = text_inputs(backbone, prompts, tokens, left=True)
-        return {"inputs_embeds": batch.embeds, "attention_mask": batch.mask}
+        return _continued(backbone, batch.arguments, cache, batch.positions)
     chosen = [begins.index(begin) for begin in order]
     beginnings = [Prompt(prompts[n].ids[: _cut(prompts[n])], slots=prompts[n].slots) for n in chosen]
     heads = text_inputs(backbone, beginnings, [tokens[n] for n in chosen], left=True)
-    cache = DynamicCache(config=backbone.language_model.config)
     backbone.text_model(**heads.arguments, past_key_values=cache, use_cache=True)
     of = torch.tensor([order[begin] for begin in begins], device=heads.mask.device)
     cache.batch_select_indices(of)
     rest = [Prompt(prompt.ids[_cut(prompt) :]) for prompt in prompts]
     tails = text_inputs(backbone, rest, [[]] * len(prompts), left=True)
-    # `generate` takes embeddings of the whole length and skips what the cache holds
-    read = tails.embeds.new_zeros(len(prompts), heads.mask.shape[1], heads.embeds.shape[2])
-    return {
-        "inputs_embeds": torch.cat([read, tails.embeds], 1),
-        "attention_mask": torch.cat([heads.mask[of], tails.mask], 1),
-        "past_key_values": cache,
-    }
+    for row, prompt, shown, tail in zip(range(len(prompts)), prompts, tokens, rest, strict=True):
+        places = backbone.positions(prompt, shown)[:, 0, -len(tail.ids) :]
+        tails.positions[:, row, -len(tail.ids) :] = places.to(tails.positions.device)
+    arguments = {**tails.arguments, "attention_mask": torch.cat([heads.mask[of], tails.mask], 1)}
+    return _continued(backbone, arguments, cache, tails.positions)
+
+
+def slides(backbone: Backbone) -> bool:
+    """Whether some layers attend to a window of the last tokens only."""
+    return getattr(backbone.text_model.config, "sliding_window", None) is not None
+
+
+def _continued(backbone: Backbone, arguments: dict[str, Any], cache: DynamicCache, positions: Tensor) -> Reading:
+    """Read on; the next tokens stand after the largest of the `positions` [A,B,M]."""
+    # a kernel that is given no mask would take the gaps of one row's positions for packed sequences
+    alone = positions.shape[1] == 1 and "flash" in str(backbone.language_model.config._attn_implementation)
+    with using(backbone.text_model) if alone else nullcontext():  # pyright: ignore[reportArgumentType]
+        found = backbone.text_model(**arguments, past_key_values=cache, use_cache=True).last_hidden_state
+    following = positions.amax((0, 2))[None, :, None].expand(len(positions), -1, -1) + 1
+    return Reading(cache, backbone.lm_head(found[:, -1]), following, arguments["attention_mask"].bool())
 
 
 def read_prompt(
@@ -147,7 +164,8 @@ def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoToken
 
 
 def _cut(prompt: Prompt) -> int:
-    return prompt.slots[0].position
+    """Where the text after the last slot begins."""
+    return prompt.slots[-1].position
 
 
 def _beginning(prompt: Prompt, videos: list[VideoTokens]) -> Hashable:

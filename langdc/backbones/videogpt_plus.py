@@ -35,8 +35,6 @@ class VideoGPTPlus(Backbone):
     without them only `encode` and `project` work.
     """
 
-    batched = True
-
     def __init__(
         self,
         language_model: Source,

@@ -5,6 +5,7 @@ import torch
 
 from langdc.backbones.chat import conversation
 from langdc.backbones.inputs import read_together
+from langdc.decode import write
 from tests import tiny
 
 QUESTIONS = ["what shape is the red object ?", "how many ?", "how does the blue object move ?"]
@@ -16,9 +17,19 @@ def backbone():
 
 
 def written(backbone, prompts, tokens) -> list[list[int]]:
-    inputs = read_together(backbone, prompts, tokens)
-    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": [], "pad_token_id": 0}
-    return backbone.language_model.generate(**inputs, **options).tolist()
+    found = write(backbone.text_model, backbone.lm_head, [read_together(backbone, prompts, tokens)], [], 6)
+    return found.ids.tolist()
+
+
+def lengths_read(backbone, prompts, tokens) -> list[tuple[int, int]]:
+    """Rows and lengths of the text model's calls."""
+    seen = []
+    hook = backbone.text_model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(tuple(given["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    read_together(backbone, prompts, tokens)
+    hook.remove()
+    return seen
 
 
 @torch.no_grad()
@@ -37,15 +48,14 @@ def test_what_begins_with_a_video_is_read_once(backbone) -> None:
     tokens = [[tiny.video_tokens(12)]] * 3
     prompts = [backbone.prompt(conversation(question)) for question in QUESTIONS]
     cut = prompts[0].slots[0].position
-    inputs = read_together(backbone, prompts, tokens)
-    assert inputs["past_key_values"].get_seq_length() == cut + 12
-    assert not inputs["inputs_embeds"][:, : cut + 12].any()
+    longest = max(len(prompt.ids) for prompt in prompts)
+    assert lengths_read(backbone, prompts, tokens) == [(1, cut + 12), (3, longest - cut)]
 
 
 @torch.no_grad()
 def test_text_alone_and_single_questions_share_nothing(backbone) -> None:
     text = [backbone.prompt(conversation(question, video=False)) for question in QUESTIONS]
-    assert "past_key_values" not in read_together(backbone, text, [[]] * 3)
+    assert lengths_read(backbone, text, [[]] * 3) == [(3, max(len(prompt.ids) for prompt in text))]
     videos = [[tiny.video_tokens(4, number)] for number in range(3)]
     prompts = [backbone.prompt(conversation(question)) for question in QUESTIONS]
-    assert "past_key_values" not in read_together(backbone, prompts, videos)
+    assert lengths_read(backbone, prompts, videos) == [(3, max(len(prompt.ids) for prompt in prompts) + 4)]

@@ -18,7 +18,7 @@ from langdc.compressors import compressors
 from langdc.interfaces import Objective
 from langdc.log import console, get_logger
 from langdc.registry import check_choice
-from langdc.replies import reply_alone
+from langdc.replies import reply
 from langdc.train.objectives import objectives
 from langdc.types import Context, VideoBatch
 
@@ -90,7 +90,8 @@ class Distill(Objective):
             tokens = model.compress(videos, Context(), self.teacher).tokens
             prompt = backbone.prompt(conversation(question, video=shown), media=videos)
             options = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
-            return reply_alone(backbone, prompt, tokens, [len(v.seconds) for v in videos], None, options).text
+            frames = [len(video.seconds) for video in videos]
+            return reply(backbone, [prompt], [tokens], [frames], None, options)[0].text
 
     def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
         videos = model.features(batch, model.compressor.needs | {"projected"}, context.synced)

@@ -1,0 +1,159 @@
+"""Replies to prompts of different lengths, written together in steps of constant shapes, are those of each alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from langdc import compressors, replies
+from langdc.backbones import backbones
+from langdc.backbones.chat import conversation
+from langdc.backbones.inputs import read_prompt
+from langdc.generate import Continuation
+from langdc.interfaces import Backbone
+from langdc.kvcompressors import kvcompressors
+from tests import stock, tiny
+
+NEW = 6
+CLIPS = [stock.clip(1), stock.clip(2, height=32, width=24), stock.clip(3, count=4), stock.clip(4, count=1)]
+QUESTIONS = ["what is in the video ?", "how does the blue object move ?", "where ?", "what is it ?", "how many ?"]
+GIVEN = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": [], "pad_token_id": 0}
+Asked = tuple[list, list, list]
+
+
+@pytest.fixture(scope="module", params=[*stock.NAMES, "videogpt_plus"])
+def backbone(request) -> Backbone:
+    if request.param == "videogpt_plus":
+        return tiny.model("pool").backbone
+    return backbones.build(request.param, source=stock.folder(request.param))
+
+
+def asked(backbone: Backbone) -> Asked:
+    """Prompts about videos of four sizes, of which some tokens were dropped; one video is asked about twice."""
+    media: list = []
+    tokens = [tiny.video_tokens(9 + 5 * number, number) for number in range(4)]
+    if len(backbone.stream_widths) == 1:
+        squeeze = compressors.build("vidcom2", keep=0.5, frames_per_segment=1)
+        media = backbone.features_of(CLIPS)
+        tokens = [backbone.append_newline_tokens(squeeze.one(video), video) for video in media]
+    order = [0, 1, 2, 3, 0]
+    prompts = [
+        backbone.prompt(conversation(question), media=[media[video]] if media else [])
+        for question, video in zip(QUESTIONS, order, strict=True)
+    ]
+    return prompts, [[tokens[video]] for video in order], [[len(CLIPS[video])] for video in order]
+
+
+def generated(backbone: Backbone, given: Asked, kv=None, **more: Any) -> list[tuple[str, int]]:
+    """What transformers' `generate` writes after each prompt alone, and in how many tokens."""
+    found = []
+    for prompt, shown, frames in zip(*given, strict=True):
+        read = read_prompt(backbone, prompt, shown, kv, frames)
+        ids = Continuation(read, backbone.generation_config).generate(**{**GIVEN, **more})[0]
+        found.append((str(backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip(), len(ids)))
+    return found
+
+
+def replied(backbone: Backbone, given: Asked, kv=None, **more: Any) -> list[tuple[str, int]]:
+    answers = replies.reply(backbone, *given, kv, {**GIVEN, **more})
+    return [(answer.text, answer.reply_tokens) for answer in answers]
+
+
+@pytest.fixture
+def unused(monkeypatch):
+    """`generate` is not called."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("generate was called")
+
+    def forbid() -> None:
+        monkeypatch.setattr(replies, "Continuation", fail)
+
+    return forbid
+
+
+def test_ragged_prompts_are_answered_as_each_alone(backbone: Backbone, unused) -> None:
+    given = asked(backbone)
+    expected = generated(backbone, given)
+    unused()
+    assert replied(backbone, given) == expected
+    assert len(set(expected)) > 2
+    (alone,) = replied(backbone, tuple(part[:1] for part in given))
+    assert alone == expected[0]
+
+
+@pytest.mark.parametrize("name", ["pivotkv", "flexreduc", "snapkv"])
+def test_after_eviction(backbone: Backbone, name: str, unused) -> None:
+    """Every layer, and every prompt, holds another number of keys."""
+    given = asked(backbone)
+    kv = kvcompressors.of({"name": name, "keep": 0.5, "chunk_frames": 4})
+    expected = generated(backbone, given, kv)
+    unused()
+    assert replied(backbone, given, kv) == expected
+
+
+def test_ends_and_a_repetition_penalty(backbone: Backbone, unused) -> None:
+    given = asked(backbone)
+    plain = generated(backbone, given)
+    read = read_prompt(backbone, given[0][0], given[1][0], None, given[2][0])
+    end = int(Continuation(read).generate(**GIVEN)[0, 2])
+    changes = {"eos_token_id": [end], "max_new_tokens": 12}, {"repetition_penalty": 1.7}
+    expected = [generated(backbone, given, **more) for more in changes]
+    unused()
+    assert [replied(backbone, given, **more) for more in changes] == expected
+    assert min(count for _, count in expected[0]) < 12 and expected[1] != plain
+
+
+OTHERS = {
+    "drawn": {"do_sample": True, "top_k": 3},
+    "beams": {"num_beams": 2, "eos_token_id": [1]},
+    "no repeats": {"no_repeat_ngram_size": 1},
+    "no cache": {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("more", OTHERS.values(), ids=OTHERS)
+def test_other_options_are_those_of_generate(more: dict) -> None:
+    backbone = tiny.model("pool").backbone
+    given = asked(backbone)
+    torch.manual_seed(3)
+    expected = generated(backbone, given, **more)
+    torch.manual_seed(3)
+    assert replied(backbone, given, **more) == expected
+
+
+def test_unknown_options_are_refused() -> None:
+    backbone = tiny.model("pool").backbone
+    with pytest.raises(ValueError, match="max_new_token"):
+        replied(backbone, asked(backbone), max_new_token=3)
+
+
+def test_layers_that_see_only_the_last_tokens(unused) -> None:
+    language_model = tiny.qwen2(tiny.BACKBONE_WIDTH, model_type="mistral", sliding_window=7)
+    backbone = tiny.model("pool", backbone=tiny.backbone_settings(language_model=language_model)).backbone
+    prompts, tokens, frames = asked(backbone)
+    expected = []
+    for prompt, shown in zip(prompts, tokens, strict=True):
+        embeds = backbone.splice([prompt], [shown])[0].embeds[None]
+        ids = backbone.language_model.generate(inputs_embeds=embeds, **GIVEN)[0]
+        expected.append((str(backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip(), len(ids)))
+    assert replied(backbone, (prompts, tokens, frames)) == expected
+    assert [replied(backbone, ([p], [t], [f]))[0] for p, t, f in zip(prompts, tokens, frames, strict=True)] == expected
+
+
+def test_scores_that_are_no_numbers_are_found() -> None:
+    backbone = tiny.model("pool").backbone
+    given = asked(backbone)
+    given[1][1] = [replace(given[1][1][0], values=given[1][1][0].values * float("nan"))]
+    with pytest.raises(ValueError, match="video tokens hold NaN"):
+        replied(backbone, given)
+
+
+def test_the_models_own_settings_count() -> None:
+    backbone = tiny.model("pool").backbone
+    given = asked(backbone)
+    backbone.language_model.generation_config = GenerationConfig(repetition_penalty=1.9)
+    assert replied(backbone, given) == generated(backbone, given)
+    assert replied(backbone, given) != generated(backbone, given, repetition_penalty=1.0)
