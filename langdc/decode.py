@@ -243,6 +243,9 @@ def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_end
 class _StaticLayer(DynamicLayer):
     """A layer's keys and values [B,G,K,E], which stay where they are in memory; new ones are put at `place` [1]."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, rows: int, count: int, like: DynamicLayer, place: Tensor) -> None:
         super().__init__()
         assert like.keys is not None and like.values is not None
@@ -300,7 +303,8 @@ class _Steps:
     @property
     def bytes(self) -> int:
         """Of keys and values."""
-        return sum(t.nbytes for each in self.cache.layers for t in (each.keys, each.values) if t is not None)
+        layers: Any = self.cache.layers
+        return sum(states.nbytes for layer in layers for states in (layer.keys, layer.values))
 
     def begin(self, readings: Sequence[Reading]) -> None:
         """Copy what was read of all rows' prompts, and choose the first tokens. Each layer's keys end at one place."""

@@ -129,7 +129,7 @@ def test_hidden_states_are_those_of_the_whole_model():
         steps.advance()
     visual = tiny.visual([5])
     (states,) = captioner.read(visual, [steps.ids[0, :3]])
-    torch.testing.assert_close(steps.states[0, 1:4], states, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(written(steps)[1][0, 1:4], states, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

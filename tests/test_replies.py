@@ -80,7 +80,8 @@ def test_ragged_prompts_are_answered_as_each_alone(backbone: Backbone, unused) -
     unused()
     assert replied(backbone, given) == expected
     assert len(set(expected)) > 2
-    (alone,) = replied(backbone, tuple(part[:1] for part in given))
+    prompts, tokens, frames = given
+    (alone,) = replied(backbone, (prompts[:1], tokens[:1], frames[:1]))
     assert alone == expected[0]
 
 
@@ -137,7 +138,8 @@ def test_layers_that_see_only_the_last_tokens(unused) -> None:
     expected = []
     for prompt, shown in zip(prompts, tokens, strict=True):
         embeds = backbone.splice([prompt], [shown])[0].embeds[None]
-        ids = backbone.language_model.generate(inputs_embeds=embeds, **GIVEN)[0]
+        generate: Any = backbone.language_model.generate
+        ids = generate(inputs_embeds=embeds, **GIVEN)[0]
         expected.append((str(backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip(), len(ids)))
     assert replied(backbone, (prompts, tokens, frames)) == expected
     assert [replied(backbone, ([p], [t], [f]))[0] for p, t, f in zip(prompts, tokens, frames, strict=True)] == expected
