@@ -134,7 +134,7 @@ def test_the_model_runs_where_it_is_told(monkeypatch, capsys):
     assert places == ["cuda:0", "cpu"]
     monkeypatch.undo()
     assert main(["ask", "--sample", "--device", "nowhere"]) == 2
-    assert "--device nowhere" in capsys.readouterr().err
+    assert "device 'nowhere' is not on this machine" in capsys.readouterr().err
 
 
 def test_the_old_name_of_backbone_is_read_with_a_warning(monkeypatch, capsys):
