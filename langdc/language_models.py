@@ -94,6 +94,9 @@ def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
         raise ValueError(f"quantize is {quantize!r}; allowed is 'nf4', or leave it out for whole weights.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("quantize: nf4 needs the package bitsandbytes (pip install 'langdc[qlora]'), or leave it out.")
+    where: Any = torch.get_default_device()
+    if where.type == "cpu" and devices.has_accelerator():
+        where = torch.accelerator.current_device_index()
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -105,7 +108,7 @@ def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "dtype": torch.get_default_dtype(),  # of embeddings and norms; products are in bfloat16
         "quantization_config": settings,
-        "device_map": {"": torch.accelerator.current_device_index() if devices.has_accelerator() else "cpu"},
+        "device_map": {"": where},
     }
 
 
