@@ -44,7 +44,7 @@ def load_language_model(
             raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
         return AutoModelForCausalLM.from_config(found.sizes(), **settings)
     settings |= four_bits(quantize) if quantize is not None else {}
-    model = mark_published(load_pretrained(AutoModelForCausalLM, found, **settings), source)
+    model = mark_published(load_pretrained(AutoModelForCausalLM, found, **settings), source, found)
     return model if quantize is None else mark_four_bits(model)
 
 
@@ -71,11 +71,12 @@ def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **set
     return model
 
 
-def mark_published(module: Any, source: Source) -> Any:
-    """The module, with the source that all its weights came from as `published`, so that no checkpoint repeats them."""
+def mark_published(module: Any, source: Source, folder: Path) -> Any:
+    """The module, with the source that all its weights came from as `published`, so that no checkpoint repeats them;
+    `folder`: where that is.
+    """
     module.published = source
-    if isinstance(folder := resolve(source), Path):
-        mark_read(module.state_dict(keep_vars=True), folder)
+    mark_read(module.state_dict(keep_vars=True), folder)
     return module
 
 
@@ -85,7 +86,7 @@ def language_model_outline(source: Source) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return mark_published(model, source) if isinstance(found, Path) else model
+    return mark_published(model, source, found) if isinstance(found, Path) else model
 
 
 def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:

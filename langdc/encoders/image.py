@@ -28,7 +28,7 @@ def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
     config = _vision_config(AutoConfig.from_pretrained(found))
     kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
     model = load_pretrained(kind, found, unread=("pooler.",), config=config, dtype=torch.get_default_dtype())
-    return mark_published(model, source), found
+    return mark_published(model, source, found), found
 
 
 def _statistics(folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -29,7 +29,7 @@ class VideoEncoder(Encoder):
                 self.model = InternVideo2(config)
             if torch.get_default_device().type != "meta":
                 self._read(found / "model.safetensors")
-            mark_published(self.model, source)
+            mark_published(self.model, source, found)
         else:
             self.model = InternVideo2(config)
             self.model.reset_parameters()
