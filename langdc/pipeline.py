@@ -115,6 +115,7 @@ class VideoLM:
         if "auto" not in (dtype, stated) and devices.dtype_named(dtype, where) != devices.dtype_named(stated, where):
             raise ValueError(f"dtype is {dtype}, and {stated} among the backbone's settings. Give one of the two.")
         kept_in = devices.dtype_named(stated if dtype == "auto" else dtype, where)
+        devices.select(where)  # kernels and captured graphs run on the device that is selected
         model = checkpoint.open_model(directory, backbone, where, kept_in)
         if isinstance(compressor, str):
             compressor = {"name": compressor}

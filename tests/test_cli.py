@@ -128,6 +128,7 @@ def test_a_question_in_another_encoding_is_a_mistake(capsys):
 def test_the_model_is_made_where_and_in_the_type_that_is_told(monkeypatch, capsys):
     """By default on the accelerator, if there is one, in bfloat16."""
     made: list[tuple] = []
+    selected: list[str] = []
     here = checkpoint.open_model
 
     def open_model(directory, backbone, device, dtype):
@@ -137,10 +138,11 @@ def test_the_model_is_made_where_and_in_the_type_that_is_told(monkeypatch, capsy
     monkeypatch.setattr(checkpoint, "open_model", open_model)
     monkeypatch.setattr("langdc.pipeline.VideoLM.to", lambda self, _: self)
     monkeypatch.setattr("langdc.devices.device", lambda *_: torch.device("cuda:0"))
+    monkeypatch.setattr("langdc.devices.select", lambda where: selected.append(str(where)))
     for more in ([], ["--device", "cpu"], ["--device", "cpu", "--dtype", "float16"], ["--dtype", "float32"]):
         assert main(["ask", "--sample", "--max-new-tokens", "1", *more]) == 0
     expected = [("cuda:0", torch.bfloat16), ("cpu", None), ("cpu", torch.float16), ("cuda:0", torch.float32)]
-    assert made == expected
+    assert made == expected and selected == [device for device, _ in expected]
     monkeypatch.undo()
     assert main(["ask", "--sample", "--device", "nowhere"]) == 2
     assert "device 'nowhere' is not on this machine" in capsys.readouterr().err
