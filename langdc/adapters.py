@@ -3,16 +3,20 @@
 from torch import nn
 
 from langdc.config import LoraConfig
+from langdc.devices import making
 
 
 def adapt(model: nn.Module, config: LoraConfig) -> None:
-    """Put LoRA layers into a model without its head, in place; all other names and classes stay as they are."""
+    """Put LoRA layers into a model without its head, in place; all other names and classes stay as they are. Their
+    weights are drawn where the model is.
+    """
     import peft  # takes seconds, and few who import this module have an adapter
 
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.targets
     )
-    peft.inject_adapter_in_model(settings, model)
+    with making(next(model.parameters()).device, None):
+        peft.inject_adapter_in_model(settings, model)
 
 
 def merge(model: nn.Module) -> list[str]:

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from langdc import devices
+from langdc.hashing import mark_read
 from langdc.log import get_logger
 from langdc.sources import Source, read_json, resolve
 
@@ -37,13 +38,13 @@ def load_language_model(
     layers in 4 bits, to train adapters (QLoRA, arXiv 2305.14314); ValueError where bitsandbytes is missing.
     """
     found = resolve(source, weights=True)
-    settings: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype or torch.float32}
+    settings: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype or torch.get_default_dtype()}
     if not isinstance(found, Path):
         if quantize is not None:
             raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
         return AutoModelForCausalLM.from_config(found.sizes(), **settings)
     settings |= four_bits(quantize) if quantize is not None else {}
-    model = mark_published(load_pretrained(AutoModelForCausalLM, found, **settings), source)
+    model = mark_published(load_pretrained(AutoModelForCausalLM, found, **settings), source, found)
     return model if quantize is None else mark_four_bits(model)
 
 
@@ -70,9 +71,12 @@ def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **set
     return model
 
 
-def mark_published(module: Any, source: Source) -> Any:
-    """The module, with the source that all its weights came from as `published`, so that no checkpoint repeats them."""
+def mark_published(module: Any, source: Source, folder: Path) -> Any:
+    """The module, with the source that all its weights came from as `published`, so that no checkpoint repeats them;
+    `folder`: where that is.
+    """
     module.published = source
+    mark_read(module.state_dict(keep_vars=True), folder)
     return module
 
 
@@ -82,7 +86,7 @@ def language_model_outline(source: Source) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return mark_published(model, source) if isinstance(found, Path) else model
+    return mark_published(model, source, found) if isinstance(found, Path) else model
 
 
 def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
@@ -91,6 +95,9 @@ def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
         raise ValueError(f"quantize is {quantize!r}; allowed is 'nf4', or leave it out for whole weights.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("quantize: nf4 needs the package bitsandbytes (pip install 'langdc[qlora]'), or leave it out.")
+    where: Any = torch.get_default_device()
+    if where.type == "cpu" and devices.has_accelerator():
+        where = torch.accelerator.current_device_index()
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -100,9 +107,9 @@ def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
         llm_int8_skip_modules=[*(rf"(.*\.)?{name}" for name in skipped), "lm_head"] if skipped else None,
     )
     return {
-        "dtype": torch.float32,  # of embeddings and norms; products are in bfloat16
+        "dtype": torch.get_default_dtype(),  # of embeddings and norms; products are in bfloat16
         "quantization_config": settings,
-        "device_map": {"": torch.accelerator.current_device_index() if devices.has_accelerator() else "cpu"},
+        "device_map": {"": where},
     }
 
 

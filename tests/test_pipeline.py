@@ -211,3 +211,29 @@ def test_padding_of_captions_is_read_alone_also_in_a_batch(sample_video) -> None
     prompt = lm.prompt(questions[0], video)
     whole = Continuation(lm.read(prompt, [video])).generate(max_new_tokens=4, eos_token_id=[], pad_token_id=0)
     assert len(whole[0]) == 4 and (video.tokens.padding is None or video.tokens.padding.any())
+
+
+@pytest.mark.parametrize("source", ["tiny:qwen2_vl", "tiny:llava_onevision", "sample:langdc"])
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
+def test_a_model_is_asked_in_the_type_that_is_wanted(source: str, dtype: str | torch.dtype, mp4: Path) -> None:
+    settings = {"frames": 4} if source.startswith("tiny:") else None
+    lm = VideoLM.from_pretrained(source, backbone=settings, device="cpu", dtype=dtype)
+    found = {str(weight.dtype) for weight in lm.model.parameters()}
+    assert found == {f"torch.{str(dtype).removeprefix('torch.')}"}
+    video = lm.open(mp4)
+    exact = VideoLM.from_pretrained(source, backbone=settings, device="cpu", dtype="float32").open(mp4)
+    for name, grid in exact.encoder.items():
+        error = (video.encoder[name].values.float() - grid.values.float()).abs().mean()
+        assert error < 0.05 * grid.values.float().abs().mean()
+    assert video.ask(QUESTION, max_new_tokens=2).tokens > 0
+
+
+def test_a_type_is_said_once(mp4: Path) -> None:
+    half = VideoLM.from_pretrained(stock.folder("qwen2_vl"), backbone={"dtype": "bfloat16"})
+    assert half.model.backbone.model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"dtype is float16, and bfloat16 among the backbone's settings"):
+        VideoLM.from_pretrained(stock.folder("qwen2_vl"), backbone={"dtype": "bfloat16"}, dtype="float16")
+    with pytest.raises(ValueError, match=r"dtype is 'half'; allowed are auto, float32"):
+        VideoLM.from_pretrained(stock.folder("qwen2_vl"), dtype="half")
+    with pytest.raises(ValueError, match=r"device 'tpu' is not on this machine"):
+        VideoLM.from_pretrained(stock.folder("qwen2_vl"), device="tpu")

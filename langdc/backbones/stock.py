@@ -98,7 +98,7 @@ class StockBackbone(Backbone):
                 part.to("meta")
             for stated in (model.config.get_text_config(), model.base_model.language_model.config):
                 _set_layers(stated, whole.num_hidden_layers, getattr(whole, "layer_types", None))
-        return mark_published(model, source) if isinstance(found, Path) else model
+        return mark_published(model, source, found) if isinstance(found, Path) else model
 
     def _load_model(self, found: Any, config: Any, dtype: Any, attention: str) -> Any:
         options = {"config": config, "attn_implementation": attention}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from langdc import __version__
+from langdc import __version__, devices
 from langdc.backbones import backbones
 from langdc.compressors import compressors
 from langdc.encoders import encoders
@@ -33,8 +33,12 @@ PACKAGES = ("torch", "torchvision", "transformers", "peft", "safetensors", "av",
 def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
     """What must stay the same for an evaluation to be resumed."""
     hashes = {model: weights_identity(model) for model in {entry.model for entry in config.all_entries}}
+    dtype = devices.dtype_named(config.dtype, devices.named(config.device))  # what "auto" is here
     found: dict[str, Any] = {
-        "config": config.model_dump(mode="json", exclude={"output", *config.judging}),
+        "config": {
+            **config.model_dump(mode="json", exclude={"output", *config.judging}),
+            "dtype": str(dtype or config.dtype).removeprefix("torch."),
+        },
         "weights_sha256": {entry.name: hashes[entry.model] for entry in config.all_entries},
         "data_sha256": task.data_hash(),
         "version": __version__,

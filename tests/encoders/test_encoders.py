@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
 
+from langdc import devices, hashing
 from langdc.encoders import encoders
 from langdc.encoders.base import Encoder
 from langdc.encoders.image import CLIP_MEAN, CLIP_STD
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
+from langdc.hashing import module_hash
 from tests import tiny
 
 SOURCES = {"image": tiny.random_weights(tiny.CLIP), "internvideo2": tiny.random_weights(tiny.INTERNVIDEO2)}
@@ -134,3 +136,23 @@ def test_gradients_flow_through_encoders_that_are_trained(trained: bool) -> None
     for name in SOURCES:
         encoder = build(name).requires_grad_(trained)
         assert encoder([tiny.frames(0, count=4)])[0].values.requires_grad is trained
+
+
+def test_what_an_encoder_is_known_by_is_its_file_and_its_type(tmp_path, monkeypatch) -> None:
+    """Also where the hash of its weights is remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashing, "SMALL_BYTES", 0)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.INTERNVIDEO2))
+    drawn = build("internvideo2").model.state_dict()
+    save_file(drawn, tmp_path / "model.safetensors")
+    encoder = build("internvideo2", source=str(tmp_path))
+    first = module_hash(encoder.requires_grad_(False))
+    with devices.making(None, torch.bfloat16):
+        half = build("internvideo2", source=str(tmp_path)).requires_grad_(False)
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16} and half.mean.dtype == torch.float32
+    assert module_hash(half) != first
+    with monkeypatch.context() as unread:
+        unread.setattr(hashing, "tensor_hash", lambda *_: pytest.fail("hashed again"))
+        assert module_hash(build("internvideo2", source=str(tmp_path)).requires_grad_(False)) == first
+    save_file({name: 2 * tensor for name, tensor in drawn.items()}, tmp_path / "model.safetensors")
+    assert module_hash(build("internvideo2", source=str(tmp_path)).requires_grad_(False)) != first

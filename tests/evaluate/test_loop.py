@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from langdc import __version__, jsonl
+from langdc import __version__, devices, jsonl
 from langdc.compressors.base import compressors
-from langdc.evaluate import tasks
+from langdc.config import save
+from langdc.evaluate import command, tasks
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.identity import identity, plugin_sources
 from langdc.evaluate.loop import evaluate
@@ -129,6 +131,42 @@ def test_other_settings_are_refused_by_name(prepared: Path, copied: Path):
     config = runs.config(prepared, output=str(copied), max_new_tokens=4)
     with pytest.raises(ValueError, match=r"config\.max_new_tokens: 3 there, 4 now"):
         evaluate(config, _task(config))
+
+
+def test_weights_are_in_the_type_that_is_asked(prepared: Path, tmp_path: Path, monkeypatch):
+    row = {"name": "pool", "model": str(prepared / "pool")}
+    with pytest.raises(ValueError, match="device 'nowhere' is not on this machine"):
+        evaluate(config := runs.config(prepared, output=str(tmp_path / "eval"), device="nowhere"), _task(config))
+    assert not (tmp_path / "eval").exists()
+    settings = {"output": str(tmp_path / "eval"), "entries": [row], "reference": None, "limit": 1}
+    folder = evaluate(config := runs.config(prepared, **settings, dtype="bfloat16"), _task(config))
+    (model,) = _of(folder.lines("pool"), "model")
+    assert (model["dtype"], model["device"]) == ("bfloat16", "cpu")
+    assert all(not line["failed"] for line in _of(folder.lines("pool"), "answer"))
+    with pytest.raises(ValueError, match=r"config\.dtype: 'bfloat16' there, 'auto' now"):
+        evaluate(config := runs.config(prepared, **settings), _task(config))
+    monkeypatch.setattr(devices, "device", lambda: torch.device("cuda", 0))  # where auto is bfloat16
+    assert identity(config, _task(config))["config"]["dtype"] == "bfloat16"
+
+
+def test_the_command_says_where_and_in_which_type(prepared: Path, tmp_path: Path, monkeypatch):
+    config_file = tmp_path / "eval.yaml"
+    save(runs.config(prepared, output=str(tmp_path / "eval"), dtype="float16"), config_file)
+    given: list[EvalConfig] = []
+
+    def evaluated(settings, *_, **__):
+        given.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "evaluate", evaluated)
+    for more in ([], ["--device", "cuda:1"], ["--device", "cpu", "--dtype", "bfloat16", "limit=1"]):
+        with pytest.raises(KeyboardInterrupt):
+            command.main([str(config_file), *more])
+    assert [(one.device, one.dtype) for one in given] == [
+        ("auto", "float16"), ("cuda:1", "float16"), ("cpu", "bfloat16"),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="dtype: Input should be 'auto', 'float32', 'bfloat16' or 'float16'"):
+        command.main([str(config_file), "--dtype", "half"])
 
 
 MINE = """
