@@ -150,6 +150,8 @@ class Backbone(nn.Module, ABC):
     """Ids that end a reply."""
     has_saliency: ClassVar[bool] = False
     """Whether its encoder's attention can be had."""
+    decoder: str = "pyav"
+    """What decodes videos, as `langdc.video.read_frames` takes it."""
     batched: bool = False
     """Whether several prompts may be read as one padded batch by transformers' `generate`."""
     released_axes: Literal["time", "all"] = "time"
@@ -158,7 +160,12 @@ class Backbone(nn.Module, ABC):
     @property
     def preprocessing(self) -> str:
         """Fingerprint of all that decides, beside the encoders' weights, what they get of a file."""
-        return f"{self.segments}x{self.frames_per_segment}"
+        return f"{self.segments}x{self.frames_per_segment}{self.other_decoder}"
+
+    @property
+    def other_decoder(self) -> str:
+        """Its part in `preprocessing`: nothing for PyAV; colours of others may differ by 2 of 255 levels."""
+        return "" if self.decoder == "pyav" else f" {self.decoder}"
 
     @property
     def lm_head(self) -> nn.Module:

@@ -155,11 +155,16 @@ def frame_files(folder: str | Path) -> list[Path]:
     return sorted(images, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
 
 
-def decoder_trouble(name: str) -> str | None:
-    """Why a decoder cannot be used here and what to install, in a sentence; None if it can. ValueError if unknown."""
+def known_decoder(name: str) -> str:
+    """The name of a decoder; ValueError if there is none of this name."""
     if name not in DECODERS:
         raise ValueError(f"Unknown decoder {name!r}.{nearest(name, DECODERS)}")
-    if name != "pyav" and importlib.util.find_spec(name) is None:
+    return name
+
+
+def decoder_trouble(name: str) -> str | None:
+    """Why a decoder cannot be used here and what to install, in a sentence; None if it can. ValueError if unknown."""
+    if known_decoder(name) != "pyav" and importlib.util.find_spec(name) is None:
         return f'{name} is not installed. Run "pip install {name}", or use decoder="pyav" (the same frames).'
     if name == "torchcodec":
         try:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from langdc import video
+from langdc.pipeline import VideoLM
 from langdc.video import (
     _segment_indices,
     _uniform_indices,
@@ -24,6 +25,7 @@ from langdc.video import (
     read_frames,
     write_video,
 )
+from tests import stock, tiny
 
 LEVELS = 5  # grey levels per frame number in the numbered videos
 
@@ -309,6 +311,16 @@ def test_only_what_was_asked_for_is_handled(tmp_path: Path, decoder: str, monkey
     frames = read_frames(tmp_path / "long.mp4", frames=6, size=(16, 16), decoder=decoder)
     assert frames.pixels.shape == (6, 3, 16, 16)
     assert resized == [(64, 64, 3)] * 6
+
+
+def test_a_backbone_names_the_decoder(tmp_path: Path, sample_video: Path) -> None:
+    for name in ("llava_video", "qwen2_vl"):
+        lm = VideoLM.from_pretrained(stock.folder(name), backbone={"frames": 4, "decoder": "decord"})
+        assert lm.frame_spec(sample_video).decoder == "decord"
+    model = tiny.model("pool", backbone=tiny.backbone_settings(decoder="torchcodec"))
+    assert VideoLM(model).frame_spec(sample_video).decoder == "torchcodec"
+    with pytest.raises(ValueError, match=r"Unknown decoder 'decrod'\. Did you mean 'decord'"):
+        VideoLM.from_pretrained(stock.folder("qwen2_vl"), backbone={"frames": 4, "decoder": "decrod"})
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
