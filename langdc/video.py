@@ -357,12 +357,13 @@ def _opened(path: Path, fps: float | None) -> Iterator[_Video]:
     with _explained(path), _container(path) as (container, stream):
         stat = path.stat()
         key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
-        if key not in _indices:
+        index = _indices.get(key)
+        if index is None:
             index = _walked(path, container, stream)
             while sum(len(kept.pts) for kept in list(_indices.values())) > INDEXED_FRAMES:
                 _indices.pop(next(iter(_indices), key), None)
             _indices[key] = index
-        yield _Video(path, _indices.get(key) or _walked(path, container, stream), container, stream)
+        yield _Video(path, index, container, stream)
 
 
 @contextmanager
@@ -390,38 +391,32 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _walked(path: Path, container: InputContainer, stream: VideoStream) -> _Index:
     """The index, from the file's packets where they tell it; else by decoding the file once."""
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    stamps = [(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, packet.duration) for packet in packets]
-    if not stamps:
+    packets = [(p.pts, p.dts, p.is_keyframe, p.is_discard, p.duration or 0) for p in container.demux(stream) if p.size]
+    if not packets:
         raise ValueError(f"{path}: holds zero frames. Fetch or make it again.")
-    rate = Fraction(stream.average_rate or 1)
+    rate, first = Fraction(stream.average_rate or 1), packets[0][0]
+    read = [dts for _, dts, *_ in packets if dts is not None]
     # what a cut marks as not to be shown is decoded, since other frames may need it
-    shown = sorted(
-        (pts, place) for place, (pts, _, _, hidden, _) in enumerate(stamps) if not hidden and pts is not None
-    )
+    shown = sorted((p[0], place) for place, p in enumerate(packets) if not p[3] and p[0] is not None)
     pts = np.array([stamp for stamp, _ in shown], dtype=np.int64)
-    decoded_at = [dts for _, dts, *_ in stamps if dts is not None]
-    first, _, starts_with_key, *_ = stamps[0]
-    told = (
-        starts_with_key
-        and first is not None
-        and len(shown) > 0
-        and len(shown) == sum(not hidden for *_, hidden, _ in stamps)
-        and bool((np.diff(pts) > 0).all())
-        and pts[0] >= first
-        and decoded_at == sorted(decoded_at)
-        and not (container.format.name == "avi" and stream.codec_context.has_b_frames)  # has no times but those guessed
-    )
-    if not told:
+    if (
+        not shown
+        or any(stamp is None for stamp, *_ in packets)
+        or (np.diff(pts) <= 0).any()
+        or read != sorted(read)
+        or not packets[0][2]  # it does not begin with a key frame
+        or pts[0] < first
+        or (container.format.name == "avi" and stream.codec_context.has_b_frames)  # its times are guesses
+    ):
         return _counted(path, rate)
     assert stream.time_base is not None, "a stream with packets has a time base"
     places = np.array([place for _, place in shown], dtype=np.int32)
-    keys = (_Key(p, dts, n) for n, (p, dts, is_key, *_) in enumerate(stamps) if is_key and p is not None)
-    last = stamps[shown[-1][1]][-1] or 0
-    ordered = tuple(sorted(keys, key=lambda key: key.pts))
-    return _Index(
-        pts, stream.time_base, rate, last, places, ordered, _only_pyav(container, stream, pts, places, ordered)
+    keys = sorted(
+        (_Key(p[0], p[1], place) for place, p in enumerate(packets) if p[2] and p[0] is not None),
+        key=lambda key: key.pts,
     )
+    last, trouble = packets[shown[-1][1]][-1], _only_pyav(container, stream, packets)
+    return _Index(pts, stream.time_base, rate, last, places, tuple(keys), trouble)
 
 
 def _counted(path: Path, rate: Fraction) -> _Index:
@@ -439,9 +434,7 @@ def _counted(path: Path, rate: Fraction) -> _Index:
     return _Index(np.array(pts, dtype=np.int64), unit, rate, only_pyav=reason)
 
 
-def _only_pyav(
-    container: InputContainer, stream: VideoStream, pts: np.ndarray, places: np.ndarray, keys: Sequence[_Key]
-) -> str | None:
+def _only_pyav(container: InputContainer, stream: VideoStream, packets: Sequence[tuple]) -> str | None:
     """All these cases were seen: wrong frames after a jump, and colours off by 27 levels."""
     codec, pixel_format = stream.codec_context.codec.canonical_name, stream.codec_context.pix_fmt or ""
     if not re.search("mp4|matroska", container.format.name):
@@ -450,8 +443,11 @@ def _only_pyav(
         return f"frames after a jump in {codec}"
     if re.search(r"p\d+(le|be)$", pixel_format):
         return f"colours of more than 8 bits ({pixel_format})"
-    if any((pts[places > key.place] < key.pts).any() for key in keys):
-        return "frames that are shown before the key frame they follow"
+    last_key = packets[0][0]
+    for pts, _, is_key, *_ in packets:
+        if pts < last_key:
+            return "frames that are shown before the key frame they follow"
+        last_key = pts if is_key else last_key
     return None
 
 
