@@ -150,13 +150,20 @@ class Backbone(nn.Module, ABC):
     """Ids that end a reply."""
     has_saliency: ClassVar[bool] = False
     """Whether its encoder's attention can be had."""
+    decoder: str = "pyav"
+    """What decodes videos, as `langdc.video.read_frames` takes it."""
     released_axes: Literal["time", "all"] = "time"
     """Which axes of new tokens follow a shortened time line in the released code of ReTaKe for this model."""
 
     @property
     def preprocessing(self) -> str:
         """Fingerprint of all that decides, beside the encoders' weights, what they get of a file."""
-        return f"{self.segments}x{self.frames_per_segment}"
+        return f"{self.segments}x{self.frames_per_segment}{self.other_decoder}"
+
+    @property
+    def other_decoder(self) -> str:
+        """Its part in `preprocessing`: nothing for PyAV; colours of others may differ by 2 of 255 levels."""
+        return "" if self.decoder == "pyav" else f" {self.decoder}"
 
     @property
     def lm_head(self) -> nn.Module:

@@ -28,7 +28,7 @@ from langdc.language_models import ids_of
 from langdc.model import VideoModel, build_compressor
 from langdc.prefill import PrefillOutput
 from langdc.replies import reply
-from langdc.timing import StageTimer, stage
+from langdc.timing import StageTimer, note, stage
 from langdc.types import Answer, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
 
 
@@ -155,12 +155,14 @@ class VideoLM:
         same: OpenVideo | None = None,
         fps: float | None = None,
         need: frozenset[str] = frozenset(),
+        decoded: tuple[Frames, float] | None = None,
     ) -> OpenVideo:
         """Decode and encode a video or image once; `same` takes over another model's outputs of identical encoders.
 
         A folder of images counts as a video of `fps` frames per second. Where `same` has no encoder attention and the
         compressor needs it, the frames are encoded again. `need`: what other compressors need that will take it over.
-        Raises ValueError if the file cannot be read.
+        `decoded`: its frames, where they were decoded before, and the seconds that took. Raises ValueError if the file
+        cannot be read.
         """
         if same is not None:
             if same.frames is not None and self.lacks_saliency(same.encoder):
@@ -171,6 +173,9 @@ class VideoLM:
                 encoded = {name: replace(grid, saliency=None) for name, grid in encoded.items()}
                 seconds.pop("saliency", None)
             return OpenVideo(self, same.frames, encoded, same.times, seconds)
+        if decoded is not None:
+            note("decode", decoded[1])
+            return self._encoded(decoded[0], {"decode": decoded[1]}, need)
         with StageTimer(self.device) as timer, stage("decode"):
             frames = read_spec(self.frame_spec(path, start, end, fps))
         return self._encoded(frames, timer.seconds, need)

@@ -40,7 +40,8 @@ class FrameSpec:
     """Which frames of which file, or folder of frames: `frames_per_segment` in each of `segments` equal parts.
 
     `start` and `end` in seconds; `size`: height and width that frames are resized to while reading, the file's own
-    where None; `resample`: "bilinear" or "bicubic"; `fps`: frames per second, of a folder of frames only.
+    where None; `resample`: "bilinear" or "bicubic"; `fps`: frames per second, of a folder of frames only; `decoder`:
+    that of a video, as `langdc.video.read_frames` takes it.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class FrameSpec:
     size: tuple[int, int] | None = None
     resample: str = "bilinear"
     fps: float | None = None
+    decoder: str = "pyav"
 
 
 @dataclass(frozen=True, eq=False)

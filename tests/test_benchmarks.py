@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import captions, first_token, reference, report
+from benchmarks import captions, decode, first_token, reference, report
 from benchmarks import compressors as benchmark
 from langdc import compressors
 from langdc.attention import received_attention
@@ -114,3 +114,17 @@ def test_captions_are_as_long_as_asked(capsys) -> None:
         [count, "langdc", str(4 * (3 + 1))]
         for count in ("1", "2")  # four segments, each with its marker
     ]
+
+
+def test_decoders_side_by_side(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(decode, "WRITTEN", {"small": (2, 48, 64, 12)})
+    monkeypatch.setattr(decode.video, "DECODERS", ("pyav", "decord"))
+    monkeypatch.setattr(decode.video, "decoder_trouble", lambda name: "gone. Install it." if name == "decord" else None)
+    page, threads = tmp_path / "benchmarks.md", torch.get_num_threads()
+    options = ["--frames", "5", "--calls", "1", "--threads", "1", "2", "--size", "24", "32"]
+    assert decode.main([*options, "--out", str(page)]) == 0
+    lines = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| small")]
+    assert [line[:3] for line in lines] == [["small", name, n] for n in "12" for name in ("pyav", "decord")]
+    assert [line[-1] for line in lines[::2]] == ["0", "0"]  # frames are those of decoding in order
+    assert all("not installed: gone" in line[3] for line in lines[1::2])
+    assert torch.get_num_threads() == threads

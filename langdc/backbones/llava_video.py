@@ -39,10 +39,11 @@ class LlavaVideo(LlavaOnevision):
         yarn: float | None = None,
         quantize: Quantize | None = None,
         text: bool = True,
+        decoder: str = "pyav",
     ) -> None:
         check_choice("grid", grid, Grid)
         check_choice("newlines", newlines, Newlines)
-        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, quantize, text)
+        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, quantize, text, decoder)
         self.grid, self.newlines = grid, newlines
 
     @property

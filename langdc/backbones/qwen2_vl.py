@@ -51,6 +51,7 @@ class Qwen2VL(StockBackbone):
         yarn: float | None = None,
         quantize: Quantize | None = None,
         text: bool = True,
+        decoder: str = "pyav",
     ) -> None:
         check_choice("positions", positions, Positions)
         check_choice("new_tokens", new_tokens, NewTokens)
@@ -58,7 +59,7 @@ class Qwen2VL(StockBackbone):
             raise ValueError(
                 f"pixels={pixels}; give the fewest and the most pixels of a frame, such as [3136, 200704]."
             )
-        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, quantize, text)
+        super().__init__(source, frames, fps, tokenizer, dtype, attention, yarn, quantize, text, decoder)
         self.pixels, self.numbering, self.new_tokens = pixels, positions, new_tokens
 
     # ---- from frames to features

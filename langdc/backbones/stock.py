@@ -30,7 +30,7 @@ from langdc.log import get_logger
 from langdc.rope import yarn as stretch
 from langdc.sources import Source, resolve
 from langdc.types import FrameSpec, Grids, Prompt, Slot, Spliced, VideoFeatures, VideoTokens
-from langdc.video import is_image, probe
+from langdc.video import is_image, known_decoder, probe
 
 logger = get_logger(__name__)
 
@@ -47,7 +47,8 @@ class StockBackbone(Backbone):
     per second, at most `frames`. `tokenizer`: directory of a tokenizer, by default the model's own. `dtype`: "auto" is
     the checkpoint's own. `yarn`: factor by which the range of positions is stretched (4 in ReTaKe and AdaReTaKe).
     `quantize`: "nf4" to keep the language model's linear layers in 4 bits (QLoRA). `text`: whether the language model
-    is loaded; without it only `encode` and `project` work.
+    is loaded; without it only `encode` and `project` work. `decoder`: what reads videos ("pyav", "decord",
+    "torchcodec").
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -68,13 +69,14 @@ class StockBackbone(Backbone):
         yarn: float | None = None,
         quantize: Quantize | None = None,
         text: bool = True,
+        decoder: str = "pyav",
     ) -> None:
         super().__init__()
         if frames < 1 or (fps is not None and fps <= 0):
             raise ValueError(f"frames={frames}, fps={fps}: give at least one frame, and more than 0 per second.")
         if dtype not in TYPES:
             raise ValueError(f"dtype={dtype!r}; allowed are {', '.join(TYPES)}.")
-        self.frames, self.fps = frames, fps
+        self.frames, self.fps, self.decoder = frames, fps, known_decoder(decoder)
         self.source, self.yarn, self.quantize, self.text = source, yarn, quantize, text
         self.model = self._load(source, TYPES[dtype], attention).eval().requires_grad_(False)
         self._tokenizer_source = tokenizer
@@ -195,12 +197,13 @@ class StockBackbone(Backbone):
             count = min(count, max(self.frames_per_step, round(seconds * self.fps)))
         count = -(-count // self.frames_per_step) * self.frames_per_step
         size = self.read_size(count, info.height, info.width)
-        return FrameSpec(Path(path), 1, count, start, end, size, "bicubic", fps)
+        return FrameSpec(Path(path), 1, count, start, end, size, "bicubic", fps, self.decoder)
 
     @property
     def preprocessing(self) -> str:
         processors = [vars(self.image_processor), vars(self.video_processor)]
-        return f"{type(self).__name__} {self.frames} {self.fps} {json.dumps(processors, default=str, sort_keys=True)}"
+        settings = json.dumps(processors, default=str, sort_keys=True)
+        return f"{type(self).__name__} {self.frames} {self.fps} {settings}{self.other_decoder}"
 
     @abstractmethod
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from langdc.language_models import Quantize, end_ids, language_model_outline, lo
 from langdc.projectors import build_projector
 from langdc.sources import Source
 from langdc.types import FeatureGrid, Frames, FrameSpec, Grids, Prompt, Spliced, VideoFeatures, VideoTokens
-from langdc.video import is_image
+from langdc.video import is_image, known_decoder
 
 STREAMS = ("image", "video")
 
@@ -32,7 +32,7 @@ class VideoGPTPlus(Backbone):
     `video_encoder`: {"name": ..., ...} of the encoder zoo. `projector`: kind of both projectors, or "identity" for
     compressors that bring their own. `system`: system message, None for the chat template's own. `quantize`: "nf4" to
     keep the language model's linear layers in 4 bits (QLoRA). `text`: whether the language model's weights are loaded;
-    without them only `encode` and `project` work.
+    without them only `encode` and `project` work. `decoder`: what reads videos ("pyav", "decord", "torchcodec").
     """
 
     def __init__(
@@ -48,9 +48,11 @@ class VideoGPTPlus(Backbone):
         attention: str = "sdpa",
         quantize: Quantize | None = None,
         text: bool = True,
+        decoder: str = "pyav",
     ) -> None:
         super().__init__()
         self.segments, self.frames_per_segment, self.system = segments, frames_per_segment, system
+        self.decoder = known_decoder(decoder)
         if text:
             self.language_model = load_language_model(language_model, attention, quantize=quantize)
         else:
@@ -87,7 +89,7 @@ class VideoGPTPlus(Backbone):
     ) -> FrameSpec:
         if fps is None and is_image(path):
             return FrameSpec(Path(path), 1, 1)
-        return FrameSpec(Path(path), self.segments, self.frames_per_segment, start, end, fps=fps)
+        return FrameSpec(Path(path), self.segments, self.frames_per_segment, start, end, fps=fps, decoder=self.decoder)
 
     def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         if not videos:

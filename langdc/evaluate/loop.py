@@ -131,7 +131,10 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable,
     by_id = {record.id: record for record in task.records}
     mine = [by_id[name] for name in broadcast(pending)[rank() :: world_size()]]  # all share out the main process's list
     bar = progress.add_task(", ".join(run.entry.name for run in runs)[:40], total=len(mine))
+    timed = config.warmup_videos + config.timing_videos if config.timing_videos else 0
     for first in range(0, len(mine), config.batch_size):
+        if first - config.batch_size < timed <= first:  # what is timed has the machine to itself
+            session.cache.decode_ahead(lm, key, mine[first:], task.path)
         records = mine[first : first + config.batch_size]
         for run in runs:
             run.answer([record for record in records if run.is_pending(record)])

@@ -1,8 +1,12 @@
 """Videos that were opened: decoded and encoded once for all entries with the same encoders and sampling."""
 
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +17,16 @@ from langdc.data.records import Record
 from langdc.evaluate.controls import fingerprint
 from langdc.evaluate.folder import LineFile
 from langdc.evaluate.richness import richness
-from langdc.features import FeatureStore, FrameSpec, preprocessing_hash
+from langdc.features import FeatureStore, FrameSpec, preprocessing_hash, read_spec
 from langdc.log import get_logger
 from langdc.pipeline import VideoLM
 from langdc.timing import StageTimer, stage
-from langdc.types import FeatureGrid
+from langdc.types import FeatureGrid, Frames
 
 logger = get_logger(__name__)
+
+READERS, AHEAD = 2, 4
+"""Threads that decode, and how many videos may be decoded while another is encoded and answered."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +97,28 @@ class VideoCache:
     _held: OrderedDict[str, _EncodedVideo] = field(default_factory=OrderedDict, init=False)
     _opened: set[str] = field(default_factory=set, init=False)
     _unreadable: dict[str, str] = field(default_factory=dict, init=False)
+    _decoding: dict[str, Future[tuple[Frames, float]]] = field(default_factory=dict, init=False)
+    _next: Iterator[tuple[str, Future[tuple[Frames, float]]]] = field(default=iter(()), init=False)
+    _readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READERS), init=False)
+
+    def decode_ahead(self, lm: VideoLM, key: str, records: Iterable[Record], path_of: Callable[[Record], Path]) -> None:
+        """Decode a few of the videos that will be opened in this order, always before they are opened."""
+        self._decoding.clear()
+        self._next = self._submitted(lm, key, records, path_of)
+        self._decoding.update(islice(self._next, AHEAD))
+
+    def _submitted(
+        self, lm: VideoLM, key: str, records: Iterable[Record], path_of: Callable[[Record], Path]
+    ) -> Iterator[tuple[str, Future[tuple[Frames, float]]]]:
+        def decoded(record: Record, path: Path) -> tuple[Frames, float]:
+            started, part = time.perf_counter(), self.clip(record)
+            return read_spec(lm.frame_spec(path, part.start, part.end, part.fps)), time.perf_counter() - started
+
+        for record in records:
+            name = f"{key}/{record.id}"
+            if self.stored is None and name not in self._held and name not in self._unreadable:
+                with suppress(ValueError):  # a record without a video fails when it is opened
+                    yield name, self._readers.submit(decoded, record, path_of(record))
 
     def open(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str] = frozenset()) -> Any:
         """The video of a record, open for a model whose preprocessing has that `key`.
@@ -102,7 +131,7 @@ class VideoCache:
         if name not in self._held or lm.lacks_saliency(self._held[name].encoder):
             self._opened.add(name)
             try:
-                video = self._read_or_decoded(lm, key, self.clip(record), path, need)
+                video = self._read_or_decoded(lm, key, name, self.clip(record), path, need)
             except ValueError as error:
                 self._unreadable[name] = str(error)
                 raise
@@ -135,7 +164,7 @@ class VideoCache:
         """Number of distinct videos opened in this session, per preprocessing."""
         return len(self._opened)
 
-    def _read_or_decoded(self, lm: VideoLM, key: str, part: Record, path: Any, need: frozenset[str]) -> Any:
+    def _read_or_decoded(self, lm: VideoLM, key: str, name: str, part: Record, path: Any, need: frozenset[str]) -> Any:
         if self.stored is not None and Path(path).exists():  # a missing file fails alone, when it is opened
             saliency = lm.model.backbone.has_saliency and "saliency" in lm.compressor.needs | need
             found = self.stored.find(lm, key, lm.frame_spec(path, part.start, part.end, part.fps), saliency)
@@ -143,7 +172,11 @@ class VideoCache:
                 self.read += 1
                 return found
         self.decoded += 1
-        return lm.open(path, part.start, part.end, fps=part.fps, need=need)
+        waiting = self._decoding.pop(name, None)
+        if waiting is None:
+            return lm.open(path, part.start, part.end, fps=part.fps, need=need)
+        self._decoding.update(islice(self._next, 1))
+        return lm.open(path, part.start, part.end, fps=part.fps, need=need, decoded=waiting.result())
 
 
 @dataclass(frozen=True, eq=False)

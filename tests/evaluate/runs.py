@@ -70,7 +70,7 @@ class Counting(VideoLM):
 
     opened: list[str]
 
-    def open(self, path, start=None, end=None, same=None, fps=None, need=frozenset()):
+    def open(self, path, *args, same=None, **options):
         if same is None:
             type(self).opened.append(Path(path).name)
-        return super().open(path, start, end, same, fps, need)
+        return super().open(path, *args, same=same, **options)

@@ -143,9 +143,9 @@ def test_a_budget_is_set_on_other_videos_only(prepared: Path, others: Path, tmp_
     out = tmp_path / "eval"
 
     class Lm(VideoLM):
-        def open(self, path, start=None, end=None, same=None, fps=None, need=frozenset()):
+        def open(self, path, *args, same=None, **options):
             decoded.extend([] if same is not None else [Path(path)])
-            return super().open(path, start, end, same, fps, need)
+            return super().open(path, *args, same=same, **options)
 
     config = _config(prepared, others, out, {"name": "fastvid", "compressor": {"name": "fastvid"}})
     evaluate(config, _task(config), load=lambda one: (Lm.from_pretrained if one.calibrated else _load)(one.model))

@@ -1,16 +1,20 @@
 """Videos are decoded and encoded once for all rows, as long as their encoder outputs fit into memory."""
 
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
+import torch
 
 from langdc import jsonl
 from langdc.data.records import QuestionRecord, Record
+from langdc.evaluate import videos
 from langdc.evaluate.folder import LineFile
 from langdc.evaluate.videos import VideoCache
 from langdc.pipeline import VideoLM
 from langdc.timing import StageTimer
+from langdc.types import Frames, FrameSpec
 from tests import stock
 
 FILM = QuestionRecord(kind="what", question="what is it ?", answer="it")
@@ -95,12 +99,53 @@ def test_an_unreadable_video_is_tried_once(lm: VideoLM, tmp_path: Path) -> None:
     assert library.decoded == 1
 
 
+def test_the_next_videos_are_decoded_while_one_is_encoded(
+    lm: VideoLM, mp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding the first waits until those behind it were decoded, which it could not if they were decoded later."""
+    begun = {number: Event() for number in range(7)}
+    here, encode, read = VideoCache.key_of(lm), VideoLM._encoded, videos.read_spec
+    expected = [grid.values for grid in lm.open(mp4).encoder.values()]
+
+    def reading(spec: FrameSpec) -> Frames:
+        begun[int(spec.path.stem[1:])].set()
+        return read(spec)
+
+    def encoding(self: VideoLM, *args: Any) -> Any:
+        assert begun[4].wait(60) and not begun[6].is_set()
+        return encode(self, *args)
+
+    for number in (0, 1, 2, 4, 5, 6):
+        (tmp_path / f"v{number}.mp4").write_bytes(b"no video" if number == 1 else mp4.read_bytes())
+    monkeypatch.setattr(videos, "read_spec", reading)
+    library, records = VideoCache(LineFile(tmp_path / "encoding.jsonl", alone=True)), [record(n) for n in range(7)]
+
+    def path_of(one: Record) -> Path:
+        if one.id == "v3":
+            raise ValueError("it names no video")
+        return tmp_path / f"{one.id}.mp4"
+
+    library.decode_ahead(lm, here, records, path_of)
+    monkeypatch.setattr(VideoLM, "_encoded", encoding)
+    first = library.open(lm, here, records[0], path_of(records[0]))
+    monkeypatch.setattr(VideoLM, "_encoded", encode)
+    with pytest.raises(ValueError, match=r"v1\.mp4: cannot be read"):
+        library.open(lm, here, records[1], path_of(records[1]))
+    others = [library.open(lm, here, records[number], path_of(records[number])) for number in (4, 2, 5, 6)]
+    for video in (first, *others):
+        assert all(map(torch.equal, [grid.values for grid in video.encoder.values()], expected))
+        assert video.seconds["decode"] > 0
+    assert (library.decoded, library._decoding) == (6, {})
+
+
 @pytest.mark.parametrize(
     ("name", "backbone", "other"),
     [
         ("qwen2_vl", {"frames": 4}, {"frames": 6}),
         ("qwen2_vl", {"frames": 4}, {"frames": 4, "fps": 2.0}),
         ("qwen2_vl", {"frames": 4}, {"frames": 4, "pixels": [64, 1024]}),
+        ("qwen2_vl", {"frames": 4, "decoder": "pyav"}, {"frames": 4, "decoder": "torchcodec"}),
+        ("llava_video", {"frames": 4}, {"frames": 4, "decoder": "decord"}),
     ],
 )
 def test_other_sampling_is_another_sight(name: str, backbone: dict[str, Any], other: dict[str, Any]) -> None:
