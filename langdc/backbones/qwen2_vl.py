@@ -102,8 +102,8 @@ class Qwen2VL(StockBackbone):
         return [{"video": grid} for grid in self.read_patches(torch.cat(patches), torch.cat(grids))]
 
     def patches_of(self, video: Frames) -> tuple[Tensor, Tensor]:
-        """Patches [n,values] of a video or image in the stock processor's order, made on the encoder's device, and their
-        grid [1,3].
+        """Patches [n,values] of a video or image in the stock processor's order, and their grid [1,3]; the patches are
+        made on the encoder's device.
         """
         options: dict[str, Any] = {"return_tensors": "pt", **({"size": self._size} if self.pixels else {})}
         with stage("preprocess"):

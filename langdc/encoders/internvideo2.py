@@ -41,7 +41,7 @@ class _RMSNorm(nn.RMSNorm):
 
 
 class _LayerScale(nn.Module):
-    """A learned gain per channel. A product is rounded once: the same as in float32, where the published code has it."""
+    """A learned gain per channel. One product is rounded once: equal to the published code's way through float32."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
