@@ -57,13 +57,12 @@ class Learner(nn.Module):
             )
 
     def engine_parts(self) -> AbstractContextManager[None]:
-        """Leave frozen encoders, and a language model that is absent, out of the module tree for a while.
+        """Leave encoders that are all frozen, and a language model that is absent, out of the module tree for a while.
 
         Then an engine (DDP, DeepSpeed) neither partitions nor gathers them, and ranks may call them as they need.
         """
         encoders = self.model.backbone.encoders
-        parts = [encoders, *encoders.values()]
-        frozen = {id(part) for part in parts if not any(p.requires_grad for p in part.parameters())}
+        frozen = set() if _is_trained(encoders) else {id(part) for part in (encoders, *encoders.values())}
         return hidden(self.model, lambda part: id(part) in frozen or is_absent(part))
 
     def begin_step(self, step: int, steps: int) -> None:
