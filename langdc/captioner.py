@@ -121,8 +121,8 @@ class Captioner(nn.Module):
 
     @uncounted()
     def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> _CaptionOutput:
-        """Read given captions (ids [n] per segment, on the CPU) after `visual` tokens [n_visual,Z]; score them and their
-        end.
+        """Read given captions (ids [n] per segment, on the CPU) after `visual` tokens [n_visual,Z]; score them and the
+        end of each.
         """
         inputs, starts = self._inputs(visual, captions)
         with causal_rows(self.language_model.config, inputs["inputs_embeds"].shape[1]):

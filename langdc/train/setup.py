@@ -139,7 +139,7 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
     """Set the attention kernel, fused layers and gradient checkpointing of every transformers part.
 
     flash-attn reads padding masks only: not the mask of several questions that share a video, nor what a run in float16
-    does in float32 before its first step. "auto" takes it for the language models of a compressor that is trained alone.
+    does in float32 before its first step. "auto" takes it for language models of a compressor that is trained alone.
     """
     if config.attention == FLASH and objective.reads and config.train.questions_per_video > 1:
         raise ValueError(
