@@ -134,3 +134,31 @@ def test_gradients_flow_through_encoders_that_are_trained(trained: bool) -> None
     for name in SOURCES:
         encoder = build(name).requires_grad_(trained)
         assert encoder([tiny.frames(0, count=4)])[0].values.requires_grad is trained
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_and_gains_of_internvideo2_are_exactly_those_of_the_published_code(dtype: torch.dtype) -> None:
+    """In its input's type, whatever that of the weights is; the gain by way of float32."""
+    torch.manual_seed(0)
+    block = InternVideo2(InternVideo2Config(**tiny.INTERNVIDEO2)).blocks[0]
+    values = torch.randn(5, 32).to(dtype)
+    norm, scale = block.norm1, block.ls1
+    for weights in (norm.weight, scale.gamma):
+        torch.nn.init.normal_(weights)
+    expected = torch.nn.functional.rms_norm(values, (32,), norm.weight.to(dtype), 1e-6)
+    assert torch.equal(norm(values), expected) and norm(values).dtype == dtype
+    gamma = scale.gamma.data.to(dtype)
+    scale.gamma.data = gamma
+    assert torch.equal(scale(values), (values.float() * gamma.float()).to(dtype))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_frozen_encoder_in_bfloat16_is_left_alone_by_autocast(name: str) -> None:
+    """Which would compute layer norms in float32."""
+    encoder = build(name).requires_grad_(False).to(torch.bfloat16)
+    (expected,) = encoder([tiny.frames(0)])
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = encoder([tiny.frames(0)])
+    assert torch.equal(found.values, expected.values) and found.values.dtype == torch.bfloat16
+    exact = build(name)([tiny.frames(0)])[0].values
+    assert (found.values - exact).abs().mean() < 0.02 * exact.abs().mean()

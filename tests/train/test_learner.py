@@ -84,6 +84,23 @@ def test_stored_features_move_in_the_type_they_are_stored_in():
     assert found[0].projected[0].values.dtype == torch.float32
 
 
+@pytest.mark.parametrize("objective", ["compress", "answer"])
+def test_padding_is_what_fills_the_rows_of_a_batch(objective: str):
+    data, batch = online(objective)
+    learner = small.learner_of(data)
+    widths = []
+    part = data.model.compressor.captioner.language_model if objective == "compress" else data.model.backbone.text_model
+    part = getattr(part, "model", part)
+    hook = part.register_forward_pre_hook(
+        lambda _, __, given: widths.append(given["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    learner(**batch)
+    hook.remove()
+    ((rows, longest),) = widths
+    assert learner.figures["tokens"] + learner.figures["padding"] == rows * longest
+    assert 0 < learner.figures["padding"] < learner.figures["tokens"]
+
+
 @pytest.mark.parametrize("trained", ["image", "video"])
 def test_both_encoders_encode_where_one_is_trained(trained: str):
     model = tiny.model("langdc")
