@@ -1,4 +1,4 @@
-"""python benchmarks/training.py [--shape recipe] [--videos 64] [--profile] [--out docs/benchmarks.md]
+"""python benchmarks/training.py [--shape recipe] [--videos 64] [--profile] [--micro 2 8] [--out docs/benchmarks.md]
 
 Stages 2 and 3 of the sample: samples a second, the share of time spent waiting for data, and memory, from pixels and
 from stored features, against a plain loop. The plain loop does per step what the published trainer's code does: it
@@ -9,9 +9,13 @@ with the encoders once. Model, weights, batch size, optimizer and process are th
 the videos, as in the published recipe; what ours computes before the first step is included, what the Trainer needs to
 start is not.
 
-Two shapes: the sample's model, whose encoders are tiny beside its captioner; and the recipe's (configs/langdc_3b) with
-a quarter of every width, a twelfth of every depth and a 48th of the vocabulary, in which the parts have about the
-shares of the operations that they have at full size. Weights are random, since only time and memory are measured.
+Three shapes: the sample's model, whose encoders are tiny beside its captioner; the recipe's (configs/langdc_3b) with a
+quarter of every width, a twelfth of every depth and a 48th of the vocabulary, in which the parts have about the shares
+of the operations that they have at full size; and, for an accelerator, the recipe's at full size in bfloat16. Weights
+are random, since only time and memory are measured.
+
+--micro measures forward and backward of ours alone, from pixels, at each of the given sizes of a micro-batch: the share
+of the device's peak (MFU), memory, and the five operations that take most of the time.
 """
 
 import argparse
@@ -54,8 +58,14 @@ from langdc.train.setup import RunModel
 from langdc.train.trainer import RunTrainer
 from langdc.types import Context, Frames, Prompt, VideoBatch, VideoFeatures
 
+MICRO_COLUMNS = ("stage", "micro-batch", "samples/s", "MFU", "peak MiB", "biggest costs")
+ROUNDS = 3
 COLUMNS = ("stage", "how", "samples/s", "faster", "before steps", "data wait", "step MiB", "stored MiB")
-TITLES = {"sample": "Training, the sample's model", "recipe": "Training, the recipe's model made narrow"}
+TITLES = {
+    "sample": "Training, the sample's model",
+    "recipe": "Training, the recipe's model made narrow",
+    "full": "Training, the recipe's model",
+}
 CASES = {"2, captions": "sample/langdc/stage2_density", "3, replies": "sample/dual/stage3"}
 NARROWER = {
     "hidden_size": 4, "intermediate_size": 4, "width": 4, "mlp_width": 4, "num_hidden_layers": 12, "depth": 12,
@@ -81,23 +91,30 @@ def cases(videos: Path, batch: int, shape: str = "sample") -> list[RunConfig]:
         config = settings.load(RunConfig, name)
         train = {"data": [videos], "steps": None, "epochs": 1, "batch_size": batch, "questions_per_video": 1}
         update: dict[str, Any] = {"stage": stage, "start": None, "features": None, "log_steps": 1, "save_steps": 10**6}
-        if shape == "recipe":
-            update["model"] = narrow(dual=config.objective.name == "answer")
+        if shape != "sample":
+            update["model"] = recipe(dual=config.objective.name == "answer", narrow=shape == "recipe")
+        if shape == "full":
+            update["precision"] = "bfloat16"
         found.append(config.model_copy(update={**update, "train": config.train.model_copy(update=train)}))
     return found
 
 
-def narrow(dual: bool) -> ModelConfig:
-    """The recipe's model with a quarter of every width and a twelfth of every depth; `dual` as its stage 3 has it."""
+def recipe(dual: bool, narrow: bool = True) -> ModelConfig:
+    """The recipe's model, `dual` as its stage 3 has it; `narrow`: with a quarter of every width, a twelfth of every
+    depth.
+    """
     tree = settings.read_tree("langdc_3b/model")["model"]
     backbone, compressor = tree["backbone"], tree["compressor"]
     backbone["video_encoder"]["source"]["config"] = InternVideo2Config().model_dump(include=set(NARROWER))
     encoders = [backbone[f"{name}_encoder"]["source"] for name in ("image", "video")]
-    for part in (backbone["language_model"], compressor["captioner"], *encoders):
-        part["config"] |= {name: part["config"][name] // by for name, by in NARROWER.items() if name in part["config"]}
-    encoders[0]["config"]["num_hidden_layers"] += 1  # the last layer is not read
-    encoders[1]["config"]["depth"] += 1
-    compressor |= {"layer": 2, "segment_marker": True, "base": {"name": "pool", "sides": [6, 4]} if dual else None}
+    compressor |= {"segment_marker": True, "base": {"name": "pool", "sides": [6, 4]} if dual else None}
+    if narrow:
+        for part in (backbone["language_model"], compressor["captioner"], *encoders):
+            sizes = part["config"]
+            sizes |= {name: sizes[name] // by for name, by in NARROWER.items() if name in sizes}
+        encoders[0]["config"]["num_hidden_layers"] += 1  # the last layer is not read
+        encoders[1]["config"]["depth"] += 1
+        compressor["layer"] = 2
     return settings.check(ModelConfig, tree, "the recipe's model")
 
 
@@ -120,7 +137,7 @@ class Plain:
         self.data, self.model, self.train, self.encodes = data, data.model, data.config.train, encodes
         self.compressor: Any = self.model.compressor
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=self.train.learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=self.train.learning_rate, weight_decay=0.0, fused=True)
         self.waiting = 0.0  # seconds in which files were read
 
     def run(self) -> float:
@@ -179,7 +196,8 @@ class Plain:
         inputs: Any = self.model.inputs(batch, tokens)
         hidden = backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
         logits = backbone.lm_head(hidden[:, :-1]).float()
-        return F.cross_entropy(logits.flatten(0, 1), inputs.labels[:, 1:].flatten(), ignore_index=IGNORED)
+        labels = inputs.labels[:, 1:].flatten().to(logits.device)
+        return F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED)
 
     def prompts(self, samples: Sequence[Sample]) -> list[Prompt]:
         """The question and answer of each sample that ours draws in the first epoch."""
@@ -219,8 +237,12 @@ def _learner(data: TrainingData) -> Learner:
     return Learner(data.model, data.objective, data.config.loss_weights, data.config.seed).train()
 
 
-def _learn(learner: Learner, data: TrainingData) -> None:
-    learner(**data.collate(data.samples[: data.config.train.batch_size]))["loss"].backward()
+def _learn(learner: Learner, data: TrainingData, batch: dict[str, Any] | None = None) -> None:
+    """Forward and backward of a batch, by default of the first samples."""
+    batch = data.collate(data.samples[: data.config.train.batch_size]) if batch is None else batch
+    with torch.autocast(data.model.device.type, torch.bfloat16, data.config.precision == "bfloat16"):
+        loss = learner(**batch)["loss"]
+    loss.backward()
     learner.zero_grad()
 
 
@@ -253,18 +275,51 @@ def rows(config: RunConfig, folder: Path) -> Iterator[tuple[str, ...]]:
         yield str(config.stage), how, *speed, f"{100 * each.waiting:.0f} %", *memory
 
 
-def profile(config: RunConfig) -> list[tuple[str, str, str]]:
-    """The five operations that take most of the time of our steps from features, with their shares."""
-    data = data_of(*build(config), config, None)
-    learner = _learner(data)
-    _learn(learner, data)
+def _costs(work: Callable[[], object]) -> list[tuple[str, str]]:
+    """The five operations that take most of the time of some work, with their shares."""
     with torch.profiler.profile() as seen:
-        for _ in range(3):
-            _learn(learner, data)
+        for _ in range(ROUNDS):
+            work()
     time_of = "self_device_time_total" if devices.has_accelerator() else "self_cpu_time_total"
     times = sorted(((getattr(event, time_of), event.key) for event in seen.key_averages()), reverse=True)
     percent = sum(taken for taken, _ in times) / 100
-    return [(str(config.stage), name, f"{taken / percent:.0f} %") for taken, name in times[:5]]
+    return [(name, f"{taken / percent:.0f} %") for taken, name in times[:5]]
+
+
+def profile(config: RunConfig) -> list[tuple[str, str, str]]:
+    """What costs most in our steps from features."""
+    data = data_of(*build(config), config, None)
+    learner = _learner(data)
+    _learn(learner, data)
+    return [(str(config.stage), *cost) for cost in _costs(lambda: _learn(learner, data))]
+
+
+def micro_batches(config: RunConfig, sizes: Sequence[int]) -> Iterator[tuple[str, ...]]:
+    """A line for each size of a micro-batch, from decoded frames on; a size that does not fit says so."""
+    data = data_of(*build(config), config.model_copy(update={"feature_memory": 0.0}), None)
+    learner = _learner(data)
+    meter = Meter(learner, config.precision)
+    for size in sizes:
+        batch = data.collate([data.samples[number % len(data)] for number in range(size)])
+        devices.reset_peak(data.model.device)
+        try:
+            with meter.pause():
+                _learn(learner, data, batch)
+                devices.synchronize()
+            with meter.waiting(0.0):  # starts the clock
+                pass
+            for _ in range(ROUNDS):
+                _learn(learner, data, batch)
+                meter.add()
+            devices.synchronize()
+        except torch.OutOfMemoryError:
+            learner.zero_grad()
+            yield str(config.stage), str(size), "-", "-", "-", "does not fit"
+            continue
+        found = meter.figures(ROUNDS * learner.flops)
+        costs = "; ".join(f"{name[:40]} {share}" for name, share in _costs(lambda: _learn(learner, data, batch)))  # noqa: B023
+        speed = f"{found['samples_per_second']:.3g}", f"{100 * found['mfu']:.1f} %" if "mfu" in found else "-"
+        yield str(config.stage), str(size), *speed, f"{found['peak_bytes'] / 2**20:.0f}", costs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,6 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", choices=tuple(TITLES), default="sample", help="of the model")
     parser.add_argument("--batch", type=int, default=8, help="videos in a step (default: 8)")
     parser.add_argument("--profile", action="store_true", help="name the five biggest costs of our steps instead")
+    parser.add_argument("--micro", type=int, nargs="+", metavar="SIZE", help="measure these micro-batches instead")
     parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
     options = parser.parse_args(argv)
     distributed.start()
@@ -283,9 +339,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(made)
         make_dataset(folder / "data", {"train": options.videos, "test": 0}, images=0, workers=1)
         found = cases(folder / "data" / "train.jsonl", options.batch, options.shape)
-        if options.profile:
+        if options.micro:
+            columns = MICRO_COLUMNS
+            lines: Any = report.follow(line for config in found for line in micro_batches(config, options.micro))
+        elif options.profile:
             title, columns = f"{title}: the biggest costs of a step", ("stage", "operation", "share of the time")
-            lines: list[Any] = [line for config in found for line in profile(config)]
+            lines = [line for config in found for line in profile(config)]
         else:
             lines = report.follow(line for c in found for line in rows(c, folder / c.objective.name))
     head = f"{report.command(__file__, argv)}, {options.videos} videos, {report.machine(devices.device().type)}."

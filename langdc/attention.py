@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from langdc.devices import at_once
 
@@ -121,6 +122,25 @@ def using(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+# a name for which transformers makes no mask
+AttentionInterface.register("langdc_causal", sdpa_attention_forward)
+
+
+@contextmanager
+def causal_rows(config: Any, length: int) -> Iterator[None]:
+    """Inside the block a model of this config that attends by sdpa takes its `length` positions as causal, whatever
+    the padding mask: rows padded on the right need no more. So the kernels need no mask, and nothing waits for the
+    device to see whether there is padding. A mask of four dimensions counts as ever, and so do sliding windows.
+    """
+    before, window = config._attn_implementation, getattr(config, "sliding_window", None)
+    if before == "sdpa" and (window is None or length <= window):
+        config._attn_implementation = "langdc_causal"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def received_attention(query: Tensor, key: Tensor, scale: float | None = None, causal: bool = False) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from langdc.attention import causal_rows
 from langdc.decode import greedy, predictions
 from langdc.flops import uncounted
 from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer
@@ -120,17 +121,19 @@ class Captioner(nn.Module):
 
     @uncounted()
     def supervised(self, visual: list[Tensor], captions: list[Tensor]) -> _CaptionOutput:
-        """Read given captions (ids [n] per segment) after `visual` tokens [n_visual,Z]; score them and their end."""
-        device = visual[0].device
-        end = torch.tensor([self.tokenizer.eos_token_id], device=device)
-        captions = [caption.to(device) for caption in captions]
+        """Read given captions (ids [n] per segment, on the CPU) after `visual` tokens [n_visual,Z]; score them and the
+        end of each.
+        """
         inputs, starts = self._inputs(visual, captions)
-        found = self.language_model.model(**inputs, output_hidden_states=True, use_cache=False)
+        with causal_rows(self.language_model.config, inputs["inputs_embeds"].shape[1]):
+            found = self.language_model.model(**inputs, output_hidden_states=True, use_cache=False)
         # the position before the first caption token predicts it; the last caption token predicts the end
         lengths = [len(caption) + 1 for caption in captions]
         places = self._places([start - 1 for start in starts], lengths, inputs["attention_mask"])
         predicting = found.last_hidden_state.flatten(0, 1).index_select(0, places)
-        targets = torch.cat([torch.cat([caption, end]) for caption in captions])
+        end = torch.tensor([self.tokenizer.eos_token_id])
+        targets = torch.cat([part for caption in captions for part in (caption, end)])
+        targets = targets.to(predicting.device, non_blocking=True)
         loss = F.cross_entropy(self.language_model.lm_head(predicting).float(), targets, reduction="sum")
         states = self._states(found.hidden_states[self.layer], starts, captions)
         return _CaptionOutput(captions, states, loss, len(targets))
@@ -138,9 +141,10 @@ class Captioner(nn.Module):
     @uncounted()
     def read(self, visual: list[Tensor], captions: list[Tensor]) -> list[Tensor]:
         """The states [n,Z] of given captions, as in `supervised`, by the layers below them alone."""
-        captions = [caption.to(visual[0].device) for caption in captions]
         inputs, starts = self._inputs(visual, captions)
-        return self._states(self._reader()(**inputs, use_cache=False).last_hidden_state, starts, captions)
+        with causal_rows(self.language_model.config, inputs["inputs_embeds"].shape[1]):
+            hidden = self._reader()(**inputs, use_cache=False).last_hidden_state
+        return self._states(hidden, starts, captions)
 
     @property
     def depth(self) -> int:
@@ -193,13 +197,12 @@ class Captioner(nn.Module):
         """
         longest = padded.shape[1]
         ranges = [torch.arange(n) + i * longest + a for i, (a, n) in enumerate(zip(starts, lengths, strict=True))]
-        return torch.cat(ranges).to(padded.device)
+        return torch.cat(ranges).to(padded.device, non_blocking=True)
 
     @uncounted()
     def write(self, visual: list[Tensor], synced: bool = False) -> _CaptionOutput:
         """Write the captions of all segments greedily, in one batch. `visual`: [n_visual,Z] per segment."""
-        device = visual[0].device
-        rows, _ = self._rows(visual, [torch.empty(0, dtype=torch.long, device=device)] * len(visual))
+        rows, _ = self._rows(visual, [torch.empty(0, dtype=torch.long)] * len(visual))
         embeds, mask = _padded(rows, "left")
         released = self.soft_token == "released"
         ends = [number for number in self.end if number != self.pad]
@@ -212,15 +215,14 @@ class Captioner(nn.Module):
 
     def _rows(self, visual: list[Tensor], captions: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """Prompt, visual tokens and caption of each segment in embedding space, and where its caption starts."""
-        device = visual[0].device
-        before, after = self.before.to(device), self.after.to(device)
-        lengths = [len(before), len(after), *map(len, captions)]
-        words = self.language_model.get_input_embeddings()(torch.cat([before, after, *captions])).split(lengths)
+        texts = [self.before, self.after, *captions]
+        ids = torch.cat(texts).to(visual[0].device, non_blocking=True)
+        words = self.language_model.get_input_embeddings()(ids).split(list(map(len, texts)))
         rows = [
             torch.cat([words[0], seen.to(words[0].dtype), words[1], caption])
             for seen, caption in zip(visual, words[2:], strict=True)
         ]
-        return rows, [len(before) + len(seen) + len(after) for seen in visual]
+        return rows, [len(self.before) + len(seen) + len(self.after) for seen in visual]
 
 
 def _padded(rows: list[Tensor], side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,15 @@ Letters: T frames, H W patch grid, B prompts, M length, D backbone width, n posi
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from langdc.attention import causal_rows
 from langdc.backbones import backbones
 from langdc.backbones.chat import IGNORED
 from langdc.backbones.inputs import text_inputs
@@ -139,14 +141,20 @@ class VideoModel(nn.Module):
 
     @uncounted()
     def _read(self, compressed: Compressed, inputs: TextInputs) -> ModelOutput:
-        states = self.backbone.text_model(**inputs.arguments, use_cache=False).last_hidden_state
+        text: Any = self.backbone.text_model
         if inputs.labels is None:
+            states = text(**inputs.arguments, use_cache=False).last_hidden_state
             order = torch.arange(inputs.positions.shape[2], device=states.device)
             last = (inputs.mask * order).argmax(1)
             return ModelOutput(compressed, inputs, self.backbone.lm_head(states[torch.arange(len(last)), last]))
-        learned = inputs.labels[:, 1:] != IGNORED
-        logits = self.backbone.lm_head(states[:, :-1][learned])
-        return ModelOutput(compressed, inputs, logits, inputs.labels[:, 1:][learned])
+        padding = any(item.padding is not None for item in inputs.spliced)
+        with nullcontext() if padding else causal_rows(text.config, inputs.embeds.shape[1]):
+            states = text(**inputs.arguments, use_cache=False).last_hidden_state
+        labels = F.pad(inputs.labels[:, 1:], (0, 1), value=IGNORED).flatten()
+        places = (labels != IGNORED).nonzero()[:, 0]  # on the CPU, where labels are
+        labels, places = (each.to(states.device, non_blocking=True) for each in (labels[places], places))
+        logits = self.backbone.lm_head(states.flatten(0, 1).index_select(0, places))
+        return ModelOutput(compressed, inputs, logits, labels)
 
     def check_serves(self, compressor: TokenCompressor) -> None:
         """ValueError for a compressor that would work on projectors that were never trained."""

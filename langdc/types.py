@@ -4,7 +4,7 @@ Frozen dataclasses, which check ranks and lengths when they are made. Letters: T
 C encoder width, D backbone width, N tokens kept, S segments, M prompt+video length.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -80,9 +80,19 @@ class FeatureGrid:
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "FeatureGrid":
         """The same on a device; values and side grids in `dtype`, if given."""
-        saliency = None if self.saliency is None else self.saliency.to(device)
-        extra = tuple(side.to(device, dtype) for side in self.extra)
-        return FeatureGrid(self.values.to(device, dtype), saliency, extra, self.size)
+        moved = self._each(lambda part: part.to(device, non_blocking=device.type != "cpu"))
+        if dtype is None:
+            return moved
+        # after the copy, since types are changed where a tensor was
+        return replace(moved, values=moved.values.to(dtype), extra=tuple(side.to(dtype) for side in moved.extra))
+
+    def pin_memory(self) -> "FeatureGrid":
+        """The same in memory from which a device copies while others go on."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, work: Callable[[Tensor], Tensor]) -> "FeatureGrid":
+        saliency = None if self.saliency is None else work(self.saliency)
+        return FeatureGrid(work(self.values), saliency, tuple(map(work, self.extra)), self.size)
 
 
 Grids = Mapping[str, FeatureGrid]
@@ -254,8 +264,9 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Spliced:
-    """A prompt with its videos' tokens: `embeds` [M,D], `labels` [M], `sequence_id` [M], `video_id` [M] (-1 at text),
-    `extra` [n,D] of the n rows of videos, `padding` [M] (see `VideoTokens`).
+    """A prompt with its videos' tokens: `embeds` [M,D], `labels` [M], `sequence_id` [M] (these two where the prompt's
+    are, on the CPU), `video_id` [M] (-1 at text), `extra` [n,D] of the n rows of videos, `padding` [M] (see
+    `VideoTokens`).
     """
 
     embeds: Tensor
@@ -276,8 +287,8 @@ class TextInputs:
     """What a language model is called with for B prompts, padded to one length M.
 
     `embeds` [B,M,D]; `mask` [B,M], 1 at real positions, or, for packed questions, [B,1,M,M], added to attention scores;
-    `positions` [A,B,M]; `labels` [B,M] or None; `extra`: further keyword arguments, such as DeepStack's; `spliced`: the
-    prompts before they were padded.
+    `positions` [A,B,M]; `labels` [B,M] or None, where those of the prompts are (on the CPU); `extra`: further keyword
+    arguments, such as DeepStack's; `spliced`: the prompts before they were padded.
     """
 
     embeds: Tensor
@@ -314,6 +325,11 @@ class VideoBatch:
     whole: Sequence[Prompt] = ()
     blank: bool = False
     frames: Sequence[Frames] = ()
+
+    def pin_memory(self) -> Self:
+        """The same with videos in memory from which a device copies while others go on; a data loader calls this."""
+        raw = [{name: grid.pin_memory() for name, grid in grids.items()} for grids in self.raw]
+        return replace(self, raw=raw, frames=[Frames(v.pixels.pin_memory(), v.seconds) for v in self.frames])
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from benchmarks.memory import most_live_bytes
 from langdc import attention, devices
-from langdc.attention import NAME, _causal_attention, attend, received_attention, using
+from langdc.attention import NAME, _causal_attention, attend, causal_rows, received_attention, using
 from langdc.conformance.prompts import plain, prompt, small
+from tests import tiny
 from tests.reference.kv import received
 
 
@@ -104,3 +105,20 @@ def test_sliding_windows_are_refused() -> None:
         attend(layer, states, states, states, None, sliding_window=4)
     attend(layer, states, states, states, None, sliding_window=6)
     assert len(prompt("one axis").embeds) > 6
+
+
+def test_rows_padded_on_the_right_need_no_mask() -> None:
+    """As transformers masks them, exactly at real positions; a sliding window or other kernels are left alone."""
+    torch.manual_seed(0)
+    model = tiny.captioner().language_model.model
+    embeds, mask = torch.randn(3, 9, 32), (torch.arange(9) < torch.tensor([[9], [5], [1]])).long()
+    arguments = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": torch.arange(9).expand(3, -1)}
+    expected = model(**arguments, use_cache=False).last_hidden_state
+    with causal_rows(model.config, 9):
+        found = model(**arguments, use_cache=False).last_hidden_state
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-6, atol=1e-6)
+    assert model.config._attn_implementation == "sdpa"
+    for kernel, window in (("eager", None), ("sdpa", 8)):
+        model.config._attn_implementation, model.config.sliding_window = kernel, window
+        with causal_rows(model.config, 9):
+            assert model.config._attn_implementation == kernel

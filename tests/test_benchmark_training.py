@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import training as benchmark
 from langdc import config as settings
+from langdc.attention import causal_rows
 from langdc.config import ModelConfig, RunConfig
 from langdc.flops import encoder_flops, language_model_flops, work_flops
 from langdc.model import VideoModel
@@ -74,7 +75,28 @@ def test_the_biggest_costs_are_named_with_their_share(records):
     assert len(found) == 5 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 102
 
 
-@pytest.mark.parametrize("shape", ["sample", "recipe"])
+@pytest.mark.parametrize("objective", ["compress", "answer"])
+def test_the_plain_loop_has_all_its_tensors_on_the_device_of_the_model(records, objective: str):
+    """The meta device stands in for a card: no value can be read from it, and nothing of the CPU is mixed in."""
+    data = benchmark.data_of(*benchmark.build(run(records, objective)), run(records, objective), None)
+    data.model.to("meta")
+    with causal_rows(data.model.backbone.text_model.config, 1):  # transformers would read the padding mask
+        loss = benchmark.Plain(data, 2).loss(data.samples[:2])
+    loss.backward()
+    assert loss.is_meta
+
+
+@pytest.mark.parametrize("objective", ["compress", "answer"])
+def test_micro_batches_have_a_speed_and_a_share_of_the_peak(records, objective: str):
+    found = list(benchmark.micro_batches(run(records, objective), [1, 3]))
+    lines = [dict(zip(benchmark.MICRO_COLUMNS, row, strict=True)) for row in found]
+    assert [line["micro-batch"] for line in lines] == ["1", "3"]
+    for line in lines:
+        assert float(line["samples/s"]) > 0 and 0 < float(line["MFU"].rstrip(" %")) < 100
+        assert line["biggest costs"].count(";") == 4
+
+
+@pytest.mark.parametrize("shape", ["sample", "recipe", "full"])
 def test_the_cases_are_runs_of_the_sample(records, shape: str):
     captions, replies = benchmark.cases(records, 4, shape)
     assert captions.objective.name == "compress" and replies.objective.name == "answer"
@@ -103,4 +125,4 @@ def test_the_narrow_model_has_the_shares_of_the_full_one():
     tree = settings.read_tree("langdc_3b/model")["model"]
     with torch.device("meta"):
         full = VideoModel(settings.check(ModelConfig, tree, "the recipe's model"))
-    assert shares(VideoModel(benchmark.narrow(dual=True))) == pytest.approx(shares(full), abs=0.1)
+    assert shares(VideoModel(benchmark.recipe(dual=True))) == pytest.approx(shares(full), abs=0.1)

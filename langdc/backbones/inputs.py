@@ -31,10 +31,11 @@ def text_inputs(
     embeds = padded([item.embeds for item in spliced], 0.0)
     labels = [item.labels for item in spliced if item.labels is not None]
     places = [
-        _restarted(backbone.positions(prompt, shown).to(embeds.device)[:, 0], item.sequence_id).T
+        _restarted(backbone.positions(prompt, shown)[:, 0], item.sequence_id).T
         for prompt, shown, item in zip(prompts, tokens, spliced, strict=True)
     ]
-    positions, extra = padded(places, 0).permute(2, 0, 1), backbone.batch_arguments(spliced, embeds.shape[1], left)
+    positions = padded(places, 0).permute(2, 0, 1).to(embeds.device, non_blocking=True)
+    extra = backbone.batch_arguments(spliced, embeds.shape[1], left)
     learned = padded(labels, IGNORED) if labels else None
     return TextInputs(embeds, _mask(spliced, embeds, left), positions, learned, extra, tuple(spliced))
 
@@ -52,16 +53,17 @@ def _restarted(positions: Tensor, sequence_id: Tensor | None) -> Tensor:
 
 def _mask(items: list[Spliced], embeds: Tensor, left: bool) -> Tensor:
     """Padding mask [B,M]; with packed questions the bias of attention scores [B,1,M,M]: 0 or the lowest number."""
-    packed = torch.full(embeds.shape[:2], -1, device=embeds.device)
-    for row, item in zip(packed, items, strict=True):
-        places = row[len(row) - len(item.embeds) :] if left else row[: len(item.embeds)]
-        places[:] = 0 if item.sequence_id is None else item.sequence_id
+    packed, length = torch.full(embeds.shape[:2], -1), embeds.shape[1]
+    places = [slice(length - len(each.embeds), length) if left else slice(len(each.embeds)) for each in items]
+    for row, place, item in zip(packed, places, items, strict=True):
+        row[place] = 0 if item.sequence_id is None else item.sequence_id
+    packed = packed.to(embeds.device, non_blocking=True)
+    for row, place, item in zip(packed, places, items, strict=True):
         if item.padding is not None:
-            places[item.padding] = -1
+            row[place][item.padding] = -1
     if all(item.sequence_id is None for item in items):
         return (packed == 0).long()
     # positions see earlier ones of their question and of the shared part (0); padding sees itself
-    length = packed.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=packed.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=packed.device)
     own_or_shared = (packed[:, :, None] == packed[:, None, :]) | (packed == 0)[:, None, :]

@@ -12,6 +12,7 @@ from transformers.models.llava_onevision.video_processing_llava_onevision import
 
 from langdc.backbones.base import backbones
 from langdc.backbones.stock import StockBackbone
+from langdc.encoders.base import encoding
 from langdc.encoders.saliency import attention_received
 from langdc.timing import stage
 from langdc.types import FeatureGrid, Frames, Grids, VideoFeatures, VideoTokens
@@ -78,10 +79,11 @@ class LlavaOnevision(StockBackbone):
         return [{"video": replace(grid, size=size)} for grid, size in zip(grids, sizes, strict=True)]
 
     def _pixels(self, video: Frames) -> Tensor:
-        """Normalised frames, or an image's crops: [T,3,height,width]."""
+        """Normalised frames, or an image's crops: [T,3,height,width], on the encoder's device."""
+        pixels = video.pixels.to(self.vision.device, non_blocking=True)
         if len(video) == 1:
-            return self.image_processor(images=[video.pixels[0]], return_tensors="pt")["pixel_values"][0]
-        result = self.video_processor(videos=[video.pixels], do_sample_frames=False, return_tensors="pt")
+            return self.image_processor(images=[pixels[0]], return_tensors="pt")["pixel_values"][0]
+        result = self.video_processor(videos=[pixels], do_sample_frames=False, return_tensors="pt")
         return result["pixel_values_videos"][0]
 
     def read_pixels(
@@ -91,7 +93,7 @@ class LlavaOnevision(StockBackbone):
         `saliency`: with the attention each gets in the block before that layer, the last where it names several.
         """
         frames = torch.cat(list(pixels)).to(self.vision.device, self.vision.dtype)
-        with torch.set_grad_enabled(self.trains_vision):
+        with encoding(self.vision):
             parts = [self._read(part, saliency) for part in frames.split(at_once)]
         lengths = list(map(len, pixels))
 

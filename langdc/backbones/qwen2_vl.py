@@ -11,6 +11,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from langdc.backbones.base import backbones
 from langdc.backbones.splice import slot_tokens
 from langdc.backbones.stock import StockBackbone
+from langdc.encoders.base import encoding
 from langdc.language_models import Quantize
 from langdc.registry import check_choice
 from langdc.sources import Source
@@ -102,24 +103,26 @@ class Qwen2VL(StockBackbone):
         return [{"video": grid} for grid in self.read_patches(torch.cat(patches), torch.cat(grids))]
 
     def patches_of(self, video: Frames) -> tuple[Tensor, Tensor]:
-        """Patches [n,values] of a video or image in the stock processor's order, and their grid [1,3]."""
+        """Patches [n,values] of a video or image in the stock processor's order, and their grid [1,3]; the patches are
+        made on the encoder's device.
+        """
         options: dict[str, Any] = {"return_tensors": "pt", **({"size": self._size} if self.pixels else {})}
         with stage("preprocess"):
+            pixels = video.pixels.to(next(self.vision.parameters()).device, non_blocking=True)
             if len(video) == 1:
-                result = self.image_processor(images=[video.pixels[0]], **options)
+                result = self.image_processor(images=[pixels[0]], **options)
                 return result["pixel_values"], result["image_grid_thw"]
             if hasattr(self.video_processor, "cap_pixels_per_frame"):
                 # the rule of the models' authors; transformers warns without a choice
                 options["cap_pixels_per_frame"] = True
-            result = self.video_processor(videos=[video.pixels], do_sample_frames=False, **options)
+            result = self.video_processor(videos=[pixels], do_sample_frames=False, **options)
         return result["pixel_values_videos"], result["video_grid_thw"]
 
     def read_patches(self, patches: Tensor, grids: Tensor) -> list[FeatureGrid]:
         """Features of videos from their patches [n,values] in the stock processor's order and their `grids` [B,3]."""
         device = next(self.vision.parameters()).device  # in training the whole model may hide its parts
-        with torch.set_grad_enabled(self.trains_vision):
-            grids = grids.to(device)
-            output = self.vision(patches.to(device, self.vision.dtype), grid_thw=grids)
+        with encoding(self.vision):
+            output = self.vision(patches.to(device, self.vision.dtype), grid_thw=grids.to(device, non_blocking=True))
         merge = self.vision.spatial_merge_size
         shapes = [(steps, rows // merge, columns // merge) for steps, rows, columns in grids.tolist()]
         sizes = [steps * rows * columns for steps, rows, columns in shapes]

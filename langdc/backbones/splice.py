@@ -14,7 +14,7 @@ def splice_all(embed: nn.Module, prompts: list[Prompt], tokens: list[list[VideoT
     """Embed prompts in one call of `embed` and put each one's videos into its slots; ValueError where they differ."""
     device = next(embed.parameters()).device
     lengths = [len(prompt.ids) for prompt in prompts]
-    words = embed(torch.cat([prompt.ids for prompt in prompts]).to(device)).split(lengths)
+    words = embed(torch.cat([prompt.ids for prompt in prompts]).to(device, non_blocking=True)).split(lengths)
     return [_splice(p, w, t) for p, w, t in zip(prompts, words, tokens, strict=True)]
 
 
@@ -52,17 +52,18 @@ def _splice(prompt: Prompt, words: Tensor, videos: list[VideoTokens]) -> Spliced
         return [torch.full((len(part),), value) for part in parts]
 
     def marked(ids: Tensor | None, value: int) -> Tensor | None:
-        return None if ids is None else woven(ids.to(words.device), filled(value))
+        return None if ids is None else woven(ids, filled(value))
 
-    text, padding = torch.full((len(words),), -1, device=words.device), None
+    text, padding = torch.full((len(words),), -1), None
     numbers = [torch.full((len(part),), video_id) for part, video_id in zip(parts, video_ids, strict=True)]
     if any(part.padding is not None for part in parts):
         none = [torch.zeros(len(part), dtype=torch.bool) for part in parts]
         marks = [empty if part.padding is None else part.padding for part, empty in zip(parts, none, strict=True)]
-        padding = woven(text >= 0, marks)
+        padding = woven((text >= 0).to(words.device), marks)
     labels, sequence_id = marked(prompt.labels, IGNORED), marked(prompt.sequence_id, 0)
+    video_id = woven(text, numbers).to(words.device, non_blocking=True)
     embeds, sides = [part.values for part in parts], joined_sides([(part.extra, len(part)) for part in parts])
-    return Spliced(woven(words, embeds), labels, woven(text, numbers), sequence_id, sides, padding)
+    return Spliced(woven(words, embeds), labels, video_id, sequence_id, sides, padding)
 
 
 def joined_sides(parts: Sequence[tuple[tuple[Tensor, ...], int]]) -> tuple[Tensor, ...]:

@@ -209,11 +209,6 @@ class StockBackbone(Backbone):
     def read_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         """Height and width that the encoder takes; frames are resized to it while they are read."""
 
-    @property
-    def trains_vision(self) -> bool:
-        """Whether gradients flow into the vision encoder."""
-        return torch.is_grad_enabled() and any(weight.requires_grad for weight in self.vision.parameters())
-
     def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
         return [VideoFeatures(tuple(g.values()), g, times) for g, times in zip(encoded, seconds, strict=True)]
 

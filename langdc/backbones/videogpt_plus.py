@@ -97,6 +97,8 @@ class VideoGPTPlus(Backbone):
         # encoders make a call for images and one for videos; a dummy stands for what is missing of them
         images = {len(video) == 1 for video in videos}
         filled = [*videos, *([self._filler(kind) for kind in {True, False} - images] if synced else [])]
+        device = next(self.encoders.parameters()).device
+        filled = [Frames(video.pixels.to(device, non_blocking=True), video.seconds) for video in filled]  # once for all
         grids = {name: encoder(filled) for name, encoder in self.encoders.items()}
         return [{name: grids[name][number] for name in grids} for number in range(len(videos))]
 

@@ -203,7 +203,9 @@ class LangDC(TokenCompressor):
     def _known(self, states: list[Tensor] | None, count: int) -> list[Tensor]:
         """Stored states on the device of what reads them; states of length 0 for a blank video."""
         weight = next(chain(self.post_projector.parameters(), self.captioner.parameters()))
-        return [weight.new_empty(0, self.captioner.width)] * count if states is None else [s.to(weight) for s in states]
+        if states is None:
+            return [weight.new_empty(0, self.captioner.width)] * count
+        return [state.to(weight.device, non_blocking=True).to(weight.dtype) for state in states]
 
     def _tokens(self, videos: list[VideoFeatures], states: list[list[Tensor]], context: Context) -> list[VideoTokens]:
         """The tokens of captions whose states are known, after those of the base."""
@@ -227,8 +229,8 @@ class LangDC(TokenCompressor):
             markers = markers.to(segments[0].dtype)
             segments = [torch.cat([markers[i : i + 1], part]) for i, part in enumerate(segments)]
         parts = list(chain.from_iterable(zip(segments, padding, strict=True))) if padding else segments
-        lengths = torch.tensor([len(part) for part in parts], device=parts[0].device)
-        order = torch.arange(len(parts), device=lengths.device).repeat_interleave(lengths)
+        lengths = torch.tensor([len(part) for part in parts])
+        order = torch.arange(len(parts)).repeat_interleave(lengths).to(parts[0].device, non_blocking=True)
         if not sum(map(len, padding)):
             return VideoTokens(torch.cat(parts), order // 2 if padding else order)
         return VideoTokens(torch.cat(parts), order // 2, padding=order % 2 == 1)

@@ -1,6 +1,8 @@
 """What every encoder does: frames in, a grid per video out. Letters: B clips, T frames, H W patch grid, C width."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,21 @@ from langdc.timing import stage
 from langdc.types import FeatureGrid, Frames
 
 encoders: Registry["Encoder"] = Registry("encoder")
+
+
+@contextmanager
+def encoding(module: nn.Module) -> Iterator[None]:
+    """Record gradients only where an encoder is trained; autocast leaves alone a frozen one that is in a 16-bit type,
+    since it would take each norm to float32 and back.
+    """
+    trained, weight = any(weight.requires_grad for weight in module.parameters()), next(module.parameters())
+    device = weight.device.type
+    alone = not trained and weight.dtype.itemsize == 2 and torch.amp.is_autocast_available(device)
+    with (
+        torch.set_grad_enabled(torch.is_grad_enabled() and trained),
+        torch.autocast(device, enabled=False) if alone else nullcontext(),
+    ):
+        yield
 
 
 class Encoder(nn.Module, ABC):
@@ -36,14 +53,15 @@ class Encoder(nn.Module, ABC):
         with stage("preprocess"):
             pixels = torch.cat([self.prepare(video.pixels) for video in videos])
         lengths = [len(video) for video in videos]
-        trained = any(weight.requires_grad for weight in self.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        with encoding(self):
             return [FeatureGrid(part) for part in self.run(pixels, lengths).split(lengths)]
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """Resize uint8 frames [T,3,height,width] to the encoder's size and normalise them."""
+        """Resize uint8 frames [T,3,height,width] to the encoder's size and normalise them, on the encoder's device."""
         parameter = next(self.parameters())
-        values = pixels.to(parameter.device, torch.float32)
+        values = pixels.to(
+            parameter.device, non_blocking=True
+        ).float()  # one copy with a type would be made on the host
         if values.shape[-2:] != (self.size, self.size):
             values = F.interpolate(values, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 255)
         return ((values / 255 - self.mean.float()) / self.std.float()).to(parameter.dtype)

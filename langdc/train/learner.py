@@ -4,7 +4,6 @@ A step's batch is divided into micro-batches, over accumulation and processes. T
 count in the whole step, which the batches announce, so that the division does not depend on how it was divided.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -41,7 +40,7 @@ class Learner(nn.Module):
         self._check()
         self.step, self.progress, self.flops = 0, 0.0, 0.0
         self.parts: dict[str, tuple[Tensor, int]] = {}
-        self.figures: Counter[str] = Counter()
+        self.figures: dict[str, Any] = {}
         self._uneven: set[str] = set()
 
     def _check(self) -> None:
@@ -58,13 +57,12 @@ class Learner(nn.Module):
             )
 
     def engine_parts(self) -> AbstractContextManager[None]:
-        """Leave frozen encoders, and a language model that is absent, out of the module tree for a while.
+        """Leave encoders that are all frozen, and a language model that is absent, out of the module tree for a while.
 
         Then an engine (DDP, DeepSpeed) neither partitions nor gathers them, and ranks may call them as they need.
         """
         encoders = self.model.backbone.encoders
-        parts = [encoders, *encoders.values()]
-        frozen = {id(part) for part in parts if not any(p.requires_grad for p in part.parameters())}
+        frozen = set() if _is_trained(encoders) else {id(part) for part in (encoders, *encoders.values())}
         return hidden(self.model, lambda part: id(part) in frozen or is_absent(part))
 
     def begin_step(self, step: int, steps: int) -> None:
@@ -81,7 +79,7 @@ class Learner(nn.Module):
         self,
         batch: VideoBatch,
         counts: Mapping[str, int] | None = None,
-        num_items_in_batch: Mapping[str, float] | None = None,
+        num_items_in_batch: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """{"loss"}: the weighted sum of the losses, each divided by its count in the whole step.
 
@@ -90,7 +88,7 @@ class Learner(nn.Module):
         """
         compressor = self.model.compressor
         self.flops = 0.0
-        self.figures = Counter(samples=len(batch.prompts) or (0 if batch.blank else len(batch.seconds)))
+        self.figures = {"samples": len(batch.prompts) or (0 if batch.blank else len(batch.seconds))}
         with (
             self.model.register_forward_hook(lambda _, given, output: self._note_output(given[0], output)),
             compressor.register_forward_hook(lambda _, given, output: self._note_compressed(batch, given[0], output)),
@@ -107,7 +105,7 @@ class Learner(nn.Module):
                 "`context.wanted` names, or count nothing for it in `loss_counts`."
             )
         if counts is not None and not counts:  # padding
-            self.flops, self.figures = 0.0, Counter()
+            self.flops, self.figures = 0.0, {"samples": 0}
         self.parts, total = {}, torch.zeros((), device=self.model.device)
         for name, (summed, count) in losses.items():
             if name not in self.names:  # its weight is 0
@@ -120,12 +118,14 @@ class Learner(nn.Module):
             total = total + self.weights.get(name, 1.0) * summed / divisor
         return {"loss": total}
 
-    def _divisor(self, name: str, count: int, counts: Mapping[str, int], in_step: Mapping[str, float] | None) -> float:
+    def _divisor(
+        self, name: str, count: int, counts: Mapping[str, int], in_step: Mapping[str, Tensor] | None
+    ) -> Tensor | int:
         """The count of a loss in the whole step; where it is not as announced, means of micro-batches are averaged."""
         if in_step is None:
             return max(count, 1)
         if counts.get(name, 0) == count:
-            return max(in_step[name], 1)
+            return in_step[name]
         if name not in self._uneven:
             self._uneven.add(name)
             logger.warning(
@@ -153,7 +153,7 @@ class Learner(nn.Module):
         forward += language_model_flops(config, 0, predictions=learned)
         if torch.is_grad_enabled():
             self.flops += forward * _passes(backbone.text_model)
-            self.figures["tokens"] = sum(lengths)
+            self._note_lengths(lengths)
         else:
             self.flops += forward
 
@@ -168,11 +168,18 @@ class Learner(nn.Module):
         work = [use for per_video in compressed.work or () for use in per_video]
         passes = _passes(self.model.compressor) if compressed.losses else 1
         self.flops += passes * work_flops(work)
-        self.figures["tokens"] = sum(use.read + use.written for use in work)
-        written = [len(ids) for per_video in compressed.ids or () for ids in per_video]
-        if not written:
-            written = [n for video in compressed.tokens for n in video.segment.bincount().tolist()]
-        self.figures["soft_tokens"], self.figures["segments"] = sum(written), len(written)
+        self._note_lengths([use.read + use.written for use in work])
+        if written := [len(ids) for per_video in compressed.ids or () for ids in per_video]:
+            self.figures["soft_tokens"], self.figures["segments"] = sum(written), len(written)
+        elif filled := [video for video in compressed.tokens if len(video)]:
+            self.figures["soft_tokens"] = sum(map(len, filled))
+            # stays on the device until a line of the log
+            self.figures["segments"] = torch.stack([video.segment.amax() + 1 for video in filled]).sum()
+
+    def _note_lengths(self, lengths: list[int]) -> None:
+        """Of rows that a language model reads as one batch."""
+        self.figures["tokens"] = sum(lengths)
+        self.figures["padding"] = len(lengths) * max(lengths, default=0) - sum(lengths)
 
 
 def _passes(module: nn.Module) -> int:

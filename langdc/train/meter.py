@@ -40,15 +40,16 @@ PEAKS = {
     "T4": (65, 8.1, 8.1),
 }
 PROBE_SIDE, PROBE_ROUNDS = 512, 8
-COUNTS = ("samples", "tokens", "soft_tokens", "segments")
+COUNTS = ("samples", "tokens", "padding", "soft_tokens", "segments")
 
 
 class Meter:
     """Figures between one line of the log and the next.
 
     Of its last batch `module` has `figures`, numbers of "samples", "tokens" (that trained language models read),
-    "soft_tokens" and "segments"; `parts`, the sum and the count of each loss; and `names` of all losses, the same on
-    all ranks. A module without them gets figures of time and memory only.
+    "padding" (what fills their rows up to the longest), "soft_tokens" and "segments"; `parts`, the sum and the count of
+    each loss; and `names` of all losses, the same on all ranks. A module without them gets figures of time and memory
+    only.
     """
 
     def __init__(self, module: nn.Module, precision: str = "float32", peak: float | None = None) -> None:
@@ -91,16 +92,18 @@ class Meter:
         seconds = max(time.perf_counter() - self._started, 1e-9)
         names = getattr(self.module, "names", sorted(self._parts))
         parts = [float(each) for name in names for each in self._parts.get(name, (0, 0))]
-        mine = [self._waited, *(self._counts[name] for name in COUNTS), *parts]
+        mine = [self._waited, *(float(self._counts[name]) for name in COUNTS), *parts]
         if world_size() > 1:  # the sums over all ranks
             everyone = torch.tensor(mine, dtype=torch.float32, device=devices.device())
             dist.all_reduce(everyone)
             mine = everyone.tolist()
-        waited, samples, tokens, soft, segments, *losses = mine
+        waited, samples, tokens, padding, soft, segments, *losses = mine
         found: dict[str, Any] = {}
         if samples:
             found["samples_per_second"], found["tokens_per_sample"] = samples / seconds, tokens / samples
             found["tokens_per_second"] = tokens / seconds
+        if tokens:
+            found["padding"] = padding / (tokens + padding)
         if segments:
             found["soft_tokens_per_segment"] = soft / segments
         found["data_wait"] = min(1.0, waited / (seconds * world_size()))

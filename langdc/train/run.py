@@ -64,9 +64,11 @@ def train(config: RunConfig) -> Path:
         run = RunModel.of(config, objective)
         run.model.to(devices.device())
         saliency = "saliency" in run.model.compressor.needs
-        features = FeatureStore.of(run.model.backbone, config.features, config.features_dtype, saliency)
-        data = TrainingData(run.model, objective, config, features)
-        objective.prepare(run.model, data, directory)
+        # frozen parts are in bfloat16 where the steps are, trained ones are not
+        with torch.autocast(devices.device().type, torch.bfloat16, config.precision == "bfloat16"):
+            features = FeatureStore.of(run.model.backbone, config.features, config.features_dtype, saliency)
+            data = TrainingData(run.model, objective, config, features)
+            objective.prepare(run.model, data, directory)
         count = sum(run.model.get_parameter(name).numel() for name in run.trained)
         logger.info("%s: %d samples, %d trained parameters.", directory.name, len(data), count)
         started = time.monotonic()

@@ -1,8 +1,9 @@
 """The model of a run as it is trained: built, started from an earlier run, with adapters and kernels, partly frozen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,7 +24,7 @@ class RunModel:
     """A model to train. Its checkpoint keeps tensors of earlier runs (`inherited`) and their adapters (`lora`).
 
     `trained`: names of what this run trains; `adapted`: language models of the compressor with adapters that are merged
-    when they are saved.
+    when they are saved; `exact`: values of frozen parameters that a checkpoint holds, from before they were rounded.
     """
 
     model: VideoModel
@@ -31,6 +32,7 @@ class RunModel:
     lora: LoraConfig | None
     trained: set[str]
     adapted: dict[str, nn.Module]
+    exact: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: RunConfig, objective: Objective) -> Self:
@@ -46,7 +48,27 @@ class RunModel:
         if not trained:
             raise ValueError("The run trains nothing: give patterns in train.trainable, or adapters in train.lora.")
         _set_kernels(model, config, objective)
-        return cls(model, inherited, lora, trained, adapted)
+        run = cls(model, inherited, lora, trained, adapted)
+        run._set_types(config.precision)
+        return run
+
+    def _set_types(self, precision: str) -> None:
+        """Hold frozen parameters in bfloat16 where training computes in it, which then casts none; trained ones, which
+        autocast casts, in float32, where small updates are not lost. float16 has not the range to hold any weight.
+        """
+        written = {*self.initialised, *(n for n, _ in self.model.named_parameters() if n.startswith(self._prefixes))}
+        for name, parameter in self.model.named_parameters():
+            if name in self.trained and precision != "float32" and parameter.is_floating_point():
+                parameter.data = parameter.data.float()
+            elif name not in self.trained and precision == "bfloat16" and parameter.dtype == torch.float32:
+                if name in written:
+                    self.exact[name] = parameter.data.cpu()
+                parameter.data = parameter.data.bfloat16()
+
+    @property
+    def _prefixes(self) -> tuple[str, ...]:
+        """How the names of adapted parts begin."""
+        return tuple(f"{name}." for name in self.adapted)
 
     @property
     def initialised(self) -> dict[str, Tensor]:
@@ -62,6 +84,9 @@ class RunModel:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it; adapters of the compressor are merged, so that it is not to be trained on."""
+        for name, values in self.exact.items():
+            parameter = self.model.get_parameter(name)
+            parameter.data = values.to(parameter.device)
         kept = self.trained | checkpoint.buffers(self.model).keys()
         for prefix, part in self.adapted.items():
             merged = {f"{prefix}.{name}" for name in merge(part)}
@@ -113,8 +138,8 @@ def _pretrained(module: nn.Module) -> list[PreTrainedModel]:
 def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> None:
     """Set the attention kernel, fused layers and gradient checkpointing of every transformers part.
 
-    flash-attn reads padding masks only: not the mask of several questions that share a video, nor what runs in float32
-    before the first step. "auto" takes it for the language models of a compressor that is trained alone.
+    flash-attn reads padding masks only: not the mask of several questions that share a video, nor what a run in float16
+    does in float32 before its first step. "auto" takes it for language models of a compressor that is trained alone.
     """
     if config.attention == FLASH and objective.reads and config.train.questions_per_video > 1:
         raise ValueError(

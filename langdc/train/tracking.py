@@ -59,7 +59,8 @@ class CaptionEval(TrainerCallback):
                 self.specs.append(model.backbone.frame_spec(media, record.start, record.end, record.fps))
         if not self.records:
             raise ValueError(f"watch.data: {config.data} has no record with a video or image and captions of segments.")
-        features.fill(self.specs)
+        with self._autocast():
+            features.fill(self.specs)
 
     @classmethod
     def of(
@@ -111,19 +112,23 @@ class CaptionEval(TrainerCallback):
     @torch.no_grad()
     def _written(self) -> list[list[Tensor]]:
         """The ids of every segment of every video; a batch at a time, on all ranks alike."""
-        device, training, precision = self.model.device, self.model.training, self.meter.precision
+        device, training = self.model.device, self.model.training
         self.model.eval()
         writer, size, written = self._writer(device), self.config.batch_size, []
         for first in range(0, len(self.specs), size):
             found = [self.features.get(spec) for spec in self.specs[first : first + size]]
             batch = VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found])
-            with torch.autocast(device.type, getattr(torch, precision), precision != "float32"):
+            with self._autocast():
                 videos = self.model.features(batch, synced=True)
                 written += writer(videos, Context(wanted=frozenset({"states"}), synced=True)).ids
         self.model.train(training)
         if self.copy is not None:
             self.copy.to("cpu")
         return written
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.meter.precision
+        return torch.autocast(self.model.device.type, getattr(torch, precision), precision != "float32")
 
     def _writer(self, device: torch.device) -> nn.Module:
         """The compressor, or its copy with the weights that it has now."""

@@ -71,6 +71,7 @@ class RunTrainer(Trainer):
             batch_sampler=self.batches,
             collate_fn=self.data.collate,
             num_workers=workers,
+            pin_memory=self.args.device.type != "cpu",
             multiprocessing_context="fork" if fork else None,
         )
 
@@ -80,13 +81,17 @@ class RunTrainer(Trainer):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """The count of each loss in the whole step, by name, and its number of "batches"."""
+        """The count of each loss in the whole step, at least 1, by name, and its number of "batches".
+
+        Tensors that nobody reads on the host; of one process they stay there.
+        """
         names = self.learner.names
         filled = [batch["counts"] for batch in batch_samples if batch["counts"]]  # padding has none
-        found = torch.tensor([len(filled), *(sum(c.get(name, 0) for c in filled) for name in names)], device=device)
+        found = torch.tensor([len(filled), *(sum(c.get(name, 0) for c in filled) for name in names)])
         if self.args.world_size > 1:
+            found = found.to(device, non_blocking=True)
             dist.all_reduce(found)
-        return dict(zip(("batches", *names), found.tolist(), strict=True))
+        return dict(zip(("batches", *names), found.clamp(min=1).unbind(), strict=True))
 
     def floating_point_ops(self, inputs: dict) -> float:
         """What the batch just learned took, forward and backward, as the module counts."""
@@ -107,10 +112,12 @@ class RunTrainer(Trainer):
     # ---- parameters
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with a group per learning rate, with and without weight decay."""
+        """AdamW with a group per learning rate, with and without weight decay; torch's fused one, on any device, which
+        needs no compiler. DeepSpeed makes its own where its settings name one.
+        """
         if self.optimizer is None:
             betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = torch.optim.AdamW(self.groups(), betas=betas, eps=self.args.adam_epsilon)
+            self.optimizer = torch.optim.AdamW(self.groups(), betas=betas, eps=self.args.adam_epsilon, fused=True)
         return self.optimizer
 
     def groups(self) -> list[dict[str, Any]]:

@@ -156,3 +156,31 @@ def test_what_an_encoder_is_known_by_is_its_file_and_its_type(tmp_path, monkeypa
         assert module_hash(build("internvideo2", source=str(tmp_path)).requires_grad_(False)) == first
     save_file({name: 2 * tensor for name, tensor in drawn.items()}, tmp_path / "model.safetensors")
     assert module_hash(build("internvideo2", source=str(tmp_path)).requires_grad_(False)) != first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_and_gains_of_internvideo2_are_exactly_those_of_the_published_code(dtype: torch.dtype) -> None:
+    """In its input's type, whatever that of the weights is; the gain by way of float32."""
+    torch.manual_seed(0)
+    block = InternVideo2(InternVideo2Config(**tiny.INTERNVIDEO2)).blocks[0]
+    values = torch.randn(5, 32).to(dtype)
+    norm, scale = block.norm1, block.ls1
+    for weights in (norm.weight, scale.gamma):
+        torch.nn.init.normal_(weights)
+    expected = torch.nn.functional.rms_norm(values, (32,), norm.weight.to(dtype), 1e-6)
+    assert torch.equal(norm(values), expected) and norm(values).dtype == dtype
+    gamma = scale.gamma.data.to(dtype)
+    scale.gamma.data = gamma
+    assert torch.equal(scale(values), (values.float() * gamma.float()).to(dtype))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_frozen_encoder_in_bfloat16_is_left_alone_by_autocast(name: str) -> None:
+    """Which would compute layer norms in float32."""
+    encoder = build(name).requires_grad_(False).to(torch.bfloat16)
+    (expected,) = encoder([tiny.frames(0)])
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = encoder([tiny.frames(0)])
+    assert torch.equal(found.values, expected.values) and found.values.dtype == torch.bfloat16
+    exact = build(name)([tiny.frames(0)])[0].values
+    assert (found.values - exact).abs().mean() < 0.02 * exact.abs().mean()

@@ -11,7 +11,7 @@ from langdc.train.meter import Meter, _peak_flops
 
 
 class Told(nn.Module):
-    figures = {"samples": 4, "tokens": 400, "soft_tokens": 30, "segments": 10}  # noqa: RUF012 - as modules have it
+    figures = {"samples": 4, "tokens": 400, "padding": 100, "soft_tokens": 30, "segments": 10}  # noqa: RUF012 - as modules have it
     parts = {"caption": (torch.tensor(20.0), 10)}  # noqa: RUF012
 
 
@@ -34,6 +34,7 @@ def test_figures_are_of_the_steps_since_the_last_ones(clock):
     found = meter.figures(total_flops=1200.0)
     assert found["samples_per_second"] == 1.0 and found["tokens_per_second"] == 100.0
     assert found["tokens_per_sample"] == 100.0 and found["soft_tokens_per_segment"] == 3.0
+    assert found["padding"] == 0.2
     assert found["data_wait"] == 0.25 and found["loss_caption"] == 2.0
     assert found["mfu"] == 200 / (8 * 50)
     assert found["peak_bytes"] > 10_000_000

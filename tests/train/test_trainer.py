@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -167,6 +168,30 @@ def test_rates_are_chosen_by_pattern_and_norms_have_no_decay(tmp_path: Path):
     config = small.run_config(model, rates={"captioner.*": 1.0})
     with pytest.raises(ValueError, match=r"train\.rates: 'captioner\.\*' matches no trained parameter"):
         small.trainer_of(small.data_of(model, config), tmp_path).groups()
+
+
+def test_the_optimizer_is_torchs_fused_adamw(tmp_path: Path):
+    """Three steps of it are those of the formula, as torch's other implementation has it."""
+    model = tiny.model("pool")
+    unfreeze(model, ["backbone.projectors.*"])
+    trainer = small.trainer_of(small.data_of(model, small.run_config(model)), tmp_path)
+    optimizer: Any = trainer.create_optimizer()
+    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["fused"]
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    other = [parameter.detach().clone() for parameter in own]
+    groups, place = [], iter(other)
+    for group in optimizer.param_groups:
+        groups.append({**group, "params": [next(place) for _ in group["params"]], "fused": False})
+    plain = torch.optim.AdamW(groups)
+    for step in range(3):
+        torch.manual_seed(step)
+        for one, same in zip(own, other, strict=True):
+            one.grad = torch.randn_like(one)
+            same.grad = one.grad.clone()
+        optimizer.step()
+        plain.step()
+    for one, same in zip(own, other, strict=True):
+        torch.testing.assert_close(one.detach(), same, rtol=1e-5, atol=1e-6)
 
 
 def test_a_resumed_run_logs_and_saves_as_often_as_its_settings_say_now(tmp_path: Path):
