@@ -8,6 +8,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from langdc.config import FeatureType
+from langdc.devices import at_once
 from langdc.generate import require_finite
 from langdc.hashing import module_hash, text_hash
 from langdc.interfaces import Backbone
@@ -33,13 +35,35 @@ TYPES: dict[FeatureType, torch.dtype] = {
     "float8": torch.float8_e4m3fn,
 }
 LARGEST_FLOAT8 = torch.finfo(torch.float8_e4m3fn).max  # 448
-READERS, AHEAD = 2, 4
-"""Threads that decode, and how many videos may be decoded while others are encoded."""
+_DECODED_BYTES = 2**30
+"""Frames that wait for the encoders take about as much at most, where more than one video for each thread waits."""
+_ENCODING = 32
+"""Bytes of intermediate results that encoding takes for a byte of frames, of which batches are made."""
+_BATCH = 64
+"""Videos and images of a batch at most."""
 
 
 def read_spec(spec: FrameSpec) -> Frames:
     """Decode the frames of a spec; ValueError as `langdc.video.read_frames`."""
     return read_frames(**vars(spec))
+
+
+def _decoded(clips: Sequence[FrameSpec]) -> Iterator[Frames | ValueError]:
+    """The frames of each clip, or why they cannot be read; as many threads decode as torch computes with."""
+    threads = max(2, min(16, torch.get_num_threads()))
+    with ThreadPoolExecutor(threads) as readers:
+        decoding = (readers.submit(read_spec, clip) for clip in clips)
+        ahead = deque(islice(decoding, 2 * threads))
+        while ahead:
+            try:
+                video = ahead.popleft().result()
+            except ValueError as error:
+                yield error
+                ahead.extend(islice(decoding, 1))
+            else:
+                room = max(threads, min(4 * threads, _DECODED_BYTES // video.pixels.nbytes))
+                ahead.extend(islice(decoding, max(0, room - len(ahead))))
+                yield video
 
 
 def _spec_key(spec: FrameSpec) -> str:
@@ -65,8 +89,10 @@ def preprocessing_hash(backbone: Backbone) -> str:
 class FeatureStore:
     """Encoder grids of clips. `encoders` runs the encoders on decoded frames, `identity` identifies their weights.
 
-    Values are stored as `dtype`. Clips are encoded one at a time, so that what is stored of one depends on no other.
-    `found` and `made` count the clips of `fill` that were stored already, and those that were not.
+    Values are stored as `dtype`. Small clips are encoded in batches. A value then differs by at most 1e-5 of the
+    largest one of its grid from what is encoded alone, where encoders compute in float32; encoders in bfloat16 round
+    by more. The two may round to neighbouring values of `dtype`. `found` and `made` count the clips of `fill` that were
+    stored already, and those that were not.
     """
 
     def __init__(
@@ -80,6 +106,7 @@ class FeatureStore:
         self.store = TensorStore(folder)
         self.found = self.made = 0
         self._keys: dict[FrameSpec, str] = {}
+        self._where = torch.device("cpu")  # of the encoders, as their first output says
 
     @classmethod
     def of(
@@ -113,13 +140,14 @@ class FeatureStore:
     def _encoded(
         self, clips: list[FrameSpec], numbers: list[int], failed: Callable[[FrameSpec, ValueError], None] | None
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        with ThreadPoolExecutor(READERS) as readers:
-            decoding = (readers.submit(read_spec, clips[number]) for number in numbers)
-            ahead = deque(islice(decoding, AHEAD))
-            for number in numbers:
-                ahead.extend(islice(decoding, 1))
+        remaining = iter(numbers)
+        for batch in self._batches([clips[number] for number in numbers]):
+            grids = iter(self._together([video for video in batch if isinstance(video, Frames)]))
+            for number, video in zip(islice(remaining, len(batch)), batch, strict=True):
                 try:
-                    encoded = self.encode(ahead.popleft().result(), clips[number].path)
+                    if isinstance(video, ValueError):
+                        raise video
+                    encoded = self.encode(video, clips[number].path, next(grids))
                 except ValueError as error:
                     if failed is None:
                         raise
@@ -127,15 +155,37 @@ class FeatureStore:
                 else:
                     yield number, encoded
 
-    def encode(self, video: Frames, path: Path) -> dict[str, Tensor]:
-        """What is stored of the frames of a file; ValueError if an encoder's output is not finite."""
-        (grids,) = self.encoders([video])
+    def _batches(self, clips: list[FrameSpec]) -> Iterator[list[Frames | ValueError]]:
+        """The frames of clips, or why they cannot be read, in batches to encode; a CPU gains by small ones only."""
+        batch, largest = [], 1
+        for video in _decoded(clips):
+            size = video.pixels.nbytes if isinstance(video, Frames) else 1
+            largest = max(largest, size)
+            if len(batch) >= min(_BATCH, at_once(_ENCODING * largest, self._where)):
+                yield batch
+                batch, largest = [], size
+            batch.append(video)
+        if batch:
+            yield batch
+
+    def _together(self, videos: list[Frames]) -> Sequence[Grids | None]:
+        """The grids of a batch; None for videos that are to be encoded alone, as after an error of one of them."""
+        with suppress(ValueError, torch.OutOfMemoryError):
+            if len(videos) > 1:
+                return self.encoders(videos)
+        return [None] * len(videos)
+
+    def encode(self, video: Frames, path: Path, grids: Grids | None = None) -> dict[str, Tensor]:
+        """What is stored of the frames of a file, whose grids may be known; ValueError if they are not finite."""
+        if grids is None:
+            (grids,) = self.encoders([video])
         try:
             require_finite(grids)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         packed = {"seconds": video.seconds.double()}
         for name, grid in grids.items():
+            self._where = grid.values.device
             packed |= pack(name, grid.values, self.dtype)
             for number, values in enumerate(grid.extra):
                 packed |= pack(f"{name}.extra{number}", values, self.dtype)

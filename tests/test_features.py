@@ -4,15 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from langdc import features
 from langdc.config import FeatureType
 from langdc.features import TYPES, FeatureStore, FrameSpec, pack, preprocessing_hash, read_spec, unpack
 from langdc.hashing import module_hash
+from langdc.interfaces import Backbone
 from langdc.model import VideoModel
 from langdc.pipeline import VideoLM
 from langdc.train.trainable import unfreeze
 from langdc.types import FeatureGrid, Frames
+from langdc.video import write_video
 from tests import stock, tiny
 from tests.train import small
 
@@ -112,15 +116,85 @@ def test_a_setting_of_an_encoder_is_part_of_its_identity() -> None:
     assert preprocessing_hash(backbones[0]) != preprocessing_hash(backbones[1])
 
 
-def test_what_is_stored_of_a_clip_depends_on_no_other(sample_video: Path) -> None:
-    wanted, backbone = clips(sample_video), tiny.model("pool").backbone
-    together, alone = (FeatureStore.of(backbone, None, "float32") for _ in range(2))
+def of_many_sizes(backbone: Backbone, folder: Path) -> list[FrameSpec]:
+    """16 videos and images, of several sizes and lengths."""
+    for number in range(16):
+        frames = stock.clip(number, count=8, height=48 + number % 3 * 16, width=64).pixels.permute(0, 2, 3, 1).numpy()
+        if number % 4 == 3:
+            Image.fromarray(frames[0]).save(folder / f"{number}.png")
+        else:
+            write_video(folder / f"{number}.mp4", frames[: 4 + number % 2 * 4], stock.FPS)
+    return [backbone.frame_spec(path) for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize("name", ["videogpt_plus", *stock.NAMES])
+def test_what_is_stored_of_a_clip_depends_on_its_batch_by_rounding_only(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = None if name == "videogpt_plus" else VideoLM.from_pretrained(stock.folder(name), backbone={"frames": 4})
+    backbone = tiny.model("pool").backbone if lm is None else lm.model.backbone
+    wanted, saliency = of_many_sizes(backbone, tmp_path), backbone.has_saliency
+    together, alone = (FeatureStore.of(backbone, None, "float32", saliency) for _ in range(2))
+    batches, encoders = [], together.encoders
+    together.encoders = lambda videos: batches.append(len(videos)) or encoders(videos)
+    monkeypatch.setattr(features, "at_once", lambda *_: 16)
     together.fill(wanted)
+    monkeypatch.setattr(features, "at_once", lambda *_: 1)
+    alone.fill(wanted)
+    assert batches == [16]
     for clip in wanted:
-        ours, theirs = together.get(clip)[0], alone.get(clip)[0]
-        seen = backbone.encode([read_spec(clip)])[0]
-        assert all(torch.equal(ours[name].values, theirs[name].values) for name in ("image", "video"))
-        assert all(torch.equal(ours[name].values, seen[name].values) for name in ("image", "video"))
+        assert together.key(clip) == alone.key(clip)
+        ours, theirs = together.store[together.key(clip)], alone.store[alone.key(clip)]
+        assert ours.keys() == theirs.keys() and torch.equal(ours["seconds"], theirs["seconds"])
+        for part, values in theirs.items():
+            assert ours[part].shape == values.shape and ours[part].dtype == values.dtype
+            assert values.numel() == 0 or (ours[part] - values).abs().max() <= 1e-5 * values.abs().max(), part
+
+
+def test_an_error_in_a_batch_is_that_of_one_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny.model("pool").backbone
+    wanted = of_many_sizes(backbone, tmp_path)
+    wanted[5] = FrameSpec(wanted[5].path, 1, 3)  # InternVideo2 takes four frames at once
+    store, told = FeatureStore.of(backbone, None), {}
+    monkeypatch.setattr(features, "at_once", lambda *_: 16)
+    with pytest.raises(ValueError, match="do not divide into clips of 4"):
+        store.fill(wanted)
+    assert [clip for clip in wanted if store.find(clip) is not None] == wanted[:5]
+    store.fill(wanted, failed=lambda clip, error: told.update({clip: str(error)}))
+    assert list(told) == [wanted[5]] and "[3] frames" in told[wanted[5]]
+    assert store.store.missing([store.key(clip) for clip in wanted]) == [5]
+
+
+def test_a_batch_that_does_not_fit_is_encoded_one_by_one(sample_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    eye = Eye()
+
+    def narrow(videos: list[Frames]) -> list[dict[str, FeatureGrid]]:
+        if len(videos) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return eye(videos)
+
+    store = FeatureStore(narrow, "eye")
+    monkeypatch.setattr(features, "at_once", lambda *_: 16)
+    store.fill(clips(sample_video))
+    assert eye.videos == [16, 8, 16]
+
+
+def test_a_batch_is_as_large_as_its_frames_are_small(sample_video: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(30)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (64, 64), (8 * number, 0, 0)).save(path)
+    batches: list[int] = []
+
+    def encoders(videos: list[Frames]) -> list[dict[str, FeatureGrid]]:
+        batches.append(len(videos))
+        return Eye()(videos)
+
+    store = FeatureStore(encoders, "eye")
+    store.fill([FrameSpec(path, 1, 1) for path in paths])
+    assert batches == [10, 10, 10]  # 4 MiB on a CPU, 32 bytes for each of a picture's 12 KiB
+    batches.clear()
+    store.fill([FrameSpec(sample_video, 16, 4), FrameSpec(sample_video, 8, 4), FrameSpec(paths[0], 1, 2)])
+    assert batches == [1, 1, 1]
 
 
 def test_what_cannot_be_read_or_encoded_is_told_and_left_out(sample_video: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from langdc.store import TensorStore
 from langdc.train.samples import Sample
 from langdc.types import Context, VideoBatch
 
-CHUNK = 16  # videos at once
+FRAMES = 256  # at once: 16 videos of 16 frames, or 256 images
 
 
 class FrozenStates:
@@ -51,11 +51,22 @@ class FrozenStates:
         targets = json.dumps(self.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
         return text_hash(f"{self.identity} {self.features.key(sample.spec)} {targets}")
 
+    def _chunks(self, numbers: list[int]) -> Iterator[list[int]]:
+        """Numbers of samples to compute at once, of one length each, so that steps of a captioner share a shape."""
+
+        def frames(number: int) -> int:
+            spec = self.samples[number].spec
+            assert spec is not None  # as chosen
+            return spec.segments * spec.frames_per_segment
+
+        for length, group in groupby(sorted(numbers, key=frames), frames):
+            same, step = list(group), max(1, FRAMES // length)
+            yield from (same[first : first + step] for first in range(0, len(same), step))
+
     @torch.no_grad()
     def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         compressor = self.model.compressor
-        for first in range(0, len(numbers), CHUNK):
-            chunk = numbers[first : first + CHUNK]
+        for chunk in self._chunks(numbers):
             chosen = [self.samples[number] for number in chunk]
             found = [self.features.kept(sample.spec) for sample in chosen if sample.spec is not None]
             videos = self.model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))

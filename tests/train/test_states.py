@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from langdc.data.records import read_records, write_records
 from langdc.interfaces import TokenCompressor
+from langdc.train import states
 from langdc.train.trainable import unfreeze
 from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
 from tests import tiny
@@ -79,6 +80,26 @@ def test_they_are_kept_in_a_folder_until_something_they_depend_on_changes(tmp_pa
     with torch.no_grad():
         next(model.compressor.captioner.parameters()).add_(0.1)
     assert computed(model) == 6
+
+
+def test_videos_of_one_length_are_computed_together(monkeypatch: pytest.MonkeyPatch):
+    model, calls = frozen_langdc(), []
+    config = small.run_config(model, "train", "images", "train", targets="none")
+    whole = small.data_of(model, config).states
+    forward = type(model.compressor).forward
+
+    def counted(self, videos: list[VideoFeatures], *more: Any) -> Compressed:
+        calls.append([len(video.seconds) for video in videos])
+        return forward(self, videos, *more)
+
+    monkeypatch.setattr(type(model.compressor), "forward", counted)
+    monkeypatch.setattr(states, "FRAMES", 64)
+    parts = small.data_of(model, config).states
+    assert calls == [[1] * 3, [16] * 4, [16] * 2]
+    assert whole is not None and parts is not None
+    for sample in whole.samples:
+        for one, other in zip(parts[sample], whole[sample], strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_what_is_trained_is_not_stored():
