@@ -2,10 +2,8 @@
 
 A model uses the former inside `using(model)`, as `langdc`. No model returns weights: they are computed here, in blocks.
 
-What torch does with a mask aligned to the end, `causal_lower_right`, and grouped keys: in half precision on CUDA its
-flash kernel reads the few key heads as they are (checked in torch's source: 2.11 and 2.14). In float32 there, and on
-a CPU, a mask of queries x keys is made. On Hopper cards torch prefers cuDNN, about 1.5 times as fast, but only where
-queries and keys are as many, and it plans anew for each pair of numbers; so it serves whole prompts.
+No kernel that torch has on CUDA takes a mask aligned to the end in float32, or any other than flash in half precision;
+flash reads grouped keys as they are. On Hopper cards torch prefers cuDNN where there are as many queries as keys.
 Letters: h query heads, G key heads, E head width, Q queries, K keys cached, n keys scored.
 """
 
@@ -15,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cuda
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, PreTrainedModel
 
 from langdc.devices import at_once
@@ -59,15 +57,22 @@ def _causal_attention(
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     queries, keys = query.shape[2], key.shape[2]
-    if 1 < queries < keys and query.device.type == "cpu":
+    if queries in (1, keys):
+        causal = queries > 1
+        options = _options(query, key, scale)
+        return functional.scaled_dot_product_attention(query, key, value, is_causal=causal, **options)
+    if query.device.type == "cpu":
         return _past_and_own(query, key, value, scale)
-    if 1 < queries < keys and not (query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)):
-        return _blocks(query, key, value, scale)
-    mask = causal_lower_right(queries, keys) if 1 < queries < keys else None
-    whole = queries == keys > 1
-    return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=whole, **_options(query, key, scale)
-    )
+    if _has_flash(query, key, value):  # its causal mask is bottom-right, unlike that of the function above
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=scale)[0]
+    return _blocks(query, key, value, scale)
+
+
+def _has_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's flash kernel for CUDA takes these tensors, grouped keys as they are."""
+    if not query.is_cuda or query.shape[-1] % 8:
+        return False
+    return cuda.can_use_flash_attention(cuda.SDPAParams(query, key, value, None, 0.0, False, True))
 
 
 def _options(query: Tensor, key: Tensor, scale: float | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from langdc.rope import Rope
 
 _ROOM = 256
-"""The fewest further tokens that a layer has room for when it grows."""
+"""Further tokens that a layer has room for when it grows; for half of its tokens where as many come at once."""
 _BLOCK = 4096
 """Keys moved at once, so that no second copy of a layer is needed."""
 
@@ -48,7 +48,8 @@ class _KVLayer(DynamicLayer):
         if not self._held:
             self._grow([part[:, :0] for part in new], max(room, stop))
         elif stop > min(part.shape[1] for part in self._held):
-            self._grow([part[:, :start] for part in self._held], max(room, stop + max(key.shape[2], _ROOM)))
+            more = _ROOM if stop - start < _ROOM else stop // 2
+            self._grow([part[:, :start] for part in self._held], max(room, stop + more))
         for held, part in zip(self._held, new, strict=True):
             held[:, start:stop] = part
         self._show(stop)

@@ -74,5 +74,5 @@ class Rope:
         width = cos.shape[-1]
         turning = states[..., :width]
         # types are promoted: low precision is read as it is, and rounded once
-        turned = (turning * cos).add_(turning.roll(width // 2, -1) * sin).to(states.dtype)
+        turned = (turning * cos).addcmul_(turning.roll(width // 2, -1), sin).to(states.dtype)
         return turned if width == states.shape[-1] else torch.cat([turned, states[..., width:]], -1)

@@ -78,9 +78,8 @@ class Adaptive(Allocator):
     def __call__(self, share: float, scores: Tensor) -> Tensor:
         layers, keys = scores.shape
         best = scores.flatten().topk(min(scores.numel(), int(max(1, share * keys) * layers))).indices
-        hits = torch.zeros(layers, device=best.device).index_add_(
-            0, best // keys, torch.ones(1, device=best.device).expand(len(best))
-        )
+        one = torch.ones((), device=best.device).expand(len(best))
+        hits = torch.zeros(layers, device=best.device).index_add_(0, best // keys, one)
         return self.parts(hits) * (layers * share)
 
     def parts(self, hits: Tensor) -> Tensor:
