@@ -71,7 +71,7 @@ def whole_frames(budget: Budget, frames: int, places: int, variant: str) -> int:
 
 def apportioned(wanted: Tensor, total: int, limit: Tensor) -> Tensor:
     """Whole numbers near `wanted` [n], at most `limit` [n], that add up to `total`; the largest remainders go first."""
-    wish, most = torch.stack([wanted.double(), limit.double()]).cpu().numpy()  # waits once
+    wish, most = torch.stack([wanted.double(), limit.double()]).detach().cpu().numpy()  # waits once
     floor = np.minimum(np.floor(wish), most)
     missing = total - int(floor.sum())
     order = np.argsort(floor - wish, kind="stable")
