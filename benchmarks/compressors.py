@@ -20,7 +20,7 @@ from benchmarks import reference, report
 from benchmarks.memory import most_live_bytes
 from langdc import compressors
 from langdc.attention import received_attention
-from langdc.devices import synchronize
+from langdc.devices import peak_bytes, reset_peak, synchronize
 from langdc.types import FeatureGrid, VideoFeatures
 
 PLACES, WIDTH, KEEP = 196, 3584, 0.25
@@ -138,12 +138,12 @@ def measure(work: Callable[[], object], device: str) -> tuple[float, int]:
         synchronize(device)
         times.append(time.perf_counter() - started)
     gc.collect()
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return min(times), torch.cuda.max_memory_allocated() - before
-    return min(times), most_live_bytes(work)
+    reset_peak(torch.device(device))
+    before = peak_bytes(torch.device(device))
+    if before is None:
+        return min(times), most_live_bytes(work)
+    work()
+    return min(times), (peak_bytes(torch.device(device)) or 0) - before
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import report
 from langdc import compressors
-from langdc.devices import synchronize
+from langdc.devices import peak_bytes, reset_peak, synchronize
 from langdc.interfaces import KVCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.prefill import PrefillOutput, prefill
@@ -88,13 +88,13 @@ def timed(work: Callable[[], PrefillOutput], device: str) -> tuple[float, float 
     """Seconds of one call after one that is not counted, peak GiB where the device tells, and keys per layer."""
     work()
     synchronize(device)
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak(torch.device(device))
     started = time.perf_counter()
     held = work().keys_per_layer
     synchronize(device)
     seconds = time.perf_counter() - started
-    return seconds, torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else None, held
+    peak = peak_bytes(torch.device(device))
+    return seconds, None if peak is None else peak / 2**30, held
 
 
 @torch.no_grad()

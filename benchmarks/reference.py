@@ -53,7 +53,7 @@ def ma_lmm(values: Tensor, frames: int) -> Tensor:
         alike = F.cosine_similarity(bank[:-1], bank[1:], dim=-1)
         first = alike.argmax(0, keepdim=True)
         stay = torch.arange(len(bank) - 1, device=bank.device)[:, None].repeat(1, bank.shape[1])
-        stay[stay > first] += 1
+        stay += (stay > first).long()
         whole = stay[..., None].expand(-1, -1, bank.shape[2])
         gone = (first + 1)[..., None].expand(-1, -1, bank.shape[2])
         weight, other = sizes.gather(0, stay), sizes.gather(0, first + 1)

@@ -42,7 +42,8 @@ def follow(rows: Iterable[Sequence[str]]) -> list[Sequence[str]]:
 
 def machine(device: str) -> str:
     """The hardware and versions, in a line."""
-    name = torch.cuda.get_device_name() if device != "cpu" else _processor()
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
+    name = _processor() if named is None else named(device)
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 

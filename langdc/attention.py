@@ -1,6 +1,9 @@
 """Causal attention over layers of different numbers of keys, and the attention each key receives.
 
 A model uses the former inside `using(model)`, as `langdc`. No model returns weights: they are computed here, in blocks.
+
+No kernel that torch has on CUDA takes a mask aligned to the end in float32, or any other than flash in half precision;
+flash reads grouped keys as they are. On Hopper cards torch prefers cuDNN where there are as many queries as keys.
 Letters: h query heads, G key heads, E head width, Q queries, K keys cached, n keys scored.
 """
 
@@ -10,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cuda
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -55,17 +58,37 @@ def _causal_attention(
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     queries, keys = query.shape[2], key.shape[2]
-    if 1 < queries < keys and not query.is_cuda:
-        return _blocks(query, key, value, scale)
-    mask = causal_lower_right(queries, keys) if 1 < queries < keys else None
-    whole = queries == keys > 1
-    return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=whole, **_options(query, key, scale)
-    )
+    if queries in (1, keys):
+        causal = queries > 1
+        options = _options(query, key, scale)
+        return functional.scaled_dot_product_attention(query, key, value, is_causal=causal, **options)
+    if query.device.type == "cpu":
+        return _past_and_own(query, key, value, scale)
+    if _has_flash(query, key, value):  # its causal mask is bottom-right, unlike that of the function above
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=scale)[0]
+    return _blocks(query, key, value, scale)
+
+
+def _has_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's flash kernel for CUDA takes these tensors, grouped keys as they are."""
+    if not query.is_cuda or query.shape[-1] % 8:
+        return False
+    return cuda.can_use_flash_attention(cuda.SDPAParams(query, key, value, None, 0.0, False, True))
 
 
 def _options(query: Tensor, key: Tensor, scale: float | None) -> dict[str, Any]:
     return {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+
+
+def _past_and_own(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """On a CPU: attention to the past and to the queries' own keys, each by the flash kernel, which needs no mask;
+    weighted by their sums of exponentials.
+    """
+    past = key.shape[2] - query.shape[2]
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    before, before_log = flash(query, key[:, :, :past], value[:, :, :past], 0.0, False, scale=scale)
+    own, own_log = flash(query, key[:, :, past:], value[:, :, past:], 0.0, True, scale=scale)
+    return torch.lerp(own, before, torch.sigmoid(before_log - own_log)[..., None].to(own.dtype))
 
 
 def _blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | None, hidden: Tensor | None = None) -> Tensor:
@@ -143,23 +166,31 @@ def causal_rows(config: Any, length: int) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def received_attention(query: Tensor, key: Tensor, scale: float | None = None, causal: bool = False) -> Tensor:
+def received_attention(
+    query: Tensor, key: Tensor, scale: float | None = None, causal: bool = False, asking: Tensor | None = None
+) -> Tensor:
     """Attention received by each key, per key head: [G,n] in float32.
 
     Softmax of queries [1,h,Q,E] over keys [1,G,n,E], summed over queries, averaged over the h/G heads of a group.
-    `causal`: the queries are the last Q of the n tokens and attend only up to themselves.
+    `causal`: the queries are the last Q of the n tokens and attend only up to themselves. `asking` [Q]: which of the
+    queries count; all by default.
     """
     heads, queries, width = query.shape[1:]
     groups, keys = key.shape[1:3]
     rows = query[0].reshape(groups, -1, width)
-    columns = key[0].transpose(1, 2) * (width**-0.5 if scale is None else scale)
+    columns, factor = key[0].transpose(1, 2), width**-0.5 if scale is None else scale
     step = at_once(4 * groups * keys, query.device)
-    total = torch.zeros(groups, keys, dtype=torch.float32, device=query.device)
+    total = None
     for start in range(0, rows.shape[1], step):
-        scores = torch.bmm(rows[:, start : start + step], columns)
+        block = rows[:, start : start + step]
+        scores = torch.baddbmm(block.new_empty(1, 1, 1), block, columns, beta=0, alpha=factor)
         if causal:
             place = torch.arange(start, start + scores.shape[1], device=query.device) % queries + keys - queries
             hidden = torch.arange(keys, device=query.device) > place[:, None]
             scores = scores.masked_fill(hidden, float("-inf"))
-        total += torch.softmax(scores, -1, dtype=torch.float32).sum(1)
+        weights = torch.softmax(scores, -1, dtype=torch.float32)
+        if asking is not None:
+            weights *= asking.repeat(heads // groups)[start : start + step, None]
+        total = weights.sum(1) if total is None else total + weights.sum(1)
+    assert total is not None
     return total / (heads // groups)

@@ -103,6 +103,8 @@ class KVCompressor(ABC):
     """Whether chunks, rounding and the reply's positions are those of the released code."""
     active: bool = True
     """False when the budget covers the prompt: nothing is observed, dropped or moved."""
+    keeps_old: bool = False
+    """Whether keys of earlier chunks are never dropped or moved, so that none of them need be touched."""
 
     @abstractmethod
     def begin(self, plan: Plan) -> None:

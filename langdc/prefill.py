@@ -4,6 +4,7 @@ Letters: A rotary axes, B batch, M prompt+video length, D width, n tokens, G key
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -68,20 +69,29 @@ def prefill(
     `frame_tokens`: tokens per frame, where all frames have the same number. `anchor` [M]: tokens to keep first.
     `arguments`: further arguments of the text model for given rows. `reply_axes`: the axes in which written tokens
     follow a compacted video directly, "time" or "all" (one released model). ValueError for inputs that do not fit.
+    Where nothing is evicted, and no `chunk_tokens` are given, everything is read at once. The device is waited for
+    before the first chunk, and after a chunk only where scores decide how many keys each layer keeps.
     """
     _check(text_model, embeds, positions, video)
+    chunks = ()
+    if compressor is not None or chunk_tokens is not None:
+        anchor = None if anchor is None else anchor.cpu()
+        chunks = tuple(chunks_of(video.cpu(), chunk_tokens, frame_tokens, anchor))
     reader = _ChunkedPrefill(text_model, embeds, positions, arguments)
-    chunks = tuple(chunks_of(video, chunk_tokens, frame_tokens, anchor)) if compressor is not None else ()
     if compressor is not None and chunks:
         config = text_model.config
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
-        reader.compressor = compressor if compressor.active else None
-    if reader.compressor is None:
-        chunks = ()  # the whole prompt in one call
+        if compressor.active:
+            reader.compressor = compressor
+        else:
+            chunks = ()
     with torch.no_grad(), using(text_model):
         logits = lm_head(reader.read(chunks, close_gaps=reply_axes == "time"))
+    reader.cache.fit()
     offset_axes = len(positions) if reader.continuous else 0
-    costs = (tuple(reader.calls), tuple(reader.kept_rows), reader.scoring_flops)
+    held = [layer.rows for layer in reader.cache.layers if layer.rows is not None]
+    kept_rows = tuple(rows[0] if len(rows) == 1 else rows for rows in held)
+    costs = (tuple(reader.calls), kept_rows, reader.scoring_flops)
     return PrefillOutput(text_model, lm_head, reader.cache, logits, reader.next_position, offset_axes, *costs)
 
 
@@ -116,9 +126,9 @@ class _ChunkedPrefill:
         self.compressor: KVCompressor | None = None
         self.calls: list[tuple[int, float]] = []
         self.scoring_flops = 0.0
-        self.kept_rows = [torch.empty(0, dtype=torch.long, device=embeds.device)] * text_model.config.num_hidden_layers
+        self._scoring: dict[tuple, float] = {}
         self._chunk: Chunk | None = None
-        self._announced = positions
+        self._unturning = None
 
     @property
     def next_position(self) -> Tensor:
@@ -133,6 +143,7 @@ class _ChunkedPrefill:
     def read(self, chunks: tuple[Chunk, ...], close_gaps: bool) -> Tensor:
         """Read the whole prompt: the last token's state [1,D]. `close_gaps`: text after a video needs no offset."""
         at, state = 0, self.embeds[:0]
+        self.cache.room = len(self.embeds) if self.compressor is None else 0
         for chunk in chunks:
             if chunk.rows.start > at:
                 state = self._forward(self._rows(at, chunk.rows.start))
@@ -149,12 +160,13 @@ class _ChunkedPrefill:
 
     def _forward(self, rows: Tensor, positions: Tensor | None = None, last: int = -1) -> Tensor:
         """Run the text model on rows of the prompt; returns the state [1,D] of the row with index `last` among them."""
-        self._announced = self.positions[:, :, rows] if positions is None else positions
+        positions = self.positions[:, :, rows] if positions is None else positions
         self.calls.append((len(rows), sum(self.cache.lengths) / len(self.cache.lengths)))
-        self.kept_rows = [torch.cat([kept, rows.expand(*kept.shape[:-1], -1)], -1) for kept in self.kept_rows]
-        self.cache.announce(self._announced, self.continuous)
+        self.cache.announce(positions, self.continuous, rows=rows)
+        if self._chunk is not None and self.compressor is not None and self.compressor.position_free:
+            self._unturning = self.rope.angles(-positions, self.rope.scaling**2)
         more = self.arguments(rows) if self.arguments else {}
-        states = forward_text(self.text_model, self.embeds[None, rows], self._announced, self.cache, self, **more)
+        states = forward_text(self.text_model, self.embeds[None, rows], positions, self.cache, self, **more)
         return states[0, last][None]
 
     def _read_chunk(self, chunk: Chunk, question: int) -> Tensor:
@@ -176,9 +188,8 @@ class _ChunkedPrefill:
             old = self.cache.layers[layer].positions
             assert old is not None
             new = self.compressor.positions(chunk, layer, old)
-            self.cache.keep(layer, rows, None if new is old else new)
-            kept, rows = self.kept_rows[layer], rows.to(self.embeds.device)
-            self.kept_rows[layer] = kept[..., rows] if rows.ndim == 1 else kept.expand(len(rows), -1).gather(1, rows)
+            start = chunk.past[layer] if self.compressor.keeps_old else 0
+            self.cache.keep(layer, rows, None if new is old else new, start)
         return state
 
     def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -189,13 +200,17 @@ class _ChunkedPrefill:
             asking = slice(len(chunk), None) if chunk.question_window else slice(0, len(chunk))
             asked, key, value = query[:, :, asking], key[:, :, span], value[:, :, span]
             if compressor.position_free:
-                positions = self.cache.layers[layer].positions
-                assert positions is not None
-                announced = self._announced[..., asking].to(query.device)
-                asked, key = self.rope.unrotate(asked, announced), self.rope.unrotate(key, positions[..., span])
-            with Counted() as counted:
+                assert self._unturning is not None and self.cache.new_keys is not None
+                cos, sin = (part.to(query.device) for part in self._unturning)
+                asked = self.rope.turn(asked, cos[:, asking], sin[:, asking])
+                key = self.rope.turn(
+                    self.cache.new_keys[:, :, : len(chunk)], cos[:, : len(chunk)], sin[:, : len(chunk)]
+                )
+            # operations are counted where the shapes are new; counting takes longer than they do
+            shapes = (layer, asked.shape, key.shape)
+            with nullcontext() if shapes in self._scoring else Counted() as counted:
                 compressor.observe(layer, asked, key, value)
-            self.scoring_flops += counted.total
+            self.scoring_flops += self._scoring.setdefault(shapes, counted.total if counted else 0.0)
         return self.cache.apply_offset(layer, query)
 
 

@@ -47,23 +47,32 @@ class Rope:
 
     def rerotate(self, states: Tensor, delta: Tensor) -> Tensor:
         """Rotated queries or keys [B,H,n,E] at positions that are `delta` [A,1 or H,n] further."""
-        return self._rotate(states, delta, self.scaling)
+        return self.turn(states, *self.angles(delta))
 
     def unrotate(self, states: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys [B,H,n,E] without the rotation of their `positions` [A,1 or H,n] and without YaRN's scale."""
-        return self._rotate(states, -positions, self.scaling**2)
+        return self.turn(states, *self.angles(-positions, self.scaling**2))
 
-    def _rotate(self, states: Tensor, angles: Tensor, divisor: float) -> Tensor:
+    def angles(self, delta: Tensor, divisor: float | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [1 or H,n,E] for `turn` by `delta` [A,1 or H,n], without YaRN's scale (or `divisor`). The
+        sines have the sign that they get in the first half of a head. ValueError where keys cannot be moved.
+        """
         if self.rope_type not in _FIXED_FREQUENCIES:
             raise ValueError(
                 f"Keys under {self.rope_type!r} rotary positions cannot be moved: their frequencies follow the input's "
                 f"length. Give compact_positions=False, or a model with one of {', '.join(_FIXED_FREQUENCIES)}."
             )
-        probe = torch.empty(0, dtype=torch.float32, device=states.device)
-        cos, sin = self.rotary(probe, angles[0] if len(angles) == 1 else angles)
-        cos, sin = cos[None] / divisor, sin[None] / divisor
+        probe = torch.empty(0, dtype=torch.float32, device=delta.device)
+        cos, sin = self.rotary(probe, delta[0] if len(delta) == 1 else delta)
+        if (divisor := self.scaling if divisor is None else divisor) != 1:
+            cos, sin = cos / divisor, sin / divisor
+        sin[..., : sin.shape[-1] // 2].neg_()
+        return cos, sin
+
+    def turn(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """States [B,H,n,E] rotated by `angles` [1 or H,n,E], computed in float32."""
         width = cos.shape[-1]
-        rotated = states[..., :width].float()
-        half = torch.cat([-rotated[..., width // 2 :], rotated[..., : width // 2]], -1)
-        rotated = (rotated * cos + half * sin).to(states.dtype)
-        return rotated if width == states.shape[-1] else torch.cat([rotated, states[..., width:]], -1)
+        turning = states[..., :width]
+        # types are promoted: low precision is read as it is, and rounded once
+        turned = (turning * cos).addcmul_(turning.roll(width // 2, -1), sin).to(states.dtype)
+        return turned if width == states.shape[-1] else torch.cat([turned, states[..., width:]], -1)

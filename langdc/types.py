@@ -337,9 +337,9 @@ class Chunk:
     """Consecutive rows of a prompt that the language model reads at once; afterwards each layer drops keys.
 
     `rows` of the prompt, Q of them; `video_id`: their video; `video` [Q]: false at text between frames, which is never
-    dropped; `frame_tokens`: tokens per frame, None where that differs; `anchor` [Q]: tokens to keep first;
-    `question_window`: how many tokens of the question were read after the chunk, for scoring only; `past`: keys that
-    each layer held before.
+    dropped; `frame_tokens`: tokens per frame, None where that differs; `anchor` [Q]: tokens to keep first (both masks
+    are on the CPU); `question_window`: how many tokens of the question were read after the chunk, for scoring only;
+    `past`: keys that each layer held before.
     """
 
     rows: slice

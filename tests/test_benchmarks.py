@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import captions, decode, first_token, reference, report
 from benchmarks import compressors as benchmark
@@ -49,6 +50,17 @@ def test_scores_are_those_of_the_reference(queries: int) -> None:
     dice = torch.Generator().manual_seed(0)
     key, query = torch.randn(1, 2, 16, 8, generator=dice), torch.randn(1, 6, 16, 8, generator=dice)[:, :, :queries]
     torch.testing.assert_close(received_attention(query, key).mean(0), reference.attention_scores(query, key))
+
+
+def test_references_stay_on_the_device_of_what_they_get() -> None:
+    """With tensors that say they are on a card and hold nothing: mixing devices is an error."""
+    with FakeTensorMode():
+        values = torch.empty(FRAMES, PLACES, WIDTH, device="cuda")
+        states = torch.empty(1, 6, 16, 8, device="cuda")
+        assert reference.ma_lmm(values, 4).device.type == "cuda"
+        assert reference.attention_scores(states, states[:, :2]).device.type == "cuda"
+        with pytest.raises(RuntimeError, match="device"):
+            reference.attention_scores(states, states.cpu())
 
 
 def test_the_table_of_compressors(tmp_path: Path, monkeypatch, capsys) -> None:

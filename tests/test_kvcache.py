@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from langdc import kvcache
 from langdc.conformance.prompts import small
 from langdc.kvcache import KVCache
 from langdc.rope import Rope
@@ -50,12 +51,15 @@ def test_key_heads_may_keep_different_rows() -> None:
 
 @pytest.mark.parametrize("rows", [torch.arange(5), torch.arange(5, 10), torch.arange(0, 10, 2)])
 def test_dropped_keys_are_freed(rows: Tensor) -> None:
-    """Storage shrinks, also where the kept rows are a slice: no view holds on to the rest."""
+    """Room for more is counted until it is freed; then no view holds on to the rest, also of a slice."""
     cache, _ = filled(layers=1)
-    before = cache.held_bytes
+    before, keys = cache.held_bytes, cache.layers[0].keys[:, :, rows].clone()
     assert before == 2 * GROUPS * 10 * WIDTH * 4
     cache.keep(0, rows)
+    assert cache.held_bytes == before
+    cache.fit()
     assert cache.held_bytes == before // 2
+    assert torch.equal(cache.layers[0].keys, keys) and torch.equal(cache.layers[0].values, keys + 1)
     layer = cache.layers[0]
     for kept in (layer.keys, layer.values):
         assert kept.untyped_storage().nbytes() == kept.numel() * 4
@@ -122,7 +126,54 @@ def test_settling_moves_the_past_instead() -> None:
 
 
 def test_cropping_crops_positions() -> None:
-    cache, _ = filled(layers=1)
+    cache, keys = filled(layers=1)
     cache.crop(-3)
     assert cache.lengths == (7,)
     assert cache.layers[0].positions.shape == (1, 1, 7)
+    cache.announce(torch.tensor([[[20]]]))
+    cache.update(noise(1, 5), noise(1, 5), 0)
+    assert torch.equal(cache.layers[0].keys, torch.cat([keys[0][:, :, :7], noise(1, 5)], 2))
+    assert cache.layers[0].positions.flatten().tolist() == [*range(7), 20]
+
+
+def test_a_layer_grows_by_blocks() -> None:
+    """Most tokens are written where there is room: the tensors stay what they are."""
+    cache, keys = filled(layers=1)
+    places = set()
+    for time in range(10, 300):
+        cache.announce(torch.tensor([[[time]]]))
+        cache.update(noise(1, time), noise(1, time), 0)
+        places.add(cache.layers[0].keys.data_ptr())
+    assert len(places) == 2
+    assert torch.equal(cache.layers[0].keys, torch.cat([*keys, *(noise(1, time) for time in range(10, 300))], 2))
+    assert cache.layers[0].positions.flatten().tolist() == list(range(300))
+
+
+def test_a_known_length_is_held_once() -> None:
+    cache = KVCache(1, Rope(small("one axis").text_model.rotary_emb), room=12)
+    for start in range(0, 12, 3):
+        cache.announce(torch.arange(start, start + 3)[None, None])
+        cache.update(noise(3, start), noise(3, start), 0)
+        assert cache.held_bytes == 2 * GROUPS * 12 * WIDTH * 4
+
+
+def test_rows_of_a_batch_may_be_repeated() -> None:
+    """As transformers does for several replies."""
+    cache, keys = filled(layers=1)
+    cache.batch_repeat_interleave(2)
+    cache.announce(torch.tensor([[[10]]]))
+    new = torch.cat([noise(1, 5), noise(1, 6)])
+    found, _ = cache.update(new, new, 0)
+    assert torch.equal(found, torch.cat([keys[0].expand(2, -1, -1, -1), new], 2))
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_moving_in_blocks_equals_moving_at_once(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.tensor([[0, 1, 4, 5, 6, 8, 9], [0, 1, 2, 3, 7, 8, 9]])
+    once, parts = filled(layers=1)[0], filled(layers=1)[0]
+    new = once.layers[0].positions - (torch.arange(10) > 3).long()
+    once.keep(0, rows, new)
+    monkeypatch.setattr(kvcache, "_BLOCK", 2)
+    parts.keep(0, rows, new, start)
+    for name in ("keys", "values", "positions"):
+        assert torch.equal(getattr(once.layers[0], name), getattr(parts.layers[0], name))

@@ -1,11 +1,16 @@
 """Reading in chunks: the pieces, what compressors are shown, and the plain model where nothing is dropped."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from langdc import attention, devices, kvcache
 from langdc.chunks import chunks_of, tokens_per_chunk
 from langdc.conformance.prompts import (
     FRAME,
@@ -14,6 +19,7 @@ from langdc.conformance.prompts import (
     KEY_HEADS,
     KINDS,
     LAYERS,
+    MODELS,
     QUESTION,
     TEXT,
     WIDTH,
@@ -24,7 +30,7 @@ from langdc.conformance.prompts import (
 )  # fmt: skip
 from langdc.interfaces import KVCompressor
 from langdc.kvcompressors import build
-from langdc.prefill import prefill
+from langdc.prefill import _ChunkedPrefill, prefill
 from langdc.rope import Rope
 from langdc.types import Chunk, Plan
 
@@ -222,6 +228,125 @@ def test_bad_input(change: dict, said: str) -> None:
 
 def test_sizes_for_another_number_of_videos() -> None:
     with pytest.raises(ValueError, match="2 sizes were given for 1 videos"):
-        read("one axis", build("random", keep=0.5), chunk_tokens=[4, 4])
+        read("one axis", chunk_tokens=[4, 4])
     with pytest.raises(ValueError, match="at least one"):
-        read("one axis", build("random", keep=0.5), chunk_tokens=0)
+        read("one axis", chunk_tokens=0)
+
+
+class _Work(TorchDispatchMode):
+    """Notes the largest result of an operation, what waits for the device, and elements of keys and values copied."""
+
+    waiting: ClassVar = {
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "bincount",
+        "equal",
+        "is_nonzero",
+    }
+    copying: ClassVar = {"cat", "copy_", "clone", "index_select", "gather", "_to_copy", "index"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.copied, self.waits, self.names = 0, 0, [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        name = func.__name__.partition(".")[0]
+        results = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        self.names.append(name)
+        self.largest = max(self.largest, *(one.untyped_storage().nbytes() // one.element_size() for one in results), 0)
+        # masks of chunks are on the CPU
+        if name in self.waiting and not (name == "nonzero" and args[0].dtype == torch.bool):
+            self.waits.append(name)
+        if name in self.copying:
+            self.copied += sum(one.numel() for one in results if one.ndim == 4 and one.shape[-1] == WIDTH // HEADS)
+        return found
+
+
+@pytest.mark.parametrize("name", [None, "flexreduc", "pivotkv", "snapkv", "streaming"])
+def test_reading_makes_no_tensor_of_queries_by_keys(name: str | None, monkeypatch) -> None:
+    """Chunks of 1,600 tokens: all tensors are smaller than the queries of one chunk times its own keys alone."""
+    monkeypatch.setitem(devices._BLOCK_BYTES, "cpu", 1 << 18)
+    small("sections")
+    words, tokens = prompt("sections", frames=600), 200 * FRAME
+    with _Work() as work:
+        found = read("sections", name and build(name, keep=0.25), words, chunk_tokens=tokens)
+    assert work.largest < tokens**2 / 4
+    assert found.cache.held_bytes == 2 * 4 * WIDTH // HEADS * KEY_HEADS * sum(found.keys_per_layer)
+
+
+@pytest.mark.parametrize(("name", "keep"), [(None, 1), ("flexreduc", 0.75), ("pivotkv", 0.75), ("snapkv", 0.75)])
+def test_reading_a_chunk_copies_what_is_new(name: str | None, keep: float, monkeypatch) -> None:
+    """Never the cache as a whole: twenty chunks copy ten times what two copy. Growing is amortised, see the cache."""
+    monkeypatch.setattr(kvcache, "_ROOM", 1 << 10)
+    small("sections")
+
+    def copied(chunks: int) -> int:
+        words = prompt("sections", frames=2 * chunks)
+        with _Work() as work:
+            read("sections", name and build(name, keep=keep, **OTHERS.get(name, {})), words)
+        return work.copied
+
+    first, few, many = copied(1), copied(3), copied(21)
+    assert many - first == pytest.approx(10 * (few - first), rel=0.05)
+
+
+OTHERS = {"flexreduc": {"allocator": "even", "temporal": False}}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "per_chunk"),
+    [
+        ("flexreduc", {}, 1),  # each layer's number of keys depends on scores
+        ("flexreduc", {"allocator": "even"}, 0),
+        ("flexreduc", {"scorer": {"name": "question", "relevant": True}}, 1),
+        ("pivotkv", {}, 0),
+        ("snapkv", {}, 0),
+        ("random", {}, 0),
+        ("streaming", {}, 0),
+    ],
+)
+def test_chunks_wait_for_the_device_at_most_once(name: str, settings: dict, per_chunk: int, monkeypatch) -> None:
+    """After their last layer; what waits for a whole prompt does not grow with its chunks."""
+    small("sections")
+    moved = []
+    monkeypatch.setattr(Tensor, "cpu", lambda self, inner=Tensor.cpu: moved.append(self) or inner(self))
+
+    def waits(chunks: int) -> tuple[int, int]:
+        compressor, words = build(name, keep=0.5, **settings), prompt("sections", frames=2 * chunks)
+        begin = compressor.begin
+        with _Work() as work:
+            compressor.begin = lambda plan: (begin(plan), work.waits.clear(), moved.clear())
+            read("sections", compressor, words)
+        return len(work.waits), len([one for one in moved if one.dtype != torch.bool])
+
+    few, many = waits(3), waits(9)
+    assert many == (few[0], few[1] + 6 * per_chunk)
+
+
+def test_on_a_card_a_chunk_reaches_flash_and_waits_for_nothing(monkeypatch) -> None:
+    """With tensors that say they are on a card and hold nothing, so that waiting for a value is an error."""
+    monkeypatch.setattr(attention, "_has_flash", lambda *_: True)
+    model, config = MODELS["sections"]
+    given = small("sections").text_model.config.to_dict()
+    compressor = build("flexreduc", keep=0.5)
+    with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
+        text_model = model(config(**given)).eval()
+        length, chunk = TEXT + 800 + QUESTION, 400
+        embeds = torch.empty(length, WIDTH)
+        reader = _ChunkedPrefill(text_model, embeds, torch.arange(length).expand(3, 1, -1), None)
+        reader.compressor, compressor._scores = compressor, []
+        with attention.using(text_model), _Work() as work:
+            reader._forward(reader._rows(0, TEXT))
+            for start in (TEXT, TEXT + chunk):
+                rows = slice(start, start + chunk)
+                reader._chunk = Chunk(
+                    rows, 0, torch.empty(0, device="cpu"), FRAME, None, QUESTION, reader.cache.lengths
+                )
+                asked = torch.cat([reader._rows(start, start + chunk), reader._rows(length - QUESTION, length)])
+                reader._forward(asked, None, chunk - 1)
+    assert work.names.count("_scaled_dot_product_flash_attention") == 2 * LAYERS
+    assert not work.waits and work.largest < chunk**2 / 2
+    assert [scores.shape for scores in compressor._scores] == [(KEY_HEADS, chunk)] * LAYERS

@@ -134,13 +134,12 @@ def read_prompt(
     images = [number for number, count in enumerate(frames) if count == 1]
     unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if compressor else spliced.video
     numbers = spliced.video_id.masked_fill(unread, -1)
-    shown = videos_in_order(numbers)
+    shown = videos_in_order(numbers.cpu()) if compressor else []
     released = compressor is not None and compressor.released
     anchor = torch.zeros_like(spliced.video)
     for video in shown:
         if (marks := tokens[video].anchor) is not None:
             anchor[numbers == video] = marks.to(anchor.device)
-    chunk_frames = compressor.chunk_frames if compressor else 1
     return prefill(
         backbone.text_model,  # pyright: ignore[reportArgumentType]
         backbone.lm_head,
@@ -148,7 +147,9 @@ def read_prompt(
         inputs.positions,
         numbers,
         compressor,
-        chunk_tokens=[_chunk_tokens(chunk_frames, frames[v], steps[v], tokens[v], released) for v in shown],
+        chunk_tokens=None
+        if compressor is None
+        else [_chunk_tokens(compressor.chunk_frames, frames[v], steps[v], tokens[v], released) for v in shown],
         # where all steps have as many; one more token may end the video
         frame_tokens=[len(tokens[v]) // steps[v] if len(tokens[v]) % steps[v] <= 1 else None for v in shown],
         anchor=anchor if anchor.any() else None,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,14 +71,15 @@ def whole_frames(budget: Budget, frames: int, places: int, variant: str) -> int:
 
 def apportioned(wanted: Tensor, total: int, limit: Tensor) -> Tensor:
     """Whole numbers near `wanted` [n], at most `limit` [n], that add up to `total`; the largest remainders go first."""
-    floor = torch.minimum(wanted.floor(), limit.to(wanted.dtype))
+    wish, most = torch.stack([wanted.double(), limit.double()]).detach().cpu().numpy()  # waits once
+    floor = np.minimum(np.floor(wish), most)
     missing = total - int(floor.sum())
-    order = (wanted - floor).argsort(descending=True, stable=True)
+    order = np.argsort(floor - wish, kind="stable")
     while missing > 0:
-        open_to = order[floor[order] < limit[order]][:missing]
+        open_to = order[floor[order] < most[order]][:missing]
         floor[open_to] += 1
         missing -= len(open_to)
-    return floor.long()
+    return torch.from_numpy(floor).long().to(wanted.device, non_blocking=True)
 
 
 @torch.no_grad()

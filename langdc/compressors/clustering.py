@@ -18,14 +18,15 @@ def distances(values: Tensor) -> Tensor:
     return apart
 
 
-def peaks(apart: Tensor, among: Tensor, count: Tensor, neighbours: Tensor, as_topk: bool = False) -> Tensor:
+def peaks(apart: Tensor, among: Tensor, count: Tensor, neighbours: Tensor, most: int, as_topk: bool = False) -> Tensor:
     """The `count` [B] best centres of each group as a mask [B,P]: dense, and far from anything denser.
 
     `apart` [B,P,P]: distances; `among` [B,P]: the candidates; `neighbours` [B]: how many of the nearest, itself
-    included, make the density. Of equals the earlier wins; with `as_topk` whichever torch.topk gives, as upstream.
+    included, make the density, at most `most`. Of equals the earlier wins; with `as_topk` whichever torch.topk gives,
+    as upstream.
     """
     nobody = ~among[:, None, :]
-    nearest = apart.masked_fill(nobody, torch.inf).topk(min(int(neighbours.max()), apart.shape[-1]), -1, False).values
+    nearest = apart.masked_fill(nobody, torch.inf).topk(min(most, apart.shape[-1]), -1, False).values
     counted = (torch.arange(nearest.shape[-1], device=apart.device) < neighbours[:, None])[:, None] & nearest.isfinite()
     squares = torch.where(counted, nearest, 0.0).square().sum(-1) / counted.sum(-1).clamp(min=1)
     density = (-squares).exp()
@@ -49,10 +50,9 @@ def _by_topk(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
     return chosen
 
 
-def listed(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The indices of true entries of each row [B,P], padded to the same number K, and which are real: [B,K] twice."""
-    order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
-    return order, mask.gather(1, order)
+def listed(mask: Tensor, most: int) -> Tensor:
+    """The indices of true entries of each row [B,P], padded with others to `most` [B,K], as many as a row has."""
+    return mask.long().argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
 def sums(values: Tensor, place: Tensor, nearest: Tensor, joining: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,10 +67,14 @@ def mixed(own: Tensor, total: Tensor, number: Tensor, share: Tensor | float) -> 
     return torch.where(number > 0, share * own + (1 - share) * total / number.clamp(min=1), own)
 
 
-def merged(values: Tensor, apart: Tensor, among: Tensor, centres: Tensor, share: float) -> Tensor:
-    """The centres of groups [B,P,C] in their order, each mixed with the tokens nearest to it: [K,C] in float32."""
-    place, real = listed(centres)
+def merged(values: Tensor, apart: Tensor, among: Tensor, centres: Tensor, counts: Tensor, share: float) -> Tensor:
+    """The centres of groups [B,P,C] in their order, each mixed with the tokens nearest to it: [K,C] in float32.
+    `counts` [B], on the CPU: how many centres each group has, so that nothing waits for the device.
+    """
+    most = int(counts.max())
+    place = listed(centres, most)
     nearest = apart.masked_fill(~centres[:, None, :], torch.inf).argmin(-1)
     total, number = sums(values, place, nearest, among & ~centres)
     own = values.gather(1, place[..., None].expand_as(total)).float()
-    return mixed(own, total, number, share)[real]
+    real = (torch.arange(most) < counts[:, None]).flatten().nonzero()[:, 0]
+    return mixed(own, total, number, share).flatten(0, 1)[real.to(values.device, non_blocking=True)]

@@ -53,7 +53,7 @@ class DyCoke(Selector):
 
     def counts(self, grid: FeatureGrid, score: Tensor, budget: Budget) -> Tensor:
         frames, places = score.shape
-        order = torch.arange(frames, device=score.device)
+        order = torch.arange(frames)  # on the CPU, so that nothing waits for the device
         whole = order % GROUP == 0
         if self.variant == "released":
             return self._released(order, whole, places, budget.share(grid.tokens))
@@ -61,7 +61,7 @@ class DyCoke(Selector):
         left = max(0, budget.of(grid.tokens) - int(whole.sum()) * places)
         counts = torch.full_like(order, places)
         if between:
-            counts[~whole] = spread_evenly(left, between, places, score.device)
+            counts[~whole] = spread_evenly(left, between, places, order.device)
         return counts
 
     def _released(self, order: Tensor, whole: Tensor, places: int, share: float) -> Tensor:

@@ -1,10 +1,11 @@
 """FastVID: cut the video where it changes; keep each still stretch once, as salient tokens and merged contexts.
 
-Letters: T frames, F frames with centres, P = H*W places of a frame, C width, n centres.
+Letters: T frames, F frames with centres, P = H*W places of a frame, C width, B segments, n centres.
 Source: FastVID (arXiv 2503.11187), sections 3.2-3.4, and its release for Qwen models beside VidCom2's.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,17 @@ from langdc.devices import at_once
 from langdc.types import FeatureGrid, VideoTokens
 
 NEIGHBOURS = 4
+
+
+class _Segments(NamedTuple):
+    """B segments of `length` frames: their `first` frames [B]; those of their `frames` that have centres [B,F], filled
+    up with others, and the `count` of these centres [B,F]. On the CPU.
+    """
+
+    first: Tensor
+    frames: Tensor
+    count: Tensor
+    length: int
 
 
 @compressors.register("fastvid")
@@ -64,12 +76,12 @@ class FastVID(SaliencyCompressor):
         salient_count, context_count = self.plan(segment, stretch, values.shape[1], budget)
         score = self.token_saliency(grid)
         salient = best_of_each(score, salient_count.to(values.device))
-        centres = self._centres(values, salient, context_count.to(values.device))
+        centres = self._centres(values, salient, context_count)
         kept = (salient | centres).flatten()
         tokens = self.taken(grid, kept.nonzero()[:, 0])
         row = kept.cumsum(0) - 1
-        for bounds, having in _batches(segment, context_count, values):
-            place, mixtures = self._merge(values, bounds, salient, centres, having.to(values.device))
+        for group in _groups(segment, context_count, values):
+            place, mixtures = self._merge(values, group, salient, centres)
             tokens.values[row[place]] = mixtures.to(values.dtype)
         return tokens
 
@@ -112,57 +124,69 @@ class FastVID(SaliencyCompressor):
         return ends.diff(prepend=torch.zeros(1, dtype=torch.long))
 
     def _centres(self, values: Tensor, salient: Tensor, count: Tensor) -> Tensor:
-        """Density peaks among what is not salient of each frame: [T,P]."""
+        """Density peaks among what is not salient of each frame, `count` [T] (on the CPU): [T,P]."""
         found = torch.zeros_like(salient)
-        having, step = count.nonzero()[:, 0], frames_at_once(values)
-        for start in range(0, len(having), step):
-            some = having[start : start + step]
+        having = count.nonzero()[:, 0]
+        for some in having.split(frames_at_once(values)) if len(having) else ():
+            wanted, some = count[some].to(values.device, non_blocking=True), some.to(values.device, non_blocking=True)
             among = ~salient[some]
             neighbours = among.sum(1).clamp(max=NEIGHBOURS)
-            apart = distances(values[some])
-            found[some] = peaks(apart, among, count[some], neighbours, as_topk=self.variant == "released")
+            apart, released = distances(values[some]), self.variant == "released"
+            found[some] = peaks(apart, among, wanted, neighbours, NEIGHBOURS, as_topk=released)
         return found
 
-    def _merge(
-        self, values: Tensor, segment: tuple[int, int], salient: Tensor, centres: Tensor, frames: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Flat indices of the centres of `frames` [F] in values [T,P,C]: [n]; and what they are after merging: [n,C].
-        Each token of the `segment` (first frame, end) is merged into the centre of each frame that it is most like.
+    def _merge(self, values: Tensor, group: _Segments, salient: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+        """Flat indices of a group's centres in values [T,P,C]: [n]; and what they are after merging: [n,C]. Each token
+        of a segment is merged into the centre of each of its frames that it is most like.
         """
         places, width = values.shape[1:]
-        place, real = listed(centres[frames])
-        first = torch.arange(len(frames), device=values.device) * place.shape[1]  # slots of centres are numbered
-        place = place + frames[:, None] * places
+        first, frames, count = (part.to(values.device, non_blocking=True) for part in group[:3])
+        most = int(group.count.max())
+        place = listed(centres[frames.flatten()], most).unflatten(0, frames.shape) + frames[..., None] * places
+        real = torch.arange(most, device=values.device) < count[..., None]
         tokens, free, central = values.flatten(0, 1), ~salient.flatten(), centres.flatten()
-        own = tokens[place.flatten()].float()
-        direction = functional.normalize(own, dim=-1).T
+        own = tokens[place].float()
+        direction = functional.normalize(own, dim=-1).flatten(1, 2).mT
+        own = own.flatten(0, 2)
+        begin = torch.arange(0, len(own), most, device=values.device).view(
+            frames.shape
+        )  # slots of centres are numbered
         slots = torch.arange(len(own) + 1, device=values.device)  # the last is for what is not merged
-        total, count = torch.zeros_like(own), torch.zeros(len(own), device=values.device)
-        step, end = at_once(4 * max(len(own), width), values.device), segment[1] * places
-        for start in range(segment[0] * places, end, step):
-            part = torch.arange(start, min(start + step, end), device=values.device)
-            block = tokens[start : start + len(part)].float()
-            alike = (functional.normalize(block, dim=-1) @ direction).unflatten(1, place.shape)
-            best = alike.masked_fill_(~real, -torch.inf).argmax(-1)
-            joins = free[part, None] & ~(central[part, None] & (part[:, None] // places == frames))
-            slot = torch.where(joins, best + first, len(own))
+        total, number = torch.zeros_like(own), torch.zeros(len(own), device=values.device)
+        step, end = at_once(4 * len(first) * max(real[0].numel(), width), values.device), group.length * places
+        for start in range(0, end, step):
+            part = first[:, None] * places + torch.arange(start, min(start + step, end), device=values.device)
+            block = tokens[part].float()
+            alike = (functional.normalize(block, dim=-1) @ direction).unflatten(2, real.shape[1:])
+            best = alike.masked_fill_(~real[:, None], -torch.inf).argmax(-1)
+            itself = central[part][..., None] & (part[..., None] // places == frames[:, None])
+            joins = free[part][..., None] & (count > 0)[:, None] & ~itself
+            slot = torch.where(joins, best + begin[:, None], len(own))
             slot, order = slot.flatten().sort(stable=True)
             begins = torch.searchsorted(slot, slots)
-            total += functional.embedding_bag(order // len(frames), block, begins, mode="sum")[:-1]
-            count += begins.diff()
-        share = (1 / (count + 1)).clamp(min=self.own)[:, None]
-        return place[real], mixed(own, total, count, share).unflatten(0, place.shape)[real]
+            total += functional.embedding_bag(order // frames.shape[1], block.flatten(0, 1), begins, mode="sum")[:-1]
+            number += begins.diff()
+        share = (1 / (number + 1)).clamp(min=self.own)[:, None]
+        filled = (torch.arange(most) < group.count[..., None]).flatten().nonzero()[:, 0]
+        filled = filled.to(values.device, non_blocking=True)
+        return place.flatten()[filled], mixed(own, total, number, share)[filled]
 
 
-def _batches(segment: Tensor, count: Tensor, values: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """Bounds of each segment, and frames [F] of it to process together: those with centres, `count` [T]."""
-    step = at_once(4 * max(1, int(count.max())) * values.shape[2], values.device)
+def _groups(segment: Tensor, count: Tensor, values: Tensor) -> Iterator[_Segments]:
+    """Segments of the same length, as many as fit; of a long one with some of its frames that have centres."""
     lengths = torch.bincount(segment)
-    ends = lengths.cumsum(0)
-    for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True):
-        having = start + count[start:end].nonzero()[:, 0]
-        for some in having.split(step) if len(having) else ():
-            yield (start, end), some
+    starts = lengths.cumsum(0) - lengths
+    having = torch.zeros_like(lengths).index_add_(0, segment, (count > 0).long())
+    each = 4 * values.shape[2] * max(1, int(count.max()))
+    for length in lengths[having > 0].unique().tolist():
+        alike = ((lengths == length) & (having > 0)).nonzero()[:, 0]
+        most = int(having[alike].max())
+        for some in alike.split(at_once(max(each * most, 4 * length * values[0].numel()), values.device)):
+            frames = starts[some, None] + torch.arange(length)
+            order = (count[frames] > 0).long().argsort(dim=1, descending=True, stable=True)[:, :most]
+            for part in order.split(at_once(each * len(some), values.device), 1):
+                chosen = frames.gather(1, part)
+                yield _Segments(starts[some], chosen, count[chosen], length)
 
 
 def _even(total: Tensor, parts: Tensor, of: Tensor, order: Tensor) -> Tensor:

@@ -66,10 +66,10 @@ class HoliTomOuter(SaliencyCompressor):
             return self.whole(grid)
         values = grid.values.flatten(1, 2)
         window, still = self.windows(values)
-        sizes = torch.cat([still.sum(1), (~still).sum(1)[window]])
-        counts = self._counts(sizes, len(still), budget, grid.tokens).to(values.device)
-        step = frames_at_once(values)
-        once, means = self._thinned(lambda some: _means(values, window, some), still, counts[: len(still)], step)
+        sizes = torch.cat([still.sum(1), (~still).sum(1)[window]]).cpu()
+        counts = self._counts(sizes, len(still), budget, grid.tokens)  # on the CPU, as what follows from them
+        step, lengths = frames_at_once(values), torch.bincount(window.cpu())
+        once, means = self._thinned(lambda some: _means(values, some, lengths), still, counts[: len(still)], step)
         score = self.token_saliency(grid)
         among, count = ~still[window], counts[len(still) :]
         salient = (count.double() * (1 - self.context)).round().long()
@@ -102,18 +102,18 @@ class HoliTomOuter(SaliencyCompressor):
     def _thinned(
         self, values: Callable[[Tensor], Tensor], among: Tensor, count: Tensor, step: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Density peaks of B groups, `count` [B] each, as a mask [B,P]; and their merged values, in parts [n,C].
-        `values` gives [b,P,C] for `step` groups [b].
+        """Density peaks of B groups, `count` [B] each (on the CPU), as a mask [B,P]; and their merged values, in parts
+        [n,C]. `values` gives [b,P,C] for `step` groups [b].
         """
-        kept, parts = torch.zeros_like(among), []
+        kept, parts, released = torch.zeros_like(among), [], self.variant == "released"
         having = count.nonzero()[:, 0]
-        for start in range(0, len(having), step):
-            some = having[start : start + step]
-            group = values(some)
-            apart = distances(group)
-            near = count[some].clamp(max=self.neighbours)
-            kept[some] = peaks(apart, among[some], count[some], near, as_topk=self.variant == "released")
-            parts.append(merged(group, apart, among[some], kept[some], self.own))
+        for some in having.split(step) if len(having) else ():
+            group, counts = values(some), count[some]
+            some, wanted = (part.to(among.device, non_blocking=True) for part in (some, counts))
+            apart, near = distances(group), wanted.clamp(max=self.neighbours)
+            chosen = peaks(apart, among[some], wanted, near, self.neighbours, as_topk=released)
+            kept[some] = chosen
+            parts.append(merged(group, apart, among[some], chosen, counts, self.own))
         return kept, parts
 
     def _tokens(
@@ -143,13 +143,18 @@ class HoliTomOuter(SaliencyCompressor):
         return self.with_values(self.taken(grid, spread), tokens.values)
 
 
-def _means(values: Tensor, window: Tensor, some: Tensor) -> Tensor:
-    """Mean of the frames [T,P,C] of each window of `some` [w] (ascending): [w,P,C] in float32."""
+def _means(values: Tensor, some: Tensor, lengths: Tensor) -> Tensor:
+    """Mean of the frames [T,P,C] of each window of `some` [w] (ascending, on the CPU as the windows' `lengths`):
+    [w,P,C] in float32.
+    """
     total = torch.zeros(len(some), *values.shape[1:], device=values.device)
-    inside = torch.isin(window, some).nonzero()[:, 0]
-    for frames in inside.split(frames_at_once(values)):
-        total.index_add_(0, torch.searchsorted(some, window[frames]), values[frames].float())
-    return total / torch.bincount(window)[some, None, None]
+    place = torch.arange(len(some)).repeat_interleave(lengths[some])
+    first = (lengths.cumsum(0) - lengths)[some] - (lengths[some].cumsum(0) - lengths[some])
+    inside = torch.arange(len(place)) + first[place]
+    for at in torch.arange(len(place)).split(frames_at_once(values)):
+        slot, frames = (part[at].to(values.device, non_blocking=True) for part in (place, inside))
+        total.index_add_(0, slot, values[frames].float())
+    return total / lengths[some, None, None].to(values.device, non_blocking=True)
 
 
 def _run_ends(alike: Tensor) -> Tensor:

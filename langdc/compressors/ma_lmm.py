@@ -58,7 +58,7 @@ class MALMM(GridCompressor):
         wanted = budget.of(grid.tokens)
         for _ in range(frames - whole_frames(budget, frames, places, self.variant)):
             bank.merge(self.soft)
-        alive = bank.alive.expand(frames, places)
+        alive = bank.alive[:-1].expand(frames, places)
         source = alive.flatten().nonzero()[:, 0]
         if wanted < places and self.variant == "fixed":  # one slot is left, that of the first frame
             source = best_places(importance(grid).mean(0), wanted)
@@ -67,18 +67,20 @@ class MALMM(GridCompressor):
 
 
 class _Bank:
-    """Slots of T frames x n tracks x the patches that merge together; a merged slot's right neighbour is dead."""
+    """Slots of T frames x n tracks x the patches that merge together; a merged slot's right neighbour is dead. A last
+    slot stands for what is beyond both ends, so that no place need be left out.
+    """
 
     def __init__(self, values: Tensor) -> None:
-        frames, tracks = values.shape[:2]
-        self.values = values.clone()
-        self.size = values.new_ones(frames, tracks)
-        self.alive = torch.ones(frames, tracks, dtype=torch.bool, device=values.device)
-        order = torch.arange(frames, device=values.device)[:, None].expand(frames, tracks)
-        self.after, self.before = (order + 1).clone(), (order - 1).clone()
-        self.like = torch.full((frames, tracks), -torch.inf, device=values.device)
+        self.frames, tracks = values.shape[:2]
+        self.values = torch.cat([values, torch.zeros_like(values[:1])])
+        self.size = values.new_ones(self.frames + 1, tracks)
+        self.alive = torch.ones(self.frames + 1, tracks, dtype=torch.bool, device=values.device)
+        order = torch.arange(self.frames + 1, device=values.device)[:, None].expand(-1, tracks)
+        self.after, self.before = (order + 1).clamp(max=self.frames), order - 1
+        self.like = torch.full((self.frames + 1, tracks), -torch.inf, device=values.device)
         flat = values.flatten(1, 2)
-        self.like[:-1] = cosine(flat[:-1], flat[1:]).unflatten(1, values.shape[1:3]).mean(-1)
+        self.like[: self.frames - 1] = cosine(flat[:-1], flat[1:]).unflatten(1, values.shape[1:3]).mean(-1)
         self.track = torch.arange(tracks, device=values.device)
 
     def merge(self, soft: bool) -> None:
@@ -93,18 +95,13 @@ class _Bank:
         self.like[right, track] = -torch.inf
         beyond = self.after[right, track]
         self.after[left, track] = beyond
-        inside = beyond < len(self.values)
-        self.before[beyond[inside], track[inside]] = left[inside]
+        self.before[beyond, track] = left
         self._compare(left, track)
         self._compare(self.before[left, track], track)
 
     def _compare(self, left: Tensor, track: Tensor) -> None:
         """Similarity of a slot to its right neighbour, where it has one."""
-        there = left >= 0
-        left, track = left[there], track[there]
         right = self.after[left, track]
-        inside = right < len(self.values)
-        self.like[left[~inside], track[~inside]] = -torch.inf
-        left, right, track = left[inside], right[inside], track[inside]
         pair = self.values[left, track], self.values[right, track]
-        self.like[left, track] = F.cosine_similarity(*pair, dim=-1).mean(-1)
+        there = (left >= 0) & (right < self.frames)
+        self.like[left, track] = torch.where(there, F.cosine_similarity(*pair, dim=-1).mean(-1), -torch.inf)

@@ -16,7 +16,7 @@ from langdc.compressors.base import (
     frames_at_once,
     spread_evenly,
 )
-from langdc.compressors.clustering import mixed, sums
+from langdc.compressors.clustering import listed, mixed, sums
 from langdc.types import FeatureGrid, VideoTokens
 
 
@@ -63,7 +63,7 @@ class VisionZip(SaliencyCompressor):
         tokens = self.taken(grid, kept.flatten().nonzero()[:, 0])
         rows = centres[kept].nonzero().view(frames, others).split(step)
         for (block, taken), (chosen, nearest), row in zip(blocks, found, rows, strict=True):
-            place = chosen.nonzero()[:, 1].view(-1, others)
+            place = listed(chosen, others)
             total, number = sums(block, place, nearest, ~taken)
             tokens.values[row] = mixed(tokens.values[row].float(), total, number, 0.0).to(values.dtype)
         return tokens
@@ -84,8 +84,7 @@ def _contexts(values: Tensor, dominant: Tensor, count: int, neighbours: int) -> 
     size = values.norm(dim=-1).clamp_min(1e-12)
     alike = (values @ values.mT).div_(size[:, :, None] * size[:, None])  # symmetric
     others = alike.masked_fill(dominant[:, None, :], -torch.inf)
-    most = min(neighbours + 1, int((~dominant).sum(1).max()))
-    near = others.topk(most, dim=-1).values[..., 1:]  # the first is itself
+    near = others.topk(min(neighbours + 1, others.shape[-1]), dim=-1).values[..., 1:]  # the first is itself
     real = near.isfinite()  # frames with one salient token more have one neighbour less
     density = near.where(real, 0.0).sum(-1) / real.sum(-1).clamp(min=1)
     wanted = torch.full((len(values),), count, device=values.device)

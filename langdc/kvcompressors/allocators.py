@@ -78,10 +78,12 @@ class Adaptive(Allocator):
     def __call__(self, share: float, scores: Tensor) -> Tensor:
         layers, keys = scores.shape
         best = scores.flatten().topk(min(scores.numel(), int(max(1, share * keys) * layers))).indices
-        return self.parts(torch.bincount(best // keys, minlength=layers)) * (layers * share)
+        one = torch.ones((), device=best.device).expand(len(best))
+        hits = torch.zeros(layers, device=best.device).index_add_(0, best // keys, one)
+        return self.parts(hits) * (layers * share)
 
     def parts(self, hits: Tensor) -> Tensor:
-        """Each layer's part of the total [L], from its number of hits."""
+        """Each layer's part of the total [L], from its number of hits, for which it waits."""
         hits = hits.cpu().double()
         if self.smoothing == "count":
             return (hits + 1) / (hits + 1).sum()

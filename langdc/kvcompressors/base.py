@@ -50,6 +50,7 @@ class BestKeysKV(BudgetedKV):
 
     per_head = False
     released = False
+    keeps_old = True
 
     def __init__(
         self,
@@ -93,13 +94,17 @@ class BestKeysKV(BudgetedKV):
 
     def kept(self, chunk: Chunk) -> list[Tensor]:
         scores = torch.stack([per_layer.to(self._scores[0].device) for per_layer in self._scores])
-        video_rows = chunk.video.to(scores.device).nonzero()[:, 0]
-        scores = scores[..., video_rows]
+        masks = chunk.video, ~chunk.video
+        video_rows, text = (mask.nonzero()[:, 0].to(scores.device, non_blocking=True) for mask in masks)
+        scores = scores[..., video_rows] if len(text) else scores
         shares = self.shares(scores.mean(1), chunk)
         ranked = self.adjust(scores if self.per_head else scores.mean(1), chunk)
-        counts = [self.count(share, len(video_rows)) for share in shares]
-        best = [self.pick(per_layer, count) for per_layer, count in zip(ranked, counts, strict=True)]
-        return [self._rows(chunk, layer, video_rows[rows]) for layer, rows in enumerate(best)]
+        best = self.pick(ranked, [self.count(share, len(video_rows)) for share in shares])
+        if len(text):  # between frames: never dropped
+            best = [torch.cat([video_rows[b], text.expand(*b.shape[:-1], -1)], -1).sort(-1).values for b in best]
+        rows = torch.arange(max(chunk.past) + len(chunk), device=scores.device)
+        old = [rows[:past].expand(*best[0].shape[:-1], -1) for past in chunk.past]
+        return [torch.cat([o, b + past], -1) for o, b, past in zip(old, best, chunk.past, strict=True)]
 
     def count(self, share: float, keys: int) -> int:
         return min(keys, max(1, int(share * keys))) if self.released else super().count(share, keys)
@@ -109,15 +114,16 @@ class BestKeysKV(BudgetedKV):
         share = self.chunk_share(chunk)
         return self.allocator(share, scores).tolist() if share < 1 else [1.0] * len(scores)
 
-    def pick(self, scores: Tensor, count: int) -> Tensor:
-        """The best `count` of the last axis, in any order; of equals the earlier wins, unless `released`."""
+    def pick(self, scores: Tensor, counts: list[int]) -> list[Tensor]:
+        """Per layer of `scores` [L,...,n], the places of the best `counts` [L] of the last axis, ascending; of equals
+        the earlier wins, unless `released`.
+        """
         if self.released:
-            return scores.topk(count).indices
-        return scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
-
-    def _rows(self, chunk: Chunk, layer: int, best: Tensor) -> Tensor:
-        """Rows of the whole cache, ascending: older keys, text between frames, and the `best` rows of the chunk."""
-        text = (~chunk.video).nonzero()[:, 0].to(best.device)
-        new = torch.cat([best, text.expand(*best.shape[:-1], -1)], -1).sort(-1).values + chunk.past[layer]
-        old = torch.arange(chunk.past[layer], device=best.device).expand(*best.shape[:-1], -1)
-        return torch.cat([old, new], -1)
+            best = [of_layer.topk(count).indices for of_layer, count in zip(scores, counts, strict=True)]
+            return [places.sort().values for places in best]
+        keys = scores.shape[-1]
+        limit = torch.tensor(counts).to(scores.device, non_blocking=True).view(-1, *[1] * (scores.ndim - 1))
+        order = scores.argsort(dim=-1, descending=True, stable=True)
+        rest = torch.arange(keys, device=scores.device) >= limit
+        places = order.masked_fill_(rest, keys).sort(-1).values  # of all layers at once
+        return [of_layer[..., :count] for of_layer, count in zip(places, counts, strict=True)]

@@ -134,7 +134,8 @@ class FlexReduc(BestKeysKV):
         text, self._read_to = chunk.rows.start - self._read_to, chunk.rows.stop
         if self.chunk_share(chunk) >= 1:
             window = chunk.question_window if "saturated_question" in self.defects else 0
-            return [torch.arange(past + len(chunk) + window, device=chunk.video.device) for past in chunk.past]
+            rows = torch.arange(max(chunk.past) + len(chunk) + window, device=self.plan.embeds.device)
+            return [rows[: past + len(chunk) + window] for past in chunk.past]
         if text and "text_scores" in self.defects:
             return self._kept_by_text(chunk, text)
         return super().kept(chunk)
@@ -149,15 +150,11 @@ class FlexReduc(BestKeysKV):
             listed = torch.cat([stale.flatten(), torch.stack(self._scores).mean(1).flatten().cpu()])
             best = listed.topk(int(max(1, share * text) * layers)).indices // text
             shares = self.allocator.parts(torch.bincount(best, minlength=layers)[:layers]) * (layers * share)
-        ends = [past + len(chunk) for past in chunk.past]
-        rows = []
-        for end, scores, share in zip(ends, stale, self._final(shares, stale), strict=True):
-            best = self.pick(scores, self.count(share, text)).sort().values + end - text
-            rows.append(torch.cat([torch.arange(end - text), best]).to(chunk.video.device))
-        return rows
+        best = self.pick(stale, [self.count(share, text) for share in self._final(shares, stale)])
+        starts = [past + len(chunk) - text for past in chunk.past]
+        return [torch.cat([torch.arange(start), b + start]) for start, b in zip(starts, best, strict=True)]
 
     def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
         if not self.compact_positions or self.chunk_share(chunk) >= 1:
             return old
-        new = torch.arange(chunk.past[layer], old.shape[2], device=old.device)
-        return compacted(old, new, self.share)
+        return compacted(old, slice(chunk.past[layer], None), self.share)

@@ -49,7 +49,7 @@ class PivotKV(BestKeysKV):
     def adjust(self, scores: Tensor, chunk: Chunk) -> Tensor:
         if chunk.anchor is None:
             return scores
-        anchor = chunk.anchor[chunk.video].to(scores.device)
+        anchor = chunk.anchor[chunk.video].to(scores.device, non_blocking=True)
         first = scores.new_ones(()) if self.released else scores + scores.amax(-1, keepdim=True) + 1
         return torch.where(anchor, first, scores)
 
@@ -63,9 +63,9 @@ class PivotKV(BestKeysKV):
         return compacted(old, chosen, len(chosen) / len(chunk)) if self.compact_positions else old
 
 
-def compacted(old: Tensor, rows: Tensor, factor: float) -> Tensor:
+def compacted(old: Tensor, rows: Tensor | slice, factor: float) -> Tensor:
     """Positions [A,1,K] with the times of `rows` scaled by `factor` to their earliest, rounded down as upstream."""
     time = old[0, 0, rows]
-    new = old.clone()
-    new[0, 0, rows] = time.min() + ((time - time.min()) * factor).long()
+    first, new = time.min(), old.clone()
+    new[0, 0, rows] = first + ((time - first) * factor).long()
     return new

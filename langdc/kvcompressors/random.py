@@ -29,4 +29,4 @@ class RandomKV(BestKeysKV):
         self.generator.manual_seed(self.seed)
 
     def score(self, query: Tensor, key: Tensor) -> Tensor:
-        return torch.rand(1, key.shape[2], generator=self.generator).to(key.device)
+        return torch.rand(1, key.shape[2], generator=self.generator).to(key.device, non_blocking=True)

@@ -60,5 +60,5 @@ class _QuestionScorer(Scorer):
         if self.relevant:
             every_head = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
             attention = received_attention(every_head, query).mean(0)
-            query = query[:, :, attention > attention.mean()]
+            return received_attention(query, key, asking=attention > attention.mean())
         return received_attention(query, key)

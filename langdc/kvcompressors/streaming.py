@@ -27,15 +27,15 @@ class Streaming(BudgetedKV):
 
     def begin(self, plan: Plan) -> None:
         super().begin(plan)
-        self._is_video = torch.zeros(0, dtype=torch.bool, device=plan.embeds.device)
+        self._is_video = torch.zeros(0, dtype=torch.bool)
         self._limit = self.count(self.share, sum(int(chunk.video.sum()) for chunk in plan.chunks))
         self._first = min(self.sinks, self._limit // 2)
 
     def kept(self, chunk: Chunk) -> list[Tensor]:
         text = self._is_video.new_zeros(chunk.past[0] - len(self._is_video))
-        is_video = torch.cat([self._is_video, text, chunk.video.to(self._is_video.device)])
+        is_video = torch.cat([self._is_video, text, chunk.video.cpu()])
         rank = is_video.cumsum(0)
         latest = rank > rank[-1] - (self._limit - self._first)
         stays = ~is_video | (rank <= self._first) | latest
         self._is_video = is_video[stays]
-        return [stays.nonzero()[:, 0]] * len(chunk.past)
+        return [stays.nonzero()[:, 0].to(self.plan.embeds.device, non_blocking=True)] * len(chunk.past)

@@ -25,7 +25,8 @@ def shares_by_change(share: float, chunks: Sequence[Tensor]) -> list[float]:
     """Shares by the mean change from frame to frame within each chunk [frames,P,D], at most 1 (AdaReTaKe, eqs. 8-9),
     with the mean `share`, which the printed eq. 9 lacks. A chunk of one frame counts as the mean of the others.
     """
-    changes = [float((1 - functional.cosine_similarity(c[1:], c[:-1], dim=-1)).mean()) for c in chunks if len(c) > 1]
+    each = [(1 - functional.cosine_similarity(c[1:], c[:-1], dim=-1)).mean() for c in chunks if len(c) > 1]
+    changes = torch.stack(each).tolist() if each else []
     mean = sum(changes) / max(len(changes), 1)
     if not mean > 0:
         return [share] * len(chunks)

@@ -38,7 +38,7 @@ def test_peaks(neighbours: int, as_topk: bool, seed: int) -> None:
     values, among = groups(seed)
     count = torch.tensor([1, 3, 5, 0])
     near = torch.tensor([neighbours, max(2, neighbours // 2), neighbours, neighbours])
-    found = peaks(distances(values), among, count, near, as_topk)
+    found = peaks(distances(values), among, count, near, int(near.max()), as_topk)
     for number, tokens in enumerate(lists(values[:, None])):
         expected = density_peaks(tokens, listed(among[number]), int(count[number]), int(near[number]))
         assert listed(found[number]) == expected
@@ -50,7 +50,7 @@ def test_of_equal_peaks_the_earlier_wins() -> None:
     values = square.expand(GROUPS, 4, 2)
     among = torch.ones(GROUPS, 4, dtype=torch.bool)
     among[1, 0] = False
-    found = peaks(distances(values), among, torch.tensor([1, 1, 2, 4]), torch.full((GROUPS,), 2))
+    found = peaks(distances(values), among, torch.tensor([1, 1, 2, 4]), torch.full((GROUPS,), 2), 2)
     assert [listed(row) for row in found] == [[0], [1], [0, 1], [0, 1, 2, 3]]
 
 
@@ -59,8 +59,9 @@ def test_merging(own: float) -> None:
     """The centres of all groups, one after the other; a group may have none."""
     values, among = groups(7)
     apart = distances(values)
-    centres = peaks(apart, among, torch.tensor([2, 4, 0, 1]), FOUR)
-    found = merged(values, apart, among, centres, own)
+    counts = torch.tensor([2, 4, 0, 1])
+    centres = peaks(apart, among, counts, FOUR, 4)
+    found = merged(values, apart, among, centres, counts, own)
     expected = []
     for number, tokens in enumerate(lists(values[:, None])):
         chosen = listed(centres[number])
