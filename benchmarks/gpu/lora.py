@@ -1,6 +1,7 @@
-"""A LoRA step on the language model of Qwen2.5-VL-7B: 32 frames of 144 tokens a step of two, one video, all or a quarter
-of the tokens kept by VidCom2, encoder outputs given. Random weights in the place's type; adapters of the recipe
-configs/qwen2_5_vl_7b/vidcom2_lora.
+"""A LoRA step on the language model of Qwen2.5-VL-7B: one video of 32 frames, 144 tokens for two of them.
+
+All tokens are read, or the quarter that VidCom2 keeps; encoder outputs are given. Weights are random, in the place's
+type; adapters are those of the recipe configs/qwen2_5_vl_7b/vidcom2_lora.
 
 Memory is the peak of a step above weights and optimizer. The floor is the step's operations at the ceiling of products;
 what gradient checkpointing computes again is not in it.
@@ -42,8 +43,8 @@ def rows(place: Place) -> Iterator[Row]:
         if checkpointing:
             text.gradient_checkpointing_enable({"use_reentrant": False})
         for keep in KEEPS:
-            given = MemberConfig(name="identity") if keep == 1 else MemberConfig(name="vidcom2", keep=keep)
-            model.compressor = build_compressor(given, model.backbone)
+            given = {"name": "identity"} if keep == 1 else {"name": "vidcom2", "keep": keep}
+            model.compressor = build_compressor(settings.check(MemberConfig, given, "lora"), model.backbone)
             learner, batch = Learner(model, objective).train(), _batch(place, model.backbone)
 
             def step(learner: Learner = learner, batch: VideoBatch = batch) -> None:

@@ -1,8 +1,8 @@
 """Steps of stages 2b and 3 of LangDC-3B by the Trainer, from mp4 files: recipe settings, random weights, one process.
 
 MFU is against the data sheet, as in the log of a run; the floor is the same operations at the measured ceiling. Where
-peaks of the card are unknown, so is MFU. A start is all from the settings to the end of the first step, less a later
-step, and the imports of the process beside it.
+peaks of the card are unknown, so is MFU. A start is all from the settings to the end of the first step; the imports of
+the process stand beside it.
 """
 
 import gc
@@ -44,9 +44,8 @@ def rows(place: Place) -> Iterator[Row]:
     distributed.start()
     logging.getLogger("langdc").setLevel(logging.WARNING)
     records = _records(place)
-    for number, (stage, (name, batches)) in enumerate(STAGES.items()):
-        config = training.cases(records, 1)[number] if place.tiny else _recipe(name, records)
-        yield from _stage(place, stage, config, (1, 2, 1) if place.tiny else batches)
+    for stage, (name, batches) in STAGES.items():
+        yield from _stage(place, stage, _recipe(place, name, records), (1, 2) if place.tiny else batches)
 
 
 def _records(place: Place) -> Path:
@@ -71,10 +70,16 @@ def _records(place: Place) -> Path:
     return file
 
 
-def _recipe(name: str, records: Path) -> RunConfig:
+def _recipe(place: Place, name: str, records: Path) -> RunConfig:
     """A run of configs/langdc_3b with random parts, without DeepSpeed, each step encoding its own videos."""
     tree, model = settings.read_tree(f"langdc_3b/{name}"), settings.read_tree("langdc_3b/model")["model"]
-    model["compressor"]["base"] = tree["model"]["compressor"]["base"]
+    base = tree["model"]["compressor"]["base"]
+    if place.tiny:
+        model = training.narrow(dual=base is not None).model_dump(mode="json")
+        model["backbone"]["image_encoder"]["source"]["config"]["image_size"] = 14 * 6
+        model["backbone"]["video_encoder"]["source"]["config"]["image_size"] = 14 * 4
+        model["compressor"]["pool"], base = [3, 2], base and {**base, "sides": [2, 1]}
+    model["compressor"]["base"] = base
     run = {"model": model, "start": None, "deepspeed": None, "log_steps": 1, "save_steps": 10**6, "feature_memory": 0}
     return settings.check(RunConfig, {**tree, **run, "train": {**tree["train"], "data": [str(records)]}}, name)
 
@@ -108,7 +113,7 @@ def _stage(place: Place, stage: str, config: RunConfig, batches: tuple[int, ...]
 
 
 def _steps(place: Place, data: TrainingData, directory: Path) -> tuple[Row, float]:
-    """Figures of the steps after the first ones, and the seconds to the end of the first step, less a later one."""
+    """Figures of the steps after the first ones, and the seconds to the end of the first step."""
     config = data.config
     learner = Learner(data.model, data.objective, config.loss_weights, config.seed).train()
     directory.mkdir()
@@ -128,7 +133,7 @@ def _steps(place: Place, data: TrainingData, directory: Path) -> tuple[Row, floa
         "MFU %": 100 * max(line["mfu"] for line in lines[WARM:]) if "mfu" in lines[-1] else None,
         "waiting for data %": 100 * median(line["data_wait"] for line in lines[WARM:]), "peak GiB": place.peak_gib,
     }  # fmt: skip
-    return figures, whole - sum(taken) - WARM * step
+    return figures, whole - lines[-1]["seconds"] + lines[0]["seconds"]
 
 
 def _profile(place: Place, stage: str, data: TrainingData) -> Iterator[Row]:
