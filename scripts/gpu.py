@@ -27,8 +27,8 @@ from langdc.jsonl import write_json, write_text  # noqa: E402
 
 LIMITS = {"card": 40, "tests": 110, "ask": 130, "train": 130, "read": 130, "lora": 60, "methods": 40, "sample": 150}
 """Seconds of each step, in the order in which they run."""
-LEAST = 10
-"""Seconds below which no step is started."""
+LEAST, GRACE = 10, 5
+"""Seconds below which no step is started, and seconds to end by itself after its limit."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def steps(options: argparse.Namespace) -> list[Step]:
         words += ["--tiny"] if options.tiny else []
         if name == "tests":
             file = options.out / "tests.xml"
-            tests = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+            files = sorted((ROOT / "tests").rglob("test_*.py"))
+            tests = [str(path) for path in files if "mark.gpu" in path.read_text()]
             words = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={file}", *tests]
         if name in chosen or name == "card":
             found.append(Step(name, words, limit * options.scale, file))
@@ -73,6 +74,9 @@ def run(step: Step, seconds: float, environment: dict[str, str]) -> dict[str, An
             status, reason = ("done", "") if code == 0 else ("failed", f"exit code {code}: {_last_line(log)}")
         except subprocess.TimeoutExpired:
             status, reason = "cut off", f"its {seconds:.0f} s are over"
+            os.killpg(process.pid, signal.SIGINT)  # upon which pytest writes what it has
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
         finally:  # also when this program is ended: the step and all that it started
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

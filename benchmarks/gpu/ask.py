@@ -80,8 +80,9 @@ def _writing(place: Place, compressor: Any, tokens: int) -> Any:
 def _case(place: Place, name: str, model: VideoModel, member: TokenCompressor) -> Iterator[Row]:
     for count in (1, 2) if place.tiny else VIDEOS:
         frames = captions.frames_of(model, count, _side(place))
-        found = captions.times(model, member, frames, place.device, 1 if place.tiny else 5)
-        token, floors = _reply_ms(place, model, member, frames), _floors(place, model, member, frames)
+        calls = 1 if place.tiny else 5 if count == 1 else 3
+        found = captions.times(model, member, frames, place.device, calls)
+        token, floors = _reply_ms(place, model, member, frames, calls), _floors(place, model, member, frames)
         yield {
             "table": "times", "compressor": name, "videos": count, "tokens": found.tokens, "encode ms": found.encode,
             "compress ms": found.compress, "compress floor ms": floors["compress"], "first token ms": found.first,
@@ -104,10 +105,12 @@ def _asking(model: VideoModel, member: TokenCompressor, frames: list[Frames]) ->
     return lm, batch
 
 
-def _reply_ms(place: Place, model: VideoModel, member: TokenCompressor, frames: list[Frames]) -> float | None:
+def _reply_ms(
+    place: Place, model: VideoModel, member: TokenCompressor, frames: list[Frames], calls: int
+) -> float | None:
     """What a token of a reply takes after the first; None if the replies end with the first token."""
     lm, batch = _asking(model, member, frames)
-    calls, written = 1 if place.tiny else 3, MOST_TINY if place.tiny else REPLY
+    written = MOST_TINY if place.tiny else REPLY
     one, all_of_it = (
         captions.milliseconds(lambda n=n: lm.answer(batch, max_new_tokens=n), place.device, calls)
         for n in (1, 1 + written)

@@ -74,7 +74,7 @@ def _config(place: Place) -> RunConfig:
     source = tiny.folder("qwen2_5_vl")
     sizes = json.loads((source / "config.json").read_text())
     if not place.tiny:
-        sizes["text_config"] |= first_token.SIZES
+        sizes["text_config"] = {**sizes["text_config"], **first_token.SIZES, "layer_types": None}
         sizes["vision_config"]["out_hidden_size"] = first_token.SIZES["hidden_size"]
     backbone = {"name": "qwen2_5_vl", "source": {"config": sizes, "init": "random"}, "tokenizer": str(source)}
     backbone |= {"dtype": str(place.dtype)[6:]}

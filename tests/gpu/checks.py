@@ -244,9 +244,9 @@ def _step(model: VideoModel, batch: Any, enabled: bool) -> tuple[float, Tensor]:
 
 
 @torch.no_grad()
-def captions(device: torch.device, compiled: bool = False) -> None:
+def captions(device: torch.device) -> None:
     """States of captions, which a card replays from one graph, beside those that the whole model has of them."""
-    captioner = tiny.captioner(compiled=compiled, max_soft_tokens=STEPS).to(device)
+    captioner = tiny.captioner(max_soft_tokens=STEPS).to(device)
     low = deepcopy(captioner).to(LOW)
     low.end = [-1]
     visual = [each.to(device, LOW) for each in tiny.visual([7, 3, 12])]

@@ -9,8 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import captions
+from benchmarks.gpu import lora, train
 from benchmarks.gpu.asked import LARGEST_POOL, asked
+from benchmarks.gpu.measure import Place
+from langdc.model import VideoModel
 from scripts import gpu
 
 WRITES = "import json, pathlib; pathlib.Path({file!r}).write_text(json.dumps({tables!r}));"
@@ -137,6 +142,22 @@ def test_what_is_asked_is_met_missed_or_not_measured() -> None:
     assert found["a start of stage 2b, s"] == (12.0, "met")
     assert found["LoRA step, keep 0.25 / keep 1: time"] == (0.25, "met")
     assert found["LoRA step, keep 0.25 / keep 1: memory above weights and optimizer"] == (None, "not measured")
+
+
+def test_full_sizes_are_the_published_ones(tmp_path: Path) -> None:
+    place = Place("meta", torch.bfloat16, False, tmp_path)
+    with torch.device("meta"):
+        qwen = VideoModel(lora._config(place).model).backbone
+        phi = captions.full_size("meta", torch.bfloat16, "videogpt_plus").backbone
+    for backbone, billions in ((qwen, 7.6), (phi, 3.8)):
+        weights = {id(part): part for part in backbone.text_model.parameters()}
+        weights |= {id(part): part for part in backbone.lm_head.parameters()}
+        assert sum(part.numel() for part in weights.values()) / 1e9 == pytest.approx(billions, rel=0.01)
+    for stage, (name, batches) in train.STAGES.items():
+        config = train._recipe(place, name, tmp_path / "records.jsonl")
+        assert config.start is None and config.deepspeed is None and config.precision == "bfloat16"
+        assert (config.model.compressor.settings["base"] is None) == (stage == "2b")
+        assert len(batches) == 3 and config.train.data == [tmp_path / "records.jsonl"]
 
 
 @pytest.mark.slow
