@@ -18,7 +18,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 quickstart sample-full sweep: export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample-full sweep test test-slow test-lmms-eval test-qlora check format clean
+.PHONY: help venv quickstart sample-full sweep test test-slow test-lmms-eval test-qlora gpu check format clean
 
 help: ## show this list
 	@echo "Usage: make TARGET    (the first one that needs packages installs them into $(VENV))"
@@ -47,6 +47,10 @@ test-lmms-eval: $(LMMS_READY) ## run the tests with lmms-eval, in an environment
 
 test-qlora: $(QLORA_READY) ## train adapters on 4-bit weights, with bitsandbytes in an environment of its own, .venv-qlora
 	$(QLORA)/bin/python -m pytest tests/train/test_quantized.py
+
+# On a machine without network: make gpu RUN=python3, with the packages that are there.
+gpu: $(if $(filter command,$(origin RUN)),,$(READY)) ## check and measure on this machine's GPU, in 8 minutes: ONLY=ask,train BUDGET=480 OUT=runs/gpu
+	$(RUN) scripts/gpu.py --budget $(or $(BUDGET),480) --only "$(ONLY)" --out "$(or $(OUT),runs/gpu)"
 
 check: $(READY) ## lint, format, types and the rule of who imports whom
 	$(VENV)/bin/ruff check .

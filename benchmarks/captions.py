@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,14 +30,14 @@ POOLS = {"pool, 12 x 12 and 8 x 8": [12, 8], "pool, 6 x 6 and 4 x 4": [6, 4]}
 QUESTION = "What happens in this video?"
 
 
-def full_size(device: str, dtype: torch.dtype) -> VideoModel:
-    """The model of configs/langdc_3b, its random weights drawn on the device."""
-    tree = read_tree("langdc_3b/model")["model"]
+def full_size(device: str, dtype: torch.dtype, name: str = "langdc_3b") -> VideoModel:
+    """The model of configs/NAME, its random weights drawn on the device."""
+    tree = read_tree(f"{name}/model")["model"]
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return VideoModel(check(ModelConfig, tree, "langdc_3b"))
+            return VideoModel(check(ModelConfig, tree, name))
     finally:
         torch.set_default_dtype(before)
 
@@ -62,32 +62,46 @@ def milliseconds(work: Callable[[], object], device: str, calls: int) -> float:
     return median(found[2:])
 
 
+class Times(NamedTuple):
+    """Milliseconds of a batch of videos: encoding, compressing, and all to the first token; `tokens` of a video."""
+
+    tokens: int
+    encode: float
+    compress: float
+    first: float
+
+
 @torch.no_grad()
+def times(model: VideoModel, member: TokenCompressor, frames: list[Frames], device: str, calls: int) -> Times:
+    """Of one compressor, each the median of `calls` calls."""
+    backbone, seconds = model.backbone, [video.seconds for video in frames]
+    raw = backbone.encode(frames, member.needs)
+    videos = model.features(VideoBatch(raw, seconds), member.needs)
+    tokens = model.compress(videos, compressor=member).tokens
+    asked = backbone.prompt(conversation(QUESTION), False, videos[:1], member.frames_per_segment)
+    prompts, shows = [asked] * len(frames), [(number,) for number in range(len(frames))]
+
+    def answered() -> object:
+        batch = VideoBatch(backbone.encode(frames, member.needs), seconds, prompts, shows)
+        return model(batch, compressor=member, videos=model.features(batch, member.needs)).logits.argmax(-1)
+
+    encode = milliseconds(lambda: backbone.encode(frames, member.needs), device, calls)
+    compress = milliseconds(lambda: model.compress(videos, compressor=member), device, calls)
+    return Times(len(tokens[0]), encode, compress, milliseconds(answered, device, calls))
+
+
 def rows(model: VideoModel, frames: list[Frames], device: str, calls: int) -> Iterator[list[str]]:
     """Lines of the table for some videos: the largest pool first, with which the others are compared."""
-    backbone, seconds = model.backbone, [video.seconds for video in frames]
     members: dict[str, TokenCompressor] = {
-        name: build_compressor(check(MemberConfig, {"name": "pool", "sides": sides}, name), backbone)
+        name: build_compressor(check(MemberConfig, {"name": "pool", "sides": sides}, name), model.backbone)
         for name, sides in POOLS.items()
     }
     largest = None
     for name, member in {**members, "langdc": model.compressor}.items():
-        raw = backbone.encode(frames, member.needs)
-        videos = model.features(VideoBatch(raw, seconds), member.needs)
-        tokens = model.compress(videos, compressor=member).tokens
-        asked = backbone.prompt(conversation(QUESTION), False, videos[:1], member.frames_per_segment)
-        prompts, shows = [asked] * len(frames), [(number,) for number in range(len(frames))]
-
-        def answered(member: TokenCompressor = member, prompts: list = prompts, shows: list = shows) -> object:
-            batch = VideoBatch(backbone.encode(frames, member.needs), seconds, prompts, shows)
-            return model(batch, compressor=member, videos=model.features(batch, member.needs)).logits.argmax(-1)
-
-        encode = milliseconds(lambda member=member: backbone.encode(frames, member.needs), device, calls)
-        compress = milliseconds(lambda m=member, v=videos: model.compress(v, compressor=m), device, calls)
-        first = milliseconds(answered, device, calls)
-        largest = largest or first
-        figures = [f"{each:.1f}" for each in (encode, compress, first)]
-        yield [str(len(frames)), name, str(len(tokens[0])), *figures, f"{first / largest:.2f}"]
+        found = times(model, member, frames, device, calls)
+        largest = largest or found.first
+        figures = [f"{each:.1f}" for each in (found.encode, found.compress, found.first)]
+        yield [str(len(frames)), name, str(found.tokens), *figures, f"{found.first / largest:.2f}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -143,6 +143,7 @@ def test_flash_attention_is_for_prompts_alone():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
 @torch.no_grad()
 def test_a_captured_step_writes_what_an_eager_one_writes(compiled: bool):
