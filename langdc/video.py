@@ -18,6 +18,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -41,6 +42,10 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 DECODERS = ("auto", "decord", "pyav")
 RESAMPLES = ("bilinear", "bicubic")
 ROUNDING_SECONDS = 1e-3  # annotated bounds have three decimals
+
+_TO_RGB: dict[str, Any] = {"format": "rgb24", "dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.JPEG}
+if int(av.__version__.partition(".")[0]) >= 17:
+    _TO_RGB["threads"] = 1  # older releases have no such keyword and one thread
 
 Decoder = Callable[[Path, "_Index", Sequence[int]], Iterator[np.ndarray]]
 
@@ -323,7 +328,9 @@ def _from_pyav(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.
                 at = f"{index.times[number]:.3f} s"
                 raise ValueError(f"{path}: frame {number} at {at} cannot be decoded. Fetch the file again.")
             shown = index.pts[number]
-            image = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            # PyAV before 17 heeds a file's matrix and range only if it is told them
+            colours = {"src_colorspace": frame.colorspace, "src_color_range": frame.color_range or ColorRange.MPEG}
+            image = convert.reformat(frame, **colours, **_TO_RGB).to_ndarray()
             yield np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
 
 
