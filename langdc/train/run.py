@@ -61,8 +61,7 @@ def train(config: RunConfig) -> Path:
     with output.resolve_output_dir(config) as directory:
         set_seed(config.seed)  # so that new parameters are the same in every process and after a resume
         objective = objectives.build(config.objective.name, **config.objective.settings)
-        run = RunModel.of(config, objective)
-        run.model.to(devices.device())
+        run = RunModel.of(config, objective, devices.device())
         saliency = "saliency" in run.model.compressor.needs
         features = FeatureStore.of(run.model.backbone, config.features, config.features_dtype, saliency)
         data = TrainingData(run.model, objective, config, features)
