@@ -4,6 +4,7 @@
 that build the model, the identity of every part and the training record. Nothing is unpickled.
 """
 
+import inspect
 import json
 import os
 import subprocess
@@ -17,13 +18,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from langdc import __version__, compat, jsonl
+from langdc import __version__, compat, devices, jsonl
 from langdc.adapters import adapt
-from langdc.backbones import backbone_of
+from langdc.backbones import backbone_of, backbones
 from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
-from langdc.hashing import file_hash, is_part, part_identity, tensor_hash, tensors_hash
+from langdc.hashing import file_hash, is_part, mark_read, part_identity, seen_hash, tensor_hash, tensors_hash
 from langdc.model import VideoModel
 from langdc.sources import read_json, resolve
 
@@ -31,6 +33,8 @@ WEIGHTS = "model.safetensors"
 MANIFEST = "langdc.json"
 HERE = "./"  # begins the path of a part that lies in the checkpoint's own directory
 NEEDED = frozenset({"model", "lora", "parts", "weights_sha256"})
+_DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
+"""Methods of tensors, and functions of `torch.nn.init`, that draw weights."""
 _ADVICE = "Give the directory that a training run printed at its end, or 'sample:langdc' for the one that ships."
 
 
@@ -170,9 +174,9 @@ def read_manifest(directory: Path) -> dict:
     return {**manifest, "model": model, "parts": _placed(manifest["parts"], file.parent)}
 
 
-def _read_weights(directory: Path, manifest: dict, model: nn.Module) -> dict[str, Tensor]:
+def _read_weights(directory: Path, manifest: dict, model: nn.Module, contents: bool = False) -> dict[str, Tensor]:
     file = directory / WEIGHTS
-    if not file.is_file() or file_hash(file) != manifest["weights_sha256"]:
+    if not file.is_file() or (file_hash if contents else seen_hash)(file) != manifest["weights_sha256"]:
         raise ValueError(f"{file} is not the file that {MANIFEST} describes: missing, cut off or replaced. Copy both.")
     return compat.tensors(load_file(file), stored(model))
 
@@ -183,11 +187,28 @@ def saved_names(directory: str | Path) -> list[str]:
         return list(map(compat.tensor_name, opened.keys()))
 
 
-def load(directory: str | Path, plain: bool = False, contents: bool = False) -> VideoModel:
+class _Undrawn(TorchFunctionMode):
+    """New weights are zeros where they would be drawn: a file fills them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        options = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWS:
+            return (args[0] if args else options["tensor"]).detach().zero_()
+        return torch.zeros(*args, **options) if func in (torch.randn, torch.rand) else func(*args, **options)
+
+
+def load(
+    directory: str | Path,
+    plain: bool = False,
+    contents: bool = False,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> VideoModel:
     """Build the model of a checkpoint with its weights, in evaluation mode.
 
     `plain`: as any CPU can, whatever the settings say: whole weights instead of 4 bits, attention by sdpa. `contents`:
-    compare the frozen parts by what their files hold, which reads all of them. ValueError names every tensor that is
+    compare the frozen parts by what their files hold, which reads all of them. `device`, `dtype`: where and in which
+    type weights are made; None is a CPU, and float32 or what the settings say. ValueError names every tensor that is
     unexpected or of another shape, every part that has changed since training, and a weights file that is another one.
     """
     folder = locate(directory)
@@ -198,10 +219,11 @@ def load(directory: str | Path, plain: bool = False, contents: bool = False) -> 
         settings = {member: {key: whole.get(key, v) for key, v in part.items()} for member, part in settings.items()}
     config = named(check(ModelConfig, settings, f"{folder / MANIFEST}"))
     _check_parts(config, manifest, folder, contents)
-    model = VideoModel(config)
-    if manifest["lora"] is not None:
-        adapt(model.backbone.text_model, check(LoraConfig, manifest["lora"], "lora"))
-    tensors = _read_weights(folder, manifest, model)
+    with devices.making(device, dtype), _Undrawn():
+        model = VideoModel(_of_type(config, dtype))
+        if manifest["lora"] is not None:
+            adapt(model.backbone.text_model, check(LoraConfig, manifest["lora"], "lora"))
+    tensors = _read_weights(folder, manifest, model, contents)
     _load_tensors(model, tensors, folder)
     parts = tuple(f"{name}." for name in published(model))
     projectors = (name for name, _ in model.named_parameters() if name.startswith("backbone.projectors."))
@@ -221,19 +243,35 @@ def named(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": backbone_of(found)})})
 
 
-def open_model(directory: str | Path, backbone: Mapping[str, Any] | None = None) -> VideoModel:
+def _of_type(config: ModelConfig, dtype: torch.dtype | None) -> ModelConfig:
+    """The settings with this type in place of the backbone's own; other parts take the default type."""
+    backbone = config.backbone
+    if dtype is None or "dtype" not in inspect.signature(backbones.get(backbone.name)).parameters:
+        return config
+    typed = backbone.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    return config.model_copy(update={"backbone": typed})
+
+
+def open_model(
+    directory: str | Path,
+    backbone: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> VideoModel:
     """A checkpoint of a training stage, or a stock vision-language model in Hugging Face layout, ready to be asked.
 
     `backbone`: settings of a stock model's backbone (frames, fps, ...); its name where the directory serves several.
+    `device`, `dtype`: as in `load`.
     """
     folder = locate(directory)
     if (folder / MANIFEST).is_file():
         if backbone:
             raise ValueError(f"{folder} brings its backbone's settings along; leave out {', '.join(backbone)}.")
-        return load(directory)
+        return load(directory, device=device, dtype=dtype)
     settings = {"name": backbone_of(folder), "source": str(folder), **(backbone or {})}
     config = ModelConfig(backbone=check(MemberConfig, settings, "backbone"), compressor=MemberConfig(name="identity"))
-    return VideoModel(config).eval().requires_grad_(False)
+    with devices.making(device, dtype):
+        return VideoModel(_of_type(config, dtype)).eval().requires_grad_(False)
 
 
 def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
@@ -254,20 +292,26 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
     with torch.no_grad():
         for name, tensor in tensors.items():
             there[name].copy_(tensor)
+    mark_read({name: there[name] for name in tensors}, where)
 
 
-def start(config: ModelConfig, directory: Path | None, text: bool = True) -> tuple[VideoModel, dict[str, Tensor]]:
+def start(
+    config: ModelConfig, directory: Path | None, text: bool = True, device: torch.device | None = None
+) -> tuple[VideoModel, dict[str, Tensor]]:
     """A model to train: built from its parts, then given the tensors of an earlier run.
 
     Returns it with those tensors, which a later checkpoint must carry on. Settings may change between runs; tensors
     that fit nothing raise ValueError. Earlier LoRA adapters are attached first. `text`: whether the language model is
-    needed; where it is not, its weights are not loaded, unless nothing else holds them.
+    needed; where it is not, its weights are not loaded, unless nothing else holds them. `device`: where weights are
+    read to and drawn.
     """
-    config, state = named(config), torch.get_rng_state()
-    model = VideoModel(config, text=text)
+    config, draws = named(config), devices.draws(device)
+    state = draws.get_rng_state()
+    with devices.making(device, None):
+        model = VideoModel(config, text=text)
     if not text and any(tensor.is_meta for tensor in unpublished(model).values()):
-        torch.set_rng_state(state)
-        return start(config, directory)
+        draws.set_rng_state(state)
+        return start(config, directory, device=device)
     if directory is None:
         return model, {}
     manifest = read_manifest(directory)

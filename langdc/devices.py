@@ -7,8 +7,10 @@ kind. The NPU part is tested with a stand-in for torch-npu and has not run on ha
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,10 @@ CPU = _Kind("cpu", "gloo")
 ACCELERATORS = (_Kind("cuda", "nccl"), _Kind("npu", "hccl"))
 _BLOCK_BYTES = {"cpu": 1 << 22, "accelerator": 1 << 27}
 """What a CPU keeps in its cache, and what keeps an accelerator busy."""
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What weights may be held in."""
 
 
 @cache
@@ -49,6 +55,56 @@ def device(local_rank: int | None = None) -> torch.device:
     """The device of the process with this number on its machine; None: of this process."""
     number = int(os.environ.get("LOCAL_RANK", "0")) if local_rank is None else local_rank
     return torch.device("cpu") if not has_accelerator() else torch.device(kind().name, number)
+
+
+def named(name: str | torch.device | None = "auto") -> torch.device:
+    """The device of a name as torch writes it, such as "cuda:1"; "auto" and None: the accelerator of this process, or
+    the CPU where there is none. ValueError for a name of none, and for a device that is not here.
+    """
+    best = device()
+    if name is None or name == "auto":
+        return best
+    try:
+        found = torch.device(name)
+        count = 1 if found.type == CPU.name else torch.get_device_module(found).device_count()
+    except (RuntimeError, AttributeError):  # no name of torch's, or of a kind that was not built in
+        found, count = None, 0
+    if found is None or (found.index or 0) >= count:
+        here = "cpu" if best.type == CPU.name else f"cpu, {best.type}, {best.type}:0 and so on"
+        raise ValueError(
+            f"device {str(name)!r} is not on this machine. Allowed are auto (the accelerator if there is one), cpu, "
+            f"cuda, cuda:1, npu and so on, as far as they are here: {here}."
+        )
+    return found
+
+
+def dtype_named(name: str | torch.dtype, where: torch.device) -> torch.dtype | None:
+    """The type of a name; "auto": bfloat16 on an accelerator, on a CPU None: as the checkpoint says. ValueError for
+    what is no type of weights.
+    """
+    if name == "auto":
+        return None if where.type == CPU.name else torch.bfloat16
+    found = TYPES.get(str(name).removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"dtype is {str(name)!r}; allowed are auto, {', '.join(TYPES)}.")
+    return found
+
+
+def draws(where: torch.device | None) -> Any:
+    """What has `get_rng_state` and `set_rng_state` of the draws on a device; None is a CPU."""
+    return torch if where is None or where.type == CPU.name else torch.get_device_module(where)
+
+
+@contextmanager
+def making(where: torch.device | None, dtype: torch.dtype | None) -> Iterator[None]:
+    """Weights that are made meanwhile, drawn or read, are made on a device and in a type; None changes nothing."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        with nullcontext() if where is None or where.type == CPU.name else where:
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def select(where: torch.device) -> None:

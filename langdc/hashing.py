@@ -3,17 +3,23 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from langdc.jsonl import user_cache, writing
+
 SMALL_BYTES = 1 << 22
 """Files up to this size are read whole; of larger ones without a published hash as much is read in all."""
 _WEIGHTS = "*.safetensors"
 _BLOCK_BYTES = 1 << 16
+_SETTLED_SECONDS = 2.0
+"""A file that is older has another time when it is written again."""
 _PUBLISHED = re.compile(r"[0-9a-f]{64}")
 
 
@@ -30,9 +36,60 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return text_hash("".join(f"{name} {tensor_hash(tensors[name])}\n" for name in sorted(tensors)))
 
 
+def mark_read(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Note on tensors which files they are from, for `module_hash`; the note counts until one is changed in place."""
+    files = " ".join(map(_seen, sorted([*folder.glob(_WEIGHTS), *folder.glob("*.json")])))
+    for name, tensor in tensors.items():
+        if not tensor.is_inference():  # has no version
+            tensor.read_from = (f"{name} {tensor.dtype} {files}", tensor._version)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def module_hash(*modules: nn.Module) -> str:
-    """The hash of the tensors of modules."""
-    return text_hash("".join(tensors_hash(module.state_dict()) for module in modules))
+    """The hash of the tensors of modules. That of tensors as they were read from the same files is remembered."""
+    tensors = [module.state_dict(keep_vars=True) for module in modules]
+
+    def compute() -> str:
+        return text_hash("".join(map(tensors_hash, tensors)))
+
+    every = [tensor for each in tensors for tensor in each.values()]
+    notes = [_note(tensor) for tensor in every]
+    if not all(notes) or sum(tensor.nbytes for tensor in every) <= SMALL_BYTES:
+        return compute()
+    # a few values tell a tensor that was rounded since from the one that was read
+    some = [t.detach().flatten()[:: t.numel() // 16 + 1].double().cpu() for t in every]
+    about = [(list(each), [(t.dtype, t.shape) for t in each.values()]) for each in tensors]
+    return remembered(f"{about} {notes} {[values.tolist() for values in some]}", compute)
+
+
+def _note(tensor: Tensor) -> str | None:
+    """What `mark_read` noted on a tensor that is as it was read."""
+    text, version = getattr(tensor, "read_from", (None, None))
+    return text if text and not tensor.requires_grad and tensor._version == version else None
+
+
+def remembered(key: str, compute: Callable[[], str]) -> str:
+    """The hash that `compute` gave for this key before, kept in the user's cache; `key` says all that it depends on."""
+    file = user_cache("hashes") / text_hash(key)
+    found = file.read_text() if file.is_file() else ""
+    if not found:  # never written, or lost in a power cut
+        found = compute()
+        with suppress(OSError), writing(file, shared=True, sync=False) as partial:
+            partial.write_text(found)
+    return found
+
+
+def seen_hash(path: Path) -> str:
+    """As `file_hash`; the content is not read again while path, size and times of a large file stay the same."""
+    status = path.stat()
+    if status.st_size <= SMALL_BYTES or time.time() - max(status.st_mtime, status.st_ctime) < _SETTLED_SECONDS:
+        return file_hash(path)
+    return remembered(_seen(path), lambda: file_hash(path))
+
+
+def _seen(path: Path) -> str:
+    """What changes when a file is written anew."""
+    status = path.stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def text_hash(text: str) -> str:
@@ -73,9 +130,9 @@ def is_part(folder: Path, identity: str, contents: bool = False) -> bool:
     if identity.startswith("sampled:"):
         return _identity(folder, "sampled", _sample_hash) == identity
     if not identity.startswith("sha256:"):  # version 0.1 took the weights alone
-        return text_hash("".join(_known(path) or file_hash(path) for path in sorted(folder.glob(_WEIGHTS)))) == identity
+        return text_hash("".join(_known(path) or seen_hash(path) for path in sorted(folder.glob(_WEIGHTS)))) == identity
     known = None if contents else _identity(folder, "sha256", _known)
-    return (known or _identity(folder, "sha256", file_hash)) == identity
+    return (known or _identity(folder, "sha256", file_hash if contents else seen_hash)) == identity
 
 
 def _identity(folder: Path, kind: str, hash_of: Callable[[Path], str | None]) -> str | None:

@@ -6,8 +6,9 @@ These are written under a `.partial` name, flushed to the disk, and renamed.
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -95,6 +96,19 @@ def write_lines(path: Path, values: Iterable[dict]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def user_cache(name: str) -> Path:
+    """The folder of this name in $XDG_CACHE_HOME/langdc, by default ~/.cache/langdc, or among temporary files."""
+    with suppress(OSError, RuntimeError):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "langdc" / name
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
+            return home
+    home = Path(tempfile.gettempdir()) / f"langdc-{os.getuid()}"
+    home.mkdir(exist_ok=True, mode=0o700)
+    (home / name).mkdir(exist_ok=True)
+    return home / name
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from langdc import devices
+from langdc.hashing import mark_read
 from langdc.log import get_logger
 from langdc.sources import Source, read_json, resolve
 
@@ -37,7 +38,7 @@ def load_language_model(
     layers in 4 bits, to train adapters (QLoRA, arXiv 2305.14314); ValueError where bitsandbytes is missing.
     """
     found = resolve(source, weights=True)
-    settings: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype or torch.float32}
+    settings: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype or torch.get_default_dtype()}
     if not isinstance(found, Path):
         if quantize is not None:
             raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
@@ -73,6 +74,8 @@ def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **set
 def mark_published(module: Any, source: Source) -> Any:
     """The module, with the source that all its weights came from as `published`, so that no checkpoint repeats them."""
     module.published = source
+    if isinstance(folder := resolve(source), Path):
+        mark_read(module.state_dict(keep_vars=True), folder)
     return module
 
 
@@ -100,7 +103,7 @@ def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
         llm_int8_skip_modules=[*(rf"(.*\.)?{name}" for name in skipped), "lm_head"] if skipped else None,
     )
     return {
-        "dtype": torch.float32,  # of embeddings and norms; products are in bfloat16
+        "dtype": torch.get_default_dtype(),  # of embeddings and norms; products are in bfloat16
         "quantization_config": settings,
         "device_map": {"": torch.accelerator.current_device_index() if devices.has_accelerator() else "cpu"},
     }

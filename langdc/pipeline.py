@@ -102,11 +102,20 @@ class VideoLM:
         compressor: TokenCompressor | Mapping[str, Any] | str | None = None,
         kv: KVCompressor | Mapping[str, Any] | str | None = None,
         backbone: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = "auto",
+        dtype: str | torch.dtype = "auto",
     ) -> "VideoLM":
         """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`: a name, {"name": ...,
         settings} or object. `backbone`: a stock model's settings: {"frames": 64}, and a "name" where several fit.
+
+        `device`: "auto" is the accelerator where there is one; "cpu", "cuda:1", ... `dtype`: "float32", "bfloat16",
+        "float16"; "auto" is bfloat16 on an accelerator, and as the checkpoint says on a CPU.
         """
-        model = checkpoint.open_model(directory, backbone)
+        where, stated = devices.named(device), (backbone or {}).get("dtype", "auto")
+        if "auto" not in (dtype, stated) and devices.dtype_named(dtype, where) != devices.dtype_named(stated, where):
+            raise ValueError(f"dtype is {dtype}, and {stated} among the backbone's settings. Give one of the two.")
+        kept_in = devices.dtype_named(stated if dtype == "auto" else dtype, where)
+        model = checkpoint.open_model(directory, backbone, where, kept_in)
         if isinstance(compressor, str):
             compressor = {"name": compressor}
         if isinstance(compressor, Mapping):
@@ -116,7 +125,7 @@ class VideoLM:
                     f"The compressor {type(compressor).__name__} has weights of its own, which {directory} does not "
                     "hold: they would be random. Give the checkpoint that it was trained in, without a compressor."
                 )
-        return cls(model, compressor, None if kv is None else kvcompressors.of(kv))
+        return cls(model, compressor, None if kv is None else kvcompressors.of(kv)).to(where)
 
     @property
     def device(self) -> torch.device:

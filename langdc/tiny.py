@@ -6,9 +6,7 @@ processors. Tests, the recipes in `configs/tiny` and the guide use them in place
 
 import copy
 import json
-import os
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
-from langdc import __version__
+from langdc import __version__, devices
 from langdc.hashing import text_hash
+from langdc.jsonl import user_cache
 
 _FORMAT = 1
 """Raised whenever this file makes other checkpoints than before."""
@@ -112,7 +111,7 @@ def folder(name: str) -> Path:
         )
     versions = (__version__, torch.__version__, transformers.__version__, tokenizers.__version__)
     key = text_hash(json.dumps([_FORMAT, versions, _CONFIGS[model], _TEMPLATE, _WORDS]))[:12]
-    target = _cache() / f"{model}-{int(seed or 0)}-{key}"
+    target = user_cache("tiny") / f"{model}-{int(seed or 0)}-{key}"
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="partial-", ignore_cleanup_errors=True) as partial:
             _write(model, int(seed or 0), Path(partial) / "model")
@@ -124,22 +123,13 @@ def folder(name: str) -> Path:
     return target
 
 
-def _cache() -> Path:
-    with suppress(OSError, RuntimeError):
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "langdc" / "tiny"
-        home.mkdir(parents=True, exist_ok=True)
-        if os.access(home, os.W_OK):
-            return home
-    home = Path(tempfile.gettempdir()) / f"langdc-{os.getuid()}"
-    home.mkdir(exist_ok=True, mode=0o700)
-    return home
-
-
 def _write(name: str, seed: int, directory: Path) -> None:
     tokenizer, model_class = _tokenizer(name), "Qwen2ForCausalLM"
     if name in _PROCESSORS:
         model_class = _PROCESSORS[name][0].replace("Processor", "ForConditionalGeneration")
-    with torch.random.fork_rng(devices=[]):
+    # on a CPU, drawn and in float32, whatever is being made by whoever asks for it
+    whole = torch._C.DisableTorchFunction()
+    with whole, devices.making(None, torch.float32), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # not through an Auto class, which would partition the model where ZeRO-3 is on
         model = getattr(transformers, model_class)(_config(name, tokenizer))

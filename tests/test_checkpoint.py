@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from langdc import checkpoint
@@ -185,3 +187,57 @@ def test_a_save_that_breaks_off_leaves_the_old_one(tmp_path: Path, monkeypatch: 
 def test_cards_are_plain_json(tmp_path: Path) -> None:
     run = save(tiny.model("pool"), tmp_path / "run")
     assert json.loads((run / checkpoint.MANIFEST).read_text())["model"]["compressor"]["name"] == "pool"
+
+
+# ---- a start
+
+
+class Drawn(TorchDispatchMode):
+    """How many tensors are drawn meanwhile."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        draws = func.overloadpacket.__name__ in ("normal_", "uniform_", "randn", "rand")
+        self.count += draws and not found.is_meta  # on the meta device nothing is computed
+        return found
+
+
+@pytest.mark.parametrize("compressor", ["langdc", "pool"])
+def test_what_files_hold_is_not_drawn_first(compressor: str, tmp_path: Path) -> None:
+    run = save(tiny.model(compressor), tmp_path / "run")
+    state = torch.get_rng_state()
+    with Drawn() as drawn:
+        checkpoint.load(run)
+        checkpoint.open_model("sample:langdc")
+        checkpoint.open_model("tiny:qwen2_5_vl")
+    assert drawn.count == 0 and torch.equal(torch.get_rng_state(), state)
+    with Drawn() as drawn:
+        model, _ = checkpoint.start(checkpoint.load("sample:langdc").config, None)
+    files = tuple(f"{name}." for name in checkpoint.published(model))
+    assert drawn.count == sum(not name.startswith(files) for name, _ in model.named_parameters()) == 15
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_is_read_in_the_type_that_is_asked(tmp_path: Path, dtype: torch.dtype) -> None:
+    config = parts(tmp_path / "part")
+    run = save(VideoModel(config), tmp_path / "run")
+    made: list[torch.dtype] = []
+    watch = register_module_parameter_registration_hook(
+        lambda _, __, weight: made.append(weight.dtype) if weight is not None else None
+    )
+    try:
+        found = checkpoint.load(run, dtype=dtype)
+        stock = checkpoint.open_model("tiny:qwen2_5_vl", {"dtype": "float32"}, dtype=dtype)
+        sample = checkpoint.open_model("sample:langdc", dtype=dtype)
+    finally:
+        watch.remove()
+    assert len(made) > 200 and set(made) == {dtype}
+    exact = checkpoint.load(run)
+    for name, weight in exact.named_parameters():
+        assert torch.equal(found.get_parameter(name), weight.to(dtype)), name
+    assert torch.get_default_dtype() == torch.float32 == logits(exact).dtype
+    for model in (found, sample, stock):
+        assert {weight.dtype for weight in model.parameters()} == {dtype}
+    torch.testing.assert_close(logits(found).float(), logits(exact), atol=0.05, rtol=0.05)

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
-from langdc import cli, compat
+from langdc import checkpoint, cli, compat
 from langdc.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,17 +125,27 @@ def test_a_question_in_another_encoding_is_a_mistake(capsys):
     assert "is not valid UTF-8" in capsys.readouterr().err
 
 
-def test_the_model_runs_where_it_is_told(monkeypatch, capsys):
-    """By default on the accelerator, if there is one."""
-    places: list[object] = []
-    monkeypatch.setattr("langdc.pipeline.VideoLM.to", lambda self, device: places.append(str(device)) or self)
-    monkeypatch.setattr("langdc.devices.device", lambda *_: "cuda:0")
-    for more in ([], ["--device", "cpu"]):
+def test_the_model_is_made_where_and_in_the_type_that_is_told(monkeypatch, capsys):
+    """By default on the accelerator, if there is one, in bfloat16."""
+    made: list[tuple] = []
+    here = checkpoint.open_model
+
+    def open_model(directory, backbone, device, dtype):
+        made.append((str(device), dtype))
+        return here(directory, backbone)
+
+    monkeypatch.setattr(checkpoint, "open_model", open_model)
+    monkeypatch.setattr("langdc.pipeline.VideoLM.to", lambda self, _: self)
+    monkeypatch.setattr("langdc.devices.device", lambda *_: torch.device("cuda:0"))
+    for more in ([], ["--device", "cpu"], ["--device", "cpu", "--dtype", "float16"], ["--dtype", "float32"]):
         assert main(["ask", "--sample", "--max-new-tokens", "1", *more]) == 0
-    assert places == ["cuda:0", "cpu"]
+    expected = [("cuda:0", torch.bfloat16), ("cpu", None), ("cpu", torch.float16), ("cuda:0", torch.float32)]
+    assert made == expected
     monkeypatch.undo()
     assert main(["ask", "--sample", "--device", "nowhere"]) == 2
-    assert "--device nowhere" in capsys.readouterr().err
+    assert "device 'nowhere' is not on this machine" in capsys.readouterr().err
+    assert main(["ask", "--sample", "--dtype", "int8"]) == 2
+    assert "dtype is 'int8'; allowed are auto, float32, bfloat16, float16" in capsys.readouterr().err
 
 
 def test_the_old_name_of_backbone_is_read_with_a_warning(monkeypatch, capsys):

@@ -98,3 +98,43 @@ def test_the_users_choice_for_deepspeed_stays(monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "xpu")
     devices.tell_deepspeed()
     assert os.environ["DS_ACCELERATOR"] == "xpu"
+
+
+def test_a_device_is_found_by_its_name(monkeypatch, fresh):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", None):
+        assert devices.named(name) == torch.device("cuda", 0)
+    for name in ("cuda", "cuda:1", "cpu", torch.device("cuda:1")):
+        assert devices.named(name) == torch.device(name)
+    with pytest.raises(ValueError, match=r"device 'cuda:2' is not on .* here: cpu, cuda, cuda:0"):
+        devices.named("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "npu", "gpu", "", "meta", "CPU 0"])
+def test_a_device_that_is_not_here_is_refused(monkeypatch, fresh, name: str):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"device '{name}' is not on this machine. Allowed are auto .* here: cpu\."):
+        devices.named(name)
+    assert devices.named() == torch.device("cpu")
+
+
+def test_the_type_that_auto_is_depends_on_the_device():
+    assert devices.dtype_named("auto", torch.device("cpu")) is None
+    assert devices.dtype_named("auto", torch.device("cuda", 1)) == torch.bfloat16
+    for name in ("float16", torch.float16):
+        assert devices.dtype_named(name, torch.device("cpu")) == torch.float16
+    for name in ("half", "float64", "", torch.int8):
+        with pytest.raises(ValueError, match=r"dtype is .*; allowed are auto, float32, bfloat16, float16"):
+            devices.dtype_named(name, torch.device("cpu"))
+
+
+def test_weights_are_made_where_and_in_the_type_that_is_asked():
+    with pytest.raises(KeyError), devices.making(torch.device("meta"), torch.bfloat16):
+        made = torch.nn.Linear(2, 2).weight
+        assert made.is_meta and made.dtype == torch.bfloat16
+        raise KeyError
+    made = torch.nn.Linear(2, 2).weight
+    assert not made.is_meta and made.dtype == torch.float32

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from langdc import hashing
-from langdc.hashing import is_part, module_hash, part_identity, tensor_hash, tensors_hash
+from langdc.hashing import is_part, mark_read, module_hash, part_identity, seen_hash, tensor_hash, tensors_hash
 
 LARGE = b"".join(number.to_bytes(4, "big") for number in range(hashing.SMALL_BYTES // 2))
 
@@ -117,3 +118,88 @@ def test_identities_of_both_kinds_are_compared(plain: Path) -> None:
 def test_a_small_part_is_read_whole(plain: Path) -> None:
     (plain / "model.safetensors").write_bytes(LARGE[: hashing.SMALL_BYTES])
     assert part_identity(plain) == part_identity(plain, contents=True)
+
+
+# ---- what is remembered
+
+
+@pytest.fixture
+def hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
+    """Whatever is hashed, file or tensor; nothing is too small or too new to be remembered."""
+    found: list = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashing, "SMALL_BYTES", 0)
+    monkeypatch.setattr(hashing, "_SETTLED_SECONDS", 0)
+    for name in ("file_hash", "tensor_hash"):
+        whole = getattr(hashing, name)
+        monkeypatch.setattr(hashing, name, lambda one, whole=whole: (found.append(one), whole(one))[1])
+    return found
+
+
+def _read(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A module with the weights in a folder."""
+    model = nn.Linear(40, 40).requires_grad_(False).to(dtype)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    mark_read(model.state_dict(keep_vars=True), folder)
+    return model
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_file(nn.Linear(40, 40).state_dict(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_a_part_as_it_was_read_is_hashed_once(weights: Path, hashed: list) -> None:
+    first = module_hash(_read(weights))
+    assert len(hashed) == 2
+    assert module_hash(_read(weights)) == first and len(hashed) == 2
+    moved = _read(weights).to("cpu").eval()
+    assert module_hash(moved) == first and len(hashed) == 2
+    assert module_hash(nn.ModuleDict({"a": moved})) != first and len(hashed) == 4  # under other names
+
+
+CHANGES: dict[str, Callable[[nn.Linear], object]] = {
+    "a value": lambda model: model.weight[3].zero_(),
+    "a bias": lambda model: model.bias[0].add_(1),
+    "another type": lambda model: model.double(),
+    "rounded": lambda model: model.bfloat16().float(),
+    "replaced": lambda model: setattr(model, "bias", nn.Parameter(torch.zeros(40), requires_grad=False)),
+    "trained": lambda model: model.requires_grad_(True).weight.data.mul_(2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_part_that_changed_is_hashed_anew(weights: Path, hashed: list, change: str) -> None:
+    module_hash(_read(weights))
+    model = _read(weights)
+    CHANGES[change](model)
+    plain = nn.Linear(40, 40).to(model.weight.dtype)
+    plain.load_state_dict(model.state_dict())
+    hashed.clear()
+    assert module_hash(model) == module_hash(plain) and len(hashed) == 4
+
+
+def test_a_part_whose_file_changed_is_hashed_anew(weights: Path, hashed: list) -> None:
+    first, file = module_hash(_read(weights)), weights / "model.safetensors"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    os.utime(file, ns=times)  # as a copy that keeps the times
+    second = module_hash(_read(weights))
+    assert second != first and len(hashed) == 4
+    assert module_hash(_read(weights)) == second and len(hashed) == 4
+
+
+def test_a_file_is_read_once_while_it_stays_the_same(plain: Path, hashed: list, monkeypatch) -> None:
+    file = plain / "model.safetensors"
+    assert seen_hash(file) == seen_hash(file) and hashed == [file]
+    file.write_bytes(LARGE[::-1])
+    changed = seen_hash(file)
+    assert hashed == [file, file] and changed == hashing.file_hash(file)
+    (kept,) = (path for path in (plain.parent / "cache/langdc/hashes").iterdir() if path.read_text() == changed)
+    kept.write_text("")  # as a power cut may leave it
+    assert seen_hash(file) == changed and kept.read_text() == changed
+    hashed.clear()
+    monkeypatch.setattr(hashing, "_SETTLED_SECONDS", 1000)  # it may be written again within the same tick of the clock
+    assert seen_hash(file) == seen_hash(file) == changed and len(hashed) == 2

@@ -23,10 +23,11 @@ def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
     found = resolve(source, weights=True)
     if not isinstance(found, Path):
         clip = {"model_type": "clip_vision_model"}
-        return AutoModel.from_config(found.model_copy(update={"config": {**clip, **found.config}}).sizes()), None
+        sizes = found.model_copy(update={"config": {**clip, **found.config}}).sizes()
+        return AutoModel.from_config(sizes, dtype=torch.get_default_dtype()), None
     config = _vision_config(AutoConfig.from_pretrained(found))
     kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
-    model = load_pretrained(kind, found, unread=("pooler.",), config=config, dtype=torch.float32)
+    model = load_pretrained(kind, found, unread=("pooler.",), config=config, dtype=torch.get_default_dtype())
     return mark_published(model, source), found
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from langdc.encoders.base import Encoder, encoders
@@ -23,20 +23,26 @@ class VideoEncoder(Encoder):
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
         found = resolve(source, weights=True)
         settings = read_json(found / "config.json") if isinstance(found, Path) else found.config
-        self.model = InternVideo2(InternVideo2Config(**settings))
+        config = InternVideo2Config(**settings)
         if isinstance(found, Path):
-            mark_published(self.model, source)
+            with torch.device("meta"):  # the file's parts are not drawn first
+                self.model = InternVideo2(config)
             if torch.get_default_device().type != "meta":
                 self._read(found / "model.safetensors")
+            mark_published(self.model, source)
         else:
+            self.model = InternVideo2(config)
             self.model.reset_parameters()
         self.width = self.model.config.width
         self.size = self.model.config.image_size
         self.side = self.model.config.side
 
     def _read(self, file: Path) -> None:
+        place = {"device": torch.get_default_device(), "dtype": torch.get_default_dtype(), "copy": True}
         try:
-            self.model.load_state_dict(load_file(file))
+            with safe_open(file, "pt") as opened:  # the type changes tensor by tensor, the file is never held whole
+                weights = {name: opened.get_tensor(name).to(**place) for name in opened.keys()}  # noqa: SIM118  # no mapping
+            self.model.load_state_dict(weights, assign=True)
         except RuntimeError as error:  # torch names missing, unexpected and misshapen tensors
             raise ValueError(f"{file} is not of this architecture. Copy or convert it again.\n{error}") from None
 

@@ -23,6 +23,7 @@ from langdc.evaluate.published import check_published
 from langdc.evaluate.results import read_results
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tables import MISMATCH, Table, as_csv, as_markdown
+from langdc.tools.options import add_device, place
 
 DEFAULT = "sample/eval"
 ABOUT_MODEL = ("exact captions", "cue recall", "density rho", "train ")
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="CONFIG key=value", help="a config, and settings as limit=20")
     parser.add_argument("--config", metavar="FILE", help="the config, if it is not given as the first argument")
+    add_device(parser)
     parser.add_argument("--retry-failed", action="store_true", help="ask again what failed before")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     options = parser.parse_intermixed_args(argv)
@@ -46,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(given) > 1:
         raise ValueError(f"Give one config, as langdc eval sample/eval; given: {', '.join(given)}.")
     start()
-    settings = config.load(EvalConfig, given[0], [text for text in options.settings if text not in given])
+    overrides = [text for text in options.settings if text not in given]
+    overrides += [f"{name}={value}" for name, value in place(options).items()]
+    settings = config.load(EvalConfig, given[0], overrides)
     task = tasks.build(settings.task.name, **settings.task.settings)
     check_published(settings, task)
     judge = Judge.of(settings.judge, task, settings.output)

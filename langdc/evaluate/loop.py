@@ -7,10 +7,10 @@ the next start, among more or fewer processes.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from langdc import devices
@@ -29,17 +29,17 @@ from langdc.pipeline import VideoLM
 from langdc.timing import StageTimer
 
 
-def load_model(entry: EntryConfig) -> VideoLM:
-    """Load the model of an entry as it is; its compressors are put on it afterwards."""
+def load_model(entry: EntryConfig, **place: Any) -> VideoLM:
+    """Load the model of an entry as it is; its compressors are put on it afterwards. `place`: device and dtype."""
     backbone = entry.backbone.model_dump() if entry.backbone is not None else None
-    return VideoLM.from_pretrained(entry.model, backbone=backbone)
+    return VideoLM.from_pretrained(entry.model, backbone=backbone, **place)
 
 
 def evaluate(
     config: EvalConfig,
     task: Task,
     command: Sequence[str] = (),
-    load: Callable[[EntryConfig], VideoLM] = load_model,
+    load: Callable[[EntryConfig], VideoLM] | None = None,
     judge: Judge | None = None,
     retry_failed: bool = False,
 ) -> EvalFolder:
@@ -50,6 +50,8 @@ def evaluate(
     before. Raises ValueError for settings that cannot work and for a folder that holds an evaluation of something else.
     """
     videos = matching.calibration_videos(config, task)
+    where = devices.named(config.device)  # an error before anything is written
+    load = load or partial(load_model, device=where, dtype=config.dtype)
     with EvalFolder.locked(config.output):
         main_process_first(lambda: _start(config, task, command))
         folder = EvalFolder.read(config.output)
@@ -114,7 +116,7 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable,
     if not runs:
         return
     lm = load(runs[0].entry)
-    lm.model.to(torch.device(config.device) if config.device is not None else devices.device())
+    lm.model.to(devices.named(config.device))
     # set the budgets of the entries and put their compressors on the model
     key, need = VideoCache.key_of(lm), lm.compressor.needs
     for entry in config.all_entries:  # those of later groups included

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from langdc import compat
 from langdc.config import FeatureType, MemberConfig, Settings
+from langdc.devices import Dtype
 from langdc.evaluate.models import OwnCompressor
 from langdc.registry import nearest
 
@@ -253,8 +254,10 @@ class EvalConfig(Settings):
     decoded and encoded again, and are not charged for it."""
     features_dtype: FeatureType = "bfloat16"
     """The type in which those were stored."""
-    device: str | None = None
-    """Where models run, as torch names it; null takes an accelerator if there is one."""
+    device: str | None = "auto"
+    """Where models run, as torch names it; auto, or null, takes an accelerator if there is one."""
+    dtype: Dtype = "auto"
+    """What weights are held in; auto is bfloat16 on an accelerator, and as the checkpoint says on a CPU."""
     reference: str | None = None
     """The entry that the others are compared with."""
     seed: int = 0

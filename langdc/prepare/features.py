@@ -28,6 +28,7 @@ from langdc.features import FeatureStore, read_spec
 from langdc.interfaces import Backbone
 from langdc.log import console, get_logger, screen
 from langdc.store import TensorStore
+from langdc.tools.options import add_device, place
 from langdc.train import chain, output
 from langdc.train.objectives import objectives
 from langdc.train.samples import read_samples
@@ -60,10 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--train", "--stage", metavar="CONFIG", help="a training config, or a folder with a chain.yaml")
     which.add_argument("--eval", metavar="CONFIG", help="an evaluation config")
+    add_device(parser)
     parser.add_argument("--plan", action="store_true", help="only say how large it gets and how long it takes")
     saliency = "also what encoders attend to, for compressors that choose by it"
     parser.add_argument("--saliency", action="store_true", help=saliency)
     options = parser.parse_intermixed_args(argv)
+    if options.train is not None and options.dtype is not None:
+        raise ValueError(f"--dtype {options.dtype}: a training config says its type itself, as precision=bfloat16.")
     out = screen(quiet=not is_main_process())
     distributed.start()
     jobs = _of_train(options) if options.train is not None else _of_eval(options)
@@ -80,12 +84,13 @@ def _folder(folder: Path | None, path: str | Path) -> Path:
 
 
 def _of_train(options: argparse.Namespace) -> Iterator[_Job]:
+    where = devices.named(options.device)
     for link in chain.read([options.train], options.overrides):
         config = link.config
         folder = _folder(config.features, link.name)
         set_seed(config.seed)  # parts drawn at random are those of the training
         start = output.latest(config.start) if config.start is not None else None
-        model, _ = checkpoint.start(config.model, start, text=False)
+        model, _ = checkpoint.start(config.model, start, text=False, device=where)
         objective = objectives.build(config.objective.name, **config.objective.settings)
         specs = dict.fromkeys(sample.spec for sample in read_samples(model, objective, config.train) if sample.spec)
         yield _Job(link.name, model.backbone, list(specs), folder, config.features_dtype)
@@ -96,14 +101,15 @@ def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
     from langdc.evaluate.loop import load_model
     from langdc.evaluate.settings import EvalConfig
 
-    config = load(EvalConfig, options.eval, options.overrides)
+    given = [f"{name}={value}" for name, value in place(options).items()]
+    config = load(EvalConfig, options.eval, [*options.overrides, *given])
     folder = _folder(config.features, options.eval)
     task = tasks.build(config.task.name, **config.task.settings)
     asked = [record for record in task.records[: config.limit] if record.id not in task.broken]
     videos = [(record, task.path(record), task.clip) for record in asked]
     videos += [(record, path, lambda record: record) for record, path in matching.calibration_videos(config, task)]
     for entry in {entry.model_key: entry for entry in config.all_entries}.values():
-        lm, specs, unreadable = load_model(entry), [], set()
+        lm, specs, unreadable = load_model(entry, device=config.device, dtype=config.dtype), [], set()
         for record, path, part_of in videos:
             try:
                 part = part_of(record)
@@ -122,7 +128,6 @@ def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
 
 def _run(job: _Job, options: argparse.Namespace, out: Console) -> int:
     """Store what is missing; the number of videos and images that are absent at the end."""
-    job.backbone.to(devices.device())
     store, specs = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency), job.specs
     bar = track(specs, "Reading files", console=console, transient=True, disable=not is_main_process())
     keys = [store.key(spec) for spec in bar]

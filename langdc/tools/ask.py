@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ask(options: argparse.Namespace, model: str, video: Path, question: str, truth: list[str] | None = None) -> None:
     shared.check_text(question)
-    lm = shared.placed(VideoLM.from_pretrained(model, **_method(options)), options)
+    lm = VideoLM.from_pretrained(model, **_method(options), **shared.place(options))
     _show(lm.ask(video, question, max_new_tokens=options.max_new_tokens), truth)
 
 

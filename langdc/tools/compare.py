@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = options.compressors or _training_free()
     console = screen(soft_wrap=False)
     with console.status("asking ..."):
-        lm = shared.placed(VideoLM.from_pretrained(options.model, backbone=shared.backbone(options)), options)
+        lm = VideoLM.from_pretrained(options.model, backbone=shared.backbone(options), **shared.place(options))
         video = lm.open(options.video)
         found = list(_compare(video, options.question, budget, names, max_new_tokens=options.max_new_tokens))
     table = Table("compressor", "tokens", "ms", "answer", box=None, pad_edge=False)

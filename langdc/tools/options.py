@@ -3,8 +3,7 @@
 import argparse
 from typing import Any
 
-from langdc import compat, devices
-from langdc.pipeline import VideoLM
+from langdc import compat
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
@@ -14,8 +13,21 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", help="for stock models: a backbone by name, such as llava_video")
     parser.add_argument("--host", type=_old_host, dest="backbone", help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, help="for stock models: the number of frames of a video")
-    parser.add_argument("--device", default="auto", help="where the model runs, as torch names it (default: auto)")
+    add_device(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length limit of a reply (default: 64)")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where a model runs, and in which type. The defaults are None, so that a config file's settings stay."""
+    auto = "auto (default: the accelerator if there is one)"
+    parser.add_argument("--device", help=f"where the model runs: {auto}, cpu, cuda, cuda:1, npu, ...")
+    auto = "auto (default: bfloat16 on an accelerator, as the checkpoint says on a CPU)"
+    parser.add_argument("--dtype", help=f"type of the weights: {auto}, float32, bfloat16, float16")
+
+
+def place(options: argparse.Namespace) -> dict[str, Any]:
+    """The device and the type that were given, as keywords of `VideoLM.from_pretrained`."""
+    return _given(device=options.device, dtype=options.dtype)
 
 
 def _old_host(name: str) -> str:
@@ -32,14 +44,6 @@ def budget(options: argparse.Namespace) -> dict[str, Any]:
 def backbone(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of a stock model's backbone that were given."""
     return _given(name=options.backbone, frames=options.frames)
-
-
-def placed(lm: VideoLM, options: argparse.Namespace) -> VideoLM:
-    """The model on the device that was asked for; an accelerator if there is one."""
-    try:
-        return lm.to(devices.device() if options.device == "auto" else options.device)
-    except (RuntimeError, AssertionError) as error:  # torch's errors for devices that are not there
-        raise ValueError(f"--device {options.device}: {str(error).partition(chr(10))[0]}") from None
 
 
 def _given(**settings: Any) -> dict[str, Any]:

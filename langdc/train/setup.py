@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from langdc import checkpoint
+from langdc import checkpoint, devices
 from langdc.adapters import adapt, merge
 from langdc.config import LoraConfig, RunConfig, check
 from langdc.interfaces import Objective
@@ -40,7 +40,7 @@ class RunModel:
 
         ValueError for patterns without effect, adapters unlike the earlier ones, and a run that trains nothing.
         """
-        model, inherited = checkpoint.start(config.model, config.start, text=objective.reads)
+        model, inherited = checkpoint.start(config.model, config.start, objective.reads, devices.device())
         lora, inherited = _attach_lora(model, config, objective, inherited)
         adapted = _adapt_compressor(model, config.train.compressor_lora)
         patterns = [*config.train.trainable, *(f"{name}.*lora_*" for name in adapted)]

@@ -10,7 +10,6 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from PIL import Image
 from rich.progress import track
 
-from langdc import devices
 from langdc.distributed import is_main_process, rank, world_size
 from langdc.log import console, get_logger
 from langdc.pipeline import OpenVideo, VideoLM
@@ -24,10 +23,10 @@ _ONLY_GENERATES = "Model 'langdc' answers tasks with output_type generate_until;
 class LangDCModel(lmms):
     """A `VideoLM` for lmms-eval; model arguments say which.
 
-    `pretrained`: a checkpoint directory, ours or a stock model's. `compressor`, `kv`, `backbone`: names. `keep`,
-    `tokens` and all other settings are the compressor's; `kv.keep`, `backbone.frames` and so on those of the other
-    two. All of them are in the key of lmms-eval's cache; the weights in the directory are not, so use another directory
-    for other weights.
+    `pretrained`: a checkpoint directory, ours or a stock model's. `device`, `dtype`: as in `VideoLM.from_pretrained`.
+    `compressor`, `kv`, `backbone`: names. `keep`, `tokens` and all other settings are the compressor's; `kv.keep`,
+    `backbone.frames` and so on those of the other two. All of them are in the key of lmms-eval's cache; the weights in
+    the directory are not, so use another directory for other weights.
 
     A request that cannot be answered, such as one about a damaged video, gets an empty reply, which counts as wrong and
     is not cached; the log names each and ends with their number. lmms-eval keeps no reply of an interrupted run.
@@ -42,6 +41,7 @@ class LangDCModel(lmms):
         kv: str | None = None,
         backbone: str | None = None,
         device: str | None = None,
+        dtype: str = "auto",
         batch_size: int | str = 1,
         max_batch_size: int | str | None = None,
         **settings: Any,
@@ -50,8 +50,8 @@ class LangDCModel(lmms):
         if str(batch_size) not in ("1", "auto"):
             raise ValueError(f"batch_size={batch_size}: requests are answered one by one; leave it out.")
         self._rank, self._world_size = rank(), world_size()
-        lm = VideoLM.from_pretrained(str(pretrained), **terms.chosen(compressor, kv, backbone, settings))
-        self.lm = lm.to(device if device is not None else devices.device())
+        chosen = terms.chosen(compressor, kv, backbone, settings)
+        self.lm = VideoLM.from_pretrained(str(pretrained), **chosen, device=device, dtype=dtype)
         self.device = self.lm.device  # lmms-eval counts the requests of all processes there
         self._open: dict[str, OpenVideo] = {}
 
