@@ -1,8 +1,9 @@
 """Read frames from videos, folders of frames and images, and write videos.
 
-PyAV makes the index of a file (which frame is shown when); pixels come from decord where it is installed and can read
-the file, else from PyAV, so indices and times are the same with both. Times are seconds since the first frame.
-Frames are resized one by one while reading, to save memory. Letters: T frames.
+PyAV makes the index of a file (which frame is shown when) and reads it. Another decoder is used where it is asked for,
+and its frames are compared with the index by their times. A frame is trusted by its own time, never because a number
+fits. Times are seconds since the first frame. Frames are resized one by one while reading: that saves memory, and a
+batch of them takes longer. Letters: T frames.
 """
 
 import base64
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,11 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import EOFError as EndOfFile
+from av.error import FFmpegError, InvalidDataError
+from av.packet import Packet
 from av.stream import Disposition
+from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -39,15 +42,17 @@ from langdc.types import Frames
 log = get_logger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-DECODERS = ("auto", "decord", "pyav")
+DECODERS = ("pyav", "decord", "torchcodec")
 RESAMPLES = ("bilinear", "bicubic")
 ROUNDING_SECONDS = 1e-3  # annotated bounds have three decimals
+MAX_THREADS = 8  # that decode one file; each holds full-size frames
+PACKETS_PER_THREAD = 16  # fewer are decoded before a thread pays
+GAP = 8  # packets that are rather decoded than jumped over
+INDEXED_FRAMES = 4_000_000  # of all files whose indices are kept, about 20 bytes each
 
 _TO_RGB: dict[str, Any] = {"format": "rgb24", "dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.JPEG}
 if int(av.__version__.partition(".")[0]) >= 17:
     _TO_RGB["threads"] = 1  # older releases have no such keyword and one thread
-
-Decoder = Callable[[Path, "_Index", Sequence[int]], Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -62,28 +67,67 @@ class _VideoInfo:
 
 
 @dataclass(frozen=True)
+class _Key:
+    """A packet that decoding may start at: its time stamps, and its place among the file's packets."""
+
+    pts: int
+    dts: int | None
+    place: int
+
+
+@dataclass(frozen=True)
 class _Index:
-    """Times of all frames and of key frames of a file, ascending, in `unit` seconds."""
+    """The frames that a file shows, by ascending time stamps `pts` in `unit` seconds."""
 
-    pts: list[int]
-    keys: list[int]
+    pts: np.ndarray
     unit: Fraction
-    rate: float
+    rate: Fraction
     """Frames per second as the file says, for files of one frame."""
-    decord_trouble: str | None
-    """Why decord would give wrong pixels without saying so, if it would."""
+    last: int = 0
+    """How long the last frame is shown, in units; 0 where the file does not say."""
+    places: np.ndarray | None = None
+    """The place of each frame's packet."""
+    keys: tuple[_Key, ...] = ()
+    """Ascending; without any, frames are counted from the start of the file."""
+    only_pyav: str | None = None
+    """Why another decoder would give wrong pixels without saying so, if it would."""
 
-    @cached_property
+    @property
     def times(self) -> list[float]:
-        return [float((pts - self.pts[0]) * self.unit) for pts in self.pts]
+        first, unit = int(self.pts[0]), self.unit
+        return [(pts - first) * unit.numerator / unit.denominator for pts in self.pts.tolist()]
+
+    @property
+    def last_time(self) -> float:
+        return float((int(self.pts[-1]) - int(self.pts[0])) * self.unit)
 
     @property
     def fps(self) -> float:
-        return (len(self.pts) - 1) / self.times[-1] if len(self.pts) > 1 else self.rate
+        return (len(self.pts) - 1) / self.last_time if len(self.pts) > 1 else float(self.rate)
+
+    @property
+    def last_seconds(self) -> float:
+        """How long the last frame is shown."""
+        return float(self.last * self.unit) or 1 / self.fps
 
     @property
     def seconds(self) -> float:
-        return self.times[-1] + 1 / self.fps
+        return self.last_time + self.last_seconds
+
+
+@dataclass(frozen=True)
+class _Video:
+    """What is read: a video that is open, or a folder of frames or an image, without `container` and `stream`."""
+
+    path: Path
+    index: _Index
+    container: Any = None
+    stream: Any = None
+
+
+Decoder = Callable[[_Video, Sequence[int]], Iterator[np.ndarray]]
+_Read = Callable[[int], tuple[np.ndarray, float]]
+_indices: dict[tuple[str, int, int], _Index] = {}  # by path, size and time of change; the oldest first
 
 
 def _uniform_indices(total: int, frames: int) -> list[int]:
@@ -115,15 +159,35 @@ def frame_files(folder: str | Path) -> list[Path]:
     return sorted(images, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
 
 
+def decoder_trouble(name: str) -> str | None:
+    """Why a decoder cannot be used here and what to install, in a sentence; None if it can. ValueError if unknown."""
+    if name not in DECODERS:
+        raise ValueError(f"Unknown decoder {name!r}.{nearest(name, DECODERS)}")
+    if name != "pyav" and importlib.util.find_spec(name) is None:
+        return f'{name} is not installed. Run "pip install {name}", or use decoder="pyav" (the same frames).'
+    if name == "torchcodec":
+        try:
+            from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
+
+            VideoDecoder(b"no video")  # loads the libraries, which importing may not
+        except Exception as error:  # of whatever kind a broken library raises
+            if isinstance(error, ImportError | OSError) or "Could not load" in str(error):
+                return (
+                    "torchcodec is installed and cannot be loaded: it needs FFmpeg's shared libraries (libavcodec, "
+                    'libavformat, ...), which its wheel does not bring. Run "apt install ffmpeg" or "conda install '
+                    f'ffmpeg", and take the torchcodec for torch {torch.__version__}; or use decoder="pyav" (the same '
+                    "frames)."
+                )
+    return None
+
+
 def probe(path: str | Path, fps: float | None = None) -> _VideoInfo:
     """What a video, a folder of frames or an image holds, by decoding one frame; ValueError as in `read_frames`."""
-    path = _existing(path, fps)
-    if path.is_file() and is_image(path):
-        height, width = _read_image(path).shape[:2]
-        return _VideoInfo(1, 0.0, 0.0, height, width)
-    index = _index(path, fps)
-    height, width = next((_from_folder if path.is_dir() else _from_pyav)(path, index, [0])).shape[:2]
-    return _VideoInfo(len(index.pts), index.fps, index.seconds, height, width)
+    with _opened(_existing(path, fps), fps) as video:
+        height, width = next(_decoder("pyav", video.path)(video, [0])).shape[:2]
+        if video.path.is_file() and is_image(video.path):
+            return _VideoInfo(1, 0.0, 0.0, height, width)
+        return _VideoInfo(len(video.index.pts), video.index.fps, video.index.seconds, height, width)
 
 
 def read_frames(
@@ -136,37 +200,40 @@ def read_frames(
     end: float | None = None,
     size: tuple[int, int] | None = None,
     resample: str = "bilinear",
-    decoder: str = "auto",
+    decoder: str = "pyav",
     fps: float | None = None,
 ) -> Frames:
     """Read frames of a video: `frames` uniformly, or `frames_per_segment` in each of `segments`, or all of them.
 
     `start` and `end` (seconds since the first frame, end excluded) cut a clip first. `size` (height, width) resizes
     with antialiasing, `resample` being "bilinear" or "bicubic". A clip shorter than asked repeats frames, as does an
-    image, a video of one frame. `decoder` is "auto", "decord" or "pyav". A folder of images is a video of
-    `fps` frames per second, in the order of `frame_files`.
+    image, a video of one frame. `decoder` is "pyav", "decord" or "torchcodec"; these two read common files only, in
+    colours that may differ by 2 of 255 levels. A folder of images is a video of `fps` frames per second, in the order
+    of `frame_files`.
 
     Returns pixels [T,3,height,width] uint8 RGB and seconds [T] float32. ValueError, with the file, the reason and what
     to do, if the file is missing, unreadable or has no video, or if an argument does not fit it.
     """
     path = _existing(path, fps)
     _check_sampling(frames, segments, frames_per_segment)
-    decode = _decoder(decoder)
+    decode = _decoder(decoder, path)
     if resample not in RESAMPLES:
         raise ValueError(f"Unknown resample {resample!r}.{nearest(resample, RESAMPLES)}")
-    if path.is_file() and is_image(path):
-        if start is not None or end is not None:
-            raise ValueError(f"{path}: an image has no duration; leave out start={start} and end={end}.")
-        index, clip, times = None, [0], [0.0]
-    else:
-        index = _index(path, fps)
-        clip, times = _clip(path, index, start, end), index.times
-    each = frames_per_segment or frames or len(clip)
-    picked = [clip[place] for place in _segment_indices(len(clip), segments or 1, each)]
-    wanted = sorted(set(picked))
-    decode = _from_folder if path.is_dir() else decode
-    images = [_read_image(path)] if index is None else decode(path, index, wanted)
-    pixels = torch.stack([_resize(image, size, resample) for image in images])
+    with _opened(path, fps) as video:
+        times = video.index.times
+        clip = _clip(path, video.index, times, start, end)
+        each = frames_per_segment or frames or len(clip)
+        picked = [clip[place] for place in _segment_indices(len(clip), segments or 1, each)]
+        wanted = sorted(set(picked))
+        images = [_resize(image, size, resample) for image in decode(video, wanted)]
+    changed = next((n for n, image in enumerate(images) if image.shape != images[0].shape), None)
+    if changed is not None:
+        one, two = (f"{images[n].shape[1]}x{images[n].shape[2]}" for n in (0, changed))
+        raise ValueError(
+            f"{path}: pictures are {one} pixels, and {two} at {times[wanted[changed]]:.3f} s. Frames of one video have "
+            'one size; convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".'
+        )
+    pixels = torch.stack(images)
     if len(wanted) < len(picked):
         pixels = pixels[[wanted.index(number) for number in picked]]
     return Frames(pixels, torch.tensor([times[number] for number in picked], dtype=torch.float32))
@@ -231,19 +298,22 @@ def _existing(path: str | Path, fps: float | None) -> Path:
     return path
 
 
-def _clip(path: Path, index: _Index, start: float | None, end: float | None) -> list[int]:
+def _clip(path: Path, index: _Index, times: list[float], start: float | None, end: float | None) -> list[int]:
     """Numbers of the frames shown in [start, end), at least one."""
+    if start is None and end is None:
+        return list(range(len(times)))
+    if path.is_file() and is_image(path):
+        raise ValueError(f"{path}: an image has no duration; leave out start={start} and end={end}.")
     first, last = 0.0 if start is None else start, index.seconds if end is None else end
-    frame = 1 / index.fps
     if not (math.isfinite(first) and math.isfinite(last)) or first >= last:
         raise ValueError(f"{path}: clip from {start} to {end} s; start must come before end. Give both in seconds.")
-    if first < 0 or first >= index.seconds or last > index.seconds + frame:
+    if first < 0 or first >= index.seconds or last > index.seconds + index.last_seconds:
         raise ValueError(
             f"{path}: clip from {start} to {end} s lies outside the video, which lasts {index.seconds:.3f} s. "
             "Correct the bounds, or leave them out."
         )
-    inside = [n for n, t in enumerate(index.times) if first - ROUNDING_SECONDS <= t < last - ROUNDING_SECONDS]
-    return inside or [max(bisect_right(index.times, first) - 1, 0)]
+    inside = [n for n, t in enumerate(times) if first - ROUNDING_SECONDS <= t < last - ROUNDING_SECONDS]
+    return inside or [max(bisect_right(times, first) - 1, 0)]
 
 
 def _resize(image: np.ndarray, size: tuple[int, int] | None, resample: str) -> Tensor:
@@ -258,47 +328,50 @@ def _resize(image: np.ndarray, size: tuple[int, int] | None, resample: str) -> T
 def _read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
+            if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+                raise ValueError(
+                    f"{path}: an animation of {image.n_frames} pictures, where one is read. Convert it to a video "  # pyright: ignore[reportAttributeAccessIssue]
+                    "(.mp4), or save its pictures in a folder."
+                )
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: the image is too large to be read ({error}). Make it smaller.") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: cannot be read as an image ({error}). It is damaged; fetch it again.") from error
+        raise ValueError(
+            f"{path}: cannot be read as an image ({error}). It is damaged or no image; fetch it again, or give it the "
+            "suffix of what it is."
+        ) from error
 
 
-def _index(path: Path, fps: float | None) -> _Index:
-    """Walk through the file's packets without decoding them; `fps` only of a folder of frames."""
-    if fps is not None:
-        numbers = list(range(len(frame_files(path))))
-        return _Index(numbers, numbers, 1 / Fraction(fps), fps, None)
-    with _explained(path), av.open(str(path)) as container:
-        stream = _video_stream(container)
-        packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and p.pts is not None]
-        if not packets:
-            raise ValueError(f"{path}: holds zero frames. Fetch or make it again.")
-        assert stream.time_base is not None, "a stream with packets has a time base"
-        pts, keys = sorted({pts for pts, _ in packets}), sorted({pts for pts, key in packets if key})
-        trouble = _decord_trouble(packets, stream.codec_context.pix_fmt or "")
-        return _Index(pts, keys, stream.time_base, float(stream.average_rate or 1), trouble)
+# --- which frames there are -------------------------------------------------------------------------------------------
 
 
-def _decord_trouble(packets: list[tuple[int, bool]], pixel_format: str) -> str | None:
-    """Both cases were seen with decord 0.6: colours off by 27 levels, and wrong frames after a seek."""
-    if re.search(r"p\d+(le|be)$", pixel_format):
-        return f"colours of more than 8 bits ({pixel_format})"
-    last_key = packets[0][0]
-    for pts, is_key in packets:
-        if pts < last_key:
-            return "frames that are shown before the key frame they follow"
-        last_key = pts if is_key else last_key
-    return None
+@contextmanager
+def _opened(path: Path, fps: float | None) -> Iterator[_Video]:
+    """A video with its index; `fps` only of a folder of frames. What a decoder raises inside becomes a ValueError."""
+    if path.is_dir() or is_image(path):
+        rate = Fraction(fps or 1)
+        yield _Video(path, _Index(np.arange(len(frame_files(path)) if path.is_dir() else 1), 1 / rate, rate))
+        return
+    with _explained(path), _container(path) as (container, stream):
+        stat = path.stat()
+        key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
+        if key not in _indices:
+            index = _walked(path, container, stream)
+            while sum(len(kept.pts) for kept in list(_indices.values())) > INDEXED_FRAMES:
+                _indices.pop(next(iter(_indices), key), None)
+            _indices[key] = index
+        yield _Video(path, _indices.get(key) or _walked(path, container, stream), container, stream)
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-        kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
-        raise ValueError(f"{container.name}: holds no video (only: {kinds}). Give a file with pictures.")
-    return stream
+@contextmanager
+def _container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    with av.open(f"file:{path}") as container:  # without "file:", what is before a colon counts as a protocol
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+            kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
+            raise ValueError(f"{path}: holds no video (only: {kinds}). Give a file with pictures.")
+        yield container, stream
 
 
 @contextmanager
@@ -308,35 +381,96 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (FFmpegError, OSError) as error:
         reason = str(error.strerror if isinstance(error, FFmpegError) else error)
-        raise ValueError(f"{path}: cannot be read as a video ({reason}). It is damaged; fetch it again.") from error
+        advice = 'Fetch it again, or convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".'
+        if isinstance(error, InvalidDataError | EndOfFile):
+            advice = "It is damaged or no video; fetch it again."
+        raise ValueError(f"{path}: cannot be read as a video ({reason}). {advice}") from error
 
 
-def _from_pyav(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-    """Decode the frames of ascending numbers, seeking to the key frame before one where that skips frames."""
-    convert = VideoReformatter()
-    with _explained(path), av.open(str(path)) as container:
-        stream = _video_stream(container)
-        stream.thread_type = "SLICE"  # frame threads would keep several full-size frames
-        frames, shown = container.decode(stream), index.pts[0] - 1
-        for number in wanted:
-            key = index.keys[max(bisect_right(index.keys, index.pts[number]) - 1, 0)] if index.keys else index.pts[0]
-            if key > max(shown, index.pts[0]):
-                container.seek(key, stream=stream)
-                frames = container.decode(stream)
-            frame = next((f for f in frames if f.pts is not None and f.pts >= index.pts[number]), None)
-            if frame is None or frame.pts != index.pts[number]:
-                at = f"{index.times[number]:.3f} s"
-                raise ValueError(f"{path}: frame {number} at {at} cannot be decoded. Fetch the file again.")
-            shown = index.pts[number]
-            # PyAV before 17 heeds a file's matrix and range only if it is told them
-            colours = {"src_colorspace": frame.colorspace, "src_color_range": frame.color_range or ColorRange.MPEG}
-            image = convert.reformat(frame, **colours, **_TO_RGB).to_ndarray()
-            yield np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+def _walked(path: Path, container: InputContainer, stream: VideoStream) -> _Index:
+    """The index, from the file's packets where they tell it; else by decoding the file once."""
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    stamps = [(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, packet.duration) for packet in packets]
+    if not stamps:
+        raise ValueError(f"{path}: holds zero frames. Fetch or make it again.")
+    rate = Fraction(stream.average_rate or 1)
+    # what a cut marks as not to be shown is decoded, since other frames may need it
+    shown = sorted(
+        (pts, place) for place, (pts, _, _, hidden, _) in enumerate(stamps) if not hidden and pts is not None
+    )
+    pts = np.array([stamp for stamp, _ in shown], dtype=np.int64)
+    decoded_at = [dts for _, dts, *_ in stamps if dts is not None]
+    first, _, starts_with_key, *_ = stamps[0]
+    told = (
+        starts_with_key
+        and first is not None
+        and len(shown) > 0
+        and len(shown) == sum(not hidden for *_, hidden, _ in stamps)
+        and bool((np.diff(pts) > 0).all())
+        and pts[0] >= first
+        and decoded_at == sorted(decoded_at)
+        and not (container.format.name == "avi" and stream.codec_context.has_b_frames)  # has no times but those guessed
+    )
+    if not told:
+        return _counted(path, rate)
+    assert stream.time_base is not None, "a stream with packets has a time base"
+    places = np.array([place for _, place in shown], dtype=np.int32)
+    keys = (_Key(p, dts, n) for n, (p, dts, is_key, *_) in enumerate(stamps) if is_key and p is not None)
+    last = stamps[shown[-1][1]][-1] or 0
+    ordered = tuple(sorted(keys, key=lambda key: key.pts))
+    return _Index(
+        pts, stream.time_base, rate, last, places, ordered, _only_pyav(container, stream, pts, places, ordered)
+    )
 
 
-def _from_folder(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+def _counted(path: Path, rate: Fraction) -> _Index:
+    """The index of a file whose packets do not tell what is shown when: recordings that begin inside a group, raw
+    streams, joined files. Times are those of its frames, or by its rate where these do not ascend.
+    """
+    with _container(path) as (container, stream):
+        _set_threads(stream, MAX_THREADS * PACKETS_PER_THREAD)
+        pts = [frame.pts for frame in container.decode(stream)]
+        if not pts:
+            raise ValueError(f"{path}: holds zero frames. Fetch or make it again.")
+        reason, unit = "frames that have to be counted", stream.time_base
+    if unit is None or None in pts or any(two <= one for one, two in pairwise(pts)):  # pyright: ignore[reportOperatorIssue]
+        return _Index(np.arange(len(pts)), 1 / rate, rate, only_pyav=reason)
+    return _Index(np.array(pts, dtype=np.int64), unit, rate, only_pyav=reason)
+
+
+def _only_pyav(
+    container: InputContainer, stream: VideoStream, pts: np.ndarray, places: np.ndarray, keys: Sequence[_Key]
+) -> str | None:
+    """All these cases were seen: wrong frames after a jump, and colours off by 27 levels."""
+    codec, pixel_format = stream.codec_context.codec.canonical_name, stream.codec_context.pix_fmt or ""
+    if not re.search("mp4|matroska", container.format.name):
+        return f"frames after a jump in files of the kind {container.format.name}"
+    if codec not in ("h264", "hevc", "vp8", "vp9", "av1"):
+        return f"frames after a jump in {codec}"
+    if re.search(r"p\d+(le|be)$", pixel_format):
+        return f"colours of more than 8 bits ({pixel_format})"
+    if any((pts[places > key.place] < key.pts).any() for key in keys):
+        return "frames that are shown before the key frame they follow"
+    return None
+
+
+# --- decoders ---------------------------------------------------------------------------------------------------------
+
+
+def _decoder(name: str, path: Path) -> Decoder:
+    trouble = decoder_trouble(name)
+    if trouble:
+        raise ValueError(trouble)
+    if path.is_dir():
+        return _from_folder
+    if is_image(path):
+        return lambda video, wanted: iter([_read_image(path)])
+    return _from_pyav if name == "pyav" else _checked(name)
+
+
+def _from_folder(video: _Video, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     """The images of ascending numbers; ValueError if their sizes differ."""
-    files, first = frame_files(path), None
+    files, first = frame_files(video.path), None
     for number in wanted:
         image = _read_image(files[number])
         first = image.shape if first is None else first
@@ -348,40 +482,148 @@ def _from_folder(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[n
         yield image
 
 
-def _from_decord(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-    """As `_from_pyav`, with decord, which turns pictures upright itself."""
+def _from_pyav(video: _Video, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """The frames of ascending numbers, by jumps to key frames; what these do not bring is read from the start."""
+    convert, done = VideoReformatter(), 0
+    for frames in (_by_jumps, _from_start):
+        for frame in frames(video, wanted[done:]):
+            done += 1
+            # PyAV before 17 heeds a file's matrix and range only if it is told them
+            colours = {"src_colorspace": frame.colorspace, "src_color_range": frame.color_range or ColorRange.MPEG}
+            image = convert.reformat(frame, **colours, **_TO_RGB).to_ndarray()
+            yield np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+        if done == len(wanted):
+            return
+        log.debug("%s: frame %d is not where the file's key frames lead.", video.path, wanted[done])
+    time = f"{video.index.times[wanted[done]]:.3f} s"
+    raise ValueError(f"{video.path}: frame {wanted[done]} at {time} cannot be decoded. Fetch the file again.")
+
+
+def _by_jumps(video: _Video, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+    """Decode from the key frames before the frames; ends early where a frame is not what the index says."""
+    index, stream, ends = video.index, video.stream, [key.pts for key in video.index.keys]
+    if index.places is None:
+        return
+    runs: list[tuple[_Key, list[int]]] = []
+    places: list[int] = []  # of the last packet that each run needs
+    for number in wanted:
+        pts, place = int(index.pts[number]), int(index.places[number])
+        key = index.keys[bisect_right(ends, pts) - 1]
+        if runs and key.place <= places[-1] + GAP:
+            runs[-1][1].append(pts)
+            places[-1] = max(places[-1], place)
+        else:
+            runs.append((key, [pts]))
+            places.append(place)
+    _set_threads(stream, max((last - key.place for (key, _), last in zip(runs, places, strict=True)), default=0))
+    try:
+        for key, due in runs:
+            for frame in _run(video, key, set(due)):
+                if frame.pts == key.pts and key.place and not frame.key_frame:
+                    return  # the file calls a frame a key frame that is none
+                if due and frame.pts == due[0]:
+                    yield frame
+                    del due[0]
+            if due:
+                return
+    except FFmpegError:
+        return
+
+
+def _run(video: _Video, key: _Key, due: set[int]) -> Iterator[VideoFrame]:
+    """Decode from a key frame until the packets of the frames that are `due` were read."""
+    context = video.stream.codec_context
+    disposable = context.codec.canonical_name == "h264"  # others do not promise that frames stay the same
+    for packet in _packets(video, key):
+        wanted = packet.pts in due
+        # of frames that are neither wanted nor referred to, nothing is decoded
+        context.skip_frame = "DEFAULT" if wanted or not disposable else "NONREF"
+        due.discard(packet.pts)
+        yield from video.stream.decode(packet)
+        if not due:
+            break
+    yield from video.stream.decode(None)
+
+
+def _packets(video: _Video, key: _Key) -> Iterator[Packet]:
+    """Packets from a key frame on; none if it is not found."""
+    for seconds in (0, 1, 10):  # some formats jump to what is decoded at a time, which comes after the key frame
+        video.container.seek(key.pts - round(seconds / video.index.unit), stream=video.stream)
+        packets = video.container.demux(video.stream)
+        for packet in packets:
+            if packet.pts == key.pts and packet.is_keyframe:
+                yield packet
+                yield from (following for following in packets if following.size)
+                return
+            if packet.dts is not None and key.dts is not None and packet.dts > key.dts:
+                break
+
+
+def _from_start(video: _Video, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+    """Decode the whole file up to the last frame."""
+    index, due = video.index, iter(wanted)
+    number = next(due, None)
+    with _container(video.path) as (container, stream):
+        _set_threads(stream, MAX_THREADS * PACKETS_PER_THREAD)
+        for count, frame in enumerate(container.decode(stream)):
+            if number is None:
+                return
+            if count == number if index.places is None else frame.pts == index.pts[number]:
+                yield frame
+                number = next(due, None)
+
+
+def _set_threads(stream: VideoStream, packets: int) -> None:
+    """Choose how many threads decode a run of packets: one for a short run, at most this process's share."""
+    stream.thread_type = "FRAME"
+    stream.codec_context.thread_count = max(1, min(torch.get_num_threads(), MAX_THREADS, packets // PACKETS_PER_THREAD))
+
+
+def _checked(name: str) -> Decoder:
+    """Another decoder, whose number of frames and their times must be those of the index."""
+
+    def decode(video: _Video, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+        times = video.index.times
+        try:
+            if video.index.only_pyav:
+                raise RuntimeError(f"it misreads {video.index.only_pyav}")
+            count, read = (_decord if name == "decord" else _torchcodec)(video)
+            if count != len(times):
+                raise RuntimeError(f"it sees {count} frames, the file holds {len(times)}")
+            for number in wanted:
+                image, seconds = read(number)
+                if abs(seconds - times[number]) > ROUNDING_SECONDS:
+                    raise RuntimeError(f"it gives the frame at {seconds:.3f} s for the one at {times[number]:.3f} s")
+                yield image
+        except (RuntimeError, IndexError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f'{video.path}: {name} cannot read it ({reason}). Try decoder="pyav".') from error
+
+    return decode
+
+
+def _decord(video: _Video) -> tuple[int, _Read]:
+    """How many frames decord sees, and a function that gives one, upright, and its seconds since the first."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)  # its reasons are in the errors it raises
-    try:
-        if index.decord_trouble:
-            raise RuntimeError(f"it misreads {index.decord_trouble}")
-        reader = decord.VideoReader(str(path), num_threads=1)
-        if len(reader) != len(index.pts):
-            raise RuntimeError(f"it sees {len(reader)} frames, the file holds {len(index.pts)}")
-        for number in wanted:
-            yield reader.get_batch([number]).asnumpy()[0]
-    except (RuntimeError, decord.DECORDError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f'{path}: decord cannot read it ({reason}). Try decoder="pyav".') from error
+    reader = decord.VideoReader(str(video.path), num_threads=1)
+
+    def read(number: int) -> tuple[np.ndarray, float]:
+        return reader.get_batch([number]).asnumpy()[0], float(reader.get_frame_timestamp(number)[0])
+
+    return len(reader), read
 
 
-def _from_any(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-    """Use decord as far as it gets, then PyAV, which raises the error if it cannot either."""
-    done = 0
-    try:
-        for image in _from_decord(path, index, wanted):
-            yield image
-            done += 1
-    except ValueError as error:
-        log.debug("%s", error)
-        yield from _from_pyav(path, index, wanted[done:])
+def _torchcodec(video: _Video) -> tuple[int, _Read]:
+    """As `_decord`, with torchcodec."""
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
+    reader = VideoDecoder(str(video.path), dimension_order="NHWC", num_ffmpeg_threads=torch.get_num_threads())
+    first = float(int(video.index.pts[0]) * video.index.unit)
 
-def _decoder(name: str) -> Decoder:
-    if name not in DECODERS:
-        raise ValueError(f"Unknown decoder {name!r}.{nearest(name, DECODERS)}")
-    installed = importlib.util.find_spec("decord") is not None
-    if name == "decord" and not installed:
-        raise ValueError('decord is not installed. Run "pip install decord", or use decoder="pyav" (the same frames).')
-    return {"auto": _from_any if installed else _from_pyav, "decord": _from_decord, "pyav": _from_pyav}[name]
+    def read(number: int) -> tuple[np.ndarray, float]:
+        frame = reader.get_frame_at(number)
+        return frame.data.numpy(), frame.pts_seconds - first
+
+    return len(reader), read

@@ -1,9 +1,11 @@
-"""Frames come back as written: the right ones, at the right times, from either decoder, or with a clear error."""
+"""Frames come back as written: the right ones, at the right times, from every decoder, or with a clear error."""
 
 import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -16,6 +18,7 @@ from langdc.video import (
     _segment_indices,
     _uniform_indices,
     _VideoInfo,
+    decoder_trouble,
     is_image,
     probe,
     read_frames,
@@ -69,10 +72,11 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _encode(path, _numbered(40), g="8", bf="3", crf="5")
 
 
-@pytest.fixture(params=["pyav", "decord"])
+@pytest.fixture(params=video.DECODERS)
 def decoder(request: pytest.FixtureRequest) -> str:
-    if request.param == "decord":
-        pytest.importorskip("decord")
+    trouble = decoder_trouble(request.param)
+    if trouble:
+        pytest.skip(trouble)
     return request.param
 
 
@@ -188,31 +192,29 @@ def test_real_timestamps_count_not_the_average_rate(tmp_path: Path, decoder: str
         (48, 64, {"rotate": 180}),
     ],
 )
-def test_decoders_agree(tmp_path: Path, height: int, width: int, options: dict) -> None:
-    pytest.importorskip("decord")
+def test_decoders_agree(tmp_path: Path, decoder: str, height: int, width: int, options: dict) -> None:
     path = _encode(tmp_path / "v.mp4", _textured(13, height, width), **options)
     for how in (
         {},
         {"frames": 5, "size": (32, 40)},
         {"start": 0.5, "end": 1.5, "segments": 2, "frames_per_segment": 2},
     ):
-        one, two = (read_frames(path, decoder=name, **how) for name in ("pyav", "decord"))
+        one, two = (read_frames(path, decoder=name, **how) for name in ("pyav", decoder))
         assert torch.equal(one.seconds, two.seconds)
         assert one.pixels.shape == two.pixels.shape
         assert (one.pixels.int() - two.pixels.int()).abs().max() <= 2
-        assert torch.equal(two.pixels, read_frames(path, **how).pixels), "auto takes decord where it is"
+        assert torch.equal(one.pixels, read_frames(path, **how).pixels), "PyAV reads where nothing else is asked for"
 
 
-def test_sample_video_survives_both_decoders(sample_video: Path, decoder: str) -> None:
+def test_sample_video_survives_all_decoders(sample_video: Path, decoder: str) -> None:
     frames = read_frames(sample_video, segments=4, frames_per_segment=4, decoder=decoder)
     assert frames.pixels.shape == (16, 3, 64, 64)
     assert frames.seconds.tolist() == [n / 8 for n in range(16)]
 
 
-@pytest.mark.parametrize("decoder", ["pyav", "auto"])  # decord itself refuses some widths of turned pictures
-def test_a_turned_video_is_read_upright(tmp_path: Path, decoder: str) -> None:
+def test_a_turned_video_is_read_upright(tmp_path: Path) -> None:
     images = _textured(3, 48, 64)
-    frames = read_frames(_encode(tmp_path / "v.mp4", images, rotate=90, crf="5"), decoder=decoder)
+    frames = read_frames(_encode(tmp_path / "v.mp4", images, rotate=90, crf="5"))
     assert frames.pixels.shape == (3, 3, 64, 48)
     upright = np.stack([np.rot90(image) for image in images]).astype(int)
     assert abs(frames.pixels.permute(0, 2, 3, 1).numpy() - upright).mean() < 6
@@ -222,12 +224,13 @@ def test_a_turned_video_is_read_upright(tmp_path: Path, decoder: str) -> None:
 @pytest.mark.parametrize(
     "options", [{"pixel_format": "yuv420p10le"}, {"x264-params": "open-gop=1:keyint=10:bframes=3:b-adapt=0:scenecut=0"}]
 )
-def test_what_decord_misreads_is_left_to_pyav(tmp_path: Path, options: dict) -> None:
-    pytest.importorskip("decord")
+def test_what_others_misread_only_pyav_reads(tmp_path: Path, decoder: str, options: dict) -> None:
     path = _encode(tmp_path / "v.mp4", _textured(20, 64, 64), **options)
-    with pytest.raises(ValueError, match=r'misreads.*decoder="pyav"'):
-        read_frames(path, decoder="decord")
-    assert torch.equal(read_frames(path).pixels, read_frames(path, decoder="pyav").pixels)
+    if decoder == "pyav":
+        assert len(read_frames(path, decoder=decoder)) == 20
+    else:
+        with pytest.raises(ValueError, match=r'v\.mp4: .*misreads.*decoder="pyav"'):
+            read_frames(path, decoder=decoder)
 
 
 def test_resizing(tmp_path: Path, decoder: str) -> None:
@@ -238,12 +241,66 @@ def test_resizing(tmp_path: Path, decoder: str) -> None:
     assert pixels[0].float().mean((0, 2)).tolist() == pytest.approx([7 + 16 * row for row in range(16)], abs=4)
 
 
-def test_without_decord_pyav_reads(numbered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_other_decoders_pyav_reads(numbered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setitem(sys.modules, "decord", None)
     assert _numbers(read_frames(numbered, frames=2).pixels) == [10, 30]
-    with pytest.raises(ValueError, match="pip install decord"):
-        read_frames(numbered, frames=2, decoder="decord")
+    for name in ("decord", "torchcodec"):
+        with pytest.raises(ValueError, match=f'{name} is not installed.*pip install {name}.*decoder="pyav"'):
+            read_frames(numbered, frames=2, decoder=name)
+    assert decoder_trouble("pyav") is None
+
+
+class _StandIn:
+    """A torchcodec that gives the frame `late` frames behind the one that is asked for."""
+
+    late = 0
+
+    def __init__(self, source: str | bytes, dimension_order: str = "NCHW", num_ffmpeg_threads: int = 1) -> None:
+        if isinstance(source, bytes):
+            raise RuntimeError("Failed to open input buffer")
+        self.frames, self.order = read_frames(source), dimension_order
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def get_frame_at(self, number: int) -> SimpleNamespace:
+        number += self.late
+        assert self.order == "NHWC"
+        pixels = self.frames.pixels[number].permute(1, 2, 0)
+        return SimpleNamespace(data=pixels, pts_seconds=self.frames.seconds[number].item())
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[_StandIn]:
+    module: Any = ModuleType("torchcodec.decoders")
+    module.VideoDecoder = type("VideoDecoder", (_StandIn,), {})
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
+    monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: name)
+    return module.VideoDecoder
+
+
+def test_frames_of_another_decoder_are_checked_by_their_times(numbered: Path, stand_in: Any) -> None:
+    expected = read_frames(numbered, frames=4)
+    found = read_frames(numbered, frames=4, decoder="torchcodec")
+    assert torch.equal(found.pixels, expected.pixels) and torch.equal(found.seconds, expected.seconds)
+    stand_in.late = 1
+    with pytest.raises(ValueError, match=r'n\.mp4: torchcodec .*the frame at 0\.750 s for the one at 0\.625 s.*"pyav"'):
+        read_frames(numbered, frames=4, decoder="torchcodec")
+    stand_in.__len__ = lambda self: 39
+    with pytest.raises(ValueError, match="it sees 39 frames, the file holds 40"):
+        read_frames(numbered, frames=4, decoder="torchcodec")
+
+
+def test_a_torchcodec_that_cannot_be_loaded_says_what_to_install(numbered: Path, stand_in: Any) -> None:
+    assert decoder_trouble("torchcodec") is None
+    for error in (RuntimeError("Could not load libtorchcodec. Likely causes: ..."), OSError("libavutil.so.60")):
+
+        def broken(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        stand_in.__init__ = broken
+        with pytest.raises(ValueError, match=r'needs FFmpeg\'s shared libraries.*"apt install ffmpeg".*decoder="pyav"'):
+            read_frames(numbered, decoder="torchcodec")
 
 
 def test_only_what_was_asked_for_is_handled(tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,12 +353,11 @@ def _scrambled(good: bytes) -> bytes:
         (_scrambled, "cannot be"),
     ],
 )
-@pytest.mark.parametrize("decoder", ["auto", "pyav"])
-def test_damaged_files(tmp_path: Path, damage: Callable, reason: str, decoder: str) -> None:
+def test_damaged_files(tmp_path: Path, damage: Callable, reason: str) -> None:
     write_video(tmp_path / "good.mp4", _textured(8, 64, 64), 8)
     (tmp_path / "bad.mp4").write_bytes(damage((tmp_path / "good.mp4").read_bytes()))
     with pytest.raises(ValueError, match=rf"bad\.mp4: .*{reason}.*(again|\.)"):
-        read_frames(tmp_path / "bad.mp4", decoder=decoder)
+        read_frames(tmp_path / "bad.mp4")
 
 
 def test_a_file_without_frames(tmp_path: Path) -> None:
