@@ -8,9 +8,12 @@ LMMS := .venv-lmms
 LMMS_READY := $(LMMS)/.installed
 QLORA := .venv-qlora
 QLORA_READY := $(QLORA)/.installed
+OLDEST := .venv-oldest
+OLDEST_READY := $(OLDEST)/.installed
+FAST := -n auto --dist worksteal -m "not slow and not gpu"
 
 # Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
-test test-slow test-lmms-eval test-qlora: export OMP_NUM_THREADS ?= 1
+test test-oldest test-slow test-lmms-eval test-qlora: export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # On a CPU a step asks for the same memory again and again: glibc keeps it, and threads that wait leave the core alone.
 export MALLOC_MMAP_MAX_ ?= 0
@@ -18,7 +21,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 quickstart sample-full sweep: export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample-full sweep test test-slow test-lmms-eval test-qlora gpu check format clean
+.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora gpu check format clean
 
 help: ## show this list
 	@echo "Usage: make TARGET    (the first one that needs packages installs them into $(VENV))"
@@ -37,7 +40,10 @@ sweep: $(READY) ## every training-free method at four budgets on the sample, aft
 	$(RUN) eval/table.py runs/sample/sweep
 
 test: $(READY) ## run the tests (all but the slow ones and those for a GPU)
-	$(RUN) -m pytest -n auto --dist worksteal -m "not slow and not gpu"
+	$(RUN) -m pytest $(FAST)
+
+test-oldest: $(OLDEST_READY) ## run them with the oldest versions that pyproject.toml allows, in .venv-oldest
+	$(OLDEST)/bin/python -m pytest $(FAST)
 
 test-slow: $(READY) ## run the tests that take longer
 	$(RUN) -m pytest -n auto --dist loadfile -m slow
@@ -81,6 +87,13 @@ define stand_on
 	$(RUN) -m venv --clear $(1)
 	@echo "import site; site.addsitedir('$$($(RUN) -c $(SITE))')" > "$$($(1)/bin/python -c $(SITE))/langdc_base.pth"
 endef
+
+# Its torch is another than that of $(VENV), so nothing is shared.
+$(OLDEST_READY): pyproject.toml constraints/oldest.txt
+	@echo "About 3 GB will be downloaded and 7 GB written to $(OLDEST)."
+	@$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -c constraints/oldest.txt -e ".[dev]"
+	@touch $@
 
 # lmms-eval needs other versions of a few packages.
 $(LMMS_READY): $(READY) constraints/lmms-eval.txt

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from langdc.jsonl import write_text
 
-console = Console(width=max(Console().width, 130))
+console = Console(width=max(Console().width, 130), markup=False, emoji=False)
 
 
 def arguments(described: str | None, frames: Sequence[int]) -> argparse.ArgumentParser:

@@ -122,7 +122,7 @@ def build(config: RunConfig) -> tuple[VideoModel, Objective]:
     """The model of a run as it is trained, with the same weights every time, and what it learns."""
     torch.manual_seed(config.seed)
     objective = objectives.build(config.objective.name, **config.objective.settings)
-    return RunModel.of(config, objective).model.to(devices.device()), objective
+    return RunModel.of(config, objective, devices.device()).model, objective
 
 
 def data_of(model: VideoModel, objective: Objective, config: RunConfig, folder: Path | None) -> TrainingData:

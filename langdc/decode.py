@@ -321,10 +321,10 @@ class _Steps:
                 places = slice(length - count, length)
                 kept.keys[rows, :, places] = read.keys
                 kept.values[rows, :, places] = read.values
-                read.keys = read.values = None
                 self.hidden[number, rows, 0, 0, places] = False if reading.real is None else ~reading.real[:, -count:]
             self.positions[:, rows] = reading.positions - 1
             at = rows.stop
+            reading.cache.layers.clear()
         if self.states is not None:
             self._note(torch.cat([reading.state for reading in readings if reading.state is not None]))
         self._choose(torch.cat([reading.logits for reading in readings]))

@@ -120,11 +120,11 @@ def mark_four_bits(model: PreTrainedModel, text_model: nn.Module | None = None) 
     return model
 
 
-def fastest_attention(half: bool) -> tuple[str, str]:
-    """The fastest attention kernel of this machine, and why; `half`: whether the model runs in (b)float16."""
+def fastest_attention(half: bool, device: torch.device) -> tuple[str, str]:
+    """The fastest attention kernel on a device, and why; `half`: whether the model runs in (b)float16."""
     if importlib.util.find_spec("flash_attn") is None:
         return "sdpa", "flash-attn is not installed"
-    if devices.kind().name != "cuda":
+    if device.type != "cuda":
         return "sdpa", "flash-attn needs a CUDA device"
     if not half:
         return "sdpa", "flash-attn knows bfloat16 and float16 only"
@@ -134,15 +134,15 @@ def fastest_attention(half: bool) -> tuple[str, str]:
 def use_liger(model: PreTrainedModel, wanted: bool | Literal["auto"]) -> bool:
     """Give a model's norms and feed-forward layers the fused kernels of liger-kernel; returns whether it was done.
 
-    If impossible: False with "auto", else ValueError.
+    If impossible where the model is: False with "auto", else ValueError. A model of shapes alone keeps its layers.
     """
-    if not wanted:
+    if not wanted or model.device.type == "meta":
         return False
     missing = None
     if importlib.util.find_spec("liger_kernel") is None:
         missing = "the package liger-kernel is not installed (pip install 'langdc[liger]')"
-    elif devices.kind().name != "cuda":
-        missing = "its kernels need a CUDA device"
+    elif model.device.type != "cuda":
+        missing = f"its kernels need a CUDA device, and the model is on the {model.device.type}"
     if missing is not None:
         if wanted != "auto":
             raise ValueError(f"liger: {missing}. Set it to auto or false.")

@@ -29,7 +29,7 @@ from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -49,6 +49,10 @@ MAX_THREADS = 8  # that decode one file; each holds full-size frames
 PACKETS_PER_THREAD = 16  # fewer are decoded before a thread pays
 GAP = 8  # packets that are rather decoded than jumped over
 INDEXED_FRAMES = 4_000_000  # of all files whose indices are kept, about 20 bytes each
+
+_TO_RGB: dict[str, Any] = {"format": "rgb24", "dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.JPEG}
+if int(av.__version__.partition(".")[0]) >= 17:
+    _TO_RGB["threads"] = 1  # older releases have no such keyword and one thread
 
 
 @dataclass(frozen=True)
@@ -485,7 +489,9 @@ def _from_pyav(video: _Video, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     for frames in (_by_jumps, _from_start):
         for frame in frames(video, wanted[done:]):
             done += 1
-            image = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            # PyAV before 17 heeds a file's matrix and range only if it is told them
+            colours = {"src_colorspace": frame.colorspace, "src_color_range": frame.color_range or ColorRange.MPEG}
+            image = convert.reformat(frame, **colours, **_TO_RGB).to_ndarray()
             yield np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
         if done == len(wanted):
             return

@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
-console = Console()
+console = Console(markup=False, emoji=False)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,29 @@
-"""What all tests share: one thread per process, and one real sample video."""
+"""What all tests share: no accelerator but for those marked `gpu`, one thread per process, one real sample video."""
 
+import argparse
 import gc
 import os
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from langdc.sample.render import draw_video
-from langdc.sample.scenes import FPS
-from langdc.sample.scenes import sample_video as sample_scenes
-from langdc.video import write_video
+# Accelerators are hidden from this process and all that it starts before langdc, which looks for them, is imported,
+# unless tests that need one were chosen by `-m gpu`; workers of xdist heed their parent. The stand-in of
+# tests/fake_cuda stays visible: it is there to find what takes a device because the machine has one.
+_options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+_options.add_argument("-m", default="")
+_gpu_chosen = re.search(r"(?<!not )\bgpu\b", _options.parse_known_args()[0].m)
+if not _gpu_chosen and "PYTEST_XDIST_WORKER" not in os.environ and "fake_cuda" not in sys.modules:
+    os.environ.update(CUDA_VISIBLE_DEVICES="", ASCEND_RT_VISIBLE_DEVICES="")
+
+from langdc.sample.render import draw_video  # noqa: E402
+from langdc.sample.scenes import FPS  # noqa: E402
+from langdc.sample.scenes import sample_video as sample_scenes  # noqa: E402
+from langdc.video import write_video  # noqa: E402
 
 torch.set_num_threads(1)
 # What is tested heeds this and opens no thread pool; a process forked beside one waits for ever at its first product.
@@ -22,6 +34,12 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays; every phase of a training collects garbage, and would look through all of it."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs a GPU where there is none, or where it is hidden."""
+    if item.get_closest_marker("gpu") and not torch.accelerator.is_available():
+        pytest.skip("needs an accelerator, which all runs hide but those of `pytest -m gpu`")
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,6 @@ def test_the_flash_path_takes_and_gives_its_layout(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_the_error_is_that_of_the_precision(dtype: torch.dtype) -> None:
     query, key, value = noise(1, 4, 70, 64), noise(1, 2, 200, 64, seed=1), noise(1, 2, 200, 64, seed=2)

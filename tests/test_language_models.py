@@ -17,7 +17,7 @@ from langdc import devices
 from langdc.language_models import fastest_attention, four_bits, load_language_model, use_liger
 from tests import tiny
 
-CUDA, NPU = devices.ACCELERATORS
+CUDA = devices.ACCELERATORS[0]
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: str = "", version: str = "9.9") -> None:
@@ -88,13 +88,13 @@ def test_the_backbone_hands_the_setting_on() -> None:
 
 
 def test_flash_attn_is_taken_where_it_is_and_can_be_used(tmp_path, monkeypatch) -> None:
-    assert fastest_attention(half=True) == ("sdpa", "flash-attn is not installed")
-    install(tmp_path, monkeypatch, "flash_attn")
-    machine_with(monkeypatch, NPU)
-    assert fastest_attention(half=True) == ("sdpa", "flash-attn needs a CUDA device")
     machine_with(monkeypatch, CUDA)
-    assert fastest_attention(half=False)[0] == "sdpa"
-    assert fastest_attention(half=True)[0] == "flash_attention_2"
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert fastest_attention(half=True, device=cuda) == ("sdpa", "flash-attn is not installed")
+    install(tmp_path, monkeypatch, "flash_attn")
+    assert fastest_attention(half=True, device=cpu) == ("sdpa", "flash-attn needs a CUDA device")
+    assert fastest_attention(half=False, device=cuda)[0] == "sdpa"
+    assert fastest_attention(half=True, device=cuda)[0] == "flash_attention_2"
 
 
 def test_liger_changes_this_model_only_and_where_it_can(tmp_path, monkeypatch) -> None:
@@ -106,10 +106,12 @@ def test_liger_changes_this_model_only_and_where_it_can(tmp_path, monkeypatch) -
     (tmp_path / "liger_kernel/transformers.py").write_text(
         "given = []\ndef _apply_liger_kernel_to_instance(**settings):\n    given.append(settings)\n"
     )
-    machine_with(monkeypatch, NPU)
-    with pytest.raises(ValueError, match="CUDA"):
-        use_liger(model, True)
     machine_with(monkeypatch, CUDA)
+    with pytest.raises(ValueError, match="CUDA device, and the model is on the cpu"):
+        use_liger(model, True)
+    monkeypatch.setattr(type(model), "device", torch.device("meta"))
+    assert not use_liger(model, True), "a model of shapes alone has no kernels"
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     assert use_liger(model, "auto")
     (settings,) = sys.modules["liger_kernel.transformers"].given  # pyright: ignore[reportAttributeAccessIssue]
     assert settings.pop("model") is model

@@ -65,7 +65,6 @@ def test_a_stage_that_fails_counts(wait: Wait):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_stage_waits_for_the_accelerator():
     big = torch.randn(8192, 8192, device="cuda")
     big @ big

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETTINGS = PYPROJECT["tool"]["setuptools"]
 SHORT = ("train.steps=2", "save_steps=2", "log_steps=1")
 
 
@@ -30,6 +32,15 @@ def test_every_template_and_weight_ships():
         shipped |= {file for pattern in patterns for file in folder.glob(pattern)}
     files = {file for file in (ROOT / "langdc").rglob("*") if file.is_file() and "__pycache__" not in file.parts}
     assert {file for file in files if file.suffix != ".py"} == shipped
+
+
+def test_lower_bounds_are_what_the_oldest_versions_pin():
+    lines = [one for one in (ROOT / "constraints/oldest.txt").read_text().splitlines() if "==" in one]
+    pinned = {each.name: str(each.specifier) for each in map(Requirement, lines)}
+    stated = map(Requirement, PYPROJECT["project"]["dependencies"])
+    bounds = {each.name: [one for one in each.specifier if one.operator == ">="] for each in stated}
+    for name, (bound,) in bounds.items():
+        assert pinned[name].startswith(f"=={bound.version}"), f"{name}{bound} and {pinned[name]}"
 
 
 def run(*command: object, cwd: Path, **more: str) -> str:

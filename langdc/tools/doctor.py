@@ -1,25 +1,29 @@
 """`langdc doctor`: what is installed here, what is missing, and whether that matters.
 
-Packages are looked up by their metadata, not imported, so that a broken one cannot stop the report.
+Packages are looked up by their metadata, and imported only where that is no proof and a broken one stops nothing.
 """
 
 import argparse
 import importlib.metadata
 import platform
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from langdc import devices
 from langdc.log import screen
 
 _REQUIRED = ("transformers", "deepspeed", "peft", "accelerate", "datasets", "av", "safetensors", "pydantic")
 _OPTIONAL = {
     "decord": "videos are read with PyAV; pip install decord (Linux and Windows, x86-64) for another decoder",
+    "torchcodec": "another decoder, for which the system's FFmpeg libraries are needed: pip install torchcodec",
     "flash-attn": "attention runs on sdpa; pip install 'langdc[flash]' on a CUDA machine",
     "torch-npu": "only Ascend NPUs need it; pip install 'langdc[npu]'",
     "wandb": "runs are logged to JSON lines; pip install wandb to track them there too",
@@ -64,7 +68,7 @@ def _check_environment() -> list[_Finding]:
         _Finding("python", True, f"{platform.python_version()} on {sys.platform}", required=True),
         _Finding("torch", True, f"{torch.__version__}, {threads}", required=True),
         *(_package(name, "reinstall with: pip install -e .", required=True) for name in _REQUIRED),
-        _accelerator(),
+        *_accelerator(),
         *(_package(name, advice) for name, advice in _OPTIONAL.items()),
         _compiler(),
     ]
@@ -80,14 +84,47 @@ def _installed_version(package: str) -> str | None:
 
 def _package(name: str, advice: str, required: bool = False) -> _Finding:
     version = _installed_version(name)
-    return _Finding(name, version is not None, version or "not installed", "" if version else advice, required)
+    if version is None:
+        return _Finding(name, False, "not installed", advice, required)
+    trouble = _decoder_trouble(name) if name == "torchcodec" else None
+    return _Finding(name, trouble is None, version, trouble or "", required)
 
 
-def _accelerator() -> _Finding:
-    if not torch.accelerator.is_available():
-        return _Finding("accelerator", False, "none", "the sample trains on the CPU; the full size needs a GPU or NPU")
-    kind = torch.accelerator.current_accelerator()
-    return _Finding("accelerator", True, f"{torch.accelerator.device_count()} x {kind.type if kind else 'unknown'}")
+def _decoder_trouble(name: str) -> str | None:
+    try:
+        from langdc.video import decoder_trouble
+    except ImportError as error:  # of PyAV, which that module needs
+        return str(error)
+    return decoder_trouble(name)
+
+
+def _accelerator() -> list[_Finding]:
+    """The devices, their driver, and what `device: auto` and `dtype: auto` come to here."""
+    where = devices.device()
+    kept_in = str(devices.dtype_named("auto", where) or "that of the checkpoint").removeprefix("torch.")
+    chosen = _Finding("auto", True, f"device {where.type}, dtype {kept_in}")
+    if where.type == devices.CPU.name:
+        advice = "the sample trains on the CPU; the full size needs a GPU or NPU"
+        if torch.version.cuda and not torch.cuda.is_available() and shutil.which("nvidia-smi"):
+            advice = f"there is an NVIDIA driver ({_driver()}), and torch for CUDA {torch.version.cuda} cannot use it"
+        return [_Finding("accelerator", False, "none", advice), chosen]
+    module: Any = torch.get_device_module(where)
+    name = getattr(module, "get_device_name", lambda number: where.type)  # Apple's have none
+    named = [name(number) for number in range(module.device_count())]
+    cards = ", ".join(f"{named.count(name)} x {name}" for name in dict.fromkeys(named))
+    half = "with bfloat16" if getattr(module, "is_bf16_supported", lambda: True)() else "without bfloat16"
+    driver = f", driver {_driver()}" if where.type == "cuda" and torch.version.cuda else ""
+    return [_Finding("accelerator", True, f"{where.type}: {cards}, {half}{driver}"), chosen]
+
+
+def _driver() -> str:
+    """The version of NVIDIA's driver, and "unknown" without its tool."""
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        found = []
+    return found[0] if found else "unknown"
 
 
 def _compiler() -> _Finding:

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState
 
 from langdc import jsonl
@@ -54,7 +54,8 @@ class Bar(TrainerCallback):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "loss {task.fields[loss]}")
+        named = TextColumn("{task.description}", markup=False)  # a folder of the user's
+        columns = (named, BarColumn(), MofNCompleteColumn(), "loss {task.fields[loss]}")
         terminal = console.is_terminal
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not terminal)
         self._task = self.bar.add_task(name, total=None, loss="-")

@@ -61,8 +61,7 @@ def train(config: RunConfig) -> Path:
     with output.resolve_output_dir(config) as directory:
         set_seed(config.seed)  # so that new parameters are the same in every process and after a resume
         objective = objectives.build(config.objective.name, **config.objective.settings)
-        run = RunModel.of(config, objective)
-        run.model.to(devices.device())
+        run = RunModel.of(config, objective, devices.device())
         saliency = "saliency" in run.model.compressor.needs
         # frozen parts are in bfloat16 where the steps are, trained ones are not
         with torch.autocast(devices.device().type, torch.bfloat16, config.precision == "bfloat16"):

@@ -35,8 +35,9 @@ class RunModel:
     exact: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: RunConfig, objective: Objective) -> Self:
-        """Build what a config says, start it from the earlier run, attach adapters, freeze the rest, choose kernels.
+    def of(cls, config: RunConfig, objective: Objective, device: torch.device | None = None) -> Self:
+        """Build what a config says, start it from the earlier run, attach adapters, freeze the rest, put it on a device
+        (None: leave it where it was built), choose kernels for it there.
 
         ValueError for patterns without effect, adapters unlike the earlier ones, and a run that trains nothing.
         """
@@ -47,9 +48,9 @@ class RunModel:
         trained = unfreeze(model, patterns, adapters=config.train.lora is not None)
         if not trained:
             raise ValueError("The run trains nothing: give patterns in train.trainable, or adapters in train.lora.")
-        _set_kernels(model, config, objective)
         run = cls(model, inherited, lora, trained, adapted)
         run._set_types(config.precision)
+        _set_kernels(model.to(device or model.device), config, objective)
         return run
 
     def _set_types(self, precision: str) -> None:
@@ -146,7 +147,7 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
             f"attention: {FLASH} cannot be used with train.questions_per_video > 1, since questions that share a video "
             "need a mask of their own. Use auto, which takes it where it can, sdpa, or one question."
         )
-    fast, reason = fastest_attention(config.precision != "float32")
+    fast, reason = fastest_attention(config.precision != "float32", model.device)
     alone = {id(part) for part in _pretrained(model.compressor)} if not objective.reads else set()
     for part in _pretrained(model):
         kernel = config.attention

@@ -65,6 +65,8 @@ def loaded(name: str, factor: float | None = None):
             grid = stored()[f"{name}.in.video_grid_thw"].long()
             found = model.model.visual(pixels, grid_thw=grid).pooler_output
     video = ids == (291 if name != "llava_ov" else config.video_token_index)
+    if name == "llava_ov" and len(found) < video.sum():  # transformers 5.17 adds the newline in forward
+        found = torch.cat([found, model.model.image_newline[None]])
     embeds[video] = found
     return model, embeds, video
 

@@ -174,7 +174,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> dict[str, str
         part.config._attn_implementation = "eager"
         monkeypatch.setattr(part, "set_attn_implementation", lambda kernel, name=name: chosen.update({name: kernel}))
         monkeypatch.setattr(part.base_model, "set_attn_implementation", lambda kernel: None)
-    monkeypatch.setattr(setup, "fastest_attention", lambda half: (FLASH, "there") if half else ("sdpa", "float32"))
+    monkeypatch.setattr(setup, "fastest_attention", lambda half, _: (FLASH, "there") if half else ("sdpa", "float32"))
     setup._set_kernels(model, config, run.objectives.build(config.objective.name))
     return chosen
 
