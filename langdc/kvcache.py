@@ -94,7 +94,8 @@ class _KVLayer(DynamicLayer):
         self.keys = self.values = self.positions = self.rows = self._shown = None
         self._held = filled
         for number, part in enumerate(filled):
-            filled[number] = part.new_empty(part.shape[0], capacity, *part.shape[2:])
+            with torch.inference_mode(False):  # can be written to in any mode
+                filled[number] = part.new_empty(part.shape[0], capacity, *part.shape[2:])
             filled[number][:, : part.shape[1]] = part
 
     def _show(self, length: int) -> None:

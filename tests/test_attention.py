@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.memory import most_live_bytes
 from langdc import attention, devices
@@ -55,13 +56,28 @@ def test_the_flash_path_takes_and_gives_its_layout(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("width", [64, 80, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_a_gpu_the_error_is_that_of_the_precision(dtype: torch.dtype) -> None:
-    query, key, value = noise(1, 4, 70, 64), noise(1, 2, 200, 64, seed=1), noise(1, 2, 200, 64, seed=2)
+def test_on_a_gpu_the_error_is_that_of_the_precision(dtype: torch.dtype, width: int) -> None:
+    query, key, value = noise(1, 4, 70, width), noise(1, 2, 200, width, seed=1), noise(1, 2, 200, width, seed=2)
     exact = naive(query, key, value, 0.125)
     low = [states.cuda().to(dtype) for states in (query, key, value)]
     error = (_causal_attention(*low, 0.125).cpu().float() - exact).abs().max()
     assert error <= 2 * (naive(*low, 0.125).cpu().float() - exact).abs().max() + 1e-5
+
+
+def test_on_a_card_grouped_keys_reach_the_flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half precision, as torch says; other types in blocks of queries."""
+    monkeypatch.setattr(attention.cuda, "SDPAParams", lambda *given: given)
+    monkeypatch.setattr(attention.cuda, "can_use_flash_attention", lambda given: given[0].dtype == torch.bfloat16)
+    called = []
+    monkeypatch.setattr(attention, "_blocks", lambda *given: called.append("blocks") or given[0])
+    with FakeTensorMode(), torch.device("cuda"):
+        for dtype in (torch.bfloat16, torch.float32):
+            query, key = torch.empty(1, 28, 70, 80, dtype=dtype), torch.empty(1, 4, 200, 80, dtype=dtype)
+            assert _causal_attention(query, key, key).shape == query.shape
+            called.append(str(dtype))
+    assert called == ["torch.bfloat16", "blocks", "torch.float32"]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -72,6 +88,10 @@ def test_received_attention(monkeypatch, causal: bool, block_bytes: int) -> None
     found = received_attention(query, key, causal=causal)
     expected = received(query[0].double(), key[0].double(), causal)
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+    if not causal:
+        asking = torch.tensor([True, False, True, True, False])
+        found, expected = received_attention(query, key, asking=asking), received_attention(query[:, :, asking], key)
+        torch.testing.assert_close(found, expected)
 
 
 def test_scores_exist_a_block_at_a_time(monkeypatch) -> None:

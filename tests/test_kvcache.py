@@ -157,6 +157,15 @@ def test_a_known_length_is_held_once() -> None:
         assert cache.held_bytes == 2 * GROUPS * 12 * WIDTH * 4
 
 
+def test_what_was_read_in_inference_mode_goes_on_outside() -> None:
+    with torch.inference_mode():
+        cache, keys = filled(layers=1)
+        cache.keep(0, torch.arange(3, 10))
+    cache.announce(torch.tensor([[[10]]]))
+    found, _ = cache.update(noise(1, 5), noise(1, 5), 0)
+    assert torch.equal(found, torch.cat([keys[0][:, :, 3:], noise(1, 5)], 2))
+
+
 def test_rows_of_a_batch_may_be_repeated() -> None:
     """As transformers does for several replies."""
     cache, keys = filled(layers=1)

@@ -1,5 +1,6 @@
 """Reading in chunks: the pieces, what compressors are shown, and the plain model where nothing is dropped."""
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import ClassVar
 
@@ -350,3 +351,21 @@ def test_on_a_card_a_chunk_reaches_flash_and_waits_for_nothing(monkeypatch) -> N
     assert work.names.count("_scaled_dot_product_flash_attention") == 2 * LAYERS
     assert not work.waits and work.largest < chunk**2 / 2
     assert [scores.shape for scores in compressor._scores] == [(KEY_HEADS, chunk)] * LAYERS
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["flexreduc", "pivotkv", "snapkv", "streaming"])
+def test_on_a_gpu_the_same_keys_stay(name: str) -> None:
+    words, model = prompt("sections", frames=12), small("sections")
+    expected = read("sections", build(name, keep=0.5), words)
+    on_card = type(words)(words.embeds.cuda(), words.positions.cuda(), words.video.cuda())
+    moved = type(model)(deepcopy(model.text_model).cuda(), deepcopy(model.lm_head).cuda())
+    found = read("sections", build(name, keep=0.5), on_card, moved)
+    torch.testing.assert_close(found.logits.cpu(), expected.logits, atol=1e-3, rtol=1e-3)
+    for rows, expected_rows in zip(found.kept_rows, expected.kept_rows, strict=True):
+        assert torch.equal(rows.cpu(), expected_rows)
+    low = type(model)(moved.text_model.bfloat16(), moved.lm_head.bfloat16())
+    half = read("sections", build(name, keep=0.5), replace(on_card, embeds=on_card.embeds.bfloat16()), low)
+    assert torch.isfinite(half.logits).all()
+    assert sum(half.keys_per_layer) == pytest.approx(sum(found.keys_per_layer), rel=0.05)
