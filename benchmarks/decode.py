@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import report
-from langdc import video
+from langdc import decoders, video
 from langdc.types import Frames
 
 COLUMNS = ("video", "decoder", "threads", "first ms", "again ms", "CPU ms", "of PyAV", "levels")
@@ -55,11 +55,11 @@ def write(path: Path, seconds: int, height: int, width: int, group: int) -> Path
 
 def in_order(path: Path, frames: int, size: tuple[int, int] | None) -> Frames:
     """The same frames by decoding the file from its start and counting."""
-    with video._opened(path, None) as opened:
+    with decoders.opened(path) as opened:
         times = opened.index.times
         wanted = video._uniform_indices(len(times), frames)
         counted = replace(opened, index=replace(opened.index, places=None))
-        images = dict(zip(sorted(set(wanted)), video._from_pyav(counted, sorted(set(wanted))), strict=True))
+        images = dict(zip(sorted(set(wanted)), decoders.decoder_of("pyav")(counted, sorted(set(wanted))), strict=True))
     pixels = torch.stack([video._resize(images[number], size, "bicubic") for number in wanted])
     return Frames(pixels, torch.tensor([times[number] for number in wanted]))
 
@@ -70,13 +70,13 @@ def rows(
     """Lines of the table for a file, PyAV first; why a decoder cannot read it is said in its line."""
     torch.set_num_threads(threads)
     expected, base = in_order(path, frames, size), None
-    for decoder in video.DECODERS:
+    for decoder in decoders.DECODERS:
         begin = [name, decoder, str(threads)]
-        trouble, found, took, cpu = video.decoder_trouble(decoder), expected, [], []
+        trouble, found, took, cpu = decoders.decoder_trouble(decoder), expected, [], []
         if trouble:
             yield [*begin, f"not installed: {trouble.partition('.')[0]}", "", "", "", ""]
             continue
-        video._indices.clear()
+        decoders._indices.clear()
         try:
             for _ in range(calls + 1):
                 started, used = time.perf_counter(), time.process_time()

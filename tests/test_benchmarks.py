@@ -130,8 +130,10 @@ def test_captions_are_as_long_as_asked(capsys) -> None:
 
 def test_decoders_side_by_side(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(decode, "WRITTEN", {"small": (2, 48, 64, 12)})
-    monkeypatch.setattr(decode.video, "DECODERS", ("pyav", "decord"))
-    monkeypatch.setattr(decode.video, "decoder_trouble", lambda name: "gone. Install it." if name == "decord" else None)
+    monkeypatch.setattr(decode.decoders, "DECODERS", ("pyav", "decord"))
+    monkeypatch.setattr(
+        decode.decoders, "decoder_trouble", lambda name: "gone. Install it." if name == "decord" else None
+    )
     page, threads = tmp_path / "benchmarks.md", torch.get_num_threads()
     options = ["--frames", "5", "--calls", "1", "--threads", "1", "2", "--size", "24", "32"]
     assert decode.main([*options, "--out", str(page)]) == 0

@@ -27,6 +27,7 @@ ROWS = (
         "langdc.chunks",
         "langdc.data",
         "langdc.decode",
+        "langdc.decoders",
         "langdc.density",
         "langdc.encoders",
         "langdc.features",

@@ -1,11 +1,8 @@
 """Frames come back as written: the right ones, at the right times, from every decoder, or with a clear error."""
 
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import av
 import numpy as np
@@ -13,19 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from langdc import video
-from langdc.pipeline import VideoLM
+from langdc import decoders, video
+from langdc.decoders import decoder_trouble
 from langdc.video import (
-    _segment_indices,
-    _uniform_indices,
     _VideoInfo,
-    decoder_trouble,
     is_image,
     probe,
     read_frames,
     write_video,
 )
-from tests import stock, tiny
 
 LEVELS = 5  # grey levels per frame number in the numbered videos
 
@@ -74,70 +67,12 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _encode(path, _numbered(40), g="8", bf="3", crf="5")
 
 
-@pytest.fixture(params=video.DECODERS)
+@pytest.fixture(params=decoders.DECODERS)
 def decoder(request: pytest.FixtureRequest) -> str:
     trouble = decoder_trouble(request.param)
     if trouble:
         pytest.skip(trouble)
     return request.param
-
-
-# --- which frames -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("total", "frames", "expected"),
-    [
-        (16, 4, [2, 6, 10, 14]),
-        (10, 4, [1, 3, 6, 8]),
-        (5, 5, [0, 1, 2, 3, 4]),
-        (9, 1, [4]),
-        (2, 4, [0, 0, 1, 1]),
-        (1, 3, [0, 0, 0]),
-    ],
-)
-def test_uniform_indices(total: int, frames: int, expected: list[int]) -> None:
-    assert _uniform_indices(total, frames) == expected
-
-
-@pytest.mark.parametrize("total", [1, 3, 7, 16, 100])
-@pytest.mark.parametrize("frames", [1, 4, 16, 33])
-def test_uniform_indices_are_the_middles_of_equal_parts(total: int, frames: int) -> None:
-    middles = [Fraction(total, frames) * (i + Fraction(1, 2)) for i in range(frames)]
-    assert _uniform_indices(total, frames) == [int(middle) for middle in middles]
-
-
-@pytest.mark.parametrize(
-    ("total", "segments", "each", "expected"),
-    [
-        (16, 4, 4, list(range(16))),
-        (16, 4, 2, [1, 3, 5, 7, 9, 11, 13, 15]),
-        (10, 3, 1, [1, 4, 8]),
-        (10, 3, 2, [0, 2, 3, 5, 7, 9]),
-        (2, 4, 1, [0, 0, 1, 1]),
-        (1, 2, 2, [0, 0, 0, 0]),
-    ],
-)
-def test_segment_indices(total: int, segments: int, each: int, expected: list[int]) -> None:
-    assert _segment_indices(total, segments, each) == expected
-
-
-def test_segment_indices_stay_in_their_segment() -> None:
-    for total in range(1, 60):
-        for segments in (1, 3, 4, 7):
-            picked = np.array(_segment_indices(total, segments, 4)).reshape(segments, 4)
-            assert (np.diff(picked.ravel()) >= 0).all()
-            for number, part in enumerate(picked):
-                start, end = number * total // segments, (number + 1) * total // segments
-                assert ((part >= start) & (part < max(end, start + 1))).all()
-
-
-@pytest.mark.parametrize(
-    "call", [lambda: _uniform_indices(0, 4), lambda: _uniform_indices(4, 0), lambda: _segment_indices(4, -1, 2)]
-)
-def test_indices_need_positive_numbers(call: Callable) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        call()
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -243,68 +178,6 @@ def test_resizing(tmp_path: Path, decoder: str) -> None:
     assert pixels[0].float().mean((0, 2)).tolist() == pytest.approx([7 + 16 * row for row in range(16)], abs=4)
 
 
-def test_without_other_decoders_pyav_reads(numbered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
-    assert _numbers(read_frames(numbered, frames=2).pixels) == [10, 30]
-    for name in ("decord", "torchcodec"):
-        with pytest.raises(ValueError, match=f'{name} is not installed.*pip install {name}.*decoder="pyav"'):
-            read_frames(numbered, frames=2, decoder=name)
-    assert decoder_trouble("pyav") is None
-
-
-class _StandIn:
-    """A torchcodec that gives the frame `late` frames behind the one that is asked for."""
-
-    late = 0
-
-    def __init__(self, source: str | bytes, dimension_order: str = "NCHW", num_ffmpeg_threads: int = 1) -> None:
-        if isinstance(source, bytes):
-            raise RuntimeError("Failed to open input buffer")
-        self.frames, self.order = read_frames(source), dimension_order
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def get_frame_at(self, number: int) -> SimpleNamespace:
-        number += self.late
-        assert self.order == "NHWC"
-        pixels = self.frames.pixels[number].permute(1, 2, 0)
-        return SimpleNamespace(data=pixels, pts_seconds=self.frames.seconds[number].item())
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[_StandIn]:
-    module: Any = ModuleType("torchcodec.decoders")
-    module.VideoDecoder = type("VideoDecoder", (_StandIn,), {})
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
-    monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: name)
-    return module.VideoDecoder
-
-
-def test_frames_of_another_decoder_are_checked_by_their_times(numbered: Path, stand_in: Any) -> None:
-    expected = read_frames(numbered, frames=4)
-    found = read_frames(numbered, frames=4, decoder="torchcodec")
-    assert torch.equal(found.pixels, expected.pixels) and torch.equal(found.seconds, expected.seconds)
-    stand_in.late = 1
-    with pytest.raises(ValueError, match=r'n\.mp4: torchcodec .*the frame at 0\.750 s for the one at 0\.625 s.*"pyav"'):
-        read_frames(numbered, frames=4, decoder="torchcodec")
-    stand_in.__len__ = lambda self: 39
-    with pytest.raises(ValueError, match="it sees 39 frames, the file holds 40"):
-        read_frames(numbered, frames=4, decoder="torchcodec")
-
-
-def test_a_torchcodec_that_cannot_be_loaded_says_what_to_install(numbered: Path, stand_in: Any) -> None:
-    assert decoder_trouble("torchcodec") is None
-    for error in (RuntimeError("Could not load libtorchcodec. Likely causes: ..."), OSError("libavutil.so.60")):
-
-        def broken(*_: Any, error: Exception = error, **__: Any) -> None:
-            raise error
-
-        stand_in.__init__ = broken
-        with pytest.raises(ValueError, match=r'needs FFmpeg\'s shared libraries.*"apt install ffmpeg".*decoder="pyav"'):
-            read_frames(numbered, decoder="torchcodec")
-
-
 def test_only_what_was_asked_for_is_handled(tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "long.mp4", _textured(1, 64, 64).repeat(600, axis=0), 30)
     resized = []
@@ -313,16 +186,6 @@ def test_only_what_was_asked_for_is_handled(tmp_path: Path, decoder: str, monkey
     frames = read_frames(tmp_path / "long.mp4", frames=6, size=(16, 16), decoder=decoder)
     assert frames.pixels.shape == (6, 3, 16, 16)
     assert resized == [(64, 64, 3)] * 6
-
-
-def test_a_backbone_names_the_decoder(tmp_path: Path, sample_video: Path) -> None:
-    for name in ("llava_video", "qwen2_vl"):
-        lm = VideoLM.from_pretrained(stock.folder(name), backbone={"frames": 4, "decoder": "decord"})
-        assert lm.frame_spec(sample_video).decoder == "decord"
-    model = tiny.model("pool", backbone=tiny.backbone_settings(decoder="torchcodec"))
-    assert VideoLM(model).frame_spec(sample_video).decoder == "torchcodec"
-    with pytest.raises(ValueError, match=r"Unknown decoder 'decrod'\. Did you mean 'decord'"):
-        VideoLM.from_pretrained(stock.folder("qwen2_vl"), backbone={"frames": 4, "decoder": "decrod"})
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from langdc import video
+from langdc import decoders, video
 from langdc.video import probe, read_frames, write_video
 
 RATE, FRAMES = 25, 60
@@ -90,15 +90,15 @@ def test_frames_are_those_of_a_decoding_in_order(
 
 
 def test_common_files_are_read_by_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "_from_start", lambda *_: pytest.fail("the whole file was decoded"))
+    monkeypatch.setattr(decoders, "_from_start", lambda *_: pytest.fail("the whole file was decoded"))
     for name, options in (("v.mp4", H264), ("v.mkv", H264), ("v.ts", H264), ("open.mp4", OPEN), ("p.mp4", PYRAMID)):
         assert len(read_frames(_write(tmp_path / name, "libx264", **options), frames=5)) == 5
 
 
 def test_a_late_clip_decodes_its_own_group_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, run = _write(tmp_path / "v.mp4", "libx264", g="10", bf="2"), video._run
+    path, run = _write(tmp_path / "v.mp4", "libx264", g="10", bf="2"), decoders._run
     starts = []
-    monkeypatch.setattr(video, "_run", lambda one, key, due: starts.append(key.place) or run(one, key, due))
+    monkeypatch.setattr(decoders, "_run", lambda one, key, due: starts.append(key.place) or run(one, key, due))
     read_frames(path, start=45 / RATE, end=48 / RATE)
     read_frames(path, start=5 / RATE, end=12 / RATE)
     assert starts == [40, 0]
@@ -106,9 +106,9 @@ def test_a_late_clip_decodes_its_own_group_only(tmp_path: Path, monkeypatch: pyt
 
 def test_a_file_is_opened_and_walked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write(tmp_path / "v.mp4", "libx264", **H264)
-    opened, walked, really, walk = [], [], av.open, video._walked
-    monkeypatch.setattr(video.av, "open", lambda *given, **how: opened.append(given) or really(*given, **how))
-    monkeypatch.setattr(video, "_walked", lambda *given: walked.append(given[0]) or walk(*given))
+    opened, walked, really, walk = [], [], av.open, decoders._walked
+    monkeypatch.setattr(decoders.av, "open", lambda *given, **how: opened.append(given) or really(*given, **how))
+    monkeypatch.setattr(decoders, "_walked", lambda *given: walked.append(given[0]) or walk(*given))
     first = read_frames(path, frames=4)
     assert (len(opened), len(walked)) == (1, 1)
     assert torch.equal(read_frames(path, frames=4).pixels, first.pixels) and len(walked) == 1
@@ -117,12 +117,12 @@ def test_a_file_is_opened_and_walked_through_once(tmp_path: Path, monkeypatch: p
 
 
 def test_indices_that_are_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "_indices", {})
-    monkeypatch.setattr(video, "INDEXED_FRAMES", 25)
+    monkeypatch.setattr(decoders, "_indices", {})
+    monkeypatch.setattr(decoders, "INDEXED_FRAMES", 25)
     for number in range(4):
         write_video(tmp_path / f"{number}.mp4", _moving(10), RATE)
         assert probe(tmp_path / f"{number}.mp4").frames == 10
-    assert [Path(name).name for name, *_ in video._indices] == ["1.mp4", "2.mp4", "3.mp4"]
+    assert [Path(name).name for name, *_ in decoders._indices] == ["1.mp4", "2.mp4", "3.mp4"]
 
 
 def test_what_a_cut_hides_is_not_shown(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText as AnyModel
 
 from langdc.backbones.chat import checked_parts, marked_prompt, templated
 from langdc.backbones.splice import splice_all
+from langdc.decoders import known_decoder
 from langdc.interfaces import Backbone
 from langdc.language_models import (
     VIDEO_MARK,
@@ -30,7 +31,7 @@ from langdc.log import get_logger
 from langdc.rope import yarn as stretch
 from langdc.sources import Source, resolve
 from langdc.types import FrameSpec, Grids, Prompt, Slot, Spliced, VideoFeatures, VideoTokens
-from langdc.video import is_image, known_decoder, probe
+from langdc.video import is_image, probe
 
 logger = get_logger(__name__)
 

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from langdc.backbones.base import backbones
 from langdc.backbones.chat import chat_prompt
 from langdc.backbones.splice import splice_all
+from langdc.decoders import known_decoder
 from langdc.encoders import Encoder, encoders
 from langdc.interfaces import Backbone
 from langdc.language_models import Quantize, end_ids, language_model_outline, load_language_model, load_tokenizer
 from langdc.projectors import build_projector
 from langdc.sources import Source
 from langdc.types import FeatureGrid, Frames, FrameSpec, Grids, Prompt, Spliced, VideoFeatures, VideoTokens
-from langdc.video import is_image, known_decoder
+from langdc.video import is_image
 
 STREAMS = ("image", "video")
 
