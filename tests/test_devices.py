@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,26 @@ import torch
 from langdc import devices
 
 ROOT = Path(__file__).parents[1]
+
+PLANS = [
+    f"tests/tools/test_plan.py::{name}"
+    for name in ("test_zero_divides_and_checkpointing_saves", "test_a_full_size_recipe_is_planned_without_its_weights")
+]
+
+# Who starts a run decides where it runs; all else goes by where its tensors or its model are.
+ASK_THE_MACHINE = {
+    "langdc/devices.py",
+    "langdc/distributed.py",
+    "langdc/evaluate/identity.py",  # names the hardware in a header
+    "langdc/evaluate/loop.py",
+    "langdc/language_models.py",  # 4-bit weights are made where they stay
+    "langdc/pipeline.py",
+    "langdc/prepare/features.py",
+    "langdc/tools/doctor.py",
+    "langdc/train/arguments.py",
+    "langdc/train/meter.py",
+    "langdc/train/run.py",
+}
 
 STAND_IN = """
 import types, torch
@@ -138,3 +159,25 @@ def test_weights_are_made_where_and_in_the_type_that_is_asked():
         raise KeyError
     made = torch.nn.Linear(2, 2).weight
     assert not made.is_meta and made.dtype == torch.float32
+
+
+def test_only_who_starts_a_run_asks_what_the_machine_has():
+    devices_of = r"devices\.(kind|has_accelerator|device|named)\("
+    torchs = r"(cuda|accelerator)\.(is_available|device_count|current_accelerator|current_device)"
+    found = {
+        str(file.relative_to(ROOT))
+        for folder in ("langdc", "train", "eval", "data_prep")
+        for file in (ROOT / folder).rglob("*.py")
+        if re.search(f"{devices_of}|{torchs}", file.read_text())
+    }
+    assert found == ASK_THE_MACHINE
+
+
+def test_parts_stay_where_they_are_on_a_machine_with_a_card():
+    """A model trains on the CPU, and a plan reads no weights, beside a device that whoever touches it fails on."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/fake_cuda")])
+    tests = ("tests/contract/test_training.py::test_five_steps_lower_the_loss[qwen2_5_vl-langdc]", *PLANS)
+    settings = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "0"}
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    done = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout[-3000:]

@@ -85,7 +85,7 @@ def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load:
     columns = (named, BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
     bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     started, caches = time.perf_counter(), (cache, others.cache)
-    with StageTimer() as timer:
+    with StageTimer(devices.named(config.device)) as timer:
         try:
             with bars as progress:
                 session = Session(config, task, folder, cache, others)

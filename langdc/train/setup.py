@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from langdc import checkpoint, devices
+from langdc import checkpoint
 from langdc.adapters import adapt, merge
 from langdc.config import LoraConfig, RunConfig, check
 from langdc.interfaces import Objective
@@ -36,12 +36,12 @@ class RunModel:
 
     @classmethod
     def of(cls, config: RunConfig, objective: Objective, device: torch.device | None = None) -> Self:
-        """Build what a config says, start it from the earlier run, attach adapters, freeze the rest, put it on a device
-        (None: leave it where it was built), choose kernels for it there.
+        """Build what a config says on a device (None: torch's default), start it from the earlier run, attach adapters,
+        freeze the rest, choose kernels for where it is.
 
         ValueError for patterns without effect, adapters unlike the earlier ones, and a run that trains nothing.
         """
-        model, inherited = checkpoint.start(config.model, config.start, objective.reads, devices.device())
+        model, inherited = checkpoint.start(config.model, config.start, objective.reads, device)
         lora, inherited = _attach_lora(model, config, objective, inherited)
         adapted = _adapt_compressor(model, config.train.compressor_lora)
         patterns = [*config.train.trainable, *(f"{name}.*lora_*" for name in adapted)]
