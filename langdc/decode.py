@@ -82,8 +82,13 @@ def greedy(
     layer = layer if layer >= 0 else model.config.num_hidden_layers + 1 + layer
     reading = _read(model, embeds, mask, layer)
 
-    def stop(done: int, finished: Tensor) -> bool:
-        return done % _CHECK_EVERY == 0 and _all_finished(finished, synced)
+    def stop(steps: _Steps) -> bool:
+        if steps.done % _CHECK_EVERY:
+            return False
+        stopped = _all_finished(steps.finished, synced)
+        if not stopped and pad is None and not counted_ends:  # states after the end are asked for otherwise
+            steps.drop_finished()
+        return stopped
 
     steps = write(model.model, model.lm_head, [reading], end, max_tokens + 1, pad, 1.0, layer, compiled, stop)
     assert steps.states is not None
@@ -96,7 +101,9 @@ def _read(model: PreTrainedModel, embeds: Tensor, mask: Tensor, layer: int) -> R
     positions, noted = (mask.cumsum(1) - 1).clamp(min=0), []
     cache = DynamicCache()
     options = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
-    with _noting(model.model, layer, noted.append):
+    # of the last layer's feed-forward part only the last position is read
+    cut = model.model.layers[-1].mlp.register_forward_pre_hook(lambda _, given: (given[0][:, -1:],))
+    with cut, _noting(model.model, layer, noted.append):
         last = model.model(inputs_embeds=embeds, **options).last_hidden_state[:, -1]
     return Reading(cache, model.lm_head(last), positions[None, :, -1:] + 1, mask.bool(), noted[0])
 
@@ -116,36 +123,40 @@ def write(
     penalty: float = 1.0,
     layer: int | None = None,
     compiled: bool = False,
-    stop: Callable[[int, Tensor], bool] | None = None,
+    stop: "Callable[[_Steps], bool] | None" = None,
 ) -> "_Steps":
     """Steps that have written at most `tokens` tokens a row after prompts, until all rows have an `end`.
 
     `penalty`: by what the scores of tokens that a row holds already are divided (negative ones multiplied). `layer`:
-    whose states are kept. `stop`: from the number of steps and who is finished [B] to whether to stop. The readings
-    are used up, and what is returned is overwritten by the next batch. Other arguments as in `greedy`.
+    whose states are kept. `stop`: whether to stop, asked before each step. The readings are used up, and what is
+    returned is overwritten by the next batch. Other arguments as in `greedy`.
     """
     steps = _steps(text_model, lm_head, readings, end, tokens, pad, penalty, layer, compiled)
     stop = _Finished(steps.finished.device) if stop is None else stop
     steps.begin(readings)
-    while steps.done < tokens and not stop(steps.done, steps.finished):
+    while steps.done < tokens and not stop(steps):
         steps.advance()
     return steps
 
 
 class _Finished:
-    """Whether all rows are finished; on a device that works ahead, whether they were a step ago: nobody waits."""
+    """Whether all rows are finished; on a device that works ahead, whether they were a step ago: nobody waits. On a
+    CPU, where a row costs time, finished ones leave.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.ahead = device.type != "cpu"
         self.flag = torch.zeros((), dtype=torch.bool, pin_memory=self.ahead)
         self.event = torch.get_device_module(device).Event() if self.ahead else None
 
-    def __call__(self, _: int, finished: Tensor) -> bool:
+    def __call__(self, steps: "_Steps") -> bool:
         if self.event is None:
-            return bool(finished.all())
+            if steps.done % _CHECK_EVERY == 0:
+                steps.drop_finished()
+            return bool(steps.finished.all())
         self.event.synchronize()
         before = bool(self.flag)
-        self.flag.copy_(finished.all(), non_blocking=True)
+        self.flag.copy_(steps.finished.all(), non_blocking=True)
         self.event.record()
         return before
 
@@ -264,8 +275,8 @@ class _StaticLayer(DynamicLayer):
 class _Steps:
     """Steps of a batch of B rows with at most `keys` keys; what they read and write stays where it is in memory.
 
-    `ids` [B,n] and `states` [B,n,Z] of the `done` steps so far; `finished` [B]; `total` [B], the sum of the chosen
-    tokens' scores, which is finite if all were.
+    `ids` [B,n] and `states` [B,n,Z] of the `done` steps so far; `finished` [B]; `total`: the sum of the chosen tokens'
+    scores, which is finite if all were.
     """
 
     def __init__(
@@ -284,21 +295,25 @@ class _Steps:
         axes, device, layers = len(first.positions), first.logits.device, first.cache.layers
         self.text_model, self.lm_head, self.embed = text_model, lm_head, text_model.get_input_embeddings()
         self.layer, self.pad, self.penalty, self.ends = layer, pad, penalty, torch.tensor(end, device=device)
-        # what every step adds one to: the places in the cache and in `ids`, and the positions of the rows
-        self.counters = torch.zeros(2 + axes * rows, dtype=torch.long, device=device)
-        self.place, self.step, places = self.counters.split([1, 1, axes * rows])
-        self.positions = places.view(axes, rows, 1)
+        self._count(torch.zeros(2 + axes * rows, dtype=torch.long, device=device), axes)
         self.cache = Cache(layers=[_StaticLayer(rows, keys, each, self.place) for each in layers])  # pyright: ignore[reportArgumentType]
         self.hidden = torch.ones(len(layers), rows, 1, 1, keys, dtype=torch.bool, device=device)
         self.order = torch.arange(keys, device=device)
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
+        self.rows = torch.arange(rows, device=device)
         self.ids = torch.zeros(rows, tokens, dtype=torch.long, device=device)
         self.states = None if first.state is None else first.state.new_zeros(rows, tokens, first.state.shape[2])
         self.said = None if penalty == 1 else torch.zeros_like(first.logits, dtype=torch.bool).repeat(rows, 1)[:rows]
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.total = torch.zeros(rows, device=device)
+        self.total = torch.zeros((), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.done = 0
+
+    def _count(self, counters: Tensor, axes: int) -> None:
+        """What every step adds one to: the places in the cache and in `ids` [1], and the positions [A,B,1] of rows."""
+        self.counters = counters
+        self.place, self.step, positions = counters.split([1, 1, len(counters) - 2])
+        self.positions = positions.view(axes, -1, 1)
 
     @property
     def bytes(self) -> int:
@@ -357,7 +372,7 @@ class _Steps:
 
     def _note(self, states: Tensor) -> None:
         assert self.states is not None
-        self.states.index_copy_(1, self.step, states)
+        self.states.index_put_((self.rows, self.step), states[:, 0])
 
     def _choose(self, logits: Tensor) -> None:
         if self.said is not None:
@@ -369,10 +384,25 @@ class _Steps:
             token = torch.where(self.finished, self.pad, token)
         if self.said is not None:
             self.said.scatter_(1, token[:, None], True)
-        self.total += best
+        self.total += best.sum()
         self.finished |= torch.isin(token, self.ends)
         self.token.copy_(token)
-        self.ids.index_copy_(1, self.step, token[:, None])
+        self.ids.index_put_((self.rows, self.step), token)
+
+    def drop_finished(self) -> None:
+        """Go on without rows that have ended, where they are half of all or more; a graph keeps its shapes."""
+        left = (~self.finished).nonzero()[:, 0]
+        if self.graph is not None or not 0 < 2 * len(left) <= len(self.finished):
+            return
+        axes, positions = len(self.positions), self.positions[:, left].flatten()
+        self._count(torch.cat([self.place, self.step, positions]), axes)
+        layers: Any = self.cache.layers
+        for layer in layers:
+            layer.keys, layer.values = layer.keys[left.to(layer.keys.device)], layer.values[left.to(layer.keys.device)]
+            layer.place = self.place.to(layer.keys.device)
+        self.hidden = self.hidden[:, left]
+        for name in ("token", "rows", "finished", *([] if self.said is None else ["said"])):
+            setattr(self, name, getattr(self, name)[left])
 
     def capture(self, compiled: bool) -> None:
         """Record a step as a graph, which is replayed from then on; `compiled`: with fused kernels."""

@@ -35,6 +35,7 @@ TYPES: dict[FeatureType, torch.dtype] = {
     "float8": torch.float8_e4m3fn,
 }
 LARGEST_FLOAT8 = torch.finfo(torch.float8_e4m3fn).max  # 448
+READER = "pyav"  # before 0.3 some files were read at wrong frames, which are not taken for these
 _DECODED_BYTES = 2**30
 """Frames that wait for the encoders take about as much at most, where more than one video for each thread waits."""
 _ENCODING = 32
@@ -75,6 +76,7 @@ def _spec_key(spec: FrameSpec) -> str:
     else:
         with spec.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
+        digest.update(READER.encode())
     digest.update(f"{spec.segments} {spec.frames_per_segment} {spec.start} {spec.end}".encode())
     if spec.size is not None:
         digest.update(f"{spec.size} {spec.resample}".encode())

@@ -91,6 +91,9 @@ def _of_train(options: argparse.Namespace) -> Iterator[_Job]:
         set_seed(config.seed)  # parts drawn at random are those of the training
         start = output.latest(config.start) if config.start is not None else None
         model, _ = checkpoint.start(config.model, start, text=False, device=where)
+        if config.precision == "bfloat16":  # as training holds frozen parts
+            for weight in model.backbone.encoders.parameters():
+                weight.data = weight.data.bfloat16()
         objective = objectives.build(config.objective.name, **config.objective.settings)
         specs = dict.fromkeys(sample.spec for sample in read_samples(model, objective, config.train) if sample.spec)
         yield _Job(link.name, model.backbone, list(specs), folder, config.features_dtype)

@@ -92,7 +92,7 @@ def _package(name: str, advice: str, required: bool = False) -> _Finding:
 
 def _decoder_trouble(name: str) -> str | None:
     try:
-        from langdc.video import decoder_trouble
+        from langdc.decoders import decoder_trouble
     except ImportError as error:  # of PyAV, which that module needs
         return str(error)
     return decoder_trouble(name)

@@ -52,10 +52,12 @@ def store(folder: Path) -> TensorStore:
     return TensorStore(folder / "features")
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_finds_what_was_stored(
-    stage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage: Path, precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--train", str(stage)]) == 0
+    """In bfloat16 frozen encoders are, too."""
+    assert main(["--train", str(stage), f"precision={precision}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "3 videos and images, of which 0 are stored" in printed
     assert "video of 4 x 4 frames: 3 of them" in printed
@@ -67,7 +69,7 @@ def test_training_finds_what_was_stored(
     assert "Hit rate: 0.0 % (0 were there, 3 were not)" in printed
     assert re.search(r"It pays after 1\.\d\d epochs|It does not pay", printed)
     monkeypatch.setattr(FeatureStore, "encode", lambda *_: pytest.fail("it was stored"))
-    train(load(RunConfig, stage))
+    train(load(RunConfig, stage, [f"precision={precision}"]))
 
 
 def test_again_everything_is_there(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
