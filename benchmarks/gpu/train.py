@@ -75,7 +75,7 @@ def _recipe(place: Place, name: str, records: Path) -> RunConfig:
     tree, model = settings.read_tree(f"langdc_3b/{name}"), settings.read_tree("langdc_3b/model")["model"]
     base = tree["model"]["compressor"]["base"]
     if place.tiny:
-        model = training.narrow(dual=base is not None).model_dump(mode="json")
+        model = training.recipe(dual=base is not None).model_dump(mode="json")
         model["backbone"]["image_encoder"]["source"]["config"]["image_size"] = 14 * 6
         model["backbone"]["video_encoder"]["source"]["config"]["image_size"] = 14 * 4
         model["compressor"]["pool"], base = [3, 2], base and {**base, "sides": [2, 1]}

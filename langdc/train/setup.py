@@ -62,7 +62,7 @@ class RunModel:
             if name in self.trained and precision != "float32" and parameter.is_floating_point():
                 parameter.data = parameter.data.float()
             elif name not in self.trained and precision == "bfloat16" and parameter.dtype == torch.float32:
-                if name in written:
+                if name in written and not parameter.is_meta:
                     self.exact[name] = parameter.data.cpu()
                 parameter.data = parameter.data.bfloat16()
 
