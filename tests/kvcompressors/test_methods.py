@@ -1,7 +1,5 @@
 """Each method against its literal version, and what its settings do."""
 
-import logging
-
 import pytest
 import torch
 from torch import Tensor
@@ -256,7 +254,6 @@ def test_relevant_question_tokens_are_those_that_attend_more_than_average() -> N
 
 def test_settings_of_version_01_are_read_with_a_warning(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
     monkeypatch.setattr(compat, "_warned", set())
-    monkeypatch.setattr(logging.getLogger("langdc"), "propagate", True)  # so that older releases of pytest hear it
     old = build(
         "flexreduc", keep=0.5, reforge=False, scorer={"name": "question", "most": 7}, defects=["saturated_guide"]
     )
