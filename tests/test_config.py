@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pydantic
 import pytest
 import yaml
 
@@ -228,6 +229,8 @@ def test_shipped_runs_are_valid_and_named_as_what_they_are(name: str):
 
 def test_shipped_configs_name_the_schema_which_is_up_to_date():
     """Made by `langdc config-schema`."""
+    if pydantic.VERSION.startswith("2.9."):
+        pytest.skip(f"pydantic {pydantic.VERSION} writes a constant as an enumeration, too; 2.10 does not")
     assert json.loads((SHIPPED / "schema.json").read_text()) == schema()
     for name in TRAINING:
         path = find_config(name)
