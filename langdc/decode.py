@@ -293,7 +293,8 @@ class _Steps:
     ) -> None:
         first, rows = like[0], sum(len(reading.logits) for reading in like)
         axes, device, layers = len(first.positions), first.logits.device, first.cache.layers
-        self.text_model, self.lm_head, self.embed = text_model, lm_head, text_model.get_input_embeddings()
+        parts: tuple[Any, Any, Any] = text_model, lm_head, text_model.get_input_embeddings()
+        self.text_model, self.lm_head, self.embed = parts
         self.layer, self.pad, self.penalty, self.ends = layer, pad, penalty, torch.tensor(end, device=device)
         self._count(torch.zeros(2 + axes * rows, dtype=torch.long, device=device), axes)
         self.cache = Cache(layers=[_StaticLayer(rows, keys, each, self.place) for each in layers])  # pyright: ignore[reportArgumentType]
@@ -384,7 +385,7 @@ class _Steps:
             token = torch.where(self.finished, self.pad, token)
         if self.said is not None:
             self.said.scatter_(1, token[:, None], True)
-        self.total += best.sum()
+        self.total += best.sum(dtype=torch.float32)
         self.finished |= torch.isin(token, self.ends)
         self.token.copy_(token)
         self.ids.index_put_((self.rows, self.step), token)
@@ -423,7 +424,7 @@ def _longest(readings: Sequence[Reading]) -> int:
     return max(layer.keys.shape[2] for layer in layers)
 
 
-_graphs: WeakKeyDictionary[nn.Module, OrderedDict[tuple, _Steps]] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[nn.Module, OrderedDict[tuple, _Steps | None]] = WeakKeyDictionary()  # None: it has none
 
 
 def _steps(
@@ -445,7 +446,7 @@ def _steps(
 
     if device.type != "cuda" or text_model.training or tokens == 1:
         return made()
-    bucket = max(_BUCKET, 1 << keys.bit_length() - 4)
+    bucket = max(_BUCKET, (1 << keys.bit_length()) // 16)
     keys = -(-keys // bucket) * bucket
     # a graph reads weights where they were when it was made
     weights = hash(tuple(parameter.data_ptr() for part in (text_model, lm_head) for parameter in part.parameters()))
@@ -454,13 +455,14 @@ def _steps(
     kept = _graphs.setdefault(text_model, OrderedDict())
     if key not in kept:
         found = made()
-        while kept and (len(kept) >= _KEPT or sum(each.bytes for each in (found, *kept.values())) > _KEPT_BYTES):
+        while kept and (len(kept) >= _KEPT or sum(s.bytes for s in (found, *kept.values()) if s) > _KEPT_BYTES):
             kept.popitem(last=False)
         try:
             found.capture(compiled)
+            found.text_model = found.lm_head = found.embed = None  # no more needed; what is kept would keep the model
         except RuntimeError as error:
             logger.warning("Tokens are written without a CUDA graph, which is slower: %s", error)
-            found = made()
+            found = None
         kept[key] = found
     kept.move_to_end(key)
-    return kept[key]
+    return kept[key] or made()

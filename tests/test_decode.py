@@ -1,13 +1,16 @@
 """A step of constant shapes can be compiled whole, and recorded as a graph; it writes what the eager step writes."""
 
+import gc
 import re
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -161,6 +164,36 @@ def test_flash_attention_is_for_prompts_alone():
     assert captioner.language_model.config._attn_implementation == "flash_attention_2"
 
 
+class Recorded(decode._Steps):
+    """Steps that can be captured, or not, without a card."""
+
+    works, bytes = True, 1  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, *parts: Any) -> None:
+        self.text_model, self.lm_head, self.embed = *parts[:2], parts[0]["embed"]
+
+    def capture(self, compiled: bool) -> None:
+        if not self.works:
+            raise RuntimeError("no graph")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_kept_graphs_do_not_keep_their_model(monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
+    """The model of an evaluation's next group needs the memory. Steps without a graph shrink, so none are kept."""
+    monkeypatch.setattr(decode, "_Steps", Recorded)
+    monkeypatch.setattr(Recorded, "works", works)
+    layers = [SimpleNamespace(keys=torch.empty(1, 1, 3, 1))]
+    logits: Any = MagicMock(device=torch.device("cuda"), dtype=torch.float32)
+    reading: Any = SimpleNamespace(cache=SimpleNamespace(layers=layers), logits=logits)
+    model, head, before = nn.ModuleDict({"embed": nn.Embedding(2, 2)}).eval(), nn.Linear(2, 2), len(decode._graphs)
+    first, again = (decode._steps(model, head, [reading], [], 2, None, 1.0, None, False) for _ in range(2))
+    assert (first is again) == works and len(decode._graphs) == before + 1
+    if works:  # else the error that was logged holds it for a while
+        del model
+        gc.collect()
+        assert len(decode._graphs) == before
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
@@ -173,7 +206,7 @@ def test_a_captured_step_writes_what_an_eager_one_writes(compiled: bool):
     for _ in range(2):  # the second one replays
         found = captioner.write(visual)
         assert torch.equal(torch.stack(found.ids), expected[:, :STEPS])
-    assert all(steps.graph is not None for steps in decode._graphs[captioner.language_model.model].values())
+    assert all(decode._graphs[captioner.language_model.model].values())
 
 
 @pytest.mark.gpu
@@ -185,4 +218,4 @@ def test_captured_replies_are_the_eager_ones(backbone: Backbone):
     for _ in range(2):
         reading = read_together(backbone, prompts, [[], []])
         assert torch.equal(decode.write(backbone.text_model, backbone.lm_head, [reading], [], STEPS + 1).ids, expected)
-    assert all(steps.graph is not None for steps in decode._graphs[backbone.text_model].values())
+    assert all(decode._graphs[backbone.text_model].values())

@@ -253,8 +253,8 @@ def captions(device: torch.device) -> None:
     first, again = low.write(visual), low.write(visual)  # the second one replays
     assert all(torch.equal(a, b) and len(a) == STEPS for a, b in zip(first.ids, again.ids, strict=True))
     if device.type == "cuda":
-        (graphs,) = [kept for model, kept in decode._graphs.items() if model is low.language_model]
-        assert all(steps.graph is not None for steps in graphs.values())
+        graphs = decode._graphs[low.language_model.model]
+        assert graphs and all(graphs.values())
     captioner.load_state_dict(low.state_dict())  # the rounded weights
     exact = captioner.read([each.float() for each in visual], again.ids)
     plain = error(low.read(visual, again.ids), exact)
