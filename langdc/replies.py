@@ -10,12 +10,13 @@ from transformers import GenerationConfig
 
 from langdc import devices
 from langdc.backbones.inputs import read_prompt, read_together, slides
-from langdc.decode import Reading, write
+from langdc.decode import write
 from langdc.flops import reading_flops
 from langdc.generate import Continuation, ScoreCheck, require_finite_scores
 from langdc.interfaces import Backbone, KVCompressor
 from langdc.log import get_logger
 from langdc.prefill import PrefillOutput
+from langdc.steps import Reading
 from langdc.timing import StageTimer, stage
 from langdc.types import Answer, Prompt, VideoTokens
 

@@ -19,12 +19,13 @@ from langdc.backbones import backbones
 from langdc.backbones.inputs import read_together
 from langdc.captioner import Captioner, _padded
 from langdc.interfaces import Backbone
+from langdc.steps import Steps, _graphs, steps_for
 from tests import stock, tiny
 
 STEPS = 6
 
 
-def captioned(captioner: Captioner, lengths: list[int]) -> decode._Steps:
+def captioned(captioner: Captioner, lengths: list[int]) -> Steps:
     """Steps of a captioner after its prompts, of which some are padded."""
     visual = [each.to(next(captioner.parameters())) for each in tiny.visual(lengths)]
     rows, _ = captioner._rows(visual, [torch.empty(0, dtype=torch.long, device=visual[0].device)] * len(visual))
@@ -32,32 +33,32 @@ def captioned(captioner: Captioner, lengths: list[int]) -> decode._Steps:
     model: Any = captioner.language_model
     reading = decode._read(model, embeds, mask, captioner.layer)
     ends, layer = captioner.end, captioner.layer
-    found = decode._Steps(model.model, model.lm_head, [reading], 64, STEPS + 1, ends, None, 1.0, layer)
+    found = Steps(model.model, model.lm_head, [reading], 64, STEPS + 1, ends, None, 1.0, layer)
     found.begin([reading])
     return found
 
 
-def replied(backbone: Backbone, penalty: float = 1.0) -> decode._Steps:
+def replied(backbone: Backbone, penalty: float = 1.0) -> Steps:
     """Steps of a backbone after two prompts of text, one of them padded."""
     texts = [backbone.prompt(prompts) for prompts in ([{"role": "user", "content": text}] for text in ("a b c", "d"))]
     with torch.no_grad():
         reading = read_together(backbone, texts, [[], []])
-    found = decode._Steps(backbone.text_model, backbone.lm_head, [reading], 64, STEPS + 1, [], None, penalty, None)
+    found = Steps(backbone.text_model, backbone.lm_head, [reading], 64, STEPS + 1, [], None, penalty, None)
     found.begin([reading])
     return found
 
 
-def eager(steps: decode._Steps) -> tuple[Tensor, ...]:
+def eager(steps: Steps) -> tuple[Tensor, ...]:
     for _ in range(STEPS):
         steps.advance()
     return written(steps)
 
 
-def written(steps: decode._Steps) -> tuple[Tensor, ...]:
+def written(steps: Steps) -> tuple[Tensor, ...]:
     return tuple(kept.clone() for kept in (steps.ids, steps.states) if kept is not None)
 
 
-def compiled(steps: decode._Steps) -> tuple[Tensor, ...]:
+def compiled(steps: Steps) -> tuple[Tensor, ...]:
     """What a step that dynamo took whole writes; it must do so at once, and never again."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
@@ -91,7 +92,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def outside(steps: decode._Steps) -> Counter[str]:
+def outside(steps: Steps) -> Counter[str]:
     model: Any = steps.text_model
     parts = [model.get_input_embeddings(), model.rotary_emb, *model.layers, model.norm, steps.lm_head]
     with steps.ready(), torch.no_grad(), Calls(*parts) as seen:
@@ -164,7 +165,7 @@ def test_flash_attention_is_for_prompts_alone():
     assert captioner.language_model.config._attn_implementation == "flash_attention_2"
 
 
-class Recorded(decode._Steps):
+class Recorded(Steps):
     """Steps that can be captured, or not, without a card."""
 
     works, bytes = True, 1  # pyright: ignore[reportAssignmentType]
@@ -180,18 +181,18 @@ class Recorded(decode._Steps):
 @pytest.mark.parametrize("works", [True, False])
 def test_kept_graphs_do_not_keep_their_model(monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
     """The model of an evaluation's next group needs the memory. Steps without a graph shrink, so none are kept."""
-    monkeypatch.setattr(decode, "_Steps", Recorded)
+    monkeypatch.setattr("langdc.steps.Steps", Recorded)
     monkeypatch.setattr(Recorded, "works", works)
     layers = [SimpleNamespace(keys=torch.empty(1, 1, 3, 1))]
     logits: Any = MagicMock(device=torch.device("cuda"), dtype=torch.float32)
     reading: Any = SimpleNamespace(cache=SimpleNamespace(layers=layers), logits=logits)
-    model, head, before = nn.ModuleDict({"embed": nn.Embedding(2, 2)}).eval(), nn.Linear(2, 2), len(decode._graphs)
-    first, again = (decode._steps(model, head, [reading], [], 2, None, 1.0, None, False) for _ in range(2))
-    assert (first is again) == works and len(decode._graphs) == before + 1
+    model, head, before = nn.ModuleDict({"embed": nn.Embedding(2, 2)}).eval(), nn.Linear(2, 2), len(_graphs)
+    first, again = (steps_for(model, head, [reading], [], 2, None, 1.0, None, False) for _ in range(2))
+    assert (first is again) == works and len(_graphs) == before + 1
     if works:  # else the error that was logged holds it for a while
         del model
         gc.collect()
-        assert len(decode._graphs) == before
+        assert len(_graphs) == before
 
 
 @pytest.mark.gpu
@@ -206,7 +207,7 @@ def test_a_captured_step_writes_what_an_eager_one_writes(compiled: bool):
     for _ in range(2):  # the second one replays
         found = captioner.write(visual)
         assert torch.equal(torch.stack(found.ids), expected[:, :STEPS])
-    assert all(decode._graphs[captioner.language_model.model].values())
+    assert all(_graphs[captioner.language_model.model].values())
 
 
 @pytest.mark.gpu
@@ -218,4 +219,4 @@ def test_captured_replies_are_the_eager_ones(backbone: Backbone):
     for _ in range(2):
         reading = read_together(backbone, prompts, [[], []])
         assert torch.equal(decode.write(backbone.text_model, backbone.lm_head, [reading], [], STEPS + 1).ids, expected)
-    assert all(decode._graphs[backbone.text_model].values())
+    assert all(_graphs[backbone.text_model].values())

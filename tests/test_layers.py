@@ -40,6 +40,7 @@ ROWS = (
         "langdc.projectors",
         "langdc.rope",
         "langdc.sources",
+        "langdc.steps",
         "langdc.store",
         "langdc.tiny",
         "langdc.video",

@@ -12,9 +12,9 @@ from transformers import DynamicCache
 from langdc.attention import using
 from langdc.backbones.chat import IGNORED
 from langdc.chunks import tokens_per_chunk, videos_in_order
-from langdc.decode import Reading
 from langdc.interfaces import Backbone, KVCompressor
 from langdc.prefill import PrefillOutput, prefill
+from langdc.steps import Reading
 from langdc.types import Prompt, Spliced, TextInputs, VideoTokens
 
 

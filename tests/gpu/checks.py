@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from langdc import decode
+from langdc import steps
 from langdc.conformance import prompts
 from langdc.conformance.candidates import Candidate
 from langdc.conformance.test_compressor import _training
@@ -253,7 +253,7 @@ def captions(device: torch.device) -> None:
     first, again = low.write(visual), low.write(visual)  # the second one replays
     assert all(torch.equal(a, b) and len(a) == STEPS for a, b in zip(first.ids, again.ids, strict=True))
     if device.type == "cuda":
-        graphs = decode._graphs[low.language_model.model]
+        graphs = steps._graphs[low.language_model.model]
         assert graphs and all(graphs.values())
     captioner.load_state_dict(low.state_dict())  # the rounded weights
     exact = captioner.read([each.float() for each in visual], again.ids)
