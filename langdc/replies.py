@@ -112,7 +112,7 @@ def _written(
         return _generated(backbone, alone, options)
     readings = [Reading(e.cache, e.logits, e.next_position) if isinstance(e, PrefillOutput) else e for e in read]
     stated: Any = greedy.eos_token_id
-    ends = [stated] if isinstance(stated, int) else list(stated or ())
+    ends: list[int] = [stated] if isinstance(stated, int) else list(stated or ())
     penalty = float(greedy.repetition_penalty or 1.0)
     found = write(backbone.text_model, backbone.lm_head, readings, ends, int(greedy.max_new_tokens), penalty=penalty)
     ids = found.ids[:, : found.done].tolist()
