@@ -20,7 +20,7 @@ from benchmarks import report
 from langdc import checkpoint
 from langdc.backbones.chat import conversation
 from langdc.config import MemberConfig, ModelConfig, check, read_tree
-from langdc.devices import synchronize
+from langdc.devices import making, synchronize
 from langdc.interfaces import TokenCompressor
 from langdc.model import VideoModel, build_compressor
 from langdc.types import Frames, VideoBatch
@@ -33,13 +33,8 @@ QUESTION = "What happens in this video?"
 def full_size(device: str, dtype: torch.dtype, name: str = "langdc_3b") -> VideoModel:
     """The model of configs/NAME, its random weights drawn on the device."""
     tree = read_tree(f"{name}/model")["model"]
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            return VideoModel(check(ModelConfig, tree, name))
-    finally:
-        torch.set_default_dtype(before)
+    with making(torch.device(device), dtype):
+        return VideoModel(check(ModelConfig, tree, name))
 
 
 def frames_of(model: VideoModel, videos: int, side: int) -> list[Frames]:

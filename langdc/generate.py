@@ -5,14 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from langdc.attention import using
@@ -94,10 +87,6 @@ class ScoreCheck(LogitsProcessor):
 
     def __init__(self) -> None:
         self._broken: Tensor | None = None
-
-    def after(self, others: Iterable[LogitsProcessor] | None) -> LogitsProcessorList:
-        """The other processors, then this one."""
-        return LogitsProcessorList([*(others or ()), self])
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         # the largest is NaN if any is, and -inf if every token is forbidden; a single -inf is a forbidden token

@@ -203,9 +203,8 @@ class _ChunkedPrefill:
                 assert self._unturning is not None and self.cache.new_keys is not None
                 cos, sin = (part.to(query.device) for part in self._unturning)
                 asked = self.rope.turn(asked, cos[:, asking], sin[:, asking])
-                key = self.rope.turn(
-                    self.cache.new_keys[:, :, : len(chunk)], cos[:, : len(chunk)], sin[:, : len(chunk)]
-                )
+                new = slice(len(chunk))
+                key = self.rope.turn(self.cache.new_keys[:, :, new], cos[:, new], sin[:, new])
             # operations are counted where the shapes are new; counting takes longer than they do
             shapes = (layer, asked.shape, key.shape)
             with nullcontext() if shapes in self._scoring else Counted() as counted:

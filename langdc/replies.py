@@ -5,8 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from langdc import devices
 from langdc.backbones.inputs import read_prompt, read_together, slides
@@ -14,13 +13,10 @@ from langdc.decode import write
 from langdc.flops import reading_flops
 from langdc.generate import Continuation, ScoreCheck, require_finite_scores
 from langdc.interfaces import Backbone, KVCompressor
-from langdc.log import get_logger
 from langdc.prefill import PrefillOutput
 from langdc.steps import Reading
 from langdc.timing import StageTimer, stage
 from langdc.types import Answer, Prompt, VideoTokens
-
-logger = get_logger(__name__)
 
 _OF_GREEDY = {
     *("max_new_tokens", "repetition_penalty", "eos_token_id", "pad_token_id", "bos_token_id"),
@@ -112,32 +108,23 @@ def _written(
     options: dict[str, Any],
 ) -> tuple[list[list[int]], bool]:
     """The ids of the replies, their ends included, and whether all scores were finite."""
-    readings = []
-    for each in read:
-        if isinstance(each, PrefillOutput):
-            if greedy is None or each.offset_axes:  # each layer's tokens stand elsewhere
-                return _generated(backbone, each, options)
-            each = Reading(each.cache, each.logits, each.next_position)
-        readings.append(each)
-    assert greedy is not None
-    ends = _as_list(greedy.eos_token_id)
+    alone = [each for each in read if isinstance(each, PrefillOutput)]
+    if greedy is None or any(each.offset_axes for each in alone):  # each layer's tokens stand elsewhere
+        return _generated(backbone, alone, options)
+    readings = [Reading(e.cache, e.logits, e.next_position) if isinstance(e, PrefillOutput) else e for e in read]
+    stated: Any = greedy.eos_token_id
+    ends: list[int] = [stated] if isinstance(stated, int) else list(stated or ())
     penalty = float(greedy.repetition_penalty or 1.0)
     found = write(backbone.text_model, backbone.lm_head, readings, ends, int(greedy.max_new_tokens), penalty=penalty)
-    return [_ended(row, ends) for row in found.ids[:, : found.done].tolist()], bool(found.total.isfinite().all())
+    ids = found.ids[:, : found.done].tolist()
+    stops = [next((number for number, each in enumerate(row, 1) if each in ends), len(row)) for row in ids]
+    return [row[:stop] for row, stop in zip(ids, stops, strict=True)], bool(found.total.isfinite())
 
 
-def _generated(backbone: Backbone, read: PrefillOutput, options: dict[str, Any]) -> tuple[list[list[int]], bool]:
+def _generated(backbone: Backbone, read: list[PrefillOutput], options: dict[str, Any]) -> tuple[list[list[int]], bool]:
     watch = ScoreCheck()
+    processors = LogitsProcessorList([*(options.get("logits_processor") or ()), watch])
     more = {"tokenizer": backbone.tokenizer} if "stop_strings" in options else {}
-    options = {**more, **options, "logits_processor": watch.after(options.get("logits_processor"))}
-    ids: Tensor = Continuation(read, backbone.generation_config).generate(**options)
-    return [ids[0].tolist()], watch.finite
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-
-
-def _ended(ids: list[int], ends: list[int]) -> list[int]:
-    stop = next((number for number, each in enumerate(ids) if each in ends), len(ids))
-    return ids[: stop + 1]
+    options = {**more, **options, "logits_processor": processors}
+    written = [Continuation(each, backbone.generation_config).generate(**options) for each in read]
+    return [ids[0].tolist() for ids in written], watch.finite

@@ -49,10 +49,6 @@ class Rope:
         """Rotated queries or keys [B,H,n,E] at positions that are `delta` [A,1 or H,n] further."""
         return self.turn(states, *self.angles(delta))
 
-    def unrotate(self, states: Tensor, positions: Tensor) -> Tensor:
-        """Queries or keys [B,H,n,E] without the rotation of their `positions` [A,1 or H,n] and without YaRN's scale."""
-        return self.turn(states, *self.angles(-positions, self.scaling**2))
-
     def angles(self, delta: Tensor, divisor: float | None = None) -> tuple[Tensor, Tensor]:
         """Cosines and sines [1 or H,n,E] for `turn` by `delta` [A,1 or H,n], without YaRN's scale (or `divisor`). The
         sines have the sign that they get in the first half of a head. ValueError where keys cannot be moved.

@@ -93,8 +93,9 @@ def test_without_positions_the_projections_are_shown() -> None:
     ):
         start = TEXT + 2 * FRAME * (number // LAYERS)
         stands = positions[..., start : start + 2 * FRAME]
-        torch.testing.assert_close(bare_query, rope.unrotate(query, stands), atol=1e-5, rtol=0)
-        torch.testing.assert_close(bare_key, rope.unrotate(key, stands), atol=1e-5, rtol=0)
+        back = rope.angles(-stands, rope.scaling**2)
+        torch.testing.assert_close(bare_query, rope.turn(query, *back), atol=1e-5, rtol=0)
+        torch.testing.assert_close(bare_key, rope.turn(key, *back), atol=1e-5, rtol=0)
 
 
 def test_a_guide_stands_right_after_its_chunk() -> None:

@@ -95,6 +95,13 @@ def test_after_eviction(backbone: Backbone, name: str, unused) -> None:
     assert replied(backbone, given, kv) == expected
 
 
+def test_tokens_that_stand_elsewhere_in_each_layer(backbone: Backbone) -> None:
+    """The released code of ReTaKe for one model offsets every axis of written tokens."""
+    given = asked(backbone)
+    kv = kvcompressors.of({"name": "pivotkv", "keep": 0.5, "chunk_frames": 4, "variant": "released"})
+    assert replied(backbone, given, kv) == generated(backbone, given, kv)
+
+
 def test_ends_and_a_repetition_penalty(backbone: Backbone, unused) -> None:
     given = asked(backbone)
     plain = generated(backbone, given)

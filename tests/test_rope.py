@@ -52,7 +52,8 @@ def test_moving_equals_rotating_there_at_once(rotary_and_kind) -> None:
 def test_stripping_gives_back_what_the_projection_made(rotary_and_kind) -> None:
     rotary, kind = rotary_and_kind
     states, stands = noise(1, HEADS, LENGTH, WIDTH), places(kind)
-    found = Rope(rotary).unrotate(rotated(rotary, states, stands), stands)
+    rope = Rope(rotary)
+    found = rope.turn(rotated(rotary, states, stands), *rope.angles(-stands, rope.scaling**2))
     torch.testing.assert_close(found, states, atol=1e-5, rtol=0)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import captions
 from benchmarks.gpu.measure import Place, Row, costs, weight_bytes
-from langdc import checkpoint
+from langdc import checkpoint, devices
 from langdc.config import MemberConfig, check
 from langdc.flops import Counted, encoder_flops, language_model_flops, work_flops
 from langdc.interfaces import TokenCompressor
@@ -46,7 +46,7 @@ def rows(place: Place) -> Iterator[Row]:
     yield from _profiles(place, model, frames)
     for tokens in (40, 100):
         yield from _case(place, f"langdc, {tokens}", model, _writing(place, model.compressor, tokens))
-    with place.drawing():
+    with devices.making(torch.device(place.device), place.dtype):
         settings = {**model.config.compressor.settings, "base": DUAL}
         dual = build_compressor(MemberConfig(name="langdc", **settings), model.backbone)
     yield from _case(place, "langdc, 59, dual", model, _writing(place, dual.to(place.device, place.dtype).eval(), 59))
@@ -70,10 +70,8 @@ def _side(place: Place) -> int:
 
 def _writing(place: Place, compressor: Any, tokens: int) -> Any:
     """The compressor, whose captions from now on have so many tokens, since no end token is ever chosen."""
-    compressor.captioner.end, compressor.captioner.max_soft_tokens = (
-        [-1],
-        min(tokens, MOST_TINY if place.tiny else tokens),
-    )
+    compressor.captioner.end = [-1]
+    compressor.captioner.max_soft_tokens = MOST_TINY if place.tiny else tokens
     return compressor
 
 

@@ -89,8 +89,5 @@ def _training(steps: Steps) -> Asked:
 def _utilisation(steps: Steps) -> Asked:
     for stage in ("2b", "3"):
         found = [_value([line], "MFU %") for line in _found(steps, "train", "steps", stage=stage)]
-        yield (
-            f"MFU of stage {stage} in %, the best micro-batch",
-            40,
-            max((v for v in found if v is not None), default=None),
-        )
+        best = max((value for value in found if value is not None), default=None)
+        yield f"MFU of stage {stage} in %, the best micro-batch", 40, best

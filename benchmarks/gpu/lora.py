@@ -34,8 +34,8 @@ def rows(place: Place) -> Iterator[Row]:
     """Lines without and with gradient checkpointing, then a profile."""
     config = _config(place)
     objective = objectives.build("answer")
-    with torch.device(place.device):
-        model = RunModel.of(config, objective).model.to(devices.device())
+    device = torch.device(place.device)
+    model = RunModel.of(config, objective, device).model
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=place.device != "cpu")
     text: Any = model.backbone.language_model
@@ -56,7 +56,7 @@ def rows(place: Place) -> Iterator[Row]:
 
             step()
             held = 0 if place.device == "cpu" else torch.cuda.memory_allocated() / 2**30
-            place.reset_peak()
+            devices.reset_peak(device)
             taken = median(seconds(step, place.device) for _ in range(CALLS))
             above = None if place.peak_gib is None else place.peak_gib - held
             floor = place.floor(learner.flops)

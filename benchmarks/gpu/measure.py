@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from langdc.devices import synchronize
+from langdc.devices import peak_bytes, synchronize
 
 Row = dict[str, Any]
 """A line of a table: its "table", then column by column."""
@@ -33,26 +32,11 @@ class Place:
         """The least seconds for so many operations and so many bytes of memory, which can go on at the same time."""
         return max(flops / self.flops_per_second, read_bytes / self.bytes_per_second)
 
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Draw random weights on the device, in its type where a layer does not ask for another."""
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        try:
-            with torch.device(self.device):
-                yield
-        finally:
-            torch.set_default_dtype(before)
-
     @property
     def peak_gib(self) -> float | None:
-        """Most memory since `reset_peak`, in GiB; None on a CPU."""
-        return None if self.device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
-
-    def reset_peak(self) -> None:
-        """Restart the measurement of `peak_gib`."""
-        if self.device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
+        """Most memory since `devices.reset_peak`, in GiB; None on a CPU."""
+        peak = peak_bytes(torch.device(self.device))
+        return None if peak is None else peak / 2**30
 
 
 def ceilings(place: Place) -> tuple[float, float]:

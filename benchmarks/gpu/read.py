@@ -54,7 +54,7 @@ def rows(place: Place) -> Iterator[Row]:
         for cells in table:
             yield _row(place, model, cells)
         yield _pivotkv(place, model, frames, budget)
-    yield from _profiles(place, model, lengths[-1], budget)
+    yield from _profiles(model, lengths[-1], budget)
 
 
 def _row(place: Place, model: Model, cells: list[str]) -> Row:
@@ -83,7 +83,7 @@ def _pivotkv(place: Place, model: Model, frames: int, budget: int) -> Row:
 
 
 @torch.no_grad()
-def _profiles(place: Place, model: Model, frames: int, budget: int) -> Iterator[Row]:
+def _profiles(model: Model, frames: int, budget: int) -> Iterator[Row]:
     whole = _everything(model, frames)
     yield from costs(f"plain, {frames} frames", lambda: model.read(*whole), model.device)
     for name in ("flexreduc", "pivotkv"):

@@ -88,9 +88,7 @@ def _stage(place: Place, stage: str, config: RunConfig, batches: tuple[int, ...]
     before = time.perf_counter()
     objective = objectives.build(config.objective.name, **config.objective.settings)
     torch.manual_seed(config.seed)
-    with torch.device(place.device):
-        model = RunModel.of(config, objective).model
-    model.to(devices.device())
+    model = RunModel.of(config, objective, torch.device(place.device)).model
     for number, batch in enumerate(batches):
         steps = {"kinds": None, "steps": WARM + STEPS, "epochs": None, "batch_size": batch, "gradient_accumulation": 1}
         sized = config.model_copy(update={"train": config.train.model_copy(update=steps)})
@@ -120,7 +118,7 @@ def _steps(place: Place, data: TrainingData, directory: Path) -> tuple[Row, floa
     log = JsonLog(directory / "log.jsonl", lambda steps: steps * config.train.batch_size)
     meter = Meter(learner, config.precision, config.peak_flops)
     trainer = RunTrainer(learner, data, training_arguments(config, directory, "gpu"), meter, [log])
-    place.reset_peak()
+    devices.reset_peak(torch.device(place.device))
     before = time.perf_counter()
     trainer.train()
     whole = time.perf_counter() - before

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import AutoModelForImageTextToText as AnyModel
 
+from langdc import devices
 from langdc.backbones.chat import checked_parts, marked_prompt, templated
 from langdc.backbones.splice import splice_all
 from langdc.decoders import known_decoder
@@ -38,7 +38,7 @@ logger = get_logger(__name__)
 PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 ENCODER_PARTS = ("visual", "vision_tower", "multi_modal_projector")
 """Modules that `quantize` leaves whole."""
-TYPES = {"auto": "auto", "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TYPES = {"auto": "auto", **devices.TYPES}
 
 
 class StockBackbone(Backbone):

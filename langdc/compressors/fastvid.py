@@ -148,10 +148,8 @@ class FastVID(SaliencyCompressor):
         own = tokens[place].float()
         direction = functional.normalize(own, dim=-1).flatten(1, 2).mT
         own = own.flatten(0, 2)
-        begin = torch.arange(0, len(own), most, device=values.device).view(
-            frames.shape
-        )  # slots of centres are numbered
-        slots = torch.arange(len(own) + 1, device=values.device)  # the last is for what is not merged
+        slots = torch.arange(len(own) + 1, device=values.device)  # of centres; the last is for what is not merged
+        begin = slots[:-1:most].view(frames.shape)
         total, number = torch.zeros_like(own), torch.zeros(len(own), device=values.device)
         step, end = at_once(4 * len(first) * max(real[0].numel(), width), values.device), group.length * places
         for start in range(0, end, step):

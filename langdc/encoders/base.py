@@ -59,9 +59,7 @@ class Encoder(nn.Module, ABC):
     def prepare(self, pixels: Tensor) -> Tensor:
         """Resize uint8 frames [T,3,height,width] to the encoder's size and normalise them, on the encoder's device."""
         parameter = next(self.parameters())
-        values = pixels.to(
-            parameter.device, non_blocking=True
-        ).float()  # one copy with a type would be made on the host
+        values = pixels.to(parameter.device, non_blocking=True).float()  # a copy with a type is made on the host
         if values.shape[-2:] != (self.size, self.size):
             values = F.interpolate(values, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 255)
         return ((values / 255 - self.mean.float()) / self.std.float()).to(parameter.dtype)

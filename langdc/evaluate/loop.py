@@ -81,8 +81,8 @@ def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load:
     memory = config.memory_gib * 2**30
     cache = VideoCache(folder.file("encoding"), memory, config.batch_size, named, task.clip, stored)
     others = CalibrationSet(videos, VideoCache(folder.file("calibration"), named=False, stored=stored))
-    named = TextColumn("{task.description}", markup=False)  # names of entries are the user's
-    columns = (named, BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
+    names = TextColumn("{task.description}", markup=False)  # of entries are the user's
+    columns = (names, BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
     bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     started, caches = time.perf_counter(), (cache, others.cache)
     with StageTimer(devices.named(config.device)) as timer:
