@@ -112,7 +112,7 @@ _indices: dict[tuple[str, int, int], Index] = {}  # by path, size and time of ch
 def known_decoder(name: str) -> str:
     """The name of a decoder; ValueError if there is none of this name."""
     if name not in DECODERS:
-        raise ValueError(f"Unknown decoder {name!r}.{nearest(name, DECODERS)}")
+        raise ValueError(f"Unknown decoder {name!r}.{nearest(str(name), DECODERS)}")
     return name
 
 

@@ -5,6 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from langdc import devices
@@ -23,6 +24,8 @@ _OF_GREEDY = {
     *("do_sample", "temperature", "top_k", "top_p", "num_beams", "use_cache", "transformers_version"),
 }
 """Settings of generation that `langdc.decode.write` follows, or that say nothing where nothing is drawn."""
+_MOST_TOKENS = 8192
+"""The longest reply for which room is made before it is written; longer ones grow as transformers' `generate` does."""
 
 
 @torch.no_grad()
@@ -37,7 +40,14 @@ def reply(
     """Read prompts and write the replies, with each one's share of the seconds. `frames`: how many were read of each
     video; `options`: of transformers' `generate`, which writes one by one where they ask for more than greedy replies.
     """
+    if not prompts:
+        return []
+    if (options.get("num_return_sequences") or 1) != 1:
+        raise ValueError(
+            "num_return_sequences is not 1, and an answer is one reply. Leave it out, and ask several times."
+        )
     options = {"eos_token_id": backbone.end_ids, "pad_token_id": backbone.tokenizer.pad_token_id, **options}
+    options["eos_token_id"] = _as_list(options["eos_token_id"])
     greedy = _greedy(backbone, options)
     if greedy is None and len(prompts) > 1:
         each = zip(prompts, tokens, frames, strict=True)
@@ -59,7 +69,7 @@ def reply(
             assert isinstance(output, PrefillOutput)
             calls, scoring = output.calls, output.scoring_flops
         else:
-            length = len(prompt.ids) + sum(len(shown[slot.video]) for slot in prompt.slots)
+            length = len(prompt.ids) + sum(map(len, shown))
             keys, kv_bytes, calls, scoring = [length], length * backbone.key_bytes, [(length, 0)], 0.0
         answer = Answer(
             text,
@@ -82,7 +92,11 @@ def _greedy(backbone: Backbone, options: dict[str, Any]) -> GenerationConfig | N
     stated = config.to_diff_dict().items()
     more = {name for name, value in stated if value and not name.startswith("_")} - _OF_GREEDY
     drawn = config.do_sample or config.num_beams not in (None, 1) or config.use_cache is False
-    return None if others or more or drawn or not config.max_new_tokens else config
+    penalty = config.repetition_penalty
+    refused = penalty is not None and penalty <= 0  # `generate` says why
+    if others or more or drawn or refused or not config.max_new_tokens or config.max_new_tokens > _MOST_TOKENS:
+        return None
+    return config
 
 
 def _read(
@@ -112,8 +126,7 @@ def _written(
     if greedy is None or any(each.offset_axes for each in alone):  # each layer's tokens stand elsewhere
         return _generated(backbone, alone, options)
     readings = [Reading(e.cache, e.logits, e.next_position) if isinstance(e, PrefillOutput) else e for e in read]
-    stated: Any = greedy.eos_token_id
-    ends: list[int] = [stated] if isinstance(stated, int) else list(stated or ())
+    ends = options["eos_token_id"]
     penalty = float(greedy.repetition_penalty or 1.0)
     found = write(backbone.text_model, backbone.lm_head, readings, ends, int(greedy.max_new_tokens), penalty=penalty)
     ids = found.ids[:, : found.done].tolist()
@@ -127,4 +140,9 @@ def _generated(backbone: Backbone, read: list[PrefillOutput], options: dict[str,
     more = {"tokenizer": backbone.tokenizer} if "stop_strings" in options else {}
     options = {**more, **options, "logits_processor": processors}
     written = [Continuation(each, backbone.generation_config).generate(**options) for each in read]
-    return [ids[0].tolist() for ids in written], watch.finite
+    ids: list[Tensor] = [getattr(found, "sequences", found)[0] for found in written]  # of return_dict_in_generate
+    return [row.tolist() for row in ids], watch.finite
+
+
+def _as_list(ids: int | Sequence[int] | Tensor | None) -> list[int]:
+    return [] if ids is None else torch.as_tensor(ids, dtype=torch.long).flatten().tolist()

@@ -58,8 +58,9 @@ def _attention(
     and a few short products are faster than one kernel for long prompts.
     """
     rows, heads, _, width = query.shape
-    shown = steps.layers[module.layer_idx].shown  # pyright: ignore[reportArgumentType]
-    hidden = steps.hidden[module.layer_idx][..., shown]  # pyright: ignore[reportArgumentType]
+    layer: Any = module.layer_idx
+    shown = steps.layers[layer].shown
+    hidden = steps.hidden[layer][..., shown]
     if sliding_window is not None:
         hidden = hidden | (steps.order[shown] <= steps.place - sliding_window)
     grouped = query.view(rows, key.shape[1], heads // key.shape[1], width) * scaling

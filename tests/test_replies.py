@@ -166,3 +166,40 @@ def test_the_models_own_settings_count() -> None:
     backbone.language_model.generation_config = GenerationConfig(repetition_penalty=1.9)
     assert replied(backbone, given) == generated(backbone, given)
     assert replied(backbone, given) != generated(backbone, given, repetition_penalty=1.0)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_5_vl"])
+def test_costs_of_a_batch_are_those_of_asking_alone(name: str) -> None:
+    """Qwen3-VL has a place for tokens in front of each step's time: several places, and one video."""
+    backbone = backbones.build(name, source=stock.folder(name))
+    prompts, tokens, frames = asked(backbone)
+    together = replies.reply(backbone, prompts, tokens, frames, None, GIVEN)
+    for answer, prompt, shown, counts in zip(together, prompts, tokens, frames, strict=True):
+        (alone,) = replies.reply(backbone, [prompt], [shown], [counts], None, GIVEN)
+        assert (answer.kv_bytes, answer.kv_text_bytes) == (alone.kv_bytes, alone.kv_text_bytes)
+        assert answer.flops == pytest.approx(alone.flops)
+
+
+def test_options_at_the_edge() -> None:
+    backbone = tiny.model("pool").backbone
+    given = asked(backbone)
+    expected = replied(backbone, given)
+    assert replied(backbone, ([], [], [])) == []
+    assert replied(backbone, given, return_dict_in_generate=True) == expected
+    read = read_prompt(backbone, given[0][0], given[1][0], None, given[2][0])
+    second = Continuation(read).generate(**GIVEN)[0, 1:2]
+    assert replied(backbone, given, eos_token_id=second) == replied(backbone, given, eos_token_id=int(second))
+    assert replied(backbone, given, eos_token_id=second)[0][1] <= 2
+    for wrong in ({"num_return_sequences": 2, "do_sample": True}, {"repetition_penalty": 0.0}):
+        with pytest.raises(ValueError, match=r"num_return_sequences|penalty"):
+            replied(backbone, given, **wrong)
+
+
+def test_no_room_is_made_for_the_longest_replies(monkeypatch) -> None:
+    backbone = tiny.model("pool").backbone
+    given = asked(backbone)
+    end = int(Continuation(read_prompt(backbone, given[0][0], given[1][0], None, given[2][0])).generate(**GIVEN)[0, 2])
+    prompts, tokens, frames = ([each[0]] for each in given)
+    expected = replied(backbone, (prompts, tokens, frames), eos_token_id=end)
+    monkeypatch.setattr(replies, "write", None)
+    assert replied(backbone, (prompts, tokens, frames), eos_token_id=end, max_new_tokens=1 << 20) == expected
