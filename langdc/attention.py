@@ -2,8 +2,8 @@
 
 A model uses the former inside `using(model)`, as `langdc`. No model returns weights: they are computed here, in blocks.
 
-No kernel that torch has on CUDA takes a mask aligned to the end in float32, or any other than flash in half precision;
-flash reads grouped keys as they are. On Hopper cards torch prefers cuDNN where there are as many queries as keys.
+On CUDA only flash has a causal mask aligned to the end: in 16 bits, with grouped keys as they are. Elsewhere masks are
+made for some queries at a time. Where there are as many queries as keys torch chooses: cuDNN on Hopper cards.
 Letters: h query heads, G key heads, E head width, Q queries, K keys cached, n keys scored.
 """
 

@@ -152,16 +152,23 @@ def decoder_of(name: str) -> Decoder:
 @contextmanager
 def opened(path: Path) -> Iterator[Video]:
     """A file with its index, which is made at the first opening; what FFmpeg raises inside becomes a ValueError."""
-    with _explained(path), _container(path) as (container, stream):
-        stat = path.stat()
-        key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
-        index = _indices.get(key)
-        if index is None:
-            index = _walked(path, container, stream)
-            while sum(len(kept.pts) for kept in list(_indices.values())) > INDEXED_FRAMES:
-                _indices.pop(next(iter(_indices), key), None)
-            _indices[key] = index
-        yield Video(path, index, container, stream)
+    try:
+        with _container(path) as (container, stream):
+            stat = path.stat()
+            key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
+            index = _indices.get(key)
+            if index is None:
+                index = _walked(path, container, stream)
+                while sum(len(kept.pts) for kept in list(_indices.values())) > INDEXED_FRAMES:
+                    _indices.pop(next(iter(_indices), key), None)
+                _indices[key] = index
+            yield Video(path, index, container, stream)
+    except (FFmpegError, OSError) as error:
+        reason = str(error.strerror if isinstance(error, FFmpegError) else error)
+        advice = 'Fetch it again, or convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".'
+        if isinstance(error, InvalidDataError | EndOfFile):
+            advice = "It is damaged or no video; fetch it again."
+        raise ValueError(f"{path}: cannot be read as a video ({reason}). {advice}") from error
 
 
 @contextmanager
@@ -172,19 +179,6 @@ def _container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
             raise ValueError(f"{path}: holds no video (only: {kinds}). Give a file with pictures.")
         yield container, stream
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what a decoder raises into a ValueError that names the file and says what to do."""
-    try:
-        yield
-    except (FFmpegError, OSError) as error:
-        reason = str(error.strerror if isinstance(error, FFmpegError) else error)
-        advice = 'Fetch it again, or convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".'
-        if isinstance(error, InvalidDataError | EndOfFile):
-            advice = "It is damaged or no video; fetch it again."
-        raise ValueError(f"{path}: cannot be read as a video ({reason}). {advice}") from error
 
 
 def _walked(path: Path, container: InputContainer, stream: VideoStream) -> Index:

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from langdc import compressors, replies
 from langdc.backbones import backbones
 from langdc.backbones.chat import conversation
-from langdc.backbones.inputs import read_prompt
+from langdc.backbones.inputs import read_prompt, read_together
 from langdc.generate import Continuation
 from langdc.interfaces import Backbone
 from langdc.kvcompressors import kvcompressors
@@ -93,6 +93,20 @@ def test_after_eviction(backbone: Backbone, name: str, unused) -> None:
     expected = generated(backbone, given, kv)
     unused()
     assert replied(backbone, given, kv) == expected
+
+
+@pytest.mark.parametrize("numbering", ["trained", "transformers"])
+def test_replies_stand_after_all_of_a_prompt(numbering: str) -> None:
+    """With the numbers of transformers a video of many steps ends after its question, also where several share it."""
+    backbone = backbones.build("qwen2_5_vl", source=stock.folder("qwen2_5_vl"), positions=numbering)
+    (video,) = backbone.features_of([stock.clip(1, count=64)])
+    tokens = [[compressors.build("identity").one(video)]] * 2
+    prompts = [backbone.prompt(conversation(question), media=[video]) for question in QUESTIONS[:2]]
+    with torch.no_grad():
+        together = read_together(backbone, prompts, tokens)
+    alone = [read_prompt(backbone, prompt, shown, None, [64]) for prompt, shown in zip(prompts, tokens, strict=True)]
+    assert torch.equal(together.positions, torch.cat([each.next_position for each in alone], 1))
+    torch.testing.assert_close(together.logits, torch.cat([each.logits for each in alone]), atol=1e-4, rtol=0)
 
 
 def test_tokens_that_stand_elsewhere_in_each_layer(backbone: Backbone) -> None:

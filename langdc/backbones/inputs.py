@@ -80,20 +80,20 @@ def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[V
     # a sliding window would count the padding between beginnings and the rest
     if len(order) == len(prompts) or slides(backbone):
         batch = text_inputs(backbone, prompts, tokens, left=True)
-        return _continued(backbone, batch.arguments, cache, batch.positions)
+        return _continued(backbone, batch.arguments, cache, batch.positions.amax((0, 2)))
     chosen = [begins.index(begin) for begin in order]
     beginnings = [Prompt(prompts[n].ids[: _cut(prompts[n])], slots=prompts[n].slots) for n in chosen]
     heads = text_inputs(backbone, beginnings, [tokens[n] for n in chosen], left=True)
-    backbone.text_model(**heads.arguments, past_key_values=cache, use_cache=True)
+    _states(backbone, heads.arguments, cache)
     of = torch.tensor([order[begin] for begin in begins], device=heads.mask.device)
     cache.batch_select_indices(of)
     rest = [Prompt(prompt.ids[_cut(prompt) :]) for prompt in prompts]
     tails = text_inputs(backbone, rest, [[]] * len(prompts), left=True)
-    for row, prompt, shown, tail in zip(range(len(prompts)), prompts, tokens, rest, strict=True):
-        places = backbone.positions(prompt, shown)[:, 0, -len(tail.ids) :]
-        tails.positions[:, row, -len(tail.ids) :] = places.to(tails.positions.device)
+    places = [backbone.positions(prompt, shown)[:, 0] for prompt, shown in zip(prompts, tokens, strict=True)]
+    for row, (whole, tail) in enumerate(zip(places, rest, strict=True)):
+        tails.positions[:, row, -len(tail.ids) :] = whole[:, -len(tail.ids) :].to(tails.positions.device)
     arguments = {**tails.arguments, "attention_mask": torch.cat([heads.mask[of], tails.mask], 1)}
-    return _continued(backbone, arguments, cache, tails.positions)
+    return _continued(backbone, arguments, cache, torch.stack([whole.amax() for whole in places]).to(of.device))
 
 
 def slides(backbone: Backbone) -> bool:
@@ -101,14 +101,21 @@ def slides(backbone: Backbone) -> bool:
     return getattr(backbone.text_model.config, "sliding_window", None) is not None
 
 
-def _continued(backbone: Backbone, arguments: dict[str, Any], cache: DynamicCache, positions: Tensor) -> Reading:
-    """Read on; the next tokens stand after the largest of the `positions` [A,B,M]."""
+def _continued(backbone: Backbone, arguments: dict[str, Any], cache: DynamicCache, largest: Tensor) -> Reading:
+    """Read on; the next tokens stand after the `largest` [B] position of each whole prompt."""
+    logits = backbone.lm_head(_states(backbone, arguments, cache)[:, -1])
+    axes = len(arguments["position_ids"]) if arguments["position_ids"].ndim > 2 else 1
+    following = (largest + 1)[None, :, None].expand(axes, -1, -1)
+    return Reading(cache, logits, following, arguments["attention_mask"].bool())
+
+
+def _states(backbone: Backbone, arguments: dict[str, Any], cache: DynamicCache) -> Tensor:
+    """The last states [B,M,D]."""
     # a kernel that is given no mask would take the gaps of one row's positions for packed sequences
-    alone = positions.shape[1] == 1 and "flash" in str(backbone.language_model.config._attn_implementation)
+    kernel = str(backbone.language_model.config._attn_implementation)
+    alone = "flash" in kernel and len(arguments["attention_mask"]) == 1
     with using(backbone.text_model) if alone else nullcontext():  # pyright: ignore[reportArgumentType]
-        found = backbone.text_model(**arguments, past_key_values=cache, use_cache=True).last_hidden_state
-    following = positions.amax((0, 2))[None, :, None].expand(len(positions), -1, -1) + 1
-    return Reading(cache, backbone.lm_head(found[:, -1]), following, arguments["attention_mask"].bool())
+        return backbone.text_model(**arguments, past_key_values=cache, use_cache=True).last_hidden_state
 
 
 def read_prompt(

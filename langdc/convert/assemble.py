@@ -17,8 +17,9 @@ from langdc import checkpoint
 from langdc.captioner import SoftToken
 from langdc.config import ModelConfig, check
 from langdc.convert import files, images, internvideo2, language, release
-from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output, write_report
+from langdc.convert.commands import add_verify_option, check_saved, open_output, write_report
 from langdc.convert.names import SHOWN, NameReport, check_complete, shapes_of
+from langdc.devices import TYPES
 from langdc.encoders.internvideo2 import InternVideo2Config
 from langdc.hashing import tensor_hash
 from langdc.log import screen
@@ -98,14 +99,14 @@ def _parser(family: str) -> argparse.ArgumentParser:
     parser.add_argument("--video-encoder", type=Path, help="InternVideo2's .pt file, or the directory made of it")
     parser.add_argument("--projectors", type=Path, help="file of projectors that the release itself does not hold")
     parser.add_argument("--heads", type=int, help="the video encoder's heads, where its width is of no published size")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="type that all weights pass through")
+    parser.add_argument("--dtype", choices=TYPES, default="float16", help="type that all weights pass through")
     add_verify_option(parser)
     return parser
 
 
 def _run(family: str, arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if name in Options.__dataclass_fields__}
-    done = convert(family, arguments.release, arguments.out, Options(**{**given, "dtype": DTYPES[arguments.dtype]}))
+    done = convert(family, arguments.release, arguments.out, Options(**{**given, "dtype": TYPES[arguments.dtype]}))
     console = screen()
     console.print(*done.report.lines(), *done.notes, sep="\n")
     if not arguments.no_verify_save:

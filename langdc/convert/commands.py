@@ -17,7 +17,6 @@ from langdc.hashing import tensor_hash
 from langdc.language_models import load_language_model
 
 REPORT = "conversion.json"
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def open_output(out: Path) -> AbstractContextManager[Path]:

@@ -24,8 +24,9 @@ from transformers import PreTrainedModel
 
 from langdc import adapters, checkpoint
 from langdc.config import LoraConfig, ModelConfig, check
-from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output
+from langdc.convert.commands import add_verify_option, check_saved, open_output
 from langdc.convert.files import write_part
+from langdc.devices import TYPES
 from langdc.hashing import tensor_hash
 from langdc.log import screen
 from langdc.model import VideoModel
@@ -52,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="directory of the checkpoint, or sample:langdc")
     parser.add_argument("out", type=Path, help="directory to make")
     parser.add_argument("--adapter", action="store_true", help="write the adapter as it is, for the published model")
-    parser.add_argument("--dtype", choices=DTYPES, help="type to store (default: that of each part in use)")
+    parser.add_argument("--dtype", choices=TYPES, help="type to store (default: that of each part in use)")
     add_verify_option(parser)
     options = parser.parse_args(argv)
-    made = export(options.checkpoint, options.out, options.adapter, DTYPES.get(options.dtype))
+    made = export(options.checkpoint, options.out, options.adapter, TYPES.get(options.dtype))
     console = screen()
     for note in made.notes:
         console.print(note)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langdc.convert.commands import DTYPES, add_verify_option, check_saved, open_output, write_report
+from langdc.convert.commands import add_verify_option, check_saved, open_output, write_report
 from langdc.convert.files import read_json, read_tensors, write_part
 from langdc.convert.names import NameReport, check_complete, shapes_of
+from langdc.devices import TYPES
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
 from langdc.hashing import tensor_hash
 from langdc.log import screen
@@ -36,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("published", type=Path, help="the published .pt file")
     parser.add_argument("out", type=Path, help="directory to make")
     parser.add_argument("--heads", type=int, help="attention heads, where the width is of no published size")
-    parser.add_argument("--dtype", choices=DTYPES, help="type to store; default: that of the file")
+    parser.add_argument("--dtype", choices=TYPES, help="type to store; default: that of the file")
     add_verify_option(parser)
     options = parser.parse_args(argv)
     with open_output(options.out) as beside:
         tensors, heads = read(options.published, options.heads)
-        config, converted, report = convert(tensors, heads, DTYPES.get(options.dtype))
+        config, converted, report = convert(tensors, heads, TYPES.get(options.dtype))
         write_part(beside, converted, config.model_dump())
         write_report(beside, report)
     console = screen()

@@ -86,16 +86,15 @@ def _package(name: str, advice: str, required: bool = False) -> _Finding:
     version = _installed_version(name)
     if version is None:
         return _Finding(name, False, "not installed", advice, required)
-    trouble = _decoder_trouble(name) if name == "torchcodec" else None
+    trouble = None
+    if name == "torchcodec":
+        try:
+            from langdc.decoders import decoder_trouble
+
+            trouble = decoder_trouble(name)
+        except ImportError as error:  # of PyAV, which that module needs
+            trouble = str(error)
     return _Finding(name, trouble is None, version, trouble or "", required)
-
-
-def _decoder_trouble(name: str) -> str | None:
-    try:
-        from langdc.decoders import decoder_trouble
-    except ImportError as error:  # of PyAV, which that module needs
-        return str(error)
-    return decoder_trouble(name)
 
 
 def _accelerator() -> list[_Finding]:
