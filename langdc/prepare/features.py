@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import track
 from transformers import set_seed
@@ -93,7 +94,7 @@ def _of_train(options: argparse.Namespace) -> Iterator[_Job]:
         model, _ = checkpoint.start(config.model, start, text=False, device=where)
         if config.precision == "bfloat16":  # as training holds frozen parts
             for weight in model.backbone.encoders.parameters():
-                weight.data = weight.data.bfloat16()
+                weight.data = weight.data.bfloat16() if weight.dtype == torch.float32 else weight.data
         objective = objectives.build(config.objective.name, **config.objective.settings)
         specs = dict.fromkeys(sample.spec for sample in read_samples(model, objective, config.train) if sample.spec)
         yield _Job(link.name, model.backbone, list(specs), folder, config.features_dtype)
