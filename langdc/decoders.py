@@ -249,7 +249,7 @@ def _from_pyav(video: Video, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     for frames in (_by_jumps, _from_start):
         for frame in frames(video, wanted[done:]):
             done += 1
-            # PyAV before 17 heeds a file's matrix and range only if it is told them
+            # PyAV before 17 ignores the colour matrix and range of a file unless they are given
             colours = {"src_colorspace": frame.colorspace, "src_color_range": frame.color_range or ColorRange.MPEG}
             image = convert.reformat(frame, **colours, **_TO_RGB).to_ndarray()
             yield np.ascontiguousarray(np.rot90(image, frame.rotation // 90))

@@ -63,7 +63,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
 
 
 def run(step: Step, seconds: float, environment: dict[str, str]) -> dict[str, Any]:
-    """Run a step for at most so many seconds: {"status", "reason", "seconds", "limit", "tables"}."""
+    """Run a step with a time limit of `seconds`: {"status", "reason", "seconds", "limit", "tables"}."""
     step.file.unlink(missing_ok=True)
     log, started = step.file.with_suffix(".log"), time.monotonic()
     with log.open("w") as said:

@@ -69,7 +69,7 @@ def _side(place: Place) -> int:
 
 
 def _writing(place: Place, compressor: Any, tokens: int) -> Any:
-    """The compressor, whose captions from now on have so many tokens, since no end token is ever chosen."""
+    """The compressor, made to write captions of a fixed length: no token ends them."""
     compressor.captioner.end = [-1]
     compressor.captioner.max_soft_tokens = MOST_TINY if place.tiny else tokens
     return compressor

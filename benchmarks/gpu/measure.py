@@ -29,7 +29,7 @@ class Place:
     import_seconds: float = 0.0
 
     def floor(self, flops: float = 0.0, read_bytes: float = 0.0) -> float:
-        """The least seconds for so many operations and so many bytes of memory, which can go on at the same time."""
+        """The floor in seconds of this many operations and bytes of memory traffic, which overlap."""
         return max(flops / self.flops_per_second, read_bytes / self.bytes_per_second)
 
     @property
