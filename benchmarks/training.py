@@ -160,7 +160,7 @@ class Plain:
     def loss(self, samples: Sequence[Sample]) -> Tensor:
         """The mean loss of a batch, from its files on."""
         before = time.perf_counter()
-        videos = [read_spec(sample.spec) for sample in samples if sample.spec is not None]
+        videos = [read_spec(spec) for sample in samples for spec in sample.specs]
         self.waiting += time.perf_counter() - before
         if self.data.objective.reads:
             return self._reply_loss(samples, videos)

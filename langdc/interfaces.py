@@ -284,8 +284,8 @@ class Objective(ABC):
     """Whether it has the replies written, so that questions need no answers."""
 
     def samples(self, records: Sequence[Any]) -> list[Any]:
-        """The records it can learn from; default: those with questions."""
-        return [record for record in records if record.questions]
+        """The records it can learn from; default: those with questions or messages."""
+        return [record for record in records if record.questions or record.messages]
 
     def wanted(self, compressor: TokenCompressor, weights: Mapping[str, float]) -> frozenset[str]:
         """`Context.wanted` of a training step: tokens if the language model reads them, and losses with a weight."""

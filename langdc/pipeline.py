@@ -219,7 +219,7 @@ class VideoLM:
         """The prompt of a question about a video, or about nothing, up to where the reply begins."""
         if not question.strip():
             raise ValueError("The question is empty; ask something.")
-        return self._prompt(conversation(question, video=video is not None), [] if video is None else [video])
+        return self._prompt(conversation(question, videos=int(video is not None)), [] if video is None else [video])
 
     def _prompt(self, messages: list[dict], videos: Sequence[OpenVideo]) -> Prompt:
         media = [video.features for video in videos]

@@ -29,7 +29,7 @@ def videos(lm: VideoLM, tmp_path_factory: pytest.TempPathFactory) -> list:
 def test_messages_about_one_video_or_none_are_answered_as_questions_are(lm: VideoLM, videos: list, tmp_path: Path):
     one = lm.converse(conversation(QUESTION), [videos[0]], max_new_tokens=8)
     assert one.text == videos[0].ask(QUESTION, max_new_tokens=8).text
-    none = lm.converse(conversation(QUESTION, video=False), [], max_new_tokens=8)
+    none = lm.converse(conversation(QUESTION, videos=0), [], max_new_tokens=8)
     assert none.text == lm.ask(None, QUESTION, max_new_tokens=8).text
 
 

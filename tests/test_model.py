@@ -80,7 +80,7 @@ def test_unknown_names_are_named() -> None:
 @pytest.mark.parametrize("compressor", tiny.COMPRESSORS)
 def test_the_answer_loss_is_the_mean_over_all_replies(compressor: str) -> None:
     model = tiny.model(compressor)
-    text = model.backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
+    text = model.backbone.prompt(conversation("what is red ?", "red", videos=0), learn=True)
     total, count = answer_loss(model, batch_of(model, [shared(model), text, shared(model)], 2))
     videos = model.backbone.features_of([tiny.frames(0), tiny.frames(1)], model.compressor.needs)
     singles = [model.backbone.prompt(conversation(q, a), learn=True) for q, a in ASKED]
@@ -93,7 +93,7 @@ def test_the_answer_loss_is_the_mean_over_all_replies(compressor: str) -> None:
 
 def test_a_batch_of_text_alone_is_learned() -> None:
     model = tiny.model("langdc")
-    prompt = model.backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
+    prompt = model.backbone.prompt(conversation("what is red ?", "red", videos=0), learn=True)
     total, count = answer_loss(model, batch_of(model, [prompt], 0))
     expected = slow_losses(model.backbone, prompt, [])
     assert count == len(expected) and total.item() == pytest.approx(sum(expected), rel=1e-5)
@@ -127,7 +127,7 @@ def test_text_alone_makes_the_calls_that_a_video_makes(form: str) -> None:
     read = ["backbone.projectors.*"] if form != "caption only" else []
     written = ["compressor.post_projector.*", "compressor.segment_marker.*"] if form != "pool" else []
     unfreeze(model, [*read, *written], adapters=True)
-    alone = model.backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
+    alone = model.backbone.prompt(conversation("what is red ?", "red", videos=0), learn=True)
     known, blank = ({} if form == "pool" else {"states": states} for states in (STATES, [None]))
     expected = calls(model, batch_of(model, [shared(model)], targets=known))
     model.zero_grad()

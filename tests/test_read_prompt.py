@@ -21,7 +21,7 @@ def backbone():
 
 
 def asked(backbone, videos: int = 1) -> Prompt:
-    prompt = backbone.prompt(conversation("what shape is the red object ?", video=True))
+    prompt = backbone.prompt(conversation("what shape is the red object ?", videos=1))
     slots = tuple(Slot(prompt.slots[0].position + number, number) for number in range(videos))
     return Prompt(prompt.ids, slots=slots)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from langdc.data.records import MARKS
 from langdc.language_models import VIDEO_MARK, ids_of
 from langdc.types import Prompt, Slot
 
@@ -105,12 +106,30 @@ def marked_prompt(
     return Prompt(torch.cat(ids), torch.cat(labels) if learn else None, slotted)
 
 
-def conversation(question: str, answer: str | None = None, video: bool = True) -> list[dict]:
-    """Chat messages that ask about one video (before the question, on a line of its own) and, if given, answer."""
-    text = {"type": "text", "text": f"\n{question}" if video else question}
-    content = [{"type": "video"}, text] if video else [text]
-    reply = [] if answer is None else [{"role": "assistant", "content": answer}]
-    return [{"role": "user", "content": content}, *reply]
+def conversation(question: str, answer: str | None = None, videos: int = 1) -> list[dict]:
+    """Chat messages that ask about videos and, if given, answer; as in `turns`."""
+    return turns([("user", question)] + ([] if answer is None else [("assistant", answer)]), videos)
+
+
+def turns(said: Sequence[tuple[str, str]], videos: int) -> list[dict]:
+    """Chat messages from roles and texts: `videos` (or images) stand where the user's texts mark them, by <video> or
+    <image>; without any mark before the first one, which then begins on a line of its own.
+    """
+    messages = []
+    unplaced = 0 if any(MARKS.search(text) for role, text in said if role == "user") else videos
+    for role, text in said:
+        if role == "user" and unplaced:
+            text, unplaced = "<video>" * unplaced + "\n" + text, 0
+        content = text if role != "user" else _parts(text)
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _parts(text: str) -> list[dict]:
+    parts: list[dict] = []
+    for number, piece in enumerate(MARKS.split(text)):
+        parts += [{"type": "video"}] * (number > 0) + [{"type": "text", "text": piece}] * bool(piece)
+    return parts
 
 
 def question_of(messages: list[dict]) -> str:

@@ -120,8 +120,9 @@ class VideoGPTPlus(Backbone):
     def prompt(
         self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = (), segment_steps: int = 1
     ) -> Prompt:
-        opening = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return chat_prompt(self.tokenizer, opening + messages, self.end_ids, learn)
+        if self.system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        return chat_prompt(self.tokenizer, messages, self.end_ids, learn)
 
     def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
         return splice_all(self.language_model.get_input_embeddings(), prompts, tokens)

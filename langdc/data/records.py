@@ -3,15 +3,21 @@
     {"id": "v7", "video": "videos/v7.mp4", "segments": [{"caption": "red square left", "density": 1}],
      "questions": [{"kind": "shape", "question": "what shape is the red object ?", "answer": "square"}]}
 
+    {"id": "c1", "media": [{"video": "a.mp4", "end": 4.5}, {"image": "b.jpg"}],
+     "messages": [{"role": "user", "content": "<video> <image> is this in the video ?"},
+                  {"role": "assistant", "content": "yes"}, ...]}
+
 Paths are relative to the file's folder; `start` and `end` are seconds; a video may be a folder of frames, then
-`fps` says how many a second. Every reading error names file and line.
+`fps` says how many a second. <video> and <image> in a question or message say where the media stand, in order; without
+any they stand before the first question. Every reading error names file and line.
 """
 
+import re
 import string
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -24,6 +30,7 @@ log = get_logger(__name__)
 LETTERS = string.ascii_uppercase
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 """What follows the options of a multiple-choice question."""
+MARKS = re.compile("<video>|<image>")
 SHOWN_MISTAKES = 10
 SHOWN_LETTERS = 300
 
@@ -62,7 +69,11 @@ class QuestionRecord(_Strict):
 
     @model_validator(mode="after")
     def _choice(self) -> Self:
-        if self.options and self.answered and self.answer not in LETTERS[: len(self.options)]:
+        if self.answer and not self.answered:
+            raise ValueError("the answer is blank; write one, or leave it out where there is none")
+        if not self.question.strip():
+            raise ValueError("the question is blank; write one")
+        if self.options and self.answered and self.answer not in list(LETTERS[: len(self.options)]):
             raise ValueError(
                 f"the answer {self.answer!r} is none of the {len(self.options)} options; give its letter, "
                 f"A to {LETTERS[len(self.options) - 1]}"
@@ -84,22 +95,18 @@ class QuestionRecord(_Strict):
         return "\n".join(part for part in parts if part)
 
 
-class Record(_Strict):
-    """One sample: a video, an image or only text, with what is known and asked about it."""
+class Medium(_Strict):
+    """A video, or the part of it between `start` and `end`, or an image."""
 
-    id: str = Field(min_length=1)
     video: str | None = Field(default=None, min_length=1)
     image: str | None = Field(default=None, min_length=1)
     start: float | None = Field(default=None, ge=0)
     end: float | None = Field(default=None, gt=0)
     fps: float | None = Field(default=None, gt=0)
     """Of a video that is a folder of frames: how many a second."""
-    segments: list[SegmentRecord] = []
-    questions: list[QuestionRecord] = []
-    _line: int | None = PrivateAttr(None)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _one_file(self) -> Self:
         if self.video is not None and self.image is not None:
             raise ValueError("give video or image, not both")
         given = [name for name in ("start", "end", "fps") if getattr(self, name) is not None]
@@ -112,14 +119,85 @@ class Record(_Strict):
         return self
 
     @property
+    def file(self) -> str | None:
+        """Its path, relative to the record file's folder."""
+        return self.video or self.image
+
+
+class Message(_Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Record(Medium):
+    """One sample: a video, an image, several (`media`) or only text, with what is known and asked about it.
+
+    `questions` are asked one by one; `messages` are one conversation, of which all turns of the assistant are learned.
+    """
+
+    id: str = Field(min_length=1)
+    media: list[Medium] = []
+    """Several videos and images, in the order in which they are shown."""
+    segments: list[SegmentRecord] = []
+    questions: list[QuestionRecord] = []
+    messages: list[Message] = []
+    _line: int | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.media and self.file is not None:
+            raise ValueError("give the video or image by its own name or in media, not both")
+        if any(medium.file is None for medium in self.media):
+            raise ValueError("an entry of media names neither video nor image")
+        if self.segments and len(self.shown) > 1:
+            raise ValueError(f"segments are those of one video, and {len(self.shown)} media are named")
+        if self.questions and self.messages:
+            raise ValueError("give questions or messages, not both")
+        for question in self.questions:
+            self._check_marks(question.prompt())
+        if self.messages:
+            self._check_turns()
+        return self
+
+    def _check_turns(self) -> None:
+        turns = self.messages[1:] if self.messages[0].role == "system" else self.messages
+        roles = [turn.role for turn in turns]
+        if not turns or roles != ["user", "assistant"] * (len(turns) // 2):
+            raise ValueError(
+                f"the turns are {', '.join(turn.role for turn in self.messages)}; after a system message, if there is "
+                "one, user and assistant take turns, the assistant last"
+            )
+        for turn in self.messages:
+            if not MARKS.sub("", turn.content).strip() and (turn.role == "assistant" or not self.shown):
+                raise ValueError(f"a message of the {turn.role} is blank")
+            if turn.role != "user" and MARKS.search(turn.content):
+                raise ValueError(f"a message of the {turn.role} shows a medium; only the user shows some")
+        self._check_marks("".join(turn.content for turn in turns))
+
+    def _check_marks(self, text: str) -> None:
+        marks = MARKS.findall(text)
+        kinds = ["<video>" if medium.video is not None else "<image>" for medium in self.shown]
+        if marks and marks != kinds:
+            raise ValueError(
+                f"the text has the marks {' '.join(marks)}, and the record names {' '.join(kinds) or 'no media'}; give "
+                "each medium its mark, in order, or none"
+            )
+
+    @property
+    def shown(self) -> Sequence[Medium]:
+        """Its videos and images; none of a text."""
+        return self.media or ([self] if self.file is not None else [])
+
+    @property
     def line(self) -> int | None:
         """The line of the file it was read from, counted from 1."""
         return self._line
 
     def media_path(self, root: str | Path) -> Path | None:
-        """Where its video or image is, given the folder of the record file; None for text."""
-        media = self.video or self.image
-        return Path(root) / media if media else None
+        """Where its one video or image is, given the folder of the record file; None if it has none, or several."""
+        return Path(root) / self.file if self.file else None
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -167,16 +245,18 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines, leaving out what has its default; the file appears only when it is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    jsonl.write_lines(path, (record.model_dump(exclude_defaults=True) for record in records))
+    lines = ({"id": record.id, **record.model_dump(exclude_defaults=True)} for record in records)
+    jsonl.write_lines(path, lines)
 
 
 def check_media(path: str | Path, records: list[Record]) -> list[Record]:
     """The records read from `path`; ValueError lists all whose video or image is missing."""
     mistakes = []
     for record in records:
-        media = record.media_path(Path(path).parent)
-        if media is not None and not media.is_file() and (record.fps is None or not media.is_dir()):
-            mistakes.append(f"line {record.line or '?'} (id {record.id!r}): there is no file {media}")
+        for medium in record.shown:
+            file = Path(path).parent / str(medium.file)
+            if not file.is_file() and (medium.fps is None or not file.is_dir()):
+                mistakes.append(f"line {record.line or '?'} (id {record.id!r}): there is no file {file}")
     if mistakes:
         message = listed(f"{path} has {len(mistakes)} record(s) whose video or image is missing", mistakes)
         raise ValueError(f"{message}\nFetch the files, or take these records out.")

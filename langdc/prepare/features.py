@@ -96,7 +96,8 @@ def _of_train(options: argparse.Namespace) -> Iterator[_Job]:
             for weight in model.backbone.encoders.parameters():
                 weight.data = weight.data.bfloat16() if weight.dtype == torch.float32 else weight.data
         objective = objectives.build(config.objective.name, **config.objective.settings)
-        specs = dict.fromkeys(sample.spec for sample in read_samples(model, objective, config.train) if sample.spec)
+        samples = read_samples(model, objective, config.train)
+        specs = dict.fromkeys(spec for sample in samples for spec in sample.specs)
         yield _Job(link.name, model.backbone, list(specs), folder, config.features_dtype)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from langdc.backbones.chat import IGNORED, conversation, question_of, share_video
+from langdc.backbones.chat import IGNORED, conversation, question_of, share_video, turns
 from langdc.config import RunConfig
 from langdc.data.records import QuestionRecord
 from langdc.features import TYPES, FeatureStore, read_spec
@@ -53,13 +54,13 @@ class TrainingData(Dataset):
                 f"train.questions_per_video is {config.train.questions_per_video}. Set it to 1."
             )
         self.samples = read_samples(model, objective, config.train)
-        self.specs = list(dict.fromkeys(sample.spec for sample in self.samples if sample.spec is not None))
+        self.specs = list(dict.fromkeys(spec for sample in self.samples for spec in sample.specs))
         trained = any(parameter.requires_grad for parameter in model.backbone.encoders.parameters())
         self.online = trained or (features.store.folder is None and self._too_much())
         if not self.online:
             features.fill(self.specs)
         self.states = None if self.online else self._frozen_states()
-        text = any(sample.spec is None for sample in self.samples)
+        text = any(not sample.specs for sample in self.samples)
         self._blank = self._encoded_blank() if text and not self.online else None
 
     def targets(self, sample: Sample) -> Mapping[str, Any]:
@@ -104,23 +105,24 @@ class TrainingData(Dataset):
         return self.samples[index] if index >= 0 else replace(self.samples[-index - 1], padding=True)
 
     def drawn(self, sample: Sample) -> list[QuestionRecord]:
-        """At most `questions_per_video` questions, drawn by seed, epoch and record; one of a record without video."""
+        """At most `questions_per_video` questions, drawn by seed, epoch and record; one of a record without media."""
         questions = sample.record.questions
         rng = np.random.default_rng([self.config.seed, self.epoch, sample.index])
-        count = self.config.train.questions_per_video if sample.spec is not None else 1
+        count = self.config.train.questions_per_video if sample.specs else 1
         return [questions[number] for number in rng.permutation(len(questions))[:count]]
 
     # ---- batches
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """One batch. `counts`: over how many items each loss will be summed. A batch without videos has a blank one."""
-        shown = [sample for sample in samples if sample.spec is not None]
-        videos, media = self._videos([sample.spec for sample in shown if sample.spec is not None])
+        shown = [(sample, spec) for sample in samples for spec in sample.specs]
+        videos, media = self._videos([spec for _, spec in shown])
         texts = self._prompts(samples, media)
-        targets = [self.targets(sample) for sample in shown]
+        targets = [self.targets(sample) for sample, _ in shown]
         named = {name: [each.get(name) for each in targets] or [None] for name in self.target_names}
         if self.states is not None:
-            named["states"] = [self.states[sample] for sample in shown] or [None]
+            found = [self.states[sample] for sample in samples if sample.specs]
+            named["states"] = list(chain.from_iterable(found)) or [None]
         batch = VideoBatch(**videos, **texts, targets=named, blank=not shown)
         if any(sample.padding for sample in samples):
             return {"batch": _as_padding(batch), "counts": {}}
@@ -129,7 +131,7 @@ class TrainingData(Dataset):
     @cached_property
     def target_names(self) -> list[str]:
         """Names of the targets that any video has."""
-        shown = (sample for sample in self.samples if sample.spec is not None)
+        shown = (sample for sample in self.samples if sample.specs)
         return list(dict.fromkeys(name for sample in shown for name in self.targets(sample)))
 
     def _counts(self, prompts: Sequence[Prompt], targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -192,31 +194,34 @@ class TrainingData(Dataset):
         """Fields of a batch: prompts, those for uncompressed videos where they differ, `shows` and `questions`."""
         compressor = self.model.compressor
         prompts, whole, shows, questions = [], [], [], []
-        videos = iter(enumerate(media))
+        first = 0
         for sample in samples:
-            number, video = next(videos) if sample.spec is not None else (-1, None)
-            asked = self.drawn(sample)
-            if video is not None and "question" in compressor.needs:
-                text = question_of(conversation(asked[0].prompt()))
-                questions.append(ids_of(self.model.backbone.tokenizer, text))
+            numbers = tuple(range(first, first + len(sample.specs)))
+            videos, first = [media[number] for number in numbers], first + len(numbers)
+            asked = self._conversations(sample)
+            if "question" in compressor.needs:
+                text = ids_of(self.model.backbone.tokenizer, question_of(asked[0]))
+                questions += [text] * len(videos)
             if not self.objective.reads:
                 continue
-            prompts.append(self._prompt(sample, asked, video, compressor.frames_per_segment))
+            prompts.append(self._prompt(asked, videos, compressor.frames_per_segment))
             if self.objective.whole and compressor.frames_per_segment != 1:
-                whole.append(self._prompt(sample, asked, video, 1))
-            shows.append((number,) if video is not None else ())
+                whole.append(self._prompt(asked, videos, 1))
+            shows.append(numbers)
         asks = (questions or [torch.zeros(1, dtype=torch.long)]) if "question" in compressor.needs else None
         return {"prompts": prompts, "whole": whole, "shows": shows, "questions": asks}
 
-    def _prompt(
-        self, sample: Sample, asked: list[QuestionRecord], video: VideoFeatures | None, segment_steps: int
-    ) -> Prompt:
-        """A question with its answer; several questions of one video share it."""
-        media, prompts = [video] if video is not None else [], []
-        for question in asked:
-            reply = self.replies.get((sample.record.id, question.prompt()), question.answer)
-            messages = conversation(question.prompt(), reply, video=bool(media))
-            prompts.append(self.model.backbone.prompt(messages, True, media, segment_steps))
+    def _conversations(self, sample: Sample) -> list[list[dict]]:
+        """Chat messages of each question drawn, with its answer; or those of the record."""
+        record, videos = sample.record, len(sample.specs)
+        if record.messages:
+            return [turns([(turn.role, turn.content) for turn in record.messages], videos)]
+        asked = [(question.prompt(), question.answer) for question in self.drawn(sample)]
+        return [conversation(text, self.replies.get((record.id, text), answer), videos) for text, answer in asked]
+
+    def _prompt(self, asked: list[list[dict]], media: list[VideoFeatures], segment_steps: int) -> Prompt:
+        """What is read and learned; several questions about the same videos share them."""
+        prompts = [self.model.backbone.prompt(messages, True, media, segment_steps) for messages in asked]
         return prompts[0] if len(prompts) == 1 else share_video(prompts)
 
 

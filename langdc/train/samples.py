@@ -16,19 +16,19 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """A record with the frames that are read of its media (None for text), and its index in the data set.
+    """A record with the frames that are read of its videos and images, and its index in the data set.
 
     `where`: its file and line. `padding`: it fills up a process's share of a step; nothing is learned from it.
     """
 
     record: Record
-    spec: FrameSpec | None
+    specs: tuple[FrameSpec, ...]
     index: int
     where: str
     padding: bool = False
 
     def targets(self, compressor: TokenCompressor) -> Mapping[str, Any]:
-        """What the compressor learns from it, by name."""
+        """What the compressor learns from each of its videos, by name."""
         try:
             return compressor.targets(self.record)
         except ValueError as error:
@@ -45,13 +45,21 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) ->
         records = check_media(file, read_records(file))
         if train.kinds is not None:
             asked = ([q for q in record.questions if q.kind in train.kinds] for record in records)
-            records = [r.model_copy(update={"questions": kept}) for r, kept in zip(records, asked, strict=True)]
+            named = zip(records, asked, strict=True)
+            records = [r.model_copy(update={"questions": kept, "messages": []}) for r, kept in named]
         for record in objective.samples(records):
-            if "question" in model.compressor.needs and not record.questions:
+            if "question" in model.compressor.needs and not (record.questions or record.messages):
                 continue
-            media = record.media_path(file.parent)
-            spec = media and model.backbone.frame_spec(media, record.start, record.end, record.fps)
-            samples.append(Sample(record, spec, len(samples), f"{file}: line {record.line} (id {record.id!r})"))
+            specs = tuple(
+                model.backbone.frame_spec(file.parent / str(medium.file), medium.start, medium.end, medium.fps)
+                for medium in record.shown
+            )
+            samples.append(Sample(record, specs, len(samples), f"{file}: line {record.line} (id {record.id!r})"))
+            if "question" in model.compressor.needs and len(record.messages) > 3:
+                raise ValueError(
+                    f"{samples[-1].where} is a conversation of several questions, and {model.config.compressor.name!r} "
+                    "compresses a video for one. Write them as questions, or take another compressor."
+                )
             if objective.reads and not objective.own_replies and not all(q.answered for q in record.questions):
                 raise ValueError(
                     f"{samples[-1].where} has a question without an answer, which this objective learns. Write one, or "
@@ -67,7 +75,7 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) ->
 
 def _with_targets(model: VideoModel, samples: list[Sample], drop: bool) -> list[Sample]:
     """The samples, checked for targets of the compressor; with `drop` those without are left out."""
-    shown = [sample for sample in samples if sample.spec is not None]
+    shown = [sample for sample in samples if sample.specs]
     lacking = {sample.index for sample in shown if not sample.targets(model.compressor)}
     if lacking and len(lacking) < len(shown) and drop:
         logger.info("%d records are left out: they have nothing that the compressor learns from.", len(lacking))
@@ -86,8 +94,8 @@ def _check_segments(model: VideoModel, samples: Sequence[Sample]) -> None:
     """ValueError for a record whose captions are not one for each segment that its video will have."""
     backbone, steps = model.backbone, model.compressor.frames_per_segment
     for sample in samples:
-        if sample.spec is not None and "captions" in sample.targets(model.compressor):
-            frames = sample.spec.segments * sample.spec.frames_per_segment
+        if sample.specs and "captions" in sample.targets(model.compressor):
+            frames = sample.specs[0].segments * sample.specs[0].frames_per_segment
             found, wanted = len(sample.record.segments), -(-frames // (backbone.frames_per_step * steps))
             if found != wanted:
                 raise ValueError(

@@ -13,13 +13,13 @@ from langdc.hashing import text_hash
 from langdc.model import VideoModel
 from langdc.store import TensorStore
 from langdc.train.samples import Sample
-from langdc.types import Context, VideoBatch
+from langdc.types import Context, FrameSpec, VideoBatch
 
 FRAMES = 256  # at once: 16 videos of 16 frames, or 256 images
 
 
 class FrozenStates:
-    """`Compressed.states` of every sample's video, read from the store when asked.
+    """`Compressed.states` of every sample's videos, read from the store when asked.
 
     Kept as long as the frozen part's `identity`, the features and the targets are the same.
     """
@@ -35,28 +35,29 @@ class FrozenStates:
         self.model, self.features, self.targets, self.identity = model, features, targets, identity
         folder = features.store.folder
         self.store = TensorStore(folder.with_name("states") if folder else None)
-        self.samples = [sample for sample in samples if sample.spec is not None]
-        self.keys = {sample.index: self._key(sample) for sample in self.samples}
+        self.videos = [(sample, spec) for sample in samples for spec in sample.specs]
+        keys = [self._key(sample, spec) for sample, spec in self.videos]
+        self.keys: dict[int, list[str]] = {}
+        for (sample, _), key in zip(self.videos, keys, strict=True):
+            self.keys.setdefault(sample.index, []).append(key)
         training = model.compressor.training
         model.compressor.eval()  # layers that recompute their activations in training keep no cache
-        self.store.fill(list(self.keys.values()), self._computed, "Computing states")
+        self.store.fill(keys, self._computed, "Computing states")
         model.compressor.train(training)
 
-    def __getitem__(self, sample: Sample) -> list[Tensor]:
-        found = self.store[self.keys[sample.index]]
-        return [found[name] for name in sorted(found, key=int)]
+    def __getitem__(self, sample: Sample) -> list[list[Tensor]]:
+        found = [self.store[key] for key in self.keys[sample.index]]
+        return [[states[name] for name in sorted(states, key=int)] for states in found]
 
-    def _key(self, sample: Sample) -> str:
-        assert sample.spec is not None  # as chosen
+    def _key(self, sample: Sample, spec: FrameSpec) -> str:
         targets = json.dumps(self.targets(sample), default=lambda tensor: tensor.tolist(), sort_keys=True)
-        return text_hash(f"{self.identity} {self.features.key(sample.spec)} {targets}")
+        return text_hash(f"{self.identity} {self.features.key(spec)} {targets}")
 
     def _chunks(self, numbers: list[int]) -> Iterator[list[int]]:
-        """Numbers of samples to compute at once, of one length each, so that steps of a captioner share a shape."""
+        """Numbers of videos to compute at once, of one length each, so that steps of a captioner share a shape."""
 
         def frames(number: int) -> int:
-            spec = self.samples[number].spec
-            assert spec is not None  # as chosen
+            spec = self.videos[number][1]
             return spec.segments * spec.frames_per_segment
 
         for length, group in groupby(sorted(numbers, key=frames), frames):
@@ -67,10 +68,10 @@ class FrozenStates:
     def _computed(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         compressor = self.model.compressor
         for chunk in self._chunks(numbers):
-            chosen = [self.samples[number] for number in chunk]
-            found = [self.features.kept(sample.spec) for sample in chosen if sample.spec is not None]
+            chosen = [self.videos[number] for number in chunk]
+            found = [self.features.kept(spec) for _, spec in chosen]
             videos = self.model.features(VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found]))
-            each = [self.targets(sample) for sample in chosen]
+            each = [self.targets(sample) for sample, _ in chosen]
             targets = {name: [per_video.get(name) for per_video in each] for name in chain.from_iterable(each)}
             states = compressor(videos, Context(targets=targets, wanted=frozenset({"states"}))).states
             if states is None:

@@ -90,7 +90,7 @@ def test_slots_stand_where_the_videos_are() -> None:
 
 
 def test_text_alone_has_no_slot() -> None:
-    prompt = lay_out(conversation("what shape is the red object ?", "square", video=False), learn=True)
+    prompt = lay_out(conversation("what shape is the red object ?", "square", videos=0), learn=True)
     assert prompt.slots == ()
     assert learned(prompt) == ["square<|im_end|>"]
 
@@ -130,7 +130,7 @@ def test_sharing_a_video_keeps_each_question_whole() -> None:
 
 
 def test_prompts_that_cannot_share() -> None:
-    video, text = (lay_out(conversation("what ?", "red", video=v), learn=True) for v in (True, False))
+    video, text = (lay_out(conversation("what ?", "red", videos=v), learn=True) for v in (True, False))
     with pytest.raises(ValueError, match="same videos, at the same places"):
         share_video([video, text])
     with pytest.raises(ValueError, match="same videos"):

@@ -54,7 +54,7 @@ def test_what_begins_with_a_video_is_read_once(backbone) -> None:
 
 @torch.no_grad()
 def test_text_alone_and_single_questions_share_nothing(backbone) -> None:
-    text = [backbone.prompt(conversation(question, video=False)) for question in QUESTIONS]
+    text = [backbone.prompt(conversation(question, videos=0)) for question in QUESTIONS]
     assert lengths_read(backbone, text, [[]] * 3) == [(3, max(len(prompt.ids) for prompt in text))]
     videos = [[tiny.video_tokens(4, number)] for number in range(3)]
     prompts = [backbone.prompt(conversation(question)) for question in QUESTIONS]

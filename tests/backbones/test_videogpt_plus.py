@@ -59,7 +59,7 @@ def test_questions_that_share_a_video_have_the_losses_of_separate_prompts(attent
 def test_text_and_shared_videos_in_one_batch(backbone: VideoGPTPlus) -> None:
     video = tiny.video_tokens(4)
     shared = [backbone.prompt(conversation(q, a), learn=True) for q, a in ASKED[0]]
-    alone = backbone.prompt(conversation("what is red ?", "red", video=False), learn=True)
+    alone = backbone.prompt(conversation("what is red ?", "red", videos=0), learn=True)
     batch = text_inputs(backbone, [alone, share_video(shared)], [[], [video]])
     found = losses(backbone, batch)
     assert real(found, batch, 0) == pytest.approx(slow_losses(backbone, alone, []), abs=1e-5)
@@ -106,7 +106,7 @@ def test_splice_equals_a_concatenation_by_hand(backbone: VideoGPTPlus, count: in
 
 
 def test_splice_of_a_batch_equals_its_prompts_alone(backbone: VideoGPTPlus) -> None:
-    prompts = [backbone.prompt(conversation("what ?", video=v)) for v in (True, False, True)]
+    prompts = [backbone.prompt(conversation("what ?", videos=v)) for v in (True, False, True)]
     videos = [[tiny.video_tokens(3, 1)], [], [tiny.video_tokens(2, 2)]]
     for together, prompt, video in zip(backbone.splice(prompts, videos), prompts, videos, strict=True):
         assert torch.equal(together.embeds, backbone.splice([prompt], [video])[0].embeds)

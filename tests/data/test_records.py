@@ -40,6 +40,16 @@ def test_written_records_come_back(tmp_path: Path) -> None:
     records = [
         Record(id="a", video="a.mp4", start=0.5, segments=[SegmentRecord(caption="", density=0)]),
         Record(id="ü", image="b.png"),
+        Record.model_validate(
+            {
+                "id": "talk",
+                "media": [{"video": "a.mp4", "end": 2.5}, {"image": "b.png"}],
+                "messages": [
+                    {"role": "user", "content": "<video><image>same ?"},
+                    {"role": "assistant", "content": "no"},
+                ],
+            }
+        ),
         Record(id="text", questions=[QuestionRecord(kind="k", question="why ?", answer="so")]),
     ]
     path = tmp_path / "new" / "data.jsonl"
@@ -47,7 +57,9 @@ def test_written_records_come_back(tmp_path: Path) -> None:
     back = read_records(path)
     assert [r.model_dump() for r in back] == [r.model_dump() for r in records]
     assert [p.name for p in path.parent.iterdir()] == ["data.jsonl"]
-    assert back[2].media_path(tmp_path) is None
+    assert back[2].media_path(tmp_path) is None and [medium.file for medium in back[2].shown] == ["a.mp4", "b.png"]
+    assert back[3].media_path(tmp_path) is None and not back[3].shown
+    assert all(line.startswith('{"id": ') for line in path.read_text().splitlines())
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -84,6 +96,44 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         ({"id": "x", "image": "a.png", "end": 1.0}, "end: only a video has these"),
         ({"id": "x", "questions": [{"kind": "k", "answer": "a"}]}, "questions.0.question: Field required"),
         ({"id": "v3"}, "'v3' is already on line 3"),
+        ({"id": "x", "questions": [{"kind": "k", "question": " "}]}, "the question is blank"),
+        ({"id": "x", "questions": [{"kind": "k", "question": "q", "answer": "\t"}]}, "the answer is blank"),
+        (
+            {"id": "x", "questions": [{"kind": "k", "question": "q", "answer": "AB", "options": ["a", "b", "c"]}]},
+            "'AB' is none of the 3 options",
+        ),
+        (
+            {"id": "x", "questions": [{"kind": "k", "question": "see <video>"}]},
+            "the marks <video>, and the record names",
+        ),
+        (
+            {"id": "x", "video": "a.mp4", "questions": [{"kind": "k", "question": "<video> or <video> ?"}]},
+            "the marks <video> <video>, and the record names <video>",
+        ),
+        ({"id": "x", "video": "a.mp4", "media": [{"image": "b.png"}]}, "by its own name or in media, not both"),
+        ({"id": "x", "media": [{"video": "a.mp4"}, {}]}, "names neither video nor image"),
+        ({"id": "x", "media": [{"video": "a.mp4", "start": 3, "end": 2}]}, "media.0: start 3.0 must come before"),
+        (
+            {"id": "x", "media": [{"video": "a"}, {"video": "b"}], "segments": [{"caption": "c"}]},
+            "segments are those of one video, and 2 media are named",
+        ),
+        ({"id": "x", "messages": [{"role": "user", "content": "q"}]}, "user and assistant take turns"),
+        (
+            {"id": "x", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}]},
+            "a message of the assistant is blank",
+        ),
+        (
+            {"id": "x", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<image>"}]},
+            "a message of the assistant",
+        ),
+        (
+            {
+                "id": "x",
+                "questions": [{"kind": "k", "question": "q"}],
+                "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+            },
+            "questions or messages, not both",
+        ),
     ],
 )
 def test_a_bad_line_7_is_named_with_its_reason(tmp_path: Path, bad: object, reason: str) -> None:

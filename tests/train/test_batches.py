@@ -28,7 +28,7 @@ def test_frames_are_those_of_use():
     lm = VideoLM(model)
     for sample in data.samples:
         media = sample.record.media_path(small.folder())
-        assert sample.spec == lm.frame_spec(media)
+        assert sample.specs == (lm.frame_spec(media),)
 
 
 def test_options_and_context_are_asked_as_in_evaluation(tmp_path: Path):
@@ -85,7 +85,7 @@ def test_a_guided_compressor_gets_the_question_of_each_sequence():
         small.data_of(model, small.run_config(model, questions_per_video=2))
     data = small.data_of(model, small.run_config(model, "train", "text"))
     batch = small.batch_of(data)["batch"]
-    asked = [data.drawn(sample)[0].question for sample in data.samples if sample.spec is not None]
+    asked = [data.drawn(sample)[0].question for sample in data.samples if sample.specs]
     assert [ids.tolist() for ids in batch.questions] == [model.backbone.tokenizer(text)["input_ids"] for text in asked]
     found = model.features(batch)
     assert [len(video.question) for video in found] == [len(ids) for ids in batch.questions]
@@ -146,7 +146,7 @@ def test_padding_makes_all_calls_and_counts_for_nothing():
         ({"questions": [{"kind": "k", "question": "q ?", "answer": "r"}]}, {"kinds": ["x"]}, r"with kinds \['x'\]"),
         ({"questions": [{"kind": "k", "question": "q ?"}]}, {}, "a question without an answer, which this objective"),
         (
-            {"questions": [{"kind": "k", "question": "q ?", "answer": " "}]},
+            {"questions": [{"kind": "k", "question": "q ?", "answer": ""}]},
             {"objective": "distill"},
             "let the model reply",
         ),

@@ -45,7 +45,7 @@ def test_grids_that_nothing_reads_are_not_in_the_batch():
     model = frozen_langdc()
     data = small.data_of(model, small.run_config(model, "train", "images"))
     batch = small.batch_of(data)["batch"]
-    kept = [data.features.get(sample.spec)[0] for sample in data.samples]
+    kept = [data.features.get(sample.specs[0])[0] for sample in data.samples]
     for grids, whole in zip(batch.raw, kept, strict=True):
         assert {n: g.values.shape for n, g in grids.items()} == {n: (*g.values.shape[:3], 0) for n, g in whole.items()}
     teacher = small.data_of(model, small.run_config(model, objective="distill"))

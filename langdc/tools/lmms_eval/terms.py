@@ -1,16 +1,14 @@
 """From lmms-eval's model arguments, questions and generation settings to those of this package."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from langdc.backbones.chat import conversation
+from langdc.data.records import MARKS
 from langdc.tools.compare import member_of
 
-_MARK = re.compile(r"<image>|<video>")
-"""Marks of some tasks for the place of a visual in the text."""
 _DEFAULT_NEW_TOKENS = 1024  # what most models of lmms-eval allow where a task says nothing
 _PASSED_ON = ("num_beams", "repetition_penalty")
 _SAMPLING = ("temperature", "top_p", "top_k")
@@ -54,15 +52,8 @@ def messages(text: str, visuals: int) -> list[dict]:
 
     With one video or none these are the messages of `VideoLM.ask`.
     """
-    pieces = _MARK.split(text)
-    if visuals and len(pieces) == visuals + 1:
-        content = [{"type": "text", "text": pieces[0]}]
-        for piece in pieces[1:]:
-            content += [{"type": "video"}, {"type": "text", "text": piece}]
-        return [{"role": "user", "content": [part for part in content if part.get("text") != ""]}]
-    asked = conversation("".join(pieces), video=visuals > 0)
-    asked[0]["content"] = [{"type": "video"}] * (visuals - 1) + asked[0]["content"]
-    return asked
+    marked = visuals and len(MARKS.findall(text)) == visuals
+    return conversation(text if marked else MARKS.sub("", text), videos=visuals)
 
 
 def generation(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Align(Objective):
         self.segment_text = segment_text
 
     def samples(self, records: Sequence[Any]) -> list[Any]:
-        return [r for r in records if r.segments and (r.video is not None or r.image is not None)]
+        return [r for r in records if r.segments and r.shown]
 
     def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
         raise ValueError("The objective align is solved in closed form; it has no loss for gradient descent.")

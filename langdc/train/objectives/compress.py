@@ -20,7 +20,7 @@ class Compress(Objective):
     reads = False
 
     def samples(self, records: Sequence[Any]) -> list[Any]:
-        return [record for record in records if record.video is not None or record.image is not None]
+        return [record for record in records if record.shown]
 
     def losses(self, model: Any, batch: VideoBatch, context: Context) -> dict[str, tuple[Tensor, int]]:
         videos = model.features(batch, synced=context.synced)

@@ -67,8 +67,10 @@ class Distill(Objective):
         Processes share the questions, each with a file of its own.
         """
         seen: dict[str, Any] = {}
-        if twice := [s.record.id for s in data.samples if seen.setdefault(s.record.id, s.spec) != s.spec]:
+        if twice := [s.record.id for s in data.samples if seen.setdefault(s.record.id, s.specs) != s.specs]:
             raise ValueError(f"distill: two videos of train.data have the id {twice[0]!r}; give each an id of its own.")
+        if talks := [s.where for s in data.samples if s.record.messages]:
+            raise ValueError(f"{talks[0]} is a conversation; replies: model is for questions. Set replies: records.")
         known = _known_replies(directory)
         pairs = [(sample, question.prompt()) for sample in data.samples for question in sample.record.questions]
         asked = [(sample, text) for sample, text in pairs if (sample.record.id, text) not in known]
@@ -76,19 +78,19 @@ class Distill(Objective):
         own = asked[distributed.rank() :: distributed.world_size()]
         quiet = not distributed.is_main_process()
         for sample, text in track(own, "Writing replies", console=console, disable=quiet):
-            reply = self._reply(model, data.collate([sample])["batch"], sample.spec is not None, text)
+            reply = self._reply(model, data.collate([sample])["batch"], len(sample.specs), text)
             line = {"id": sample.record.id, "question": text, "reply": reply}
             jsonl.append(directory / f"replies-{distributed.rank()}.jsonl", line)
         distributed.barrier()
         return _known_replies(directory)
 
     @torch.no_grad()
-    def _reply(self, model: Any, batch: VideoBatch, shown: bool, question: str) -> str:
+    def _reply(self, model: Any, batch: VideoBatch, shown: int, question: str) -> str:
         backbone = model.backbone
         with _without_adapters(backbone.text_model):
             videos = model.features(batch, frozenset({"projected"})) if shown else []
             tokens = model.compress(videos, Context(), self.teacher).tokens
-            prompt = backbone.prompt(conversation(question, video=shown), media=videos)
+            prompt = backbone.prompt(conversation(question, videos=shown), media=videos)
             options = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
             frames = [len(video.seconds) for video in videos]
             return reply(backbone, [prompt], [tokens], [frames], None, options)[0].text

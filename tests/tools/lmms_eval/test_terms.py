@@ -64,7 +64,7 @@ def test_model_arguments_of_nothing_are_refused(arguments, reason: str):
 
 def test_one_video_or_none_is_put_as_by_the_library():
     assert messages("why ?", 1) == conversation("why ?")
-    assert messages("why ?", 0) == conversation("why ?", video=False)
+    assert messages("why ?", 0) == conversation("why ?", videos=0)
 
 
 @pytest.mark.parametrize(
