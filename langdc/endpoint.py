@@ -67,7 +67,7 @@ class Transient(ValueError):
 
 
 class _Unreachable(Transient):
-    """No connection, or no answer."""
+    pass  # no connection, or no answer
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
