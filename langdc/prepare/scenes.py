@@ -8,7 +8,7 @@ from langdc.video import probe, read_frames
 
 _PER_SECOND, _SIDE, _NEIGHBOURS = 8, 32, 4
 """Frames that are compared, their height and width, and how many on each side say what change is usual."""
-_CHANGE, _TIMES = 0.08, 3.0
+_CHANGE, _TIMES = 0.1, 2.0
 """A cut changes pixels by this share of their range on average, and that many times as much as frames nearby do."""
 MIN_SECONDS = 1.0
 """No scene is shorter, unless the video is."""
@@ -23,7 +23,7 @@ def scene_bounds(
     """
     info = probe(path, fps)
     first, last = start or 0.0, info.seconds if end is None else end
-    count = max(1, min(info.frames, math.ceil((last - first) * _PER_SECOND)))
+    count = max(1, math.floor((last - first) * min(info.fps, _PER_SECOND)))
     frames = read_frames(path, frames=count, start=start, end=end, size=(_SIDE, _SIDE), fps=fps)
     pixels, seconds, cuts = frames.pixels.short(), frames.seconds.tolist(), []
     change = ((pixels[1:] - pixels[:-1]).abs().float().mean((1, 2, 3)) / 255).tolist()
