@@ -141,11 +141,17 @@ class _RayWorker:
     """A process of a Ray cluster: numbers of groups in, lines out."""
 
     def __init__(self, options: Namespace, groups: list[list[Job]]) -> None:
-        self.captioning, self.groups = Captioning(options), groups
+        self.options, self.groups, self.captioning = options, groups, None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        jobs = [job for number in batch["id"] for job in self.groups[number]]
-        return {"line": list(map(json.dumps, self.captioning.lines(jobs)))}
+        lines = []
+        try:
+            self.captioning = self.captioning or Captioning(self.options)
+            for line in self.captioning.lines(job for number in batch["id"] for job in self.groups[number]):
+                lines.append(json.dumps(line))
+        except ValueError as error:  # Ray would try again, and wrap it
+            lines.append(json.dumps({"ended": str(error)}))
+        return {"line": lines}
 
 
 def on_ray(options: Namespace, jobs: Iterable[Job]) -> Iterator[dict[str, Any]]:
@@ -157,9 +163,16 @@ def on_ray(options: Namespace, jobs: Iterable[Job]) -> Iterator[dict[str, Any]]:
     groups = [list(group) for _, group in groupby(jobs, key=lambda job: job.group)]
     ray.init(ignore_reinit_error=True)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    gpus = int(bool(options.teacher and options.device != "cpu" and ray.cluster_resources().get("GPU")))
-    numbers = ray.data.range(len(groups), override_num_blocks=min(len(groups), 16 * options.ray))
-    pool = ray.data.ActorPoolStrategy(size=options.ray)
+    there = ray.cluster_resources()
+    gpus = int(bool(options.teacher and options.device != "cpu" and there.get("GPU")))
+    if options.ray > (room := int(there["GPU" if gpus else "CPU"])):
+        raise ValueError(f"--ray {options.ray}: the cluster has room for {room} workers. Give as many, or fewer.")
+    rows = [{"id": number} for number in range(len(groups))]
+    numbers = ray.data.from_items(rows, override_num_blocks=min(len(rows), 16 * options.ray))
+    pool = ray.data.ActorPoolStrategy(size=min(options.ray, len(groups)))
     each = {"num_cpus": 1, "num_gpus": gpus, "batch_size": 2, "fn_constructor_args": (options, groups)}
     for row in numbers.map_batches(_RayWorker, compute=pool, **each).iter_rows():
-        yield json.loads(row["line"])
+        line = json.loads(row["line"])
+        if "ended" in line:
+            raise ValueError(line["ended"])
+        yield line

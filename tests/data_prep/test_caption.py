@@ -396,7 +396,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(endpoint, tmp_path: Pat
     command += ["--endpoint", server.url, "--model", "eye", "--endpoint-settings", '{"workers": 2}']
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     work, killed = tmp_path / "captions.jsonl.work/1-of-1.jsonl", 0
-    while killed < 5:
+    while killed < 3:
         before = len(jsonl.read(work))
         process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(jsonl.read(work)) <= before + 2 and process.poll() is None:
@@ -406,7 +406,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(endpoint, tmp_path: Pat
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed += 1
-    assert not out.exists() and 10 <= len(jsonl.read(work)) < 40
+    assert not out.exists() and 6 <= len(jsonl.read(work)) < 40
     subprocess.run(command, cwd=ROOT, env=environ, check=True, timeout=120, capture_output=True)
     assert ask(tmp_path / "videos", tmp_path / "alone.jsonl", server.url) == 0
     assert out.read_bytes() == (tmp_path / "alone.jsonl").read_bytes() and len(captions(out)) == 40
