@@ -32,8 +32,8 @@ logger = get_logger(__name__)
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
 """What counts as a video in a folder."""
-_FREE = ("videos", "out", "endpoint", "endpoint_settings", "device", "batch", "shard", "ray")
-"""Options that may change between two starts, as they do not decide what is written."""
+_FREE = ("videos", "out", "teacher", "endpoint", "endpoint_settings", "device", "batch", "shard", "ray")
+"""Options that may change between two starts: they decide nothing, or what counts of them is said otherwise."""
 _SAID_SECONDS = 30.0
 
 
@@ -88,7 +88,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=8, help="videos that are described together (default: 8)")
     add("--shard", metavar="I/N", help="do part I of N of the videos")
     add(
-        "--ray", type=int, default=0, metavar="N", help="as N workers on the Ray cluster of RAY_ADDRESS, or a local one"
+        "--ray", type=int, default=0, metavar="N", help="as N workers of the Ray cluster at RAY_ADDRESS, or of one here"
     )
     options = parser.parse_args(argv)
     given, several = options, distributed.world_size() > 1
@@ -118,8 +118,9 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
     """The videos and images of the input, in order."""
     source, out = options.videos, options.out
     if source.is_dir():
-        names = sorted(file.relative_to(source).as_posix() for file in source.rglob("[!.]*") if file.is_file())
-        root, records = source, [Record(id=n, video=n) for n in names if n.lower().endswith(VIDEO_SUFFIXES)]
+        names = sorted(file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file())
+        shown = (name for name in names if name.lower().endswith(VIDEO_SUFFIXES) and "/." not in f"/{name}")
+        root, records = source, [Record(id=name, video=name) for name in shown]
     else:
         root, records = source.parent, check_media(source, read_records(source))
         if out.exists() and out.samefile(source):

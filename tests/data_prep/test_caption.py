@@ -1,25 +1,15 @@
 """The command that writes captions of segments: by checkpoints, and by models behind a local server that misbehaves."""
 
-import base64
-import io
 import json
-import os
-import random
 import re
-import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 from langdc import jsonl
-from langdc.cli import door
 from langdc.config import RunConfig, load
 from langdc.data.records import QuestionRecord, Record, read_records, write_records
 from langdc.pipeline import VideoLM
@@ -27,43 +17,8 @@ from langdc.prepare.teachers import REWRITE
 from langdc.train.objectives import objectives
 from langdc.train.samples import read_samples
 from langdc.video import write_video
+from tests.data_prep.captions import COLOURS, FAST, ask, captions, coloured, main, pictures
 from tests.evaluate import runs
-
-main = door("data caption")
-ROOT = Path(__file__).resolve().parents[2]
-COLOURS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230), "white": (235, 235, 235)}
-FAST = '"timeout": 5, "pause": 0.01, "retries": 2'
-
-
-def coloured(path: Path, names: list[str]) -> Path:
-    """A video whose segments of 4 frames have one colour each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frames = [np.full((32, 48, 3), COLOURS[name], np.uint8) for name in names for _ in range(4)]
-    write_video(path, np.stack(frames), 8)
-    return path
-
-
-@pytest.fixture
-def videos(tmp_path: Path) -> Path:
-    """Five videos of two segments in a folder with others."""
-    pairs = [["red", "green"], ["blue", "red"], ["white", "white"], ["green", "blue"], ["blue", "white"]]
-    for number, names in enumerate(pairs):
-        coloured(tmp_path / "videos" / ("deep/" * (number % 2)) / f"v{number}.mp4", names)
-    (tmp_path / "videos" / "notes.txt").write_text("no video")
-    coloured(tmp_path / "videos" / ".hidden.mp4", ["red"])
-    return tmp_path / "videos"
-
-
-def pictures(body: dict) -> list[str]:
-    """The colours of the pictures of a request."""
-    found = []
-    for part in body["messages"][0]["content"]:
-        if part["type"] == "image_url":
-            head, _, data = part["image_url"]["url"].partition(",")
-            assert head == "data:image/jpeg;base64"
-            mean = np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).mean((0, 1))
-            found.append(min(COLOURS, key=lambda name: np.abs(mean - COLOURS[name]).sum()))
-    return found
 
 
 def dense(text: str, cues: list[str]) -> str:
@@ -78,15 +33,6 @@ def model(number: int, body: dict) -> str:
         return f"Sure!\n```json\n{dense(f'{colour}  wall', [colour, ' wall', ''])}\n```"
     (colour,) = set(pictures(body))
     return f"There seems to be a {colour} wall, perhaps."
-
-
-def captions(path: Path) -> dict[str, list[str]]:
-    return {record.id: [segment.caption for segment in record.segments] for record in read_records(path)}
-
-
-def ask(videos: Path, out: Path, url: str, *more: str, settings: str = FAST) -> int:
-    given = ["--endpoint", url, "--model", "eye", "--segments", "2", "--endpoint-settings", f"{{{settings}}}"]
-    return main([str(videos), "--out", str(out), *given, *more])
 
 
 WANTED = {
@@ -133,27 +79,6 @@ def test_without_a_text_model_the_teachers_words_are_the_captions(
     assert "No --text-model: captions are the teacher's own words, without cues" in capsys.readouterr().out
     assert all(s.density is None and not s.subjects for record in read_records(out) for s in record.segments)
     assert "as few words as possible" in server.requests[0]["messages"][0]["content"][-1]["text"]
-
-
-def test_what_is_done_is_not_asked_again_unless_something_changed(endpoint, videos: Path, tmp_path: Path) -> None:
-    server, out = endpoint(lambda number, body: pictures(body)[0]), tmp_path / "captions.jsonl"
-    assert ask(videos, out, server.url) == 0
-    first = out.read_bytes()
-    assert ask(videos, out, server.url, settings='"workers": 3') == 0
-    assert len(server.requests) == 10 and out.read_bytes() == first
-    coloured(videos / "v5.mp4", ["red", "red"])
-    coloured(videos / "v4.mp4", ["red", "red"])
-    os.utime(videos / "v4.mp4", (1, 1))
-    assert ask(videos, out, server.url) == 0
-    assert len(server.requests) == 14 and captions(out)["v5.mp4"] == captions(out)["v4.mp4"] == ["red", "red"]
-    assert ask(videos, out, server.url, "--prompt", "what ?") == 0
-    assert len(server.requests) == 26 and server.requests[-1]["messages"][0]["content"][-1]["text"] == "what ?"
-    work = tmp_path / "captions.jsonl.work/1-of-1.jsonl"
-    cut = work.read_bytes()[:-100]  # a kill in the middle of a line
-    work.write_bytes(cut)
-    out.unlink()
-    assert ask(videos, out, server.url, "--prompt", "what ?") == 0
-    assert len(server.requests) == 28 and len(captions(out)) == 6
 
 
 def test_a_length_that_does_not_follow_density_is_redone_and_then_flagged(endpoint, tmp_path: Path, capsys) -> None:
@@ -205,50 +130,19 @@ def test_an_endpoint_in_trouble_is_waited_for(endpoint, videos: Path, tmp_path: 
     assert captions(out) == WANTED and len(known) == 8 and min(known.values()) >= 2
 
 
-def test_a_video_that_fails_is_named_and_tried_again(endpoint, videos: Path, tmp_path: Path, capsys) -> None:
-    (videos / "broken.mp4").write_bytes(b"no video")
-    refusing = True
-
-    def reply(number: int, body: dict):
-        return (400, b"unsafe") if refusing and pictures(body)[0] == "white" else pictures(body)[0]
-
-    server, out = endpoint(reply), tmp_path / "captions.jsonl"
-    assert ask(videos, out, server.url) == 1
-    said = capsys.readouterr().out
-    assert "3 videos have no captions" in said and "broken.mp4" in said and "HTTP 400" in said and "unsafe" in said
-    assert captions(out).keys() == {"deep/v1.mp4", "deep/v3.mp4", "v0.mp4"}
-    refusing, before = False, len(server.requests)
-    (videos / "broken.mp4").unlink()
-    assert ask(videos, out, server.url) == 0
-    assert captions(out).keys() == WANTED.keys() and len(server.requests) - before == 4
-
-
-def test_what_concerns_all_videos_ends_the_run(endpoint, videos: Path, tmp_path: Path, capsys) -> None:
-    server = endpoint((401, b"who are you"))
-    assert ask(videos, tmp_path / "captions.jsonl", server.url, settings='"workers": 1') == 2
-    assert "HTTP 401" in capsys.readouterr().err and len(server.requests) <= 2
-    assert not (tmp_path / "captions.jsonl").exists()
-
-
-def test_shards_write_what_one_process_does(endpoint, videos: Path, tmp_path: Path, capsys) -> None:
-    server, out = endpoint(lambda number, body: pictures(body)[0]), tmp_path / "sharded.jsonl"
-    assert ask(videos, tmp_path / "alone.jsonl", server.url) == 0
-    assert ask(videos, out, server.url, "--batch", "1", "--shard", "2/3") == 0
-    assert "2 of 5 videos are done" in capsys.readouterr().out and not out.exists()
-    assert ask(videos, out, server.url, "--batch", "1", "--shard", "1/3") == 0
-    assert ask(videos, out, server.url, "--batch", "1", "--shard", "3/3") == 0
-    assert out.read_bytes() == (tmp_path / "alone.jsonl").read_bytes() and len(server.requests) == 20
-
-
 def test_a_records_file_keeps_what_it_says_and_clips_are_cut_inside_their_bounds(endpoint, tmp_path: Path) -> None:
     coloured(tmp_path / "in/v.mp4", ["red", "green", "blue", "white"])
     Image.new("RGB", (20, 20), COLOURS["red"]).save(tmp_path / "in/i.png")
+    for number, name in enumerate(["red", "red", "blue", "green"]):
+        (tmp_path / "in/frames").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), COLOURS[name]).save(tmp_path / f"in/frames/{number}.png")
     asked = [QuestionRecord(kind="k", question="q", answer="a")]
     records = [
         Record(id="clip", video="v.mp4", start=0.5, end=1.5, questions=asked),
         Record(id="whole", video="v.mp4"),
         Record(id="image", image="i.png"),
         Record(id="text", questions=asked),
+        Record(id="frames", video="frames", fps=2),
     ]
     write_records(tmp_path / "in/r.jsonl", records)
     out = tmp_path / "captions.jsonl"
@@ -257,6 +151,7 @@ def test_a_records_file_keeps_what_it_says_and_clips_are_cut_inside_their_bounds
     found = {record.id: record for record in read_records(out)}
     assert captions(out) == {
         "clip": ["green green", "blue blue"], "whole": ["red green", "blue white"], "image": ["red"],
+        "frames": ["red red", "blue green"],
     }  # fmt: skip
     clip = found["clip"]
     assert (clip.video, clip.start, clip.end, clip.questions) == ("in/v.mp4", 0.5, 1.5, asked)
@@ -325,90 +220,3 @@ def test_a_batch_with_a_video_that_cannot_be_described_is_described_without_it(
     said = capsys.readouterr().out
     assert "v1.mp4: " in said and "v2.mp4: NaN or infinity" in said
     assert captions(out).keys() == {"v0.mp4", "v3.mp4"}
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("", "give a teacher"),
-        ("--teacher sample:langdc --model x", "give a teacher"),
-        ("--model x", "--endpoint goes with"),
-        ("--teacher sample:langdc --endpoint http://x", "--endpoint goes with"),
-        ("--endpoint nowhere --model x", "url"),
-        ("--endpoint http://x --model x --endpoint-settings [1]", "is a JSON object"),
-        ('--endpoint http://x --model x --endpoint-settings {"wrokers":1}', "Did you mean 'workers'"),
-        (
-            '--endpoint http://x --model x --endpoint-settings {"key_variable":"NOT_THERE"}',
-            "NOT_THERE, which is not set",
-        ),
-        ("--endpoint http://x --model x --captioner", "--captioner is for --teacher"),
-        ("--teacher sample:langdc --captioner --prompt hi", "a prompt and segments of its own"),
-        ("--teacher sample:langdc --segments 2 --seconds 1", "not both"),
-        ("--teacher sample:langdc --segments 0", "numbers are positive"),
-        ("--teacher sample:langdc --band 3 1", "LOW and HIGH"),
-        ("--teacher sample:langdc --shard 3/2", "--shard is I/N"),
-        ("--teacher sample:langdc --shard 0/2", "--shard is I/N"),
-        ("--teacher sample:langdc --captioner --segments 3", "writes 4 captions of a video; --segments is 3"),
-        ("--teacher tiny:qwen2_5_vl --captioner", "writes 0 captions"),
-        ("--teacher not/there", "not/there"),
-        ("--teacher sample:langdc --ray 2", "pip install 'langdc\\[ray\\]'"),
-    ],
-)
-def test_mistakes_are_one_line(tmp_path: Path, capsys, given: str, said: str) -> None:
-    if "--ray" in given:
-        sys.modules.setdefault("ray", None)  # type: ignore[arg-type]
-    coloured(tmp_path / "videos/v.mp4", ["red", "blue"])
-    assert main([str(tmp_path / "videos"), "--out", str(tmp_path / "out.jsonl"), *given.split()]) == 2
-    assert re.search(said, capsys.readouterr().err)
-    assert not (tmp_path / "out.jsonl").exists()
-
-
-def test_other_files_are_not_written_over(endpoint, videos: Path, tmp_path: Path, capsys) -> None:
-    server, out = endpoint("x"), tmp_path / "mine.jsonl"
-    out.write_text("mine")
-    assert ask(videos, out, server.url) == 2 and "did not make it" in capsys.readouterr().err
-    records = tmp_path / "r.jsonl"
-    write_records(records, [Record(id="v", video="videos/v0.mp4")])
-    assert ask(records, records, server.url) == 2 and "is the input" in capsys.readouterr().err
-    write_records(records, [Record(id="v", video="videos/gone.mp4")])
-    assert ask(records, tmp_path / "x.jsonl", server.url) == 2 and "gone.mp4" in capsys.readouterr().err
-    (tmp_path / "empty").mkdir()
-    assert (
-        ask(tmp_path / "empty", tmp_path / "x.jsonl", server.url) == 2 and "holds no videos" in capsys.readouterr().err
-    )
-    (tmp_path / "x.jsonl.work").mkdir(exist_ok=True)
-    with FileLock(tmp_path / "x.jsonl.work/1-of-1.lock"):
-        assert ask(videos, tmp_path / "x.jsonl", server.url) == 2
-    assert "Another process writes" in capsys.readouterr().err and out.read_text() == "mine" and not server.requests
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_lose_and_double_nothing(endpoint, tmp_path: Path) -> None:
-    for number in range(40):
-        coloured(tmp_path / f"videos/v{number:02}.mp4", random.Random(number).choices(list(COLOURS), k=2))
-
-    def slow(number: int, body: dict) -> str:
-        time.sleep(0.1)
-        return pictures(body)[0]
-
-    server, out, rng = endpoint(slow), tmp_path / "captions.jsonl", random.Random(0)
-    command = [sys.executable, "data_prep/caption.py", str(tmp_path / "videos"), "--out", str(out), "--segments", "2"]
-    command += ["--endpoint", server.url, "--model", "eye", "--endpoint-settings", '{"workers": 2}']
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    work, killed = tmp_path / "captions.jsonl.work/1-of-1.jsonl", 0
-    while killed < 3:
-        before = len(jsonl.read(work))
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while len(jsonl.read(work)) <= before + 2 and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(0.2 * rng.random())
-        assert process.poll() is None, "it ended before it was killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed += 1
-    assert not out.exists() and 6 <= len(jsonl.read(work)) < 40
-    subprocess.run(command, cwd=ROOT, env=environ, check=True, timeout=120, capture_output=True)
-    assert ask(tmp_path / "videos", tmp_path / "alone.jsonl", server.url) == 0
-    assert out.read_bytes() == (tmp_path / "alone.jsonl").read_bytes() and len(captions(out)) == 40
-    keys = [line["key"] for line in jsonl.read(work)]
-    assert len(keys) == len(set(keys)) == 40
