@@ -95,10 +95,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     number, _, count = (given.shard or f"{distributed.rank() + 1}/{distributed.world_size()}").partition("/")
     sharded = number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)
     numbers = [given.segments, given.frames, given.seconds, given.batch, given.pixels, given.max_new_tokens]
+    at_endpoint = bool(given.model or given.text_model)
     own = given.teacher and not (given.prompt or given.seconds)
     rules = (
         ((given.teacher is None) != (given.model is None), "give a teacher: --teacher, or --endpoint and --model"),
-        (bool(given.model or given.text_model) == bool(given.endpoint), "--endpoint goes with --model or --text-model"),
+        (
+            at_endpoint == bool(given.endpoint or given.endpoint_settings),
+            "--endpoint goes with --model or --text-model",
+        ),
         (isinstance(given.endpoint_settings, dict), "--endpoint-settings is a JSON object"),
         (own or not given.captioner, "--captioner is for --teacher, and has a prompt and segments of its own"),
         (not (given.segments and given.seconds), "give --segments or --seconds, not both"),

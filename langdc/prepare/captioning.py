@@ -63,7 +63,7 @@ class Captioning:
                 described = self._in_batches(read)
             else:
                 described = _ahead(asking, partial(_tried, self._asked), read, 2 * self.requests)
-            made = _ahead(asking, partial(_tried, self._targets), described, 2 * self.requests)
+            made = _ahead(asking, partial(_tried, self._targets), described, 2 * self.requests if self.text else 1)
             for job, parts in groupby(made, key=lambda clip: clip.job):
                 yield self._line(job, list(parts))
         finally:

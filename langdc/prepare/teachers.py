@@ -151,7 +151,7 @@ class TextModel:
 
     def target(self, text: str) -> Target:
         """A description as a caption with cues and density; EndpointError if the model gives no usable reply."""
-        messages, texts, before = [{"role": "user", "content": REWRITE + text}], [text], None
+        messages, texts, before = [{"role": "user", "content": REWRITE + _plain(text)}], [text], None
         while True:
             reply, segment = self.endpoint.ask(messages, _segment)
             texts.append(reply)
@@ -166,7 +166,12 @@ class TextModel:
 
 def plain_target(text: str) -> Target:
     """The teacher's own words as a caption: no cues and no density, as nothing counted them."""
-    return Target(SegmentRecord(caption=" ".join(text.split())), [text])
+    return Target(SegmentRecord(caption=_plain(text)), [text])
+
+
+def _plain(text: str) -> str:
+    """A text on one line, without what a model thought before it spoke."""
+    return " ".join(text.rpartition("</think>")[2].split())
 
 
 def _endpoint(options: Namespace, model: str, tokens: int) -> Endpoint:
@@ -179,7 +184,8 @@ def _endpoint(options: Namespace, model: str, tokens: int) -> Endpoint:
 def _segment(reply: str) -> tuple[str, SegmentRecord]:
     """A text model's reply, and the segment that it describes; Transient if it is none."""
     try:
-        tree = json.loads(reply[reply.find("{") : reply.rfind("}") + 1])
+        said = _plain(reply)
+        tree = json.loads(said[said.find("{") : said.rfind("}") + 1])
         found = check(SegmentRecord, {name: tree[name] for name in ("caption", *_CUES)}, "it")
     except (ValueError, KeyError, TypeError, RecursionError):
         shown = f"{reply[:SHOWN_LETTERS]!r}; it must be an object of caption, {', '.join(_CUES)}"

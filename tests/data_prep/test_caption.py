@@ -30,7 +30,7 @@ def model(number: int, body: dict) -> str:
     """A teacher that names the colour it sees, and a text model that leaves out what is around it."""
     if isinstance(text := body["messages"][0]["content"], str):
         colour = re.findall("a (.*) wall", text)[0]
-        return f"Sure!\n```json\n{dense(f'{colour}  wall', [colour, ' wall', ''])}\n```"
+        return f"<think>a {{ wall }} ?</think>Sure!\n```json\n{dense(f'{colour}  wall', [colour, ' wall', ''])}\n```"
     (colour,) = set(pictures(body))
     return f"There seems to be a {colour} wall, perhaps."
 
@@ -73,7 +73,10 @@ def test_a_teacher_sees_each_segment_and_a_text_model_makes_its_words_dense(
 def test_without_a_text_model_the_teachers_words_are_the_captions(
     endpoint, videos: Path, tmp_path: Path, capsys
 ) -> None:
-    server, out = endpoint(lambda number, body: f"{pictures(body)[0]} wall\n"), tmp_path / "captions.jsonl"
+    server, out = (
+        endpoint(lambda number, body: f"<think>a wall\n...</think>\n\n{pictures(body)[0]} wall\n"),
+        tmp_path / "captions.jsonl",
+    )
     assert ask(videos, out, server.url) == 0
     assert captions(out) == WANTED
     assert "No --text-model: captions are the teacher's own words, without cues" in capsys.readouterr().out

@@ -82,6 +82,7 @@ def test_shards_write_what_one_process_does(endpoint, videos: Path, tmp_path: Pa
         ("--teacher sample:langdc --model x", "give a teacher"),
         ("--model x", "--endpoint goes with"),
         ("--teacher sample:langdc --endpoint http://x", "--endpoint goes with"),
+        ('--teacher sample:langdc --endpoint-settings {"workers":1}', "--endpoint goes with"),
         ("--endpoint nowhere --model x", "url"),
         ("--endpoint http://x --model x --endpoint-settings [1]", "is a JSON object"),
         ('--endpoint http://x --model x --endpoint-settings {"wrokers":1}', "Did you mean 'workers'"),
