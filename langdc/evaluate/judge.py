@@ -6,12 +6,7 @@ yes. Verdicts are kept in a file, so that nothing is asked twice.
 """
 
 import ast
-import http.client
 import json
-import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -22,6 +17,7 @@ from typing import Any
 from rich.progress import track
 
 from langdc import jsonl
+from langdc.endpoint import SHOWN_LETTERS, Endpoint, EndpointError, Transient
 from langdc.evaluate.folder import EvalFolder, LineFile
 from langdc.evaluate.settings import JudgeConfig
 from langdc.evaluate.tasks import Task
@@ -49,12 +45,7 @@ USER = (
 """Both messages word for word: judged figures can only be compared with those of the same messages."""
 VERDICTS = "verdicts.jsonl"
 """The file of verdicts in an evaluation's folder."""
-TRANSIENT = (408, 409, 425, 429)
-SHOWN_LETTERS, SHOWN_FAILURES = 200, 5
-
-
-class _JudgeError(ValueError):
-    """The judge gave no verdict; the message says where it was asked, what came back and what to do."""
+SHOWN_FAILURES = 5
 
 
 @dataclass(frozen=True)
@@ -72,14 +63,14 @@ class Case:
             return None
         return cls(line["question"], line["expected"], line["answer"].strip())
 
-    def request(self, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The body of a request."""
-        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.format(**asdict(self))}]
-        return {"model": model, "messages": messages, **options}
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What is said to the judge."""
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.format(**asdict(self))}]
 
     def key(self, judge: Mapping[str, Any]) -> str:
         """A hash of all that a request to a judge (its settings) says, wherever it is sent."""
-        return json_hash(self.request(judge["model"], judge["options"]))
+        return json_hash({"model": judge["model"], "messages": self.messages, **judge["options"]})
 
 
 @dataclass(frozen=True)
@@ -101,7 +92,7 @@ class Verdict:
                 pred, score = str(tree["pred"]).strip(" .").lower(), int(float(tree["score"]))
                 if pred in ("yes", "no") and 0 <= score <= 5:
                     return cls(right=pred == "yes", score=score)
-        raise _Transient(
+        raise Transient(
             f"its reply is no verdict: {text[:SHOWN_LETTERS]!r}; it must be like {{'pred': 'yes', 'score': 4}}. "
             "Take another model, or give it more max_tokens."
         )
@@ -117,21 +108,6 @@ class Verdict:
         return [cls() if case is None else known.get(case.key(judge)) for case in cases]
 
 
-class _Transient(ValueError):
-    """Trouble that may pass."""
-
-
-class _Unreachable(_Transient):
-    """No connection, or no answer."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Refuses to follow a redirect, which would hand the key to another server."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
-
-
 class Judge:
     """A judge and its verdicts, kept in the file `path`; any number of evaluations may use `path`, one after another.
 
@@ -140,18 +116,7 @@ class Judge:
 
     def __init__(self, config: JudgeConfig, path: Path) -> None:
         self.config, self.verdicts_file = config, LineFile(path, alone=True)
-        self.url = config.url.rstrip("/") + "/chat/completions"
-        self._where = f"{self.url} (model {config.model})"
-        self._open = urllib.request.build_opener(_NoRedirect).open
-        self._headers, self._unreachable = {"Content-Type": "application/json"}, False
-        if config.key_variable is not None:
-            key = os.environ.get(config.key_variable)
-            if not key:
-                raise ValueError(
-                    f"The judge's key is to be in the environment variable {config.key_variable}, which is not set. "
-                    "Set it, or leave key_variable out for an endpoint that wants none."
-                )
-            self._headers["Authorization"] = f"Bearer {key}"
+        self.endpoint = Endpoint(config)
 
     @classmethod
     def of(cls, config: JudgeConfig | None, task: Task, output: Path) -> "Judge | None":
@@ -202,47 +167,9 @@ class Judge:
     def _asked(self, case: Case) -> Verdict:
         try:
             return self.ask(case)
-        except _JudgeError as error:
+        except EndpointError as error:
             return Verdict(failed=True, reason=f"on {case.prediction[:SHOWN_LETTERS]!r}: {error}")
 
     def ask(self, case: Case) -> Verdict:
-        """Ask the endpoint, repeating with growing pauses; _JudgeError if no verdict comes.
-
-        After a case for which it could not be reached, others are tried once, until it answers.
-        """
-        tries = 1 if self._unreachable else 1 + self.config.retries
-        for number in range(tries):
-            try:
-                return self._once(case)
-            except _Transient as error:
-                reason = error
-            if number + 1 < tries:
-                time.sleep(self.config.pause * 2**number)
-        self._unreachable = isinstance(reason, _Unreachable)
-        raise _JudgeError(f"{self._where}, asked {tries} time(s): {reason}")
-
-    def _once(self, case: Case) -> Verdict:
-        body = json.dumps(case.request(self.config.model, self.config.options)).encode()
-        try:
-            with self._open(urllib.request.Request(self.url, body, self._headers), None, self.config.timeout) as reply:
-                content = reply.read()
-        except urllib.error.HTTPError as error:
-            said = f"HTTP {error.code} {error.reason}."
-            if error.code in TRANSIENT or error.code >= 500:
-                raise _Transient(f"{said} Ask again later.") from None
-            if 300 <= error.code < 400:
-                said += f" It redirects to {error.headers.get('Location')}; give that url if it may have the key."
-            raise _JudgeError(f"{self._where}: {said} Check url, model and key.") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise _Unreachable(f"cannot be reached ({error or type(error).__name__}). Check url and timeout.") from None
-        self._unreachable = False
-        try:
-            text = json.loads(content)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            text = None
-        if not isinstance(text, str):
-            raise _Transient(
-                f"its reply is no chat completion: {content[:SHOWN_LETTERS].decode('utf-8', 'replace')!r}. "
-                "Is this the url of an OpenAI-compatible interface?"
-            )
-        return Verdict.read(text)
+        """Ask the endpoint; EndpointError if no verdict comes."""
+        return self.endpoint.ask(case.messages, Verdict.read)
