@@ -178,6 +178,8 @@ def _container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
             raise ValueError(f"{path}: holds no video (only: {kinds}). Give a file with pictures.")
+        if stream.codec_context is None:
+            raise ValueError(f"{path}: its video has an unknown codec. Convert it where it can be shown.")
         yield container, stream
 
 
