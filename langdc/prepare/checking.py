@@ -29,7 +29,12 @@ _SHOWN = 5
 """Faults of each kind on the terminal; the page lists the first `_LISTED` of all."""
 _LISTED = 2000
 _WINDOWS = re.compile(r"[A-Za-z]:|.*\\")
-_RECORD_KINDS = {"the marks|shows a medium": "marks", "the answer": "answer"}
+_KINDS = {
+    "^not UTF-8": "encoding",
+    "the marks|shows a medium": "marks",
+    "the answer (is blank|'.*' is none)": "answer",
+    "^the id .* is already": "duplicate id",
+}
 _ADVICE = {
     "windows path": "has Windows separators; write / and a path relative to this file's folder",
     "other machine": "is an absolute path of another machine; write it relative to this file's folder",
@@ -120,31 +125,21 @@ def _read(file: Path, faults: list[_Fault]) -> list[_Entry]:
         faults.append(_Fault(file, 1, None, "BOM", "the file begins with a byte order mark, which is skipped", False))
     found: dict[str, _Entry] = {}
     for number, line in enumerate(content.split(b"\n"), 1):
-        name = kind = None
+        if not line.strip():
+            continue
+        name, kind = None, "JSON"
         try:
-            if not line.strip():
-                continue
-            kind = "JSON" if _is_text(line) else "encoding"
             value = jsonl.parse(line)
             kind, name = "record", value.get("id") if isinstance(value.get("id"), str) else None
             record = check(Record, value, "the record")
             if record.id in found:
-                kind = "duplicate id"
-                raise ValueError(f"the id {record.id!r} is already on line {found[record.id].line}; ids must differ")
+                raise ValueError(f"the id {name!r} is already on line {found[record.id].line}; ids must differ")
             found[record.id] = _Entry(file, number, record)
         except ValueError as error:
             reason = " ".join(str(error).split())
-            kind = next((k for p, k in _RECORD_KINDS.items() if kind == "record" and re.search(p, reason)), kind)
-            faults.append(_Fault(file, number, name, str(kind), reason[:SHOWN_LETTERS]))
+            kind = next((named for start, named in _KINDS.items() if re.search(start, reason)), kind)
+            faults.append(_Fault(file, number, name, kind, reason[:SHOWN_LETTERS]))
     return list(found.values())
-
-
-def _is_text(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _of_text(entry: _Entry) -> Iterable[_Fault]:
@@ -291,6 +286,8 @@ def _of_prompts(entries: list[_Entry], config: RunConfig, found: dict[_Key, dict
             yield from (entry.fault(*fault) for fault in prompts.faults(entry.record, paths, shapes, where))
     if prompts.unused:
         screen().print(f"{prompts.unused} records are of no use to the objective {config.objective.name!r}.")
+    if prompts.text_only:
+        screen().print("How many visual tokens there are is not known without weights: prompts are counted without.")
 
 
 # ---- what is said of it

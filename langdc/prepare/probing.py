@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,15 +167,13 @@ def _serve(connection: Connection, seconds: float) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     torch.set_num_threads(1)
     av.logging.set_level(av.logging.ERROR)
-    while True:
-        try:
+    with suppress(EOFError, OSError):
+        while True:
             job = connection.recv()
-        except EOFError:
-            return
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        found = probe(job)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.send(found)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            found = probe(job)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.send(found)
 
 
 def _death(code: int | None, seconds: float) -> list:

@@ -7,13 +7,13 @@ import torch
 
 from langdc.backbones.chat import IGNORED, conversation, turns
 from langdc.checkpoint import named
-from langdc.config import RunConfig
+from langdc.config import MemberConfig, RunConfig
 from langdc.data.records import Record
-from langdc.interfaces import TokenCompressor
+from langdc.interfaces import Backbone, TokenCompressor
 from langdc.model import VideoModel
 from langdc.train.objectives import objectives
 from langdc.train.samples import Sample, with_targets
-from langdc.types import Context, Frames, FrameSpec, VideoBatch
+from langdc.types import Context, FeatureGrid, Frames, FrameSpec, VideoBatch
 
 Shape = Sequence[float]
 """Height, width and seconds; 0 seconds of an image."""
@@ -28,12 +28,16 @@ class Prompts:
     def __init__(self, config: RunConfig) -> None:
         self.train = config.train
         self.objective = objectives.build(config.objective.name, **config.objective.settings)
+        model = named(config.model)
+        settings = {name: value for name, value in model.backbone if name != "quantize"}  # which needs weights
         with torch.device("meta"):
-            self.model = VideoModel(named(config.model))
+            self.model = VideoModel(model.model_copy(update={"backbone": MemberConfig(**settings)}))
         text = self.model.backbone.language_model.config.get_text_config()
         self.limit = getattr(text, "max_position_embeddings", None)
         self.unused = 0
         """Records of which the objective makes no sample."""
+        self.text_only = False
+        """Whether visual tokens could not be counted without weights."""
         self._specs: dict[tuple, FrameSpec] = {}
         self._tokens: dict[tuple, int] = {}
 
@@ -60,7 +64,7 @@ class Prompts:
             return found
         if not self.objective.own_replies and not all(question.answered for question in record.questions):
             found.append(("answer", "a question has no answer, which this objective learns", True))
-        visual = sum(self._visual(record, spec, video) for spec, video in frames)
+        visual = sum(self._visual(record, video) for _, video in frames)
         return found + self._texts(record, [video for _, video in frames], visual)
 
     def _texts(self, record: Record, videos: Sequence[Frames], visual: int) -> list[tuple]:
@@ -98,16 +102,25 @@ class Prompts:
         pixels = torch.zeros((), dtype=torch.uint8).expand(count, 3, *size)
         return spec, Frames(pixels, torch.linspace(*bounds, count, dtype=torch.float64))
 
-    def _visual(self, record: Record, spec: FrameSpec, video: Frames) -> int:
+    def _visual(self, record: Record, video: Frames) -> int:
         """Tokens that a video takes; 0, so that only text is counted, where it takes numbers to know."""
         key = tuple(video.pixels.shape)
         if key not in self._tokens:
-            targets = {n: [v] for n, v in self.model.compressor.targets(record).items()}
-            batch = VideoBatch([], [video.seconds], questions=[torch.zeros(8, dtype=torch.long)], frames=[video])
+            model, backbone, compressor = self.model, self.model.backbone, self.model.compressor
+            context = Context(targets={name: [value] for name, value in compressor.targets(record).items()})
+            exact = type(backbone).outline is not Backbone.outline
+            question = [torch.zeros(8, dtype=torch.long)]
             try:
-                with torch.device("meta"):
-                    features = self.model.features(batch)
-                    self._tokens[key] = len(self.model.compress(features, Context(targets=targets)).tokens[0])
+                with torch.device("meta" if not exact or any(True for _ in compressor.parameters()) else "cpu"):
+                    if exact:
+                        shapes = {name: grid.values.shape[:3] for name, grid in backbone.outline(video).encoder.items()}
+                        sizes = {name: (*shape, backbone.stream_widths[name]) for name, shape in shapes.items()}
+                        grids = {name: FeatureGrid(torch.rand(size)) for name, size in sizes.items()}
+                        found = backbone.project([grids], [video.seconds], compressor.needs)
+                        found = model.with_questions(found, question) if "question" in compressor.needs else found
+                    else:
+                        found = model.features(VideoBatch([], [video.seconds], questions=question, frames=[video]))
+                    self._tokens[key] = len(model.compress(found, context).tokens[0])
             except (RuntimeError, NotImplementedError, ValueError, TypeError):
-                self._tokens[key] = 0
+                self._tokens[key], self.text_only = 0, True
         return self._tokens[key]
