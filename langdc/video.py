@@ -97,8 +97,12 @@ def try_clips(
         stream, seconds, promised = video.stream, video.index.seconds, None
         if stream is None:
             seconds *= video.path.is_dir()
-        elif stream.duration or len(video.container.streams) == 1:
-            promised = float(stream.duration * stream.time_base) if stream.duration else video.container.duration / 1e6
+        elif "mpeg" in video.container.format.name:
+            pass  # these have no such header
+        elif stream.duration:
+            promised = float(stream.duration * stream.time_base)
+        elif len(video.container.streams) == 1 and video.container.duration:
+            promised = video.container.duration / av.time_base
         try:
             images = [image.shape for image in _decoder("pyav", video.path)(video, sorted(wanted))]
         except ValueError:

@@ -57,12 +57,12 @@ class _Fault:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A record, where it stands, and the paths of its media that are there (None: not there)."""
+    """A record, where it stands, and those of its media that are there."""
 
     file: Path
     line: int
     record: Record
-    paths: list[Path | None] = field(default_factory=list)
+    media: list[tuple[Medium, Path]] = field(default_factory=list)
 
     def fault(self, kind: str, reason: str, fatal: bool = True) -> _Fault:
         return _Fault(self.file, self.line, self.record.id, kind, reason, fatal)
@@ -75,13 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--eval", nargs="+", type=Path, default=[], metavar="FILE", help="records not to be trained on")
     parser.add_argument("--config", metavar="TRAIN", help="a training config: also look at prompts and labels")
     parser.add_argument("--out", type=Path, help=f"folder for what is found (default: DATA{FOLDER} beside the data)")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for one file (default: 60)")
     options = parser.parse_args(argv)
     if options.jobs < 1 or options.timeout <= 0:
-        raise ValueError(
-            f"--jobs {options.jobs} --timeout {options.timeout}: give at least 1, and more than 0 seconds."
-        )
+        raise ValueError(f"--jobs {options.jobs} --timeout {options.timeout}: give at least 1, and over 0 seconds.")
     config = load(RunConfig, options.config) if options.config else None
     folder = options.out or options.data[0].with_suffix(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,39 +87,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     entries = [entry for file in dict.fromkeys(options.data) for entry in _read(file, faults)]
     for entry in entries:
         faults += _of_text(entry)
-    held = [record for file in options.eval for record in _media_of(file)]
+    held: dict[_Key, Path] = {}
+    for file in options.eval:
+        shown = [medium for record in read_records(file) for medium in record.shown]
+        held |= {(path, m.fps): file for m in shown if (path := _place(file.parent, m)[0]) is not None}
     found = _probe(entries, held, folder, options)
-    faults += _of_media(entries, found)
-    faults += _of_copies(entries, held, found)
+    faults += [*_of_media(entries, found), *_of_copies(entries, held, found)]
     if config is not None:
         faults += _of_prompts(entries, config, found)
-    order = {file: number for number, file in enumerate(options.data)}
-    faults.sort(key=lambda fault: (order[fault.file], fault.line, not fault.fatal))
-    return _report(faults, entries, len({path for entry in entries for path in entry.paths if path}), folder)
+    order = list(options.data)
+    faults.sort(key=lambda fault: (order.index(fault.file), fault.line, not fault.fatal))
+    return _report(faults, entries, folder)
 
 
 # ---- what the lines say
 
 
 def _read(file: Path, faults: list[_Fault]) -> list[_Entry]:
-    """The records that can be read, with the paths of their media; what is wrong with others goes to `faults`."""
+    """The records that can be read; what is wrong with others goes to `faults`."""
     if not file.is_file():
         raise ValueError(f"There is no record file {file}. Check the path.")
     content = file.read_bytes()
     text = content.removeprefix(codecs.BOM_UTF8)
-    whole = ""
-    if content[:2] == b"\x1f\x8b":
-        whole, reason = "gzip", "the file is compressed; unpack it: gunzip"
-    elif content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        whole, reason = "encoding", "the file is UTF-16; write it as UTF-8"
-    elif text.lstrip()[:1] == b"[":
-        whole, reason = "array", "the file is a JSON array; write one record per line"
-    elif not text.strip():
-        whole, reason = "no records", "the file holds no records"
-    if whole:
-        faults.append(_Fault(file, 1, None, whole, reason))
-        return []
-    if text is not content and len(text) < len(content):
+    for kind, is_so, reason in (
+        ("gzip", content[:2] == b"\x1f\x8b", "the file is compressed; unpack it: gunzip"),
+        ("encoding", content[:2] in (b"\xff\xfe", b"\xfe\xff"), "the file is UTF-16; write it as UTF-8"),
+        ("array", text.lstrip()[:1] == b"[", "the file is a JSON array; write one record per line"),
+        ("no records", not text.strip(), "the file holds no records"),
+    ):
+        if is_so:
+            faults.append(_Fault(file, 1, None, kind, reason))
+            return []
+    if len(text) < len(content):
         faults.append(_Fault(file, 1, None, "BOM", "the file begins with a byte order mark, which is skipped", False))
     found: dict[str, _Entry] = {}
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -143,7 +140,7 @@ def _read(file: Path, faults: list[_Fault]) -> list[_Entry]:
 
 
 def _of_text(entry: _Entry) -> Iterable[_Fault]:
-    """Faults of a record's questions and paths; fills in its paths."""
+    """Faults of a record's questions and paths; fills in its media."""
     for question in entry.record.questions:
         texts = [option.strip().casefold() for option in question.options]
         if "" in texts:
@@ -157,7 +154,8 @@ def _of_text(entry: _Entry) -> Iterable[_Fault]:
             yield entry.fault("answer", f"the question {question.question[:60]!r} has no answer", False)
     for medium in entry.record.shown:
         path, kind, reason = _place(entry.file.parent, medium)
-        entry.paths.append(path)
+        if path is not None:
+            entry.media.append((medium, path))
         if kind:
             yield entry.fault(kind, f"{medium.file}: {reason}", path is None)
 
@@ -172,10 +170,9 @@ def _place(root: Path, medium: Medium) -> tuple[Path | None, str, str]:
     except (OSError, ValueError) as error:
         return None, "missing", str(error)
     if there or (is_folder and medium.fps is not None):
-        reason = (
-            "an absolute path, which other machines lack" if Path(name).is_absolute() else "outside the data's folder"
-        )
-        return path, "outside" if outside else "", reason
+        if name.startswith("/"):
+            return path, "absolute path", "other machines will not have it; write it relative to this file's folder"
+        return path, "outside" if outside else "", "leads outside the folder of this file"
     if path.exists():
         reason = "is a folder; give fps" if is_folder else "is neither a file nor a folder"
         return None, "missing", reason
@@ -190,23 +187,15 @@ def _place(root: Path, medium: Medium) -> tuple[Path | None, str, str]:
 _Key = tuple[Path, float | None]
 
 
-def _media_of(file: Path) -> list[tuple[Path, _Key]]:
-    """The media of an evaluation's records that are there, as (record file, key)."""
-    placed = [(medium, _place(file.parent, medium)[0]) for r in read_records(file) for medium in r.shown]
-    return [(file, (path, medium.fps)) for medium, path in placed if path is not None]
-
-
 def _probe(
-    entries: list[_Entry], held: list[tuple[Path, _Key]], folder: Path, options: argparse.Namespace
+    entries: list[_Entry], held: dict[_Key, Path], folder: Path, options: argparse.Namespace
 ) -> dict[_Key, dict[str, Any]]:
     """What is known of each medium, and in "clips" which were tried; results are kept in the folder as they come."""
     clips: dict[_Key, dict[tuple, None]] = defaultdict(dict)
-    for entry in entries:
-        for medium, path in zip(entry.record.shown, entry.paths, strict=True):
-            if path is not None:
-                clips[path, medium.fps][medium.start, medium.end] = None
+    for medium, path in [pair for entry in entries for pair in entry.media]:
+        clips[path, medium.fps][medium.start, medium.end] = None
     sizes = {path.stat().st_size for path, _ in clips if path.is_file()}
-    for _, (path, fps) in held:  # only those whose size occurs in the data can be in it
+    for path, fps in held:  # only those whose size occurs in the data can be in it
         if path.is_dir() or path.stat().st_size in sizes:
             clips.setdefault((path, fps), {})
     jobs: dict[str, Job] = {}
@@ -226,50 +215,38 @@ def _probe(
 
 def _of_media(entries: list[_Entry], found: dict[_Key, dict[str, Any]]) -> Iterable[_Fault]:
     for entry in entries:
-        for medium, path in zip(entry.record.shown, entry.paths, strict=True):
-            if path is None:
-                continue
+        for medium, path in entry.media:
             result = found[path, medium.fps]
             for number, kind, reason, fatal in result["faults"]:
                 if number is None or result["clips"][number] == (medium.start, medium.end):
-                    reason = reason.removeprefix(f"{path}: ")
-                    yield entry.fault(kind, f"{medium.file}: {reason}", fatal)
+                    yield entry.fault(kind, f"{medium.file}: {reason.removeprefix(f'{path}: ')}", fatal)
 
 
-def _of_copies(
-    entries: list[_Entry], held: list[tuple[Path, _Key]], found: dict[_Key, dict[str, Any]]
-) -> Iterable[_Fault]:
+def _of_copies(entries: list[_Entry], held: dict[_Key, Path], found: dict[_Key, dict[str, Any]]) -> Iterable[_Fault]:
     """Files with the same content under two names, records that occur twice, and media of evaluations."""
-    by_hash = defaultdict(list)
-    for key, result in found.items():
-        by_hash[result["hash"]].append(key)
-    same = {}
-    for name, keys in by_hash.items():
-        certain = len(keys) == 1 or not str(name).startswith("sampled:")
-        for key in keys:
-            same[key] = str(key) if name is None else name if certain else file_hash(key[0])
-    leaked = {same[key]: file for file, key in held if key in same}
+    by_hash = Counter(result["hash"] for result in found.values())
+    same = {}  # the hash of a sample is not enough where two files have it
+    for key, name in ((key, result["hash"]) for key, result in found.items()):
+        full = by_hash[name] > 1 and str(name).startswith("sampled:")
+        same[key] = str(key) if name is None else file_hash(key[0]) if full else name
+    leaked = {same[key]: file for key, file in held.items() if key in same}
     first: dict[str, tuple[Path, _Entry]] = {}
     twice: dict[str, _Entry] = {}
     told: set[Path] = set()
     for entry in entries:
-        hashes = []
-        for medium, path in zip(entry.record.shown, entry.paths, strict=True):
-            content = same[path, medium.fps] if path is not None else str(medium.file)
-            hashes.append(content)
-            if path is None:
-                continue
+        hashes = [same[path, medium.fps] for medium, path in entry.media]
+        for (medium, path), content in zip(entry.media, hashes, strict=True):
             if content in leaked:
                 yield entry.fault("leak", f"{medium.file} is shown in the evaluation {leaked[content]}, too")
             other, of = first.setdefault(content, (path, entry))
-            if not path.samefile(other) and path not in told:
+            if path not in told and not path.samefile(other):
                 told.add(path)
-                reason = f"{medium.file} has the content of {of.record.file or other.name} ({of.file}, line {of.line})"
+                reason = f"{medium.file} has the content of {other.name} ({of.file}, line {of.line})"
                 yield entry.fault("duplicate file", reason, False)
-        rest = entry.record.model_dump(exclude={"id", "video", "image"} | ({"media"} if entry.record.media else set()))
-        rest["media"] = [each.model_dump(include={"start", "end", "fps"}) for each in entry.record.shown]
-        of = twice.setdefault(json_hash([hashes, rest]), entry)
-        if of is not entry:
+        bounds = [(medium.start, medium.end, medium.fps) for medium in entry.record.shown]
+        rest = entry.record.model_dump(include={"segments", "questions", "messages"})
+        of = twice.setdefault(json_hash([hashes, bounds, rest]), entry)
+        if of is not entry and len(entry.media) == len(entry.record.shown):
             yield entry.fault("duplicate record", f"says the same as {of.file}, line {of.line}", False)
 
 
@@ -278,11 +255,9 @@ def _of_prompts(entries: list[_Entry], config: RunConfig, found: dict[_Key, dict
 
     prompts = Prompts(config)
     for entry in track(entries, len(entries), "Looking at prompts"):
-        keys = [(path, m.fps) for m, path in zip(entry.record.shown, entry.paths, strict=True) if path is not None]
-        shapes = [found[key]["shape"] for key in keys]
-        if len(keys) == len(entry.paths) and all(shape and shape[0] for shape in shapes):
-            where = f"line {entry.line} (id {entry.record.id!r})"
-            paths = [path for path, _ in keys]
+        shapes = [found[path, medium.fps]["shape"] for medium, path in entry.media]
+        if len(shapes) == len(entry.record.shown) and all(shape and shape[0] for shape in shapes):
+            paths, where = [path for _, path in entry.media], f"line {entry.line} (id {entry.record.id!r})"
             yield from (entry.fault(*fault) for fault in prompts.faults(entry.record, paths, shapes, where))
     if prompts.unused:
         screen().print(f"{prompts.unused} records are of no use to the objective {config.objective.name!r}.")
@@ -293,25 +268,22 @@ def _of_prompts(entries: list[_Entry], config: RunConfig, found: dict[_Key, dict
 # ---- what is said of it
 
 
-def _report(faults: list[_Fault], entries: list[_Entry], media: int, folder: Path) -> int:
-    out, kinds = screen(), defaultdict(list)
+def _report(faults: list[_Fault], entries: list[_Entry], folder: Path) -> int:
+    out, kinds, reasons = screen(), defaultdict(list), defaultdict(list)
     for fault in faults:
         kinds[fault.kind + " (warning)" * (not fault.fatal)].append(fault)
+        if fault.fatal:
+            reasons[fault.file, fault.line, fault.id].append(f"{fault.kind}: {fault.reason}")
     for kind, found in kinds.items():
         lines = [f"{fault.file}, line {fault.line}, id {fault.id!r}: {fault.reason}" for fault in found]
         out.print(listed(f"{kind}, {len(found)}", lines, _SHOWN))
     jsonl.write_lines(folder / "faults.jsonl", ({**asdict(fault), "file": str(fault.file)} for fault in faults))
-    reasons = defaultdict(list)
-    for fault in faults:
-        if fault.fatal:
-            reasons[fault.file, fault.line, fault.id].append(f"{fault.kind}: {fault.reason}")
-    jsonl.write_lines(
-        folder / FILE,
-        (
-            {"file": os.path.relpath(file.resolve(), folder.resolve()), "line": line, "id": name, "reasons": said}
-            for (file, line, name), said in reasons.items()
-        ),
+    kept_out = (
+        {"file": os.path.relpath(file.resolve(), folder.resolve()), "line": line, "id": name, "reasons": said}
+        for (file, line, name), said in reasons.items()
     )
+    jsonl.write_lines(folder / FILE, kept_out)
+    media = len({path for entry in entries for _, path in entry.media})
     counts = {kind: (len(found), len({(f.file, f.line) for f in found})) for kind, found in kinds.items()}
     loader = ChoiceLoader([PackageLoader(f"langdc.{name}", "") for name in ("prepare", "evaluate")])
     page = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("checking.html")
@@ -319,10 +291,8 @@ def _report(faults: list[_Fault], entries: list[_Entry], media: int, folder: Pat
     files = Counter(entry.file for entry in entries)
     text = page.render(figures=figures, counts=counts, faults=faults[:_LISTED], files=files)
     jsonl.write_text(folder / "report.html", text)
-    out.print(
-        f"{len(entries)} records that can be read, {media} media; {len(faults)} faults, {len(reasons)} records not to "
-        f"be trained on. {folder / 'report.html'}"
-    )
+    out.print(f"{len(entries)} records can be read, with {media} media; {len(faults)} faults, warnings included.")
+    out.print(f"{len(reasons)} records cannot be trained on. {folder / 'report.html'}")
     if reasons:
         out.print(f"Mend them, or train on the rest: langdc train CONFIG --quarantine {folder / FILE}")
     return int(bool(reasons))

@@ -13,7 +13,7 @@ import av
 import av.logging
 import torch
 
-from langdc.hashing import file_hash, quick_hash, text_hash
+from langdc.hashing import quick_hash
 from langdc.video import frame_files, is_image, try_clips
 
 TOLERANCE = 0.02
@@ -52,9 +52,12 @@ def probe(job: Job) -> dict[str, Any]:
     head = b""
     try:
         files = frame_files(path) if path.is_dir() else [path]
-        some = {files[place] for place in (0, len(files) // 2, -1)} if files else set()
-        found["hash"] = quick_hash(path) if path.is_file() else _of_folder(len(files), some)
-        with min(some, default=path).open("rb") as file:
+        if not files:
+            raise ValueError(f"{path}: the folder holds no images")
+        some = [files[place] for place in sorted({0, len(files) // 2, len(files) - 1})]
+        hashes = [quick_hash(file) for file in some]
+        found["hash"] = hashes[0] if path.is_file() else f"folder:{len(files)} {hashes}"
+        with some[0].open("rb") as file:
             head = file.read(32)
         if job.clips:
             found |= _tried(job, head)
@@ -63,10 +66,11 @@ def probe(job: Job) -> dict[str, Any]:
         found["faults"] = [[None, _kind(reason), reason, True]]
     if head and any(fault[1] == "corrupt" for fault in found["faults"]) and is_image(path) and _VIDEO.match(head):
         found["faults"] = [[None, "mislabelled", "it is a video with the name of an image", True]]
-    if job.clips and path.is_file() and not is_image(path) and _IMAGE.match(head):
-        reason = "it is an image with the name of a video"
-        found["faults"] = [[None, "mislabelled", reason, True]]
-    elif job.clips and path.is_file() and (place := _parts(path, head)[0]) > job.size:  # explains what else was seen
+    if not job.clips or not path.is_file():
+        return found
+    if not is_image(path) and _IMAGE.match(head):
+        found["faults"] = [[None, "mislabelled", "it is an image with the name of a video", True]]
+    elif (place := _parts(path, head)[0]) > job.size:  # explains what else was seen
         cut = f"it was cut off: its parts take {place} bytes, and {job.size} are there; fetch it again"
         others = [fault for fault in found["faults"] if fault[1] in ("bounds", "codec")]
         found["faults"] = [[None, "truncated", cut, True], *others]
@@ -87,10 +91,6 @@ def _tried(job: Job, head: bytes) -> dict[str, Any]:
             faults.append([None, "truncated" if short else "length", reason, short])
             break
     return {"shape": [info.height, info.width, info.seconds], "faults": faults}
-
-
-def _of_folder(count: int, some: Iterable[Path]) -> str:
-    return "folder:" + text_hash(" ".join([str(count), *(file_hash(file) for file in sorted(some))]))
 
 
 def _kind(reason: str) -> str:
@@ -134,7 +134,8 @@ def probed(jobs: Iterable[Job], processes: int, seconds: float) -> Iterator[tupl
             while len(busy) < processes and (job := next(remaining, None)) is not None:
                 connection, child = idle.pop() if idle else _child(context, seconds)
                 busy[connection] = job, child
-                connection.send(job)
+                with suppress(BrokenPipeError):  # a child that died meanwhile is found below
+                    connection.send(job)
             if not busy:
                 return
             for connection in wait(list(busy)):
