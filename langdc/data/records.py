@@ -200,7 +200,7 @@ class Record(Medium):
         return Path(root) / self.file if self.file else None
 
 
-def read_records(path: str | Path, without: Container[int] = ()) -> list[Record]:
+def read_records(path: str | Path, without: Container[int | None] = ()) -> list[Record]:
     """Read all records of a JSON-lines file (blank lines are skipped), but for those on the lines `without`.
 
     Raises ValueError if the file is missing or holds none, and one that lists the bad lines by number and reason:
