@@ -27,6 +27,7 @@ COMMANDS = (
     _Command("report", "tables, plots and a page of evaluations", "langdc.evaluate:report"),
     _Command("plan", "the tokens, memory, steps and hours that a training takes", "langdc.tools.plan:main"),
     _Command("data sample", "make the sample data set", "langdc.prepare.sample:main"),
+    _Command("data preview", "a page of records as a training reads them", "langdc.prepare.preview:main"),
     _Command("data features", "store encoder outputs of a data set", "langdc.prepare.features:main"),
     _Command("data mix", "check published training sets and write them as records", "langdc.prepare.mix:main"),
     _Command("data benchmark", "check the folder of a benchmark", "langdc.prepare.benchmark:main"),
