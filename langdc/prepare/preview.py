@@ -8,7 +8,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from jinja2 import Environment, PackageLoader
 from PIL import Image
+from torch import Tensor
+from torch.utils._pytree import tree_map
 from transformers import set_seed
 
 from langdc import checkpoint, devices
@@ -34,10 +36,12 @@ from langdc.train.setup import RunModel
 from langdc.types import Compressed, Context, Frames, Prompt, VideoBatch, VideoTokens
 from langdc.video import jpeg_url
 
-_SEGMENTS, _FRAMES, _WORDS = 64, 8, 64
-"""Segments shown of a video, frames shown of a segment, and tokens of a segment whose nearest words are."""
-_SIDE = 224
-"""Pixels of a frame's longer side."""
+_SEGMENTS, _FRAMES, _WORDS, _SIDE = 64, 8, 64, 224
+"""Segments of a video, frames and tokens of a segment that are shown; pixels of a frame's longer side."""
+_Made = tuple[list[int] | None, Compressed | None, Compressed | None]
+"""Tokens of each video before the compressor, what a training has after it, and what there is in use; None where that
+takes values and no weights were read.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,9 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Online(TrainingData):
-    """The data of a run of which only the media shown are decoded and encoded."""
-
-    def _too_much(self) -> bool:
+    def _too_much(self) -> bool:  # so that only what is shown is decoded and encoded
         return True
 
 
@@ -108,12 +110,9 @@ def _chosen(data: TrainingData, options: argparse.Namespace) -> list[Sample]:
         by_id.setdefault(sample.record.id, []).append(sample)
     for name in options.ids:
         if name not in by_id:
-            near = difflib.get_close_matches(name, by_id, n=1, cutoff=0) or [*by_id]
-            raise ValueError(f"The run learns from no record with the id {name!r}; the nearest is {near[0]!r}.")
+            near = difflib.get_close_matches(name, by_id, n=1) or [*by_id]
+            raise ValueError(f"The run learns from no record with the id {name!r}; there is {near[0]!r}, for example.")
     return [sample for name in dict.fromkeys(options.ids) for sample in by_id[name]]
-
-
-# ---- one record
 
 
 def _record(data: TrainingData, sample: Sample, trained: bool) -> dict[str, Any]:
@@ -121,35 +120,25 @@ def _record(data: TrainingData, sample: Sample, trained: bool) -> dict[str, Any]
     shown: dict[str, Any] = {"sample": sample, "media": [], "prompts": [], "unread": False}
     try:
         batch = data.collate([sample])["batch"]
+        made = _compressed(data, batch, trained)
     except ValueError as error:
         return {**shown, "unread": True, "notes": [f"cannot be read: {error}"]}
-    before, found, used = _compressed(data, batch, trained)
-    for number in range(len(sample.specs)):
-        medium = _medium(data, sample, number, batch.frames[number], found, used)
-        shown["media"].append({**medium, "before": before[number] if before else None})
-    tokens = None if found is None else found.tokens
-    shown["prompts"] = [_laid_out(data.model, prompt, tokens) for prompt in batch.prompts]
+    shown["media"] = [_medium(data, sample, number, batch, made) for number in range(len(sample.specs))]
+    shown["prompts"] = [_laid_out(data.model, prompt, made[1] and made[1].tokens) for prompt in batch.prompts]
     return {**shown, "notes": _notes(data, sample, shown["media"], shown["prompts"])}
 
 
 @torch.no_grad()
-def _compressed(
-    data: TrainingData, batch: VideoBatch, trained: bool
-) -> tuple[list[int] | None, Compressed | None, Compressed | None]:
-    """Tokens of each video before the compressor, what a training has after it and, if `trained`, what it is in use;
-    None where numbers are needed and no weights were read.
-    """
+def _compressed(data: TrainingData, batch: VideoBatch, trained: bool) -> _Made:
+    """`_Made` of a batch's videos; the last one only of a trained model."""
     model, before, found = data.model, None, None
-    meta = model.device.type == "meta"
-    cast = data.config.precision == "bfloat16" and not trained  # as a training computes
+    meta, cast = model.device.type == "meta", data.config.precision == "bfloat16" and not trained  # as in training
+    targets = tree_map(lambda each: each.to("meta") if meta and isinstance(each, Tensor) else each, batch.targets)
     try:
-        with (
-            torch.autocast("cpu" if meta else model.device.type, torch.bfloat16, cast),
-            torch.device("meta") if meta else nullcontext(),
-        ):
+        with torch.autocast("cpu" if meta else model.device.type, torch.bfloat16, cast):
             videos = model.features(batch)
             before = [sum(grid.tokens for grid in video.projected or video.encoder.values()) for video in videos]
-            found = model.compress(videos, Context(targets=batch.targets))
+            found = model.compress(videos, Context(targets=targets))
             return before, found, model.compress(videos) if trained else None
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         if not meta:
@@ -157,11 +146,9 @@ def _compressed(
         return before, None, None
 
 
-def _medium(
-    data: TrainingData, sample: Sample, number: int, frames: Frames, found: Compressed | None, used: Compressed | None
-) -> dict[str, Any]:
+def _medium(data: TrainingData, sample: Sample, number: int, batch: VideoBatch, made_of: _Made) -> dict[str, Any]:
     """What the page shows of a video or image: its frames by segment, with what is said and made of each."""
-    model, described = data.model, sample.record.segments
+    model, described, frames, (before, found, used) = data.model, sample.record.segments, batch.frames[number], made_of
     length = model.backbone.frames_per_step * model.compressor.frames_per_segment
     parts = range(0, len(frames), length)
     tokens, made = (None if each is None else each.tokens[number] for each in (found, used))
@@ -179,9 +166,11 @@ def _medium(
         {"frames": _pictures(frames, first, length), "words": words[i : i + 1], **{n: c[i] for n, c in known.items()}}
         for i, first in enumerate(parts[:_SEGMENTS])
     ]
+    slots = (slot for prompt in batch.prompts for slot in prompt.slots if slot.video == number)
+    grid = sum(len(slot.times) * slot.height * slot.width for slot in slots)  # of models that write it there
     counts = {"tokens": None if tokens is None else len(tokens), "made": None if made is None else len(made)}
-    repeats = len(frames) - len(set(frames.seconds.tolist()))
-    return {**counts, "frames": len(frames), "repeats": repeats, "parts": len(parts), "segments": segments}
+    counts |= {"before": before[number] if before else grid or None, "frames": len(frames), "parts": len(parts)}
+    return {**counts, "repeats": len(frames) - len(set(frames.seconds.tolist())), "segments": segments}
 
 
 def _per_segment(tokens: VideoTokens | None, segments: int) -> list[int]:
@@ -191,9 +180,8 @@ def _per_segment(tokens: VideoTokens | None, segments: int) -> list[int]:
 
 def _pictures(frames: Frames, first: int, length: int) -> list[tuple[str, float]]:
     """The frames of a segment as data URIs, with their times; some of them where there are many."""
-    found, count = [], min(length, len(frames) - first)
-    for number in range(min(count, _FRAMES)):
-        index = first + number * count // min(count, _FRAMES)
+    found, part = [], range(first, min(first + length, len(frames)))
+    for index in part[:: -(-len(part) // _FRAMES)]:
         picture = Image.fromarray(frames.pixels[index].permute(1, 2, 0).numpy())
         picture.thumbnail((_SIDE, _SIDE))
         found.append((jpeg_url(picture, quality=80), float(frames.seconds[index])))
@@ -203,7 +191,8 @@ def _pictures(frames: Frames, first: int, length: int) -> list[tuple[str, float]
 def _nearest(model: VideoModel, tokens: VideoTokens, segments: int) -> list[list[list[tuple[str, float]]]]:
     """By segment and token, the three words whose input embeddings have the largest cosine with it, and that."""
     tokenizer = model.backbone.tokenizer
-    table = model.backbone.language_model.get_input_embeddings().weight[: len(tokenizer)].detach()  # [V,D]
+    embeddings: Any = model.backbone.language_model.get_input_embeddings()
+    table = embeddings.weight[: len(tokenizer)]  # [V,D]
     lengths = torch.linalg.vector_norm(table, dim=1, dtype=torch.float32).clamp(min=1e-12)
     found = []
     for segment in range(min(segments, _SEGMENTS)):
@@ -223,13 +212,12 @@ def _laid_out(model: VideoModel, prompt: Prompt, tokens: list[VideoTokens] | Non
     cuts = sorted({0, len(ids), *changes.tolist(), *(slot.position for slot in prompt.slots)})
     special = re.compile("(" + "|".join(map(re.escape, tokenizer.all_special_tokens)) + ")")
     pieces: list[dict[str, Any]] = []
-    for first, last in zip(cuts, [*cuts[1:], len(ids)], strict=True):
+    for first, last in pairwise([*cuts, len(ids)]):
         for slot in (slot for slot in prompt.slots if slot.position == first):
-            shown, count = None if tokens is None else tokens[slot.video], None
-            if shown is not None and slot.segment is None:
-                count = len(shown)
-            elif shown is not None and not shown.segment.is_meta:
-                count = int((shown.segment == slot.segment).sum())
+            count = len(tokens[slot.video]) if tokens else None
+            if tokens and slot.segment is not None:
+                own = tokens[slot.video].segment
+                count = None if own.is_meta else int((own == slot.segment).sum())
             pieces.append({"slot": slot, "tokens": count})
         if last > first:
             parts = special.split(str(tokenizer.decode(ids[first:last])))  # every other one is a special token
@@ -245,7 +233,7 @@ def _notes(data: TrainingData, sample: Sample, media: Sequence[dict], prompts: S
     found, compressor, config = [], data.model.compressor, data.model.backbone.language_model.config
     for number, medium in enumerate(media, 1):
         if medium["repeats"]:
-            found.append("video {}: {repeats} of {frames} frames are repeats; it has fewer".format(number, **medium))
+            found.append(f"video {number} has too few frames: {medium['repeats']} of {medium['frames']} are repeats")
         if medium["tokens"] == 0:
             found.append(f"video {number}: the compressor leaves no token")
     captions = data.targets(sample).get("captions", [])
