@@ -240,7 +240,7 @@ def _notes(data: TrainingData, sample: Sample, media: Sequence[dict], prompts: S
     for number, (ids, segment) in enumerate(zip(captions, sample.record.segments, strict=False), 1):
         whole, read = ("".join(text.split()).lower() for text in (segment.caption, compressor.text(ids)))
         if whole != read and whole.startswith(read):
-            found.append(f"segment {number}: the caption is cut to {len(ids)} tokens: {segment.caption}")
+            found.append(f"segment {number}: the caption is cut to {len(ids)} tokens: {segment.caption[:80]!r}")
     most = getattr(config.get_text_config(), "max_position_embeddings", None)
     for prompt in prompts:
         if not prompt["learned"]:

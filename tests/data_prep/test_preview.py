@@ -53,6 +53,10 @@ def plain(markup: str) -> str:
     return html.unescape(re.sub("<[^>]*>", "", markup))
 
 
+def bare(text: str) -> str:
+    return "".join(text.split())
+
+
 def langdc(folder: Path, *files: str, **changes: Any) -> tuple[Path, RunConfig]:
     learned = ["compressor.post_projector.*"]
     return saved(folder, tiny.config(max_soft_tokens=32), *files, **{"trainable": learned, **changes})
@@ -86,19 +90,16 @@ def test_it_shows_the_prompts_and_tokens_of_the_trainings_batches(tmp_path: Path
         batch = data.collate([sample])["batch"]
         (prompt,), (captions,) = batch.prompts, batch.targets["captions"]
         assert f"video 1: {sum(map(len, captions))} tokens" in found
-        learned = "".join(
-            plain(part) for part in re.findall(r'<span class="learned">(.*?</span>)</span>', found, re.DOTALL)
-        )
-        assert learned.split() == tokenizer.decode(prompt.ids[prompt.labels != IGNORED]).split()
-        bare = re.sub(r'<span class="(slot|number)">.*?</span>', "", found)
-        assert plain(bare).split() == tokenizer.decode(prompt.ids).split()
-        for number, segment in enumerate(sample.record.segments):
-            assert html.escape(segment.caption) in page
-            part = re.search(
-                rf"Segment {number + 1} .*?</li>", page[page.index(sample.where.split(":")[0]) :], re.DOTALL
-            )
-            assert part is not None
-        assert f"<b>{densities(sample.record.segments)[0]}</b> <small>density</small>" in page
+        learned = re.findall(r'<span class="learned">(.*?</span>)</span>', found, re.DOTALL)
+        assert bare("".join(map(plain, learned))) == bare(tokenizer.decode(prompt.ids[prompt.labels != IGNORED]))
+        text = re.sub(r'<span class="(slot|number)">.*?</span>', "", found)
+        assert bare(plain(text)) == bare(tokenizer.decode(prompt.ids))
+        segments = sample.record.segments
+        start = page.index(f"<h2><bdi>{sample.record.id}")
+        parts = re.findall(r'<li class="segment">.*?</li>', page[start:], re.DOTALL)[: len(segments)]
+        for part, ids, segment, density in zip(parts, captions, segments, densities(segments), strict=True):
+            assert f"</small> <bdi>{html.escape(segment.caption)}</bdi>" in part
+            assert f"<b>{density}</b> <small>density</small>" in part and f"<b>{len(ids)}</b> <small>token" in part
     assert "http" not in page
 
 
@@ -131,7 +132,7 @@ def test_without_weights_a_checkpoint_needs_none(tmp_path: Path) -> None:
     path, _ = saved(tmp_path, ModelConfig.model_validate(model), lora={"rank": 2, "alpha": 2})
     page = page_of(path, "--records", "1", "--no-weights")
     whole = page_of(path, f"model.backbone.source={stock.folder('qwen2_5_vl')}", "--records", "1")
-    before = [re.search(r"16 frames ·\s+([\d,]+) →", each) for each in (page, whole)]
+    before = [re.search(r"32 frames ·\s+([\d,]+) →", each) for each in (page, whole)]
     assert before[0] and before[1] and before[0][1] == before[1][1]
     assert "No weights were read" in page and "not known" in page and "not known" not in whole
 
@@ -150,8 +151,8 @@ def test_conversations_about_several_media(backbone: str, tmp_path: Path) -> Non
     sizes = [len(tokens) for tokens in data.model.compress(data.model.features(batch)).tokens]
     counts = [int(re.search(r": ([\d,]+) token", slot)[1].replace(",", "")) for slot in slots]
     assert sum(counts) == sum(sizes) and counts[-1] == sizes[-1]
-    learned = re.findall(r'<span class="learned">(.*?)</span>', found, re.DOTALL)
-    assert [plain(text) for text in learned] == ["two", "a <b>"]
+    learned = re.findall(r'<span class="learned">(.*?</span>)</span>', found, re.DOTALL)
+    assert [plain(text) for text in learned] == ["two<|im_end|>", "a <b><|im_end|>"]
     assert EVIL in plain(found)
 
 
@@ -200,7 +201,7 @@ def test_what_is_lost_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     for text in (plain(page), said):
         assert "video 1 has too few frames: 13 of 16 are repeats" in text
-        assert "segment 1: the caption is cut to 6 tokens: a red ring left of" in text
+        assert "segment 1: the caption is cut to 6 tokens: 'a red ring left of" in text
         assert "cannot be read: " in text and "damaged.mp4" in text
     assert "own.jsonl: line 2 (id 'damaged'): cannot be read" in said
 
@@ -209,7 +210,7 @@ def test_what_is_lost_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ("words", "said"),
     [
         (["--records", "0"], "--records 0: give at least 1"),
-        (["--ids", "train-00000O"], "no record with the id 'train-00000O'; there is 'train-000000'"),
+        (["--ids", "train-00000O"], "no record with the id 'train-00000O'; there is 'train-"),
         (["--out", "no/such/page.html"], "give a file in a folder that exists"),
         (
             ["start=runs/none"],
@@ -242,7 +243,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     with browser.opened(path.with_suffix(".html")) as (page, heard):
         page.wait_for_timeout(300)
         assert page.title() == f"{path}: data preview" and heard == []
-        assert page.locator("section h2").first.inner_text() == EVIL == page.locator("nav a").first.inner_text()
+        assert page.locator("section h2").first.inner_text() == EVIL == page.locator("nav bdi").first.inner_text()
         assert EVIL in page.locator(".prompt").first.inner_text()
         assert page.locator("script").count() == 0 and page.locator("img[src=x]").count() == 0
         loaded = page.locator("img").evaluate_all("all => all.map(one => one.complete && one.naturalWidth > 0)")
