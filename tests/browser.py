@@ -23,7 +23,7 @@ def opened(file: Path) -> Iterator[tuple[Page, list[str]]]:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("dialog", lambda dialog: heard.append(f"dialog: {dialog.message}") or dialog.dismiss())
         page.on("request", lambda request: heard.append(request.url) if request.url.startswith("http") else None)
         page.goto(file.as_uri())
         yield page, heard

@@ -166,11 +166,11 @@ def _medium(data: TrainingData, sample: Sample, number: int, batch: VideoBatch, 
         {"frames": _pictures(frames, first, length), "words": words[i : i + 1], **{n: c[i] for n, c in known.items()}}
         for i, first in enumerate(parts[:_SEGMENTS])
     ]
-    slots = (slot for prompt in batch.prompts for slot in prompt.slots if slot.video == number)
-    grid = sum(len(slot.times) * slot.height * slot.width for slot in slots)  # of models that write it there
+    grid = sum(len(s.times) * s.height * s.width for each in batch.prompts for s in each.slots if s.video == number)
     counts = {"tokens": None if tokens is None else len(tokens), "made": None if made is None else len(made)}
     counts |= {"before": before[number] if before else grid or None, "frames": len(frames), "parts": len(parts)}
-    return {**counts, "repeats": len(frames) - len(set(frames.seconds.tolist())), "segments": segments}
+    counts |= {"size": frames.pixels.shape[2:], "repeats": len(frames) - len(set(frames.seconds.tolist()))}
+    return {**counts, "segments": segments}
 
 
 def _per_segment(tokens: VideoTokens | None, segments: int) -> list[int]:
