@@ -28,6 +28,7 @@ COMMANDS = (
     _Command("plan", "the tokens, memory, steps and hours that a training takes", "langdc.tools.plan:main"),
     _Command("data sample", "make the sample data set", "langdc.prepare.sample:main"),
     _Command("data check", "find what is wrong with a data set", "langdc.prepare.checking:main"),
+    _Command("data preview", "a page of records as a training reads them", "langdc.prepare.preview:main"),
     _Command("data features", "store encoder outputs of a data set", "langdc.prepare.features:main"),
     _Command("data caption", "write captions of the segments of videos", "langdc.prepare.caption:main"),
     _Command("data mix", "check published training sets and write them as records", "langdc.prepare.mix:main"),
