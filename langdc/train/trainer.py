@@ -47,6 +47,7 @@ class RunTrainer(Trainer):
         self.learner, self.data, self.meter = learner, data, meter
         self.batches = EvenBatchSampler(len(data), arguments.per_device_train_batch_size, arguments.seed)
         self.add_callback(_EpochCallback(self))
+        self._recent: list[tuple[int, Tensor]] = []  # step and loss of each micro-batch since the last line of the log
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
 
@@ -98,16 +99,26 @@ class RunTrainer(Trainer):
         self.meter.add()
         return self.learner.flops
 
+    def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
+        """As the Trainer does; the loss is kept, unread, until the next line of the log."""
+        loss = super().training_step(*arguments, **keywords)
+        self._recent.append((self.state.global_step + 1, loss))
+        return loss
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """As the Trainer does, with the meter's figures. ValueError for a loss that is no number."""
+        """As the Trainer does, with the meter's figures. ValueError that names the first step whose loss is no number;
+        a checkpoint is written only after a line of the log.
+        """
         if "loss" in logs:
             logs.update(self.meter.figures(self.state.total_flos))
         super().log(logs, start_time)
         if not math.isfinite(logs.get("loss", 0.0)):
+            bad = min((n for n, loss in self._recent if not loss.isfinite()), default=self.state.global_step)
             raise ValueError(
-                f"The loss is {logs['loss']} at step {self.state.global_step}; training further cannot mend it. Try a "
-                "lower train.learning_rate, a longer train.warmup, or precision: bfloat16 in place of float16."
+                f"The loss is {logs['loss']} at step {min(distributed.gather(bad))}; training further cannot mend it. "
+                "Try a lower train.learning_rate, a longer train.warmup, or precision: bfloat16 in place of float16."
             )
+        self._recent = []
 
     # ---- parameters
 
