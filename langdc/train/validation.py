@@ -51,20 +51,18 @@ def split(model: VideoModel, objective: Objective, config: RunConfig) -> tuple[l
                     f"({learned[min(both)].where}). Take it out of one of them, or give a share in place of files."
                 )
         return samples, held
-    groups = _by_video(samples)
-    held: list[Sample] = []
+    groups, out = _by_video(samples), set()
     for number in np.random.default_rng(config.seed).permutation(len(groups)):
-        if len(held) >= settings.share * len(samples):
+        if len(out) >= settings.share * len(samples):
             break
-        held += groups[number]
-    out = {sample.index for sample in held}
-    kept = [[sample for sample in samples if (sample.index in out) == side] for side in (False, True)]
-    if not kept[0]:
+        out |= {sample.index for sample in groups[number]}
+    if len(out) == len(samples):
         raise ValueError(
             f"train.validation.share: {settings.share:g} of {len(samples)} records takes all of their {len(groups)} "
             "videos. Give a smaller share, or files in train.validation.data."
         )
-    learned, held = ([replace(sample, index=index) for index, sample in enumerate(side)] for side in kept)
+    sides = ([sample for sample in samples if (sample.index in out) == held] for held in (False, True))
+    learned, held = ([replace(sample, index=index) for index, sample in enumerate(side)] for side in sides)
     return learned, held
 
 
@@ -74,14 +72,20 @@ def _videos(sample: Sample) -> set[Path]:
 
 
 def _by_video(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Samples that show the same video together; one of text alone."""
-    groups: dict[int, list[Sample]] = {}
-    group_of: dict[Path, int] = {}
-    for sample in samples:
-        videos = _videos(sample)
-        joined = {group_of[path] for path in videos if path in group_of}
-        groups[sample.index] = [*(each for number in sorted(joined) for each in groups.pop(number)), sample]
-        group_of |= dict.fromkeys((path for each in groups[sample.index] for path in _videos(each)), sample.index)
+    """Samples that show the same video, directly or by way of others, together; one of text alone."""
+    above: dict[Path, Path] = {}
+
+    def top(path: Path) -> Path:
+        while above.setdefault(path, path) != path:
+            path = above[path]
+        return path
+
+    groups: dict[Path | str, list[Sample]] = {}
+    shown = [sorted(_videos(sample)) for sample in samples]
+    for first, *others in filter(None, shown):
+        above |= {top(other): top(first) for other in others}
+    for sample, videos in zip(samples, shown, strict=True):
+        groups.setdefault(top(videos[0]) if videos else sample.where, []).append(sample)
     return list(groups.values())
 
 

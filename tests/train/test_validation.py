@@ -14,9 +14,10 @@ from langdc.config import RunConfig, ValidationConfig, check
 from langdc.data.records import QuestionRecord, Record, read_records, write_records
 from langdc.evaluate.answers import normalise
 from langdc.pipeline import VideoLM
-from langdc.train import output
+from langdc.train import output, validation
 from langdc.train.objectives import objectives
 from langdc.train.run import train
+from langdc.train.samples import Sample
 from langdc.train.validation import split
 from langdc.types import Context
 from tests import tiny
@@ -82,6 +83,14 @@ def test_a_share_holds_out_whole_videos_and_is_drawn_by_the_seed(tmp_path: Path)
         assert not {shown[int(n)] for n in held} & {shown[int(n)] for n in learned} - {None}
         drawn.add(tuple(held))
     assert len(drawn) > 4
+
+
+def test_records_that_are_linked_by_videos_stay_together(monkeypatch: pytest.MonkeyPatch):
+    shown = {0: "ab", 1: "", 2: "c", 3: "bd", 4: "e", 5: "dc", 6: "e"}
+    monkeypatch.setattr(validation, "_videos", lambda sample: {Path(each) for each in shown[sample.index]})
+    samples = [Sample(Record(id=str(n)), None, n, f"line {n}") for n in shown]
+    groups = [[sample.index for sample in group] for group in validation._by_video(samples)]
+    assert groups == [[0, 2, 3, 5], [1], [4, 6]]
 
 
 def test_files_are_held_out_as_they_are(tmp_path: Path):
