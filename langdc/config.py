@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.json_schema import GenerateJsonSchema
 
 from langdc import jsonl
 from langdc.registry import Registry, check_keywords, nearest
@@ -114,6 +113,27 @@ class LoraConfig(Settings):
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
 
+class ValidationConfig(Settings):
+    """Records that a run does not learn from, and what is measured on them while it trains."""
+
+    data: list[Path] = []
+    """Record files (JSON lines); none of their videos may be in the training data."""
+    share: float | None = Field(None, gt=0, lt=1)
+    """In place of files: this fraction of the training records, by whole videos, drawn by the seed."""
+    every: int = Field(100, gt=0)
+    """Steps between two measurements of the loss; there is one more at the end."""
+    accuracy: bool = False
+    """Whether the questions are also answered, and the replies scored."""
+    patience: int | None = Field(None, gt=0)
+    """End the run after so many measurements in a row without a lower loss; null never does."""
+
+    @model_validator(mode="after")
+    def _source(self) -> "ValidationConfig":
+        if bool(self.data) == (self.share is not None):
+            raise ValueError("give exactly one of data (record files) and share (a fraction of the training records)")
+        return self
+
+
 class TrainConfig(Settings):
     """What is trained, on what, how long."""
 
@@ -152,6 +172,10 @@ class TrainConfig(Settings):
     """Decay of AdamW's second moment; short runs want a smaller one."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradients."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the trained tensors, such as 0.999; then it is what is saved."""
+    validation: ValidationConfig | None = None
+    """What is measured while the run trains, on records that it does not learn from."""
 
     @model_validator(mode="after")
     def _length(self) -> "TrainConfig":
@@ -241,22 +265,6 @@ def _shipped_configs() -> list[str]:
     """Names of the config files that ship, and of folders with a chain of runs."""
     files = [path.relative_to(SHIPPED) for path in sorted(SHIPPED.rglob("*.yaml"))]
     return [str(path.parent if path.name == CHAIN else path.with_suffix("")) for path in files]
-
-
-class _Partial(GenerateJsonSchema):
-    def field_is_required(self, *_: Any, **__: Any) -> bool:
-        return False
-
-
-def schema(kind: type[BaseModel] = RunConfig) -> dict[str, Any]:
-    """A JSON schema of config files, for editors. A file may be extended, so no key is required in it."""
-    tree = kind.model_json_schema(schema_generator=_Partial)
-    extends = {"type": "string", "description": "A file that this one is laid over."}
-    tree["properties"] = {"extends": extends, **tree["properties"]}
-    definitions = tree.pop("$defs")
-    chain = {"type": "array", "items": {"type": "string"}, "description": "Config files, run in this order."}
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"LangDC: {kind.__name__}"}
-    return {**head, "anyOf": [tree, chain], "$defs": definitions}
 
 
 def load(kind: type[Model], path: str | Path, overrides: Iterable[str] = ()) -> Model:

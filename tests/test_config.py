@@ -18,9 +18,9 @@ from langdc.config import (
     find_config,
     load,
     save,
-    schema,
 )
 from langdc.evaluate.settings import EvalConfig
+from langdc.tools.schema import schema
 from langdc.train import chain
 
 TRAIN = {"data": ["train.jsonl"], "trainable": ["compressor.*"], "steps": 10}

@@ -28,6 +28,7 @@ from langdc.train.batches import TrainingData
 from langdc.train.objectives import objectives
 from langdc.train.run import train
 from langdc.train.setup import RunModel
+from langdc.train.validation import split
 from langdc.types import Context, Frames, FrameSpec
 
 logger = get_logger(__name__)
@@ -94,7 +95,8 @@ def _plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
     if missing:
         logger.warning("There is no %s: tokens and operations are not known.", ", ".join(missing))
     else:
-        data = _SizesOnly(run.model, objective, config, FeatureStore(run.model.backbone.encode, "plan", None))
+        store, (samples, _) = FeatureStore(run.model.backbone.encode, "plan"), split(run.model, objective, config)
+        data = _SizesOnly(run.model, objective, config, store, samples)
         step = config.train.batch_size * config.train.gradient_accumulation * gpus
         found["samples"] = len(data)
         found["steps"] = config.train.steps or math.ceil(math.ceil(len(data) / step) * (config.train.epochs or 1))

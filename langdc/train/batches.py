@@ -38,11 +38,19 @@ MAX_THREADS = 8  # that decode; more of them wait for the same memory
 class TrainingData(Dataset):
     """The records of a run as samples, and batches of them: {"batch": `VideoBatch`, "counts": targets by loss}.
 
-    `online`: nothing of the encoders is kept. A negative index -i-1 is sample i as padding. ValueError for records that
-    cannot be learned from, before anything is encoded.
+    `samples`: in place of those of `train.data`, each with its index. `online`: nothing of the encoders is kept. A
+    negative index -i-1 is sample i as padding. ValueError for records that cannot be learned from, before anything is
+    encoded.
     """
 
-    def __init__(self, model: VideoModel, objective: Objective, config: RunConfig, features: FeatureStore) -> None:
+    def __init__(
+        self,
+        model: VideoModel,
+        objective: Objective,
+        config: RunConfig,
+        features: FeatureStore,
+        samples: Sequence[Sample] | None = None,
+    ) -> None:
         self.model, self.objective, self.config, self.features = model, objective, config, features
         self.epoch = 0  # whose questions are drawn
         self._outlines: dict[FrameSpec, _Encoded] = {}
@@ -53,7 +61,7 @@ class TrainingData(Dataset):
                 f"{type(model.compressor).__name__} compresses a video for one question, and "
                 f"train.questions_per_video is {config.train.questions_per_video}. Set it to 1."
             )
-        self.samples = read_samples(model, objective, config.train)
+        self.samples = list(samples or read_samples(model, objective, config.train))
         self.specs = list(dict.fromkeys(spec for sample in self.samples for spec in sample.specs))
         trained = any(parameter.requires_grad for parameter in model.backbone.encoders.parameters())
         self.online = trained or (features.store.folder is None and self._too_much())

@@ -1,5 +1,6 @@
 """The model of a run as it is trained: built, started from an earlier run, with adapters and kernels, partly frozen."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from langdc import checkpoint
-from langdc.adapters import adapt, merge
+from langdc.adapters import adapt, merged
 from langdc.config import LoraConfig, RunConfig, check
 from langdc.interfaces import Objective
 from langdc.language_models import FLASH, fastest_attention, use_liger
@@ -84,16 +85,17 @@ class RunModel:
         return [*(self.model.get_parameter(name) for name in self.trained), *self.initialised.values(), *merged]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of it; adapters of the compressor are merged, so that it is not to be trained on."""
+        """What a checkpoint holds of it, with the compressor's adapters merged."""
         for name, values in self.exact.items():
             parameter = self.model.get_parameter(name)
             parameter.data = values.to(parameter.device)
         kept = self.trained | checkpoint.buffers(self.model).keys()
-        for prefix, part in self.adapted.items():
-            merged = {f"{prefix}.{name}" for name in merge(part)}
-            kept = {name for name in kept if not (name.startswith(f"{prefix}.") and ".lora_" in name)} | merged
-        own = checkpoint.own_tensors
-        return {**own(self.model, self.initialised), **self.inherited, **own(self.model, kept)}
+        with ExitStack() as stack:
+            for prefix, part in self.adapted.items():
+                names = {f"{prefix}.{name}" for name in stack.enter_context(merged(part))}
+                kept = {name for name in kept if not (name.startswith(f"{prefix}.") and ".lora_" in name)} | names
+            own = checkpoint.own_tensors
+            return {**own(self.model, self.initialised), **self.inherited, **own(self.model, kept)}
 
 
 def _attach_lora(

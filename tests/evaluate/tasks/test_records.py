@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.evaluate.endpoint import YES
 
 from langdc import cli, jsonl
 from langdc.data.records import INSTRUCTION, QuestionRecord, Record, write_records
@@ -14,7 +15,6 @@ from langdc.evaluate.judge import Judge
 from langdc.evaluate.results import read_results
 from langdc.evaluate.settings import JudgeConfig
 from langdc.evaluate.tasks import build
-from tests.evaluate.endpoint import YES
 from tests.evaluate.tasks import asked
 
 ANIMAL = {"kind": "which [/b]", "question": "Which animal?", "options": ["dog", "cat", "horse"], "answer": "B"}
