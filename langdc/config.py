@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic.json_schema import GenerateJsonSchema
 
 from langdc import jsonl
@@ -114,11 +124,49 @@ class LoraConfig(Settings):
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
 
+class DataConfig(Settings):
+    """Records to learn from, and how often an epoch has them."""
+
+    path: Path
+    """A file of records, or a folder of such files (*.jsonl)."""
+    cap: int | None = Field(default=None, gt=0)
+    """At most so many of its records, drawn by seed."""
+    repeat: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """How often each is in an epoch; of 1.5, all once and half of them, drawn anew every epoch, twice."""
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Its share of the samples of an epoch among the entries that have a weight, which together keep their number."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "DataConfig":
+        if self.repeat is not None and self.weight is not None:
+            raise ValueError("give repeat or weight, not both: a weight says how often its records are drawn")
+        return self
+
+    @property
+    def files(self) -> list[Path]:
+        """Its record files; a path that is no folder counts as one."""
+        return sorted(self.path.glob("*.jsonl")) if self.path.is_dir() else [self.path]
+
+
+_TAGS = ("(path)", "(mapping)")
+DataEntry = Annotated[
+    Annotated[Path, Tag(_TAGS[0])] | Annotated[DataConfig, Tag(_TAGS[1])],
+    Discriminator(lambda value: _TAGS[isinstance(value, dict | DataConfig)]),
+]
+"""A path, or a mapping that says more about it."""
+
+
 class TrainConfig(Settings):
     """What is trained, on what, how long."""
 
-    data: list[Path] = Field(min_length=1)
-    """Record files (JSON lines)."""
+    data: list[DataEntry] = Field(min_length=1)
+    """Record files (JSON lines), folders of them, or mappings of `path`, `cap`, `repeat` and `weight`."""
+    streaming: bool = False
+    """Read and check each record when it is needed, where the files are larger than the memory."""
+    group_by_length: bool = False
+    """Make steps of samples with about the same number of tokens, so that less is padded."""
+    packing: bool = False
+    """Put several samples of a batch into one row of the language model, as far as the longest one leaves room."""
     kinds: list[str] | None = None
     """Only records (or questions) of these kinds; all when null."""
     steps: int | None = Field(None, gt=0)
@@ -156,6 +204,16 @@ class TrainConfig(Settings):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of steps and epochs")
         return self
+
+    @property
+    def sets(self) -> list[DataConfig]:
+        """The entries of `data`, all as mappings."""
+        return [entry if isinstance(entry, DataConfig) else DataConfig(path=entry) for entry in self.data]
+
+    @property
+    def files(self) -> list[Path]:
+        """All record files."""
+        return [file for entry in self.sets for file in entry.files]
 
 
 class WatchConfig(Settings):
@@ -357,10 +415,11 @@ def _index(node: dict | list, key: str, path: str) -> str | int:
 
 
 def _explain(kind: type[BaseModel], item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+    loc = tuple(part for part in item["loc"] if part not in _TAGS)
+    path = ".".join(map(str, loc))
     if item["type"] == "extra_forbidden":
-        parent = _model_at(kind, item["loc"][:-1])
-        hint = nearest(str(item["loc"][-1]), parent.model_fields) if parent else ""
+        parent = _model_at(kind, loc[:-1])
+        hint = nearest(str(loc[-1]), parent.model_fields) if parent else ""
         return f"{path}: unknown key.{hint}"
     given = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f" (given: {item['input']!r})"
     return f"{path}{': ' * bool(path)}{item['msg'].removeprefix('Value error, ')}{given}"

@@ -96,7 +96,7 @@ def _of_train(options: argparse.Namespace) -> Iterator[_Job]:
             for weight in model.backbone.encoders.parameters():
                 weight.data = weight.data.bfloat16() if weight.dtype == torch.float32 else weight.data
         objective = objectives.build(config.objective.name, **config.objective.settings)
-        samples = read_samples(model, objective, config.train)
+        samples = read_samples(model, objective, config.train, config.seed)
         specs = dict.fromkeys(spec for sample in samples for spec in sample.specs)
         yield _Job(link.name, model.backbone, list(specs), folder, config.features_dtype)
 

@@ -118,7 +118,7 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
                 path.unlink()
     # the settings come first: a folder without them counts as somebody else's
     settings.save(config, directory / SETTINGS)
-    files = [*config.train.data, *([config.watch.data] if config.watch is not None else [])]
+    files = [*config.train.files, *([config.watch.data] if config.watch is not None else [])]
     hashes = {str(path): file_hash(path) for path in files if path.is_file()}
     packages = {found.name: found.version for found in distributions() if found.name in PACKAGES}
     header = {"processes": distributed.world_size(), "packages": packages, "data": hashes}
@@ -143,7 +143,7 @@ def _lock(directory: Path, held: ExitStack) -> None:
 def _differences(directory: Path, config: RunConfig) -> str:
     """A line for each setting and record file that differs from those of the unfinished run; "" if there are none."""
     header = json.loads((directory / RUN).read_text())
-    now = {str(path): file_hash(path) for path in config.train.data if path.is_file()}
+    now = {str(path): file_hash(path) for path in config.train.files if path.is_file()}
     others = [f"{path} holds other records" for path in now if header["data"].get(path, now[path]) != now[path]]
     return changed(settings.load(RunConfig, directory / SETTINGS), config, header["processes"], others)
 

@@ -29,7 +29,7 @@ from langdc import checkpoint, devices, distributed, jsonl
 from langdc.config import RunConfig
 from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
-from langdc.hashing import tensor_hash, tensors_hash, text_hash
+from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger
 from langdc.train import chain, output, stopping
 from langdc.train.arguments import check_environment, training_arguments
@@ -69,7 +69,7 @@ def train(config: RunConfig) -> Path:
             data = TrainingData(run.model, objective, config, features)
             objective.prepare(run.model, data, directory)
         count = sum(run.model.get_parameter(name).numel() for name in run.trained)
-        logger.info("%s: %d samples, %d trained parameters.", directory.name, len(data), count)
+        logger.info("%s: %d samples, %d trained parameters.", directory.name, data.epoch_length, count)
         started = time.monotonic()
         if (solved := objective.solve(run.model, data)) is None:
             _fit(run, data, directory)
@@ -89,7 +89,7 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
     learner = Learner(run.model, data.objective, config.loss_weights, config.seed)
     meter = Meter(learner, config.precision, config.peak_flops)
     step = config.train.batch_size * config.train.gradient_accumulation * distributed.world_size()
-    items, per_epoch = len(data), -(-len(data) // step)
+    items, per_epoch = data.epoch_length, -(-data.epoch_length // step)
     # how many samples have been trained on; the last step of an epoch may be a smaller one
     log = JsonLog(
         directory / output.LOG, lambda steps: steps // per_epoch * items + min(steps % per_epoch * step, items)
@@ -142,12 +142,11 @@ def _gathered(trainer: RunTrainer, run: RunModel) -> AbstractContextManager[obje
 def _save(run: RunModel, data: TrainingData, directory: Path, figures: dict[str, Any]) -> None:
     """Write the checkpoint and, last, `finished.json`; by the main process, which sees all tensors whole."""
     config, tensors = data.config, run.tensors()
-    data_hash = text_hash(json.dumps([sample.record.model_dump() for sample in data.samples]))
     broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
     if broken or not math.isfinite(figures["loss"]):
         raise ValueError(f"Nothing was saved: {len(broken)} trained tensors are not finite {broken[:1]}.")
     figures = {**figures, "hash": tensors_hash(tensors)}
-    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data_hash, "training": figures}
+    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data.hash(), "training": figures}
     checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
     if config.verify_save:
         hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
