@@ -266,7 +266,7 @@ class Prompt:
 class Spliced:
     """A prompt with its videos' tokens: `embeds` [M,D], `labels` [M], `sequence_id` [M] (these two where the prompt's
     are, on the CPU), `video_id` [M] (-1 at text), `extra` [n,D] of the n rows of videos, `padding` [M] (see
-    `VideoTokens`), `sample_id` [M], on the CPU, the number of the sample where several are packed into one row.
+    `VideoTokens`), `sample_id` [M], on the CPU, the number of the prompt where rows are packed.
     """
 
     embeds: Tensor

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def text_inputs(
 ) -> TextInputs:
     """Splice prompts with their videos' tokens, number positions, pad to one length; on the `left` for generation.
 
-    `packed`: in as few rows as the longest one's length allows without changing their order.
+    `packed`: in few rows, as long as the longest of them.
     """
     spliced = backbone.splice(prompts, tokens)
     side = "left" if left else "right"
@@ -42,7 +43,8 @@ def text_inputs(
     ]
     if packed:
         rows = _rows([len(item.embeds) for item in spliced])
-        spliced, places = [_joined(spliced[row]) for row in rows], [torch.cat(places[row]) for row in rows]
+        spliced = [_joined([spliced[number] for number in row], row) for row in rows]
+        places = [torch.cat([places[number] for number in row]) for row in rows]
     embeds = padded([item.embeds for item in spliced], 0.0)
     labels = [item.labels for item in spliced if item.labels is not None]
     positions = padded(places, 0).permute(2, 0, 1).to(embeds.device, non_blocking=True)
@@ -51,20 +53,20 @@ def text_inputs(
     return TextInputs(embeds, _mask(spliced, embeds, left), positions, learned, extra, tuple(spliced))
 
 
-def _rows(lengths: list[int]) -> list[slice]:
-    """Which prompts stand together in each row. Their order stays, so that a teacher's rows have the same order."""
-    rows, start, filled = [], 0, 0
-    for number, length in enumerate(lengths):
-        if filled + length > max(lengths):
-            rows, start, filled = [*rows, slice(start, number)], number, 0
-        filled += length
-    return [*rows, slice(start, len(lengths))]
+def _rows(lengths: list[int]) -> list[list[int]]:
+    """Numbers of the prompts of each row: the longest first, each into the first row that has room."""
+    rows: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        room = (row for row in rows if sum(lengths[n] for n in row) + lengths[number] <= max(lengths))
+        if (row := next(room, None)) is not None:
+            row.append(number)
+        else:
+            rows.append([number])
+    return rows
 
 
-def _joined(items: list[Spliced]) -> Spliced:
-    """Several prompts as one row, in which each one has a sample id."""
-    if len(items) == 1:
-        return items[0]
+def _joined(items: list[Spliced], numbers: list[int]) -> Spliced:
+    """Prompts with these numbers as one row."""
 
     def filled(value: int) -> list[Tensor]:
         return [torch.full((len(item.embeds),), value) for item in items]
@@ -72,10 +74,12 @@ def _joined(items: list[Spliced]) -> Spliced:
     def joined(parts: list[Tensor | None], others: list[Tensor]) -> Tensor:
         return torch.cat([other if part is None else part for part, other in zip(parts, others, strict=True)])
 
+    sample_id = torch.cat([zero + number for zero, number in zip(filled(0), numbers, strict=True)])
+    if len(items) == 1:
+        return replace(items[0], sample_id=sample_id)
     padding, blank = [item.padding for item in items], [torch.zeros_like(item.video) for item in items]
-    sample_id = torch.cat([each + number for number, each in enumerate(filled(0))])
     labels = joined([item.labels for item in items], filled(IGNORED))
-    labels[sample_id.diff(prepend=torch.tensor([-1])) > 0] = IGNORED  # the sample before does not predict the next
+    labels[sample_id.diff(prepend=torch.tensor([-1])) != 0] = IGNORED  # the sample before does not predict the next
     deep = any(item.extra for item in items)
     return Spliced(
         torch.cat([item.embeds for item in items]),

@@ -18,7 +18,8 @@ from rich.table import Table
 from torch import nn
 
 from langdc import jsonl
-from langdc.config import SHIPPED, RunConfig, check
+from langdc.config import RunConfig, check
+from langdc.configfiles import SHIPPED
 from langdc.features import FeatureStore
 from langdc.flops import language_model_flops
 from langdc.log import console, get_logger

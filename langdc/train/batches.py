@@ -146,9 +146,9 @@ class TrainingData(Dataset):
         video's (an image as the first image).
         """
         sample, ids = self[index], partial(ids_of, self.model.backbone.tokenizer)
-        contents = [message["content"] for asked in self._conversations(sample) for message in asked]
-        parts = [[{"text": each}] if isinstance(each, str) else each for each in contents]
-        texts = sum(len(ids(part.get("text", ""))) for each in parts for part in each) if self.objective.reads else 0
+        said = [turn.content for turn in sample.record.messages]
+        said += [text for question in self.drawn(sample) for text in (question.prompt(), question.answer)]
+        texts = sum(len(ids(text)) for text in said) if self.objective.reads else 0
         captions = sum(len(ids) for ids in self.targets(sample).get("captions", ()))
         frames = [_size(spec) for spec in sample.specs]
         return texts + captions + sum(size * self._rates.get(image, 0.0) for size, image in frames)

@@ -17,7 +17,8 @@ import yaml
 
 from langdc import compat, distributed
 from langdc import config as settings
-from langdc.config import CHAIN, RunConfig, find_config
+from langdc.config import RunConfig
+from langdc.configfiles import CHAIN, find_config
 from langdc.log import get_logger
 from langdc.train import output, stopping
 

@@ -31,6 +31,8 @@ def epoch_counts(sets: Sequence[DataConfig], sizes: Sequence[int]) -> list[int]:
         ends = np.rint(weights / weights[-1] * sum(sizes[number] for number in weighed)).astype(int)
         for number, count in zip(weighed, np.diff(ends, prepend=0).tolist(), strict=True):
             counts[number] = count
+    if not sum(counts):
+        raise ValueError(f"train.data: an epoch of {sum(sizes)} records, repeated so rarely, has no sample.")
     return counts
 
 
