@@ -131,7 +131,7 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
 def _learned(config: RunConfig) -> list[Path]:
     """The record files that decide what is learned."""
     held_out = config.train.validation
-    return [*config.train.data, *(held_out.data if held_out is not None else [])]
+    return [*config.train.files, *(held_out.data if held_out is not None else [])]
 
 
 def _lock(directory: Path, held: ExitStack) -> None:

@@ -29,7 +29,7 @@ from langdc import checkpoint, devices, distributed, jsonl
 from langdc.config import RunConfig
 from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
-from langdc.hashing import tensor_hash, tensors_hash, text_hash
+from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger
 from langdc.train import chain, output, stopping
 from langdc.train.arguments import check_environment, training_arguments
@@ -72,7 +72,7 @@ def train(config: RunConfig) -> Path:
             objective.prepare(run.model, data, directory)
             measured = validation_data(data, held_out, directory) if held_out else None
         count = sum(run.model.get_parameter(name).numel() for name in run.trained)
-        logger.info("%s: %d samples, %d trained parameters.", directory.name, len(data), count)
+        logger.info("%s: %d samples, %d trained parameters.", directory.name, data.epoch_length, count)
         started = time.monotonic()
         if (solved := objective.solve(run.model, data)) is None:
             _fit(run, data, measured, directory)
@@ -92,7 +92,7 @@ def _fit(run: RunModel, data: TrainingData, measured: TrainingData | None, direc
     learner = Learner(run.model, data.objective, config.loss_weights, config.seed)
     meter = Meter(learner, config.precision, config.peak_flops)
     step = config.train.batch_size * config.train.gradient_accumulation * distributed.world_size()
-    items, per_epoch = len(data), -(-len(data) // step)
+    items, per_epoch = data.epoch_length, -(-data.epoch_length // step)
     # how many samples have been trained on; the last step of an epoch may be a smaller one
     log = JsonLog(
         directory / output.LOG, lambda steps: steps // per_epoch * items + min(steps % per_epoch * step, items)
@@ -156,12 +156,11 @@ def _save(
 def _write(run: RunModel, data: TrainingData, directory: Path, figures: dict[str, Any]) -> dict[str, Any]:
     """Write a checkpoint, and load it again where the config asks for that; the figures with what was seen of it."""
     config, tensors = data.config, run.tensors()
-    data_hash = text_hash(json.dumps([sample.record.model_dump() for sample in data.samples]))
     broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
     if broken or not math.isfinite(figures["loss"]):
         raise ValueError(f"Nothing was saved: {len(broken)} trained tensors are not finite {broken[:1]}.")
     figures = {**figures, "hash": tensors_hash(tensors)}
-    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data_hash, "training": figures}
+    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data.hash(), "training": figures}
     info |= {"ema": config.train.ema} if config.train.ema is not None else {}
     checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
     if config.verify_save:

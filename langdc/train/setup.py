@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from langdc import checkpoint
 from langdc.adapters import adapt, merged
+from langdc.backbones.inputs import other_attention
 from langdc.config import LoraConfig, RunConfig, check
 from langdc.interfaces import Objective
 from langdc.language_models import FLASH, fastest_attention, use_liger
@@ -144,10 +145,19 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
     flash-attn reads padding masks only: not the mask of several questions that share a video, nor what a run in float16
     does in float32 before its first step. "auto" takes it for language models of a compressor that is trained alone.
     """
-    if config.attention == FLASH and objective.reads and config.train.questions_per_video > 1:
+    packing = config.train.packing
+    if config.attention == FLASH and objective.reads and (packing or config.train.questions_per_video > 1):
+        which = "train.packing" if packing else "train.questions_per_video > 1"
         raise ValueError(
-            f"attention: {FLASH} cannot be used with train.questions_per_video > 1, since questions that share a video "
-            "need a mask of their own. Use auto, which takes it where it can, sdpa, or one question."
+            f"attention: {FLASH} cannot be used with {which}, since what shares a row needs a mask of its own. Use "
+            "auto, which takes it where it can, sdpa, or leave the setting out."
+        )
+    if packing and not objective.reads:
+        raise ValueError(f"train.packing: the objective {config.objective.name!r} does not call the language model.")
+    if packing and (kinds := other_attention(model.backbone)):
+        raise ValueError(
+            f"train.packing: the language model of {config.model.backbone.name!r} has layers of {', '.join(kinds)}, "
+            "which cannot keep the samples of a row apart. Set it to false; train.group_by_length pads less, too."
         )
     fast, reason = fastest_attention(config.precision != "float32", model.device)
     alone = {id(part) for part in _pretrained(model.compressor)} if not objective.reads else set()

@@ -8,7 +8,7 @@ import math
 import multiprocessing
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,6 +29,7 @@ from langdc.train.batches import TrainingData
 from langdc.train.ema import Ema
 from langdc.train.learner import Learner
 from langdc.train.meter import Meter
+from langdc.train.mixing import grouped
 from langdc.train.output import COMPLETE, checkpoints
 
 TRAINED = "trained.safetensors"
@@ -50,7 +51,15 @@ class RunTrainer(Trainer):
     ) -> None:
         super().__init__(learner, arguments, data.collate, data, callbacks=list(callbacks))
         self.learner, self.data, self.meter = learner, data, meter
-        self.batches = EvenBatchSampler(len(data), arguments.per_device_train_batch_size, arguments.seed)
+        length = data.length if data.config.train.group_by_length else None
+        self.batches = EvenBatchSampler(
+            data.epoch_length,
+            arguments.per_device_train_batch_size,
+            arguments.seed,
+            data.epoch_samples,
+            length,
+            arguments.gradient_accumulation_steps,
+        )
         self.add_callback(_EpochCallback(self))
         self.ema: Ema | None = None
         self._recent: list[tuple[int, Tensor]] = []  # step and loss of each micro-batch since the last line of the log
@@ -267,20 +276,35 @@ class EvenBatchSampler(Sampler[list[int]]):
 
     What is left at the end of an epoch is divided evenly; accelerate would repeat samples from the beginning, and then
     several processes learn something else than one. A process for which nothing is left gets one sample as padding,
-    index -i-1, since all must make the same calls.
+    index -i-1, since all must make the same calls. `samples`: the indices of an epoch; `length` of a sample, where
+    those of alike lengths are put together, over all micro-batches of a step (`accumulation`).
     """
 
-    def __init__(self, items: int, size: int, seed: int) -> None:
+    def __init__(
+        self,
+        items: int,
+        size: int,
+        seed: int,
+        samples: Callable[[int], Tensor] | None = None,
+        length: Callable[[int], float] | None = None,
+        accumulation: int = 1,
+    ) -> None:
         self.items, self.size, self.seed, self.epoch = items, size, seed, 0
+        self.samples, self.length, self.accumulation = samples, length, accumulation
         self.rank, self.processes = distributed.rank(), distributed.world_size()
 
     def __len__(self) -> int:
         return math.ceil(self.items / (self.size * self.processes))
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(self.items, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
-        together = self.size * self.processes
-        for step in (order[start : start + together] for start in range(0, self.items, together)):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.items, generator=generator)
+        if self.samples is not None:
+            order = self.samples(self.epoch)[order]
+        together, whole = self.size * self.processes, [order]
+        if self.length is not None:
+            whole = grouped(order, together * self.accumulation, self.length, generator)
+        for step in (part.tolist() for window in whole for part in window.split(together)):
             yield np.array_split(step, self.processes)[self.rank].tolist() or [-step[0] - 1]
 
 

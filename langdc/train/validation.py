@@ -37,13 +37,16 @@ logger = get_logger(__name__)
 def split(model: VideoModel, objective: Objective, config: RunConfig) -> tuple[list[Sample], list[Sample]]:
     """The samples to learn from, and those of `train.validation`; all that show one video are on one side.
 
-    ValueError for a video on both sides, and a share that leaves one side empty.
+    ValueError for a video on both sides, and a share that leaves one side empty. Streamed samples are not read: none.
     """
-    samples, settings = read_samples(model, objective, config.train), config.train.validation
+    settings, train = config.train.validation, config.train
+    if train.streaming and settings is not None and settings.share is not None:
+        raise ValueError("train.validation.share needs all records; with train.streaming give validation.data.")
+    samples = [] if train.streaming else read_samples(model, objective, train, config.seed)
     if settings is None:
         return samples, []
     if settings.share is None:
-        held = read_samples(model, objective, config.train.model_copy(update={"data": settings.data}))
+        held = read_samples(model, objective, train.model_copy(update={"data": settings.data}), config.seed)
         learned = {path: sample for sample in samples for path in _videos(sample)}
         for sample in held:
             if both := _videos(sample) & learned.keys():
@@ -101,7 +104,8 @@ def validation_data(data: TrainingData, samples: Sequence[Sample], directory: Pa
     pairs = list(zip(samples, counts, strict=True))
     asked = [(sample, number) for number in range(max(counts)) for sample, count in pairs if number < count]
     single = [_asking(sample, number, index) for index, (sample, number) in enumerate(asked)]
-    train = config.train.model_copy(update={"questions_per_video": 1})
+    plain = {"data": config.train.data[:1], "streaming": False, "group_by_length": False, "packing": False}
+    train = config.train.model_copy(update={"questions_per_video": 1, **plain})
     room = max(0.0, config.feature_memory - data.features.store.held_bytes / GB)
     own = config.model_copy(update={"train": train, "feature_memory": room})
     found = TrainingData(data.model, objective, own, data.features, single)
@@ -114,7 +118,7 @@ def validation_data(data: TrainingData, samples: Sequence[Sample], directory: Pa
 def _asking(sample: Sample, number: int, index: int) -> Sample:
     """A sample with one of its questions."""
     questions = sample.record.questions[number : number + 1]
-    return replace(sample, index=index, record=sample.record.model_copy(update={"questions": questions}))
+    return replace(sample, index=index, entry=0, record=sample.record.model_copy(update={"questions": questions}))
 
 
 def _scored(sample: Sample) -> bool:
