@@ -119,6 +119,8 @@ class TrainConfig(Settings):
 
     data: list[Path] = Field(min_length=1)
     """Record files (JSON lines)."""
+    quarantine: Path | None = None
+    """Records to leave out, as `langdc data check` lists them."""
     kinds: list[str] | None = None
     """Only records (or questions) of these kinds; all when null."""
     steps: int | None = Field(None, gt=0)

@@ -51,6 +51,7 @@ ROWS = (
         "langdc.config",
         "langdc.devices",
         "langdc.distributed",
+        "langdc.endpoint",
         "langdc.hashing",
         "langdc.interfaces",
         "langdc.jsonl",

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from langdc.config import TrainConfig
-from langdc.data.records import Record, check_media, read_records
+from langdc.data.records import Record, check_media
 from langdc.interfaces import Objective, TokenCompressor
 from langdc.log import get_logger
 from langdc.model import VideoModel
+from langdc.train.quarantine import read_kept
 from langdc.types import FrameSpec
 
 logger = get_logger(__name__)
@@ -42,7 +43,7 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) ->
     """
     samples: list[Sample] = []
     for file in train.data:
-        records = check_media(file, read_records(file))
+        records = check_media(file, read_kept(file, train))
         if train.kinds is not None:
             asked = ([q for q in record.questions if q.kind in train.kinds] for record in records)
             named = zip(records, asked, strict=True)
@@ -69,11 +70,11 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) ->
         kinds = f" with kinds {train.kinds}" if train.kinds else ""
         raise ValueError(f"No record of {', '.join(map(str, train.data))} can be used for this objective{kinds}.")
     if train.targets == "records" and type(model.compressor).targets is not TokenCompressor.targets:
-        samples = _with_targets(model, samples, drop=not objective.reads)
+        samples = with_targets(model, samples, drop=not objective.reads)
     return samples
 
 
-def _with_targets(model: VideoModel, samples: list[Sample], drop: bool) -> list[Sample]:
+def with_targets(model: VideoModel, samples: list[Sample], drop: bool) -> list[Sample]:
     """The samples, checked for targets of the compressor; with `drop` those without are left out."""
     shown = [sample for sample in samples if sample.specs]
     lacking = {sample.index for sample in shown if not sample.targets(model.compressor)}
