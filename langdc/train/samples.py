@@ -136,7 +136,7 @@ class StreamedSamples(Sequence[Sample]):
 
 
 def _lines(file: Path, number: int, train: TrainConfig) -> np.ndarray:
-    """Of each line of a file that is neither empty nor left out: the file's number, its first byte, its number [n,3]."""
+    """Of each line of a file that is neither empty nor left out: number of the file, first byte, number [n,3]."""
     if not file.is_file():
         raise ValueError(f"There is no record file {file}. Check the path; `langdc data` makes record files.")
     found, offset, without = array("q"), 0, {one["line"] for one in left_out(file, train)}
@@ -150,8 +150,6 @@ def _lines(file: Path, number: int, train: TrainConfig) -> np.ndarray:
 
 def with_targets(model: VideoModel, samples: list[Sample], train: TrainConfig, drop: bool) -> list[Sample]:
     """The samples, checked for targets of the compressor; with `drop` those without are left out."""
-    if train.targets == "none" or type(model.compressor).targets is TokenCompressor.targets:
-        return samples
     shown = [sample for sample in samples if sample.specs]
     lacking = {sample.index for sample in shown if not sample.targets(model.compressor)}
     if lacking and len(lacking) < len(shown) and drop:
