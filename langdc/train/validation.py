@@ -37,7 +37,8 @@ logger = get_logger(__name__)
 def split(model: VideoModel, objective: Objective, config: RunConfig) -> tuple[list[Sample], list[Sample]]:
     """The samples to learn from, and those of `train.validation`; all that show one video are on one side.
 
-    ValueError for a video on both sides, and a share that leaves one side empty. Streamed samples are not read: none.
+    ValueError for a video on both sides, a share that leaves nothing to learn, and no answer to score replies by.
+    Streamed samples are not read here: none.
     """
     settings, train = config.train.validation, config.train
     if train.streaming and settings is not None and settings.share is not None:
@@ -45,24 +46,31 @@ def split(model: VideoModel, objective: Objective, config: RunConfig) -> tuple[l
     samples = [] if train.streaming else read_samples(model, objective, train, config.seed)
     if settings is None:
         return samples, []
-    if settings.share is None:
+    learned, held = _by_share(samples, settings.share, config.seed) if settings.share is not None else (samples, [])
+    if settings.data:
         held = read_samples(model, objective, train.model_copy(update={"data": settings.data}), config.seed)
-        learned = {path: sample for sample in samples for path in _videos(sample)}
+        known = {path: sample for sample in samples for path in _videos(sample)}
         for sample in held:
-            if both := _videos(sample) & learned.keys():
+            if both := _videos(sample) & known.keys():
                 raise ValueError(
                     f"train.validation.data: {sample.where} shows {min(both)}, which is also in the training data "
-                    f"({learned[min(both)].where}). Take it out of one of them, or give a share in place of files."
+                    f"({known[min(both)].where}). Take it out of one of them, or give a share in place of files."
                 )
-        return samples, held
+    if settings.accuracy and not any(map(_scored, held)):
+        raise ValueError("train.validation.accuracy: no validation record has a question with an answer.")
+    return learned, held
+
+
+def _by_share(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """The samples without those of drawn videos, and these: at least this share of all."""
     groups, out = _by_video(samples), set()
-    for number in np.random.default_rng(config.seed).permutation(len(groups)):
-        if len(out) >= settings.share * len(samples):
+    for number in np.random.default_rng(seed).permutation(len(groups)):
+        if len(out) >= share * len(samples):
             break
         out |= {sample.index for sample in groups[number]}
     if len(out) == len(samples):
         raise ValueError(
-            f"train.validation.share: {settings.share:g} of {len(samples)} records takes all of their {len(groups)} "
+            f"train.validation.share: {share:g} of {len(samples)} records takes all of their {len(groups)} "
             "videos. Give a smaller share, or files in train.validation.data."
         )
     sides = ([sample for sample in samples if (sample.index in out) == held] for held in (False, True))
@@ -96,10 +104,9 @@ def _by_video(samples: Sequence[Sample]) -> list[list[Sample]]:
 def validation_data(data: TrainingData, samples: Sequence[Sample], directory: Path) -> TrainingData:
     """The samples as the training's `data` are, encoded and stored alike, but each with one of its questions.
 
-    The first ones of all records come first. ValueError if there is nothing to measure.
+    The first ones of all records come first.
     """
     config, objective = data.config, data.objective
-    assert config.train.validation is not None  # as chosen
     counts = [max(1, len(sample.record.questions) if objective.reads else 0) for sample in samples]
     pairs = list(zip(samples, counts, strict=True))
     asked = [(sample, number) for number in range(max(counts)) for sample, count in pairs if number < count]
@@ -110,8 +117,6 @@ def validation_data(data: TrainingData, samples: Sequence[Sample], directory: Pa
     own = config.model_copy(update={"train": train, "feature_memory": room})
     found = TrainingData(data.model, objective, own, data.features, single)
     objective.prepare(data.model, found, directory / "validation")
-    if config.train.validation.accuracy and not any(map(_scored, single)):
-        raise ValueError("train.validation.accuracy: no validation record has a question with an answer.")
     return found
 
 
