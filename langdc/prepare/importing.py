@@ -83,7 +83,7 @@ class Importer:
         said, media = _in_order(said, self._media(row, inside))
         tree = media[0] if len(media) == 1 else {"media": media} if media else {}
         first = next((number for number, (role, _) in enumerate(said) if role != "system"), 0)
-        dropped = said[first:] != [] and said[first][0] == "assistant"  # as LLaVA's own training does
+        dropped = len(said) > first + 1 and said[first][0] == "assistant"  # as LLaVA's own training does
         said = said[:first] + said[first + dropped :]
         if not all(text.strip() for role, text in said if role == "assistant"):
             raise ValueError("a reply of the assistant is blank")

@@ -81,8 +81,6 @@ def _of_json(path: Path) -> tuple[str, Rows]:
             return " (JSON lines)", _of_lines(path)
         why = f"line {error.lineno}: {error.msg}"
         raise ValueError(f"{path} is not valid JSON ({why}); it was cut off or changed. Fetch it again.") from None
-    except RecursionError:
-        raise ValueError(f"{path} is not valid JSON (nested too deeply).") from None
     items = value.get("data") if isinstance(value, dict) else value
     if not isinstance(items, list):
         raise ValueError(f'{path} holds a {type(value).__name__}; give a list of rows, or {{"data": [...]}}.')

@@ -164,6 +164,7 @@ def test_a_leading_turn_of_the_assistant_is_left_out_and_said(folder: Path, caps
         (llava("who ?", "a cat", video="a.mp4", image=""), ""),
         ({"conversations": [{"from": "human", "value": None}]}, "conversations.0.value: null, where text must be"),
         ({"conversations": [{"from": "human", "value": 5}]}, "conversations.0.value: 5, where text must be"),
+        ({"conversations": [{"from": "gpt", "value": "hi"}], "video": "a.mp4"}, "the turns are assistant;"),
         ({"conversations": ["hi"]}, "conversations.0: a str, where an object"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: 'tool'; allowed are user, assistant"),
         (messages([{"type": "audio"}], "x"), "messages.0.content.0.type: 'audio'; allowed are text"),
