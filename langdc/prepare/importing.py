@@ -152,7 +152,7 @@ class Importer:
             except ValueError:
                 raise ValueError(f"{where}: its data: address is not whole base64") from None
         if content is not None:
-            return self._unpack(kind, name or "", content, where)
+            return self._unpack(kind, name if isinstance(name, str) else "", content, where)
         name = _text(name, where)
         name = unquote(name[7:]) if name.startswith("file://") else name.replace("\\", "/")
         if "://" in name:
@@ -167,8 +167,8 @@ class Importer:
         """Write a medium under a name made of its content; its suffix says whether it is a video or an image."""
         if self.unpacked is None:
             return "not unpacked"
-        if not content:
-            raise ValueError(f"{where}: the file is empty (0 bytes)")
+        if not isinstance(content, bytes) or not content:
+            raise ValueError(f"{where}: the file is empty, or not given as bytes")
         suffix = Path(name).suffix.lower()
         if suffix not in (IMAGE_SUFFIXES if kind == "image" else VIDEO_SUFFIXES):
             suffix = ".jpg" if kind == "image" else ".mp4"

@@ -160,6 +160,7 @@ def test_a_leading_turn_of_the_assistant_is_left_out_and_said(folder: Path, caps
         (llava("who ?", " ", video="a.mp4"), "a reply of the assistant is blank"),
         (llava("who ?", "a cat", video=7), "video: 7, where text must be"),
         (llava("who ?", "a cat", videos=["a.mp4", None]), "videos: null, where text must be"),
+        (llava("who ?", "a cat", video={"bytes": "AAAA"}), "video: the file is empty, or not given as bytes"),
         (llava("who ?", "a cat", video="https://x.org/a.mp4"), "is not on this machine; fetch it"),
         (llava("who ?", "a cat", video="a.mp4", image=""), ""),
         ({"conversations": [{"from": "human", "value": None}]}, "conversations.0.value: null, where text must be"),
