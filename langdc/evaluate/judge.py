@@ -67,10 +67,15 @@ class Case:
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> "Case | None":
-        """What of a line is put to the judge; None for lines that are no answers, or hold no words."""
-        if line["type"] != "answer" or not (line["answer"] or "").strip():
+        """What of a line is put to the judge; None for lines that it does not judge, or that hold no words."""
+        if not cls.judged(line) or not (line["answer"] or "").strip():
             return None
         return cls(line["question"], line["expected"], line["answer"].strip())
+
+    @staticmethod
+    def judged(line: Mapping[str, Any]) -> bool:
+        """Whether a line is an answer that the judge judges: all with something to compare, where no line says more."""
+        return line["type"] == "answer" and line.get("judged", True) and bool(line["expected"].strip())
 
     def request(self, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The body of a request."""
@@ -108,12 +113,12 @@ class Verdict:
 
     @classmethod
     def of_answers(cls, directory: Path, judge: Mapping, lines: Iterable[Mapping]) -> "list[Verdict | None]":
-        """The verdicts in an evaluation's folder on the answers among some lines, None where there is none yet.
+        """The verdicts in an evaluation's folder on the judged answers among some lines, None where there is none yet.
 
         `judge`: its settings. A question that failed or got no words for an answer is wrong and scores 0 unjudged.
         """
         known = {line["key"]: cls(line["right"], line["score"]) for line in jsonl.read(directory / VERDICTS)}
-        cases = [Case.of(line) for line in lines if line["type"] == "answer"]
+        cases = [Case.of(line) for line in lines if Case.judged(line)]
         return [cls() if case is None else known.get(case.key(judge)) for case in cases]
 
 
@@ -155,10 +160,17 @@ class Judge:
 
     @classmethod
     def of(cls, config: JudgeConfig | None, task: Task, output: Path) -> "Judge | None":
-        """The judge of an evaluation, None without settings; ValueError if the task has options, which need none."""
+        """The judge of an evaluation, None without settings; ValueError if the task needs one, or has only options."""
+        questions = [question for record in task.records for question in record.questions]
+        judged = [question.kind for question in questions if task.judged(question)]
+        if config is None and judged:
+            raise ValueError(
+                f"The kind {judged[0]!r} is scored by a judge, and the config has none. Say which, as judge: "
+                "{url: https://server/v1, model: NAME}."
+            )
         if config is None:
             return None
-        if any(question.options for record in task.records for question in record.questions):
+        if not judged and any(question.options for question in questions):
             raise ValueError("judge: this task has questions with options, which need no judge. Leave judge out.")
         return cls(config, output / VERDICTS)
 

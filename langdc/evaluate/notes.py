@@ -11,7 +11,19 @@ UNCOMPRESSED, CAPTIONS = "the uncompressed model", "the decoded captions as text
 
 def notes(results: Sequence[Result]) -> list[str]:
     """Sentences for every output."""
-    return [*_missing_controls(results), *_calibration(results), *_judges(results)]
+    return [*_unscored(results), *_missing_controls(results), *_calibration(results), *_judges(results)]
+
+
+def _unscored(results: Sequence[Result]) -> Iterator[str]:
+    """How many questions have no answer."""
+    most = max(results, key=lambda result: len(result.answers))
+    missing = sum(not line["expected"].strip() for line in most.answers)
+    if missing:
+        others = "accuracy is of the others" if missing < len(most.answers) else "so there is no accuracy"
+        yield (
+            f"{missing} of {len(most.answers)} questions have no answer and are not scored; {others}. The replies to "
+            "hand in are in the folder submission beside the answers."
+        )
 
 
 def _compressor(settings: dict) -> dict:

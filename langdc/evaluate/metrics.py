@@ -1,0 +1,114 @@
+"""How replies to open questions are read and scored, by name: `exact`, `contains`, `numeric`, `judge`."""
+
+from typing import ClassVar
+
+from langdc.evaluate.answers import normalise, quantity, without_thinking, words
+from langdc.registry import Registry
+
+ARTICLES = ("a", "an", "the")
+YES_NO = ("yes", "no")
+ROUNDING = 1e-9
+"""Relative difference of two numbers that comes from floating point alone."""
+
+
+class Metric:
+    """Reads a reply to an open question and scores what it read against the answer."""
+
+    judged: ClassVar[bool] = False
+    """Whether a language model scores the reply, after all replies are given."""
+
+    def check(self, answer: str) -> None:
+        """ValueError for an answer that no reply could meet."""
+
+    def parse(self, answer: str, text: str) -> str | None:
+        """What a reply says; None where it says nothing. `answer` is empty where it is not known."""
+        return without_thinking(text).strip() or None
+
+    def score(self, answer: str, found: str) -> float:
+        """What that is worth, from 0 to 1."""
+        raise NotImplementedError
+
+
+metrics: Registry[Metric] = Registry("metric", base=Metric)
+
+
+@metrics.register("exact")
+class Exact(Metric):
+    """1 when the reply is the answer, without case, extra spaces and punctuation but for the signs of numbers."""
+
+    def parse(self, answer: str, text: str) -> str | None:
+        said = without_thinking(text)
+        return normalise(said) or (said.strip() if answer and not normalise(answer) else "") or None
+
+    def score(self, answer: str, found: str) -> float:
+        return float(found == (normalise(answer) or answer.strip()))
+
+
+@metrics.register("contains")
+class Contains(Metric):
+    """1 when the answer's words stand in a row in the reply, articles left out; of yes and no, the first one counts."""
+
+    @staticmethod
+    def words(text: str) -> list[str]:
+        """The words of a text without articles, unless it has nothing else."""
+        found = words(text)
+        return [word for word in found if word not in ARTICLES] or found
+
+    def check(self, answer: str) -> None:
+        if not words(answer):
+            raise ValueError(f"the answer {answer!r} has no words; give the kind the metric exact")
+
+    def parse(self, answer: str, text: str) -> str | None:
+        return " ".join(self.words(text)) or None
+
+    def score(self, answer: str, found: str) -> float:
+        reply, wanted = found.split(), self.words(answer)
+        if len(wanted) == 1 and wanted[0] in YES_NO:
+            return float(next((word for word in reply if word in YES_NO), None) == wanted[0])
+        return float(any(reply[first : first + len(wanted)] == wanted for first in range(len(reply))))
+
+
+@metrics.register("numeric")
+class Numeric(Metric):
+    """1 when the reply's number is the answer's: within `tolerance`, in the answer's unit, or `relative` to the answer.
+
+    Numbers are read by `answers.quantity`: "-5", "1:30", "one hundred", "1/2", "1.5 km". Units are converted where both
+    name one; where one of them names none, the other's is meant.
+    """
+
+    def __init__(self, tolerance: float = 0.0, relative: float = 0.0) -> None:
+        for name, value in {"tolerance": tolerance, "relative": relative}.items():
+            if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ValueError(f"The metric 'numeric' has {name}={value!r}; give a number that is 0 or more.")
+        self.tolerance, self.relative = tolerance, relative
+
+    def check(self, answer: str) -> None:
+        if quantity(answer) is None:
+            raise ValueError(f"the answer {answer!r} is no number; correct it, or give the kind another metric")
+
+    def parse(self, answer: str, text: str) -> str | None:
+        """The number in the answer's unit; with the name of its dimension where that is another one."""
+        said, wanted = quantity(text), quantity(answer)
+        if said is None:
+            return None
+        value, kind, size = said
+        if wanted is None or not kind or not wanted[1] or kind == wanted[1]:
+            return f"{value / (wanted[2] if wanted and kind and kind == wanted[1] else size):.12g}"
+        return f"{value / size:.12g} {kind}"
+
+    def score(self, answer: str, found: str) -> float:
+        wanted = quantity(answer)
+        if wanted is None or " " in found:
+            return 0.0
+        true = wanted[0] / wanted[2]
+        return float(abs(float(found) - true) <= max(self.tolerance, (self.relative + ROUNDING) * abs(true)))
+
+
+@metrics.register("judge")
+class Judged(Metric):
+    """What the evaluation's `judge` says of the reply: 1 for yes, 0 for no."""
+
+    judged = True
+
+    def score(self, answer: str, found: str) -> float:
+        raise ValueError("Replies of this metric are scored by the judge, not one by one.")
