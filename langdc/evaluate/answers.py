@@ -4,10 +4,11 @@ One parser for all tasks, so that entries differ by model and never by parser. A
 scores 0 and is counted separately.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from langdc.data.records import LETTERS
 
@@ -17,80 +18,66 @@ OPENED, CLOSED = (
     rf"|[\[◁]{slash}think[\]▷]|<\|{word}_of_thought\|>)"
     for slash, word in (("", "begin"), ("/", "end"))
 )
-"""Where what a model thinks begins and ends."""
-WORD = r"[^\W\u3040-\u9fff\uac00-\ud7af]"
-"""A letter or digit of a script that puts spaces between words."""
+WORD = r"[^\W\u3040-\u9fff\uac00-\ud7af]"  # a letter or digit of a script that puts spaces between words
 MARKS = r"[ *_\"'`]*"
 NOUN = r"(?:(?:the\s+)?(?:\b(?:options?|choice|letter)\b|选项)\s*:?\s*)?"
-ANSWER = (
-    r"(?:\b(?:answers?|ans|correct|(?:correct|best|right|final|closest|(?:most\s+)?(?:accurate|appropriate|likely"
+STATED = re.compile(
+    r"(?i)(?:(?:\b(?:answers?|ans|correct|(?:correct|best|right|final|closest|(?:most\s+)?(?:accurate|appropriate|likely"
     r"|suitable|fitting))\s+(?:option|choice|letter|one|match|fit|description))\b|答案|正确选项|答え|정답)"
     r"(?:(?!\b[A-HJ-Z]\b)[^.\n:=?!]){0,40}?"  # "to this question"
     r"(?: ?(?:\b(?:is|was|be|are)\b|是|为|[:=→\n]|->|=>|[-\u2013] |[\"']:))+ ?"
     r"(?:(?:\b(?:clearly|definitely|indeed|therefore|thus|(?:most\s+)?likely|probably|only)\b|\.\.\.|…|,)\s*)*"
+    r"|(?:\b(?:choos(?:e|ing)|chose|pick(?:ing|ed)?|select(?:ing|ed)?|opt for|go(?:ing)? (?:with|for)|say|guess|think"
+    r"|believe|conclude)\b(?:\s+that\b)?(?:\s+(?:it's|it\s+is|it\s+must\s+be)\b)?|选择|选)[\s:]*)"
+    rf"{NOUN}{MARKS}"
 )
-CHOOSE = (
-    r"(?:\b(?:choose|choosing|chose|pick|picking|picked|select|selecting|selected|opt for|go(?:ing)? (?:with|for)|say"
-    r"|guess|think|believe|conclude)\b(?:\s+that\b)?(?:\s+(?:it's|it\s+is|it\s+must\s+be)\b)?|选择|选)[\s:]*"
-)
-STATED = re.compile(rf"(?:{ANSWER}|{CHOOSE}){NOUN}{MARKS}", re.I)
 """What announces an answer: "Answer: B because ...", "the correct option is (B)", "I would choose B"."""
-STATED_BEFORE = re.compile(rf"{STATED.pattern}\Z", re.I)
+STATED_BEFORE = re.compile(rf"{STATED.pattern}\Z")
 CONCLUDED = re.compile(
-    r"(?:\b(?:so|thus|therefore|hence|leav(?:es|ing)(?:\s+us)?(?:\s+with)?(?:\s+only)?|actually|wait|no|but|rather"
+    r"(?i)(?:\b(?:so|thus|therefore|hence|leav(?:es|ing)(?:\s+us)?(?:\s+with)?(?:\s+only)?|actually|wait|no|but|rather"
     r"|instead|(?:it|that|this)(?:'s|\s+is|\s+was|\s+(?:must|should|would|has to)\s+be))\b|是)"
-    rf"[ ,:]*{NOUN}{MARKS}\Z",
-    re.I,
+    rf"[ ,:]*{NOUN}{MARKS}\Z"
 )
-"""What announces a letter of which nothing more is said: "so it is B.", "no, B"."""
-ENDS = re.compile(r"[\s*_\"'`]*(?:[.,;!。\uff0c]|$|\n|\b(?:because|since|as|not|and not|rather|instead)\b)", re.I)
-"""What follows a letter of which nothing more is said."""
-MENTIONED = re.compile(rf"(?:\b(?:options?|choice|letter|answer)\b|选项)\s*[:,]?{MARKS}\Z", re.I)
+ENDS = re.compile(r"(?i)[\s*_\"'`]*(?:[.,;!。\uff0c]|$|\n|\b(?:because|since|as|not|and not|rather|instead)\b)")
+"""What stands before and after a letter of which nothing more is said: "so it is B.", "no, B"."""
+MENTIONED = re.compile(rf"(?i)(?:\b(?:options?|choice|letter|answer)\b|选项)\s*[:,]?{MARKS}\Z")
 """What may stand before a letter that is the answer, and also before one that is not."""
 VERDICT_ENDS = r"(?=\s*(?:[.,;!)\n]|$))"
 RIGHT = re.compile(
-    r"\s+(?:(?:is|are|was|would be|must be|seems(?: to be)?|appears(?: to be)?|looks)\b"
+    r"(?i)\s+(?:(?:is|are|was|would be|must be|seems(?: to be)?|appears(?: to be)?|looks)\b"
     r"(?:\s+(?:the|clearly|most|very|more|likely|probably|indeed))*\s*(?:[.!]|$|(?:correct|right|true|best|better"
     r"|answers?|accurate|appropriate|likely|plausible|match|fits?)\b)|it is\b|fits\b"
     r"|(?:best|most\s+\w+ly|correctly|accurately|clearly)\s+(?:describes|matches|fits|answers|shows|reflects))"
-    rf"|[\s:,(?\u2013-]*(?:yes|true|correct|right){VERDICT_ENDS}|\s*[✓✔✅]|\s*(?:选项)?\s*是?正确",
-    re.I,
+    rf"|[\s:,(?\u2013-]*(?:yes|true|correct|right){VERDICT_ENDS}|\s*[✓✔✅]|\s*(?:选项)?\s*是?正确"
 )
-"""What follows a letter that is the answer."""
 BAD = re.compile(
-    r"\s*[✗✘❌\u00d7]|\s*\b(?:(?:is|are|was|were|would|could|can|may|might|must|should|does|do|did|has|wo|be|seems|looks"
-    r"|clearly|also|both|all|therefore|just|simply)\s*)+"
-    r"(?:not\b|n't\b|(?:wrong|incorrect|false|unlikely|impossible|ruled out|out)\b)"
-    r"|(?<![.:])\s*(?:not\b(?!\W*[A-Z]\b)|cannot\b)|\s*(?:是错|不)"
-    rf"|[\s:,.(?\u2013-]*(?:no|nope|false|wrong|incorrect|not\s+(?:correct|right|true|it)){VERDICT_ENDS}",
-    re.I,
+    r"(?i)\s*[✗✘❌\u00d7]|\s*\b(?:(?:is|are|was|were|would|could|can|may|might|must|should|does|do|did|has|wo|be|seems|looks"
+    r"|clearly|also|both|all|therefore|just|simply)\s*)+(?:not\b|n't\b|(?:wrong|incorrect|false|unlikely|impossible|ruled"
+    r" out|out)\b)|(?<![.:])\s*(?:not\b(?!\W*(?-i:[A-Z])\b)|cannot\b)|\s*(?:是错|不)"
+    rf"|[\s:,.(?\u2013-]*(?:no|nope|false|wrong|incorrect|not\s+(?:correct|right|true|it)){VERDICT_ENDS}"
 )
-"""What follows a letter that is not the answer."""
+"""What follows a letter that is the answer, and one that is not."""
 NEGATED = re.compile(
-    r"(?:\b(?:not|cannot|never|neither|nor|no|without|than|over|exclude|eliminate|rule\s+out|discard|reject|dismiss"
+    r"(?i)(?:\b(?:not|cannot|never|neither|nor|no|without|than|over|exclude|eliminate|rule\s+out|discard|reject|dismiss"
     r"|instead\s+of|except|doubt|if|whether|unless|wrong|incorrect|(?:any|every)thing\s+but|(?:all|none)\s+but)"
     r"|n't|不是|不选)(?:\s*(?:be|is|it|it's|that|the|either|both|options?|choices?|letter|answers?|are|would|:|choose"
-    rf"|pick|select|go\s+with|go\s+for|say|think|believe)(?!\w))*{MARKS}\Z",
-    re.I,
+    rf"|pick|select|go\s+with|go\s+for|say|think|believe)(?!\w))*{MARKS}\Z"
 )
 """What stands before a letter that is not the answer."""
 ARTICLE = re.compile(
-    r" +(?!(?:is|are|was|isn't|would|could|can|can't|cannot|may|might|must|should|seems|appears|looks|does|doesn't"
-    r"|has|because|since|as|or|and|nor|but|not|fits|matches|describes|shows|best\s+\w+s)\b)[a-z]+"
+    r" +(?!(?:is|are|was|isn't|would|could|can|can't|cannot|may|might|must|should|seems|appears|looks|does|doesn't|has"
+    r"|because|since|as|or|and|nor|but|not|fits|matches|describes|shows|best\s+\w+s)\b)[a-z]+"
 )
 """What follows "A" and "I" where they are words."""
 FILLER = re.compile(
-    r"[\W_]*(?:\b(?:sure|ok|okay|yes|hm+|well|maybe|probably|possibly|perhaps|likely|certainly|definitely|only)\b[\W_]*)*",
-    re.I,
+    r"(?i)[\W_]*(?:\b(?:sure|ok|okay|yes|hm+|well|maybe|probably|possibly|perhaps|likely|certainly|only)\b[\W_]*)*"
 )
 """What may stand before a letter that begins a reply."""
-JOINED = re.compile(r"(?:[ ,/&、和或]|\b(?:and|or|nor|both|either|options?|choices?)\b)*", re.I)
+JOINED = re.compile(r"(?i)(?:[ ,/&、和或]|\b(?:and|or|nor|both|either|options?|choices?)\b)*")
 """What stands between letters of which one thing is said."""
-ASKED, ALONE = re.compile(r"\?.*\w", re.S), re.compile(r"[^\w\n]*(?:\n|\Z|because\b)")
+ASKED, ALONE = re.compile(r"(?s)\?.*\w"), re.compile(r"[^\w\n]*(?:\n|\Z|because\b)")
 """What follows a letter that is only considered, and one that nothing follows on its line."""
-BREAK = ".!?:;,\n\u2013\u2014-"
-LOOKED_BACK = 120
-"""Characters before a letter that are looked at, so that a long reply does not take long."""
+LOOKED_BACK = 120  # characters before a letter, so that a long reply does not take long
 DENIED = re.compile(r" (?:not|isnt|no|nor|neither|without|than|never|instead of)$")
 SIGN = (
     r"(?<!\w)-(?=\.?\d)|(?<=\d)[.,:/^-](?=\d)|(?<![\w.])\.(?=\d)"  # of numbers: -5, 3.5, 1:30, 1/2
@@ -104,32 +91,25 @@ TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 NUMBER_WORDS = {word: value for value, word in enumerate(SMALL)}
 NUMBER_WORDS |= {word: 10 * value for value, word in enumerate(TENS, 2)}
-UNITS = {
-    "time": "0.001 ms millisecond 1 s sec second 60 min minute 3600 h hr hour 86400 day 604800 week",
-    "length": "0.001 mm millimeter 0.01 cm centimeter 1 m meter 1000 km kilometer 0.0254 inch inche "
-    "0.3048 ft foot feet 0.9144 yd yard 1609.344 mi mile",
-    "mass": "0.001 mg milligram 1 g gram 1000 kg kilogram kilo 453.59237 lb pound 28.349523 oz ounce",
-    "volume": "0.001 ml milliliter 1 l liter",
-    "percent": "1 % percent",
-    "celsius": "1 °c celsius",
-    "fahrenheit": "1 °f fahrenheit",
-    "am": "1 am a.m.",
-    "pm": "1 pm p.m.",
-}
+UNITS = (
+    "time: 0.001 ms millisecond 1 s sec second 60 min minute 3600 h hr hour 86400 day 604800 week; length: 0.001 mm "
+    "millimeter 0.01 cm centimeter 1 m meter 1000 km kilometer 0.0254 inch inche 0.3048 ft foot feet 1609.344 mi mile; "
+    "mass: 0.001 mg milligram 1 g gram 1000 kg kilogram kilo 453.59237 lb pound 28.349523 oz ounce; volume: 0.001 ml "
+    "milliliter 1 l liter; percent: 1 % percent; celsius: 1 °c celsius; fahrenheit: 1 °f fahrenheit; am: 1 am; pm: 1 pm"
+)
 """By dimension its units: how many of its first unit one is, then its names."""
 UNIT = {
-    name: (kind, float(size))
-    for kind, known in UNITS.items()
-    for size, names in re.findall(r"([\d.]+)((?: [^\d ][^ ]*)+)", known)
+    name: (known.split(":")[0], float(size))
+    for known in UNITS.split("; ")
+    for size, names in re.findall(r"([\d.]+)((?: [^\d ]+)+)", known)
     for name in names.split()
 }
 DIGITS = r"(?<![\w.])-?(?:\d+\s+\d+\s*/\s*\d+|\d+\s*/\s*\d+|(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)"
 CLOCK = r"(?<![\w.:])-?\d+(?::\d\d?){1,2}(?:\.\d+)?(?![\w:])"
 QUANTITY = re.compile(
-    rf"(?P<number>{CLOCK}|{DIGITS})(?:\s*(?P<scale>{'|'.join(SCALES)}|dozen)\b)?"
-    r"(?:[\s-]*(?P<unit>[%°]?[a-z]*(?:\.m\.)?(?:/[a-z]+)?))?",
-    re.I,
+    rf"(?i)({CLOCK}|{DIGITS})(?:\s*({'|'.join(SCALES)}|dozen)\b)?(?:[\s-]*([%°]?[a-z]*(?:/[a-z]+)?))?"
 )
+"""A number, its scale, its unit."""
 RANGE = re.compile(rf"\s*(?:[-\u2013]|to\b|or\b)\s*(?:{DIGITS})", re.I)
 TOTAL = re.compile(r"[=≈]|\b(?:so|thus|therefore|hence|total(?:\s+of)?|altogether)\b", re.I)
 """What announces a number, beside STATED."""
@@ -172,8 +152,7 @@ def _final(text: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))
 
 
-@dataclass
-class _Mention:
+class _Mention(NamedTuple):
     """Letters in a reply of which one thing is said, and where they stand; `marked` as in "(B)" or "B."."""
 
     letters: set[str]
@@ -193,28 +172,24 @@ def choice(text: str, options: Sequence[str]) -> str | None:
     text = _final(text)
     if normalise(text) in {normalise(option) for option in options} and not re.fullmatch(r"[\W_]*[A-Za-z][\W_]*", text):
         return _by_words(text, options)
-    letters = LETTERS[: len(options)]
-    for letter, option in zip(letters, options, strict=True):  # "B. a blue car - yes" says yes to B
-        bare = "" if letter in "AI" else f"|{letter}"
-        if words := re.escape(option.strip(" .")):
-            text = re.sub(
-                rf"(?<!{WORD})(\(?(?i:{letter})[.):]+{bare})[\s*_\"'(,;=\u2013-]*(?i:{words})(?!\w)", r"\1", text
-            )
-    found = [
-        m for m in _mentions(text, options) if not BAD.match(text, m.end) and not _ends_with(NEGATED, text, m.start)
-    ]
+    for letter, option in zip(LETTERS, options, strict=False):  # "B. a blue car - yes" says yes to B
+        bare, said = "" if letter in "AI" else f"|{letter}", re.escape(option.strip(" ."))
+        echo = rf"(?<!{WORD})(\(?(?i:{letter})[.):]+{bare})[\s*_\"'(,;=\u2013-]*(?i:{said})(?!\w)"
+        text = re.sub(echo, r"\1", text) if said else text
+    found = _mentions(text, options)
+    found = [m for m in found if not BAD.match(text, m.end) and not _ends_with(NEGATED, text, m.start)]
     stated = [(m.start, m.letters) for m in found if _is_stated(text, m)]
-    for match in STATED.finditer(text):
-        if (letter := _begins_with(text[match.end() :], options)) is not None:
-            stated.append((match.end(), {letter}))
+    announced = [(m.end(), _begins_with(text[m.end() :], options)) for m in STATED.finditer(text)]
+    stated += [(place, {letter}) for place, letter in announced if letter]
     begin = [m.letters for m in found if FILLER.fullmatch(text, 0, m.start) and not ASKED.match(text, m.end)]
-    alone = [m.letters for m in found if ALONE.match(text, m.end) and text[: m.start].rstrip(" ")[-1:] in BREAK]
-    for one in ([max(stated)[1]] if stated else [], begin[:1], alone[-1:]):
-        if one:
-            return next(iter(one[0])) if len(one[0]) == 1 else None
-    for some in ([m for m in found if _ends_with(MENTIONED, text, m.start)], [m for m in found if m.marked]):
-        if each := set().union(*(m.letters for m in some)):
-            return next(iter(each)) if len(each) == 1 else None
+    breaks = ".!?:;,\n\u2013\u2014-"
+    alone = [m.letters for m in found if ALONE.match(text, m.end) and text[: m.start].rstrip(" ")[-1:] in breaks]
+    mentioned = [m.letters for m in found if _ends_with(MENTIONED, text, m.start)]
+    marked = [m.letters for m in found if m.marked]
+    last = [letters for _, letters in sorted(stated, key=lambda one: one[0])[-1:]]
+    for some in (last, begin[:1], alone[-1:], mentioned, marked):
+        if letters := set().union(*some):
+            return letters.pop() if len(letters) == 1 else None
     return _by_words(text, options)
 
 
@@ -276,7 +251,7 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
 
 
 def number(text: str) -> float | None:
-    """The number that a reply says, in digits, as a fraction, a clock or in words, as `quantity` finds it."""
+    """The number that a reply says, as `quantity` finds it, without its unit."""
     found = quantity(text)
     return None if found is None else found[0] / found[2]
 
@@ -288,32 +263,26 @@ def quantity(text: str) -> tuple[float, str, float] | None:
     total counts before what comes first. None without a number, and where it is one of two, as in "2 or 3".
     """
     text = re.sub(r"\b(?:not|instead of|rather than|n't) -?\d[\d.:/]*", " ", _final(text))
-    text = re.sub(r"(?<=\d)([hm])(?=\d)", r"\1 ", text)  # 1h20m, 5m30s: m are minutes
-    text = re.sub(r"(?<=\d)( ?)m(?= \d+ ?s\b)|(?<=h)( ?\d+ ?)m\b", r"\1\2min", text)
+    text = re.sub(r"(?i)\b([ap])\.m\.", r"\1m", re.sub(r"(?<=\d)([hm])(?=\d)", r"\1 ", text))
+    text = re.sub(r"(?<=\d)( ?)m(?= \d+ ?s\b)|(?<=h)( ?\d+ ?)m\b", r"\1\2min", text)  # 1h20m, 5m30s: m are minutes
     parts = [text[found.end() :] for pattern in (STATED, TOTAL) for found in [*pattern.finditer(text)][::-1]]
-    for part in [*parts, text]:
-        part = _with_digits(part)
+    for part in map(_with_digits, [*parts, text]):
         if found := QUANTITY.search(part):
-            return _quantity(part, found)
+            return None if RANGE.match(part, found.end(1)) else _quantity(part, found)
     return None
 
 
 def _quantity(text: str, found: re.Match[str]) -> tuple[float, str, float] | None:
-    if RANGE.match(text, found.end("number")) or (value := _value(found["number"])) is None:
+    value, (kind, size) = _value(found[1]), _unit(found[3] or "")
+    if value is None:
         return None
-    value *= {**SCALES, "dozen": 12, None: 1}[found["scale"] and found["scale"].lower()]
-    kind, scale = _unit(found["unit"] or "")
-    if ":" in found["number"]:  # of minutes and seconds, or of hours where it says so
-        hours = kind == "time" and scale == 3600 and found["number"].count(":") == 1
-        return value * (60 if hours else 1), kind or "time", 1
-    value *= scale
-    while kind and scale != 1:  # "1 min 30 s", "5 feet 6 inches"
-        found = QUANTITY.match(text, re.compile(r"(?:\s|,|and\b)*").match(text, found.end()).end())  # type: ignore[union-attr]
-        more, size = _unit(found["unit"] or "") if found else ("", 1)
-        if found is None or more != kind or size >= scale or (part := _value(found["number"])) is None:
-            break
-        value += part * size if value >= 0 else -part * size
-    return value, kind, scale
+    value *= {**SCALES, "dozen": 12}[found[2].lower()] if found[2] else 1
+    if ":" in found[1]:  # of minutes and seconds, or of hours where it says so
+        return value * (60 if size == 3600 and found[1].count(":") == 1 else 1), kind or "time", 1
+    more = QUANTITY.match(re.sub(r"^(?:\s|,|and\b)*", "", text[found.end() :]))  # "1 min 30 s"
+    rest = _quantity(more.string, more) if more and kind else None
+    same = rest is not None and rest[1] == kind and rest[2] < size
+    return value * size + (math.copysign(rest[0], value) if rest and same else 0), kind, size
 
 
 def _value(number: str) -> float | None:

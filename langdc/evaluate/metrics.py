@@ -2,13 +2,12 @@
 
 from typing import ClassVar
 
-from langdc.evaluate.answers import normalise, quantity, without_thinking, words
+from langdc.evaluate.answers import normalise, number, quantity, without_thinking, words
 from langdc.registry import Registry
 
 ARTICLES = ("a", "an", "the")
 YES_NO = ("yes", "no")
-ROUNDING = 1e-9
-"""Relative difference of two numbers that comes from floating point alone."""
+ROUNDING = 1e-9  # difference of two numbers that comes from floating point alone
 
 
 class Metric:
@@ -17,16 +16,13 @@ class Metric:
     judged: ClassVar[bool] = False
     """Whether a language model scores the reply, after all replies are given."""
 
-    def check(self, answer: str) -> None:
-        """ValueError for an answer that no reply could meet."""
-
     def parse(self, answer: str, text: str) -> str | None:
         """What a reply says; None where it says nothing. `answer` is empty where it is not known."""
         return without_thinking(text).strip() or None
 
     def score(self, answer: str, found: str) -> float:
         """What that is worth, from 0 to 1."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} scores no reply alone")
 
 
 metrics: Registry[Metric] = Registry("metric", base=Metric)
@@ -54,10 +50,6 @@ class Contains(Metric):
         found = words(text)
         return [word for word in found if word not in ARTICLES] or found
 
-    def check(self, answer: str) -> None:
-        if not words(answer):
-            raise ValueError(f"the answer {answer!r} has no words; give the kind the metric exact")
-
     def parse(self, answer: str, text: str) -> str | None:
         return " ".join(self.words(text)) or None
 
@@ -82,26 +74,21 @@ class Numeric(Metric):
                 raise ValueError(f"The metric 'numeric' has {name}={value!r}; give a number that is 0 or more.")
         self.tolerance, self.relative = tolerance, relative
 
-    def check(self, answer: str) -> None:
-        if quantity(answer) is None:
-            raise ValueError(f"the answer {answer!r} is no number; correct it, or give the kind another metric")
-
     def parse(self, answer: str, text: str) -> str | None:
         """The number in the answer's unit; with the name of its dimension where that is another one."""
-        said, wanted = quantity(text), quantity(answer)
-        if said is None:
+        if (said := quantity(text)) is None:
             return None
-        value, kind, size = said
-        if wanted is None or not kind or not wanted[1] or kind == wanted[1]:
-            return f"{value / (wanted[2] if wanted and kind and kind == wanted[1] else size):.12g}"
-        return f"{value / size:.12g} {kind}"
+        (value, kind, size), (_, wanted, unit) = said, quantity(answer) or said
+        if kind and wanted and kind != wanted:
+            return f"{value / size:.12g} {kind}"
+        return f"{value / (unit if kind and wanted else size):.12g}"
 
     def score(self, answer: str, found: str) -> float:
-        wanted = quantity(answer)
-        if wanted is None or " " in found:
+        true = number(answer)
+        if true is None or " " in found:
             return 0.0
-        true = wanted[0] / wanted[2]
-        return float(abs(float(found) - true) <= max(self.tolerance, (self.relative + ROUNDING) * abs(true)))
+        near = max(self.tolerance, self.relative * abs(true)) + ROUNDING * max(1, abs(true))
+        return float(abs(float(found) - true) <= near)
 
 
 @metrics.register("judge")
@@ -109,6 +96,3 @@ class Judged(Metric):
     """What the evaluation's `judge` says of the reply: 1 for yes, 0 for no."""
 
     judged = True
-
-    def score(self, answer: str, found: str) -> float:
-        raise ValueError("Replies of this metric are scored by the judge, not one by one.")

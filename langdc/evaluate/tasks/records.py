@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from langdc.config import MemberConfig, check
 from langdc.data.records import QuestionRecord, Record, read_readable
@@ -27,6 +27,9 @@ class RecordsTask(Task):
     usable, for an unknown kind or metric, and for an answer that no reply could meet.
     """
 
+    needs_answers: ClassVar[bool] = False
+    """Whether a question without an answer is a mistake in the file."""
+
     def __init__(
         self,
         data: str,
@@ -48,22 +51,27 @@ class RecordsTask(Task):
         for name in [*(kinds or ()), *(metrics or ())]:
             if name not in known:
                 raise ValueError(f"{self.data} has no questions of the kind {name!r}.{nearest(str(name), known)}")
+        if kinds == []:
+            raise ValueError("kinds is empty. Name some kinds, or leave it out to ask all.")
         self.records = []
         for record in readable:
             if record.media_path("") is None:
                 mistakes[record.line or 0] = "the record has neither video nor image; name one"
             elif questions := [each for each in record.questions if kinds is None or each.kind in kinds]:
-                self.records.append(record.model_copy(update={"questions": questions}))
+                if self.needs_answers and not all(question.answered for question in questions):
+                    mistakes[record.line or 0] = "a question has no answer to compare with; write one"
+                else:
+                    self.records.append(record.model_copy(update={"questions": questions}))
         found = dict.fromkeys(question.kind for record in self.records for question in record.questions)
         self.target_kinds = (*found, *[MALFORMED] * bool(mistakes))
         self.metrics = self._metrics(found, metric, metrics or {})
-        self.broken = {f"{self.data.name}:{line}": f"{self.data}, line {line}: {why}" for line, why in mistakes.items()}
-        places = {record.id: record.line or 0 for record in self.records}
-        for line, name in zip(mistakes, self.broken, strict=True):
+        placed, broken = {record.line or 0: record for record in self.records}, dict[str, str]()
+        for line, why in mistakes.items():
+            name = f"{self.data.name}:{line}"
+            broken[name] = f"{self.data}, line {line}: {why}"
             stands = QuestionRecord(kind=MALFORMED, question=f"(what {name} asks cannot be read)", answer="(unknown)")
-            self.records.append(Record(id=name, questions=[stands]))
-            places[name] = line
-        self.records.sort(key=lambda record: places[record.id])
+            placed[line] = Record(id=name, questions=[stands])
+        self.broken, self.records = broken, [placed[line] for line in sorted(placed)]
 
     def _metrics(self, kinds: Mapping[str, Any], default: Any, given: Mapping[str, Any]) -> dict[str, Metric]:
         """By kind the metric of its open questions; ValueError for one that is unknown, not needed or cannot be met."""
@@ -75,8 +83,13 @@ class RecordsTask(Task):
                 raise ValueError(f"metrics: all questions of the kind {kind!r} have options, which need no metric.")
         for record, question in asked:
             if not question.options and question.answered:
-                with Benchmark.located(f"{self.data}, line {record.line}, kind {question.kind!r}"):
-                    built[question.kind].check(question.answer)
+                metric = built[question.kind]
+                found = metric.parse(question.answer, question.answer)
+                if not metric.judged and (found is None or metric.score(question.answer, found) < 1):
+                    raise ValueError(
+                        f"{self.data}, line {record.line}: no reply can be right, since the metric of the kind "
+                        f"{question.kind!r} cannot read the answer {question.answer!r}. Correct it, or set metrics."
+                    )
         return built
 
     def path(self, record: Record) -> Path:

@@ -12,6 +12,8 @@ class SampleTask(RecordsTask):
     Over all kinds that are asked where the file has none of those.
     """
 
+    needs_answers = True
+
     def __init__(self, data: str = "data/sample/test.jsonl", kinds: list[str] | None = None) -> None:
         super().__init__(data, kinds)
         targets = tuple(kind for kind in TARGET_KINDS if kinds is None or kind in kinds)
