@@ -20,23 +20,23 @@ OPENED, CLOSED = (
 )
 WORD = r"[^\W\u3040-\u9fff\uac00-\ud7af]"  # a letter or digit of a script that puts spaces between words
 MARKS = r"[ *_\"'`]*"
-NOUN = r"(?:(?:the\s+)?(?:\b(?:options?|choice|letter)\b|选项)\s*:?\s*)?"
+NOUN = r"(?:(?:the )?(?:\b(?:options?|choice|letter)\b|选项)\s*:?\s*)?"
 STATED = re.compile(
-    r"(?i)(?:(?:\b(?:answers?|ans|correct|(?:correct|best|right|final|closest|(?:most\s+)?(?:accurate|appropriate|likely"
-    r"|suitable|fitting))\s+(?:option|choice|letter|one|match|fit|description))\b|答案|正确选项|答え|정답)"
+    r"(?i)(?:(?:\b(?:answers?|ans|correct|(?:correct|best|right|final|closest|(?:most )?(?:accurate|appropriate|likely"
+    r"|suitable|fitting)|my|the) (?:option|choice|pick|letter|one|match|fit|description))\b|答案|正确选项|答え|정답)"
     r"(?:(?!\b[A-HJ-Z]\b)[^.\n:=?!]){0,40}?"  # "to this question"
-    r"(?: ?(?:\b(?:is|was|be|are)\b|是|为|[:=→\n]|->|=>|[-\u2013] |[\"']:))+ ?"
-    r"(?:(?:\b(?:clearly|definitely|indeed|therefore|thus|(?:most\s+)?likely|probably|only)\b|\.\.\.|…|,)\s*)*"
+    r"(?: ?(?:\b(?:is|was|be|are)\b|是|为|[:=→➜⇒\n]|->|=>|[-\u2013] |[\"']:))+ ?"
+    r"(?:(?:\b(?:clearly|definitely|indeed|therefore|thus|(?:most )?likely|probably|only)\b|\.\.\.|…|,)\s*)*"
     r"|(?:\b(?:choos(?:e|ing)|chose|pick(?:ing|ed)?|select(?:ing|ed)?|opt for|go(?:ing)? (?:with|for)|say|guess|think"
-    r"|believe|conclude)\b(?:\s+that\b)?(?:\s+(?:it's|it\s+is|it\s+must\s+be)\b)?|选择|选)[\s:]*)"
+    r"|believe|conclude)\b(?: that\b)?(?: (?:it's|it is|it must be)\b)?|选择|选)[\s:]*)"
     rf"{NOUN}{MARKS}"
 )
 """What announces an answer: "Answer: B because ...", "the correct option is (B)", "I would choose B"."""
 STATED_BEFORE = re.compile(rf"{STATED.pattern}\Z")
 CONCLUDED = re.compile(
-    r"(?i)(?:\b(?:so|thus|therefore|hence|leav(?:es|ing)(?:\s+us)?(?:\s+with)?(?:\s+only)?|actually|wait|no|but|rather"
-    r"|instead|(?:it|that|this)(?:'s|\s+is|\s+was|\s+(?:must|should|would|has to)\s+be))\b|是)"
-    rf"[ ,:]*{NOUN}{MARKS}\Z"
+    r"(?i)(?:\b(?:so|thus|therefore|hence|leav(?:es|ing)(?: us)?(?: with)?(?: only)?|actually|wait|no|but|rather"
+    r"|instead|finally|definitely|certainly|probably|matches|vote(?: for)?|(?:(?:it|that|this) (?:is|was)|(?:must|should|would"
+    rf"|has to) be|(?:it|that)'s))\b|是)[ ,:]*{NOUN}{MARKS}\Z"
 )
 ENDS = re.compile(r"(?i)[\s*_\"'`]*(?:[.,;!。\uff0c]|$|\n|\b(?:because|since|as|not|and not|rather|instead)\b)")
 """What stands before and after a letter of which nothing more is said: "so it is B.", "no, B"."""
@@ -44,29 +44,29 @@ MENTIONED = re.compile(rf"(?i)(?:\b(?:options?|choice|letter|answer)\b|选项)\s
 """What may stand before a letter that is the answer, and also before one that is not."""
 VERDICT_ENDS = r"(?=\s*(?:[.,;!)\n]|$))"
 RIGHT = re.compile(
-    r"(?i)\s+(?:(?:is|are|was|would be|must be|seems(?: to be)?|appears(?: to be)?|looks)\b"
-    r"(?:\s+(?:the|clearly|most|very|more|likely|probably|indeed))*\s*(?:[.!]|$|(?:correct|right|true|best|better"
-    r"|answers?|accurate|appropriate|likely|plausible|match|fits?)\b)|it is\b|fits\b"
-    r"|(?:best|most\s+\w+ly|correctly|accurately|clearly)\s+(?:describes|matches|fits|answers|shows|reflects))"
+    r"(?i)\s(?:(?:is|are|was|would be|must be|seems(?: to be)?|appears(?: to be)?|looks)\b(?: (?:the|clearly|most|very"
+    r"|more|likely|probably|indeed))* ?(?:[.!]|$|(?:correct|right|true|best|better|answers?|accurate|appropriate|likely"
+    r"|plausible|match|fits?|closest)\b)|it is\b|fits\b|the (?:correct|right|best)\b|(?:is it|does|matches) ?(?:[.!]|$)"
+    r"|(?:best|most \w+ly|correctly|accurately|clearly) (?:describes|matches|fits|answers|shows|reflects))"
     rf"|[\s:,(?\u2013-]*(?:yes|true|correct|right){VERDICT_ENDS}|\s*[✓✔✅]|\s*(?:选项)?\s*是?正确"
 )
 BAD = re.compile(
-    r"(?i)\s*[✗✘❌\u00d7]|\s*\b(?:(?:is|are|was|were|would|could|can|may|might|must|should|does|do|did|has|wo|be|seems|looks"
-    r"|clearly|also|both|all|therefore|just|simply)\s*)+(?:not\b|n't\b|(?:wrong|incorrect|false|unlikely|impossible|ruled"
-    r" out|out)\b)|(?<![.:])\s*(?:not\b(?!\W*(?-i:[A-Z])\b)|cannot\b)|\s*(?:是错|不)"
-    rf"|[\s:,.(?\u2013-]*(?:no|nope|false|wrong|incorrect|not\s+(?:correct|right|true|it)){VERDICT_ENDS}"
+    r"(?i)\s*[✗✘❌\u00d7]|\s?\b(?:(?:is|are|was|were|would|could|can|may|might|must|should|does|do|did|has|wo|be|seems"
+    r"|looks|clearly|also|both|all|therefore|just|simply) ?)+(?:(?:not|n't|false|unlikely|impossible|(?:ruled )?out"
+    r"|(?:the |an? )?(?:wrong|incorrect))\b)|(?<![.:])\s?(?:not\b(?!\W*(?-i:[A-Z])\b)|cannot\b)|\s?(?:是错|不)"
+    rf"|[\s:,.(?\u2013-]*(?:no|nope|false|wrong|incorrect|not (?:correct|right|true|it)){VERDICT_ENDS}"
 )
 """What follows a letter that is the answer, and one that is not."""
 NEGATED = re.compile(
-    r"(?i)(?:\b(?:not|cannot|never|neither|nor|no|without|than|over|exclude|eliminate|rule\s+out|discard|reject|dismiss"
-    r"|instead\s+of|except|doubt|if|whether|unless|wrong|incorrect|(?:any|every)thing\s+but|(?:all|none)\s+but)"
+    r"(?i)(?:\b(?:not|cannot|never|neither|nor|no|without|than|over|exclude|eliminate|rule out|discard|reject|dismiss"
+    r"|instead of|except|doubt|if|whether|unless|wrong|incorrect|(?:any|every)thing but|(?:all|none) but)"
     r"|n't|不是|不选)(?:\s*(?:be|is|it|it's|that|the|either|both|options?|choices?|letter|answers?|are|would|:|choose"
-    rf"|pick|select|go\s+with|go\s+for|say|think|believe)(?!\w))*{MARKS}\Z"
+    rf"|pick|select|go with|go for|say|think|believe)(?!\w))*{MARKS}\Z"
 )
 """What stands before a letter that is not the answer."""
 ARTICLE = re.compile(
     r" +(?!(?:is|are|was|isn't|would|could|can|can't|cannot|may|might|must|should|seems|appears|looks|does|doesn't|has"
-    r"|because|since|as|or|and|nor|but|not|fits|matches|describes|shows|best\s+\w+s)\b)[a-z]+"
+    r"|because|since|as|or|and|nor|but|not|fits|matches|describes|shows|best \w+s)\b)[a-z]+"
 )
 """What follows "A" and "I" where they are words."""
 FILLER = re.compile(

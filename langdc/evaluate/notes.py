@@ -16,13 +16,12 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 def _unscored(results: Sequence[Result]) -> Iterator[str]:
     """How many questions have no answer."""
-    most = max(results, key=lambda result: len(result.answers))
-    missing = sum(not line["expected"].strip() for line in most.answers)
-    if missing:
-        others = "accuracy is of the others" if missing < len(most.answers) else "so there is no accuracy"
+    answers = max((result.answers for result in results), key=len)
+    if missing := sum(not line["expected"].strip() for line in answers):
+        rest = "accuracy is of the others" if missing < len(answers) else "so there is no accuracy"
         yield (
-            f"{missing} of {len(most.answers)} questions have no answer and are not scored; {others}. The replies to "
-            "hand in are in the folder submission beside the answers."
+            f"{missing} of {len(answers)} questions have no answer and are not scored; {rest}. The replies to hand in "
+            "are in the folder submission beside the answers."
         )
 
 

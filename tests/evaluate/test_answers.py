@@ -165,6 +165,15 @@ def test_letters_in_sentences(text: str, letter: str | None) -> None:
         ("I'm going with B", "B"), ("B (I think)", "B"), ("B?", "B"), ("Maybe B", "B"), ("Probably B", "B"),
         ("Possibly B.", "B"), ("Likely B", "B"), ("Sure! B", "B"), ("Sure, the answer is B.", "B"), ("OK: B", "B"),
         ("Okay, B.", "B"), ("Yes, B.", "B"), ("Hmm, B", "B"), ("Well, I guess B", "B"), ("I guess B", "B"),
+        ("Neither A nor B. C.", "C"), ("B and C are wrong; A", "A"), ("A is not it. B is it.", "B"),
+        ("Both A and C are incorrect, therefore the answer is (D)", "D"), ("My pick is B", "B"), ("I vote B", "B"),
+        ("I'd rule out A and C. I'm left with B and D. I pick D.", "D"), ("It's definitely B", "B"),
+        ("The answer is (A)... Actually, I was wrong. The answer is (B).", "B"), ("It has to be B", "B"),
+        ("The answer is **not** A, it is **B**.", "B"), ("None of them; B is closest", "B"), ("must be B", "B"),
+        ("which makes B the correct answer", "B"), ("A doesn't match. B does.", "B"), ("The option is B", "B"),
+        ("I thought A, then B, finally C", "C"), ("A is the wrong answer", None), ("The answer is neither A nor B", None),
+        ("A. ✗ B. ✓ C. ✗ D. ✗", "B"), ("A) a red car: No\nB) a blue car: Yes", "B"), ("排除A和C，选B", "B"), ("故选：B", "B"),
+        ("D: a man sits, since A and B are cars", "D"), ("(B", "B"), ("*Answer*: B", "B"), ("Answer:** B", "B"),
     ],
 )  # fmt: skip
 def test_letters_however_they_are_stated(text: str, letter: str | None) -> None:

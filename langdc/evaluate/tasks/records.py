@@ -1,6 +1,6 @@
 """Questions of any record file, of kinds of the user's own: with options, or open and scored by a metric."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,8 @@ from langdc.evaluate.tasks.base import Benchmark, Task, tasks
 from langdc.hashing import file_hash
 from langdc.registry import nearest
 
+Named = str | dict[str, Any]
+"""A metric's name, or its name and settings."""
 MALFORMED = "malformed"
 """The kind under which lines that cannot be read are counted; each is one question, answered wrongly."""
 
@@ -34,8 +36,8 @@ class RecordsTask(Task):
         self,
         data: str,
         kinds: list[str] | None = None,
-        metric: str | dict[str, Any] = "exact",
-        metrics: dict[str, str | dict[str, Any]] | None = None,
+        metric: Named = "exact",
+        metrics: dict[str, Named] | None = None,
     ) -> None:
         self.data = Path(data)
         readable, mistakes = read_readable(self.data)
@@ -73,7 +75,7 @@ class RecordsTask(Task):
             placed[line] = Record(id=name, questions=[stands])
         self.broken, self.records = broken, [placed[line] for line in sorted(placed)]
 
-    def _metrics(self, kinds: Mapping[str, Any], default: Any, given: Mapping[str, Any]) -> dict[str, Metric]:
+    def _metrics(self, kinds: Iterable[str], default: Named, given: Mapping[str, Named]) -> dict[str, Metric]:
         """By kind the metric of its open questions; ValueError for one that is unknown, not needed or cannot be met."""
         _metric("metric", default)
         built = {kind: _metric(f"metrics: {kind}", given.get(kind, default)) for kind in kinds}
@@ -119,8 +121,7 @@ class RecordsTask(Task):
         return file_hash(self.data)
 
 
-def _metric(where: str, given: Any) -> Metric:
-    """A metric from its name, or its name and settings."""
+def _metric(where: str, given: Named) -> Metric:
     with Benchmark.located(where):
         member = check(MemberConfig, given if isinstance(given, dict) else {"name": given}, "the metric")
         return metrics.build(member.name, **member.settings)
