@@ -15,7 +15,7 @@ from langdc.evaluate.judge import Judge
 from langdc.evaluate.results import read_results
 from langdc.evaluate.settings import JudgeConfig
 from langdc.evaluate.tasks import build
-from tests.evaluate.endpoint import YES
+from tests.endpoint import YES
 from tests.evaluate.tasks import asked
 
 ANIMAL = {"kind": "which [/b]", "question": "Which animal?", "options": ["dog", "cat", "horse"], "answer": "B"}
