@@ -44,7 +44,7 @@ class Job(NamedTuple):
     changed: int
 
 
-def probe(job: Job) -> dict[str, Any]:
+def _probe(job: Job) -> dict[str, Any]:
     """{"hash" of the content, "shape": [height, width, seconds], "faults": [[number of the clip or None, kind, reason,
     whether it is fatal]]}.
     """
@@ -121,7 +121,7 @@ def _parts(path: Path, head: bytes) -> tuple[int, float]:
 
 
 def probed(jobs: Iterable[Job], processes: int, seconds: float) -> Iterator[tuple[Job, dict[str, Any], bool]]:
-    """Jobs with what `probe` found, in the order in which they are done, and whether the child lived.
+    """Jobs with what was found (`_probe`), in the order in which they are done, and whether the child lived.
 
     A child that takes longer than `seconds`, or crashes, is replaced.
     """
@@ -172,7 +172,7 @@ def _serve(connection: Connection, seconds: float) -> None:
         while True:
             job = connection.recv()
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            found = probe(job)
+            found = _probe(job)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(found)
 
