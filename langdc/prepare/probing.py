@@ -159,6 +159,10 @@ def _child(context: Any, seconds: float) -> tuple[Connection, Any]:
     child = context.Process(target=_serve, args=(there, seconds), daemon=True)
     child.start()
     there.close()
+    try:
+        here.recv()  # that it has begun; what goes wrong before is no file's fault
+    except EOFError:
+        raise OSError("A process that looks into media could not be started; see above for the reason.") from None
     return here, child
 
 
@@ -169,6 +173,7 @@ def _serve(connection: Connection, seconds: float) -> None:
     torch.set_num_threads(1)
     av.logging.set_level(av.logging.ERROR)
     with suppress(EOFError, OSError):
+        connection.send("begun")
         while True:
             job = connection.recv()
             signal.setitimer(signal.ITIMER_REAL, seconds)
