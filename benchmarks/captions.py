@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import report
 from langdc import checkpoint
 from langdc.backbones.chat import conversation
-from langdc.config import MemberConfig, ModelConfig, check, read_tree
+from langdc.config import MemberConfig, ModelConfig, check
+from langdc.configfiles import read_tree
 from langdc.devices import making, synchronize
 from langdc.interfaces import TokenCompressor
 from langdc.model import VideoModel, build_compressor

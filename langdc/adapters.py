@@ -1,5 +1,9 @@
 """Low-rank adapters on language models, through PEFT."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from torch import nn
 
 from langdc.config import LoraConfig
@@ -30,3 +34,19 @@ def merge(model: nn.Module) -> list[str]:
             model.set_submodule(name, layer.get_base_layer())
             changed.append(f"{name}.weight")
     return changed
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[list[str]]:
+    """As `merge`, for a while; tensors that were taken from the model meanwhile stay as they were."""
+    from peft.tuners.lora import LoraLayer
+
+    layers: list[tuple[str, Any]] = [each for each in model.named_modules() if isinstance(each[1], LoraLayer)]
+    before = [layer.get_base_layer().weight.data.clone() for _, layer in layers]
+    try:
+        yield merge(model)
+    finally:
+        for (name, layer), weight in zip(layers, before, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()
+            model.set_submodule(name, layer)

@@ -32,6 +32,7 @@ COMMANDS = (
     _Command("data features", "store encoder outputs of a data set", "langdc.prepare.features:main"),
     _Command("data caption", "write captions of the segments of videos", "langdc.prepare.caption:main"),
     _Command("data mix", "check published training sets and write them as records", "langdc.prepare.mix:main"),
+    _Command("data import", "write records from a data set in another format", "langdc.prepare.importing:main"),
     _Command("data benchmark", "check the folder of a benchmark", "langdc.prepare.benchmark:main"),
     _Command("convert internvideo2", "InternVideo2-stage2's published weights", "langdc.convert.internvideo2:main"),
     _Command("convert langdc", "LangDC's release", "langdc.convert.assemble:main_langdc"),

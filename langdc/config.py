@@ -3,7 +3,6 @@
 The models here are the vocabulary of every config file; `load` reads one.
 """
 
-import difflib
 import importlib
 import typing
 from collections.abc import Iterable
@@ -11,21 +10,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from langdc import jsonl
+from langdc.configfiles import read_tree
 from langdc.registry import Registry, check_keywords, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 
 AUTO = "auto"
 """In place of a backbone's name: the one that the weights' own settings name."""
-CHAIN = "chain.yaml"
-"""The file of a recipe's folder that lists its runs."""
-_INSTALLED = Path(__file__).with_name("configs")
-SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
-"""The configs that ship: inside the installed package, or in the repository."""
 
 FeatureType = Literal["float32", "float16", "bfloat16", "float8"]
 """What encoder outputs may be kept as."""
@@ -114,11 +118,70 @@ class LoraConfig(Settings):
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
 
+class ValidationConfig(Settings):
+    """Records that a run does not learn from, and what is measured on them while it trains."""
+
+    data: list[Path] = []
+    """Record files (JSON lines); none of their videos may be in the training data."""
+    share: float | None = Field(None, gt=0, lt=1)
+    """In place of files: this fraction of the training records, by whole videos, drawn by the seed."""
+    every: int = Field(100, gt=0)
+    """Steps between two measurements of the loss; there is one more at the end."""
+    accuracy: bool = False
+    """Whether the questions are also answered, and the replies scored."""
+    patience: int | None = Field(None, gt=0)
+    """End the run after so many measurements in a row without a lower loss; null never does."""
+
+    @model_validator(mode="after")
+    def _source(self) -> "ValidationConfig":
+        if bool(self.data) == (self.share is not None):
+            raise ValueError("give exactly one of data (record files) and share (a fraction of the training records)")
+        return self
+
+
+class DataConfig(Settings):
+    """Records to learn from, and how often an epoch has them."""
+
+    path: Path
+    """A file of records, or a folder of such files (*.jsonl)."""
+    cap: int | None = Field(default=None, gt=0)
+    """At most so many of its records, drawn by seed."""
+    repeat: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """How often each is in an epoch; of 1.5, all once and half of them, drawn anew every epoch, twice."""
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Its share of the samples of an epoch among the entries that have a weight, which together keep their number."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "DataConfig":
+        if self.repeat is not None and self.weight is not None:
+            raise ValueError("give repeat or weight, not both: a weight says how often its records are drawn")
+        return self
+
+    @property
+    def files(self) -> list[Path]:
+        """Its record files; a path that is no folder counts as one."""
+        return sorted(self.path.glob("*.jsonl")) if self.path.is_dir() else [self.path]
+
+
+_TAGS = ("(path)", "(mapping)")
+DataEntry = Annotated[
+    Annotated[Path, Tag(_TAGS[0])] | Annotated[DataConfig, Tag(_TAGS[1])],
+    Discriminator(lambda value: _TAGS[isinstance(value, dict | DataConfig)]),
+]
+"""A path, or a mapping that says more about it."""
+
+
 class TrainConfig(Settings):
     """What is trained, on what, how long."""
 
-    data: list[Path] = Field(min_length=1)
-    """Record files (JSON lines)."""
+    data: list[DataEntry] = Field(min_length=1)
+    """Record files (JSON lines), folders of them, or mappings of `path`, `cap`, `repeat` and `weight`."""
+    streaming: bool = False
+    """Read and check each record when it is needed, where the files are larger than the memory."""
+    group_by_length: bool = False
+    """Make steps of samples with about the same number of tokens, so that less is padded."""
+    packing: bool = False
+    """Put several samples of a batch into one row of the language model, as far as the longest one leaves room."""
     quarantine: Path | None = None
     """Records to leave out, as `langdc data check` lists them."""
     kinds: list[str] | None = None
@@ -152,12 +215,26 @@ class TrainConfig(Settings):
     """Decay of AdamW's second moment; short runs want a smaller one."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradients."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the trained tensors, such as 0.999; then it is what is saved."""
+    validation: ValidationConfig | None = None
+    """What is measured while the run trains, on records that it does not learn from."""
 
     @model_validator(mode="after")
     def _length(self) -> "TrainConfig":
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of steps and epochs")
         return self
+
+    @property
+    def sets(self) -> list[DataConfig]:
+        """The entries of `data`, all as mappings."""
+        return [entry if isinstance(entry, DataConfig) else DataConfig(path=entry) for entry in self.data]
+
+    @property
+    def files(self) -> list[Path]:
+        """All record files."""
+        return [file for entry in self.sets for file in entry.files]
 
 
 class WatchConfig(Settings):
@@ -223,42 +300,6 @@ class RunConfig(Settings):
     """Peak operations per second of one device, for the fraction that is used (mfu); null looks the device up."""
 
 
-def find_config(name: str | Path, beside: Path | None = None) -> Path:
-    """The file of that name: beside another file, at that path, or among the configs that ship.
-
-    ".yaml" may be left out. Of a folder, its chain.yaml. ValueError lists where it was looked for.
-    """
-    for place in filter(None, (beside, Path(), SHIPPED)):
-        for path in (place / name, place / f"{name}.yaml", place / name / CHAIN):
-            if path.is_file():
-                return path
-    near = difflib.get_close_matches(str(name), _shipped_configs(), n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else f" {SHIPPED} has those that ship, such as sample/langdc/stage1."
-    raise ValueError(f"There is no file {name}.{hint}")
-
-
-def _shipped_configs() -> list[str]:
-    """Names of the config files that ship, and of folders with a chain of runs."""
-    files = [path.relative_to(SHIPPED) for path in sorted(SHIPPED.rglob("*.yaml"))]
-    return [str(path.parent if path.name == CHAIN else path.with_suffix("")) for path in files]
-
-
-class _Partial(GenerateJsonSchema):
-    def field_is_required(self, *_: Any, **__: Any) -> bool:
-        return False
-
-
-def schema(kind: type[BaseModel] = RunConfig) -> dict[str, Any]:
-    """A JSON schema of config files, for editors. A file may be extended, so no key is required in it."""
-    tree = kind.model_json_schema(schema_generator=_Partial)
-    extends = {"type": "string", "description": "A file that this one is laid over."}
-    tree["properties"] = {"extends": extends, **tree["properties"]}
-    definitions = tree.pop("$defs")
-    chain = {"type": "array", "items": {"type": "string"}, "description": "Config files, run in this order."}
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"LangDC: {kind.__name__}"}
-    return {**head, "anyOf": [tree, chain], "$defs": definitions}
-
-
 def load(kind: type[Model], path: str | Path, overrides: Iterable[str] = ()) -> Model:
     """Read a YAML file as a config model; `overrides` are "dotted.key=value" (value is YAML).
 
@@ -266,48 +307,6 @@ def load(kind: type[Model], path: str | Path, overrides: Iterable[str] = ()) -> 
     Raises ValueError that lists every mistake at once, each with its path and, for unknown keys, the nearest one.
     """
     return check(kind, read_tree(path, overrides), str(path))
-
-
-def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict:
-    """The settings of a file, as `load` checks them."""
-    tree = _read(find_config(path))
-    for override in overrides:
-        _set(tree, override)
-    return _with_files(tree, None)
-
-
-def _with_files(tree: dict, beside: Path | None) -> dict:
-    """The settings with the path of the DeepSpeed file that they name."""
-    given = tree.get("deepspeed")
-    return {**tree, "deepspeed": str(find_config(given, beside))} if isinstance(given, str) else tree
-
-
-def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
-    if path.resolve() in readers:
-        raise ValueError(f"{path} extends itself, by way of {readers[-1]}.")
-    try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds a {type(tree).__name__}; a config file is a mapping of keys to values.")
-    tree = _with_files(tree, path.parent)
-    if "extends" not in tree:
-        return tree
-    if not isinstance(base := tree.pop("extends"), str):
-        raise ValueError(f"{path}: extends: {base!r} is not the name of one config file.")
-    below = _read(find_config(base, path.parent), (*readers, path.resolve()))
-    return _lay_over(below, tree)
-
-
-def _lay_over(below: dict, above: dict) -> dict:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(below.get(key), dict)
-        # another member of a zoo takes other settings, so nothing of the old one may stay
-        other = both and "name" in value and value["name"] != below[key].get("name")
-        merged[key] = _lay_over(below[key], value) if both and not other else value
-    return merged
 
 
 def check(kind: type[Model], tree: dict, where: str) -> Model:
@@ -324,45 +323,12 @@ def save(config: BaseModel, path: Path) -> None:
     jsonl.write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def _set(tree: dict, override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"Override {override!r} is not of the form dotted.key=value.")
-    *parents, last = key.split(".")
-    node: Any = tree
-    for number, parent in enumerate(parents, 1):
-        path = ".".join(parents[:number])
-        step = _index(node, parent, path)
-        if isinstance(node, dict) and node.get(step) is None:
-            node[step] = {}
-        if isinstance(node, dict) and not isinstance(node[step], dict | list):
-            raise ValueError(f"Override path {path!r} goes through the value {node[step]!r}, which has no keys.")
-        node = node[step]
-    try:
-        node[_index(node, last, key)] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"Override {override!r}: the value is not valid YAML ({error}).") from None
-
-
-def _index(node: dict | list, key: str, path: str) -> str | int:
-    """A key of a mapping, or the number of a list item, which is named by number or by its `name`."""
-    if isinstance(node, dict):
-        return key
-    names = [item.get("name") for item in node if isinstance(item, dict)]
-    if key in names:
-        return names.index(key)
-    if key.isdigit() and int(key) < len(node):
-        return int(key)
-    raise ValueError(
-        f"Override path {path!r}: the list has no item {key!r}; items 0 to {len(node) - 1}, names {names}."
-    )
-
-
 def _explain(kind: type[BaseModel], item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+    loc = tuple(part for part in item["loc"] if part not in _TAGS)
+    path = ".".join(map(str, loc))
     if item["type"] == "extra_forbidden":
-        parent = _model_at(kind, item["loc"][:-1])
-        hint = nearest(str(item["loc"][-1]), parent.model_fields) if parent else ""
+        parent = _model_at(kind, loc[:-1])
+        hint = nearest(str(loc[-1]), parent.model_fields) if parent else ""
         return f"{path}: unknown key.{hint}"
     given = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f" (given: {item['input']!r})"
     return f"{path}{': ' * bool(path)}{item['msg'].removeprefix('Value error, ')}{given}"

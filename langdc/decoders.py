@@ -2,7 +2,8 @@
 
 PyAV makes the index of a file (which frame is shown when) and reads it. Another decoder is used where it is asked for,
 and its frames are compared with the index by their times. A frame is trusted by its own time, never because a number
-fits. Times are seconds since the first frame.
+fits; what damage hides is concealed by what was decoded before, so damaged files are decoded from their start. Times
+are seconds since the first frame.
 """
 
 import importlib
@@ -186,7 +187,9 @@ def opened(path: Path) -> Iterator[Video]:
 
 @contextmanager
 def _container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    with av.open(f"file:{path}") as container:  # without "file:", what is before a colon counts as a protocol
+    with av.open(
+        f"file:{path}", metadata_errors="replace"
+    ) as container:  # without "file:", what is before a colon counts as a protocol
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
@@ -243,20 +246,22 @@ def _walked(path: Path, container: InputContainer, stream: VideoStream) -> Index
     # what a cut marks as not to be shown is decoded, since other frames may need it
     shown = sorted((p[0], place) for place, p in enumerate(packets) if not p[3] and p[0] is not None)
     pts = np.array([stamp for stamp, _ in shown], dtype=np.int64)
-    if (
+    untold = (
         not shown
         or len(stamps) < len(packets)
         or any(p[-1] for p in packets)  # parts of the file are missing
+        or stream.codec_context.name.startswith("msmpeg4")  # its key frames leave settings of before
         or (np.diff(pts) <= 0).any()
         or read != sorted(read)
         or not packets[0][2]  # it does not begin with a key frame
         or pts[0] < stamps[0]
-    ):
-        return _counted(path, rate, damaged=any(p[-1] for p in packets))
-    if stream.codec_context.has_b_frames and (np.diff(stamps) > 0).all() and not all(p[2] for p in packets):
-        counted = _counted(path, rate, damaged=False)  # time stamps that do not know of frames stored out of order
-        if not np.array_equal(counted.pts, pts):
-            return counted
+    )
+    # stamps that may not know that frames are stored out of order
+    guessed = stream.codec_context.has_b_frames and (container.format.name == "avi" or (np.diff(stamps) > 0).all())
+    if untold or (guessed and not all(p[2] for p in packets)):
+        frames, clean = _decoded(path, damaged=any(p[-1] for p in packets))
+        if untold or [frame[0] for frame in frames] != pts.tolist():
+            return _counted(frames, clean, rate)
     assert stream.time_base is not None, "a stream with packets has a time base"
     places = np.array([place for _, place in shown], dtype=np.int32)
     keys = sorted(_Key(int(stamps[place]), p[1], place, p[5]) for place, p in enumerate(packets) if p[2])
@@ -267,18 +272,24 @@ def _walked(path: Path, container: InputContainer, stream: VideoStream) -> Index
     return Index(pts, stream.time_base, rate, last, places, tuple(keys), leading, leading or lost, only_pyav=trouble)
 
 
-def _counted(path: Path, rate: Fraction, damaged: bool) -> Index:
+def _decoded(path: Path, damaged: bool) -> tuple[list[tuple[Any, ...]], bool]:
+    """Of each frame that a file shows its time stamp, that of the packet that completes it, and their unit; and whether
+    they are without damage.
+    """
+    for clean in (False,) if damaged else (True, False):
+        with suppress(FFmpegError) if clean else nullcontext():
+            frames = [(frame.pts, frame.dts, frame.time_base) for frame in _in_order(path, clean)]
+            if not frames:
+                raise ValueError(f"{path}: holds zero frames. Fetch or make it again.")
+            return frames, clean
+    raise AssertionError("the second decoding returns or raises")
+
+
+def _counted(frames: list[tuple[Any, ...]], clean: bool, rate: Fraction) -> Index:
     """The index of a file whose packets do not tell what is shown when: recordings that begin inside a group, raw
     streams, joined files. Its times are those of the frames, or of the packets that complete them (AVI), whichever go
     back less often. Where these are missing or go back, frames follow each other at the file's rate.
     """
-    frames: list[tuple[Any, ...]] = []
-    for clean in (False,) if damaged else (True, False):
-        with suppress(FFmpegError) if clean else nullcontext():
-            frames = [(frame.pts, frame.dts, frame.time_base) for frame in _in_order(path, clean)]
-            break
-    if not frames:
-        raise ValueError(f"{path}: holds zero frames. Fetch or make it again.")
     columns, unit = [[frame[n] for frame in frames] for n in (0, 1)], frames[0][2]
     backwards = [sum(two <= one for one, two in pairwise(s for s in column if s is not None)) for column in columns]
     stamps, reason = columns[backwards[1] < backwards[0]], "frames that have to be counted"

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -115,6 +115,17 @@ def broadcast(value: Value) -> Value:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather(value: Value) -> list[Value]:
+    """The values of all processes, in the order of their ranks."""
+    if not _grouped():
+        return [value]
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def main_process_first(work: Callable[[], object]) -> None:

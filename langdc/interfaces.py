@@ -297,8 +297,8 @@ class Objective(ABC):
         """A batch's losses, also the compressor's, each a sum and a count; `model`: a `langdc.model.VideoModel`."""
 
     def prepare(self, model: Any, data: Any, directory: Path) -> None:
-        """Called on every process before the first step; default: nothing. `data`: the
-        `langdc.train.batches.TrainingData`; `directory`: the run's.
+        """Called on every process before the first step, for the records to learn and for those of validation; default:
+        nothing. `data`: the `langdc.train.batches.TrainingData`; `directory`: where it may write.
         """
         return
 

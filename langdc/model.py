@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from langdc.attention import causal_rows
 from langdc.backbones import backbones
@@ -120,7 +121,7 @@ class VideoModel(nn.Module):
     def inputs(self, batch: VideoBatch, tokens: list[VideoTokens], left: bool = False) -> TextInputs:
         """What the language model reads of a batch; `tokens` of its videos."""
         shown = [[tokens[number] for number in numbers] for numbers in batch.shows]
-        return text_inputs(self.backbone, list(batch.prompts), shown, left)
+        return text_inputs(self.backbone, list(batch.prompts), shown, left, batch.packed)
 
     def forward(
         self,
@@ -152,6 +153,9 @@ class VideoModel(nn.Module):
             states = text(**inputs.arguments, use_cache=False).last_hidden_state
         labels = F.pad(inputs.labels[:, 1:], (0, 1), value=IGNORED).flatten()
         places = (labels != IGNORED).nonzero()[:, 0]  # on the CPU, where labels are
+        numbers = [item.sample_id for item in inputs.spliced if item.sample_id is not None]
+        if numbers:  # of packed rows, in the order of the samples, as a teacher's
+            places = places[pad_sequence(numbers, batch_first=True).flatten()[places].argsort(stable=True)]
         labels, places = (each.to(states.device, non_blocking=True) for each in (labels[places], places))
         logits = self.backbone.lm_head(states.flatten(0, 1).index_select(0, places))
         return ModelOutput(compressed, inputs, logits, labels)

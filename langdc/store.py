@@ -11,14 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from langdc.distributed import is_main_process, rank, world_size
+from langdc.distributed import rank, world_size
 from langdc.jsonl import writing
-from langdc.log import console
+from langdc.log import track
 
 WAIT_SECONDS = 1800.0
 """How long another process may store nothing before the others give up."""
@@ -128,10 +127,8 @@ class TensorStore:
         mine = self.mine(keys)
         if self.folder is not None and mine:
             _clear_abandoned(self.folder)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=not is_main_process() or not mine) as progress:
-            for number, tensors in progress.track(compute(mine), len(mine), description=what):
-                self[keys[number]] = tensors
+        for number, tensors in track(compute(mine), len(mine), what):
+            self[keys[number]] = tensors
         if wait:
             self._wait(keys, what)
 

@@ -266,7 +266,7 @@ class Prompt:
 class Spliced:
     """A prompt with its videos' tokens: `embeds` [M,D], `labels` [M], `sequence_id` [M] (these two where the prompt's
     are, on the CPU), `video_id` [M] (-1 at text), `extra` [n,D] of the n rows of videos, `padding` [M] (see
-    `VideoTokens`).
+    `VideoTokens`), `sample_id` [M], on the CPU, the number of the prompt where rows are packed.
     """
 
     embeds: Tensor
@@ -275,6 +275,7 @@ class Spliced:
     sequence_id: Tensor | None = None
     extra: tuple[Tensor, ...] = ()
     padding: Tensor | None = None
+    sample_id: Tensor | None = None
 
     @property
     def video(self) -> Tensor:
@@ -286,7 +287,7 @@ class Spliced:
 class TextInputs:
     """What a language model is called with for B prompts, padded to one length M.
 
-    `embeds` [B,M,D]; `mask` [B,M], 1 at real positions, or, for packed questions, [B,1,M,M], added to attention scores;
+    `embeds` [B,M,D]; `mask` [B,M], 1 at real positions, or, for packed ones, [B,1,M,M], added to attention scores;
     `positions` [A,B,M]; `labels` [B,M] or None, where those of the prompts are (on the CPU); `extra`: further keyword
     arguments, such as DeepStack's; `spliced`: the prompts before they were padded.
     """
@@ -313,7 +314,7 @@ class VideoBatch:
     `shows`: per prompt, the batch's index of each of its videos; `targets`: by name, one entry per video, for the
     compressor's losses; `questions`: ids of each video's question, for compressors that need it; `whole`: the prompts
     for uncompressed videos, where those differ. `blank`: the only video is a dummy for a batch of text alone, so that
-    all ranks make the same calls; its losses are not counted.
+    all ranks make the same calls; its losses are not counted. `packed`: prompts may share rows of the language model.
     """
 
     raw: Sequence[Grids]
@@ -325,6 +326,7 @@ class VideoBatch:
     whole: Sequence[Prompt] = ()
     blank: bool = False
     frames: Sequence[Frames] = ()
+    packed: bool = False
 
     def pin_memory(self) -> Self:
         """The same with videos in memory from which a device copies while others go on; a data loader calls this."""

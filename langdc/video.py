@@ -10,7 +10,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -142,9 +142,9 @@ def read_frames(
 
     `start` and `end` (seconds since the first frame, end excluded) cut a clip first. `size` (height, width) resizes
     with antialiasing, `resample` being "bilinear" or "bicubic". A clip shorter than asked repeats frames, as does an
-    image, a video of one frame. `decoder` is "pyav", "decord" or "torchcodec"; these two read common files only, in
-    colours that may differ by 2 of 255 levels. A folder of images is a video of `fps` frames per second, in the order
-    of `frame_files`.
+    image, a video of one frame. `decoder` is "pyav", "decord" or "torchcodec", whose
+    colours may differ by 2 of 255 levels; what these two would misread is read by PyAV, with a warning. A folder of
+    images is a video of `fps` frames per second, in the order of `frame_files`.
 
     Returns pixels [T,3,height,width] uint8 RGB and seconds [T] float32. ValueError, with the file, the reason and what
     to do, if the file is missing, unreadable or has no video, or if an argument does not fit it.
@@ -272,10 +272,12 @@ def _read_image(path: Path) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: the image is too large to be read ({error}). Make it smaller.") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as an image ({error}). It is damaged or no image; fetch it again, or give it the "
-            "suffix of what it is."
-        ) from error
+        advice = "It is damaged or no image; fetch it again."
+        with suppress(ValueError), opened(path) as video:
+            kind = video.container.format.name
+            if not re.search("image|pipe", kind):
+                advice = f"It is a video ({kind}); give it the suffix of one, such as .mp4."
+        raise ValueError(f"{path}: cannot be read as an image ({error}). {advice}") from error
 
 
 @contextmanager

@@ -23,6 +23,7 @@ DOORS = {
     "data_prep/features.py": "data features",
     "data_prep/langdc_mix.py": "data mix",
     "data_prep/benchmarks.py": "data benchmark",
+    "data_prep/import_data.py": "data import",
     "scripts/convert_internvideo2.py": "convert internvideo2",
     "scripts/convert_langdc.py": "convert langdc",
     "scripts/convert_llava_video.py": "convert llava_video",

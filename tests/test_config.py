@@ -8,19 +8,10 @@ import pydantic
 import pytest
 import yaml
 
-from langdc.config import (
-    SHIPPED,
-    MemberConfig,
-    ModelConfig,
-    RunConfig,
-    _shipped_configs,
-    check,
-    find_config,
-    load,
-    save,
-    schema,
-)
+from langdc.config import MemberConfig, ModelConfig, RunConfig, check, load, save
+from langdc.configfiles import SHIPPED, _shipped_configs, find_config
 from langdc.evaluate.settings import EvalConfig
+from langdc.tools.schema import schema
 from langdc.train import chain
 
 TRAIN = {"data": ["train.jsonl"], "trainable": ["compressor.*"], "steps": 10}

@@ -49,6 +49,7 @@ ROWS = (
         "langdc.budget",
         "langdc.compat",
         "langdc.config",
+        "langdc.configfiles",
         "langdc.devices",
         "langdc.distributed",
         "langdc.endpoint",

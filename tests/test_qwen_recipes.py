@@ -7,7 +7,8 @@ import pytest
 
 from langdc.backbones import backbones
 from langdc.compressors import compressors
-from langdc.config import SHIPPED, RunConfig, load
+from langdc.config import RunConfig, load
+from langdc.configfiles import SHIPPED
 from langdc.registry import check_keywords
 from langdc.sample.dataset import make_dataset
 from langdc.train import chain, output

@@ -2,6 +2,9 @@
 not. The reference is a decoding of the whole file in order, in one thread.
 """
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -75,6 +78,7 @@ HEVC = {"x265-params": "keyint=15:bframes=3:log-level=error:pools=1:frame-thread
         *((f"v.{kind}", "mpeg2video", {"g": "12", "bf": "2"}) for kind in ("mpg", "vob", "ts")),
         ("interlaced.mpg", "mpeg2video", {"g": "12", "bf": "2", "flags": "+ildct+ilme"}),
         *((f"v.{kind}", "mpeg4", {"g": "12", "bf": "2"}) for kind in ("mp4", "avi")),
+        ("ms.avi", "msmpeg4v2", {"g": "12"}),
         *((f"v.{kind}", "wmv2", {"g": "12"}) for kind in ("wmv", "avi")),
         *((f"hevc.{kind}", "libx265", HEVC) for kind in ("mp4", "ts", "hevc")),
         ("v.webm", "libvpx", {"g": "30", "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"}),
@@ -146,6 +150,110 @@ def test_a_recording_that_begins_inside_a_group(tmp_path: Path) -> None:
     _check(tmp_path / "tail.ts", FRAMES - 13)
 
 
+def test_frames_stored_out_of_order_with_time_stamps_in_order(tmp_path: Path) -> None:
+    """So a raw stream becomes an mp4 where nothing says when its frames are shown."""
+    source = _write(tmp_path / "v.mp4", "libx264", **H264)
+    with av.open(str(source)) as whole, av.open(str(tmp_path / "copy.mp4"), "w") as copy:
+        stream = copy.add_stream_from_template(whole.streams.video[0])
+        for number, packet in enumerate(packet for packet in whole.demux(video=0) if packet.size):
+            packet.pts = packet.dts = round(number / RATE / packet.time_base)
+            packet.stream = stream
+            copy.mux(packet)
+    _check(tmp_path / "copy.mp4")
+
+
+def test_a_stream_that_begins_late_and_a_file_that_ends_early(tmp_path: Path) -> None:
+    part = _write(tmp_path / "v.ts", "libx264", **H264).read_bytes()
+    with av.open(str(tmp_path / "sound.ts"), "w") as container:
+        sound = container.add_stream("aac", rate=16000)
+        sound.id = 300
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    (tmp_path / "late.ts").write_bytes(part + (tmp_path / "sound.ts").read_bytes())
+    _check(tmp_path / "late.ts")
+    with (
+        av.open(str(tmp_path / "v.ts")) as whole,
+        av.open(str(tmp_path / "v.mp4"), "w", options={"movflags": "+faststart"}) as copy,
+    ):
+        stream = copy.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                copy.mux(packet)
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "v.mp4").read_bytes()[:-1000])
+    found = read_frames(tmp_path / "cut.mp4")
+    assert 40 < len(found) < FRAMES and probe(tmp_path / "cut.mp4").frames == len(found)
+    assert torch.equal(found.pixels, _in_order(tmp_path / "v.mp4")[: len(found)])
+
+
+MUTATED = """
+import json, random, sys
+from pathlib import Path
+import av, numpy as np, torch
+from langdc.video import read_frames
+
+torch.set_num_threads(4)
+said = []
+for number, path in enumerate(map(Path, sys.argv[1:])):
+    data, draw = bytearray(path.read_bytes()), random.Random(number)
+    start = draw.randrange(len(data))
+    kind = ("flips", "cut", "drop", "zeros", "header")[number % 5]
+    if kind == "flips":
+        for _ in range(20):
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    elif kind == "cut":
+        del data[start:]
+    elif kind == "drop":
+        del data[start : start + 2000]
+    else:
+        start = 0 if kind == "header" else start
+        data[start : start + 700] = bytes(len(data[start : start + 700]))
+    path.write_bytes(data)
+    shown = {}
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            for packet in container.demux(stream):
+                try:
+                    for frame in stream.decode(packet):
+                        shown[len(shown)] = (frame.pts, frame.to_ndarray(format="rgb24"))
+                except av.FFmpegError:
+                    pass
+            unit = float(stream.time_base)
+    except (av.FFmpegError, IndexError):
+        pass
+    pixels = {image.tobytes() for _, image in shown.values()}
+    for how in ({"frames": 8}, {}):
+        try:
+            found = read_frames(path, **how)
+        except ValueError as error:
+            said.append([path.name, kind, "refused" if path.name in str(error) else str(error)])
+            continue
+        images = [image.permute(1, 2, 0).numpy() for image in found.pixels]
+        right = all(image.tobytes() in pixels for image in images)
+        stamps = [stamp for stamp, _ in shown.values()]
+        if right and None not in stamps and stamps == sorted(set(stamps)):
+            at = {round((stamp - stamps[0]) * unit, 2): image for stamp, image in shown.values()}
+            times = [round(seconds, 2) for seconds in found.seconds.tolist()]
+            right = all((at[time] == image).all() for time, image in zip(times, images))
+        said.append([path.name, kind, "right" if right else "wrong"])
+print(json.dumps(said))
+"""
+
+
+def test_mutated_files_are_read_as_in_order_or_refused(tmp_path: Path) -> None:
+    """In a process of its own with a time limit: no crash, no endless reading, no other frames than those said."""
+    kinds = (("mp4", "libx264", H264), ("ts", "libx264", H264), ("avi", "mpeg4", {"g": "12", "bf": "2"}))
+    files = [_write(tmp_path / f"{n}.{kind}", codec, **how) for n in range(5) for kind, codec, how in kinds]
+    run = subprocess.run([sys.executable, "-c", MUTATED, *map(str, files)], capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-2000:]
+    said = json.loads(run.stdout.splitlines()[-1])
+    assert len(said) == 2 * len(files) and {what for *_, what in said} == {"right", "refused"}, said
+
+
 def test_joined_files_whose_times_start_again(tmp_path: Path) -> None:
     part = _write(tmp_path / "v.ts", "libx264", **H264).read_bytes()
     (tmp_path / "joined.ts").write_bytes(part + part)
@@ -184,7 +292,9 @@ def test_a_size_that_changes_inside_a_file(tmp_path: Path) -> None:
 def test_pictures_that_are_no_pictures(tmp_path: Path) -> None:
     write_video(tmp_path / "v.mp4", _moving(2), 8)
     (tmp_path / "v.mp4").rename(tmp_path / "v.jpg")
-    with pytest.raises(ValueError, match=r"v\.jpg: cannot be read as an image.*no image.*the suffix of what it is"):
+    with pytest.raises(
+        ValueError, match=r"v\.jpg: cannot be read as an image.*It is a video \(mov,mp4.*the suffix of one"
+    ):
         read_frames(tmp_path / "v.jpg")
     pictures = [Image.fromarray(image) for image in _moving(3)]
     for kind in ("webp", "png"):

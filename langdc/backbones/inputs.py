@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import DynamicCache
 
 from langdc.attention import using
 from langdc.backbones.chat import IGNORED
+from langdc.backbones.splice import joined_sides
 from langdc.chunks import tokens_per_chunk, videos_in_order
 from langdc.interfaces import Backbone, KVCompressor
 from langdc.prefill import PrefillOutput, prefill
@@ -19,25 +21,75 @@ from langdc.types import Prompt, Spliced, TextInputs, VideoTokens
 
 
 def text_inputs(
-    backbone: Backbone, prompts: list[Prompt], tokens: list[list[VideoTokens]], left: bool = False
+    backbone: Backbone,
+    prompts: list[Prompt],
+    tokens: list[list[VideoTokens]],
+    left: bool = False,
+    packed: bool = False,
 ) -> TextInputs:
-    """Splice prompts with their videos' tokens, number positions, pad to one length; on the `left` for generation."""
+    """Splice prompts with their videos' tokens, number positions, pad to one length; on the `left` for generation.
+
+    `packed`: in few rows, as long as the longest of them.
+    """
     spliced = backbone.splice(prompts, tokens)
     side = "left" if left else "right"
 
     def padded(tensors: list[Tensor], value: float) -> Tensor:
         return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
-    embeds = padded([item.embeds for item in spliced], 0.0)
-    labels = [item.labels for item in spliced if item.labels is not None]
     places = [
         _restarted(backbone.positions(prompt, shown)[:, 0], item.sequence_id).T
         for prompt, shown, item in zip(prompts, tokens, spliced, strict=True)
     ]
+    if packed:
+        rows = _rows([len(item.embeds) for item in spliced])
+        spliced = [_joined([spliced[number] for number in row], row) for row in rows]
+        places = [torch.cat([places[number] for number in row]) for row in rows]
+    embeds = padded([item.embeds for item in spliced], 0.0)
+    labels = [item.labels for item in spliced if item.labels is not None]
     positions = padded(places, 0).permute(2, 0, 1).to(embeds.device, non_blocking=True)
     extra = backbone.batch_arguments(spliced, embeds.shape[1], left)
     learned = padded(labels, IGNORED) if labels else None
     return TextInputs(embeds, _mask(spliced, embeds, left), positions, learned, extra, tuple(spliced))
+
+
+def _rows(lengths: list[int]) -> list[list[int]]:
+    """Numbers of the prompts of each row: the longest first, each into the first row that has room."""
+    rows: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        room = (row for row in rows if sum(lengths[n] for n in row) + lengths[number] <= max(lengths))
+        if (row := next(room, None)) is not None:
+            row.append(number)
+        else:
+            rows.append([number])
+    return rows
+
+
+def _joined(items: list[Spliced], numbers: list[int]) -> Spliced:
+    """Prompts with these numbers as one row."""
+
+    def filled(value: int) -> list[Tensor]:
+        return [torch.full((len(item.embeds),), value) for item in items]
+
+    def joined(parts: list[Tensor | None], others: list[Tensor]) -> Tensor:
+        return torch.cat([other if part is None else part for part, other in zip(parts, others, strict=True)])
+
+    sample_id = torch.cat([zero + number for zero, number in zip(filled(0), numbers, strict=True)])
+    if len(items) == 1:
+        return replace(items[0], sample_id=sample_id)
+    padding, blank = [item.padding for item in items], [torch.zeros_like(item.video) for item in items]
+    labels = joined([item.labels for item in items], filled(IGNORED))
+    labels[sample_id.diff(prepend=torch.tensor([-1])) != 0] = IGNORED  # the sample before does not predict the next
+    deep = any(item.extra for item in items)
+    return Spliced(
+        torch.cat([item.embeds for item in items]),
+        labels,
+        torch.cat([item.video_id for item in items]),
+        joined([item.sequence_id for item in items], filled(0)),
+        joined_sides([(item.extra, int(item.video.sum())) for item in items]) if deep else (),
+        None if all(part is None for part in padding) else joined(padding, blank),
+        sample_id,
+    )
 
 
 def _restarted(positions: Tensor, sequence_id: Tensor | None) -> Tensor:
@@ -54,19 +106,24 @@ def _restarted(positions: Tensor, sequence_id: Tensor | None) -> Tensor:
 def _mask(items: list[Spliced], embeds: Tensor, left: bool) -> Tensor:
     """Padding mask [B,M]; with packed questions the bias of attention scores [B,1,M,M]: 0 or the lowest number."""
     packed, length = torch.full(embeds.shape[:2], -1), embeds.shape[1]
+    sample = torch.zeros_like(packed)
     places = [slice(length - len(each.embeds), length) if left else slice(len(each.embeds)) for each in items]
     for row, place, item in zip(packed, places, items, strict=True):
         row[place] = 0 if item.sequence_id is None else item.sequence_id
+    for row, place, item in zip(sample, places, items, strict=True):
+        row[place] = 0 if item.sample_id is None else item.sample_id
+    sample = sample.to(embeds.device, non_blocking=True)
     packed = packed.to(embeds.device, non_blocking=True)
     for row, place, item in zip(packed, places, items, strict=True):
         if item.padding is not None:
             row[place][item.padding] = -1
     if all(item.sequence_id is None for item in items):
         return (packed == 0).long()
-    # positions see earlier ones of their question and of the shared part (0); padding sees itself
+    # positions see earlier ones of their sample: of their question and of the shared part (0); padding sees itself
     causal = torch.ones(length, length, dtype=torch.bool, device=packed.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=packed.device)
     own_or_shared = (packed[:, :, None] == packed[:, None, :]) | (packed == 0)[:, None, :]
+    own_or_shared &= sample[:, :, None] == sample[:, None, :]
     seen = ((causal & own_or_shared & (packed >= 0)[:, None, :]) | itself)[:, None]
     # added to the scores, since stock "eager" attention would add a boolean mask as 0 and 1
     return torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
@@ -99,6 +156,12 @@ def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[V
 def slides(backbone: Backbone) -> bool:
     """Whether some layers attend to a window of the last tokens only."""
     return getattr(backbone.text_model.config, "sliding_window", None) is not None
+
+
+def other_attention(backbone: Backbone) -> list[str]:
+    """Kinds of layers that do not attend to all tokens that a mask shows."""
+    kinds = getattr(backbone.text_model.config, "layer_types", None) or []
+    return sorted({*kinds, *["sliding_attention"] * slides(backbone)} - {"full_attention"})
 
 
 def _continued(backbone: Backbone, arguments: dict[str, Any], cache: DynamicCache, largest: Tensor) -> Reading:

@@ -226,8 +226,7 @@ def read_readable(path: str | Path) -> tuple[list[Record], dict[int, str]]:
         if not line.strip():
             continue
         try:
-            record = check(Record, jsonl.parse(line), "the record")
-            record._line = number
+            record = _parsed(line, number)
             if record.id in seen:
                 raise ValueError(f"the id {record.id!r} is already on line {seen[record.id]}; ids must differ.")
         except ValueError as error:
@@ -240,6 +239,22 @@ def read_readable(path: str | Path) -> tuple[list[Record], dict[int, str]]:
     if not records:
         raise ValueError(f"{path} holds no records. Make it again, as with `langdc data`.")
     return records, mistakes
+
+
+def _parsed(line: bytes, number: int) -> Record:
+    record = check(Record, jsonl.parse(line), "the record")
+    record._line = number
+    return record
+
+
+def read_record(path: Path, offset: int, line: int) -> Record:
+    """The record that begins at a byte of a file, on that line; ValueError names both where it is none."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        try:
+            return _parsed(file.readline(), line)
+        except ValueError as error:
+            raise _bad_lines(path, {line: textwrap.shorten(str(error), SHOWN_LETTERS, placeholder=" ...")}) from None
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:

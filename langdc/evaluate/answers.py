@@ -35,8 +35,8 @@ STATED = re.compile(
 STATED_BEFORE = re.compile(rf"{STATED.pattern}\Z")
 CONCLUDED = re.compile(
     r"(?i)(?:\b(?:so|thus|therefore|hence|leav(?:es|ing)(?: us)?(?: with)?(?: only)?|actually|wait|no|but|rather"
-    r"|instead|finally|definitely|certainly|probably|matches|vote(?: for)?|(?:(?:it|that|this) (?:is|was)|(?:must|should|would"
-    rf"|has to) be|(?:it|that)'s))\b|是)[ ,:]*{NOUN}{MARKS}\Z"
+    r"|instead|finally|definitely|certainly|probably|matches|vote(?: for)?|(?:it|that|this) (?:is|was)"
+    rf"|(?:must|should|would|has to) be|(?:it|that)'s)\b|是)[ ,:]*{NOUN}{MARKS}\Z"
 )
 ENDS = re.compile(r"(?i)[\s*_\"'`]*(?:[.,;!。\uff0c]|$|\n|\b(?:because|since|as|not|and not|rather|instead)\b)")
 """What stands before and after a letter of which nothing more is said: "so it is B.", "no, B"."""
@@ -178,16 +178,19 @@ def choice(text: str, options: Sequence[str]) -> str | None:
         text = re.sub(echo, r"\1", text) if said else text
     found = _mentions(text, options)
     found = [m for m in found if not BAD.match(text, m.end) and not _ends_with(NEGATED, text, m.start)]
-    stated = [(m.start, m.letters) for m in found if _is_stated(text, m)]
+    stated = [
+        (m.start, m.letters) for m in found if _ends_with(STATED_BEFORE, text, m.start) or RIGHT.match(text, m.end)
+    ]
+    ending = [m for m in found if text[m.end - 1] == "." or ENDS.match(text, m.end)]
+    stated += [(m.start, m.letters) for m in ending if _ends_with(CONCLUDED, text, m.start)]
     announced = [(m.end(), _begins_with(text[m.end() :], options)) for m in STATED.finditer(text)]
     stated += [(place, {letter}) for place, letter in announced if letter]
+    last = [letters for _, letters in sorted(stated, key=lambda one: one[0])[-1:]]
     begin = [m.letters for m in found if FILLER.fullmatch(text, 0, m.start) and not ASKED.match(text, m.end)]
     breaks = ".!?:;,\n\u2013\u2014-"
     alone = [m.letters for m in found if ALONE.match(text, m.end) and text[: m.start].rstrip(" ")[-1:] in breaks]
     mentioned = [m.letters for m in found if _ends_with(MENTIONED, text, m.start)]
-    marked = [m.letters for m in found if m.marked]
-    last = [letters for _, letters in sorted(stated, key=lambda one: one[0])[-1:]]
-    for some in (last, begin[:1], alone[-1:], mentioned, marked):
+    for some in (last, begin[:1], alone[-1:], mentioned, [m.letters for m in found if m.marked]):
         if letters := set().union(*some):
             return letters.pop() if len(letters) == 1 else None
     return _by_words(text, options)
@@ -208,11 +211,11 @@ def _mentions(text: str, options: Sequence[str]) -> list[_Mention]:
         at_the_start = not m.start() and (marked or not after.strip(" .*_"))
         if letter.islower() and not ("(" in m[1] or at_the_start or announced):
             continue
-        new = _Mention({letter.upper()}, m.start(), m.end(), marked)
-        joined = found and letter.upper() not in found[-1].letters and text[found[-1].end - 1] not in ".:"
-        if joined and JOINED.fullmatch(text, found[-1].end, m.start()):
-            old = found.pop()
-            new = _Mention(old.letters | new.letters, old.start, new.end, old.marked or marked)
+        new, last = _Mention({letter.upper()}, m.start(), m.end(), marked), found[-1] if found else None
+        apart = last is None or last.letters & new.letters or text[last.end - 1] in ".:"
+        if last is not None and not apart and JOINED.fullmatch(text, last.end, new.start):
+            new = _Mention(last.letters | new.letters, last.start, new.end, last.marked or marked)
+            found.pop()
         found.append(new)
     return found
 
@@ -220,14 +223,6 @@ def _mentions(text: str, options: Sequence[str]) -> list[_Mention]:
 def _ends_with(announcement: re.Pattern[str], text: str, end: int) -> bool:
     """Whether what stands in a text up to `end` ends with an announcement."""
     return bool(announcement.search(text, max(end - LOOKED_BACK, 0), end))
-
-
-def _is_stated(text: str, mention: _Mention) -> bool:
-    """Whether a letter is announced, said to be right, or the end of a conclusion."""
-    if _ends_with(STATED_BEFORE, text, mention.start) or RIGHT.match(text, mention.end):
-        return True
-    ends = text[mention.end - 1] == "." or ENDS.match(text, mention.end)
-    return bool(ends and _ends_with(CONCLUDED, text, mention.start))
 
 
 def _begins_with(text: str, options: Sequence[str]) -> str | None:

@@ -166,8 +166,9 @@ class Result:
         """Answers with their scores, from the judge if there is one; None while answers or verdicts are to come."""
         if not self.finished or self.unjudged:
             return None
-        judged = {} if self.verdicts is None else dict(zip(map(_key, self.judged_answers), self.verdicts, strict=True))
-        found = [(line, judged.get(_key(line))) for line in self.scored]
+        judged = zip(self.judged_answers, self.verdicts or (), strict=self.verdicts is not None)
+        verdicts = {line["key"]: verdict for line, verdict in judged}
+        found = [(line, verdicts.get(line["key"])) for line in self.scored]
         return [(line, line["score"] if verdict is None else float(verdict.right)) for line, verdict in found]
 
     @property
@@ -363,10 +364,6 @@ def _compare(results: Sequence[Result], reference: Result) -> None:
         found.append(statistics.paired_difference(ours, theirs, videos, resamples=resamples, strata=strata))
     for result, difference in zip(shared, statistics.corrected(found), strict=True):
         result.difference = difference
-
-
-def _key(line: dict) -> str:
-    return line["key"]
 
 
 def _question(line: dict) -> tuple[str, str, str]:

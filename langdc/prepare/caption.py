@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from langdc import distributed, jsonl
-from langdc.data.records import Record, SegmentRecord, check_media, listed, read_records, write_records
+from langdc.data.records import QuestionRecord, Record, SegmentRecord, check_media, listed, read_records, write_records
 from langdc.evaluate.models import weights_identity
 from langdc.hashing import json_hash
 from langdc.log import console, get_logger, screen
@@ -32,7 +32,7 @@ logger = get_logger(__name__)
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
 """What counts as a video in a folder."""
-_FREE = ("videos", "out", "teacher", "endpoint", "endpoint_settings", "device", "batch", "shard", "ray")
+_FREE = ("videos", "out", "ask", "teacher", "endpoint", "endpoint_settings", "device", "batch", "shard", "ray")
 """Options that may change between two starts: they decide nothing, or what counts of them is said otherwise."""
 _SAID_SECONDS = 30.0
 
@@ -78,6 +78,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, help="in place of --segments, how long a segment is, about")
     add("--scenes", action="store_true", help="make each scene a record, and cut that into segments")
     add("--prompt", help="what the teacher is asked, in place of our prompt")
+    asked = "also a question for each segment, as 'describe segment {number}', whose answer is its caption"
+    add("--ask", metavar="TEXT", help=asked)
     add("--frames", type=int, help="of a segment (endpoint: 4; stock models: as they read a video)")
     add("--pixels", type=int, default=512, help="longest side of frames for an endpoint (default: 512)")
     add("--backbone", help="for stock models: a backbone by name")
@@ -178,17 +180,22 @@ def _finish(options: argparse.Namespace, jobs: list[Job], done: dict[str, dict],
         out.print(f"{len(here)} of {len(jobs)} videos are done. Whoever does the last of them writes {options.out}.")
     elif clips:
         with jsonl.writing(options.out, shared=True) as partial:  # two shards may end at the same time
-            write_records(partial, (record for job, line in here for record in _records(options.out, job, line)))
+            write_records(partial, (record for job, line in here for record in _records(options, job, line)))
         out.print(f"Written: {options.out}, {len(clips)} records.")
     return 1 if failed else 0
 
 
-def _records(out: Path, job: Job, line: dict) -> Iterator[Record]:
-    """The records of a job: its own with captions, or one per scene, without the questions about all of it."""
-    media = Path(os.path.relpath(job.path, out.absolute().parent)).as_posix()
+def _records(options: argparse.Namespace, job: Job, line: dict) -> Iterator[Record]:
+    """The records of a job: its own with captions, or one per scene, without what is asked about all of it."""
+    media = Path(os.path.relpath(job.path, options.out.absolute().parent)).as_posix()
     for clip in line.get("clips", ()):
         changed = {name: clip[name] for name in ("id", "start", "end")}
         changed |= {"video" if job.record.video else "image": media}
         changed |= {"segments": [SegmentRecord(**made["segment"]) for made in clip["segments"]]}
-        changed |= {} if clip["id"] == job.record.id else {"questions": []}
-        yield job.record.model_copy(update=changed)
+        whole = clip["id"] == job.record.id
+        asked = [*job.record.questions] if whole else []
+        if options.ask:
+            named = [(options.ask.replace("{number}", str(n)), s.caption) for n, s in enumerate(changed["segments"], 1)]
+            asked += [QuestionRecord(kind="describe", question=text, answer=said) for text, said in named if said]
+        messages = job.record.messages if whole and not asked else []
+        yield job.record.model_copy(update={**changed, "questions": asked, "messages": messages})

@@ -32,7 +32,7 @@ from langdc.store import TensorStore
 from langdc.tools.options import add_device, place
 from langdc.train import chain, output
 from langdc.train.objectives import objectives
-from langdc.train.samples import read_samples
+from langdc.train.validation import split
 from langdc.types import FrameSpec
 
 logger = get_logger(__name__)
@@ -96,7 +96,7 @@ def _of_train(options: argparse.Namespace) -> Iterator[_Job]:
             for weight in model.backbone.encoders.parameters():
                 weight.data = weight.data.bfloat16() if weight.dtype == torch.float32 else weight.data
         objective = objectives.build(config.objective.name, **config.objective.settings)
-        samples = read_samples(model, objective, config.train)
+        samples = [sample for side in split(model, objective, config) for sample in side]
         specs = dict.fromkeys(spec for sample in samples for spec in sample.specs)
         yield _Job(link.name, model.backbone, list(specs), folder, config.features_dtype)
 

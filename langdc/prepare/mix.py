@@ -9,21 +9,20 @@ of stage2b, and what teacher forcing reads in choice and open.
 """
 
 import argparse
-import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from langdc.config import check
-from langdc.data.records import Record, SegmentRecord, listed, read_records, write_records
-from langdc.jsonl import writing
+from langdc.data.records import MARKS, Record, SegmentRecord, listed, read_records, write_records
 from langdc.log import screen
+from langdc.prepare.importing import Importer, MissingFile
+from langdc.prepare.rows import parquet, read
 
 _SHOWN = 5
 _REQUEST = "Describe the image."  # where an image's caption stands without one
@@ -96,6 +95,7 @@ class _Found:
     missing: list[str] = field(default_factory=list)
     malformed: list[str] = field(default_factory=list)
     uncaptioned: int = 0
+    dropped: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 console.print(listed(f"{name}: {len(lines)} {what} and left out", lines, _SHOWN))
         if each.uncaptioned:
             console.print(f"{name}: {each.uncaptioned} samples have no captions.")
+        if each.dropped:
+            console.print(f"{name}: {each.dropped} samples begin with a reply, which is left out, as upstream does.")
     for name in absent:
         source = SOURCES[name]
         console.print(f"{name}: there is no {options.root / source.annotations}. From {source.get}")
@@ -151,89 +153,68 @@ def _read_captions(file: Path) -> _Captions:
 
 def _read(name: str, root: Path, place: Path | None, captions: _Captions | None, console: Console) -> _Found:
     """Look through a set; `place` is the folder of the file to be written, None to look only."""
-    source, found = SOURCES[name], _Found()
-    packed = source.annotations == source.media  # images are unpacked once there is a place for them
-    items = _rows(root / source.annotations, place, name) if packed else _items(root / source.annotations)
-    media = (place or root) / name if packed else root / source.media
-    for number, item in enumerate(track(items, name, console=console, disable=not console.is_terminal)):
+    source, found, base = SOURCES[name], _Found(), place or root
+    importer = Importer(name, root / source.media, base, None if place is None else place / name)
+    file = root / source.annotations
+    rows = _images(file, name, place is not None) if source.annotations == source.media else read(str(file))[1]
+    for number, (_, row) in enumerate(track(rows, name, console=console, disable=not console.is_terminal)):
         found.samples += 1
         try:
-            record = _record(name, number, item, source.captions)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            reason = f"has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            found.malformed.append(f"sample {number}: {reason}")
+            record = _record(importer, row, f"{name}/{number}", source.captions)
+        except MissingFile as error:
+            found.missing.append(str(error))
             continue
-        file = (media / str(record.video or record.image)).resolve()
-        if not file.is_file() and not (packed and place is None):
-            found.missing.append(str(file))
+        except ValueError as error:
+            found.malformed.append(f"sample {number}: {' '.join(str(error).split())}")
             continue
         if record.video is not None and captions is not None:
-            known = captions.get(file)
+            known = captions.get((base / record.video).resolve())
             found.uncaptioned += known is None
             record = record.model_copy(update={"segments": known or []})
-        at = Path(os.path.relpath(file, (place or root).resolve())).as_posix()
-        found.records.append(record.model_copy(update={"video" if record.video else "image": at}))
+        found.records.append(record)
+    found.dropped = importer.dropped
     return found
 
 
-def _items(file: Path) -> list[dict]:
-    try:
-        items = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off. Fetch it again.") from None
-    if not isinstance(items, list):
-        raise ValueError(f"{file} holds a {type(items).__name__}; the published files are lists of samples.")
-    return items
-
-
-def _rows(folder: Path, place: Path | None, name: str) -> Iterator[dict]:
-    """Samples of a set in Parquet files with the images in them, which are unpacked beside the file to be written."""
-    import pyarrow.parquet as parquet
-
+def _images(folder: Path, name: str, unpack: bool) -> Iterator[tuple[str, dict]]:
+    """Rows of a set in Parquet files with the images in them, which are read only to be unpacked."""
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise ValueError(f"{folder} holds no *.parquet. From {SOURCES[name].get}")
-    columns = ["id", "conversations"] + (["image"] if place is not None else [])
-    for file in files:
-        for batch in parquet.ParquetFile(file).iter_batches(64, columns=columns):
-            for row in batch.to_pylist():
-                packed = row.get("image") or {}
-                row["image"] = f"{row['id']}{Path(packed.get('path') or 'x.jpg').suffix}"
-                if place is not None and packed.get("bytes") and not (place / name / row["image"]).is_file():
-                    (place / name).mkdir(parents=True, exist_ok=True)
-                    with writing(place / name / row["image"]) as partial:
-                        partial.write_bytes(packed["bytes"])
-                yield row
+    for where, row in parquet(files, ["id", "conversations", *(["image"] if unpack else [])]):
+        yield where, row if unpack else row | {"image": b"not read"}
 
 
-def _record(name: str, number: int, item: dict, is_caption: bool) -> Record:
-    """A sample {"video" or "image", "conversations": [{"from": "human"|"gpt", "value"}]}; every turn is a question."""
-    turns = [(turn["from"], re.sub("<image>|<video>", "", turn["value"]).strip()) for turn in item["conversations"]]
-    if turns and turns[0][0] != "human":
-        turns = turns[1:]  # as upstream does
-    speakers = [speaker for speaker, _ in turns]
-    if not turns or speakers != ["human", "gpt"] * (len(turns) // 2):
-        raise ValueError(f"speakers are {', '.join(speakers) or 'none'}; human and gpt must take turns")
-    texts = [text for _, text in turns]
-    if not all(texts[1::2]):
-        raise ValueError("answer: a reply is empty")
-    kind = "image" if "image" in item else "video"
-    questions = [
-        {"kind": name, "question": asked or (_REQUEST if kind == "image" else ""), "answer": reply}
-        for asked, reply in zip(texts[::2], texts[1::2], strict=True)
-    ]
-    segments = [{"caption": texts[1]}] if is_caption else []
-    media = {kind: item[kind].replace("\\", "/")}
-    return check(Record, {"id": f"{name}/{number}", "questions": questions, "segments": segments, **media}, "it")
+def _record(importer: Importer, row: Any, identity: str, is_caption: bool) -> Record:
+    """A sample {"video" or "image", "conversations": [{"from": "human"|"gpt", "value"}]}; ValueError if it is none.
+
+    Videos and images stand before the text that shows them, as upstream moves them.
+    """
+    request = _REQUEST if isinstance(row, dict) and "image" in row else None
+    record = importer.record({**row, "id": identity} if isinstance(row, dict) else row, identity, request)
+    if not record.shown or not (record.questions or record.messages):
+        raise ValueError("it has no video or image, or no conversations")
+    questions, messages = record.questions, record.messages
+    if not record.media:  # one medium stands before the question without a mark
+        questions = [each.model_copy(update={"question": MARKS.sub("", each.question).strip()}) for each in questions]
+    messages = [each.model_copy(update={"content": _media_first(each.content)}) for each in messages]
+    reply = questions[0].answer if questions else next(each.content for each in messages if each.role == "assistant")
+    segments = [SegmentRecord(caption=reply)] if is_caption else []
+    return record.model_copy(update={"questions": questions, "messages": messages, "segments": segments})
+
+
+def _media_first(text: str) -> str:
+    return f"{''.join(MARKS.findall(text))}\n{MARKS.sub('', text).strip()}".strip()
 
 
 def _write(options: argparse.Namespace, found: dict[str, _Found], captions: _Captions | None, console: Console) -> None:
     records = [record for each in found.values() for record in each.records]
     if options.mix == "stage2b":
         known = {record.video: record for record in records if record.segments}
-        records = [record.model_copy(update={"questions": []}) for record in known.values()]
+        records = [record.model_copy(update={"questions": [], "messages": []}) for record in known.values()]
     if not records:
         raise ValueError("No sample can be used, so nothing is written; see above for what is missing.")
+    os.sync()  # images that were unpacked
     write_records(options.out, records)
     console.print(f"Written: {options.out}, {len(records)} records.")
     if captions is None and options.mix in ("choice", "open"):
@@ -243,7 +224,7 @@ def _write(options: argparse.Namespace, found: dict[str, _Found], captions: _Cap
 def _table(found: dict[str, _Found], absent: list[str]) -> Table:
     table = Table("set", "samples", "questions", "media missing", "malformed", box=None, pad_edge=False)
     for name, each in found.items():
-        asked = sum(len(record.questions) for record in each.records)
+        asked = sum(len(record.questions) or len(record.messages) // 2 for record in each.records)
         table.add_row(name, *map(str, (each.samples, asked, len(each.missing), len(each.malformed))))
     for name in absent:
         table.add_row(name, "absent")

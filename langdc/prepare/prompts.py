@@ -9,10 +9,10 @@ from langdc.backbones.chat import IGNORED, conversation, turns
 from langdc.checkpoint import named
 from langdc.config import MemberConfig, RunConfig
 from langdc.data.records import Record
-from langdc.interfaces import Backbone, TokenCompressor
+from langdc.interfaces import Backbone
 from langdc.model import VideoModel
 from langdc.train.objectives import objectives
-from langdc.train.samples import Sample, with_targets
+from langdc.train.samples import Sample, usable, with_targets
 from langdc.types import Context, FeatureGrid, Frames, FrameSpec, VideoBatch
 
 Shape = Sequence[float]
@@ -43,23 +43,17 @@ class Prompts:
 
     def faults(self, record: Record, paths: Sequence[Any], shapes: Sequence[Shape], where: str) -> list[tuple]:
         """(kind, reason, whether it is fatal) of all that does not fit; `paths` and `shapes` of its media."""
-        if self.train.kinds is not None:
-            kept = [question for question in record.questions if question.kind in self.train.kinds]
-            record = record.model_copy(update={"questions": kept, "messages": []})
-        compressor = self.model.compressor
-        if not self.objective.samples([record]) or (
-            "question" in compressor.needs and not (record.questions or record.messages)
-        ):
+        kept = usable(self.model, self.objective, self.train, [record])
+        if not kept:
             self.unused += 1
             return []
-        found: list[tuple] = []
+        record, found = kept[0], list[tuple]()
         frames = [self._frames(*each) for each in zip(paths, record.shown, shapes, strict=True)]
-        if self.train.targets == "records" and type(compressor).targets is not TokenCompressor.targets:
-            specs = tuple(spec for spec, _ in frames)
-            try:
-                with_targets(self.model, [Sample(record, specs, 0, where)], drop=not self.objective.reads)
-            except ValueError as error:
-                found.append(("targets", str(error), True))
+        specs = tuple(spec for spec, _ in frames)
+        try:
+            with_targets(self.model, [Sample(record, specs, 0, where)], self.train, drop=not self.objective.reads)
+        except ValueError as error:
+            found.append(("targets", str(error), True))
         if not self.objective.reads:
             return found
         if not self.objective.own_replies and not all(question.answered for question in record.questions):

@@ -18,7 +18,8 @@ from rich.table import Table
 from torch import nn
 
 from langdc import jsonl
-from langdc.config import SHIPPED, RunConfig, check
+from langdc.config import RunConfig, check
+from langdc.configfiles import SHIPPED
 from langdc.features import FeatureStore
 from langdc.flops import language_model_flops
 from langdc.log import console, get_logger
@@ -28,6 +29,7 @@ from langdc.train.batches import TrainingData
 from langdc.train.objectives import objectives
 from langdc.train.run import train
 from langdc.train.setup import RunModel
+from langdc.train.validation import split
 from langdc.types import Context, Frames, FrameSpec
 
 logger = get_logger(__name__)
@@ -90,14 +92,17 @@ def _plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
     total, trained = _numbers(run.model)
     found: dict[str, Any] = {"parameters": total, "trained": trained, "samples": None}
     found |= {"steps": config.train.steps, "tokens": None, "flops": None}
-    missing = [str(path) for path in config.train.data if not path.is_file()]
+    missing = [str(path) for path in config.train.files if not path.is_file()]
     if missing:
         logger.warning("There is no %s: tokens and operations are not known.", ", ".join(missing))
     else:
-        data = _SizesOnly(run.model, objective, config, FeatureStore(run.model.backbone.encode, "plan", None))
+        store, (samples, _) = FeatureStore(run.model.backbone.encode, "plan"), split(run.model, objective, config)
+        data = _SizesOnly(run.model, objective, config, store, samples)
         step = config.train.batch_size * config.train.gradient_accumulation * gpus
-        found["samples"] = len(data)
-        found["steps"] = config.train.steps or math.ceil(math.ceil(len(data) / step) * (config.train.epochs or 1))
+        found["samples"] = data.epoch_length
+        found["steps"] = config.train.steps or math.ceil(
+            math.ceil(data.epoch_length / step) * (config.train.epochs or 1)
+        )
         tokens, flops = _passed(run.model, data, objective.reads)
         found |= {"tokens": tokens, "flops": flops and flops * step * found["steps"]}
     # what may be tried, the fastest first

@@ -3,10 +3,28 @@
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
 
-from langdc.config import RunConfig, schema
+from langdc.config import RunConfig
+
+
+class _Partial(GenerateJsonSchema):
+    def field_is_required(self, *_: Any, **__: Any) -> bool:
+        return False
+
+
+def schema(kind: type[BaseModel] = RunConfig) -> dict[str, Any]:
+    """A JSON schema of config files, for editors. A file may be extended, so no key is required in it."""
+    tree = kind.model_json_schema(schema_generator=_Partial)
+    extends = {"type": "string", "description": "A file that this one is laid over."}
+    tree["properties"] = {"extends": extends, **tree["properties"]}
+    definitions = tree.pop("$defs")
+    chain = {"type": "array", "items": {"type": "string"}, "description": "Config files, run in this order."}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"LangDC: {kind.__name__}"}
+    return {**head, "anyOf": [tree, chain], "$defs": definitions}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The settings of a run as the transformers Trainer takes them."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -9,7 +10,9 @@ from transformers.trainer_utils import SchedulerType
 from langdc import devices
 from langdc.config import RunConfig
 from langdc.distributed import world_size
+from langdc.interfaces import Objective
 from langdc.registry import nearest
+from langdc.train.objectives import objectives
 
 ADVICE = {"wandb": "wandb (WANDB_MODE=offline needs no account)", "tensorboard": "'langdc[tensorboard]'"}
 
@@ -22,10 +25,38 @@ def check_environment(config: RunConfig) -> None:
         raise ValueError(f"train.schedule: there is no {config.train.schedule!r}.{hint}")
     if config.precision == "float16" and not devices.has_accelerator():
         raise ValueError("precision: float16 needs an accelerator; on a CPU use float32 or bfloat16.")
+    _check_validation(config)
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
             advice = f"pip install {ADVICE[tracker]}, or take it off the list"
             raise ValueError(f"trackers: {tracker} is not installed. {advice}.")
+
+
+def _check_validation(config: RunConfig) -> None:
+    held_out, objective = config.train.validation, objectives.get(config.objective.name)
+    if (held_out or config.train.ema) and objective.solve is not Objective.solve:
+        raise ValueError(
+            f"The objective {config.objective.name!r} is solved at once, without steps to measure or average. Leave "
+            "out train.validation and train.ema."
+        )
+    if held_out is None or not held_out.accuracy:
+        return
+    if not objective.reads:
+        raise ValueError(
+            f"train.validation.accuracy: the objective {config.objective.name!r} does not call the language model, so "
+            "there are no replies to score. Leave it out."
+        )
+    if zero_stage(config) == 3:
+        raise ValueError(
+            "train.validation.accuracy: under ZeRO-3 each token of a reply would gather all parameters. Use ZeRO-2 or "
+            "none, or leave it out and keep the loss."
+        )
+
+
+def zero_stage(config: RunConfig) -> int:
+    """The stage of ZeRO that the DeepSpeed settings name; 0 without."""
+    settings = {} if config.deepspeed is None else json.loads(config.deepspeed.read_text())
+    return settings.get("zero_optimization", {}).get("stage", 0)
 
 
 def training_arguments(config: RunConfig, directory: Path, name: str) -> TrainingArguments:

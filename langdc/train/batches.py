@@ -4,10 +4,13 @@ What frozen encoders put out is computed before the first step and kept, in memo
 for the memory, batches hold frames, which are encoded in the step ("online"). Letters: T frames, H W patch grid.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -17,14 +20,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from langdc.backbones.chat import IGNORED, conversation, question_of, share_video, turns
-from langdc.config import RunConfig
+from langdc.config import DataConfig, RunConfig
 from langdc.data.records import QuestionRecord
 from langdc.features import TYPES, FeatureStore, read_spec
+from langdc.hashing import seen_hash, text_hash
 from langdc.interfaces import Objective
 from langdc.language_models import ids_of
 from langdc.log import get_logger
 from langdc.model import VideoModel
-from langdc.train.samples import Sample, read_samples
+from langdc.train.mixing import epoch_counts, epoch_samples
+from langdc.train.samples import Sample, StreamedSamples, read_samples
 from langdc.train.states import FrozenStates
 from langdc.types import Context, FeatureGrid, Frames, FrameSpec, Grids, Prompt, VideoBatch, VideoFeatures
 
@@ -32,17 +37,27 @@ logger = get_logger(__name__)
 
 GB = 10**9
 _Encoded = tuple[Grids, Tensor]  # grids by stream, and times [T]
+SOME = 100
+"""Streamed samples that are read before the first step."""
 MAX_THREADS = 8  # that decode; more of them wait for the same memory
 
 
 class TrainingData(Dataset):
     """The records of a run as samples, and batches of them: {"batch": `VideoBatch`, "counts": targets by loss}.
 
-    `online`: nothing of the encoders is kept. A negative index -i-1 is sample i as padding. ValueError for records that
-    cannot be learned from, before anything is encoded.
+    `samples`: in place of those of `train.data`, each with its index. `online`: nothing of the encoders is kept. A
+    negative index -i-1 is sample i as padding. ValueError for records that cannot be learned from, before anything is
+    encoded.
     """
 
-    def __init__(self, model: VideoModel, objective: Objective, config: RunConfig, features: FeatureStore) -> None:
+    def __init__(
+        self,
+        model: VideoModel,
+        objective: Objective,
+        config: RunConfig,
+        features: FeatureStore,
+        samples: Sequence[Sample] | None = None,
+    ) -> None:
         self.model, self.objective, self.config, self.features = model, objective, config, features
         self.epoch = 0  # whose questions are drawn
         self._outlines: dict[FrameSpec, _Encoded] = {}
@@ -53,15 +68,28 @@ class TrainingData(Dataset):
                 f"{type(model.compressor).__name__} compresses a video for one question, and "
                 f"train.questions_per_video is {config.train.questions_per_video}. Set it to 1."
             )
-        self.samples = read_samples(model, objective, config.train)
-        self.specs = list(dict.fromkeys(spec for sample in self.samples for spec in sample.specs))
+        streaming = config.train.streaming and samples is None
+        if streaming and (config.features or config.train.quarantine or objective.own_replies):
+            raise ValueError(
+                "train.streaming reads a record when a step needs it, so that nothing can be done with all of them "
+                "before: leave out features and train.quarantine, and take replies from the records."
+            )
+        source = model, objective, config.train, config.seed
+        found = samples or (StreamedSamples(*source) if streaming else read_samples(*source))
+        self.samples: Sequence[Sample] = found
+        self.sizes = _sizes(self.samples, len(config.train.data))
+        self.counts = epoch_counts(config.train.sets, self.sizes)
+        """How many samples an epoch has of each entry of `train.data`."""
+        seen = () if streaming else self.samples
+        self.specs = list(dict.fromkeys(spec for sample in seen for spec in sample.specs))
         trained = any(parameter.requires_grad for parameter in model.backbone.encoders.parameters())
-        self.online = trained or (features.store.folder is None and self._too_much())
+        self.online = streaming or trained or (features.store.folder is None and self._too_much())
         if not self.online:
             features.fill(self.specs)
         self.states = None if self.online else self._frozen_states()
-        text = any(not sample.specs for sample in self.samples)
-        self._blank = self._encoded_blank() if text and not self.online else None
+        text = not self.online and any(not sample.specs for sample in self.samples)
+        self._blank = self._encoded_blank() if text else None
+        self._rates = self._tokens_read() if config.train.group_by_length and objective.reads else {}
 
     def targets(self, sample: Sample) -> Mapping[str, Any]:
         """What the compressor learns from a sample, by name."""
@@ -111,6 +139,59 @@ class TrainingData(Dataset):
         count = self.config.train.questions_per_video if sample.specs else 1
         return [questions[number] for number in rng.permutation(len(questions))[:count]]
 
+    # ---- what an epoch has
+
+    @property
+    def epoch_length(self) -> int:
+        """How many samples an epoch has."""
+        return sum(self.counts)
+
+    def epoch_samples(self, epoch: int) -> Tensor:
+        """Their indices."""
+        return epoch_samples(self.sizes, self.counts, self.config.seed, epoch)
+
+    def length(self, index: int) -> float:
+        """About how many tokens are read of a sample: its texts', its captions', and as many of a frame as of the first
+        video's (an image as the first image).
+        """
+        sample, ids = self[index], partial(ids_of, self.model.backbone.tokenizer)
+        said = [turn.content for turn in sample.record.messages]
+        said += [text for question in self.drawn(sample) for text in (question.prompt(), question.answer)]
+        texts = sum(len(ids(text)) for text in said) if self.objective.reads else 0
+        captions = sum(len(ids) for ids in self.targets(sample).get("captions", ()))
+        frames = [_size(spec) for spec in sample.specs]
+        return texts + captions + sum(size * self._rates.get(image, 0.0) for size, image in frames)
+
+    @torch.no_grad()
+    def _tokens_read(self) -> dict[bool, float]:
+        """Tokens that the language model reads of a unit of `_size`, of videos and of images (True)."""
+        found: dict[bool, float] = {}
+        compressor, training = self.model.compressor, self.model.compressor.training
+        compressor.eval()
+        for sample in self._some():
+            units = [_size(spec) for spec in sample.specs]
+            images = {image for _, image in units}
+            if len(images) == 1 and not images & found.keys():
+                batch = self.collate([sample])["batch"]
+                videos = self.model.features(batch)
+                tokens = self.model.compress(videos, Context(targets=batch.targets)).tokens
+                found[images.pop()] = sum(map(len, tokens)) / sum(size for size, _ in units)
+        compressor.train(training)
+        return found
+
+    def _some(self) -> Iterable[Sample]:
+        """Samples to judge all by: all of them; of streamed ones some, from all over the files."""
+        step = max(1, len(self.samples) // SOME) if self.config.train.streaming else 1
+        return (self.samples[index] for index in range(0, len(self.samples), step))
+
+    def hash(self) -> str:
+        """Of all records, and of how often they are drawn; of streamed ones of the files."""
+        train = self.config.train
+        files = train.files if train.streaming else []
+        content = list(map(seen_hash, files)) or [sample.record.model_dump() for sample in self.samples]
+        drawn = [entry.model_dump(exclude={"path"}) for entry in train.data if isinstance(entry, DataConfig)]
+        return text_hash(json.dumps([content, drawn, self.config.seed] if drawn else content))
+
     # ---- batches
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -123,7 +204,8 @@ class TrainingData(Dataset):
         if self.states is not None:
             found = [self.states[sample] for sample in samples if sample.specs]
             named["states"] = list(chain.from_iterable(found)) or [None]
-        batch = VideoBatch(**videos, **texts, targets=named, blank=not shown)
+        packed = self.config.train.packing
+        batch = VideoBatch(**videos, **texts, targets=named, blank=not shown, packed=packed)
         if any(sample.padding for sample in samples):
             return {"batch": _as_padding(batch), "counts": {}}
         return {"batch": batch, "counts": self._counts(batch.prompts, targets)}
@@ -131,7 +213,7 @@ class TrainingData(Dataset):
     @cached_property
     def target_names(self) -> list[str]:
         """Names of the targets that any video has."""
-        shown = (sample for sample in self.samples if sample.specs)
+        shown = (sample for sample in self._some() if sample.specs)
         return list(dict.fromkeys(name for sample in shown for name in self.targets(sample)))
 
     def _counts(self, prompts: Sequence[Prompt], targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -223,6 +305,20 @@ class TrainingData(Dataset):
         """What is read and learned; several questions about the same videos share them."""
         prompts = [self.model.backbone.prompt(messages, True, media, segment_steps) for messages in asked]
         return prompts[0] if len(prompts) == 1 else share_video(prompts)
+
+
+def _sizes(samples: Sequence[Sample], entries: int) -> list[int]:
+    """How many samples there are of each entry of `train.data`."""
+    if isinstance(samples, StreamedSamples):
+        return samples.sizes
+    found = Counter(sample.entry for sample in samples)
+    return [found[number] for number in range(entries)]
+
+
+def _size(spec: FrameSpec) -> tuple[float, bool]:
+    """Frames that are read of a medium, in pixels where they are resized, and whether it is an image."""
+    frames = spec.segments * spec.frames_per_segment
+    return frames * math.prod(spec.size or (1,)), frames == 1
 
 
 def _outlined(grids: Grids) -> Grids:

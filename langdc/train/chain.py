@@ -17,7 +17,8 @@ import yaml
 
 from langdc import compat, distributed
 from langdc import config as settings
-from langdc.config import CHAIN, RunConfig, find_config
+from langdc.config import RunConfig
+from langdc.configfiles import CHAIN, find_config
 from langdc.log import get_logger
 from langdc.train import output, stopping
 
@@ -151,7 +152,7 @@ def prepared(stage: str) -> list[str]:
     links = read([SAMPLE])
     own = [link for link in links if link.config.stage == stage]
     earlier = links[: links.index(own[0])]
-    files = [path for link in own for path in link.config.train.data]
+    files = [path for link in own for path in link.config.train.files]
     _make(lambda: all(path.is_file() for path in files), ["langdc.cli", "data", "sample", "--out", "data/sample"])
     if earlier:
         _make(lambda: all(link.finished for link in earlier), ["langdc.train", *(link.name for link in earlier)])

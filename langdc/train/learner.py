@@ -153,7 +153,7 @@ class Learner(nn.Module):
         forward += language_model_flops(config, 0, predictions=learned)
         if torch.is_grad_enabled():
             self.flops += forward * _passes(backbone.text_model)
-            self._note_lengths(lengths)
+            self._note_lengths(lengths, output.inputs.embeds.shape[:2].numel())
         else:
             self.flops += forward
 
@@ -168,7 +168,8 @@ class Learner(nn.Module):
         work = [use for per_video in compressed.work or () for use in per_video]
         passes = _passes(self.model.compressor) if compressed.losses else 1
         self.flops += passes * work_flops(work)
-        self._note_lengths([use.read + use.written for use in work])
+        lengths = [use.read + use.written for use in work]
+        self._note_lengths(lengths, len(lengths) * max(lengths, default=0))
         if written := [len(ids) for per_video in compressed.ids or () for ids in per_video]:
             self.figures["soft_tokens"], self.figures["segments"] = sum(written), len(written)
         elif filled := [video for video in compressed.tokens if len(video)]:
@@ -176,10 +177,9 @@ class Learner(nn.Module):
             # stays on the device until a line of the log
             self.figures["segments"] = torch.stack([video.segment.amax() + 1 for video in filled]).sum()
 
-    def _note_lengths(self, lengths: list[int]) -> None:
-        """Of rows that a language model reads as one batch."""
-        self.figures["tokens"] = sum(lengths)
-        self.figures["padding"] = len(lengths) * max(lengths, default=0) - sum(lengths)
+    def _note_lengths(self, lengths: list[int], size: int) -> None:
+        """Of what a language model reads as one batch with `size` places."""
+        self.figures["tokens"], self.figures["padding"] = sum(lengths), size - sum(lengths)
 
 
 def _passes(module: nn.Module) -> int:

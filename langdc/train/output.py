@@ -28,6 +28,8 @@ RUN = "run.json"
 SETTINGS = "config.yaml"
 LOG = "log.jsonl"
 RESUME = "resume"
+BEST = "best"
+"""The checkpoint with the lowest validation loss."""
 LOCK = ".lock"
 COMPLETE = "complete"
 """File of a Trainer checkpoint that was written to its end."""
@@ -114,16 +116,22 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
             )
         (directory / LOG).unlink(missing_ok=True)
         if not (directory / RUN).is_file() or _differences(directory, config):
-            for path in directory.glob("replies-*.jsonl"):  # written under other settings
+            for path in directory.rglob("replies-*.jsonl"):  # written under other settings
                 path.unlink()
     # the settings come first: a folder without them counts as somebody else's
     settings.save(config, directory / SETTINGS)
-    files = [*config.train.data, *([config.watch.data] if config.watch is not None else [])]
+    files = [*_learned(config), *([config.watch.data] if config.watch is not None else [])]
     hashes = {str(path): file_hash(path) for path in files if path.is_file()}
     packages = {found.name: found.version for found in distributions() if found.name in PACKAGES}
     header = {"processes": distributed.world_size(), "packages": packages, "data": hashes}
     jsonl.write_json(directory / RUN, header)
     return directory
+
+
+def _learned(config: RunConfig) -> list[Path]:
+    """The record files that decide what is learned."""
+    held_out = config.train.validation
+    return [*config.train.files, *(held_out.data if held_out is not None else [])]
 
 
 def _lock(directory: Path, held: ExitStack) -> None:
@@ -143,7 +151,7 @@ def _lock(directory: Path, held: ExitStack) -> None:
 def _differences(directory: Path, config: RunConfig) -> str:
     """A line for each setting and record file that differs from those of the unfinished run; "" if there are none."""
     header = json.loads((directory / RUN).read_text())
-    now = {str(path): file_hash(path) for path in config.train.data if path.is_file()}
+    now = {str(path): file_hash(path) for path in _learned(config) if path.is_file()}
     others = [f"{path} holds other records" for path in now if header["data"].get(path, now[path]) != now[path]]
     return changed(settings.load(RunConfig, directory / SETTINGS), config, header["processes"], others)
 

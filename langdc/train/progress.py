@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerState
 
 from langdc import jsonl
-from langdc.log import console, get_logger
+from langdc.log import LINE_SECONDS, console, get_logger, pace
 
 logger = get_logger(__name__)
 
@@ -50,7 +50,7 @@ class JsonLog(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """A progress bar on a terminal; elsewhere a line per tenth of the way."""
+    """A progress bar on a terminal; elsewhere a line per tenth of the way, and every LINE_SECONDS."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -59,12 +59,14 @@ class Bar(TrainerCallback):
         terminal = console.is_terminal
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not terminal)
         self._task = self.bar.add_task(name, total=None, loss="-")
-        self._tenths = 0
+        self._tenths, self._begun, self._started, self._last = 0, 0, 0.0, 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Show the bar."""
         self.bar.update(self._task, total=state.max_steps, completed=state.global_step)
         self.bar.start()
+        self._begun, self._started = state.global_step, time.monotonic()
+        self._last = self._started
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Move it."""
@@ -75,10 +77,12 @@ class Bar(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         self.bar.update(self._task, loss=f"{logs['loss']:.4f}")
-        tenths = 10 * state.global_step // max(state.max_steps, 1)
-        if self.bar.disable and tenths > self._tenths:
-            self._tenths = tenths
-            logger.info("%s: step %d of %d, loss %.4f", self.name, state.global_step, state.max_steps, logs["loss"])
+        step, steps, now = state.global_step, state.max_steps, time.monotonic()
+        tenths = 10 * step // max(steps, 1)
+        if self.bar.disable and (tenths > self._tenths or now - self._last >= LINE_SECONDS):
+            self._tenths, self._last = tenths, now
+            taken = pace(step - self._begun, steps - step, now - self._started)
+            logger.info("%s: step %d of %d, loss %.4f, %s", self.name, step, steps, logs["loss"], taken)
 
     def close(self) -> None:
         """Take it away, also after an error."""

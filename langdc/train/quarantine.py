@@ -19,18 +19,27 @@ def read_kept(file: Path, train: TrainConfig) -> list[Record]:
     A list has lines {"file": relative to the list's folder, "line", "id"}. ValueError for one that does not fit the
     data, and, where none is given, for records that the check of this file has listed beside it.
     """
-    if train.quarantine is not None:
+    found = left_out(file, train)
+    if found:
         records, mistakes = read_readable(file)
         known = {**dict.fromkeys(mistakes), **{record.line: record.id for record in records}}
-        found = _entries(train.quarantine, file)
         for one in found:
             if one["line"] not in known or known[one["line"]] not in (None, one.get("id")):
                 raise ValueError(
                     f"{train.quarantine} names line {one['line']} (id {one.get('id')!r}) of {file}, which has no such "
                     "record. Run `langdc data check` again."
                 )
+    if train.quarantine is not None:
         logger.info("%s: %d records are left out by %s.", file, len(found), train.quarantine)
-        return read_records(file, without={one["line"] for one in found})
+    return read_records(file, without={one["line"] for one in found})
+
+
+def left_out(file: Path, train: TrainConfig) -> list[dict]:
+    """What `train.quarantine` lists of a file, as {"line", "id"}; ValueError where there is no such setting, and the
+    check of the file has listed some beside it.
+    """
+    if train.quarantine is not None:
+        return _entries(train.quarantine, file)
     beside = file.with_suffix(FOLDER) / FILE
     found = _entries(beside, file) if beside.is_file() and file.is_file() else []
     if found and beside.stat().st_mtime < file.stat().st_mtime:
@@ -41,7 +50,7 @@ def read_kept(file: Path, train: TrainConfig) -> list[Record]:
             listed(f"{file} has {len(lines)} record(s) that `langdc data check` refuses", lines)
             + f"\nMend them and check again, or train on the rest: train.quarantine={beside}"
         )
-    return read_records(file)
+    return []
 
 
 def _entries(path: Path, file: Path) -> list[dict]:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from langdc import checkpoint, devices, distributed, jsonl
 from langdc.config import RunConfig
 from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
-from langdc.hashing import tensor_hash, tensors_hash, text_hash
+from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger
 from langdc.train import chain, output, stopping
 from langdc.train.arguments import check_environment, training_arguments
@@ -41,7 +41,8 @@ from langdc.train.progress import Bar, JsonLog
 from langdc.train.setup import RunModel
 from langdc.train.stopping import GracefulShutdown, Stopped
 from langdc.train.tracking import CaptionEval, tracked
-from langdc.train.trainer import RunTrainer
+from langdc.train.trainer import BEST, RunTrainer
+from langdc.train.validation import Validation, split, validation_data
 from langdc.train.watchdog import Watchdog
 
 logger = get_logger(__name__)
@@ -66,13 +67,15 @@ def train(config: RunConfig) -> Path:
         # frozen parts are in bfloat16 where the steps are, trained ones are not
         with torch.autocast(devices.device().type, torch.bfloat16, config.precision == "bfloat16"):
             features = FeatureStore.of(run.model.backbone, config.features, config.features_dtype, saliency)
-            data = TrainingData(run.model, objective, config, features)
+            samples, held_out = split(run.model, objective, config)
+            data = TrainingData(run.model, objective, config, features, samples)
             objective.prepare(run.model, data, directory)
+            measured = validation_data(data, held_out, directory) if held_out else None
         count = sum(run.model.get_parameter(name).numel() for name in run.trained)
-        logger.info("%s: %d samples, %d trained parameters.", directory.name, len(data), count)
+        logger.info("%s: %d samples, %d trained parameters.", directory.name, data.epoch_length, count)
         started = time.monotonic()
         if (solved := objective.solve(run.model, data)) is None:
-            _fit(run, data, directory)
+            _fit(run, data, measured, directory)
         else:
             figures = {"steps": 0, "loss": solved[0], "samples": len(data), "flops": solved[1]}
             figures["seconds"] = time.monotonic() - started
@@ -80,8 +83,8 @@ def train(config: RunConfig) -> Path:
     return directory
 
 
-def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
-    """Train from the newest complete checkpoint, with or without DeepSpeed, and save.
+def _fit(run: RunModel, data: TrainingData, measured: TrainingData | None, directory: Path) -> None:
+    """Train from the newest complete checkpoint, with or without DeepSpeed, and save. `measured`: for validation.
 
     The model is not for use afterwards when DeepSpeed trained it. Raises Stopped, after saving, when a signal came.
     """
@@ -89,7 +92,7 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
     learner = Learner(run.model, data.objective, config.loss_weights, config.seed)
     meter = Meter(learner, config.precision, config.peak_flops)
     step = config.train.batch_size * config.train.gradient_accumulation * distributed.world_size()
-    items, per_epoch = len(data), -(-len(data) // step)
+    items, per_epoch = data.epoch_length, -(-data.epoch_length // step)
     # how many samples have been trained on; the last step of an epoch may be a smaller one
     log = JsonLog(
         directory / output.LOG, lambda steps: steps // per_epoch * items + min(steps % per_epoch * step, items)
@@ -100,6 +103,9 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
     callbacks += [log, bar] if is_main_process() else []
     callbacks += [watchdog] if watchdog is not None else []
     trainer = RunTrainer(learner, data, training_arguments(config, resume, name), meter, callbacks)
+    validation = Validation(trainer, measured) if measured is not None else None
+    if validation is not None:
+        trainer.add_callback(validation)
     try:
         newest = distributed.broadcast(str(next(reversed(output.checkpoints(resume)), "")))
         if newest:
@@ -108,10 +114,11 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
             trainer.train(resume_from_checkpoint=newest or None)
             shutdown.agree()  # a signal may have come after the last step
         steps = trainer.state.global_step
-        if steps < trainer.state.max_steps:
+        if steps < trainer.state.max_steps and not (validation is not None and validation.stopped):
             raise Stopped(f"{name} stopped after step {steps} of {trainer.state.max_steps}")
-        with _gathered(trainer, run):
-            distributed.main_process_first(lambda: _save(run, data, directory, log.figures()))
+        with trainer.averaged(), trainer.gathered(*run.written):
+            best = trainer if validation is not None else None
+            distributed.main_process_first(lambda: _save(run, data, directory, log.figures(), best))
     finally:
         bar.close()
         # let go of the engine, so that the next run of a chain, or a model built for it, finds no traces of DeepSpeed
@@ -129,30 +136,37 @@ def _fit(run: RunModel, data: TrainingData, directory: Path) -> None:
         raise Stopped(f"{name} is done, all {steps} steps of it")
 
 
-def _gathered(trainer: RunTrainer, run: RunModel) -> AbstractContextManager[object]:
-    """Let every process have the trained parameters, and those that are written, whole; ZeRO-3 partitions them."""
-    if not trainer.is_deepspeed_enabled:
-        return nullcontext()
-    import deepspeed
+def _save(
+    run: RunModel, data: TrainingData, directory: Path, figures: dict[str, Any], validated: RunTrainer | None = None
+) -> None:
+    """Write the checkpoint, the best one beside it if the run was `validated` and, last, `finished.json`.
 
-    parameters = {id(each): each for each in (*trainer.trained().values(), *run.written)}
-    return deepspeed.zero.GatheredParameters([each for each in parameters.values() if hasattr(each, "ds_id")])
+    By the main process, which sees all tensors whole; the model has the best ones afterwards.
+    """
+    figures = _write(run, data, directory, figures)
+    if validated is not None:
+        validated.load_trained(directory / output.RESUME / BEST)
+        step = validated.state.best_global_step
+        line = next(line for line in jsonl.read(directory / output.LOG) if line["step"] == step)
+        found = {name: value for name, value in line.items() if name.startswith("eval_")}
+        figures["best"] = _write(run, data, directory / output.BEST, {"steps": step, "loss": line["loss"], **found})
+    jsonl.write_json(directory / output.FINISHED, figures)
 
 
-def _save(run: RunModel, data: TrainingData, directory: Path, figures: dict[str, Any]) -> None:
-    """Write the checkpoint and, last, `finished.json`; by the main process, which sees all tensors whole."""
+def _write(run: RunModel, data: TrainingData, directory: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """Write a checkpoint, and load it again where the config asks for that; the figures with what was seen of it."""
     config, tensors = data.config, run.tensors()
-    data_hash = text_hash(json.dumps([sample.record.model_dump() for sample in data.samples]))
     broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
     if broken or not math.isfinite(figures["loss"]):
         raise ValueError(f"Nothing was saved: {len(broken)} trained tensors are not finite {broken[:1]}.")
     figures = {**figures, "hash": tensors_hash(tensors)}
-    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data_hash, "training": figures}
+    info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data.hash(), "training": figures}
+    info |= {"ema": config.train.ema} if config.train.ema is not None else {}
     checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
     if config.verify_save:
         hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
         figures["verified"] = checkpoint.verify_saved(directory, hashes)
-    jsonl.write_json(directory / output.FINISHED, figures)
+    return figures
 
 
 def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:

@@ -1,15 +1,20 @@
 """The records that a run learns from, each with the frames that are read of its media."""
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from langdc.config import TrainConfig
-from langdc.data.records import Record, check_media
+from langdc.data.records import Record, check_media, read_record
 from langdc.interfaces import Objective, TokenCompressor
 from langdc.log import get_logger
 from langdc.model import VideoModel
-from langdc.train.quarantine import read_kept
+from langdc.train.mixing import capped
+from langdc.train.quarantine import left_out, read_kept
 from langdc.types import FrameSpec
 
 logger = get_logger(__name__)
@@ -19,13 +24,15 @@ logger = get_logger(__name__)
 class Sample:
     """A record with the frames that are read of its videos and images, and its index in the data set.
 
-    `where`: its file and line. `padding`: it fills up a process's share of a step; nothing is learned from it.
+    `where`: its file and line; `entry`: the number of its entry in `train.data`. `padding`: it fills up a process's
+    share of a step; nothing is learned from it.
     """
 
     record: Record
     specs: tuple[FrameSpec, ...]
     index: int
     where: str
+    entry: int = 0
     padding: bool = False
 
     def targets(self, compressor: TokenCompressor) -> Mapping[str, Any]:
@@ -36,45 +43,112 @@ class Sample:
             raise ValueError(f"{self.where}: {error}") from None
 
 
-def read_samples(model: VideoModel, objective: Objective, train: TrainConfig) -> list[Sample]:
+def read_samples(model: VideoModel, objective: Objective, train: TrainConfig, seed: int = 0) -> list[Sample]:
     """The samples of all files that an objective and the compressor can learn from.
 
     ValueError if there is none, as `read_records` and `check_media`, and for records without targets of the compressor.
     """
     samples: list[Sample] = []
-    for file in train.data:
-        records = check_media(file, read_kept(file, train))
-        if train.kinds is not None:
-            asked = ([q for q in record.questions if q.kind in train.kinds] for record in records)
-            named = zip(records, asked, strict=True)
-            records = [r.model_copy(update={"questions": kept, "messages": []}) for r, kept in named]
-        for record in objective.samples(records):
-            if "question" in model.compressor.needs and not (record.questions or record.messages):
-                continue
-            specs = tuple(
-                model.backbone.frame_spec(file.parent / str(medium.file), medium.start, medium.end, medium.fps)
-                for medium in record.shown
-            )
-            samples.append(Sample(record, specs, len(samples), f"{file}: line {record.line} (id {record.id!r})"))
-            if "question" in model.compressor.needs and len(record.messages) > 3:
-                raise ValueError(
-                    f"{samples[-1].where} is a conversation of several questions, and {model.config.compressor.name!r} "
-                    "compresses a video for one. Write them as questions, or take another compressor."
-                )
-            if objective.reads and not objective.own_replies and not all(q.answered for q in record.questions):
-                raise ValueError(
-                    f"{samples[-1].where} has a question without an answer, which this objective learns. Write one, or "
-                    "let the model reply: objective={name: distill, replies: model}."
-                )
+    for number, entry in enumerate(train.sets):
+        found = [
+            (f, r) for f in entry.files for r in usable(model, objective, train, check_media(f, read_kept(f, train)))
+        ]
+        for file, record in (found[place] for place in capped(len(found), entry.cap, seed, number)):
+            samples.append(_sample(model, objective, file, record, len(samples), number))
     if not samples:
         kinds = f" with kinds {train.kinds}" if train.kinds else ""
-        raise ValueError(f"No record of {', '.join(map(str, train.data))} can be used for this objective{kinds}.")
-    if train.targets == "records" and type(model.compressor).targets is not TokenCompressor.targets:
-        samples = with_targets(model, samples, drop=not objective.reads)
-    return samples
+        raise ValueError(f"No record of {', '.join(_paths(train))} can be used for this objective{kinds}.")
+    return with_targets(model, samples, train, drop=not objective.reads)
 
 
-def with_targets(model: VideoModel, samples: list[Sample], drop: bool) -> list[Sample]:
+def _paths(train: TrainConfig) -> list[str]:
+    return [str(entry.path) for entry in train.sets]
+
+
+def usable(model: VideoModel, objective: Objective, train: TrainConfig, records: list[Record]) -> list[Record]:
+    """The records that an objective can learn from, with questions of the chosen kinds."""
+    if train.kinds is not None:
+        asked = ([q for q in record.questions if q.kind in train.kinds] for record in records)
+        named = zip(records, asked, strict=True)
+        records = [r.model_copy(update={"questions": kept, "messages": []}) for r, kept in named]
+    guided = "question" in model.compressor.needs
+    return [r for r in objective.samples(records) if not guided or r.questions or r.messages]
+
+
+def _sample(model: VideoModel, objective: Objective, file: Path, record: Record, index: int, entry: int) -> Sample:
+    where = f"{file}: line {record.line} (id {record.id!r})"
+    specs = tuple(
+        model.backbone.frame_spec(file.parent / str(medium.file), medium.start, medium.end, medium.fps)
+        for medium in record.shown
+    )
+    if "question" in model.compressor.needs and len(record.messages) > 3:
+        raise ValueError(
+            f"{where} is a conversation of several questions, and {model.config.compressor.name!r} compresses a video "
+            "for one. Write them as questions, or take another compressor."
+        )
+    if objective.reads and not objective.own_replies and not all(q.answered for q in record.questions):
+        raise ValueError(
+            f"{where} has a question without an answer, which this objective learns. Write one, or let the model "
+            "reply: objective={name: distill, replies: model}."
+        )
+    return Sample(record, specs, index, where, entry)
+
+
+class StreamedSamples(Sequence[Sample]):
+    """The samples of files that are larger than the memory, which holds where each record begins, and nothing else.
+
+    A record is read and checked when it is asked for; ValueError names file and line of one that cannot be learned
+    from. Only what `train.quarantine` lists is left out.
+    """
+
+    def __init__(self, model: VideoModel, objective: Objective, train: TrainConfig, seed: int) -> None:
+        self.model, self.objective, self.train, self.files = model, objective, train, train.files
+        self.sizes: list[int] = []
+        """How many there are of each entry of `train.data`."""
+        rows, first = [], 0
+        for number, entry in enumerate(train.sets):
+            lines = [_lines(file, place, train) for place, file in enumerate(entry.files, first)]
+            own = np.concatenate([np.empty((0, 3), np.int64), *lines])
+            rows.append(own[capped(len(own), entry.cap, seed, number)])
+            self.sizes.append(len(rows[-1]))
+            first += len(entry.files)
+        self.rows = np.concatenate(rows)
+        """Number of the file, byte and line [n,3]."""
+        if not len(self.rows):
+            raise ValueError(f"{', '.join(_paths(train))}: there is no record in it.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        number, offset, line = self.rows[index].tolist()
+        file = self.files[number]
+        record = read_record(file, offset, line)
+        kept = usable(self.model, self.objective, self.train, check_media(file, [record]))
+        if not kept:
+            raise ValueError(
+                f"{file}: line {line} (id {record.id!r}) has nothing to learn for this objective. With train.streaming "
+                "no record is left out: take it out of the file, or set train.streaming: false."
+            )
+        entry = int(np.searchsorted(np.cumsum(self.sizes), index, "right"))
+        sample = _sample(self.model, self.objective, file, kept[0], index, entry)
+        return with_targets(self.model, [sample], self.train, drop=False)[0]
+
+
+def _lines(file: Path, number: int, train: TrainConfig) -> np.ndarray:
+    """Of each line of a file that is neither empty nor left out: number of the file, first byte, number [n,3]."""
+    if not file.is_file():
+        raise ValueError(f"There is no record file {file}. Check the path; `langdc data` makes record files.")
+    found, offset, without = array("q"), 0, {one["line"] for one in left_out(file, train)}
+    with file.open("rb") as lines:
+        for line, content in enumerate(lines, 1):
+            if content.strip() and line not in without:
+                found.extend((number, offset, line))
+            offset += len(content)
+    return np.frombuffer(found, dtype=np.int64).reshape(-1, 3)
+
+
+def with_targets(model: VideoModel, samples: list[Sample], train: TrainConfig, drop: bool) -> list[Sample]:
     """The samples, checked for targets of the compressor; with `drop` those without are left out."""
     shown = [sample for sample in samples if sample.specs]
     lacking = {sample.index for sample in shown if not sample.targets(model.compressor)}
@@ -84,8 +158,9 @@ def with_targets(model: VideoModel, samples: list[Sample], drop: bool) -> list[S
         samples = [replace(sample, index=index) for index, sample in enumerate(kept)]
     elif lacking and (model.compressor.losses or len(lacking) < len(shown)):
         raise ValueError(
-            f"{samples[min(lacking)].where} has nothing that the compressor learns from, such as segments with "
-            "captions. Write it there, or set train.targets: none, so that the compressor works as in use."
+            f"{next(sample.where for sample in shown if sample.index in lacking)} has nothing that the compressor "
+            "learns from, such as segments with captions. Write it there, or set train.targets: none, so that the "
+            "compressor works as in use."
         )
     _check_segments(model, samples)
     return samples

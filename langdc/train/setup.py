@@ -1,5 +1,6 @@
 """The model of a run as it is trained: built, started from an earlier run, with adapters and kernels, partly frozen."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from langdc import checkpoint
-from langdc.adapters import adapt, merge
+from langdc.adapters import adapt, merged
+from langdc.backbones.inputs import other_attention
 from langdc.config import LoraConfig, RunConfig, check
 from langdc.interfaces import Objective
 from langdc.language_models import FLASH, fastest_attention, use_liger
@@ -84,16 +86,17 @@ class RunModel:
         return [*(self.model.get_parameter(name) for name in self.trained), *self.initialised.values(), *merged]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of it; adapters of the compressor are merged, so that it is not to be trained on."""
+        """What a checkpoint holds of it, with the compressor's adapters merged."""
         for name, values in self.exact.items():
             parameter = self.model.get_parameter(name)
             parameter.data = values.to(parameter.device)
         kept = self.trained | checkpoint.buffers(self.model).keys()
-        for prefix, part in self.adapted.items():
-            merged = {f"{prefix}.{name}" for name in merge(part)}
-            kept = {name for name in kept if not (name.startswith(f"{prefix}.") and ".lora_" in name)} | merged
-        own = checkpoint.own_tensors
-        return {**own(self.model, self.initialised), **self.inherited, **own(self.model, kept)}
+        with ExitStack() as stack:
+            for prefix, part in self.adapted.items():
+                names = {f"{prefix}.{name}" for name in stack.enter_context(merged(part))}
+                kept = {name for name in kept if not (name.startswith(f"{prefix}.") and ".lora_" in name)} | names
+            own = checkpoint.own_tensors
+            return {**own(self.model, self.initialised), **self.inherited, **own(self.model, kept)}
 
 
 def _attach_lora(
@@ -142,10 +145,19 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
     flash-attn reads padding masks only: not the mask of several questions that share a video, nor what a run in float16
     does in float32 before its first step. "auto" takes it for language models of a compressor that is trained alone.
     """
-    if config.attention == FLASH and objective.reads and config.train.questions_per_video > 1:
+    packing = config.train.packing
+    if config.attention == FLASH and objective.reads and (packing or config.train.questions_per_video > 1):
+        which = "train.packing" if packing else "train.questions_per_video > 1"
         raise ValueError(
-            f"attention: {FLASH} cannot be used with train.questions_per_video > 1, since questions that share a video "
-            "need a mask of their own. Use auto, which takes it where it can, sdpa, or one question."
+            f"attention: {FLASH} cannot be used with {which}, since what shares a row needs a mask of its own. Use "
+            "auto, which takes it where it can, sdpa, or leave the setting out."
+        )
+    if packing and not objective.reads:
+        raise ValueError(f"train.packing: the objective {config.objective.name!r} does not call the language model.")
+    if packing and (kinds := other_attention(model.backbone)):
+        raise ValueError(
+            f"train.packing: the language model of {config.model.backbone.name!r} has layers of {', '.join(kinds)}, "
+            "which cannot keep the samples of a row apart. Set it to false; train.group_by_length pads less, too."
         )
     fast, reason = fastest_attention(config.precision != "float32", model.device)
     alone = {id(part) for part in _pretrained(model.compressor)} if not objective.reads else set()

@@ -1,7 +1,6 @@
 """What trackers get besides losses: texts that the compressor writes about held-out videos while it is trained."""
 
 import copy
-import json
 import math
 import os
 import sys
@@ -24,6 +23,7 @@ from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.interfaces import TokenCompressor
 from langdc.model import VideoModel
+from langdc.train.arguments import zero_stage
 from langdc.train.meter import Meter
 from langdc.types import Context, FrameSpec, VideoBatch
 
@@ -69,8 +69,7 @@ class CaptionEval(TrainerCallback):
         """What the setting `watch` asks for, if the compressor is trained."""
         if config.watch is None or not any(parameter.requires_grad for parameter in model.compressor.parameters()):
             return []
-        zero = {} if config.deepspeed is None else json.loads(config.deepspeed.read_text()).get("zero_optimization", {})
-        return [cls(config.watch, directory / "captions.jsonl", model, features, meter, zero.get("stage") == 3)]
+        return [cls(config.watch, directory / "captions.jsonl", model, features, meter, zero_stage(config) == 3)]
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Drop lines of steps that are made again."""

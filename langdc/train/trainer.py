@@ -8,7 +8,8 @@ import math
 import multiprocessing
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
@@ -25,11 +26,16 @@ from transformers.trainer_utils import set_seed
 from langdc import checkpoint, distributed, jsonl
 from langdc.train import elastic
 from langdc.train.batches import TrainingData
+from langdc.train.ema import Ema
 from langdc.train.learner import Learner
 from langdc.train.meter import Meter
+from langdc.train.mixing import grouped
 from langdc.train.output import COMPLETE, checkpoints
 
 TRAINED = "trained.safetensors"
+EMA = "ema.safetensors"
+BEST = "best.safetensors"
+"""The trained tensors with the lowest validation loss so far; each checkpoint has a copy of those that it knows."""
 
 
 class RunTrainer(Trainer):
@@ -45,8 +51,18 @@ class RunTrainer(Trainer):
     ) -> None:
         super().__init__(learner, arguments, data.collate, data, callbacks=list(callbacks))
         self.learner, self.data, self.meter = learner, data, meter
-        self.batches = EvenBatchSampler(len(data), arguments.per_device_train_batch_size, arguments.seed)
+        length = data.length if data.config.train.group_by_length else None
+        self.batches = EvenBatchSampler(
+            data.epoch_length,
+            arguments.per_device_train_batch_size,
+            arguments.seed,
+            data.epoch_samples,
+            length,
+            arguments.gradient_accumulation_steps,
+        )
         self.add_callback(_EpochCallback(self))
+        self.ema: Ema | None = None
+        self._recent: list[tuple[int, Tensor]] = []  # step and loss of each micro-batch since the last line of the log
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
 
@@ -98,16 +114,26 @@ class RunTrainer(Trainer):
         self.meter.add()
         return self.learner.flops
 
+    def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
+        """As the Trainer does; the loss is kept, unread, until the next line of the log."""
+        loss = super().training_step(*arguments, **keywords)
+        self._recent.append((self.state.global_step + 1, loss))
+        return loss
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """As the Trainer does, with the meter's figures. ValueError for a loss that is no number."""
+        """As the Trainer does, with the meter's figures. ValueError that names the first step whose loss is no number;
+        a checkpoint is written only after a line of the log.
+        """
         if "loss" in logs:
             logs.update(self.meter.figures(self.state.total_flos))
         super().log(logs, start_time)
         if not math.isfinite(logs.get("loss", 0.0)):
+            bad = min((n for n, loss in self._recent if not loss.isfinite()), default=self.state.global_step)
             raise ValueError(
-                f"The loss is {logs['loss']} at step {self.state.global_step}; training further cannot mend it. Try a "
-                "lower train.learning_rate, a longer train.warmup, or precision: bfloat16 in place of float16."
+                f"The loss is {logs['loss']} at step {min(distributed.gather(bad))}; training further cannot mend it. "
+                "Try a lower train.learning_rate, a longer train.warmup, or precision: bfloat16 in place of float16."
             )
+        self._recent = []
 
     # ---- parameters
 
@@ -153,6 +179,33 @@ class RunTrainer(Trainer):
         """What a checkpoint of the Trainer holds of the module: trained parameters, and buffers."""
         found = checkpoint.buffers(self.learner.model)
         return {**self.trained(), **{f"model.{name}": buffer for name, buffer in found.items()}}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the trained parameters be what is saved for a while: their averages, where the run keeps such."""
+        return self.ema.applied() if self.ema is not None else nullcontext()
+
+    def gathered(self, *more: Tensor) -> AbstractContextManager[object]:
+        """Let every process have the trained parameters, and `more`, whole; ZeRO-3 partitions them."""
+        if not self.is_deepspeed_enabled:
+            return nullcontext()
+        import deepspeed
+
+        parameters = {id(each): each for each in (*self.trained().values(), *more)}
+        return deepspeed.zero.GatheredParameters([each for each in parameters.values() if hasattr(each, "ds_id")])
+
+    def save_trained(self, file: Path) -> None:
+        """Write the trained tensors as they are now, whole or not at all. All ranks must call it."""
+        with self.gathered():
+            if self.args.should_save:
+                with jsonl.writing(file) as partial:
+                    save_file({name: each.detach().contiguous() for name, each in self._changing().items()}, partial)
+
+    def load_trained(self, file: Path) -> None:
+        """Take back what `save_trained` wrote, where the parameters are whole."""
+        current = self._changing()
+        with torch.no_grad():
+            for name, tensor in load_file(file).items():
+                current[name].copy_(tensor)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained tensors; under DeepSpeed the engine writes its own shards later."""
@@ -203,10 +256,14 @@ class RunTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        directory = Path(str(self.args.output_dir))
+        newest = directory / f"checkpoint-{self.state.global_step}"
+        if self.ema is not None:
+            self.ema.save(newest / EMA)
         distributed.barrier()
         if self.args.should_save:
-            directory = Path(str(self.args.output_dir))
-            newest = directory / f"checkpoint-{self.state.global_step}"
+            if (directory / BEST).is_file():
+                shutil.copyfile(directory / BEST, newest / BEST)
             jsonl.sync_folder(newest)  # before older ones go: after a power cut a name alone may be left
             (newest / COMPLETE).touch()
             for old in checkpoints(directory)[: -self.data.config.keep_checkpoints]:
@@ -219,20 +276,35 @@ class EvenBatchSampler(Sampler[list[int]]):
 
     What is left at the end of an epoch is divided evenly; accelerate would repeat samples from the beginning, and then
     several processes learn something else than one. A process for which nothing is left gets one sample as padding,
-    index -i-1, since all must make the same calls.
+    index -i-1, since all must make the same calls. `samples`: the indices of an epoch; `length` of a sample, where
+    those of alike lengths are put together, over all micro-batches of a step (`accumulation`).
     """
 
-    def __init__(self, items: int, size: int, seed: int) -> None:
+    def __init__(
+        self,
+        items: int,
+        size: int,
+        seed: int,
+        samples: Callable[[int], Tensor] | None = None,
+        length: Callable[[int], float] | None = None,
+        accumulation: int = 1,
+    ) -> None:
         self.items, self.size, self.seed, self.epoch = items, size, seed, 0
+        self.samples, self.length, self.accumulation = samples, length, accumulation
         self.rank, self.processes = distributed.rank(), distributed.world_size()
 
     def __len__(self) -> int:
         return math.ceil(self.items / (self.size * self.processes))
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(self.items, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
-        together = self.size * self.processes
-        for step in (order[start : start + together] for start in range(0, self.items, together)):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.items, generator=generator)
+        if self.samples is not None:
+            order = self.samples(self.epoch)[order]
+        together, whole = self.size * self.processes, [order]
+        if self.length is not None:
+            whole = grouped(order, together * self.accumulation, self.length, generator)
+        for step in (part.tolist() for window in whole for part in window.split(together)):
             yield np.array_split(step, self.processes)[self.rank].tolist() or [-step[0] - 1]
 
 
@@ -247,8 +319,20 @@ class _EpochCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take log_steps and save_steps from the settings: a resumed run has them from its checkpoint."""
+        """Take log_steps and save_steps from the settings: a resumed run has them from its checkpoint. Begin or
+        continue the averages, and take back the best tensors that the checkpoint knows.
+        """
         state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
+        trainer, directory = self.trainer, Path(str(args.output_dir))
+        earlier = directory / f"checkpoint-{state.global_step}"
+        if (decay := trainer.data.config.train.ema) is not None:
+            trainer.ema = Ema(trainer.trained(), decay)
+            if state.global_step:
+                trainer.ema.load(earlier / EMA)
+        if args.should_save:
+            (directory / BEST).unlink(missing_ok=True)  # of steps that are made again
+            if state.best_global_step:
+                shutil.copyfile(earlier / BEST, directory / BEST)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose the epoch's order and draws."""
@@ -260,6 +344,8 @@ class _EpochCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Amend what the Trainer decided to do after this step."""
+        if self.trainer.ema is not None:
+            self.trainer.ema.update(state.global_step)
         last = state.global_step >= state.max_steps
         control.should_save = control.should_save and not last
         control.should_log = control.should_log or control.should_save or last

@@ -52,11 +52,11 @@ class Watchdog(TrainerCallback):
         self._cleanup.callback(thread.join)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Note that a step, a batch of an accumulated step or a checkpoint is finished."""
+        """Note that a step, a batch of an accumulated step or of validation, or a checkpoint is finished."""
         self._step, self._inside, self._last = state.global_step, "", time.monotonic()
         faulthandler.dump_traceback_later(self.seconds + INTERPRETER_TIMEOUT_SECONDS, exit=True, file=_error_output())
 
-    on_substep_end = on_save = on_step_end
+    on_substep_end = on_prediction_step = on_save = on_step_end
 
     def close(self) -> None:
         """Watch no more, also after an error."""

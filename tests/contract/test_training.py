@@ -5,6 +5,7 @@ from statistics import fmean
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from langdc.backbones.chat import IGNORED, conversation, share_video
 from langdc.backbones.inputs import read_prompt
@@ -118,6 +119,38 @@ def test_questions_that_share_a_video_have_the_losses_of_separate_prompts(name: 
         apart, expected = grid.answer_loss(model, replace(batch, prompts=prompts, shows=[(0,)] * 3))
     assert count == expected
     assert float(shared) == pytest.approx(float(apart), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", grid.BACKBONES)
+@pytest.mark.parametrize("member", ["identity", "resampler", "langdc"])
+def test_packed_samples_have_the_losses_of_separate_rows(name: str, member: str) -> None:
+    """Different videos, questions that share one, and a text, none of which attends to another."""
+    model, _ = grid.build(name, member)
+    batch = grid.batch_of(model, grid.clips(name))
+    media, steps = model.features(batch), model.compressor.frames_per_segment
+
+    def prompt(question: str, answer: str, number: int):
+        asked = conversation(question, answer)
+        return model.backbone.prompt(asked, learn=True, media=[media[number]], segment_steps=steps)
+
+    shared = share_video([prompt("what is it ? " + "red " * 9 * n, "a dog . " * 9, 1) for n in (1, 2, 3)])
+    text = model.backbone.prompt(conversation("say ring", "ring", videos=0), learn=True)
+    batch = replace(
+        batch,
+        prompts=[batch.prompts[0], text, batch.prompts[2], shared, batch.prompts[1]],
+        shows=[(0,), (), (2,), (1,), (1,)],
+    )
+    with torch.no_grad():
+        one, two = (model(replace(batch, packed=packed), Context(targets=batch.targets)) for packed in (False, True))
+    assert (
+        len(one.inputs.embeds) == 5
+        and len(two.inputs.embeds) < 4
+        and two.inputs.embeds.shape[1] == one.inputs.embeds.shape[1]
+    )
+    assert torch.equal(one.labels, two.labels)
+    torch.testing.assert_close(two.logits, one.logits, atol=1e-5, rtol=1e-5)
+    losses = [F.cross_entropy(each.logits, each.labels) for each in (one, two)]
+    assert float(losses[1]) == pytest.approx(float(losses[0]), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", grid.STOCK_POSITIONS)

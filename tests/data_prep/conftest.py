@@ -1,4 +1,4 @@
-"""Videos that several tests caption."""
+"""What the tests of commands that prepare data share."""
 
 from pathlib import Path
 
@@ -17,3 +17,13 @@ def videos(tmp_path: Path) -> Path:
     coloured(tmp_path / "videos" / ".hidden.mp4", ["red"])
     coloured(tmp_path / "videos" / ".trash" / "v.mp4", ["red"])
     return tmp_path / "videos"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where data sets and their media are; nothing is decoded, so that these may be empty."""
+    for name in ("a.mp4", "b.mp4", "c d.mov", "i.jpg", "j.png", "sub/e.mp4"):
+        file = tmp_path / "set" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    return tmp_path / "set"

@@ -179,6 +179,11 @@ def test_a_captioner_writes_what_it_writes_in_use_and_stage_2_learns_it(tmp_path
     out = tmp_path / "captions.jsonl"
     given = ["--teacher", "sample:langdc", "--captioner", "--segments", "4", "--out", str(out)]
     assert main([str(source.parent / "videos"), *given]) == 0
+    assert not any(record.questions for record in read_records(out))
+    assert main([str(source.parent / "videos"), *given, "--ask", "describe segment {number}"]) == 0  # nothing anew
+    for record in read_records(out):
+        said = [(f"describe segment {n}", s.caption) for n, s in enumerate(record.segments, 1) if s.caption]
+        assert [(question.question, question.answer) for question in record.questions] == said
     lm = VideoLM.from_pretrained("sample:langdc")
     for record in read_records(out):
         video = lm.open(out.parent / str(record.video))

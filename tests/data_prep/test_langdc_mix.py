@@ -43,20 +43,29 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_whole_mix_becomes_records_that_training_reads(root: Path, tmp_path: Path, capsys) -> None:
-    many = sample("b.mp4", "<video>\nwho ?", "a cat", "where ?\n<video>", "here")
-    put(root, "next_qa", [many], ["b.mp4"])
+    many = sample("b.mp4", "who ?\n<video>", "a cat", "where ?", "here")
+    two = {**sample("", "<video>\n<video>\nsame ?", "no"), "video": ["b.mp4", "c.mp4"]}
+    led = {"video": "b.mp4", "conversations": turns("", "a reply", "<video>\nwhy ?", "so")[1:]}
+    put(root, "next_qa", [many, two, led], ["b.mp4", "c.mp4"])
     out = tmp_path / "data" / "choice.jsonl"
     assert main(["choice", "--root", str(root), "--out", str(out)]) == 0
     records = check_media(out, read_records(out))
-    assert len(records) == 7
+    assert len(records) == 9
     by_id = {record.id: record for record in records}
-    assert [(q.kind, q.question, q.answer) for q in by_id["next_qa/0"].questions] == [
-        ("next_qa", "who ?", "a cat"),
-        ("next_qa", "where ?", "here"),
+    assert [(m.role, m.content) for m in by_id["next_qa/0"].messages] == [
+        ("user", "<video>\nwho ?"),
+        ("assistant", "a cat"),
+        ("user", "where ?"),
+        ("assistant", "here"),
     ]
-    assert by_id["k710/0"].questions[0].question == "what is it ?"
+    assert [Path(str(medium.video)).name for medium in by_id["next_qa/1"].media] == ["b.mp4", "c.mp4"]
+    assert by_id["next_qa/1"].questions[0].question == "<video>\n<video>\nsame ?"
+    asked = by_id["k710/0"].questions[0]
+    assert (asked.kind, asked.question, asked.answer) == ("k710", "what is it ?", "a ring")
+    assert by_id["next_qa/2"].questions[0].question == "why ?"
     printed = capsys.readouterr().out
     assert "train.targets=none" in printed and "CC BY-NC-SA 4.0" in printed
+    assert "next_qa: 1 samples begin with a reply" in printed
 
 
 def test_missing_and_malformed_samples_are_named_and_left_out(root: Path, tmp_path: Path, capsys) -> None:
@@ -69,14 +78,24 @@ def test_missing_and_malformed_samples_are_named_and_left_out(root: Path, tmp_pa
         sample("a.mp4", "why ?", " "),
         {"video": "a.mp4", "conversations": []},
         sample("a.mp4", "<video>", "nothing was asked"),
+        sample("a.mp4", "<video>\nwho ?", "a cat", "where ?\n<video>", "here"),
+        {"video": None, "conversations": turns("who ?", "a cat")},
+        {"video": 7, "conversations": turns("who ?", "a cat")},
+        {"video": "a.mp4", "conversations": [{"from": "human", "value": None}]},
+        sample("a" * 300, "who ?", "a cat"),
     ]
     put(root, "ssv2", items, ["a.mp4"])
     out = tmp_path / "choice.jsonl"
     assert main(["choice", "--root", str(root), "--out", str(out)]) == 1
     printed = capsys.readouterr().out
-    assert "ssv2: 1 files are missing" in printed and "gone.mp4" in printed
-    assert "ssv2: 6 samples are malformed" in printed and "and 1 more" in printed
-    for reason in ("sample 2: speakers are human, gpt, human", "sample 3: has no 'conversations'", "sample 5: answer"):
+    assert "ssv2: 2 files are missing" in printed and "gone.mp4" in printed
+    assert "ssv2: 10 samples are malformed" in printed and "and 5 more" in printed
+    for reason in (
+        "sample 2: its record has 1 mistake(s): the turns are user, assistant, user;",
+        "sample 3: it has no video or image, or no conversations",
+        "sample 4: it is a str",
+        "sample 5: a reply of the assistant is blank",
+    ):
         assert reason in printed
     assert [record.id for record in read_records(out) if record.id.startswith("ssv2")] == ["ssv2/0"]
 
@@ -91,6 +110,12 @@ def test_an_absent_set_stops_the_writing_unless_it_is_left_out(root: Path, tmp_p
     assert "Nothing is written without webvid_qa" in capsys.readouterr().err and not out.exists()
     assert main([*command, "--without", "webvid_qa", "--out", str(out)]) == 0
     assert len(read_records(out)) == 6
+
+
+def test_a_byte_order_mark_is_no_damage(root: Path) -> None:
+    file = root / SOURCES["k710"].annotations
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert main(["choice", "--root", str(root)]) == 0
 
 
 @pytest.mark.parametrize(("text", "says"), [('[{"vid', "is not valid JSON"), ('{"a": 1}', "holds a dict")])
@@ -151,8 +176,9 @@ def test_images_in_parquet_files_are_unpacked(tmp_path: Path) -> None:
     out = tmp_path / "out" / "stage2a.jsonl"
     assert main(["stage2a", "--root", str(tmp_path), "--out", str(out)]) == 0
     records = check_media(out, read_records(out))
-    assert [record.image for record in records] == ["recap558k/1.png", "recap558k/2.jpg"]
-    assert (tmp_path / "out/recap558k/2.jpg").read_bytes() == b"2"
+    assert [Path(str(record.image)).suffix for record in records] == [".png", ".jpg"]
+    assert [(out.parent / str(record.image)).read_bytes() for record in records] == [b"1", b"2"]
+    assert {Path(str(record.image)).parent.as_posix() for record in records} == {"recap558k"}
     assert [record.segments[0].caption for record in records] == ["a long caption", "another"]
     assert records[0].questions[0].question == "Describe the image."
 

@@ -171,8 +171,9 @@ def test_letters_in_sentences(text: str, letter: str | None) -> None:
         ("The answer is (A)... Actually, I was wrong. The answer is (B).", "B"), ("It has to be B", "B"),
         ("The answer is **not** A, it is **B**.", "B"), ("None of them; B is closest", "B"), ("must be B", "B"),
         ("which makes B the correct answer", "B"), ("A doesn't match. B does.", "B"), ("The option is B", "B"),
-        ("I thought A, then B, finally C", "C"), ("A is the wrong answer", None), ("The answer is neither A nor B", None),
-        ("A. ✗ B. ✓ C. ✗ D. ✗", "B"), ("A) a red car: No\nB) a blue car: Yes", "B"), ("排除A和C，选B", "B"), ("故选：B", "B"),
+        ("I thought A, then B, finally C", "C"), ("A is the wrong answer", None),
+        ("The answer is neither A nor B", None), ("A. ✗ B. ✓ C. ✗ D. ✗", "B"), ("故选：B", "B"),
+        ("A) a red car: No\nB) a blue car: Yes", "B"), ("排除A和C，选B", "B"),
         ("D: a man sits, since A and B are cars", "D"), ("(B", "B"), ("*Answer*: B", "B"), ("Answer:** B", "B"),
     ],
 )  # fmt: skip

@@ -143,8 +143,9 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spoiled)
     with pytest.raises(ValueError, match=r"The loss is nan at step 2.*learning_rate"):
-        train(answers(tmp_path / "x"))
+        train(answers(tmp_path / "x", log_steps=4))
     assert not (tmp_path / "x" / output.FINISHED).exists()
+    assert not output.checkpoints(tmp_path / "x" / output.RESUME), "none after the second step"
 
 
 def test_what_was_saved_is_read_back_and_by_a_fresh_process_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

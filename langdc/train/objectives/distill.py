@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from torch import Tensor, nn
 
 from langdc import distributed, jsonl
 from langdc.backbones.chat import conversation
 from langdc.compressors import compressors
 from langdc.interfaces import Objective
-from langdc.log import console, get_logger
+from langdc.log import get_logger, track
 from langdc.registry import check_choice
 from langdc.replies import reply
 from langdc.train.objectives import objectives
@@ -76,8 +75,7 @@ class Distill(Objective):
         asked = [(sample, text) for sample, text in pairs if (sample.record.id, text) not in known]
         logger.info("distill: the uncompressed model writes %d replies.", len(asked))
         own = asked[distributed.rank() :: distributed.world_size()]
-        quiet = not distributed.is_main_process()
-        for sample, text in track(own, "Writing replies", console=console, disable=quiet):
+        for sample, text in track(own, len(own), "Writing replies"):
             reply = self._reply(model, data.collate([sample])["batch"], len(sample.specs), text)
             line = {"id": sample.record.id, "question": text, "reply": reply}
             jsonl.append(directory / f"replies-{distributed.rank()}.jsonl", line)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from langdc import cli, jsonl
+from langdc.config import check
 from langdc.data.records import INSTRUCTION, QuestionRecord, Record, write_records
 from langdc.evaluate.command import report
 from langdc.evaluate.judge import Judge
@@ -86,7 +87,7 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path, settings: dict, mes
 
 
 def test_a_judge_that_is_needed_or_has_nothing_to_do_is_named(tmp_path: Path) -> None:
-    data, judge = str(_write(tmp_path, ANIMAL, STORY)), JudgeConfig(url="http://x/v1", model="m")
+    data, judge = str(_write(tmp_path, ANIMAL, STORY)), check(JudgeConfig, {"url": "http://x/v1", "model": "m"}, "test")
     with pytest.raises(ValueError, match="kind 'story' is scored by a judge, and the config has none"):
         Judge.of(None, build("records", data=data, metrics={"story": "judge"}), tmp_path)
     with pytest.raises(ValueError, match="options, which need no judge"):

@@ -1,0 +1,110 @@
+"""Config files as trees of settings: found by name, laid over each other, with dotted overrides."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHAIN = "chain.yaml"
+"""The file of a recipe's folder that lists its runs."""
+_INSTALLED = Path(__file__).with_name("configs")
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
+"""The configs that ship: inside the installed package, or in the repository."""
+
+
+def find_config(name: str | Path, beside: Path | None = None) -> Path:
+    """The file of that name: beside another file, at that path, or among the configs that ship.
+
+    ".yaml" may be left out. Of a folder, its chain.yaml. ValueError lists where it was looked for.
+    """
+    for place in filter(None, (beside, Path(), SHIPPED)):
+        for path in (place / name, place / f"{name}.yaml", place / name / CHAIN):
+            if path.is_file():
+                return path
+    near = difflib.get_close_matches(str(name), _shipped_configs(), n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else f" {SHIPPED} has those that ship, such as sample/langdc/stage1."
+    raise ValueError(f"There is no file {name}.{hint}")
+
+
+def _shipped_configs() -> list[str]:
+    """Names of the config files that ship, and of folders with a chain of runs."""
+    files = [path.relative_to(SHIPPED) for path in sorted(SHIPPED.rglob("*.yaml"))]
+    return [str(path.parent if path.name == CHAIN else path.with_suffix("")) for path in files]
+
+
+def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict:
+    """The settings of a file, as `load` checks them."""
+    tree = _read(find_config(path))
+    for override in overrides:
+        _set(tree, override)
+    return _with_files(tree, None)
+
+
+def _with_files(tree: dict, beside: Path | None) -> dict:
+    """The settings with the path of the DeepSpeed file that they name."""
+    given = tree.get("deepspeed")
+    return {**tree, "deepspeed": str(find_config(given, beside))} if isinstance(given, str) else tree
+
+
+def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
+    if path.resolve() in readers:
+        raise ValueError(f"{path} extends itself, by way of {readers[-1]}.")
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a {type(tree).__name__}; a config file is a mapping of keys to values.")
+    tree = _with_files(tree, path.parent)
+    if "extends" not in tree:
+        return tree
+    if not isinstance(base := tree.pop("extends"), str):
+        raise ValueError(f"{path}: extends: {base!r} is not the name of one config file.")
+    below = _read(find_config(base, path.parent), (*readers, path.resolve()))
+    return _lay_over(below, tree)
+
+
+def _lay_over(below: dict, above: dict) -> dict:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        # another member of a zoo takes other settings, so nothing of the old one may stay
+        other = both and "name" in value and value["name"] != below[key].get("name")
+        merged[key] = _lay_over(below[key], value) if both and not other else value
+    return merged
+
+
+def _set(tree: dict, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"Override {override!r} is not of the form dotted.key=value.")
+    *parents, last = key.split(".")
+    node: Any = tree
+    for number, parent in enumerate(parents, 1):
+        path = ".".join(parents[:number])
+        step = _index(node, parent, path)
+        if isinstance(node, dict) and node.get(step) is None:
+            node[step] = {}
+        if isinstance(node, dict) and not isinstance(node[step], dict | list):
+            raise ValueError(f"Override path {path!r} goes through the value {node[step]!r}, which has no keys.")
+        node = node[step]
+    try:
+        node[_index(node, last, key)] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"Override {override!r}: the value is not valid YAML ({error}).") from None
+
+
+def _index(node: dict | list, key: str, path: str) -> str | int:
+    """A key of a mapping, or the number of a list item, which is named by number or by its `name`."""
+    if isinstance(node, dict):
+        return key
+    names = [item.get("name") for item in node if isinstance(item, dict)]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(node):
+        return int(key)
+    raise ValueError(
+        f"Override path {path!r}: the list has no item {key!r}; items 0 to {len(node) - 1}, names {names}."
+    )
