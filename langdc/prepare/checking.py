@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader
 
-from langdc import jsonl
+from langdc import __version__, jsonl
 from langdc.config import RunConfig, check, load
 from langdc.data.records import LETTERS, SHOWN_LETTERS, Medium, Record, listed, read_records
 from langdc.hashing import file_hash, json_hash
@@ -202,7 +202,7 @@ def _probe(
     for (path, fps), bounds in clips.items():
         status = path.stat()
         job = Job(str(path), fps, tuple(bounds), status.st_size, status.st_mtime_ns)
-        jobs[json_hash(job)] = job
+        jobs[json_hash([__version__, job])] = job
     kept = folder / "media.jsonl"
     known = {line["key"]: line for line in jsonl.read(kept) if line["key"] in jobs}
     names = {job: key for key, job in jobs.items() if key not in known}

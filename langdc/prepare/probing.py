@@ -44,7 +44,7 @@ class Job(NamedTuple):
     changed: int
 
 
-def probe(job: Job) -> dict[str, Any]:
+def _probe(job: Job) -> dict[str, Any]:
     """{"hash" of the content, "shape": [height, width, seconds], "faults": [[number of the clip or None, kind, reason,
     whether it is fatal]]}.
     """
@@ -121,7 +121,7 @@ def _parts(path: Path, head: bytes) -> tuple[int, float]:
 
 
 def probed(jobs: Iterable[Job], processes: int, seconds: float) -> Iterator[tuple[Job, dict[str, Any], bool]]:
-    """Jobs with what `probe` found, in the order in which they are done, and whether the child lived.
+    """Jobs with what was found (`_probe`), in the order in which they are done, and whether the child lived.
 
     A child that takes longer than `seconds`, or crashes, is replaced.
     """
@@ -159,6 +159,10 @@ def _child(context: Any, seconds: float) -> tuple[Connection, Any]:
     child = context.Process(target=_serve, args=(there, seconds), daemon=True)
     child.start()
     there.close()
+    try:
+        here.recv()  # that it has begun; what goes wrong before is no file's fault
+    except EOFError:
+        raise OSError("A process that looks into media could not be started; see above for the reason.") from None
     return here, child
 
 
@@ -169,10 +173,11 @@ def _serve(connection: Connection, seconds: float) -> None:
     torch.set_num_threads(1)
     av.logging.set_level(av.logging.ERROR)
     with suppress(EOFError, OSError):
+        connection.send("begun")
         while True:
             job = connection.recv()
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            found = probe(job)
+            found = _probe(job)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(found)
 

@@ -23,6 +23,7 @@ from langdc import jsonl
 from langdc.cli import main as langdc
 from langdc.config import RunConfig, load
 from langdc.prepare.probing import Job, probed
+from langdc.train.quarantine import read_kept
 from langdc.train.run import train
 from langdc.video import write_video
 from tests import tiny
@@ -330,7 +331,7 @@ def test_a_killed_check_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_training_refuses_what_was_found_and_learns_the_rest(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = good(tmp_path, segments=[{"caption": "a ring"}] * 4)
     (tmp_path / "v1.mp4").write_bytes(b"no film")
@@ -354,3 +355,26 @@ def test_training_refuses_what_was_found_and_learns_the_rest(
         train(load(RunConfig, config, [f"train.quarantine={quarantine}"]))
     with pytest.raises(ValueError, match="there is no file"):
         train(load(RunConfig, config, ["train.quarantine=nowhere.jsonl"]))
+    quarantine.rename(tmp_path / "data.check/elsewhere.jsonl")
+    with pytest.raises(ValueError, match=r"has 1 bad line.s.:\n  line 5: not valid JSON"):
+        train(load(RunConfig, config))
+
+
+def test_a_list_older_than_the_data_counts_for_nothing(tmp_path: Path) -> None:
+    data = good(tmp_path, 2)
+    (tmp_path / "v1.mp4").write_bytes(b"no film")
+    assert main([str(data)]) == 1
+    settings = load(RunConfig, run_file(tmp_path, data)).train
+    with pytest.raises(ValueError, match=r"has 1 record.s. that `langdc data check` refuses"):
+        read_kept(data, settings)
+    listed = (tmp_path / "data.check/quarantine.jsonl").stat().st_mtime
+    os.utime(data, (listed + 1, listed + 1))
+    assert len(read_kept(data, settings)) == 2
+
+
+def test_a_process_that_cannot_be_started_is_no_fault_of_a_file(tmp_path: Path) -> None:
+    code = f"from langdc.prepare.checking import main; main(['{good(tmp_path, 1)}'])"  # standard input has no file
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-"], input=code, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "could not be started" in done.stderr
+    assert not (tmp_path / "data.check/faults.jsonl").exists()
