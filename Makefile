@@ -8,12 +8,14 @@ LMMS := .venv-lmms
 LMMS_READY := $(LMMS)/.installed
 QLORA := .venv-qlora
 QLORA_READY := $(QLORA)/.installed
+RAY := .venv-ray
+RAY_READY := $(RAY)/.installed
 OLDEST := .venv-oldest
 OLDEST_READY := $(OLDEST)/.installed
 FAST := -n auto --dist worksteal -m "not slow and not gpu"
 
 # Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
-test test-oldest test-slow test-lmms-eval test-qlora: export OMP_NUM_THREADS ?= 1
+test test-oldest test-slow test-lmms-eval test-qlora test-ray: export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # On a CPU a step asks for the same memory again and again: glibc keeps it, and threads that wait leave the core alone.
 export MALLOC_MMAP_MAX_ ?= 0
@@ -21,7 +23,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 quickstart sample-full sweep: export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora gpu check format clean
+.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora test-ray gpu check format clean
 
 help: ## show this list
 	@echo "Usage: make TARGET    (the first one that needs packages installs them into $(VENV))"
@@ -53,6 +55,9 @@ test-lmms-eval: $(LMMS_READY) ## run the tests with lmms-eval, in an environment
 
 test-qlora: $(QLORA_READY) ## train adapters on 4-bit weights, with bitsandbytes in an environment of its own, .venv-qlora
 	$(QLORA)/bin/python -m pytest tests/train/test_quantized.py
+
+test-ray: $(RAY_READY) ## write captions on a local Ray cluster of two workers, in an environment of its own, .venv-ray
+	$(RAY)/bin/python -m pytest tests/data_prep/test_caption_ray.py
 
 # On a machine without network: make gpu RUN=python3, with the packages that are there.
 gpu: $(if $(filter command,$(origin RUN)),,$(READY)) ## check and measure on this machine's GPU, in 8 minutes: ONLY=ask,train BUDGET=480 OUT=runs/gpu
@@ -109,4 +114,11 @@ $(QLORA_READY): $(READY) constraints/test.txt
 	@echo "About 45 MB will be downloaded and 150 MB written to $(QLORA), which stands on $(VENV)."
 	$(call stand_on,$(QLORA))
 	$(QLORA)/bin/python -m pip install --disable-pip-version-check -c constraints/test.txt -e ".[qlora]"
+	@touch $@
+
+# Ray is large, and only many machines need it.
+$(RAY_READY): $(READY) constraints/test.txt
+	@echo "About 80 MB will be downloaded and 300 MB written to $(RAY), which stands on $(VENV)."
+	$(call stand_on,$(RAY))
+	$(RAY)/bin/python -m pip install --disable-pip-version-check -c constraints/test.txt -e ".[ray]"
 	@touch $@

@@ -162,6 +162,8 @@ class TrainConfig(Settings):
     """Make steps of samples with about the same number of tokens, so that less is padded."""
     packing: bool = False
     """Put several samples of a batch into one row of the language model, as far as the longest one leaves room."""
+    quarantine: Path | None = None
+    """Records to leave out, as `langdc data check` lists them."""
     kinds: list[str] | None = None
     """Only records (or questions) of these kinds; all when null."""
     steps: int | None = Field(None, gt=0)

@@ -10,9 +10,10 @@ import importlib.util
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +39,12 @@ DECODERS = ("pyav", "decord", "torchcodec")
 ROUNDING_SECONDS = 1e-3  # annotated bounds have three decimals
 MAX_THREADS = 8  # that decode one file; each holds full-size frames
 PACKETS_PER_THREAD = 16  # fewer are decoded before a thread pays
+LEVELS = 2  # of 255, that colours of decoders may differ by
 GAP = 8  # packets that are rather decoded than jumped over
 INDEXED_FRAMES = 4_000_000  # of all files whose indices are kept, about 20 bytes each
+# These fill what damage leaves out from other frames; the rest leave what was in memory before.
+EXPLODE = {"err_detect": "explode"}  # damage is an error
+CONCEALING = re.compile("h26[134]|mpeg[124]|msmpeg4|wmv|vc1|flv|rv")
 
 _TO_RGB: dict[str, Any] = {"format": "rgb24", "dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.JPEG}
 if int(av.__version__.partition(".")[0]) >= 17:
@@ -47,11 +52,12 @@ if int(av.__version__.partition(".")[0]) >= 17:
 
 
 class _Key(NamedTuple):
-    """A packet that decoding may start at: its time stamps, and its place among the file's packets."""
+    """A packet that decoding may start at: its time stamps, its place among the packets, its first byte in the file."""
 
     pts: int
     dts: int | None
     place: int
+    byte: int | None
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,19 @@ class Index:
     pts: np.ndarray
     unit: Fraction
     rate: Fraction
-    """Frames per second as the file says, for files of one frame."""
+    """Frames per second as the file says, for what its time stamps do not tell."""
     last: int = 0
     """How long the last frame is shown, in units; 0 where the file does not say."""
     places: np.ndarray | None = None
     """The place of each frame's packet."""
     keys: tuple[_Key, ...] = ()
     """Ascending; without any, frames are counted from the start of the file."""
+    leading: bool = False
+    """Whether frames of H.264 are shown before the key frame that they follow in the file."""
+    one_thread: bool = False
+    """Whether frames may need others that are missing, which several threads replace in other ways than one."""
+    clean: bool = False
+    """Whether the whole file was decoded and has no damage."""
     only_pyav: str | None = None
     """Why another decoder would give wrong pixels without saying so, if it would."""
 
@@ -86,8 +98,9 @@ class Index:
 
     @property
     def last_seconds(self) -> float:
-        """How long the last frame is shown."""
-        return float(self.last * self.unit) or 1 / self.fps
+        """How long the last frame is shown; where the file does not say, as long as half of the others at least."""
+        between = float(np.median(np.diff(self.pts)) * self.unit) if len(self.pts) > 2 else float(1 / self.rate)
+        return float(self.last * self.unit) or between
 
     @property
     def seconds(self) -> float:
@@ -178,52 +191,111 @@ def _container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
             raise ValueError(f"{path}: holds no video (only: {kinds}). Give a file with pictures.")
+        if stream.codec_context is None:  # pyright: ignore[reportUnnecessaryComparison]
+            raise ValueError(f"{path}: holds a video of an unknown codec (to PyAV {av.__version__}). Convert it.")
         yield container, stream
+
+
+def _demuxed(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    with suppress(IndexError):  # PyAV trips at the end of a file over streams that began late
+        yield from container.demux(stream)
+
+
+def _in_order(path: Path, clean: bool) -> Iterator[VideoFrame]:
+    """All frames of a file, as a decoder gives them from its start. `clean`: there is no damage, or an FFmpegError.
+    Otherwise it is concealed, in one thread, since it looks different in several; what cannot be read before the first
+    frame is left out, since recordings may begin with frames that need others.
+    """
+    first, trouble = True, None
+    with _container(path) as (container, stream):
+        if clean or not CONCEALING.match(stream.codec_context.codec.canonical_name):
+            stream.codec_context.options = EXPLODE
+        _set_threads(stream, MAX_THREADS * PACKETS_PER_THREAD if clean else 0)
+        for packet in _demuxed(container, stream):
+            try:
+                for frame in stream.decode(packet):
+                    if clean and frame.is_corrupt:
+                        raise InvalidDataError(0, "a damaged frame")
+                    first = False
+                    yield frame
+            except FFmpegError as error:
+                trouble = error
+                if clean or not first:
+                    raise
+    if first and trouble:
+        raise trouble
 
 
 def _walked(path: Path, container: InputContainer, stream: VideoStream) -> Index:
     """The index, from the file's packets where they tell it; else by decoding the file once."""
-    packets = [(p.pts, p.dts, p.is_keyframe, p.is_discard, p.duration or 0) for p in container.demux(stream) if p.size]
+    packets = [
+        (p.pts, p.dts, p.is_keyframe, p.is_discard, p.duration or 0, p.pos, p.is_corrupt)
+        for p in _demuxed(container, stream)
+        if p.size
+    ]
+    while packets and packets[-1][-1]:  # where the file was cut off
+        packets.pop()
     if not packets:
         raise ValueError(f"{path}: holds zero frames. Fetch or make it again.")
-    rate, first = Fraction(stream.average_rate or 1), packets[0][0]
-    read = [dts for _, dts, *_ in packets if dts is not None]
+    rate = Fraction(stream.guessed_rate or stream.average_rate or 1)
+    stamps = np.array([p[0] for p in packets if p[0] is not None], dtype=np.int64)
+    read = [p[1] for p in packets if p[1] is not None]
     # what a cut marks as not to be shown is decoded, since other frames may need it
     shown = sorted((p[0], place) for place, p in enumerate(packets) if not p[3] and p[0] is not None)
     pts = np.array([stamp for stamp, _ in shown], dtype=np.int64)
     if (
         not shown
-        or any(stamp is None for stamp, *_ in packets)
+        or len(stamps) < len(packets)
+        or any(p[-1] for p in packets)  # parts of the file are missing
         or (np.diff(pts) <= 0).any()
         or read != sorted(read)
         or not packets[0][2]  # it does not begin with a key frame
-        or pts[0] < first
-        or (container.format.name == "avi" and stream.codec_context.has_b_frames)  # its times are guesses
+        or pts[0] < stamps[0]
     ):
-        return _counted(path, rate)
+        return _counted(path, rate, damaged=any(p[-1] for p in packets))
+    if stream.codec_context.has_b_frames and (np.diff(stamps) > 0).all() and not all(p[2] for p in packets):
+        counted = _counted(path, rate, damaged=False)  # time stamps that do not know of frames stored out of order
+        if not np.array_equal(counted.pts, pts):
+            return counted
     assert stream.time_base is not None, "a stream with packets has a time base"
     places = np.array([place for _, place in shown], dtype=np.int32)
-    keys = sorted(_Key(p[0], p[1], place) for place, p in enumerate(packets) if p[2] and p[0] is not None)
-    last, trouble = packets[shown[-1][1]][-1], _only_pyav(container, stream, packets)
-    return Index(pts, stream.time_base, rate, last, places, tuple(keys), trouble)
+    keys = sorted(_Key(int(stamps[place]), p[1], place, p[5]) for place, p in enumerate(packets) if p[2])
+    leading = bool((stamps < np.maximum.accumulate(np.where([p[2] for p in packets], stamps, stamps[0]))).any())
+    last, trouble = packets[shown[-1][1]][4], _only_pyav(container, stream, leading)
+    leading &= stream.codec_context.codec.canonical_name == "h264"
+    lost = container.format.name == "mpegts" and len({two - one for one, two in pairwise(read)}) > 1
+    return Index(pts, stream.time_base, rate, last, places, tuple(keys), leading, leading or lost, only_pyav=trouble)
 
 
-def _counted(path: Path, rate: Fraction) -> Index:
+def _counted(path: Path, rate: Fraction, damaged: bool) -> Index:
     """The index of a file whose packets do not tell what is shown when: recordings that begin inside a group, raw
-    streams, joined files. Times are those of its frames, or by its rate where these do not ascend.
+    streams, joined files. Its times are those of the frames, or of the packets that complete them (AVI), whichever go
+    back less often. Where these are missing or go back, frames follow each other at the file's rate.
     """
-    with _container(path) as (container, stream):
-        _set_threads(stream, MAX_THREADS * PACKETS_PER_THREAD)
-        pts = [frame.pts for frame in container.decode(stream)]
-        if not pts:
-            raise ValueError(f"{path}: holds zero frames. Fetch or make it again.")
-        reason, unit = "frames that have to be counted", stream.time_base
-    if unit is None or None in pts or any(two <= one for one, two in pairwise(pts)):  # pyright: ignore[reportOperatorIssue]
-        return Index(np.arange(len(pts)), 1 / rate, rate, only_pyav=reason)
-    return Index(np.array(pts, dtype=np.int64), unit, rate, only_pyav=reason)
+    frames: list[tuple[Any, ...]] = []
+    for clean in (False,) if damaged else (True, False):
+        with suppress(FFmpegError) if clean else nullcontext():
+            frames = [(frame.pts, frame.dts, frame.time_base) for frame in _in_order(path, clean)]
+            break
+    if not frames:
+        raise ValueError(f"{path}: holds zero frames. Fetch or make it again.")
+    columns, unit = [[frame[n] for frame in frames] for n in (0, 1)], frames[0][2]
+    backwards = [sum(two <= one for one, two in pairwise(s for s in column if s is not None)) for column in columns]
+    stamps, reason = columns[backwards[1] < backwards[0]], "frames that have to be counted"
+    known = next(((number, stamp) for number, stamp in enumerate(stamps) if stamp is not None), None)
+    if known is None or unit is None:
+        return Index(np.arange(len(frames)), 1 / rate, rate, clean=clean, only_pyav=reason)
+    step = max(1, round(1 / (rate * unit)))
+    times, shift = [known[1] - (known[0] + 1) * step], 0
+    for stamp in stamps:
+        time = times[-1] + step if stamp is None else stamp + shift
+        if time <= times[-1]:
+            shift, time = shift + times[-1] + step - time, times[-1] + step
+        times.append(time)
+    return Index(np.array(times[1:], dtype=np.int64), unit, rate, step, clean=clean, only_pyav=reason)
 
 
-def _only_pyav(container: InputContainer, stream: VideoStream, packets: Sequence[tuple]) -> str | None:
+def _only_pyav(container: InputContainer, stream: VideoStream, leading: bool) -> str | None:
     """All these cases were seen: wrong frames after a jump, and colours off by 27 levels."""
     codec, pixel_format = stream.codec_context.codec.canonical_name, stream.codec_context.pix_fmt or ""
     if not re.search("mp4|matroska", container.format.name):
@@ -232,12 +304,7 @@ def _only_pyav(container: InputContainer, stream: VideoStream, packets: Sequence
         return f"frames after a jump in {codec}"
     if re.search(r"p\d+(le|be)$", pixel_format):
         return f"colours of more than 8 bits ({pixel_format})"
-    last_key = packets[0][0]
-    for pts, _, is_key, *_ in packets:
-        if pts < last_key:
-            return "frames that are shown before the key frame they follow"
-        last_key = pts if is_key else last_key
-    return None
+    return "frames that are shown before the key frame they follow" if leading else None
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -276,12 +343,18 @@ def _by_jumps(video: Video, wanted: Sequence[int]) -> Iterator[VideoFrame]:
         else:
             runs.append((key, [pts]))
             places.append(place)
-    _set_threads(stream, max((last - key.place for (key, _), last in zip(runs, places, strict=True)), default=0))
+    longest = max((last - key.place for (key, _), last in zip(runs, places, strict=True)), default=0)
+    # what is concealed depends on what was decoded before; frames without those that they need count as damaged, too
+    if not index.leading:
+        stream.codec_context.options = EXPLODE
+    _set_threads(stream, 0 if index.one_thread else longest)
     try:
         for key, due in runs:
             for frame in _run(video, key, set(due)):
-                if frame.pts == key.pts and key.place and not frame.key_frame:
-                    return  # the file calls a frame a key frame that is none
+                if frame.pts is not None and frame.pts < key.pts:
+                    continue  # it needs frames before the key frame
+                if frame.is_corrupt or (frame.pts == key.pts and key.place and not frame.key_frame):
+                    return  # damaged, or no key frame although the file says so
                 if due and frame.pts == due[0]:
                     yield frame
                     del due[0]
@@ -293,12 +366,7 @@ def _by_jumps(video: Video, wanted: Sequence[int]) -> Iterator[VideoFrame]:
 
 def _run(video: Video, key: _Key, due: set[int]) -> Iterator[VideoFrame]:
     """Decode from a key frame until the packets of the frames that are `due` were read."""
-    context = video.stream.codec_context
-    disposable = context.codec.canonical_name == "h264"  # others do not promise that frames stay the same
     for packet in _packets(video, key):
-        wanted = packet.pts in due
-        # of frames that are neither wanted nor referred to, nothing is decoded
-        context.skip_frame = "DEFAULT" if wanted or not disposable else "NONREF"
         due.discard(packet.pts)
         yield from video.stream.decode(packet)
         if not due:
@@ -310,9 +378,9 @@ def _packets(video: Video, key: _Key) -> Iterator[Packet]:
     """Packets from a key frame on; none if it is not found."""
     for seconds in (0, 1, 10):  # some formats jump to what is decoded at a time, which comes after the key frame
         video.container.seek(key.pts - round(seconds / video.index.unit), stream=video.stream)
-        packets = video.container.demux(video.stream)
+        packets = _demuxed(video.container, video.stream)
         for packet in packets:
-            if packet.pts == key.pts and packet.is_keyframe:
+            if (packet.pts, packet.pos) == (key.pts, key.byte) and packet.is_keyframe:
                 yield packet
                 yield from (following for following in packets if following.size)
                 return
@@ -324,27 +392,29 @@ def _from_start(video: Video, wanted: Sequence[int]) -> Iterator[VideoFrame]:
     """Decode the whole file up to the last frame."""
     index, due = video.index, iter(wanted)
     number = next(due, None)
-    with _container(video.path) as (container, stream):
-        _set_threads(stream, MAX_THREADS * PACKETS_PER_THREAD)
-        for count, frame in enumerate(container.decode(stream)):
-            if number is None:
-                return
-            if count == number if index.places is None else frame.pts == index.pts[number]:
-                yield frame
-                number = next(due, None)
+    for count, frame in enumerate(_in_order(video.path, index.clean)):
+        if number is None:
+            return
+        if count == number if index.places is None else frame.pts == index.pts[number]:
+            yield frame
+            number = next(due, None)
 
 
 def _set_threads(stream: VideoStream, packets: int) -> None:
     """Choose how many threads decode a run of packets: one for a short run, at most this process's share."""
-    stream.thread_type = "FRAME"
-    stream.codec_context.thread_count = max(1, min(torch.get_num_threads(), MAX_THREADS, packets // PACKETS_PER_THREAD))
+    if not stream.codec_context.is_open:
+        threads = min(torch.get_num_threads(), MAX_THREADS, packets // PACKETS_PER_THREAD)
+        stream.thread_type, stream.codec_context.thread_count = "FRAME", max(1, threads)
 
 
 def _checked(name: str) -> Decoder:
-    """Another decoder, whose number of frames and their times must be those of the index."""
+    """Another decoder. PyAV reads a file of which it sees another number of frames, gives one of another time than that
+    of the index, or gives other pixels for the first or the last wanted frame: decord's times are not those of its
+    pictures, and pictures of both are wrong where key frames are marked wrongly.
+    """
 
     def decode(video: Video, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-        times, errors = video.index.times, (RuntimeError, IndexError)
+        times, done, errors = video.index.times, 0, (RuntimeError, IndexError)
         if name == "decord":
             errors = (*errors, importlib.import_module("decord").DECORDError)
         try:
@@ -353,16 +423,27 @@ def _checked(name: str) -> Decoder:
             count, read = (_decord if name == "decord" else _torchcodec)(video)
             if count != len(times):
                 raise RuntimeError(f"it sees {count} frames, the file holds {len(times)}")
+            ends = sorted({wanted[0], wanted[-1]})
+            expected = dict(zip(ends, _from_pyav(video, ends), strict=True))
             for number in wanted:
                 image, seconds = read(number)
                 if abs(seconds - times[number]) > ROUNDING_SECONDS:
                     raise RuntimeError(f"it gives the frame at {seconds:.3f} s for the one at {times[number]:.3f} s")
+                other = expected.get(number, image)
+                if other.shape != image.shape or np.abs(np.subtract(other, image, dtype=np.int16)).max() > LEVELS:
+                    raise RuntimeError(f"it gives another picture at {seconds:.3f} s")
                 yield image
+                done += 1
         except errors as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f'{video.path}: {name} cannot read it ({reason}). Try decoder="pyav".') from error
+            _warn(f"{video.path}: read by PyAV in place of {name}: {str(error).strip().splitlines()[0]}.")
+            yield from _from_pyav(video, wanted[done:])
 
     return decode
+
+
+@cache
+def _warn(text: str) -> None:
+    log.warning(text)
 
 
 def _decord(video: Video) -> tuple[int, _Read]:

@@ -55,6 +55,7 @@ def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **set
     if torch.get_default_device().type == "meta":
         config = settings.pop("config", None) or AutoConfig.from_pretrained(folder)
         make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+        settings["dtype"] = None if settings.get("dtype") == "auto" else settings.get("dtype")
         return make(config, **settings)
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what is missing is raised below; what is left over is left on purpose

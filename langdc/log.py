@@ -2,14 +2,22 @@
 
 import logging
 import sys
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from langdc.distributed import is_main_process
 
+Item = TypeVar("Item")
+
 console = Console(stderr=True)
+LINE_SECONDS = 30.0
+"""Seconds between two lines about progress where there is no terminal."""
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -26,3 +34,23 @@ def get_logger(name: str) -> logging.Logger:
 def screen(**options: Any) -> Console:
     """A console for standard output that shows text as it is: brackets are no markup and colons no emoji."""
     return Console(**{"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, **options})
+
+
+def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """The items; in the main process with a progress bar or, without a terminal, a line every LINE_SECONDS."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = is_main_process() and total > 0 and console.is_terminal
+    started = last = time.monotonic()
+    with Progress(*columns, console=console, disable=not shown) as bar:
+        for done, item in enumerate(bar.track(items, total, description=what), 1):
+            yield item
+            if not shown and (now := time.monotonic()) - last >= LINE_SECONDS:
+                last = now
+                taken = pace(done, total - done, now - started)
+                get_logger(__name__).info("%s: %d of %d, %s", what, done, total, taken)
+
+
+def pace(done: int, left: int, seconds: float) -> str:
+    """What was done in so many seconds, and what is left, as "3.2 a second, 0:12:30 left"."""
+    rate = done / max(seconds, 1e-9)
+    return f"{rate:.3g} a second, {timedelta(seconds=round(left / rate)) if rate else 'unknown time'} left"

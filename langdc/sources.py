@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
@@ -59,7 +60,7 @@ def resolve(source: Source, weights: bool = False) -> Path | Architecture:
 
     A source is a folder, "sample:NAME" (`PREFIXES`), a Hugging Face id, or {config: ..., init: random}. An id is looked
     up in the local cache, then fetched if the network allows. ValueError if it is not there, or if a file in the folder
-    is damaged; with `weights` also if the folder holds no safetensors.
+    is damaged; with `weights` also if the folder holds no safetensors, unless torch's default device is "meta".
     """
     if isinstance(source, dict):
         return check(Architecture, source, "a model source")
@@ -70,7 +71,7 @@ def resolve(source: Source, weights: bool = False) -> Path | Architecture:
     else:
         found = Path(source) if Path(source).is_dir() else _of_hub(source)
     if isinstance(found, Path):
-        check_files(found, weights)
+        check_files(found, weights and torch.get_default_device().type != "meta")
     return found
 
 

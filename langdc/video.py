@@ -80,6 +80,51 @@ def probe(path: str | Path, fps: float | None = None) -> _VideoInfo:
         return _VideoInfo(len(video.index.pts), video.index.fps, video.index.seconds, height, width)
 
 
+def try_clips(
+    path: str | Path, clips: Sequence[tuple[float | None, float | None]], fps: float | None = None
+) -> tuple[_VideoInfo, float | None, list[str]]:
+    """What a file or folder of frames holds, the seconds that its header promises, and why each clip cannot be read
+    ("" if it can): its first, middle and last frame are decoded. ValueError if the file cannot be read at all.
+    """
+    with _opened(_existing(path, fps), fps) as video:
+        troubles, wanted = [""] * len(clips), set()
+        for number, (start, end) in enumerate(clips):
+            try:
+                clip = _clip(video.path, video.index, video.index.times, start, end)
+                wanted |= {clip[0], clip[len(clip) // 2], clip[-1]}
+            except ValueError as error:
+                troubles[number] = str(error)
+        stream, seconds, promised = video.stream, video.index.seconds, None
+        if stream is None:
+            seconds *= video.path.is_dir()
+        elif "mpeg" in video.container.format.name:
+            pass  # these have no such header
+        elif stream.duration:
+            promised = float(stream.duration * stream.time_base)
+        elif len(video.container.streams) == 1 and video.container.duration:
+            promised = video.container.duration / av.time_base
+        try:
+            images = [image.shape for image in _decoder("pyav", video.path)(video, sorted(wanted))]
+        except ValueError:
+            if len(clips) == 1:
+                raise
+            images = []
+        if len(set(images)) > 1:
+            troubles = [trouble or "the size of its pictures changes" for trouble in troubles]
+        height, width = images[0][:2] if images else (0, 0)
+        info = _VideoInfo(len(video.index.pts), video.index.fps if seconds else 0.0, seconds, height, width)
+    if wanted and not images:  # which clips are damaged
+        troubles = [trouble or _trouble(path, clip, fps) for trouble, clip in zip(troubles, clips, strict=True)]
+    return info, promised, troubles
+
+
+def _trouble(path: str | Path, clip: tuple[float | None, float | None], fps: float | None) -> str:
+    try:
+        return try_clips(path, [clip], fps)[2][0]
+    except ValueError as error:
+        return str(error)
+
+
 def read_frames(
     path: str | Path,
     *,

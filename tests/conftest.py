@@ -5,7 +5,9 @@ import gc
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from langdc.sample.render import draw_video  # noqa: E402
 from langdc.sample.scenes import FPS  # noqa: E402
 from langdc.sample.scenes import sample_video as sample_scenes  # noqa: E402
 from langdc.video import write_video  # noqa: E402
+from tests.endpoint import Endpoint  # noqa: E402
 
 torch.set_num_threads(1)
 # What is tested heeds this and opens no thread pool; a process forked beside one waits for ever at its first product.
@@ -49,3 +52,20 @@ def sample_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sample") / "video.mp4"
     write_video(path, draw_video(sample_scenes(rng), rng), FPS)
     return path
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint]]:
+    """Starts local servers that speak the protocol of OpenAI-compatible endpoints, and ends them."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    started = []
+
+    def start(reply: Any) -> Endpoint:
+        started.append(Endpoint(reply if callable(reply) else lambda number, body: reply))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.server.shutdown()
+        one.server.server_close()

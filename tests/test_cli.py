@@ -17,6 +17,9 @@ from langdc.cli import COMMANDS, main
 ROOT = Path(__file__).resolve().parent.parent
 DOORS = {
     "data_prep/sample.py": "data sample",
+    "data_prep/caption.py": "data caption",
+    "data_prep/check.py": "data check",
+    "data_prep/preview.py": "data preview",
     "data_prep/features.py": "data features",
     "data_prep/langdc_mix.py": "data mix",
     "data_prep/benchmarks.py": "data benchmark",

@@ -52,6 +52,7 @@ ROWS = (
         "langdc.configfiles",
         "langdc.devices",
         "langdc.distributed",
+        "langdc.endpoint",
         "langdc.hashing",
         "langdc.interfaces",
         "langdc.jsonl",

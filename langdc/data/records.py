@@ -15,7 +15,7 @@ any they stand before the first question. Every reading error names file and lin
 import re
 import string
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -200,16 +200,17 @@ class Record(Medium):
         return Path(root) / self.file if self.file else None
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """Read all records of a JSON-lines file (blank lines are skipped).
+def read_records(path: str | Path, without: Container[int | None] = ()) -> list[Record]:
+    """Read all records of a JSON-lines file (blank lines are skipped), but for those on the lines `without`.
 
     Raises ValueError if the file is missing or holds none, and one that lists the bad lines by number and reason:
     invalid JSON, a wrong value, an unknown key (with the nearest known one), an id given twice.
     """
     records, mistakes = read_readable(path)
+    mistakes = {number: reason for number, reason in mistakes.items() if number not in without}
     if mistakes:
         raise _bad_lines(Path(path), mistakes)
-    return records
+    return [record for record in records if record.line not in without]
 
 
 def read_readable(path: str | Path) -> tuple[list[Record], dict[int, str]]:

@@ -72,6 +72,8 @@ def _outcome(folder: EvalFolder, judge: Judge | None) -> int:
     waiting = judge.unjudged(folder) if judge is not None else 0
     if waiting:
         print(f"{waiting} answers are not judged yet. They stay; the same command asks again.", file=sys.stderr)
+    if (handed := folder.directory / "submission").is_dir():
+        print(f"Some questions have no answer and are not scored; the replies to hand in are in {handed}.")
     print(f"All entries are in {folder.directory}. Tables and a page: langdc report {folder.directory}")
     return 1 if failed or waiting else 0
 

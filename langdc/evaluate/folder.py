@@ -8,11 +8,12 @@ with a key counts. A process appends to its own file only; readers read all file
 
 import glob
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import FileLock, Timeout
 
 from langdc import jsonl
@@ -168,6 +169,27 @@ class EvalFolder:
     def failures(self) -> int:
         """How many answers of all entries failed."""
         return sum(one["failed"] for name in self.names() for one in self.lines(name) if one["type"] == "answer")
+
+    def write_submissions(self, form: Callable[[list[dict]], Any]) -> Path | None:
+        """Write the replies of finished entries to hand in, where some question has no answer; the folder, or None.
+
+        `<entry>.json` is what `form` makes of rows with id, question, reply and answer (what was read of the reply),
+        `<entry>.csv` the rows as they are. The id is the question's label "id", else the record's with its number.
+        """
+        target = self.directory / "submission"
+        for name in self.names():
+            found = self.entry_file(name)
+            answers = [line for line in found.lines if line["type"] == "answer"]
+            if "finished" not in found or all(line["expected"].strip() for line in answers):
+                continue
+            names = {"question": "question", "reply": "answer", "answer": "parsed"}
+            ids = [(line.get("labels") or {}).get("id") or line["key"] for line in answers]
+            said = [{column: line[key] for column, key in names.items()} for line in answers]
+            rows = [{"id": one, **row} for one, row in zip(ids, said, strict=True)]
+            target.mkdir(exist_ok=True)
+            jsonl.write_json(target / f"{name}.json", form(rows))
+            jsonl.write_text(target / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+        return target if target.is_dir() else None
 
     def loop_cost(self) -> str:
         """How often videos were decoded in all sessions, and the share of time outside the stages, in words."""

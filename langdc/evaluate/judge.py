@@ -6,12 +6,7 @@ yes. Verdicts are kept in a file, so that nothing is asked twice.
 """
 
 import ast
-import http.client
 import json
-import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -22,6 +17,7 @@ from typing import Any
 from rich.progress import track
 
 from langdc import jsonl
+from langdc.endpoint import SHOWN_LETTERS, Endpoint, EndpointError, Transient
 from langdc.evaluate.folder import EvalFolder, LineFile
 from langdc.evaluate.settings import JudgeConfig
 from langdc.evaluate.tasks import Task
@@ -49,12 +45,7 @@ USER = (
 """Both messages word for word: judged figures can only be compared with those of the same messages."""
 VERDICTS = "verdicts.jsonl"
 """The file of verdicts in an evaluation's folder."""
-TRANSIENT = (408, 409, 425, 429)
-SHOWN_LETTERS, SHOWN_FAILURES = 200, 5
-
-
-class _JudgeError(ValueError):
-    """The judge gave no verdict; the message says where it was asked, what came back and what to do."""
+SHOWN_FAILURES = 5
 
 
 @dataclass(frozen=True)
@@ -67,19 +58,24 @@ class Case:
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> "Case | None":
-        """What of a line is put to the judge; None for lines that are no answers, or hold no words."""
-        if line["type"] != "answer" or not (line["answer"] or "").strip():
+        """What of a line is put to the judge; None for lines that it does not judge, or that hold no words."""
+        if not cls.judged(line) or not (line["answer"] or "").strip():
             return None
         return cls(line["question"], line["expected"], line["answer"].strip())
 
-    def request(self, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The body of a request."""
-        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.format(**asdict(self))}]
-        return {"model": model, "messages": messages, **options}
+    @staticmethod
+    def judged(line: Mapping[str, Any]) -> bool:
+        """Whether a line is an answer that the judge judges: all with something to compare, where no line says more."""
+        return line["type"] == "answer" and line.get("judged", True) and bool(line["expected"].strip())
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What is said to the judge."""
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.format(**asdict(self))}]
 
     def key(self, judge: Mapping[str, Any]) -> str:
         """A hash of all that a request to a judge (its settings) says, wherever it is sent."""
-        return json_hash(self.request(judge["model"], judge["options"]))
+        return json_hash({"model": judge["model"], "messages": self.messages, **judge["options"]})
 
 
 @dataclass(frozen=True)
@@ -101,35 +97,20 @@ class Verdict:
                 pred, score = str(tree["pred"]).strip(" .").lower(), int(float(tree["score"]))
                 if pred in ("yes", "no") and 0 <= score <= 5:
                     return cls(right=pred == "yes", score=score)
-        raise _Transient(
+        raise Transient(
             f"its reply is no verdict: {text[:SHOWN_LETTERS]!r}; it must be like {{'pred': 'yes', 'score': 4}}. "
             "Take another model, or give it more max_tokens."
         )
 
     @classmethod
     def of_answers(cls, directory: Path, judge: Mapping, lines: Iterable[Mapping]) -> "list[Verdict | None]":
-        """The verdicts in an evaluation's folder on the answers among some lines, None where there is none yet.
+        """The verdicts in an evaluation's folder on the judged answers among some lines, None where there is none yet.
 
         `judge`: its settings. A question that failed or got no words for an answer is wrong and scores 0 unjudged.
         """
         known = {line["key"]: cls(line["right"], line["score"]) for line in jsonl.read(directory / VERDICTS)}
-        cases = [Case.of(line) for line in lines if line["type"] == "answer"]
+        cases = [Case.of(line) for line in lines if Case.judged(line)]
         return [cls() if case is None else known.get(case.key(judge)) for case in cases]
-
-
-class _Transient(ValueError):
-    """Trouble that may pass."""
-
-
-class _Unreachable(_Transient):
-    """No connection, or no answer."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Refuses to follow a redirect, which would hand the key to another server."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
 
 
 class Judge:
@@ -140,25 +121,21 @@ class Judge:
 
     def __init__(self, config: JudgeConfig, path: Path) -> None:
         self.config, self.verdicts_file = config, LineFile(path, alone=True)
-        self.url = config.url.rstrip("/") + "/chat/completions"
-        self._where = f"{self.url} (model {config.model})"
-        self._open = urllib.request.build_opener(_NoRedirect).open
-        self._headers, self._unreachable = {"Content-Type": "application/json"}, False
-        if config.key_variable is not None:
-            key = os.environ.get(config.key_variable)
-            if not key:
-                raise ValueError(
-                    f"The judge's key is to be in the environment variable {config.key_variable}, which is not set. "
-                    "Set it, or leave key_variable out for an endpoint that wants none."
-                )
-            self._headers["Authorization"] = f"Bearer {key}"
+        self.endpoint = Endpoint(config)
 
     @classmethod
     def of(cls, config: JudgeConfig | None, task: Task, output: Path) -> "Judge | None":
-        """The judge of an evaluation, None without settings; ValueError if the task has options, which need none."""
+        """The judge of an evaluation, None without settings; ValueError if the task needs one, or has only options."""
+        questions = [question for record in task.records for question in record.questions]
+        judged = [question.kind for question in questions if task.judged(question)]
+        if config is None and judged:
+            raise ValueError(
+                f"The kind {judged[0]!r} is scored by a judge, and the config has none. Say which, as judge: "
+                "{url: https://server/v1, model: NAME}."
+            )
         if config is None:
             return None
-        if any(question.options for record in task.records for question in record.questions):
+        if not judged and any(question.options for question in questions):
             raise ValueError("judge: this task has questions with options, which need no judge. Leave judge out.")
         return cls(config, output / VERDICTS)
 
@@ -202,47 +179,9 @@ class Judge:
     def _asked(self, case: Case) -> Verdict:
         try:
             return self.ask(case)
-        except _JudgeError as error:
+        except EndpointError as error:
             return Verdict(failed=True, reason=f"on {case.prediction[:SHOWN_LETTERS]!r}: {error}")
 
     def ask(self, case: Case) -> Verdict:
-        """Ask the endpoint, repeating with growing pauses; _JudgeError if no verdict comes.
-
-        After a case for which it could not be reached, others are tried once, until it answers.
-        """
-        tries = 1 if self._unreachable else 1 + self.config.retries
-        for number in range(tries):
-            try:
-                return self._once(case)
-            except _Transient as error:
-                reason = error
-            if number + 1 < tries:
-                time.sleep(self.config.pause * 2**number)
-        self._unreachable = isinstance(reason, _Unreachable)
-        raise _JudgeError(f"{self._where}, asked {tries} time(s): {reason}")
-
-    def _once(self, case: Case) -> Verdict:
-        body = json.dumps(case.request(self.config.model, self.config.options)).encode()
-        try:
-            with self._open(urllib.request.Request(self.url, body, self._headers), None, self.config.timeout) as reply:
-                content = reply.read()
-        except urllib.error.HTTPError as error:
-            said = f"HTTP {error.code} {error.reason}."
-            if error.code in TRANSIENT or error.code >= 500:
-                raise _Transient(f"{said} Ask again later.") from None
-            if 300 <= error.code < 400:
-                said += f" It redirects to {error.headers.get('Location')}; give that url if it may have the key."
-            raise _JudgeError(f"{self._where}: {said} Check url, model and key.") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise _Unreachable(f"cannot be reached ({error or type(error).__name__}). Check url and timeout.") from None
-        self._unreachable = False
-        try:
-            text = json.loads(content)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            text = None
-        if not isinstance(text, str):
-            raise _Transient(
-                f"its reply is no chat completion: {content[:SHOWN_LETTERS].decode('utf-8', 'replace')!r}. "
-                "Is this the url of an OpenAI-compatible interface?"
-            )
-        return Verdict.read(text)
+        """Ask the endpoint; EndpointError if no verdict comes."""
+        return self.endpoint.ask(case.messages, Verdict.read)

@@ -58,8 +58,10 @@ def evaluate(
         if retry_failed:
             main_process_first(lambda: [folder.forget_failures(name) for name in folder.names()])
         _ask(config, task, folder, videos, load)
-        if judge is not None and is_main_process():
-            judge.judge(folder)
+        if is_main_process():
+            folder.write_submissions(task.submission)
+            if judge is not None:
+                judge.judge(folder)
     return folder
 
 

@@ -11,7 +11,18 @@ UNCOMPRESSED, CAPTIONS = "the uncompressed model", "the decoded captions as text
 
 def notes(results: Sequence[Result]) -> list[str]:
     """Sentences for every output."""
-    return [*_missing_controls(results), *_calibration(results), *_judges(results)]
+    return [*_unscored(results), *_missing_controls(results), *_calibration(results), *_judges(results)]
+
+
+def _unscored(results: Sequence[Result]) -> Iterator[str]:
+    """How many questions have no answer."""
+    answers = max((result.answers for result in results), key=len)
+    if missing := sum(not line["expected"].strip() for line in answers):
+        rest = "accuracy is of the others" if missing < len(answers) else "so there is no accuracy"
+        yield (
+            f"{missing} of {len(answers)} questions have no answer and are not scored; {rest}. The replies to hand in "
+            "are in the folder submission beside the answers."
+        )
 
 
 def _compressor(settings: dict) -> dict:

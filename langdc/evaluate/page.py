@@ -87,7 +87,8 @@ def _headline(results: Sequence[Result]) -> str:
     # an entry at another budget, or asked about other videos, is ahead of nobody
     answered = [r for r in results if r.accuracy and not r.budget_mismatch and not r.settings.get("limit")]
     if not answered:
-        return "No question has been answered yet."
+        unscored = any(result.answers and not result.scored for result in results)
+        return "No question has an answer to compare with" if unscored else "No question has been answered yet."
     best = max(answered, key=lambda result: result.accuracy.value if result.accuracy else 0)
     assert best.accuracy is not None
     name = best.name + (f" ({best.shown_flag})" if best.shown_flag else "")

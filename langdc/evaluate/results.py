@@ -12,7 +12,7 @@ import pandas as pd
 from langdc.density import density_correlation
 from langdc.evaluate import statistics
 from langdc.evaluate.folder import EvalFolder
-from langdc.evaluate.judge import Verdict
+from langdc.evaluate.judge import Case, Verdict
 from langdc.evaluate.published import ReproductionCheck
 from langdc.evaluate.statistics import RESAMPLES, Difference, Estimate, Strata
 from langdc.hashing import json_hash
@@ -52,7 +52,7 @@ class _Spread:
 class Result:
     """One entry's result: its lines and the header of its folder. `name` tells it from entries of other folders.
 
-    `loop_cost`: what the evaluation loop took, in words. `verdicts`: the judge's on each of its answers, None where one
+    `loop_cost`: what the evaluation loop took, in words. `verdicts`: the judge's on each judged answer, None where one
     waits; without a judge there are none. `check`: the published score it is checked against.
     """
 
@@ -86,9 +86,14 @@ class Result:
         return self.of_type("answer")
 
     @cached_property
+    def scored(self) -> list[dict]:
+        """The answers to questions whose right answer is known."""
+        return [line for line in self.answers if line["score"] is not None]
+
+    @cached_property
     def targets(self) -> list[dict]:
-        """The answers that count for the headline accuracy."""
-        return [line for line in self.answers if line["kind"] in self.header["target_kinds"]]
+        """The scored answers that count for the headline accuracy."""
+        return [line for line in self.scored if line["kind"] in self.header["target_kinds"]]
 
     @cached_property
     def accuracy(self) -> Estimate | None:
@@ -104,14 +109,14 @@ class Result:
     @cached_property
     def kinds(self) -> dict[str, _Share]:
         """Right answers by kind of question, target kinds first."""
-        order = dict.fromkeys([*self.header["target_kinds"], *(line["kind"] for line in self.answers)])
-        by_kind = {kind: [line["score"] for line in self.answers if line["kind"] == kind] for kind in order}
+        order = dict.fromkeys([*self.header["target_kinds"], *(line["kind"] for line in self.scored)])
+        by_kind = {kind: [line["score"] for line in self.scored if line["kind"] == kind] for kind in order}
         return {kind: _Share.of(right) for kind, right in by_kind.items() if right}
 
     @cached_property
     def chance(self) -> dict[str, float]:
         """The accuracy of always giving the most frequent answer of a kind, by kind."""
-        expected = {kind: [line["expected"] for line in self.answers if line["kind"] == kind] for kind in self.kinds}
+        expected = {kind: [line["expected"] for line in self.scored if line["kind"] == kind] for kind in self.kinds}
         return {kind: max(Counter(answers).values()) / len(answers) for kind, answers in expected.items()}
 
     @cached_property
@@ -140,9 +145,16 @@ class Result:
         """
         if self.verdicts is None or self.unjudged == len(self.verdicts):
             return None, NAN
-        pairs = [pair for pair in zip(self.answers, self.verdicts, strict=True) if pair[0] in self.targets]
+        pairs = [pair for pair in zip(self.judged_answers, self.verdicts, strict=True) if pair[0] in self.targets]
+        if not pairs:
+            return None, NAN
         right, scores = zip(*((float(v.right), v.score) if v else (0.0, 0) for _, v in pairs), strict=True)
         return self._mean(right, [line for line, _ in pairs]), sum(scores) / len(scores)
+
+    @property
+    def judged_answers(self) -> list[dict]:
+        """The answers that `verdicts` are of."""
+        return list(filter(Case.judged, self.answers))
 
     @property
     def unjudged(self) -> int:
@@ -154,9 +166,9 @@ class Result:
         """Answers with their scores, from the judge if there is one; None while answers or verdicts are to come."""
         if not self.finished or self.unjudged:
             return None
-        verdicts = self.verdicts or [None] * len(self.answers)
-        pairs = zip(self.answers, verdicts, strict=True)
-        return [(line, line["score"] if verdict is None else float(verdict.right)) for line, verdict in pairs]
+        judged = {} if self.verdicts is None else dict(zip(map(_key, self.judged_answers), self.verdicts, strict=True))
+        found = [(line, judged.get(_key(line))) for line in self.scored]
+        return [(line, line["score"] if verdict is None else float(verdict.right)) for line, verdict in found]
 
     @property
     def flag(self) -> str:
@@ -325,6 +337,10 @@ def _results_of(folder: EvalFolder) -> list[Result]:
     for result in found.values():
         if header.get("judge"):
             result.verdicts = Verdict.of_answers(folder.directory, header["judge"], result.lines)
+        for line, verdict in zip(result.judged_answers, result.verdicts or (), strict=result.verdicts is not None):
+            if line.get("judged"):  # the judge alone scores it; while it waits, it counts as wrong
+                line["score"] = float(verdict is not None and verdict.right)
+                line["correct"] = line["score"] == 1
     checks = ReproductionCheck.by_entry(header, {name: result.final_scores for name, result in found.items()})
     for name, result in found.items():
         result.check = checks.get(name)
@@ -347,6 +363,10 @@ def _compare(results: Sequence[Result], reference: Result) -> None:
         found.append(statistics.paired_difference(ours, theirs, videos, resamples=resamples, strata=strata))
     for result, difference in zip(shared, statistics.corrected(found), strict=True):
         result.difference = difference
+
+
+def _key(line: dict) -> str:
+    return line["key"]
 
 
 def _question(line: dict) -> tuple[str, str, str]:

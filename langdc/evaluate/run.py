@@ -145,9 +145,11 @@ class Run:
             "cue_recall": recall,
         }
         lines = [video]
-        for line, question, answer in zip(_questions(record), record.questions, answers, strict=True):
+        for line, question, answer in zip(self._questions(record), record.questions, answers, strict=True):
             parsed = self.task.parse(question, answer.text)
-            score = 0.0 if parsed is None else self.task.score(question, parsed)
+            score = None  # where there is no answer, or the judge scores the reply
+            if question.answered and not self.task.judged(question):
+                score = 0.0 if parsed is None else self.task.score(question, parsed)
             verdict = {"parsed": parsed, "score": score, "correct": score == 1, "failed": False, "reason": None}
             held = {"kv_bytes": answer.kv_bytes, "kv_text_bytes": answer.kv_text_bytes, "flops": answer.flops}
             lines.append({**line, "answer": answer.text, **verdict, "tokens": answer.tokens, **held})
@@ -155,9 +157,11 @@ class Run:
 
     def _fail(self, record: Record, error: ValueError) -> None:
         logger.warning("%s: %s failed: %s", self.entry.name, record.id, error)
-        verdict = {"parsed": None, "score": 0.0, "correct": False, "failed": True, "reason": str(error)}
+        verdict = {"parsed": None, "correct": False, "failed": True, "reason": str(error)}
         found = {"answer": None, **verdict, "tokens": None, "flops": None}
-        self.out.append({**line, **found} for line in _questions(record))
+        worth = [0.0 if question.answered else None for question in record.questions]
+        lines = zip(self._questions(record), worth, strict=True)
+        self.out.append({**line, **found, "score": score} for line, score in lines)
 
     # ---- after the questions
 
@@ -190,9 +194,19 @@ class Run:
             if not found["equal"]:
                 logger.warning("%s: no equal budget with %s: %s.", self.entry.name, self.entry.match, found)
         answers = [line for line in self.out.lines if line["type"] == "answer"]
-        failed, right = sum(line["failed"] for line in answers), sum(line["correct"] for line in answers)
+        failed, right = (sum(line[name] for line in answers) for name in ("failed", "correct"))
+        scored = sum(line["score"] is not None for line in answers)
         self.out.append([{"type": "finished", "key": "finished", "answers": len(answers), "failed": failed}])
-        logger.info("%s: %d of %d answers right, %d failed.", self.entry.name, right, len(answers), failed)
+        logger.info("%s: %d of %d answers right, %d failed.", self.entry.name, right, scored, failed)
+
+    def _questions(self, record: Record) -> Iterator[dict[str, Any]]:
+        """The beginnings of a record's answer lines."""
+        for index, question in enumerate(record.questions):
+            about = {"type": "answer", "key": _key(record, index), "video": record.id, "number": index}
+            labels = {"labels": question.labels} if question.labels else {}
+            judged = {} if (found := self.task.judged(question)) is None else {"judged": found}
+            said = {"kind": question.kind, **labels, **judged, "question": question.question}
+            yield {**about, **said, "expected": question.answer}
 
 
 def _key(record: Record, index: int) -> str:
@@ -201,11 +215,3 @@ def _key(record: Record, index: int) -> str:
 
 def _mean(counts: Sequence[int]) -> float:
     return counts[0] if len(set(counts)) == 1 else sum(counts) / len(counts)
-
-
-def _questions(record: Record) -> Iterator[dict[str, Any]]:
-    """The beginnings of a record's answer lines."""
-    for index, question in enumerate(record.questions):
-        about = {"type": "answer", "key": _key(record, index), "video": record.id, "number": index}
-        labels = {"labels": question.labels} if question.labels else {}
-        yield {**about, "kind": question.kind, **labels, "question": question.question, "expected": question.answer}

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from langdc import compat
 from langdc.config import FeatureType, MemberConfig, Settings
 from langdc.devices import Dtype
+from langdc.endpoint import EndpointConfig
 from langdc.evaluate.models import OwnCompressor
 from langdc.registry import nearest
 
@@ -41,24 +42,11 @@ class _PublishedConfig(Settings):
     """The labels of the questions that the score is about."""
 
 
-class JudgeConfig(Settings):
+class JudgeConfig(EndpointConfig):
     """A language model behind an OpenAI-compatible endpoint that judges replies to open-ended questions."""
 
-    url: str = Field(pattern=r"^https?://[^/]")
-    """Where the interface begins, as https://server/v1; requests go to its /chat/completions."""
-    model: str = Field(min_length=1)
-    key_variable: str | None = None
-    """The environment variable that holds the key; null sends none."""
     options: dict[str, Any] = Field(default={"temperature": 0, "max_tokens": 64})
     """Further fields of a request."""
-    timeout: float = Field(60.0, gt=0)
-    """Seconds of silence after which a request has failed."""
-    retries: int = Field(4, ge=0)
-    """How often a failed request is repeated."""
-    pause: float = Field(1.0, ge=0)
-    """Seconds before the first repetition; doubled for each further one."""
-    workers: int = Field(8, gt=0)
-    """Requests at a time."""
 
 
 class EntryConfig(Settings):

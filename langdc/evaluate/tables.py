@@ -174,7 +174,7 @@ def _escaped(text: str) -> str:
 def citation(result: Result) -> str:
     """One line that says where an entry's figure is from: command, commit and the beginnings of the hashes."""
     accuracy, session, check = result.accuracy, result.header["sessions"][-1], result.check
-    figure = "no answers yet"
+    figure = "no question has an answer to compare with" if result.answers else "no answers yet"
     if accuracy is not None:
         asked = f"{accuracy.n} questions about {accuracy.clusters} videos"
         figure = f"{100 * accuracy.value:.1f} % (95 % interval {_interval(accuracy)}) of {asked}"

@@ -29,6 +29,7 @@ _OPTIONAL = {
     "wandb": "runs are logged to JSON lines; pip install wandb to track them there too",
     "tensorboard": "another tracker; pip install 'langdc[tensorboard]'",
     "bitsandbytes": "quantize: nf4 (QLoRA) needs it; pip install 'langdc[qlora]'",
+    "ray": "langdc data caption --ray needs it, on many machines; pip install 'langdc[ray]'",
     "liger-kernel": "norms and feed-forward layers are the model's own; pip install 'langdc[liger]'",
 }
 

@@ -171,6 +171,7 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     parser.add_argument("--config", metavar="FILE", help="a config, by an option")
     parser.add_argument("--processes", type=int, metavar="N", help="train on N devices (or CPUs) of this machine")
     parser.add_argument("--deepspeed", metavar="FILE", help="ZeRO settings, as deepspeed/zero2.json")
+    parser.add_argument("--quarantine", metavar="FILE", help="records to leave out, as langdc data check lists them")
     parser.add_argument("--verify-save", action="store_true", help="load what was saved in a fresh process and compare")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
@@ -178,6 +179,7 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     names = [word for word in [options.config, *options.words] if word is not None and "=" not in word]
     overrides = [word for word in options.words if "=" in word]
     overrides += [f"deepspeed={options.deepspeed}"] if options.deepspeed else []
+    overrides += [f"train.quarantine={options.quarantine}"] if options.quarantine else []
     overrides += ["verify_save=true"] if options.verify_save else []
     try:
         if not names and stage is None:

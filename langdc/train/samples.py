@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from langdc.config import TrainConfig
-from langdc.data.records import Record, check_media, read_record, read_records
+from langdc.data.records import Record, check_media, read_record
 from langdc.interfaces import Objective, TokenCompressor
 from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.train.mixing import capped
+from langdc.train.quarantine import read_kept
 from langdc.types import FrameSpec
 
 logger = get_logger(__name__)
@@ -50,13 +51,15 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig, se
     """
     samples: list[Sample] = []
     for number, entry in enumerate(train.sets):
-        found = [(f, r) for f in entry.files for r in _usable(model, objective, train, check_media(f, read_records(f)))]
+        found = [
+            (f, r) for f in entry.files for r in _usable(model, objective, train, check_media(f, read_kept(f, train)))
+        ]
         for file, record in (found[place] for place in capped(len(found), entry.cap, seed, number)):
             samples.append(_sample(model, objective, file, record, len(samples), number))
     if not samples:
         kinds = f" with kinds {train.kinds}" if train.kinds else ""
         raise ValueError(f"No record of {', '.join(_paths(train))} can be used for this objective{kinds}.")
-    return _with_targets(model, samples, train, drop=not objective.reads)
+    return with_targets(model, samples, drop=not objective.reads) if _has_targets(model, train) else samples
 
 
 def _paths(train: TrainConfig) -> list[str]:
@@ -129,7 +132,7 @@ class StreamedSamples(Sequence[Sample]):
             )
         entry = int(np.searchsorted(np.cumsum(self.sizes), index, "right"))
         sample = _sample(self.model, self.objective, file, usable[0], index, entry)
-        return _with_targets(self.model, [sample], self.train, drop=False)[0]
+        return with_targets(self.model, [sample], drop=False)[0] if _has_targets(self.model, self.train) else sample
 
 
 def _lines(file: Path, number: int) -> np.ndarray:
@@ -145,10 +148,12 @@ def _lines(file: Path, number: int) -> np.ndarray:
     return np.frombuffer(found, dtype=np.int64).reshape(-1, 3)
 
 
-def _with_targets(model: VideoModel, samples: list[Sample], train: TrainConfig, drop: bool) -> list[Sample]:
+def _has_targets(model: VideoModel, train: TrainConfig) -> bool:
+    return train.targets == "records" and type(model.compressor).targets is not TokenCompressor.targets
+
+
+def with_targets(model: VideoModel, samples: list[Sample], drop: bool) -> list[Sample]:
     """The samples, checked for targets of the compressor; with `drop` those without are left out."""
-    if train.targets == "none" or type(model.compressor).targets is TokenCompressor.targets:
-        return samples
     shown = [sample for sample in samples if sample.specs]
     lacking = {sample.index for sample in shown if not sample.targets(model.compressor)}
     if lacking and len(lacking) < len(shown) and drop:

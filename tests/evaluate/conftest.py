@@ -1,16 +1,13 @@
-"""One finished evaluation of tiny models, for tests that only look at it; and endpoints for judges."""
+"""One finished evaluation of tiny models, for tests that only look at it."""
 
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from langdc.evaluate import tasks
 from langdc.evaluate.loop import evaluate
 from tests.evaluate import runs
-from tests.evaluate.endpoint import Endpoint
 from tests.evaluate.place import Place
 
 
@@ -37,20 +34,3 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 def place(prepared: Path, tmp_path: Path) -> Place:
     """A small run that may be broken."""
     return Place(tmp_path, prepared)
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint]]:
-    """Starts local servers that judge, and ends them."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    started = []
-
-    def start(reply: Any) -> Endpoint:
-        started.append(Endpoint(reply if callable(reply) else lambda number, body: reply))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.server.shutdown()
-        one.server.server_close()

@@ -18,7 +18,7 @@ from langdc.evaluate.judge import (
     Verdict,
 )
 from langdc.evaluate.settings import JudgeConfig
-from tests.evaluate.endpoint import YES, closed_port, completion
+from tests.endpoint import YES, closed_port, completion
 
 CASE = Case("what is it", "horse", "a pony")
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from langdc import jsonl
+from tests.endpoint import YES, closed_port
 from tests.eval.test_applications import RUN, TABLE
-from tests.evaluate.endpoint import YES, closed_port
 
 
 @pytest.fixture

@@ -1,17 +1,16 @@
 """The report page in a real browser: it opens without a complaint, sorts, filters, and asks the network for nothing."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from eval.table import main
+from tests import browser
 from tests.evaluate import made_up
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +29,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def opened(report: Path) -> Iterator[tuple[Page, list[str]]]:
     """The page, and all that the browser complained about or fetched."""
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"needs a browser: {', '.join(BROWSERS)}; on Debian: apt install chromium")
-    heard: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-        page.on("request", lambda request: heard.append(request.url) if request.url.startswith("http") else None)
-        page.goto(report.as_uri())
-        yield page, heard
-        browser.close()
+    with browser.opened(report) as found:
+        yield found
 
 
 def column(page: Page, number: int) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.evaluate import tasks
-from langdc.evaluate.tasks.sample import normalise
+from langdc.evaluate.answers import normalise
 from langdc.sample.questions import TARGET_KINDS
 
 
@@ -30,8 +30,9 @@ def test_kinds_can_be_chosen(tmp_path: Path):
     assert [question.kind for question in task.records[0].questions] == ["shape"]
     assert task.target_kinds == ("shape",)
     assert tasks.build("sample", data=str(_write(tmp_path / "own.jsonl")), kinds=["choice"]).target_kinds == ("choice",)
-    with pytest.raises(ValueError, match=r"no questions of the kinds \['size'\].*choice, shape"):
-        tasks.build("sample", data=str(tmp_path / "test.jsonl"), kinds=["size"])
+    for kinds in (["shap"], ["choice", "shap"]):
+        with pytest.raises(ValueError, match=r"no questions of the kind 'shap'. Did you mean 'shape'\?.*choice, shape"):
+            tasks.build("sample", data=str(tmp_path / "test.jsonl"), kinds=kinds)
 
 
 def test_a_record_without_video_is_refused(tmp_path: Path):

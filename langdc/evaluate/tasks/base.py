@@ -49,6 +49,17 @@ class Task(ABC):
     def score(self, question: QuestionRecord, found: str) -> float:
         """What an answer is worth, from 0 to 1."""
 
+    def judged(self, question: QuestionRecord) -> bool | None:
+        """Whether the judge alone scores the replies to a question; None in a task where it scores none."""
+        return None
+
+    def submission(self, rows: list[dict[str, Any]]) -> Any:
+        """What is handed in where answers are not published, as JSON, of rows with id, question, reply and answer.
+
+        `answer` is what was read of the reply. By default the rows themselves.
+        """
+        return rows
+
     @abstractmethod
     def data_hash(self) -> str:
         """The sha256 of what is asked."""
@@ -81,7 +92,7 @@ class Benchmark(Task):
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
-        lacking = [name for name in self.source.files if not (self.root / name).exists()]
+        lacking = [name for name in self.files if not (self.root / name).exists()]
         if lacking:
             raise ValueError(
                 f"{self.source.title}: {self.root} lacks {', '.join(lacking)}. {self.source.get} Then look what "
@@ -94,6 +105,11 @@ class Benchmark(Task):
         if not self.records:
             raise ValueError(f"{self.source.title}: {self.root} has no questions that were asked for.")
         self.target_kinds = tuple(dict.fromkeys(q.kind for record in self.records for q in record.questions))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The annotation files that are read."""
+        return self.source.files
 
     @abstractmethod
     def load(self) -> Iterable[tuple[Record, QuestionRecord]]:

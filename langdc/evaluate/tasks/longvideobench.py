@@ -1,21 +1,24 @@
-"""LongVideoBench, validation split: questions that refer to a moment of a video of 8 seconds to an hour."""
+"""LongVideoBench, validation or test split: questions that refer to a moment of a video of 8 seconds to an hour."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
 from langdc.evaluate.tasks.base import MultipleChoice, Source, clock_seconds, tasks
+from langdc.registry import check_choice
 
+Split = Literal["validation", "test"]
 FILE = "validation-00000-of-00001.parquet"
 OPTIONS = tuple(f"option{number}" for number in range(5))
-COLUMNS = ("id", "video_path", "question", *OPTIONS, "correct_choice", "duration_group", "question_category")
+COLUMNS = ("id", "video_path", "question", *OPTIONS, "duration_group", "question_category")
 TIMED = ("subtitle_path", "duration", "starting_timestamp_for_subtitles")
 
 
 @tasks.register("longvideobench")
 class LongVideoBench(MultipleChoice):
-    """The validation questions.
+    """The questions of a `split`; the answers of "test" are not published, so its replies are written to be handed in.
+
     With `subtitles`, what is said at `subtitle_moments` equally spaced moments stands before each.
     """
 
@@ -30,29 +33,42 @@ class LongVideoBench(MultipleChoice):
     )
     instruction = MultipleChoice.instruction + "\n"
 
-    def __init__(self, root: str, subtitles: bool = False, subtitle_moments: int = 16) -> None:
+    def __init__(
+        self, root: str, subtitles: bool = False, subtitle_moments: int = 16, split: Split = "validation"
+    ) -> None:
+        check_choice("split", split, Split)
+        self.split = split
         if subtitle_moments < 1:
             raise ValueError(f"subtitle_moments is {subtitle_moments}; give 1 or more, or subtitles: false.")
         self.moments = subtitle_moments if subtitles else 0
         super().__init__(root)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (FILE.replace("validation", self.split),)
+
     def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
-        for where, row in self.rows(FILE, (*COLUMNS, *TIMED)):
+        scored = ("correct_choice",) if self.split == "validation" else ()
+        for where, row in self.rows(self.files[0], (*COLUMNS, *scored, *TIMED)):
             with self.located(f"{where} (id {row['id']})"):
                 video = row["video_path"]
                 yield Record(id=Path(video).stem, video=f"videos/{video}"), self._question(row)
 
+    def submission(self, rows: list[dict[str, Any]]) -> Any:
+        return {row["id"]: row["answer"] or "" for row in rows}
+
     def _question(self, row: dict[str, Any]) -> QuestionRecord:
         options = [row[name] for name in OPTIONS if row[name] not in (None, "N/A")]
-        if row["correct_choice"] not in range(len(options)):
+        hidden = self.split == "test"
+        if not hidden and row["correct_choice"] not in range(len(options)):
             raise ValueError(f"correct_choice is {row['correct_choice']!r}, and there are {len(options)} options.")
         return QuestionRecord(
             kind=row["question_category"],
             question=row["question"],
-            answer=LETTERS[row["correct_choice"]],
+            answer="" if hidden else LETTERS[row["correct_choice"]],
             options=options,
             context="\n".join(self._said(row)) if self.moments else "",
-            labels={"duration": f"up to {row['duration_group']} s"},
+            labels={"duration": f"up to {row['duration_group']} s"} | ({"id": row["id"]} if hidden else {}),
         )
 
     def _said(self, row: dict[str, Any]) -> Iterator[str]:

@@ -4,28 +4,13 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from langdc.data.records import QuestionRecord, Record
-from langdc.evaluate import answers
+from langdc.evaluate.metrics import Contains
 from langdc.evaluate.tasks.base import Benchmark, Source, tasks
 
 BRIEFLY = " Answer the question using a single word or phrase."
-ARTICLES = ("a", "an", "the")
-YES_NO = ("yes", "no")
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 ASKING = ("what", "who", "how", "when", "where")
 FIELDS_AS = "PKU-YuanGroup/Video-LLaVA, videollava/eval/video/run_inference_video_qa.py and scripts/v1_5/eval/"
-
-
-def _words(text: str) -> list[str]:
-    """The words of a text without articles, unless it has nothing else."""
-    found = answers.words(text)
-    return [word for word in found if word not in ARTICLES] or found
-
-
-def _says(reply: list[str], answer: list[str]) -> bool:
-    """Whether the words of the answer stand in a row in the reply; of yes and no, the first one in it counts."""
-    if len(answer) == 1 and answer[0] in YES_NO:
-        return next((word for word in reply if word in YES_NO), None) == answer[0]
-    return any(reply[first : first + len(answer)] == answer for first in range(len(reply) - len(answer) + 1))
 
 
 class OpenEnded(Benchmark):
@@ -35,6 +20,7 @@ class OpenEnded(Benchmark):
     with judged figures did.
     """
 
+    metric: ClassVar = Contains()
     folder: ClassVar[str]
     prefix: ClassVar[str] = ""
     """What video files begin with, before their name."""
@@ -67,7 +53,7 @@ class OpenEnded(Benchmark):
     def kind(self, question: str, answer: dict[str, Any]) -> str:
         """What a question is counted under: its type where the annotations have `types`, else its first word."""
         if not self.types:
-            return next((word for word in _words(question)[:1] if word in ASKING), "other")
+            return next((word for word in self.metric.words(question)[:1] if word in ASKING), "other")
         number = answer.get("type")
         if not isinstance(number, int) or not 0 <= number < len(self.types):
             raise ValueError(f"type is {number!r}; it must be 0 to {len(self.types) - 1}. Fetch the file again.")
@@ -79,10 +65,10 @@ class OpenEnded(Benchmark):
         return question.question.strip().rstrip("?").rstrip().capitalize() + "?" + BRIEFLY
 
     def parse(self, question: QuestionRecord, text: str) -> str | None:
-        return " ".join(_words(text)) or None
+        return self.metric.parse(question.answer, text)
 
     def score(self, question: QuestionRecord, found: str) -> float:
-        return float(_says(found.split(), _words(question.answer)))
+        return self.metric.score(question.answer, found)
 
 
 XU = "https://github.com/xudejing/video-question-answering"

@@ -1,5 +1,6 @@
 """EgoSchema's two files become one five-way question per video, for the questions whose answers are published."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,18 @@ def test_end_to_end(prepared: Path, root: Path, tmp_path: Path):
         (UIDS[1], "C", 0.0, False),
     ]
     assert len(prompts) == 2
+
+
+def test_all_questions_are_asked_to_be_handed_in(prepared: Path, root: Path, tmp_path: Path):
+    """Those with published answers are scored; the file is what the authors' server reads."""
+    asked.write_videos(root / "videos" / "no answer.mp4")
+    task = {"name": "egoschema", "root": str(root), "split": "all"}
+    lines, _ = asked.ask(prepared, tmp_path / "eval", task, ["C", "no idea", "B"])
+    assert {line["video"]: line["score"] for line in lines} == {UIDS[0]: 1.0, UIDS[1]: 0.0, "no answer": None}
+    (path,) = (tmp_path / "eval" / "submission").glob("*.json")
+    assert json.loads(path.read_text()) == {UIDS[0]: 2, UIDS[1]: -1, "no answer": 1}
+
+
+def test_an_unknown_split_is_named(root: Path):
+    with pytest.raises(ValueError, match="split='full'; allowed are 'subset', 'all'"):
+        asked.benchmark("egoschema", root=str(root), split="full")

@@ -1,5 +1,6 @@
 """LongVideoBench's validation rows become questions by category, with what is said at some moments if asked for."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,15 @@ def test_end_to_end(prepared: Path, root: Path, tmp_path: Path):
     ]
     assert "two.mp4" in lines[-1]["reason"]
     assert prompts[0] == "short, at two seconds\nat five seconds\n" + PROMPT
+
+
+def test_the_test_split_is_asked_to_be_handed_in(prepared: Path, root: Path, tmp_path: Path):
+    """Whatever stands in the place of its answers; validation's file is not needed."""
+    rows = [_row(0, correct_choice=-1), _row(1, correct_choice=-1)]
+    Dataset.from_list(rows).to_parquet(str(root / FILE.replace("validation", "test")))
+    (root / FILE).unlink()
+    task = {"name": "longvideobench", "root": str(root), "split": "test"}
+    lines, _ = asked.ask(prepared, tmp_path / "eval", task, ["(C)", "no idea"])
+    assert [(line["parsed"], line["score"]) for line in lines] == [("C", None), (None, None)]
+    (path,) = (tmp_path / "eval" / "submission").glob("*.json")
+    assert json.loads(path.read_text()) == {"one_0": "C", "one_1": ""}

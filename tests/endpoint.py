@@ -1,4 +1,4 @@
-"""A local server that speaks the judge's protocol, and can misbehave in every way an endpoint does."""
+"""A local server that speaks the protocol of OpenAI-compatible endpoints, and can misbehave in every way they do."""
 
 import json
 import socket

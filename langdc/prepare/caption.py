@@ -1,0 +1,201 @@
+"""`langdc data caption VIDEOS --out FILE`: write captions of the segments of videos, as stage 2 learns them.
+
+VIDEOS is a file of records or a folder of videos. A teacher describes each segment: a checkpoint (--teacher) or a model
+behind an OpenAI-compatible endpoint (--endpoint URL --model NAME). A text model there (--text-model NAME) makes its
+words dense, lists cues and counts them as density; without one the teacher's words are the captions, and there are no
+cues. FILE.work keeps every text with its model and date; after an interruption the same command continues. Several
+processes share the work: torchrun --nproc-per-node 2 data_prep/caption.py ..., --shard 1/8 on each machine, or --ray 8.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import track
+
+from langdc import distributed, jsonl
+from langdc.data.records import QuestionRecord, Record, SegmentRecord, check_media, listed, read_records, write_records
+from langdc.evaluate.models import weights_identity
+from langdc.hashing import json_hash
+from langdc.log import console, get_logger, screen
+from langdc.prepare.captioning import Captioning, Job, on_ray
+from langdc.prepare.teachers import DENSE, DESCRIBE, REWRITE
+from langdc.tools.options import add_device
+from langdc.video import frame_files
+
+logger = get_logger(__name__)
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
+"""What counts as a video in a folder."""
+_FREE = ("videos", "out", "ask", "teacher", "endpoint", "endpoint_settings", "device", "batch", "shard", "ray")
+"""Options that may change between two starts: they decide nothing, or what counts of them is said otherwise."""
+_SAID_SECONDS = 30.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when all is captioned or this process's share is, 1 when a video could not be."""
+    options, out = _options(argv), screen(quiet=not distributed.is_main_process())
+    distributed.start()
+    jobs, work = _jobs(options), options.out.with_name(f"{options.out.name}.work")
+    if options.out.exists() and not work.is_dir():
+        raise ValueError(f"{options.out} exists, and this command did not make it. Choose another --out.")
+    work.mkdir(parents=True, exist_ok=True)
+    if options.text_model is None:
+        out.print("No --text-model: captions are the teacher's own words, without cues, density or a check of lengths.")
+    number, count = options.shard
+    file = work / f"{number}-of-{count}.jsonl"
+    try:
+        with FileLock(file.with_suffix(".lock"), timeout=0):
+            done, mine = _lines(work), [job for job in jobs if job.group % count == number - 1]
+            waiting = [job for job in mine if "clips" not in done.get(job.key, {})]
+            out.print(f"{len(mine)} videos and images, of which {len(mine) - len(waiting)} have captions.")
+            made = (on_ray(options, waiting) if options.ray else Captioning(options).lines(waiting)) if waiting else ()
+            for line in _tracked(made, len(waiting)):
+                jsonl.append(file, line)
+    except Timeout:
+        raise ValueError(f"Another process writes {file}. Wait until it is done, or end it.") from None
+    return _finish(options, jobs, _lines(work), out)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="langdc data caption", description=__doc__)
+    add = parser.add_argument
+    add("videos", type=Path, help="a file of records, or a folder of videos")
+    add("--out", type=Path, required=True, help="the file of records to write")
+    add("--teacher", help="a checkpoint that describes: a folder, a Hugging Face id, or sample:langdc")
+    add("--captioner", action="store_true", help="take the captions that the compressor of --teacher writes")
+    add("--endpoint", metavar="URL", help="where an OpenAI-compatible interface begins, as http://server:8000/v1")
+    add("--model", help="the teacher, as a model of the endpoint")
+    add("--text-model", help="a model of the endpoint that makes descriptions dense and lists cues")
+    settings = "of the endpoint: key_variable, timeout, retries, pause, workers, options, as '{\"workers\": 32}'"
+    add("--endpoint-settings", type=json.loads, default={}, metavar="JSON", help=settings)
+    add("--segments", type=int, help="equal parts of a video, as many as the backbone makes (default: 4)")
+    add("--seconds", type=float, help="in place of --segments, how long a segment is, about")
+    add("--scenes", action="store_true", help="make each scene a record, and cut that into segments")
+    add("--prompt", help="what the teacher is asked, in place of our prompt")
+    asked = "also a question for each segment, as 'describe segment {number}', whose answer is its caption"
+    add("--ask", metavar="TEXT", help=asked)
+    add("--frames", type=int, help="of a segment (endpoint: 4; stock models: as they read a video)")
+    add("--pixels", type=int, default=512, help="longest side of frames for an endpoint (default: 512)")
+    add("--backbone", help="for stock models: a backbone by name")
+    add_device(parser)
+    add("--max-new-tokens", type=int, default=128, help="length limit of a description (default: 128)")
+    band = "fewest and most words of a caption for each cue (default: 0.75 3)"
+    add("--band", type=float, nargs=2, metavar=("LOW", "HIGH"), default=[0.75, 3.0], help=band)
+    add("--batch", type=int, default=8, help="videos that are described together (default: 8)")
+    add("--shard", metavar="I/N", help="do part I of N of the videos")
+    add(
+        "--ray", type=int, default=0, metavar="N", help="as N workers of the Ray cluster at RAY_ADDRESS, or of one here"
+    )
+    options = parser.parse_args(argv)
+    given, several = options, distributed.world_size() > 1
+    number, _, count = (given.shard or f"{distributed.rank() + 1}/{distributed.world_size()}").partition("/")
+    sharded = number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)
+    numbers = [given.segments, given.frames, given.seconds, given.batch, given.pixels, given.max_new_tokens]
+    at_endpoint = bool(given.model or given.text_model)
+    own = given.teacher and not (given.prompt or given.seconds)
+    rules = (
+        ((given.teacher is None) != (given.model is None), "give a teacher: --teacher, or --endpoint and --model"),
+        (
+            at_endpoint == bool(given.endpoint or given.endpoint_settings),
+            "--endpoint goes with --model or --text-model",
+        ),
+        (isinstance(given.endpoint_settings, dict), "--endpoint-settings is a JSON object"),
+        (own or not given.captioner, "--captioner is for --teacher, and has a prompt and segments of its own"),
+        (not (given.segments and given.seconds), "give --segments or --seconds, not both"),
+        (all(each is None or each > 0 for each in numbers), "all numbers are positive"),
+        (0 <= given.band[0] <= given.band[1], "--band is LOW and HIGH, as 0.75 3"),
+        (sharded, "--shard is I/N with I from 1 to N, as 1/8"),
+        (not (several and (given.shard or given.ray)), "a launcher shares the videos: leave out --shard and --ray"),
+    )
+    if broken := [rule for kept, rule in rules if not kept]:
+        raise ValueError(f"langdc data caption: {'; '.join(broken)}.")
+    options.shard = int(number), int(count)
+    options.prompt = options.prompt or (DESCRIBE if options.text_model else DENSE)
+    return options
+
+
+def _jobs(options: argparse.Namespace) -> list[Job]:
+    """The videos and images of the input, in order."""
+    source, out = options.videos, options.out
+    if source.is_dir():
+        names = sorted(file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file())
+        shown = (name for name in names if name.lower().endswith(VIDEO_SUFFIXES) and "/." not in f"/{name}")
+        root, records = source, [Record(id=name, video=name) for name in shown]
+    else:
+        root, records = source.parent, check_media(source, read_records(source))
+        if out.exists() and out.samefile(source):
+            raise ValueError(f"--out {out} is the input. Choose another file.")
+    settings = {name: value for name, value in vars(options).items() if name not in _FREE}
+    settings["request"] = options.endpoint_settings.get("options")
+    deciding = [settings, REWRITE, options.teacher and weights_identity(options.teacher)]
+    jobs: list[Job] = []
+    for record in records:
+        if (path := record.media_path(root)) is not None:
+            stats = [file.stat() for file in (frame_files(path) if path.is_dir() else [path])]
+            about = [record.id, record.start, record.end, record.fps, *((s.st_size, s.st_mtime_ns) for s in stats)]
+            jobs.append(Job(record, path.absolute(), json_hash([deciding, about]), len(jobs) // options.batch))
+    if not jobs:
+        raise ValueError(f"{source} holds no videos ({', '.join(VIDEO_SUFFIXES)}). Give a folder or records of some.")
+    return jobs
+
+
+def _lines(work: Path) -> dict[str, dict]:
+    """What all processes wrote, by job; captions count, whatever failed before or after."""
+    lines = [line for file in sorted(work.glob("*.jsonl")) for line in jsonl.read(file)]
+    return {line["key"]: line for line in sorted(lines, key=lambda line: "clips" in line)}
+
+
+def _tracked(lines: Iterable[dict], total: int) -> Iterator[dict]:
+    """Lines as they come, with a progress bar, or a message now and then where there is no terminal."""
+    started = said = time.monotonic()
+    bar = track(lines, "captions", total, console=console, disable=not console.is_terminal)
+    for number, line in enumerate(bar, 1):
+        if "failed" in line:
+            logger.warning("no captions of %s: %s", line["id"], line["failed"])
+        yield line
+        now = time.monotonic()
+        if now - said > _SAID_SECONDS and not console.is_terminal:
+            said = now
+            logger.info("%d of %d videos, %.3g a second", number, total, number / (now - started))
+
+
+def _finish(options: argparse.Namespace, jobs: list[Job], done: dict[str, dict], out: Console) -> int:
+    """Write all records if every job is done, say what failed and what is flagged; the exit code."""
+    here = [(job, done[job.key]) for job in jobs if job.key in done]
+    failed = [f"{job.record.id}: {line['failed']}" for job, line in here if "failed" in line]
+    clips = [clip for _, line in here for clip in line.get("clips", ())]
+    each = [(f"{clip['id']}, segment {n}", made) for clip in clips for n, made in enumerate(clip["segments"], 1)]
+    flagged = [f"{place}: {made['flagged']}" for place, made in each if made["flagged"]]
+    if flagged:
+        out.print(listed(f"{len(flagged)} captions have a length that does not follow their density", flagged))
+    if failed:
+        out.print(listed(f"{len(failed)} videos have no captions; the same command tries them again", failed))
+    if len(here) < len(jobs):
+        out.print(f"{len(here)} of {len(jobs)} videos are done. Whoever does the last of them writes {options.out}.")
+    elif clips:
+        with jsonl.writing(options.out, shared=True) as partial:  # two shards may end at the same time
+            write_records(partial, (record for job, line in here for record in _records(options, job, line)))
+        out.print(f"Written: {options.out}, {len(clips)} records.")
+    return 1 if failed else 0
+
+
+def _records(options: argparse.Namespace, job: Job, line: dict) -> Iterator[Record]:
+    """The records of a job: its own with captions, or one per scene, without what is asked about all of it."""
+    media = Path(os.path.relpath(job.path, options.out.absolute().parent)).as_posix()
+    for clip in line.get("clips", ()):
+        changed = {name: clip[name] for name in ("id", "start", "end")}
+        changed |= {"video" if job.record.video else "image": media}
+        changed |= {"segments": [SegmentRecord(**made["segment"]) for made in clip["segments"]]}
+        whole = clip["id"] == job.record.id
+        asked = [*job.record.questions] if whole else []
+        if options.ask:
+            named = [(options.ask.replace("{number}", str(n)), s.caption) for n, s in enumerate(changed["segments"], 1)]
+            asked += [QuestionRecord(kind="describe", question=text, answer=said) for text, said in named if said]
+        messages = job.record.messages if whole and not asked else []
+        yield job.record.model_copy(update={**changed, "questions": asked, "messages": messages})

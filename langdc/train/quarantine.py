@@ -1,0 +1,59 @@
+"""Records that `langdc data check` found unfit: refused before the first step, or left out where the run says so."""
+
+from pathlib import Path
+
+from langdc import jsonl
+from langdc.config import TrainConfig
+from langdc.data.records import Record, listed, read_readable, read_records
+from langdc.log import get_logger
+
+logger = get_logger(__name__)
+
+FOLDER, FILE = ".check", "quarantine.jsonl"
+"""mine.jsonl is checked into the folder mine.check beside it, by default."""
+
+
+def read_kept(file: Path, train: TrainConfig) -> list[Record]:
+    """The records of a data file without those that `train.quarantine` lists, of which the log says how many.
+
+    A list has lines {"file": relative to the list's folder, "line", "id"}. ValueError for one that does not fit the
+    data, and, where none is given, for records that the check of this file has listed beside it.
+    """
+    if train.quarantine is not None:
+        records, mistakes = read_readable(file)
+        known = {**dict.fromkeys(mistakes), **{record.line: record.id for record in records}}
+        found = _entries(train.quarantine, file)
+        for one in found:
+            if one["line"] not in known or known[one["line"]] not in (None, one.get("id")):
+                raise ValueError(
+                    f"{train.quarantine} names line {one['line']} (id {one.get('id')!r}) of {file}, which has no such "
+                    "record. Run `langdc data check` again."
+                )
+        logger.info("%s: %d records are left out by %s.", file, len(found), train.quarantine)
+        return read_records(file, without={one["line"] for one in found})
+    beside = file.with_suffix(FOLDER) / FILE
+    found = _entries(beside, file) if beside.is_file() and file.is_file() else []
+    if found and beside.stat().st_mtime < file.stat().st_mtime:
+        logger.warning("%s was changed after `langdc data check` had listed %s; check it again.", file, beside)
+    elif found:
+        lines = [f"line {one['line']} (id {one.get('id')!r}): {'; '.join(one.get('reasons', []))}" for one in found]
+        raise ValueError(
+            listed(f"{file} has {len(lines)} record(s) that `langdc data check` refuses", lines)
+            + f"\nMend them and check again, or train on the rest: train.quarantine={beside}"
+        )
+    return read_records(file)
+
+
+def _entries(path: Path, file: Path) -> list[dict]:
+    """What a list says of a data file; ValueError for a list that names a file that is not there."""
+    if not path.is_file():
+        raise ValueError(f"train.quarantine: there is no file {path}. `langdc data check` writes one.")
+    found = []
+    for one in jsonl.read(path, strict=True):
+        if not isinstance(one.get("file"), str) or not isinstance(one.get("line"), int):
+            raise ValueError(f"{path}: {one} names no file and line. `langdc data check` writes such a list.")
+        there = path.parent / one["file"]
+        if not there.is_file():
+            raise ValueError(f"{path} names {there}, which is not there. Run `langdc data check` again.")
+        found += [one] if there.resolve() == file.resolve() else []
+    return found

@@ -1,0 +1,98 @@
+"""Every command of the guides runs, in order, on generated videos and small models."""
+
+import csv
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from langdc.cli import main
+from langdc.data.records import read_records
+from langdc.sample.dataset import make_dataset
+from tests.test_readme import ROOT, blocks, commands
+
+SMALL = {
+    "Qwen/Qwen2.5-VL-7B-Instruct": "tiny:qwen2_5_vl",
+    "frames: 32": "frames: 4",
+    "epochs: 2": "steps: 2",
+    "gradient_accumulation: 8": "gradient_accumulation: 1",
+    "every: 50": "every: 1",
+    "share: 0.1": "share: 0.3",
+    "precision: bfloat16": "precision: float32",
+    "gradient_checkpointing: true": "log_steps: 1",
+    "train.steps=100": "train.steps=2",
+    "train.steps=40": "train.steps=2",
+}
+"""What the tests put in the place of full size."""
+
+
+def small(text: str) -> str:
+    for large, little in SMALL.items():
+        text = text.replace(large, little)
+    return text
+
+
+def files_of(page: Path) -> dict[str, str]:
+    """Files that a page shows: a block after their name in backquotes."""
+    found = re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return {name: small(text) for name, text in found}
+
+
+def run(page: Path) -> None:
+    for command in commands(page):
+        words = shlex.split(small(command))
+        assert words[0] == "langdc", command
+        assert main(words[1:]) == 0, command
+
+
+def clips(folder: Path, split: str, to: Path) -> list:
+    """The records of a split; its videos go to `to`."""
+    to.mkdir(exist_ok=True)
+    records = read_records(folder / f"{split}.jsonl")
+    for record in records:
+        shutil.copy(folder / str(record.video), to)
+    return records
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Generated videos, in a folder beside the one in which the commands run."""
+    make_dataset(tmp_path / "data", {"train": 6, "test": 3}, images=0, workers=1)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "data"
+
+
+def test_fine_tuning_from_a_folder_and_a_table(made: Path) -> None:
+    page = ROOT / "docs/finetune.md"
+    files = files_of(page)
+    header = files.pop("train.csv").splitlines()[0]
+    for split in ("train", "test"):
+        with Path(f"{split}.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(header.split(","))
+            for record in clips(made, split, Path("clips")):
+                asked = [question for question in record.questions if not question.options][:3]
+                table.writerows([Path(str(record.video)).name, q.question, q.answer, q.kind] for q in asked)
+    for name, text in files.items():
+        Path(name).write_text(text)
+    assert {"finetune.yaml", "evaluate.yaml"} == files.keys() and blocks(page, "console")
+    run(page)
+    table = Path("runs/finetune_eval/table.md").read_text()
+    assert all(name in table for name in ("fine-tuned", "all tokens", "vidcom2", "random tokens"))
+    assert "learned" in Path("preview.html").read_text() and Path("finetuned").is_dir()
+
+
+def test_langdc_from_videos_without_annotations(made: Path) -> None:
+    page = ROOT / "docs/finetune_langdc.md"
+    clips(made, "train", Path("clips"))
+    clips(made, "test", Path("clips_test"))
+    for name, text in files_of(page).items():
+        Path(name).write_text(text)
+    run(page)
+    records = read_records("captions.jsonl")
+    assert len(records) == 6 and all(len(record.segments) == 4 and record.questions for record in records)
+    table = Path("runs/own/eval/table.md").read_text()
+    assert "langdc" in table and "the teacher" in table
