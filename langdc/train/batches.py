@@ -69,10 +69,10 @@ class TrainingData(Dataset):
                 f"train.questions_per_video is {config.train.questions_per_video}. Set it to 1."
             )
         streaming = config.train.streaming and samples is None
-        if streaming and (config.features or config.train.quarantine or objective.own_replies):
+        if streaming and (config.features or objective.own_replies):
             raise ValueError(
                 "train.streaming reads a record when a step needs it, so that nothing can be done with all of them "
-                "before: leave out features and train.quarantine, and take replies from the records."
+                "before: leave out features, and take replies from the records."
             )
         source = model, objective, config.train, config.seed
         found = samples or (StreamedSamples(*source) if streaming else read_samples(*source))

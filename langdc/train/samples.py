@@ -150,6 +150,8 @@ def _lines(file: Path, number: int, train: TrainConfig) -> np.ndarray:
 
 def with_targets(model: VideoModel, samples: list[Sample], train: TrainConfig, drop: bool) -> list[Sample]:
     """The samples, checked for targets of the compressor; with `drop` those without are left out."""
+    if train.targets == "none" or type(model.compressor).targets is TokenCompressor.targets:
+        return samples
     shown = [sample for sample in samples if sample.specs]
     lacking = {sample.index for sample in shown if not sample.targets(model.compressor)}
     if lacking and len(lacking) < len(shown) and drop:

@@ -205,7 +205,7 @@ def test_a_streamed_record_is_read_when_it_is_needed(tmp_path: Path, monkeypatch
 
 
 def test_streaming_refuses_what_reads_all_before(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"train\.streaming reads a record when a step needs it.*leave features out"):
+    with pytest.raises(ValueError, match=r"train\.streaming reads a record when a step needs it.*leave out features"):
         data_of("train", streaming=True, features=str(tmp_path))
     with pytest.raises(ValueError, match=r"There is no record file .*none\.jsonl"):
         data_of(str(tmp_path / "none.jsonl"), streaming=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from langdc.config import RunConfig
+from langdc.config import DataConfig, RunConfig
 from langdc.train import output, stopping
 from tests.train import ranks
 from tests.train.ranks import assert_close, changed, losses, run, run_until
@@ -102,3 +102,16 @@ def test_a_signal_to_one_process_saves_and_stops_all(
     assert [path.parent.name for path in saved] == [f"checkpoint-{last['step']}"]
     run(count, found)
     assert_close([found], [wanted], 0 if count == 1 else 1e-5)
+
+
+def test_mixed_grouped_packed_and_streamed_data_is_the_same_on_two_processes(varied: Path, tmp_path: Path):
+    """Killed and resumed on two."""
+    (base,) = ranks.recipe("stage3", varied, tmp_path / "base")
+    shares = [DataConfig(path=varied / f"{name}.jsonl", weight=weight) for name, weight in (("train", 2), ("text", 1))]
+    more = {"data": shares, "streaming": True, "group_by_length": True, "packing": True}
+    (one,) = changed([base], tmp_path / "one", **more)
+    (two,) = changed([base], tmp_path / "two", batch_size=2, **more)
+    run(1, one)
+    run_until(2, two, 5)
+    run(2, two)
+    assert_close([two], [one], 1e-5)
