@@ -187,7 +187,8 @@ def opened(path: Path) -> Iterator[Video]:
 
 @contextmanager
 def _container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    with av.open(f"file:{path}", metadata_errors="replace") as container:  # without "file:", what is before a colon counts as a protocol
+    # without "file:", what is before a colon counts as a protocol
+    with av.open(f"file:{path}", metadata_errors="replace") as container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"

@@ -5,7 +5,10 @@ not. The reference is a decoding of the whole file in order, in one thread.
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -173,6 +176,12 @@ def test_a_stream_that_begins_late_and_a_file_that_ends_early(tmp_path: Path) ->
         container.mux(sound.encode())
     (tmp_path / "late.ts").write_bytes(part + (tmp_path / "sound.ts").read_bytes())
     _check(tmp_path / "late.ts")
+
+    def demux(_: Any) -> Iterator[int]:
+        yield from range(3)
+        raise IndexError("list index out of range")  # PyAV, where such a stream was not seen when the file was opened
+
+    assert list(decoders._demuxed(SimpleNamespace(demux=demux), None)) == [0, 1, 2]  # pyright: ignore[reportArgumentType]
     with (
         av.open(str(tmp_path / "v.ts")) as whole,
         av.open(str(tmp_path / "v.mp4"), "w", options={"movflags": "+faststart"}) as copy,
