@@ -44,6 +44,7 @@ ROWS = (
         "langdc.store",
         "langdc.tiny",
         "langdc.video",
+        "langdc.videoindex",
     ),
     (
         "langdc.budget",

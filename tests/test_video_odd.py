@@ -5,7 +5,10 @@ not. The reference is a decoding of the whole file in order, in one thread.
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from langdc import decoders, video
+from langdc import decoders, video, videoindex
 from langdc.video import probe, read_frames, write_video
 
 RATE, FRAMES = 25, 60
@@ -110,9 +113,9 @@ def test_a_late_clip_decodes_its_own_group_only(tmp_path: Path, monkeypatch: pyt
 
 def test_a_file_is_opened_and_walked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write(tmp_path / "v.mp4", "libx264", **H264)
-    opened, walked, really, walk = [], [], av.open, decoders._walked
+    opened, walked, really, walk = [], [], av.open, decoders.walked
     monkeypatch.setattr(decoders.av, "open", lambda *given, **how: opened.append(given) or really(*given, **how))
-    monkeypatch.setattr(decoders, "_walked", lambda *given: walked.append(given[0]) or walk(*given))
+    monkeypatch.setattr(decoders, "walked", lambda *given: walked.append(given[0]) or walk(*given))
     first = read_frames(path, frames=4)
     assert (len(opened), len(walked)) == (1, 1)
     assert torch.equal(read_frames(path, frames=4).pixels, first.pixels) and len(walked) == 1
@@ -173,6 +176,12 @@ def test_a_stream_that_begins_late_and_a_file_that_ends_early(tmp_path: Path) ->
         container.mux(sound.encode())
     (tmp_path / "late.ts").write_bytes(part + (tmp_path / "sound.ts").read_bytes())
     _check(tmp_path / "late.ts")
+
+    def demux(_: Any) -> Iterator[int]:
+        yield from range(3)
+        raise IndexError("list index out of range")  # PyAV, where such a stream was not seen when the file was opened
+
+    assert list(videoindex.demuxed(SimpleNamespace(demux=demux), None)) == [0, 1, 2]  # pyright: ignore[reportArgumentType]
     with (
         av.open(str(tmp_path / "v.ts")) as whole,
         av.open(str(tmp_path / "v.mp4"), "w", options={"movflags": "+faststart"}) as copy,
