@@ -95,7 +95,7 @@ def container_of(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
             raise ValueError(f"{path}: holds no video (only: {kinds}). Give a file with pictures.")
         if stream.codec_context is None:  # pyright: ignore[reportUnnecessaryComparison]
-            raise ValueError(f"{path}: holds a video in a code that PyAV {av.__version__} does not know. Convert it.")
+            raise ValueError(f"{path}: holds a video in a codec that PyAV {av.__version__} does not know. Convert it.")
         yield container, stream
 
 

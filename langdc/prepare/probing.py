@@ -29,7 +29,7 @@ _KINDS = {
     "holds no video": "no video",
     "truncated": "truncated",
     "lies outside the video|has no duration": "bounds",
-    "unknown codec|code that PyAV|[Dd]ecoder not found": "codec",
+    "unknown codec|codec that PyAV|[Dd]ecoder not found": "codec",
     "size of its pictures|pixels, (and|but)": "size changes",
 }
 
