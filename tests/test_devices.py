@@ -28,6 +28,7 @@ ASK_THE_MACHINE = {
     "langdc/language_models.py",  # 4-bit weights are made where they stay
     "langdc/pipeline.py",
     "langdc/prepare/features.py",
+    "langdc/prepare/preview.py",
     "langdc/tools/doctor.py",
     "langdc/train/arguments.py",
     "langdc/train/meter.py",

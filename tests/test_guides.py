@@ -85,6 +85,7 @@ def test_fine_tuning_from_a_folder_and_a_table(made: Path) -> None:
     assert "learned" in Path("preview.html").read_text() and Path("finetuned").is_dir()
 
 
+@pytest.mark.slow
 def test_langdc_from_videos_without_annotations(made: Path) -> None:
     page = ROOT / "docs/finetune_langdc.md"
     clips(made, "train", Path("clips"))

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("langdc", "train", "eval", "data_prep", "scripts")
 PACKAGE = sorted((ROOT / "langdc").rglob("*.py"))
 MAX_LINES = 27_600
-MAX_PUBLIC = 520
+MAX_PUBLIC = 560
 
 
 def public(path: Path) -> list[str]:

@@ -304,7 +304,7 @@ class EvenBatchSampler(Sampler[list[int]]):
         together, whole = self.size * self.processes, [order]
         if self.length is not None:
             whole = grouped(order, together * self.accumulation, self.length, generator)
-        for step in (part.tolist() for window in whole for part in window.split(together)):
+        for step in filter(None, (part.tolist() for window in whole for part in window.split(together))):
             yield np.array_split(step, self.processes)[self.rank].tolist() or [-step[0] - 1]
 
 

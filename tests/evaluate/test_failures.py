@@ -51,7 +51,8 @@ def _cut(path: Path) -> None:
 def _garbled(path: Path) -> None:
     content = bytearray(path.read_bytes())
     begin = content.index(b"mdat") + 4
-    content[begin : begin + 4000] = b"\xff" * len(content[begin : begin + 4000])
+    size = int.from_bytes(content[begin - 8 : begin - 4]) - 8
+    content[begin : begin + size] = b"\xff" * size
     path.write_bytes(content)
 
 

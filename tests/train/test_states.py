@@ -97,7 +97,7 @@ def test_videos_of_one_length_are_computed_together(monkeypatch: pytest.MonkeyPa
     parts = small.data_of(model, config).states
     assert calls == [[1] * 3, [16] * 4, [16] * 2]
     assert whole is not None and parts is not None
-    for sample in whole.samples:
+    for sample, _ in whole.videos:
         for one, other in zip(parts[sample], whole[sample], strict=True):
             torch.testing.assert_close(one, other)
 

@@ -170,6 +170,7 @@ def test_the_loss_is_the_mean_over_all_targets(tmp_path: Path):
     assert line["eval_loss"] == pytest.approx(means["answer"] + 0.5 * means["caption"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_that_is_learned(tmp_path: Path):
     """Random numbers of dropout included; replies are written in the type that training computes in."""
     common = {"lora": {**LORA, "dropout": 0.2}, "precision": "bfloat16"}
@@ -182,6 +183,7 @@ def test_measuring_changes_nothing_that_is_learned(tmp_path: Path):
     assert all(0 <= line["eval_accuracy_low"] <= line["eval_accuracy_high"] <= 1 for line in evaluated(measured))
 
 
+@pytest.mark.slow
 def test_the_accuracy_is_that_of_the_replies(tmp_path: Path):
     """The answers of about half of the questions are what the model will reply."""
     changes = {"features_dtype": "float32", "validation": {"every": 9, "accuracy": True}}
@@ -217,6 +219,7 @@ def test_trackers_get_the_figures(tmp_path: Path):
 # ---- the best step, and the end
 
 
+@pytest.mark.slow
 def test_the_best_step_is_kept_beside_the_last_and_a_run_without_gain_ends(tmp_path: Path):
     """Captions of other videos are learned until they get worse; the compressor's adapters are merged in both."""
     common = {
@@ -260,7 +263,8 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path):
 # ---- several processes
 
 
-@pytest.mark.parametrize("zero", [pytest.param(n, marks=[] if n == 3 else pytest.mark.slow) for n in (None, 2, 3)])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [None, 2, 3])
 def test_two_processes_measure_and_keep_what_one_does(varied: Path, tmp_path: Path, zero: int | None):
     """Text among the videos, averages, and a number of processes that changes on the way."""
     held_out = ValidationConfig(share=0.3, every=2, accuracy=zero != 3, patience=None)
