@@ -41,7 +41,7 @@ from langdc.train.progress import Bar, JsonLog
 from langdc.train.setup import RunModel
 from langdc.train.stopping import GracefulShutdown, Stopped
 from langdc.train.tracking import CaptionEval, tracked
-from langdc.train.trainer import BEST, RunTrainer
+from langdc.train.trainer import BEST_FILE, RunTrainer
 from langdc.train.validation import Validation, split, validation_data
 from langdc.train.watchdog import Watchdog
 
@@ -145,7 +145,7 @@ def _save(
     """
     figures = _write(run, data, directory, figures)
     if validated is not None:
-        validated.load_trained(directory / output.RESUME / BEST)
+        validated.load_trained(directory / output.RESUME / BEST_FILE)
         step = validated.state.best_global_step
         line = next(line for line in jsonl.read(directory / output.LOG) if line["step"] == step)
         found = {name: value for name, value in line.items() if name.startswith("eval_")}

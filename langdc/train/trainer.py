@@ -34,7 +34,7 @@ from langdc.train.output import COMPLETE, checkpoints
 
 TRAINED = "trained.safetensors"
 EMA = "ema.safetensors"
-BEST = "best.safetensors"
+BEST_FILE = "best.safetensors"
 """The trained tensors with the lowest validation loss so far; each checkpoint has a copy of those that it knows."""
 
 
@@ -262,8 +262,8 @@ class RunTrainer(Trainer):
             self.ema.save(newest / EMA)
         distributed.barrier()
         if self.args.should_save:
-            if (directory / BEST).is_file():
-                shutil.copyfile(directory / BEST, newest / BEST)
+            if (directory / BEST_FILE).is_file():
+                shutil.copyfile(directory / BEST_FILE, newest / BEST_FILE)
             jsonl.sync_folder(newest)  # before older ones go: after a power cut a name alone may be left
             (newest / COMPLETE).touch()
             for old in checkpoints(directory)[: -self.data.config.keep_checkpoints]:
@@ -330,9 +330,9 @@ class _EpochCallback(TrainerCallback):
             if state.global_step:
                 trainer.ema.load(earlier / EMA)
         if args.should_save:
-            (directory / BEST).unlink(missing_ok=True)  # of steps that are made again
+            (directory / BEST_FILE).unlink(missing_ok=True)  # of steps that are made again
             if state.best_global_step:
-                shutil.copyfile(earlier / BEST, directory / BEST)
+                shutil.copyfile(earlier / BEST_FILE, directory / BEST_FILE)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose the epoch's order and draws."""

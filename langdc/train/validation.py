@@ -28,7 +28,7 @@ from langdc.model import VideoModel
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.train.batches import GB, TrainingData
 from langdc.train.samples import Sample, read_samples
-from langdc.train.trainer import BEST, EvenBatchSampler, RunTrainer
+from langdc.train.trainer import BEST_FILE, EvenBatchSampler, RunTrainer
 from langdc.types import FrameSpec
 
 logger = get_logger(__name__)
@@ -150,7 +150,7 @@ class Validation(TrainerCallback):
             figures = self._figures(step)
             if state.best_metric is None or figures["eval_loss"] < state.best_metric:
                 state.best_metric, state.best_global_step = figures["eval_loss"], step
-                self.trainer.save_trained(Path(str(args.output_dir)) / BEST)
+                self.trainer.save_trained(Path(str(args.output_dir)) / BEST_FILE)
         self.trainer.meter.held_out |= figures
         right = [100 * value for name, value in figures.items() if name.startswith("eval_accuracy")]
         said = "; accuracy {:.1f} % ({:.1f} to {:.1f})".format(*right) if right else ""
