@@ -71,15 +71,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--endpoint", metavar="URL", help="where an OpenAI-compatible interface begins, as http://server:8000/v1")
     add("--model", help="the teacher, as a model of the endpoint")
     add("--text-model", help="a model of the endpoint that makes descriptions dense and lists cues")
-    settings = "of the endpoint: key_variable, timeout, retries, pause, workers, options, as '{\"workers\": 32}'"
+    settings = "its settings: key_variable, timeout, retries, pause, workers, options, as '{\"workers\": 32}'"
     add("--endpoint-settings", type=json.loads, default={}, metavar="JSON", help=settings)
     add("--segments", type=int, help="equal parts of a video, as many as the backbone makes (default: 4)")
-    add("--seconds", type=float, help="in place of --segments, how long a segment is, about")
+    add("--seconds", type=float, help="about how long a segment is, in place of --segments")
     add("--scenes", action="store_true", help="make each scene a record, and cut that into segments")
     add("--prompt", help="what the teacher is asked, in place of our prompt")
-    asked = "also a question for each segment, as 'describe segment {number}', whose answer is its caption"
+    asked = "also write a question for each segment, as 'describe segment {number}'; the answer is its caption"
     add("--ask", metavar="TEXT", help=asked)
-    add("--frames", type=int, help="of a segment (endpoint: 4; stock models: as they read a video)")
+    add("--frames", type=int, help="frames of a segment (endpoint: 4; stock models: as they read a video)")
     add("--pixels", type=int, default=512, help="longest side of frames for an endpoint (default: 512)")
     add("--backbone", help="for stock models: a backbone by name")
     add_device(parser)
@@ -88,9 +88,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--band", type=float, nargs=2, metavar=("LOW", "HIGH"), default=[0.75, 3.0], help=band)
     add("--batch", type=int, default=8, help="videos that are described together (default: 8)")
     add("--shard", metavar="I/N", help="do part I of N of the videos")
-    add(
-        "--ray", type=int, default=0, metavar="N", help="as N workers of the Ray cluster at RAY_ADDRESS, or of one here"
-    )
+    shared = "N workers on the Ray cluster of RAY_ADDRESS, or on this machine"
+    add("--ray", type=int, default=0, metavar="N", help=shared)
     options = parser.parse_args(argv)
     given, several = options, distributed.world_size() > 1
     number, _, count = (given.shard or f"{distributed.rank() + 1}/{distributed.world_size()}").partition("/")

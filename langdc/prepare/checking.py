@@ -71,12 +71,13 @@ class _Entry:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the data and write the report; 0 without fatal faults, 1 with."""
     parser = argparse.ArgumentParser(prog="langdc data check", description=__doc__)
-    parser.add_argument("data", nargs="+", type=Path, metavar="DATA.jsonl", help="record files")
-    parser.add_argument("--eval", nargs="+", type=Path, default=[], metavar="FILE", help="records not to be trained on")
-    parser.add_argument("--config", metavar="TRAIN", help="a training config: also look at prompts and labels")
-    parser.add_argument("--out", type=Path, help=f"folder for what is found (default: DATA{FOLDER} beside the data)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for one file (default: 60)")
+    add, seconds = parser.add_argument, "limit for one file (default: 60)"
+    add("data", nargs="+", type=Path, metavar="DATA.jsonl", help="record files")
+    add("--eval", nargs="+", type=Path, default=[], metavar="FILE", help="evaluations whose media must not be in DATA")
+    add("--config", metavar="TRAIN", help="a training config: also check its prompts and labels")
+    add("--out", type=Path, help=f"folder for what is found (default: DATA{FOLDER} beside the data)")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="child processes (default: all cores)")
+    add("--timeout", type=float, default=60.0, metavar="SECONDS", help=seconds)
     options = parser.parse_args(argv)
     if options.jobs < 1 or options.timeout <= 0:
         raise ValueError(f"--jobs {options.jobs} --timeout {options.timeout}: give at least 1, and over 0 seconds.")
@@ -206,7 +207,7 @@ def _probe(
     kept = folder / "media.jsonl"
     known = {line["key"]: line for line in jsonl.read(kept) if line["key"] in jobs}
     names = {job: key for key, job in jobs.items() if key not in known}
-    for job, result, lived in track(probed(names, options.jobs, options.timeout), len(names), "Looking into media"):
+    for job, result, lived in track(probed(names, options.jobs, options.timeout), len(names), "Checking media"):
         known[names[job]] = result
         if lived:  # a file that took too long is tried again
             jsonl.append(kept, {"key": names[job], **result})
@@ -254,7 +255,7 @@ def _of_prompts(entries: list[_Entry], config: RunConfig, found: dict[_Key, dict
     from langdc.prepare.prompts import Prompts  # brings what trains
 
     prompts = Prompts(config)
-    for entry in track(entries, len(entries), "Looking at prompts"):
+    for entry in track(entries, len(entries), "Checking prompts"):
         shapes = [found[path, medium.fps]["shape"] for medium, path in entry.media]
         if len(shapes) == len(entry.record.shown) and all(shape and shape[0] for shape in shapes):
             paths, where = [path for _, path in entry.media], f"line {entry.line} (id {entry.record.id!r})"
@@ -262,7 +263,7 @@ def _of_prompts(entries: list[_Entry], config: RunConfig, found: dict[_Key, dict
     if prompts.unused:
         screen().print(f"{prompts.unused} records are of no use to the objective {config.objective.name!r}.")
     if prompts.text_only:
-        screen().print("How many visual tokens there are is not known without weights: prompts are counted without.")
+        screen().print("The number of visual tokens is not known without weights; only text tokens are counted.")
 
 
 # ---- the report
