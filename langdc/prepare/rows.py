@@ -217,7 +217,8 @@ def _of_datasets(source: str, split: str | None, saved: bool) -> Rows:
         raise ValueError(f"{source} was not loaded ({str(error).strip().partition(chr(10))[0]}). {_KNOWN}") from None
     if isinstance(found, dict):
         if split not in found and (split is not None or len(found) > 1):
-            raise ValueError(f"--split {split}: {source} has {', '.join(found)}. Name one of them.")
+            given = "Without --split" if split is None else f"--split {split}"
+            raise ValueError(f"{given}: {source} has {', '.join(found)}. Name one of them.")
         found = found[split or next(iter(found))]
     rows = (row for batch in found.with_format("arrow").iter(_BATCH) for row in batch.to_pylist())
     yield from ((f"row {number}", row) for number, row in enumerate(rows))

@@ -24,7 +24,9 @@ def epoch_counts(sets: Sequence[DataConfig], sizes: Sequence[int]) -> list[int]:
     counts = [round(size * (entry.repeat or 1.0)) for entry, size in zip(sets, sizes, strict=True)]
     weighed = [number for number, entry in enumerate(sets) if entry.weight is not None]
     if empty := [sets[number].path for number in weighed if not sizes[number]]:
-        raise ValueError(f"{empty[0]} has a weight, and none of its records can be used for this objective.")
+        raise ValueError(
+            f"{empty[0]} has a weight, and none of its records can be used for this objective. Leave it out."
+        )
     weights = np.cumsum([sets[number].weight or 0.0 for number in weighed])
     if weighed:
         # differences of rounded sums, so that together they keep their number
@@ -32,7 +34,9 @@ def epoch_counts(sets: Sequence[DataConfig], sizes: Sequence[int]) -> list[int]:
         for number, count in zip(weighed, np.diff(ends, prepend=0).tolist(), strict=True):
             counts[number] = count
     if not sum(counts):
-        raise ValueError(f"train.data: an epoch of {sum(sizes)} records, repeated so rarely, has no sample.")
+        raise ValueError(
+            f"train.data: an epoch of {sum(sizes)} records, repeated so rarely, has no sample. Raise repeat."
+        )
     return counts
 
 

@@ -115,7 +115,7 @@ class StreamedSamples(Sequence[Sample]):
         self.rows = np.concatenate(rows)
         """Number of the file, byte and line [n,3]."""
         if not len(self.rows):
-            raise ValueError(f"{', '.join(_paths(train))}: there is no record in it.")
+            raise ValueError(f"{', '.join(_paths(train))}: there is no record in it. Give files that hold some.")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -42,7 +42,7 @@ def split(model: VideoModel, objective: Objective, config: RunConfig) -> tuple[l
     """
     settings, train = config.train.validation, config.train
     if train.streaming and settings is not None and settings.share is not None:
-        raise ValueError("train.validation.share needs all records; with train.streaming give validation.data.")
+        raise ValueError("train.validation.share needs all records; with train.streaming give train.validation.data.")
     samples = [] if train.streaming else read_samples(model, objective, train, config.seed)
     if settings is None:
         return samples, []
@@ -57,7 +57,10 @@ def split(model: VideoModel, objective: Objective, config: RunConfig) -> tuple[l
                     f"({known[min(both)].where}). Take it out of one of them, or give a share in place of files."
                 )
     if settings.accuracy and not any(map(_scored, held)):
-        raise ValueError("train.validation.accuracy: no validation record has a question with an answer.")
+        raise ValueError(
+            "train.validation.accuracy: no validation record has a question with an answer. Give such records, "
+            "or leave it out."
+        )
     return learned, held
 
 
