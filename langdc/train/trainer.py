@@ -121,8 +121,8 @@ class RunTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """As the Trainer does, with the meter's figures. ValueError that names the first step whose loss is no number;
-        a checkpoint is written only after a line of the log.
+        """As the Trainer does, with the meter's figures. ValueError that names the first step whose loss is not finite; a
+        checkpoint is written only after a line of the log.
         """
         if "loss" in logs:
             logs.update(self.meter.figures(self.state.total_flos))
