@@ -121,7 +121,7 @@ class RunTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """As the Trainer does, with the meter's figures. ValueError that names the first step whose loss is not finite; a
+        """As the Trainer does, with the meter's figures. ValueError names the first step whose loss is not finite; a
         checkpoint is written only after a line of the log.
         """
         if "loss" in logs:
