@@ -130,7 +130,7 @@ class ValidationConfig(Settings):
     accuracy: bool = False
     """Whether the questions are also answered, and the replies scored."""
     patience: int | None = Field(None, gt=0)
-    """End the run after so many measurements in a row without a lower loss; null never does."""
+    """End the run after this many measurements in a row without a lower loss; null never does."""
 
     @model_validator(mode="after")
     def _source(self) -> "ValidationConfig":
@@ -145,11 +145,11 @@ class DataConfig(Settings):
     path: Path
     """A file of records, or a folder of such files (*.jsonl)."""
     cap: int | None = Field(default=None, gt=0)
-    """At most so many of its records, drawn by seed."""
+    """At most this many of its records, drawn by seed."""
     repeat: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """How often each is in an epoch; of 1.5, all once and half of them, drawn anew every epoch, twice."""
+    """How often an epoch has each record; with 1.5 half of them twice, drawn anew every epoch, and the rest once."""
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Its share of the samples of an epoch among the entries that have a weight, which together keep their number."""
+    """Its share among the entries with a weight, which together have as many samples per epoch as records."""
 
     @model_validator(mode="after")
     def _one_of(self) -> "DataConfig":

@@ -90,7 +90,7 @@ class Endpoint:
             if not (self._key.isascii() and self._key.isprintable() and self._key):
                 raise ValueError(
                     f"The endpoint's key is to be in the environment variable {config.key_variable}, which is not set "
-                    "or holds no key. Set it, or leave its name out for an endpoint that wants none."
+                    "or holds no key. Set it, or leave key_variable out for an endpoint without a key."
                 )
             self._headers["Authorization"] = f"Bearer {self._key}"
 

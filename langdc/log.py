@@ -51,6 +51,6 @@ def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 
 def pace(done: int, left: int, seconds: float) -> str:
-    """What was done in so many seconds, and what is left, as "3.2 a second, 0:12:30 left"."""
+    """The rate of what was done in `seconds`, and the time left, as "3.2 a second, 0:12:30 left"."""
     rate = done / max(seconds, 1e-9)
     return f"{rate:.3g} a second, {timedelta(seconds=round(left / rate)) if rate else 'unknown time'} left"

@@ -101,7 +101,7 @@ def container_of(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 def demuxed(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """The packets of a stream, and an empty one at its end."""
-    with suppress(IndexError):  # PyAV trips at the end of a file over streams that began late
+    with suppress(IndexError):  # PyAV raises it at the end of a file with streams that begin late
         yield from container.demux(stream)
 
 
@@ -131,7 +131,7 @@ def in_order(path: Path, clean: bool) -> Iterator[VideoFrame]:
 
 
 def walked(path: Path, container: InputContainer, stream: VideoStream) -> Index:
-    """The index, from the file's packets where they tell it; else by decoding the file once."""
+    """The index of a file: from its packets or, where these do not suffice, from decoding it once."""
     packets = [
         (p.pts, p.dts, p.is_keyframe, p.is_discard, p.duration or 0, p.pos, p.is_corrupt)
         for p in demuxed(container, stream)

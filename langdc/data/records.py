@@ -61,9 +61,9 @@ class QuestionRecord(_Strict):
     """Of a multiple-choice question, the letter of the right option; empty where there is none, which `distill` with
     the model's own replies does not need."""
     options: list[str] = Field(default=[], max_length=26)
-    """What there is to choose from, without letters; empty for open questions."""
+    """The choices, without letters; empty for open questions."""
     context: str = ""
-    """What is said before the question, such as subtitles."""
+    """Text before the question, such as subtitles."""
     labels: dict[str, str] = {}
     """What else results are broken down by, such as {"duration": "short"}."""
 
@@ -216,7 +216,7 @@ def read_records(path: str | Path, without: Container[int | None] = ()) -> list[
 def read_readable(path: str | Path) -> tuple[list[Record], dict[int, str]]:
     """The records of a JSON-lines file that can be read, and why the other lines cannot be, by line number.
 
-    For whoever counts what is broken. Raises ValueError if the file is missing or no line can be read.
+    Used where broken lines are counted. Raises ValueError if the file is missing or no line can be read.
     """
     path = Path(path)
     if not path.is_file():

@@ -58,7 +58,7 @@ class Case:
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> "Case | None":
-        """What of a line is put to the judge; None for lines that it does not judge, or that hold no words."""
+        """The part of a line that the judge reads; None for lines that it does not judge, or whose reply is empty."""
         if not cls.judged(line) or not (line["answer"] or "").strip():
             return None
         return cls(line["question"], line["expected"], line["answer"].strip())
@@ -70,7 +70,7 @@ class Case:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """What is said to the judge."""
+        """The messages of the request to the judge."""
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.format(**asdict(self))}]
 
     def key(self, judge: Mapping[str, Any]) -> str:

@@ -10,19 +10,17 @@ processes share the work: torchrun --nproc-per-node 2 data_prep/caption.py ..., 
 import argparse
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import track
 
 from langdc import distributed, jsonl
 from langdc.data.records import QuestionRecord, Record, SegmentRecord, check_media, listed, read_records, write_records
 from langdc.evaluate.models import weights_identity
 from langdc.hashing import json_hash
-from langdc.log import console, get_logger, screen
+from langdc.log import get_logger, screen, track
 from langdc.prepare.captioning import Captioning, Job, on_ray
 from langdc.prepare.teachers import DENSE, DESCRIBE, REWRITE
 from langdc.tools.options import add_device
@@ -33,12 +31,11 @@ logger = get_logger(__name__)
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
 """What counts as a video in a folder."""
 _FREE = ("videos", "out", "ask", "teacher", "endpoint", "endpoint_settings", "device", "batch", "shard", "ray")
-"""Options that may change between two starts: they decide nothing, or what counts of them is said otherwise."""
-_SAID_SECONDS = 30.0
+"""Options that may change between two starts: they change no caption, or `_jobs` adds what does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when all is captioned or this process's share is, 1 when a video could not be."""
+    """Caption the videos of this process; 0, or 1 when a video could not be captioned."""
     options, out = _options(argv), screen(quiet=not distributed.is_main_process())
     distributed.start()
     jobs, work = _jobs(options), options.out.with_name(f"{options.out.name}.work")
@@ -55,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             waiting = [job for job in mine if "clips" not in done.get(job.key, {})]
             out.print(f"{len(mine)} videos and images, of which {len(mine) - len(waiting)} have captions.")
             made = (on_ray(options, waiting) if options.ray else Captioning(options).lines(waiting)) if waiting else ()
-            for line in _tracked(made, len(waiting)):
+            for line in track(made, len(waiting), "Captions"):
+                if "failed" in line:
+                    logger.warning("no captions of %s: %s", line["id"], line["failed"])
                 jsonl.append(file, line)
     except Timeout:
         raise ValueError(f"Another process writes {file}. Wait until it is done, or end it.") from None
@@ -108,7 +107,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         (isinstance(given.endpoint_settings, dict), "--endpoint-settings is a JSON object"),
         (own or not given.captioner, "--captioner is for --teacher, and has a prompt and segments of its own"),
         (not (given.segments and given.seconds), "give --segments or --seconds, not both"),
-        (all(each is None or each > 0 for each in numbers), "all numbers are positive"),
+        (
+            all(each is None or each > 0 for each in numbers),
+            "--segments, --seconds, --frames, --pixels, --batch and --max-new-tokens: all numbers are positive",
+        ),
         (0 <= given.band[0] <= given.band[1], "--band is LOW and HIGH, as 0.75 3"),
         (sharded, "--shard is I/N with I from 1 to N, as 1/8"),
         (not (several and (given.shard or given.ray)), "a launcher shares the videos: leave out --shard and --ray"),
@@ -146,27 +148,13 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def _lines(work: Path) -> dict[str, dict]:
-    """What all processes wrote, by job; captions count, whatever failed before or after."""
+    """The lines of all processes, by job; one with captions counts before one that failed."""
     lines = [line for file in sorted(work.glob("*.jsonl")) for line in jsonl.read(file)]
     return {line["key"]: line for line in sorted(lines, key=lambda line: "clips" in line)}
 
 
-def _tracked(lines: Iterable[dict], total: int) -> Iterator[dict]:
-    """Lines as they come, with a progress bar, or a message now and then where there is no terminal."""
-    started = said = time.monotonic()
-    bar = track(lines, "captions", total, console=console, disable=not console.is_terminal)
-    for number, line in enumerate(bar, 1):
-        if "failed" in line:
-            logger.warning("no captions of %s: %s", line["id"], line["failed"])
-        yield line
-        now = time.monotonic()
-        if now - said > _SAID_SECONDS and not console.is_terminal:
-            said = now
-            logger.info("%d of %d videos, %.3g a second", number, total, number / (now - started))
-
-
 def _finish(options: argparse.Namespace, jobs: list[Job], done: dict[str, dict], out: Console) -> int:
-    """Write all records if every job is done, say what failed and what is flagged; the exit code."""
+    """Write all records if every job is done, and print failed and flagged ones; returns the exit code."""
     here = [(job, done[job.key]) for job in jobs if job.key in done]
     failed = [f"{job.record.id}: {line['failed']}" for job, line in here if "failed" in line]
     clips = [clip for _, line in here for clip in line.get("clips", ())]
@@ -177,7 +165,9 @@ def _finish(options: argparse.Namespace, jobs: list[Job], done: dict[str, dict],
     if failed:
         out.print(listed(f"{len(failed)} videos have no captions; the same command tries them again", failed))
     if len(here) < len(jobs):
-        out.print(f"{len(here)} of {len(jobs)} videos are done. Whoever does the last of them writes {options.out}.")
+        out.print(
+            f"{len(here)} of {len(jobs)} videos are done. The process that does the last one writes {options.out}."
+        )
     elif clips:
         with jsonl.writing(options.out, shared=True) as partial:  # two shards may end at the same time
             write_records(partial, (record for job, line in here for record in _records(options, job, line)))

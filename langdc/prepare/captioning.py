@@ -27,7 +27,7 @@ _SAID = ("teacher", "captioner", "model", "prompt", "text_model")
 
 
 class Job(NamedTuple):
-    """A record whose video or image is captioned. `key` tells it and the settings; `group`: described together."""
+    """A record whose video or image is captioned. `key`: hash of it and the settings; `group`: described at once."""
 
     record: Record
     path: Path
@@ -36,7 +36,7 @@ class Job(NamedTuple):
 
 
 class _Clip(NamedTuple):
-    """A job's video, or a scene of it, and what the last step made of it, or the ValueError that ended its way."""
+    """A job's video, or a scene of it, with the result of the last step, or the ValueError that stopped it."""
 
     job: Job
     record: Record

@@ -69,7 +69,7 @@ class _Entry:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 without fatal faults, 1 with."""
+    """Check the data and write the report; 0 without fatal faults, 1 with."""
     parser = argparse.ArgumentParser(prog="langdc data check", description=__doc__)
     parser.add_argument("data", nargs="+", type=Path, metavar="DATA.jsonl", help="record files")
     parser.add_argument("--eval", nargs="+", type=Path, default=[], metavar="FILE", help="records not to be trained on")
@@ -190,7 +190,7 @@ _Key = tuple[Path, float | None]
 def _probe(
     entries: list[_Entry], held: dict[_Key, Path], folder: Path, options: argparse.Namespace
 ) -> dict[_Key, dict[str, Any]]:
-    """What is known of each medium, and in "clips" which were tried; results are kept in the folder as they come."""
+    """By medium what was found (`probing.probed`), with the "clips" that were tried; kept in the folder as it comes."""
     clips: dict[_Key, dict[tuple, None]] = defaultdict(dict)
     for medium, path in [pair for entry in entries for pair in entry.media]:
         clips[path, medium.fps][medium.start, medium.end] = None
@@ -232,15 +232,15 @@ def _of_copies(entries: list[_Entry], held: dict[_Key, Path], found: dict[_Key, 
     leaked = {same[key]: file for key, file in held.items() if key in same}
     first: dict[str, tuple[Path, _Entry]] = {}
     twice: dict[str, _Entry] = {}
-    told: set[Path] = set()
+    reported: set[Path] = set()
     for entry in entries:
         hashes = [same[path, medium.fps] for medium, path in entry.media]
         for (medium, path), content in zip(entry.media, hashes, strict=True):
             if content in leaked:
                 yield entry.fault("leak", f"{medium.file} is shown in the evaluation {leaked[content]}, too")
             other, of = first.setdefault(content, (path, entry))
-            if path not in told and not path.samefile(other):
-                told.add(path)
+            if path not in reported and not path.samefile(other):
+                reported.add(path)
                 reason = f"{medium.file} has the content of {other.name} ({of.file}, line {of.line})"
                 yield entry.fault("duplicate file", reason, False)
         bounds = [(medium.start, medium.end, medium.fps) for medium in entry.record.shown]
@@ -265,7 +265,7 @@ def _of_prompts(entries: list[_Entry], config: RunConfig, found: dict[_Key, dict
         screen().print("How many visual tokens there are is not known without weights: prompts are counted without.")
 
 
-# ---- what is said of it
+# ---- the report
 
 
 def _report(faults: list[_Fault], entries: list[_Entry], folder: Path) -> int:
@@ -294,5 +294,5 @@ def _report(faults: list[_Fault], entries: list[_Entry], folder: Path) -> int:
     out.print(f"{len(entries)} records can be read, with {media} media; {len(faults)} faults, warnings included.")
     out.print(f"{len(reasons)} records cannot be trained on. {folder / 'report.html'}")
     if reasons:
-        out.print(f"Mend them, or train on the rest: langdc train CONFIG --quarantine {folder / FILE}")
+        out.print(f"Correct them, or train on the rest: langdc train CONFIG --quarantine {folder / FILE}")
     return int(bool(reasons))

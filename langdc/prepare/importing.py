@@ -56,10 +56,10 @@ class MissingFile(ValueError):
 
 
 class Importer:
-    """Makes records of rows, one by one, and counts what it met.
+    """Makes records of rows, one by one, and counts shapes, media, unused columns and repeated ids.
 
     Paths in rows begin at `media` and are written relative to `place`; media that are inside rows are unpacked into
-    `unpacked` (None: not, for a look). `kind` is that of questions whose row names none.
+    `unpacked` (None: nothing is written). `kind` is that of questions whose row names none.
     """
 
     def __init__(self, kind: str, media: Path, place: Path, unpacked: Path | None):

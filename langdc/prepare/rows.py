@@ -127,7 +127,7 @@ def _text_file(suffix: str, content: bytes) -> dict:
 
 
 def subtitles(text: str) -> str:
-    """What is said in a .srt file, without numbers, times and tags; blank lines may be missing."""
+    """The spoken text of a .srt file, without numbers, times and tags; blank lines may be missing."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     timed = [*(bool(_TIMES.match(line)) for line in lines), False]
     if lines and not any(timed):

@@ -28,12 +28,12 @@ SEGMENTS = FRAMES = 4
 """What the paper shows the captioner: 4 segments of 4 frames."""
 _SHOWN = "Describe what this part of a video shows"
 DESCRIBE = f"{_SHOWN}: every subject with its attributes, what it does, the background. Say only what can be seen."
-"""Said to a teacher whose words a text model makes dense."""
+"""The prompt of a teacher whose words a text model makes dense."""
 DENSE = (
     f"{_SHOWN} in as few words as possible: subjects, attributes, actions, background. Short phrases separated by "
     "semicolons; no filler, no connectives, no speculation."
 )
-"""Said to a teacher whose words become the captions as they are."""
+"""The prompt of a teacher whose words become the captions as they are."""
 REWRITE = (
     "A description of a few seconds of a video is below. Make it dense: keep every subject, attribute, action and "
     "background that it states, in as few words as possible, and delete filler words, connectives, opinions and "
@@ -61,7 +61,7 @@ class _UnfitError(ValueError):
 
 
 class Teacher(ABC):
-    """Reads and describes the segments of clips. A ValueError that is `fatal` would come of any clip."""
+    """Reads and describes the segments of clips. A ValueError that is `fatal` concerns all clips."""
 
     def __init__(self, options: Namespace) -> None:
         self.options = options
@@ -170,7 +170,7 @@ def plain_target(text: str) -> Target:
 
 
 def _plain(text: str) -> str:
-    """A text on one line, without what a model thought before it spoke."""
+    """A text on one line, without a model's reasoning (<think>...</think>)."""
     return " ".join(text.rpartition("</think>")[2].split())
 
 

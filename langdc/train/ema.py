@@ -18,8 +18,8 @@ from langdc.distributed import is_main_process
 
 
 class Ema:
-    """After step n each average is d times what it was, plus 1-d times the parameter, with d = min(decay,
-    (1+n)/(10+n)): a short run is not the average of its random start.
+    """The averages of parameters. After step n each is d times the one before plus 1-d times the parameter, with
+    d = min(decay, (1+n)/(10+n)), so that a short run is not the average of its random start.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -31,14 +31,14 @@ class Ema:
         return [getattr(parameter, "ds_tensor", parameter).detach() for parameter in self.parameters.values()]
 
     def update(self, step: int) -> None:
-        """Take in the parameters after a step."""
+        """Update the averages with the parameters after a step."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         for value, part in zip(self.values, self._held(), strict=True):
             value.lerp_(part.float(), share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the parameters be their averages for a while. All ranks must call it."""
+        """Inside the context the parameters have the values of their averages. All ranks must call it."""
         before = [part.clone() for part in self._held()]
         self._put(self.values)
         try:

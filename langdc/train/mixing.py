@@ -9,7 +9,7 @@ from torch import Tensor
 from langdc.config import DataConfig
 
 WINDOW_STEPS = 50
-"""Among the samples of so many steps those with alike lengths are put together."""
+"""Samples are grouped by length within a window of this many steps."""
 
 
 def capped(count: int, cap: int | None, seed: int, number: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def epoch_samples(sizes: Sequence[int], counts: Sequence[int], seed: int, epoch:
 
 
 def grouped(order: Tensor, step: int, length: Callable[[int], float], generator: torch.Generator) -> Iterator[Tensor]:
-    """An epoch's order with samples of alike lengths in a step, and the steps shuffled; the smaller last one stays."""
+    """An epoch's order with samples of similar length in a step, and the steps shuffled; the smaller last one stays."""
     for window in order.split(step * WINDOW_STEPS):
         lengths = torch.tensor([length(index) for index in window.tolist()])
         steps = window[lengths.argsort(descending=True, stable=True)].split(step)

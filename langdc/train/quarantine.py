@@ -48,7 +48,7 @@ def left_out(file: Path, train: TrainConfig) -> list[dict]:
         lines = [f"line {one['line']} (id {one.get('id')!r}): {'; '.join(one.get('reasons', []))}" for one in found]
         raise ValueError(
             listed(f"{file} has {len(lines)} record(s) that `langdc data check` refuses", lines)
-            + f"\nMend them and check again, or train on the rest: train.quarantine={beside}"
+            + f"\nCorrect them and check again, or train on the rest: train.quarantine={beside}"
         )
     return []
 

@@ -130,8 +130,8 @@ class RunTrainer(Trainer):
         if not math.isfinite(logs.get("loss", 0.0)):
             bad = min((n for n, loss in self._recent if not loss.isfinite()), default=self.state.global_step)
             raise ValueError(
-                f"The loss is {logs['loss']} at step {min(distributed.gather(bad))}; training further cannot mend it. "
-                "Try a lower train.learning_rate, a longer train.warmup, or precision: bfloat16 in place of float16."
+                f"The loss is {logs['loss']} at step {min(distributed.gather(bad))}; more steps cannot repair it. Try "
+                "a lower train.learning_rate, a longer train.warmup, or precision: bfloat16 in place of float16."
             )
         self._recent = []
 
@@ -277,7 +277,7 @@ class EvenBatchSampler(Sampler[list[int]]):
     What is left at the end of an epoch is divided evenly; accelerate would repeat samples from the beginning, and then
     several processes learn something else than one. A process for which nothing is left gets one sample as padding,
     index -i-1, since all must make the same calls. `samples`: the indices of an epoch; `length` of a sample, where
-    those of alike lengths are put together, over all micro-batches of a step (`accumulation`).
+    those of similar length are put together, over all micro-batches of a step (`accumulation`).
     """
 
     def __init__(

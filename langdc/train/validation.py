@@ -62,7 +62,7 @@ def split(model: VideoModel, objective: Objective, config: RunConfig) -> tuple[l
 
 
 def _by_share(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """The samples without those of drawn videos, and these: at least this share of all."""
+    """Samples to learn from and held-out ones: at least this share of all, by whole videos drawn by the seed."""
     groups, out = _by_video(samples), set()
     for number in np.random.default_rng(seed).permutation(len(groups)):
         if len(out) >= share * len(samples):
@@ -102,9 +102,9 @@ def _by_video(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 
 def validation_data(data: TrainingData, samples: Sequence[Sample], directory: Path) -> TrainingData:
-    """The samples as the training's `data` are, encoded and stored alike, but each with one of its questions.
+    """Validation samples as a data set, encoded and stored as the training's `data`, each with one question.
 
-    The first ones of all records come first.
+    The first question of every record comes before all other questions.
     """
     config, objective = data.config, data.objective
     counts = [max(1, len(sample.record.questions) if objective.reads else 0) for sample in samples]
@@ -131,10 +131,10 @@ def _scored(sample: Sample) -> bool:
 
 
 class Validation(TrainerCallback):
-    """Measures every so many steps and at the end, keeps the best tensors, and ends a run that gets no better.
+    """Measures every `every` steps and at the end, keeps the tensors with the lowest loss, and stops early.
 
-    `stopped`: whether it did. The lowest loss and its step are in the Trainer's state, so that a resumed run knows
-    them. `data` as of `validation_data`.
+    `stopped`: whether it stopped the run early. The lowest loss and its step are in the Trainer's state, so that a
+    resumed run knows them. `data` as of `validation_data`.
     """
 
     def __init__(self, trainer: RunTrainer, data: TrainingData) -> None:

@@ -45,7 +45,7 @@ class RecordsTask(Task):
         if not fitting:
             raise ValueError(
                 f"{self.data}: {len(readable)} record(s) have neither video nor image: {readable[0].id!r} ... This "
-                "task asks about videos; name one in each record."
+                "task asks about one video or image each; name it in each record (video or image; media is not read)."
             )
         known = {question.kind for record in fitting for question in record.questions}
         if not known:
@@ -58,7 +58,7 @@ class RecordsTask(Task):
         self.records = []
         for record in readable:
             if record.media_path("") is None:
-                mistakes[record.line or 0] = "the record has neither video nor image; name one"
+                mistakes[record.line or 0] = "the record has neither video nor image; name one (media is not read)"
             elif questions := [each for each in record.questions if kinds is None or each.kind in kinds]:
                 if self.needs_answers and not all(question.answered for question in questions):
                     mistakes[record.line or 0] = "a question has no answer to compare with; write one"
