@@ -22,6 +22,9 @@ _gpu_chosen = re.search(r"(?<!not )\bgpu\b", _options.parse_known_args()[0].m)
 if not _gpu_chosen and "PYTEST_XDIST_WORKER" not in os.environ and "fake_cuda" not in sys.modules:
     os.environ.update(CUDA_VISIBLE_DEVICES="", ASCEND_RT_VISIBLE_DEVICES="")
 
+# nothing of a test is on the hub, and asking a name server that does not answer takes 5 seconds
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 from langdc.sample.render import draw_video  # noqa: E402
 from langdc.sample.scenes import FPS  # noqa: E402
 from langdc.sample.scenes import sample_video as sample_scenes  # noqa: E402

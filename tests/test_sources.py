@@ -99,6 +99,7 @@ def test_an_id_that_is_not_there_says_how_to_get_it(home: Path, mp4: Path, capsy
 
 def test_an_id_is_fetched_without_pickles(home: Path, folder: Path, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     asked: list[dict] = []
 
     def fetch(name: str, **settings: object) -> str:
@@ -115,6 +116,7 @@ def test_an_id_is_fetched_without_pickles(home: Path, folder: Path, monkeypatch,
 
 def test_what_the_hub_says_becomes_one_line(home: Path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
     def fail(name: str, **settings: object) -> str:
         raise RuntimeError("Name or service not known\nmore lines")
@@ -127,6 +129,7 @@ def test_what_the_hub_says_becomes_one_line(home: Path, monkeypatch):
 
 def test_a_mistyped_path_is_not_asked_for_on_the_network(home: Path, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match="the folder runs is here, so a path was meant"):
         resolve("runs/stage3")

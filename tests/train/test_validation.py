@@ -240,6 +240,7 @@ def test_the_best_step_is_kept_beside_the_last_and_a_run_without_gain_ends(tmp_p
     assert found["best"]["hash"] != found["hash"]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path):
     """The best loss and tensors, how long there was none better, and the averages."""
     changes = {
