@@ -27,6 +27,22 @@ from langdc.jsonl import writing
 from langdc.registry import nearest
 from langdc.types import Frames
 
+VIDEO_SUFFIXES = (
+    ".3gp",
+    ".avi",
+    ".flv",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ts",
+    ".webm",
+    ".wmv",
+)
+"""What counts as a video in a folder; a file that is named may be called anything."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 RESAMPLES = ("bilinear", "bicubic")
 

@@ -17,7 +17,7 @@ import string
 import textwrap
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -144,6 +144,17 @@ class Record(Medium):
     questions: list[QuestionRecord] = []
     messages: list[Message] = []
     _line: int | None = PrivateAttr(None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single(cls, given: Any) -> Any:
+        """One medium stands in the record itself, however it was given."""
+        media = given.get("media") if isinstance(given, dict) else None
+        if not isinstance(media, list) or len(media) != 1 or not isinstance(media[0], dict):
+            return given
+        if given.keys() & media[0].keys() or not media[0].keys() <= Medium.model_fields.keys():
+            return given
+        return {**{name: value for name, value in given.items() if name != "media"}, **media[0]}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -24,12 +24,10 @@ from langdc.log import get_logger, screen, track
 from langdc.prepare.captioning import Captioning, Job, on_ray
 from langdc.prepare.teachers import DENSE, DESCRIBE, REWRITE
 from langdc.tools.options import add_device
-from langdc.video import frame_files
+from langdc.video import VIDEO_SUFFIXES, frame_files
 
 logger = get_logger(__name__)
 
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
-"""What counts as a video in a folder."""
 _FREE = ("videos", "out", "ask", "teacher", "endpoint", "endpoint_settings", "device", "batch", "shard", "ray")
 """Options that may change between two starts: they change no caption, or `_jobs` adds what does."""
 

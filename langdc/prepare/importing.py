@@ -25,8 +25,8 @@ from langdc.config import check
 from langdc.data.records import LETTERS, MARKS, SHOWN_LETTERS, Record, listed, write_records
 from langdc.jsonl import writing
 from langdc.log import screen
-from langdc.prepare.rows import VIDEO_SUFFIXES, read
-from langdc.video import IMAGE_SUFFIXES, is_image
+from langdc.prepare.rows import read
+from langdc.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
 
 # Names of columns; the first that holds something counts.
 _TALKS = ("messages", "conversations")

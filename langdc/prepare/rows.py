@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from langdc import jsonl
-from langdc.video import is_image
+from langdc.video import VIDEO_SUFFIXES, is_image
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp")
 Rows = Iterator[tuple[str, Any]]
 _KNOWN = (
     "A source is a .json, .jsonl, .csv, .tsv, .parquet or .tar file, a folder of *.parquet, of *.tar or of videos with "

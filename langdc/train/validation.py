@@ -19,7 +19,8 @@ from langdc import distributed
 from langdc.backbones.chat import conversation
 from langdc.config import RunConfig
 from langdc.data.records import QuestionRecord
-from langdc.evaluate.answers import choice, normalise, without_thinking
+from langdc.evaluate.answers import choice
+from langdc.evaluate.metrics import metrics
 from langdc.evaluate.statistics import mean
 from langdc.features import read_spec
 from langdc.interfaces import Objective
@@ -243,4 +244,6 @@ def _score(question: QuestionRecord, reply: str) -> float:
     """1 for the right letter or, where there are no options, the answer's words."""
     if question.options:
         return float(choice(reply, question.options) == question.answer)
-    return float(normalise(without_thinking(reply)) == normalise(question.answer))
+    exact = metrics.build("exact")
+    found = exact.parse(question.answer, reply)
+    return 0.0 if found is None else exact.score(question.answer, found)

@@ -62,6 +62,11 @@ def test_written_records_come_back(tmp_path: Path) -> None:
     assert all(line.startswith('{"id": ') for line in path.read_text().splitlines())
 
 
+def test_a_single_medium_stands_in_the_record(tmp_path: Path) -> None:
+    (record,) = read_records(_file(tmp_path, {"id": "v", "media": [{"video": "a.mp4", "start": 1.5}]}))
+    assert record.model_dump() == Record(id="v", video="a.mp4", start=1.5).model_dump()
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     write_records(path, [Record(id="old")])
