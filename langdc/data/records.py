@@ -152,7 +152,7 @@ class Record(Medium):
         media = given.get("media") if isinstance(given, dict) else None
         if not isinstance(media, list) or len(media) != 1 or not isinstance(media[0], dict):
             return given
-        if given.keys() & media[0].keys() or not media[0].keys() <= Medium.model_fields.keys():
+        if given.keys() & {"video", "image", *media[0]} or not media[0].keys() <= Medium.model_fields.keys():
             return given
         return {**{name: value for name, value in given.items() if name != "media"}, **media[0]}
 
