@@ -117,7 +117,10 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         ),
         ({"id": "x", "video": "a.mp4", "media": [{"image": "b.png"}]}, "by its own name or in media, not both"),
         ({"id": "x", "media": [{"video": "a.mp4"}, {}]}, "names neither video nor image"),
-        ({"id": "x", "media": [{"video": "a.mp4", "start": 3, "end": 2}]}, "media.0: start 3.0 must come before"),
+        (
+            {"id": "x", "media": [{"image": "b.png"}, {"video": "a.mp4", "start": 3, "end": 2}]},
+            "media.1: start 3.0 must come before",
+        ),
         (
             {"id": "x", "media": [{"video": "a"}, {"video": "b"}], "segments": [{"caption": "c"}]},
             "segments are those of one video, and 2 media are named",
