@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults += _of_prompts(entries, config, found)
     order = list(options.data)
     faults.sort(key=lambda fault: (order.index(fault.file), fault.line, not fault.fatal))
-    return _report(faults, entries, folder)
+    beside = [] if options.out else [file.with_suffix(FOLDER) for file in options.data]
+    return _report(faults, entries, folder, beside)
 
 
 # ---- what the lines say
@@ -269,7 +270,8 @@ def _of_prompts(entries: list[_Entry], config: RunConfig, found: dict[_Key, dict
 # ---- the report
 
 
-def _report(faults: list[_Fault], entries: list[_Entry], folder: Path) -> int:
+def _report(faults: list[_Fault], entries: list[_Entry], folder: Path, beside: list[Path]) -> int:
+    """Print and write what was found; the list of what training leaves out also `beside` each data file."""
     out, kinds, reasons = screen(), defaultdict(list), defaultdict(list)
     for fault in faults:
         kinds[fault.kind + " (warning)" * (not fault.fatal)].append(fault)
@@ -279,11 +281,13 @@ def _report(faults: list[_Fault], entries: list[_Entry], folder: Path) -> int:
         lines = [f"{fault.file}, line {fault.line}, id {fault.id!r}: {fault.reason}" for fault in found]
         out.print(listed(f"{kind}, {len(found)}", lines, _SHOWN))
     jsonl.write_lines(folder / "faults.jsonl", ({**asdict(fault), "file": str(fault.file)} for fault in faults))
-    kept_out = (
-        {"file": os.path.relpath(file.resolve(), folder.resolve()), "line": line, "id": name, "reasons": said}
-        for (file, line, name), said in reasons.items()
-    )
-    jsonl.write_lines(folder / FILE, kept_out)
+    for place in dict.fromkeys([folder, *beside]):
+        place.mkdir(exist_ok=True)
+        kept_out = (
+            {"file": os.path.relpath(file.resolve(), place.resolve()), "line": line, "id": name, "reasons": said}
+            for (file, line, name), said in reasons.items()
+        )
+        jsonl.write_lines(place / FILE, kept_out)
     media = len({path for entry in entries for _, path in entry.media})
     counts = {kind: (len(found), len({(f.file, f.line) for f in found})) for kind, found in kinds.items()}
     loader = ChoiceLoader([PackageLoader(f"langdc.{name}", "") for name in ("prepare", "evaluate")])

@@ -367,6 +367,12 @@ def test_a_list_older_than_the_data_counts_for_nothing(tmp_path: Path) -> None:
     settings = load(RunConfig, run_file(tmp_path, data)).train
     with pytest.raises(ValueError, match=r"has 1 record.s. that `langdc data check` refuses"):
         read_kept(data, settings)
+    other = data.with_name("other.jsonl")
+    other.write_bytes(data.read_bytes())
+    assert main([str(data), str(other)]) == 1
+    for each in (data, other):  # checked together, each has a list of its own
+        with pytest.raises(ValueError, match=r"has 1 record.s. that `langdc data check` refuses"):
+            read_kept(each, settings)
     listed = (tmp_path / "data.check/quarantine.jsonl").stat().st_mtime
     os.utime(data, (listed + 1, listed + 1))
     assert len(read_kept(data, settings)) == 2
