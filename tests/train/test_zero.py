@@ -25,7 +25,7 @@ def short(varied: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipes:
     return configs
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_processes_learn_what_one_does_for_two_steps(short: Recipes, tmp_path: Path, number: int):
     """All recipes in one start; captions are written while the captioner learns, and before runs that read them."""
     found = {name: changed(chain, tmp_path / name, number, batch_size=2) for name, chain in short.items()}
