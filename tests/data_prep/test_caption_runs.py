@@ -1,4 +1,4 @@
-"""How `langdc data caption` starts, ends, is shared out and goes on: nothing is lost, doubled or asked twice."""
+"""Starts, interruptions and shards of `langdc data caption`: each video is described once, and written once."""
 
 import os
 import random
