@@ -106,7 +106,7 @@ class Importer:
         unused = [name for name, value in row.items() if value is not None]
         if not said and (unused or not media):
             named = ", ".join(f"{name} (null)" if value is None else name for name, value in columns.items())
-            raise ValueError(f"none of its columns ({named}) is known to hold text; docs/data.md lists those that are")
+            raise ValueError(f"none of its columns ({named}) is known to hold text (docs/data.md), or it is blank")
         record = check(Record, {"id": default if identity is None else str(identity), **tree}, "its record")
         self.shapes[shape] += 1
         self.shown["with video" if "video" in str(media) else "with images" if media else "of text alone"] += 1
