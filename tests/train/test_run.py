@@ -61,8 +61,11 @@ def test_a_run_leaves_a_checkpoint_and_its_figures(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("step", "changes"),
-    [(3, {}), (3, {"gradient_accumulation": 2}), (4, {"save_steps": 3, "steps": 7})],
-    ids=["mid-epoch", "accumulated", "epoch-end"],
+    [
+        pytest.param(3, {}, id="mid-epoch"),
+        pytest.param(3, {"gradient_accumulation": 2}, id="accumulated", marks=pytest.mark.slow),
+        pytest.param(4, {"save_steps": 3, "steps": 7}, id="epoch-end", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path, step: int, changes: dict):
     """Six videos in batches of two; dropout, drawn questions and the order of the data must go on as they were."""
