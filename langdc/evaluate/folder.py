@@ -206,5 +206,5 @@ def _changes(before: Any, after: Any, path: str = "") -> list[str]:
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         pairs = [(str(index), *both) for index, both in enumerate(zip(before, after, strict=True))]
     else:
-        return [] if before == after else [f"{path}: {before!r} there, {after!r} now"]
+        return [] if before == after else [f"{path}: {before!r:.200} there, {after!r:.200} now"]
     return [line for key, one, two in pairs for line in _changes(one, two, f"{path}.{key}".lstrip("."))]
