@@ -179,7 +179,8 @@ def identity(directory: str | Path) -> dict[str, str]:
 
 def named_files(settings: Any) -> dict[str, dict[str, str]]:
     """The `folder_files` of each folder of weights or of a tokenizer that settings name, by how they name it."""
-    named = _folders((text for _, text in texts(settings)), ("*.safetensors", "*.bin", "*.json"))
+    named = (text for keys, text in texts(settings) if keys[-1:] != ("name",))  # of a member, not of a folder
+    named = _folders(named, ("*.safetensors", "*.bin", "*.json"))
     return {source: folder_files(place) for source, place in named.items()}
 
 

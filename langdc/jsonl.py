@@ -22,11 +22,9 @@ from langdc.log import get_logger
 logger = get_logger(__name__)
 
 PARTIAL = ".partial"
-"""How names of files and folders end that are not whole yet."""
 LOCK = ".lock"
 """The lock of a folder, in it."""
 _WAIT_SECONDS = 10.0
-"""How long a writer waits for another one of the same file or folder."""
 
 
 def read(path: Path, strict: bool = False) -> list[dict]:
@@ -194,13 +192,13 @@ def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Pat
             yield partial
             partial.chmod(mode)
             if sync:
-                _sync(partial)
+                flush(partial)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
     if sync:
-        _sync(path.parent)
+        flush(path.parent)
 
 
 @contextmanager
@@ -222,7 +220,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
             raise
         finally:
             lock.unlink(missing_ok=True)
-    _sync(path.parent)
+    flush(path.parent)
 
 
 def others(folder: Path) -> set[str]:
@@ -235,8 +233,7 @@ def make_folder(path: Path) -> None:
     """Make a folder, and those above it, that are on the disk before anything is in them."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        _sync(folder.parent)
+    flush(*(folder.parent for folder in missing))
 
 
 def sync_folder(folder: Path) -> None:
@@ -246,15 +243,17 @@ def sync_folder(folder: Path) -> None:
         if path.is_file() and not path.is_symlink():
             path.chmod(path.stat().st_mode | allowed)
         if not path.is_symlink():
-            _sync(path)
+            flush(path)
 
 
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if not path.is_dir():  # some file systems of networks refuse it for a folder
-            raise OSError(error.errno, f"{path} may not be on the disk: {error.strerror}") from None
-    finally:
-        os.close(number)
+def flush(*paths: Path) -> None:
+    """Wait until files are on the disk, or the names in a folder."""
+    for path in paths:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        except OSError as error:
+            if not path.is_dir():  # some file systems of networks refuse it for a folder
+                raise OSError(error.errno, f"{path} may not be on the disk: {error.strerror}") from None
+        finally:
+            os.close(number)

@@ -67,7 +67,8 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def complete(folder: Path) -> None:
-    """Let a checkpoint count, whose files are all there, once they are on the disk."""
+    """Let a checkpoint count, whose files are all there, once they are on the disk, and the logs up to its step."""
+    jsonl.flush(*folder.parents[1].glob("*.jsonl"))
     jsonl.sync_folder(folder)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     jsonl.write_json(folder / COMPLETE, {str(path.relative_to(folder)): quick_hash(path) for path in files})
@@ -137,17 +138,17 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
     if _is_finished(directory):
         finished, directory = directory, config.output.with_name(f"{config.output.name}-{number + 1}")
         logger.info("%s holds a finished run; this one goes to %s.", finished, directory)
+    lock = jsonl.locked(directory / jsonl.LOCK, f"still writes into {directory}", LOCK_TIMEOUT_SECONDS)
     try:
-        doing = f"still writes into {directory}"
-        held.enter_context(jsonl.locked(directory / jsonl.LOCK, doing, LOCK_TIMEOUT_SECONDS))
+        held.enter_context(lock)
     except (FileExistsError, NotADirectoryError) as error:
         reason = f"{directory} cannot be made ({error.strerror})"
         raise ValueError(f"output: {reason}. Choose another with output=...") from None
     if _is_finished(directory):  # by another process, while this one waited
         return _resolved(config, held)
     header = read_json(directory / RUN) if (directory / RUN).is_file() else {}
-    packages = {found.name: found.version for found in distributions() if found.name in PACKAGES}
-    now, packages = _files(config), {**packages, "langdc": __version__}
+    packages = {"langdc": __version__} | {each.name: each.version for each in distributions() if each.name in PACKAGES}
+    now = _files(config)
     if checkpoints(directory / RESUME):
         if lines := _differences(directory, config, header, now):
             raise ValueError(
@@ -180,11 +181,11 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
 
 def check_unchanged(config: RunConfig, directory: Path, media: Sequence[Path]) -> None:
     """ValueError if a file changed while it was read or, of a resumed run, a video or image has another size."""
-    if lines := _changes(config, read_json(directory / RUN)["files"], _files(config), ""):
-        raise ValueError("Files were changed while they were read. Start again:\n  " + "\n  ".join(lines))
+    if lines := _changes(config, read_json(directory / RUN)["files"], _files(config)):
+        raise ValueError("\n".join(["Files were changed while they were read. Start again:", *lines]))
     sizes = [sum(each.stat().st_size for each in ([path] if path.is_file() else path.iterdir())) for path in media]
     before = read_json(directory / MEDIA) if (directory / MEDIA).is_file() else sizes
-    changed = [path for path, *both in zip(media, sizes, before, strict=True) if both[0] != both[1]]
+    changed = [path for path, *both in zip(media, sizes, before, strict=False) if both[0] != both[1]]
     if changed:
         raise ValueError(
             f"{directory} holds an unfinished run on other videos or images: {len(changed)} have another size, such as "
@@ -200,9 +201,8 @@ def _files(config: RunConfig) -> dict[str, dict[str, str]]:
     single |= {f"train.validation.data.{number}": path for number, path in enumerate(held.data if held else ())}
     found = {name: {"": file_hash(path)} if path.is_file() else {} for name, path in single.items() if path is not None}
     for number, entry in enumerate(train.data):
-        name, path = f"train.data.{number}", entry.path if isinstance(entry, DataConfig) else entry
-        files = DataConfig(path=path).files
-        name = f"{name}.path" if isinstance(entry, DataConfig) else name
+        path, files = train.sets[number].path, train.sets[number].files
+        name = f"train.data.{number}{'.path' * isinstance(entry, DataConfig)}"
         found[name] = {file.name * (file != path): file_hash(file) for file in files if file.is_file()}
     if config.start is not None:
         found["start"] = checkpoint.identity(config.start)
@@ -212,16 +212,14 @@ def _files(config: RunConfig) -> dict[str, dict[str, str]]:
     return found | {place: named[text] for place, text in places.items() if text in named}
 
 
-def _changes(
-    config: RunConfig, before: Mapping[str, dict[str, str]], now: Mapping[str, dict[str, str]], prefix: str = "  "
-) -> list[str]:
+def _changes(config: RunConfig, before: Mapping[str, dict], now: Mapping[str, dict]) -> list[str]:
     """A line for each file that decides what is learned and is another one now, not there now, or was not before."""
-    paths = _flat(config.model_dump(mode="json"))
-    other = "holds other records", "holds other contents"
+    paths, other = _flat(config.model_dump(mode="json")), ("contents", "records")
     return [
-        f"{prefix}{setting}: {Path(paths[setting], name)} "
-        + ("is not there" if name not in there else "is new" if name not in then else other["train." not in setting])
+        f"  {setting}: {Path(paths[setting], name)} "
+        + ("is not there" if name not in there else "is new" if name not in then else f"holds other {what}")
         for setting, there in now.items()
+        for what in [other[setting.startswith("train.")]]
         for then in [before.get(setting, {})]
         for name in sorted(then.keys() | there.keys())
         if then.get(name) != there.get(name)

@@ -127,6 +127,14 @@ def test_every_file_that_decides_what_is_learned_is_compared(tmp_path: Path, set
         opened(config)
 
 
+def test_a_folder_named_like_a_member_is_none_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = settings(tmp_path / "pool")
+    begin(config)
+    output.check_unchanged(config, config.output, [])
+    assert opened(config) == config.output
+
+
 def test_an_unfinished_run_may_be_moved_with_its_data(tmp_path: Path):
     begin(settings(tmp_path / "one" / "x"))
     shutil.move(tmp_path / "one", tmp_path / "two")
@@ -203,16 +211,17 @@ def test_empty_files_of_a_checkpoint_without_hashes_are_noticed(tmp_path: Path):
 
 
 def test_a_checkpoint_counts_when_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "checkpoint-1").mkdir()
-    (tmp_path / "checkpoint-1" / "weights").write_text("good")
+    (checkpoint := tmp_path / "resume" / "checkpoint-1").mkdir(parents=True)
+    (checkpoint / "weights").write_text("good")
+    (tmp_path / output.LOG).touch()
     calls: list[str] = []
     sync, replace = os.fsync, Path.replace
     monkeypatch.setattr(
         os, "fsync", lambda number: (calls.append(Path(f"/proc/self/fd/{number}").readlink().name), sync(number))
     )
     monkeypatch.setattr(Path, "replace", lambda path, to: (calls.append("rename"), replace(path, to)))
-    output.complete(tmp_path / "checkpoint-1")
-    assert calls == ["weights", "checkpoint-1", "complete.partial", "rename", "checkpoint-1"]
+    output.complete(checkpoint)
+    assert calls == ["log.jsonl", "weights", "checkpoint-1", "complete.partial", "rename", "checkpoint-1"]
 
 
 def test_another_number_of_processes_resumes_if_a_step_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
