@@ -305,7 +305,8 @@ class RunConfig(Settings):
     deepspeed: Path | None = None
     """ZeRO settings, a file beside this one or by name, such as deepspeed/zero2.json."""
     save_steps: int = Field(200, gt=0)
-    keep_checkpoints: int = Field(1, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    """The newest of them; with 1 there is none before it, should it be damaged."""
     verify_save: bool = False
     """Load what was saved in a fresh process and compare all tensors; only then the run counts as finished."""
     log_steps: int = Field(10, gt=0)
