@@ -107,6 +107,8 @@ def user_cache(name: str) -> Path:
             return home
     home = Path(tempfile.gettempdir()) / f"langdc-{os.getuid()}"
     home.mkdir(exist_ok=True, mode=0o700)
+    if home.lstat().st_uid != os.getuid():
+        raise ValueError(f"{home} belongs to another user. Set XDG_CACHE_HOME to a folder of your own.")
     (home / name).mkdir(exist_ok=True)
     return home / name
 
@@ -127,7 +129,7 @@ def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Pat
     """
     partial = path.with_name(f"{path.name}.{token_hex(4)}.partial" if shared else f"{path.name}.partial")
     partial.unlink(missing_ok=True)
-    partial.touch()
+    partial.touch(exist_ok=False)  # never through a link that somebody has put there meanwhile
     mode = partial.stat().st_mode
     try:
         yield partial

@@ -22,10 +22,11 @@ from urllib.parse import unquote
 from rich.progress import track
 
 from langdc.config import check
-from langdc.data.records import LETTERS, MARKS, SHOWN_LETTERS, Record, listed, write_records
+from langdc.data.records import LETTERS, MARKS, OUTSIDE, SHOWN_LETTERS, Record, leads_outside, listed, write_records
 from langdc.jsonl import writing
 from langdc.log import screen
 from langdc.prepare.rows import read
+from langdc.tools.options import add_outside
 from langdc.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
 
 # Names of columns; the first that holds something counts.
@@ -62,10 +63,13 @@ class Importer:
     `unpacked` (None: nothing is written). `kind` is that of questions whose row names none.
     """
 
+    allow_outside = False
+    """Whether paths in rows may lead outside `media`."""
+
     def __init__(self, kind: str, media: Path, place: Path, unpacked: Path | None):
         self.kind, self.media, self.place, self.unpacked = kind, media, place.resolve(), unpacked
         self.shapes, self.shown, self.unused, self.ids = Counter(), Counter(), Counter(), Counter()
-        self.dropped = self.repeated = 0
+        self.dropped = self.repeated = self.outside = 0
 
     def record(self, columns: Any, default: str, request: str | None = None) -> Record:
         """The record of a row; `default` is its id if it has none, `request` is asked where the row asks nothing.
@@ -160,6 +164,9 @@ class Importer:
         suffixes = VIDEO_SUFFIXES if kind == "video" and not name.lower().endswith(VIDEO_SUFFIXES) else ()
         for file in (self.media / f"{name}{suffix}" for suffix in ("", *suffixes)):
             if os.path.isfile(file):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+                if not self.allow_outside and leads_outside(file, self.media):
+                    raise ValueError(f"{where}: {name} {OUTSIDE}")
+                self.outside += leads_outside(file, self.place)
                 return Path(os.path.relpath(file.resolve(), self.place)).as_posix()
         raise MissingFile(f"{where}: there is no file {self.media / name}")
 
@@ -358,6 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", help="which part of a set of `datasets`")
     parser.add_argument("--name", help="kind of questions whose row names none (default: the name of SOURCE)")
     parser.add_argument("--request", help='what is asked where a row asks nothing (captions: "Describe the video.")')
+    add_outside(parser)
     options, console = parser.parse_args(argv), screen()
     source, out = Path(options.source), options.out
     if source.resolve() == out.resolve():
@@ -366,6 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     media = options.media or (source if source.is_dir() else source.parent if source.exists() else Path())
     name = source.resolve().stem
     importer = Importer(options.name or name, media, out.parent, out.parent / f"{out.stem}_media")
+    importer.allow_outside = options.allow_outside
     missing, unusable = list[str](), list[str]()
 
     def records() -> Iterator[Record]:
@@ -388,6 +397,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"{importer.dropped:,} conversations begin with the assistant; this turn is left out.")
         if importer.repeated:
             console.print(f"{importer.repeated:,} ids were there already and end in #2, #3 and so on.")
+        if importer.outside:
+            console.print(f"{importer.outside:,} media are outside {out.parent}/: to be read with --allow-outside.")
         for why, lines in (("name a file that is missing", missing), ("cannot be used", unusable)):
             if lines:
                 console.print(listed(f"{len(lines):,} rows {why} and are left out", lines))

@@ -6,6 +6,7 @@ While a process writes to it, `.lock` is locked.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -104,6 +105,12 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
                 f"{directory} holds an unfinished run with other settings or data:\n{lines}\n"
                 f"Resume with the same ones, choose another place with output=..., or delete {directory}."
             )
+        for path in (directory / RESUME).rglob("*"):
+            if path.stat().st_uid != os.getuid():
+                raise ValueError(
+                    f"{path} belongs to another user, and DeepSpeed may run code that is in it. If you trust it, make "
+                    "it your own (chown), or choose another place with output=..."
+                )
         logger.info("Resuming the unfinished run in %s.", directory)
     else:  # also where a run ended at once for a mistake in its settings
         others = {path.name for path in directory.iterdir()} - {LOCK, f"{SETTINGS}.partial"}
@@ -161,7 +168,8 @@ def changed(before: RunConfig, now: RunConfig, processes: int | None = None, mor
 
     `processes`: how many the run before had.
     """
-    then, given = (_flat(each.model_dump(mode="json", exclude=set(RESUME_SAFE_FIELDS))) for each in (before, now))
+    free: Any = {**dict.fromkeys(RESUME_SAFE_FIELDS, True), "train": {"allow_outside"}}
+    then, given = (_flat(each.model_dump(mode="json", exclude=free)) for each in (before, now))
     if processes is not None and processes != distributed.world_size():
         then, given = _per_step(then, processes), _per_step(given, distributed.world_size())
     other = [key for key in {**then, **given} if then.get(key) != given.get(key)]
