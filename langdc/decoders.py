@@ -227,6 +227,8 @@ def _checked(name: str) -> Decoder:
         try:
             if video.index.only_pyav:
                 raise RuntimeError(f"it misreads {video.index.only_pyav}")
+            if video.stream.frames > video.path.stat().st_size:  # decord ends the process
+                raise RuntimeError("the header promises more frames than the file has bytes")
             count, read = (_decord if name == "decord" else _torchcodec)(video)
             if count != len(times):
                 raise RuntimeError(f"it sees {count} frames, the file holds {len(times)}")

@@ -26,7 +26,6 @@ MAX_REPLY_BYTES = 1 << 23
 MAX_WAIT_SECONDS = 300.0
 """The longest pause that a Retry-After is granted."""
 _TRANSIENT, _EVERYWHERE = (408, 409, 425, 429), (401, 403, 404, 405)
-_VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 _SLOW = 10
 """A reply that trickles in may take as many timeouts."""
 
@@ -52,11 +51,10 @@ class EndpointConfig(Settings):
     """Requests at a time."""
 
     @model_validator(mode="after")
-    def _without_key(self) -> Self:
-        # settings are written to files, and mistakes in single ones are shown
+    def _without_key(self) -> Self:  # not by field, since what is given for one is shown
         if "@" in self.url or "?" in self.url:
             raise ValueError("url: leave out passwords and queries; key_variable names the variable that holds the key")
-        if not _VARIABLE.fullmatch(self.key_variable or "KEY"):
+        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable or "KEY"):
             raise ValueError("key_variable is a variable's name, in capital letters; the key itself is its value")
         return self
 
@@ -164,8 +162,7 @@ class Endpoint:
         if error.code in _TRANSIENT or error.code >= 500:
             return Transient(f"{said} Ask again later.", _seconds(error.headers.get("Retry-After")))
         if 300 <= error.code < 400:
-            place = self._cleaned(error.headers.get("Location"))
-            said += f" It redirects to {place}; give that url if it may have the key."
+            said += f" It redirects to {self._cleaned(error.headers['Location'])}; give that if it may have the key."
         with suppress(OSError, http.client.HTTPException):
             said += f" It says {self._shown(error.read(1 << 12))}."
         fatal = error.code < 400 or error.code in _EVERYWHERE

@@ -283,10 +283,9 @@ def _read_image(path: Path) -> np.ndarray:
             if not (image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False)):
                 return np.array(ImageOps.exif_transpose(image).convert("RGB"))
             pictures: int = image.n_frames  # pyright: ignore[reportAttributeAccessIssue]
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: the image is too large to be read ({error}). Make it smaller.") from error
     except Exception as error:  # of whatever kind a damaged image makes Pillow raise
-        advice = "It is damaged or no image; fetch it again."
+        large = isinstance(error, Image.DecompressionBombError)
+        advice = "Make it smaller." if large else "It is damaged or no image; fetch it again."
         with suppress(ValueError), opened(path) as video:
             kind = video.container.format.name
             if not re.search("image|pipe", kind):

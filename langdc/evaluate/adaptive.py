@@ -10,10 +10,9 @@ from scipy.stats import rankdata
 
 from langdc.config import MemberConfig, check
 from langdc.data.records import Record
-from langdc.evaluate import statistics
+from langdc.evaluate import statistics, tasks
 from langdc.evaluate.results import Result
 from langdc.evaluate.statistics import Estimate
-from langdc.evaluate.tasks import build_task
 from langdc.video import jpeg_url, read_frames
 
 MEASURES = {"densities": "density", "motion": "motion", "edges": "edge entropy"}
@@ -117,7 +116,7 @@ class Pictures:
         self._records: dict[str, Record] = {}
         try:
             config = check(MemberConfig, header["config"]["task"], "task")
-            self._task = build_task(config, header.get("allow_outside", False))
+            self._task = tasks.build_task(config, header.get("allow_outside", False))
             self._records = {record.id: record for record in self._task.records}
         except (ValueError, OSError) as error:
             self.missing = str(error)

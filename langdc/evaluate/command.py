@@ -12,6 +12,7 @@ from rich.text import Text
 
 from langdc import config, jsonl
 from langdc.distributed import is_main_process, start
+from langdc.evaluate import tasks
 from langdc.evaluate.adaptive import Pictures
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.judge import Judge
@@ -22,7 +23,6 @@ from langdc.evaluate.published import check_published
 from langdc.evaluate.results import read_results
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tables import MISMATCH, Table, as_csv, as_markdown
-from langdc.evaluate.tasks import build_task
 from langdc.tools.options import add_device, add_outside, place
 
 DEFAULT = "sample/eval"
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides += [f"{name}={value}" for name, value in place(options).items()]
     overrides += ["allow_outside=true"] if options.allow_outside else []
     settings = config.load(EvalConfig, given[0], overrides)
-    task = build_task(settings.task, settings.allow_outside)
+    task = tasks.build_task(settings.task, settings.allow_outside)
     check_published(settings, task)
     judge = Judge.of(settings.judge, task, settings.output)
     folder = evaluate(settings, task, ["langdc", "eval", *argv], judge=judge, retry_failed=options.retry_failed)

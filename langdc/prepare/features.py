@@ -102,15 +102,14 @@ def _of_train(options: argparse.Namespace) -> Iterator[_Job]:
 
 
 def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
-    from langdc.evaluate import matching  # not needed for a training
+    from langdc.evaluate import matching, tasks  # not needed for a training
     from langdc.evaluate.loop import load_model
     from langdc.evaluate.settings import EvalConfig
-    from langdc.evaluate.tasks import build_task
 
     given = [f"{name}={value}" for name, value in place(options).items()]
     config = load(EvalConfig, options.eval, [*options.overrides, *given])
     folder = _folder(config.features, options.eval)
-    task = build_task(config.task, config.allow_outside)
+    task = tasks.build_task(config.task, config.allow_outside)
     asked = [record for record in task.records[: config.limit] if record.id not in task.broken]
     videos = [(record, task.path(record), task.clip) for record in asked]
     videos += [(record, path, lambda record: record) for record, path in matching.calibration_videos(config, task)]

@@ -105,12 +105,11 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
                 f"{directory} holds an unfinished run with other settings or data:\n{lines}\n"
                 f"Resume with the same ones, choose another place with output=..., or delete {directory}."
             )
-        for path in (directory / RESUME).rglob("*"):
-            if path.stat().st_uid != os.getuid():
-                raise ValueError(
-                    f"{path} belongs to another user, and DeepSpeed may run code that is in it. If you trust it, make "
-                    "it your own (chown), or choose another place with output=..."
-                )
+        if others := [path for path in (directory / RESUME).rglob("*") if path.stat().st_uid != os.getuid()]:
+            raise ValueError(
+                f"{others[0]} belongs to another user, and DeepSpeed may run code that is in it. If you trust it, make "
+                "it your own (chown), or choose another place with output=..."
+            )
         logger.info("Resuming the unfinished run in %s.", directory)
     else:  # also where a run ended at once for a mistake in its settings
         others = {path.name for path in directory.iterdir()} - {LOCK, f"{SETTINGS}.partial"}
