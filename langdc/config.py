@@ -209,6 +209,8 @@ class TrainConfig(Settings):
     """Put several samples of a batch into one row of the language model, as far as the longest one leaves room."""
     quarantine: Path | None = None
     """Records to leave out, as `langdc data check` lists them."""
+    allow_outside: bool = False
+    """Whether media may be outside the folder of their record file."""
     kinds: list[str] | None = Field(None, min_length=1)
     """Only records (or questions) of these kinds; all when null."""
     steps: int | None = Field(None, gt=0)

@@ -120,6 +120,8 @@ def user_cache(name: str) -> Path:
             return home
     home = Path(tempfile.gettempdir()) / f"langdc-{os.getuid()}"
     home.mkdir(exist_ok=True, mode=0o700)
+    if home.lstat().st_uid != os.getuid():
+        raise ValueError(f"{home} belongs to another user. Set XDG_CACHE_HOME to a folder of your own.")
     (home / name).mkdir(exist_ok=True)
     return home / name
 
@@ -152,7 +154,8 @@ def locked(path: Path, doing: str, seconds: float = 0.0) -> Iterator[None]:
 
 def _locked_file(path: Path) -> IO[bytes] | None:
     """A file, open and locked; None where another process has it, or has just renamed or deleted what was opened."""
-    file = path.open("ab")
+    # never through a link that somebody else has put there
+    file = open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -185,6 +188,8 @@ def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Pat
     """
     path = path.resolve() if path.is_symlink() else path
     partial = path.with_name(f"{path.name}.{token_hex(4)}{PARTIAL}" if shared else f"{path.name}{PARTIAL}")
+    if partial.is_symlink():
+        partial.unlink()
     with nullcontext() if shared else locked(partial, f"is writing {path}", _WAIT_SECONDS):
         partial.open("wb").close()  # what a kill left goes
         mode = partial.stat().st_mode

@@ -53,14 +53,14 @@ def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **set
     as `unread`. With torch's default device "meta" no file of weights is read.
     """
     if torch.get_default_device().type == "meta":
-        config = settings.pop("config", None) or AutoConfig.from_pretrained(folder)
+        config = settings.pop("config", None) or AutoConfig.from_pretrained(folder, trust_remote_code=False)
         make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
         settings["dtype"] = None if settings.get("dtype") == "auto" else settings.get("dtype")
         return make(config, **settings)
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what is missing is raised below; what is left over is left on purpose
     try:
-        model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
+        model, report = kind.from_pretrained(folder, output_loading_info=True, trust_remote_code=False, **settings)
     finally:
         transformers_logging.set_verbosity(before)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(unread))
@@ -84,7 +84,7 @@ def mark_published(module: Any, source: Source, folder: Path) -> Any:
 def language_model_outline(source: Source) -> PreTrainedModel:
     """A language model without weights, on the meta device, for what asks only for its sizes."""
     found = resolve(source)
-    config = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
+    config = AutoConfig.from_pretrained(found, trust_remote_code=False) if isinstance(found, Path) else found.sizes()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return mark_published(model, source, found) if isinstance(found, Path) else model
@@ -165,7 +165,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     stated = read_json(file).get("tokenizer_class") if file.is_file() else None
     # AutoTokenizer takes the class of the model type beside it, even where the files say that they stand for themselves
     kind = PreTrainedTokenizerFast if stated in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
-    return kind.from_pretrained(folder)
+    return kind.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_tokenizer(source: Source | Path) -> PreTrainedTokenizerBase:

@@ -49,9 +49,8 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(there: Path, tmp_path: Path) -> Path:
-    """The records once more, to be spoilt, beside links to the videos and models."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "videos").symlink_to(there / "data" / "videos")
+    """The records and videos once more, to be spoilt, beside links to the models."""
+    shutil.copytree(there / "data" / "videos", tmp_path / "data" / "videos")
     shutil.copy(there / "data" / "test.jsonl", tmp_path / "data" / "records.jsonl")
     for name in tiny.COMPRESSORS:
         (tmp_path / name).symlink_to(there / name)

@@ -86,7 +86,8 @@ class StockBackbone(Backbone):
 
     def _load(self, source: Source, dtype: Any, attention: str) -> PreTrainedModel:
         found = resolve(source, weights=True)
-        config: Any = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
+        own = isinstance(found, Path)
+        config: Any = AutoConfig.from_pretrained(found, trust_remote_code=False) if own else found.sizes()
         if config.model_type not in self.model_types:
             served = ", ".join(self.model_types)
             raise ValueError(f"A {config.model_type!r} checkpoint was given; this backbone is for {served}.")

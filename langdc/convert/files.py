@@ -41,7 +41,7 @@ def read_config(folder: Path, what: str) -> PretrainedConfig:
     """The settings of a Hugging Face directory; ValueError if it holds no model that transformers knows."""
     read_json(folder / "config.json", f"to know the sizes of {what}")
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(f"{folder} holds no model that transformers knows ({error}). Give that of {what}.") from None
 

@@ -135,7 +135,7 @@ def _load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
     if folder is None:
         raise ValueError("The checkpoint holds no tokenizer; give the directory of its Qwen2: --language DIR.")
     # in place of its own config.json, whose model type transformers does not know
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=Qwen2Config())
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=Qwen2Config(), trust_remote_code=False)
     tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in ("<image>", "<video>")])
     return tokenizer
 

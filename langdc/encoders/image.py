@@ -25,7 +25,7 @@ def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
         clip = {"model_type": "clip_vision_model"}
         sizes = found.model_copy(update={"config": {**clip, **found.config}}).sizes()
         return AutoModel.from_config(sizes, dtype=torch.get_default_dtype()), None
-    config = _vision_config(AutoConfig.from_pretrained(found))
+    config = _vision_config(AutoConfig.from_pretrained(found, trust_remote_code=False))
     kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
     model = load_pretrained(kind, found, unread=("pooler.",), config=config, dtype=torch.get_default_dtype())
     return mark_published(model, source, found), found

@@ -250,6 +250,8 @@ class EvalConfig(Settings):
     """What weights are held in; auto is bfloat16 on an accelerator, and as the checkpoint says on a CPU."""
     reference: str | None = None
     """The entry that the others are compared with."""
+    allow_outside: bool = False
+    """Whether media may be outside the folder of the task's records, or of the benchmark."""
     seed: int = 0
 
     @model_validator(mode="before")
@@ -286,8 +288,8 @@ class EvalConfig(Settings):
 
     @property
     def judging(self) -> dict[str, Any]:
-        """The settings that judge answers and change none."""
-        return self.model_dump(mode="json", include={"published", "judge"})
+        """The settings that judge answers or allow them, and change none."""
+        return self.model_dump(mode="json", include={"published", "judge", "allow_outside"})
 
     @property
     def all_entries(self) -> list[EntryConfig]:

@@ -22,7 +22,7 @@ from langdc.hashing import json_hash
 from langdc.log import get_logger, screen, track
 from langdc.prepare.captioning import Captioning, Job, on_ray
 from langdc.prepare.teachers import DENSE, DESCRIBE, REWRITE
-from langdc.tools.options import add_device
+from langdc.tools.options import add_device, add_outside
 from langdc.video import VIDEO_SUFFIXES, frame_files
 
 logger = get_logger(__name__)
@@ -81,6 +81,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     band = "fewest and most words of a caption for each cue (default: 0.75 3)"
     add("--band", type=float, nargs=2, metavar=("LOW", "HIGH"), default=[0.75, 3.0], help=band)
     add("--batch", type=int, default=8, help="videos that are described together (default: 8)")
+    add_outside(parser)
     add("--shard", metavar="I/N", help="do part I of N of the videos")
     shared = "N workers on the Ray cluster of RAY_ADDRESS, or on this machine"
     add("--ray", type=int, default=0, metavar="N", help=shared)
@@ -123,10 +124,10 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
         shown = (name for name in names if name.lower().endswith(VIDEO_SUFFIXES) and "/." not in f"/{name}")
         root, records = source, [Record(id=name, video=name) for name in shown]
     else:
-        root, records = source.parent, check_media(source, read_records(source))
+        root, records = source.parent, check_media(source, read_records(source), options.allow_outside)
         if out.exists() and out.samefile(source):
             raise ValueError(f"--out {out} is the input. Choose another file.")
-    settings = {name: value for name, value in vars(options).items() if name not in _FREE}
+    settings = {name: value for name, value in vars(options).items() if name not in (*_FREE, "allow_outside")}
     settings["request"] = options.endpoint_settings.get("options")
     deciding = [settings, REWRITE, options.teacher and weights_identity(options.teacher)]
     jobs: list[Job] = []

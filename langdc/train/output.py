@@ -7,6 +7,7 @@ and, written last, `finished.json`. While a process writes to it, `.lock` is loc
 
 import glob
 import json
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -155,6 +156,11 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
                 f"{directory} holds an unfinished run with other settings or data:\n{lines}\n"
                 f"Resume with the same ones, choose another place with output=..., or delete {directory}."
             )
+        if others := [path for path in (directory / RESUME).rglob("*") if path.stat().st_uid != os.getuid()]:
+            raise ValueError(
+                f"{others[0]} belongs to another user, and DeepSpeed may run code that is in it. If you trust it, make "
+                "it your own (chown), or choose another place with output=..."
+            )
         logger.info("Resuming the unfinished run in %s.", directory)
         for name, version in packages.items():
             if (before := header.get("packages", {}).get(name, version)) != version:
@@ -247,7 +253,8 @@ def changed(
 
     `processes`: how many the run before had; `without`: settings that do not count.
     """
-    then, given = (_flat(each.model_dump(mode="json", exclude=set(RESUME_SAFE_FIELDS))) for each in (before, now))
+    free: Any = {**dict.fromkeys(RESUME_SAFE_FIELDS, True), "train": {"allow_outside"}}
+    then, given = (_flat(each.model_dump(mode="json", exclude=free)) for each in (before, now))
     if processes is not None and processes != distributed.world_size():
         then, given = _per_step(then, processes), _per_step(given, distributed.world_size())
     other = [key for key in {**then, **given} if then.get(key) != given.get(key) and key not in without]

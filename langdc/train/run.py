@@ -31,6 +31,7 @@ from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger
+from langdc.tools.options import add_outside
 from langdc.train import chain, output, stopping
 from langdc.train.arguments import check_environment, training_arguments
 from langdc.train.batches import TrainingData
@@ -191,6 +192,7 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     parser.add_argument("--processes", type=int, metavar="N", help="train on N devices (or CPUs) of this machine")
     parser.add_argument("--deepspeed", metavar="FILE", help="ZeRO settings, as deepspeed/zero2.json")
     parser.add_argument("--quarantine", metavar="FILE", help="records to leave out, as langdc data check lists them")
+    add_outside(parser)
     parser.add_argument("--verify-save", action="store_true", help="load what was saved in a fresh process and compare")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
@@ -200,6 +202,7 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     overrides += [f"deepspeed={options.deepspeed}"] if options.deepspeed else []
     overrides += [f"train.quarantine={options.quarantine}"] if options.quarantine else []
     overrides += ["verify_save=true"] if options.verify_save else []
+    overrides += ["train.allow_outside=true"] if options.allow_outside else []
     try:
         if not names and stage is None:
             raise ValueError("Give a config: a file, or a name such as sample/langdc/stage1.")

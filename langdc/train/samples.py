@@ -51,7 +51,9 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig, se
     samples: list[Sample] = []
     for number, entry in enumerate(train.sets):
         found = [
-            (f, r) for f in entry.files for r in usable(model, objective, train, check_media(f, read_kept(f, train)))
+            (f, r)
+            for f in entry.files
+            for r in usable(model, objective, train, check_media(f, read_kept(f, train), train.allow_outside))
         ]
         for file, record in (found[place] for place in capped(len(found), entry.cap, seed, number)):
             samples.append(_sample(model, objective, file, record, len(samples), number))
@@ -127,7 +129,7 @@ class StreamedSamples(Sequence[Sample]):
         if _seen(file) != self._seen[number]:
             raise ValueError(f"{file} was changed while the run reads it. Bring the former one back, and start again.")
         record = read_record(file, offset, line)
-        kept = usable(self.model, self.objective, self.train, check_media(file, [record]))
+        kept = usable(self.model, self.objective, self.train, check_media(file, [record], self.train.allow_outside))
         if not kept:
             raise ValueError(
                 f"{file}: line {line} (id {record.id!r}) has nothing to learn for this objective. With train.streaming "

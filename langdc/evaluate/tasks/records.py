@@ -39,7 +39,7 @@ class RecordsTask(Task):
         metric: Named = "exact",
         metrics: dict[str, Named] | None = None,
     ) -> None:
-        self.data = Path(data)
+        self.data, self.root = Path(data), Path(data).parent
         self._hash = file_hash(self.data) if self.data.is_file() else ""
         readable, mistakes = read_readable(self.data)
         fitting = [record for record in readable if record.media_path("") is not None]
