@@ -38,7 +38,7 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def mark_read(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Note on tensors which files they are from, for `module_hash`; the note counts until one is changed in place."""
-    files = " ".join(map(_seen, sorted([*folder.glob(_WEIGHTS), *folder.glob("*.json")])))
+    files = " ".join(map(_seen, _identified(folder)))
     for name, tensor in tensors.items():
         if not tensor.is_inference():  # has no version
             tensor.read_from = (f"{name} {tensor.dtype} {files}", tensor._version)  # pyright: ignore[reportAttributeAccessIssue]
@@ -116,10 +116,10 @@ def quick_hash(path: Path) -> str:
 def part_identity(folder: Path, contents: bool = False) -> str:
     """What tells the weights and settings in a folder from others: "sha256:..." or "sampled:...".
 
-    "sha256" covers the content of every *.safetensors and *.json file. That of large files is taken from the Hugging
-    Face cache, or what `hf download --local-dir` left, and read only with `contents`. A large file that has no
-    published hash makes the identity "sampled": of such files size and 4 MB, from all over them, are read. A copy has
-    the identity of its original as long as both are of the same kind; `is_part` compares different kinds, too.
+    "sha256" covers the content of every *.safetensors (else *.bin) and *.json file. That of large files is taken from
+    the Hugging Face cache, or what `hf download --local-dir` left, and read only with `contents`. A large file that has
+    no published hash makes the identity "sampled": of such files size and 4 MB, from all over them, are read. A copy
+    has the identity of its original as long as both are of the same kind; `is_part` compares different kinds, too.
     """
     known = _identity(folder, "sha256", file_hash if contents else _known)
     return known or str(_identity(folder, "sampled", _sample_hash))
@@ -137,9 +137,14 @@ def is_part(folder: Path, identity: str, contents: bool = False) -> bool:
 
 def _identity(folder: Path, kind: str, hash_of: Callable[[Path], str | None]) -> str | None:
     """The identity of a folder by the hashes of its files; None if one of them has none."""
-    hashes = [(path.name, hash_of(path)) for path in sorted([*folder.glob(_WEIGHTS), *folder.glob("*.json")])]
+    hashes = [(path.name, hash_of(path)) for path in _identified(folder)]
     lines = [f"{name} {found}\n" for name, found in hashes if found]
     return f"{kind}:{text_hash(''.join(lines))}" if len(lines) == len(hashes) else None
+
+
+def _identified(folder: Path) -> list[Path]:
+    """The files of weights and settings in a folder; .bin counts only where it is read, without safetensors."""
+    return sorted([*(list(folder.glob(_WEIGHTS)) or folder.glob("*.bin")), *folder.glob("*.json")])
 
 
 def _known(path: Path) -> str | None:

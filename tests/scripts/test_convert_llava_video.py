@@ -231,7 +231,7 @@ def broken(place: Path, change, **settings: Any) -> int:
         (lambda t: t.update({"model.vision_resampler.query": torch.ones(1)}),
          "1 unknown: model.vision_resampler.query"),
         (lambda t: t.update({"model.mm_projector.0.bias": torch.ones(5)}),
-         "1 of another shape: model.mm_projector.0.bias: (5,), the settings say (64,)"),
+         "1 of another shape: model.mm_projector.0.bias: (5,), not (64,)"),
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, capsys, change, said: str) -> None:
