@@ -21,7 +21,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PARALLEL = "module."  # before every name after training on several devices
 _LFS_POINTER = b"version https://git-lfs"
 _SHOWN = 16
-"""How many names an error holds, those of all layers counted as one."""
+"""How many names an error holds; of more, those of all layers count as one."""
 _DEPTH = re.compile(r"(num_(hidden_)?|n_)layers?|depth|(en|de)coder_layers")
 _SETTINGS = re.compile(r".*config\.json|.*\.index\.json|chat_template\.json")
 """Files whose content is an object of settings."""
@@ -92,14 +92,16 @@ def check_depth(settings: Any, tensors: int, where: Path | str) -> None:
 
 def count_tensors(folder: Path) -> int:
     """How many tensors the weights in a folder are; 0 if it has none."""
+    return sum(len(read_tensors(file) if file.suffix == ".bin" else _names(file)) for file in weight_files(folder))
 
-    def count(file: Path) -> int:
-        if file.suffix == ".bin":
-            return len(read_tensors(file))
+
+def _names(file: Path) -> list[str]:
+    """Names of the tensors in a safetensors file, whose length is compared with what its head states."""
+    try:
         with safe_open(file, "np") as opened:
-            return len(opened.keys())
-
-    return sum(map(count, weight_files(folder)))
+            return list(opened.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no whole safetensors file ({error}). Copy it again.") from None
 
 
 # ---- files
@@ -115,11 +117,7 @@ def check_files(folder: Path, weights: bool = False) -> None:
         if file.suffix == ".json":
             (read_settings if _SETTINGS.fullmatch(file.name) else read_json)(file)
         elif file.suffix == ".safetensors":
-            try:
-                with safe_open(file, "np"):  # compares the length that its head states with the file's
-                    pass
-            except SafetensorError as error:
-                raise ValueError(f"{file} is no whole safetensors file ({error}). Copy it again.") from None
+            _names(file)
     if weights:
         _check_weights(folder)
 
@@ -188,18 +186,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"There is no file of weights {file}. Give a local file (nothing is downloaded).")
     check_file(file)
-    try:
-        found = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no whole safetensors file ({error}). Copy it again.") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{file} is no plain file of tensors: it is cut off, or holds objects whose code would run on loading "
-            f"({reason}). Copy it again, or save its tensors as safetensors where you trust it."
-        ) from None
-    except (RuntimeError, EOFError, OSError, BadZipFile, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{file} is no whole file of weights ({error}). Copy it again.") from None
+    if file.suffix == ".safetensors":
+        _names(file)
+        found: Any = load_file(file)
+    else:
+        found = _unpickle(file)
     for key in ("module", "model", "state_dict"):  # DeepSpeed's and plain training states keep the weights under these
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -221,10 +212,19 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _unpickle(file: Path) -> Any:
-    zipped = is_zipfile(file)
-    if zipped and any(entry.compress_type for entry in ZipFile(file).infolist()):
-        raise ValueError("its tensors are compressed, which torch does not do")
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    try:
+        zipped = is_zipfile(file)
+        if zipped and any(entry.compress_type for entry in ZipFile(file).infolist()):
+            raise ValueError("its tensors are compressed, which torch does not do")
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{file} is no plain file of tensors: it is cut off, or holds objects whose code would run on loading "
+            f"({reason}). Copy it again, or save its tensors as safetensors where you trust it."
+        ) from None
+    except (RuntimeError, EOFError, OSError, BadZipFile, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{file} is no whole file of weights ({error}). Copy it again.") from None
 
 
 def _is_filled(tensor: Tensor) -> bool:
@@ -267,8 +267,10 @@ def check_complete(
     refuse_tensors(what, problems, advice)
 
 
-def _joined(names: Iterable[str]) -> list[str]:
-    """Names in which one number differs as one: layers.{0,1}.norm.weight."""
+def _joined(names: list[str]) -> list[str]:
+    """The names; of many, those in which one number differs as one: layers.{0,1}.norm.weight."""
+    if len(names) <= _SHOWN:
+        return names
     numbers: dict[str, list[str]] = {}
     for name in names:
         number = _NUMBER.search(name)
