@@ -20,7 +20,7 @@ from langdc import config as settings
 from langdc.config import DataConfig, RunConfig
 from langdc.hashing import file_hash, quick_hash
 from langdc.log import get_logger
-from langdc.sources import read_json
+from langdc.modelfiles import read_json
 
 logger = get_logger(__name__)
 
