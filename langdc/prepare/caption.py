@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from langdc import distributed, jsonl
@@ -44,18 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.print("No --text-model: captions are the teacher's own words, without cues, density or a check of lengths.")
     number, count = options.shard
     file = work / f"{number}-of-{count}.jsonl"
-    try:
-        with FileLock(file.with_suffix(".lock"), timeout=0):
-            done, mine = _lines(work), [job for job in jobs if job.group % count == number - 1]
-            waiting = [job for job in mine if "clips" not in done.get(job.key, {})]
-            out.print(f"{len(mine)} videos and images, of which {len(mine) - len(waiting)} have captions.")
-            made = (on_ray(options, waiting) if options.ray else Captioning(options).lines(waiting)) if waiting else ()
-            for line in track(made, len(waiting), "Captions"):
-                if "failed" in line:
-                    logger.warning("no captions of %s: %s", line["id"], line["failed"])
-                jsonl.append(file, line)
-    except Timeout:
-        raise ValueError(f"Another process writes {file}. Wait until it is done, or end it.") from None
+    with jsonl.locked(file.with_suffix(jsonl.LOCK), f"writes {file}"):
+        done, mine = _lines(work), [job for job in jobs if job.group % count == number - 1]
+        waiting = [job for job in mine if "clips" not in done.get(job.key, {})]
+        out.print(f"{len(mine)} videos and images, of which {len(mine) - len(waiting)} have captions.")
+        made = (on_ray(options, waiting) if options.ray else Captioning(options).lines(waiting)) if waiting else ()
+        for line in track(made, len(waiting), "Captions"):
+            if "failed" in line:
+                logger.warning("no captions of %s: %s", line["id"], line["failed"])
+            jsonl.append(file, line)
     return _finish(options, jobs, _lines(work), out)
 
 

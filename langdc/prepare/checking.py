@@ -85,7 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--jobs {options.jobs} --timeout {options.timeout}: give at least 1, and over 0 seconds.")
     config = load(RunConfig, options.config) if options.config else None
     folder = options.out or options.data[0].with_suffix(FOLDER)
-    folder.mkdir(parents=True, exist_ok=True)
+    with jsonl.locked(folder / jsonl.LOCK, f"writes into {folder}"):
+        return _check(options, folder, config)
+
+
+def _check(options: argparse.Namespace, folder: Path, config: RunConfig | None) -> int:
     faults: list[_Fault] = []
     entries = [entry for file in dict.fromkeys(options.data) for entry in _read(file, faults)]
     for entry in entries:

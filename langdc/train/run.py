@@ -69,6 +69,8 @@ def train(config: RunConfig) -> Path:
         with torch.autocast(devices.device().type, torch.bfloat16, config.precision == "bfloat16"):
             features = FeatureStore.of(run.model.backbone, config.features, config.features_dtype, saliency)
             samples, held_out = split(run.model, objective, config)
+            media = dict.fromkeys(spec.path for sample in (*samples, *held_out) for spec in sample.specs)
+            distributed.main_process_first(lambda: output.check_unchanged(config, directory, list(media)))
             data = TrainingData(run.model, objective, config, features, samples)
             objective.prepare(run.model, data, directory)
             measured = validation_data(data, held_out, directory) if held_out else None
@@ -108,7 +110,9 @@ def _fit(run: RunModel, data: TrainingData, measured: TrainingData | None, direc
     if validation is not None:
         trainer.add_callback(validation)
     try:
-        newest = distributed.broadcast(str(next(reversed(output.checkpoints(resume)), "")))
+        whole: list[Path | None] = []
+        distributed.main_process_first(lambda: whole.append(output.newest_whole(resume)))
+        newest = distributed.broadcast(str(whole[0] or "") if whole else "")
         if newest:
             logger.info("Resuming after step %s.", newest.rpartition("-")[2])
         with tracked(trainer, directory), shutdown.listening(), closing(watchdog) if watchdog else nullcontext():

@@ -13,8 +13,8 @@ from langdc.config import MemberConfig, check
 from langdc.data.records import INSTRUCTION, LETTERS, OUTSIDE, QuestionRecord, Record, leads_outside
 from langdc.evaluate import answers
 from langdc.hashing import json_hash
+from langdc.modelfiles import read_json
 from langdc.registry import Registry
-from langdc.sources import read_json
 
 tasks: Registry["Task"] = Registry("task")
 
