@@ -29,9 +29,9 @@ LIMITED = {"max_pixels": str(MAX_PIXELS)}
 EXPLODE = {"err_detect": "explode", **LIMITED}  # damage is an error
 # Formats that hold what they show. Others name files or addresses (hls, concat, dash, sdp, image2) or run scripts.
 FORMATS = (
-    "4xm,amv,apng,asf,av1,avi,avs2,avs3,bink,bmp_pipe,cavsvideo,dirac,dv,film_cpk,flic,flv,gif,gxf,h261,h263,h264,hevc,"
-    "ivf,jpeg_pipe,lxf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mtv,mxf,nsv,nut,nuv,obu,ogg,png_pipe,rm,roq,smk,swf,"
-    "ty,vc1,vc1test,vvc,webp_pipe,wtv,yuv4mpegpipe"
+    "4xm,amv,apng,apv,asf,av1,avi,avs2,avs3,bink,bmp_pipe,cavsvideo,cine,dhav,dirac,dv,evc,film_cpk,flic,flv,gif,gxf,"
+    "h261,h263,h264,hevc,ipmovie,ivf,jpeg_pipe,kux,live_flv,lxf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mtv,mxf,"
+    "nsv,nut,nuv,obu,ogg,png_pipe,pva,rm,roq,smjpeg,smk,swf,ty,vc1,vc1test,vvc,webp_pipe,wtv,yuv4mpegpipe"
 )
 _OPEN = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 # These fill what damage leaves out from other frames; the rest leave what was in memory before.

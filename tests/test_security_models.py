@@ -11,10 +11,10 @@ import torch
 from langdc import checkpoint
 from langdc.backbones import backbones
 from langdc.config import check
-from langdc.convert.files import read_tensors
 from langdc.endpoint import Endpoint, EndpointError
 from langdc.evaluate.settings import JudgeConfig
 from langdc.language_models import open_tokenizer
+from langdc.modelfiles import read_tensors
 from tests import stock
 from tests.evaluate import runs
 from tests.security import PAGES, SOURCES, calls, connect, keywords, sentence

@@ -36,7 +36,7 @@ INSTRUCTION = "Answer with the option's letter from the given choices directly."
 MARKS = re.compile("<video>|<image>")
 OUTSIDE = (
     "leads outside the folder that its data may be in, by its path or a symbolic link. If that is meant, give "
-    "--allow-outside (in a config, allow_outside: true)"
+    "--allow-outside (in a config of a training, train.allow_outside: true; of an evaluation, allow_outside: true)"
 )
 SHOWN_MISTAKES = 10
 SHOWN_LETTERS = 300

@@ -9,6 +9,7 @@ import glob
 import json
 import os
 import re
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import distributions
@@ -156,7 +157,9 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
                 f"{directory} holds an unfinished run with other settings or data:\n{lines}\n"
                 f"Resume with the same ones, choose another place with output=..., or delete {directory}."
             )
-        if others := [path for path in (directory / RESUME).rglob("*") if path.stat().st_uid != os.getuid()]:
+        with tempfile.TemporaryFile(dir=directory) as new:  # on a file system of a network it may not be os.getuid()
+            owner = os.fstat(new.fileno()).st_uid
+        if others := [path for path in (directory / RESUME).rglob("*") if path.stat().st_uid != owner]:
             raise ValueError(
                 f"{others[0]} belongs to another user, and DeepSpeed may run code that is in it. If you trust it, make "
                 "it your own (chown), or choose another place with output=..."

@@ -103,6 +103,16 @@ def test_what_failed_is_asked_again_when_wanted(place: Place, finished: Path, tm
     assert place.run("--retry-failed") == DONE
 
 
+def test_a_video_outside_fails_until_it_is_allowed(place: Place, tmp_path: Path) -> None:
+    video = place.video("v1").rename(tmp_path / "elsewhere.mp4")
+    place.video("v1").symlink_to(video)
+    assert place.run() == FAILED
+    failed = [line for lines in place.answers().values() for line in lines if line["failed"]]
+    assert failed and all("v1.mp4 leads outside the folder" in line["reason"] for line in failed)
+    assert place.run("--allow-outside", "--retry-failed") == DONE
+    assert EvalFolder.read(place.output).header["allow_outside"]
+
+
 def test_what_was_concluded_from_failures_goes_with_them(place: Place) -> None:
     place.video("v1").unlink()
     assert place.run() == FAILED
