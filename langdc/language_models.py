@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from langdc import devices
 from langdc.hashing import mark_read
 from langdc.log import get_logger
-from langdc.modelfiles import read_config, read_settings, reading, refuse_tensors
+from langdc.modelfiles import read_config, read_settings, reading, refuse_tensors, weight_files
 from langdc.sources import Source, resolve
 
 logger = get_logger(__name__)
@@ -59,11 +61,19 @@ def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **set
     be missing or left over. With torch's default device "meta" no file of weights is read.
     """
     config = settings.pop("config", None) or read_config(folder)
+    make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
     if torch.get_default_device().type == "meta":
-        make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
         settings["dtype"] = None if settings.get("dtype") == "auto" else settings.get("dtype")
         with reading(folder, "a model"):
             return make(config, **settings)
+    if not is_deepspeed_zero3_enabled():  # where it is, whatever is made is partitioned
+        with reading(folder, "a model"), torch.device("meta"):
+            values = sum(parameter.numel() for parameter in make(deepcopy(config)).parameters())
+        if values > 2 * (held := sum(file.stat().st_size for file in weight_files(folder))):  # 4 bits are the fewest
+            raise ValueError(
+                f"{folder}: config.json describes a model of {values:,} values, which its weights of {held:,} bytes "
+                "cannot hold. Copy both from one published model."
+            )
     settings |= {"trust_remote_code": False, "ignore_mismatched_sizes": True, "output_loading_info": True}
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # all that it would say is said below

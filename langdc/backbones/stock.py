@@ -183,11 +183,10 @@ class StockBackbone(Backbone):
             made = kind.from_dict({**known, **stated})
         lacking = [names[0] for names in SEEN if not {*names} & {*known, *stated}]
         if lacking and isinstance(folder, Path):
-            taken = ", ".join(f"{name} {getattr(made, name, None)}" for name in lacking)
             logger.warning(
-                f"{folder}: no {', '.join(PREPROCESSOR_FILES)} states {' and '.join(lacking)} for a {kind.__name__}. "
-                f"Its defaults are taken, which may not be the checkpoint's: {taken}. Copy these files from the "
-                "published model."
+                f"{folder}: no {' or '.join(PREPROCESSOR_FILES)} states {' and '.join(lacking)} for a {kind.__name__}. "
+                "Its defaults are taken, which may not be the checkpoint's: frames may be shown in other sizes and "
+                "colours. Copy these files from the published model."
             )
         return made
 
