@@ -222,7 +222,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "index gone": (
         lambda f: (f / WEIGHTS).rename(f / "model-00001-of-00001.safetensors"),
-        "holds no weights: neither model.safetensors nor pytorch_model.bin, nor their index with shards; it holds",
+        "holds no weights: neither model.safetensors nor pytorch_model.bin, nor their index with shards",
     ),
     "link": (
         lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).symlink_to("../blobs/1")),
@@ -342,10 +342,15 @@ def test_what_an_encoder_is_shown_is_never_guessed_silently(copy: Callable[[str]
 def test_a_template_that_fails_or_writes_without_end_is_refused(copy: Callable[[str], Path]):
     folder = copy("tiny:qwen2_5_vl")
     for template, said in (
-        ("{% for m in messages %}{{ 'say ' + m.content }}{% endfor %}", "TypeError.*content is a list of parts"),
+        (
+            "{% for m in messages %}{{ 'say ' + m.content }}{% endfor %}",
+            "cannot make text of these messages of it .TypeError",
+        ),
         ("{{ raise_exception('only text') }}", "only text"),
         ("{% for", "TemplateSyntaxError"),
-        ("{% set n = 60000000 %}{{ 'a' * n }}", "makes 60000000 characters of 1 messages"),
+        ("{% set n = 9000000 %}{{ 'a' * n * 2 }}", "18000000 characters of 1 messages"),
+        ("{{ 'a' * 10**9 }}", "computes powers or huge numbers"),
+        ("{{ 'a' * 1000000000 }}", "computes powers or huge numbers"),
     ):
         (folder / "chat_template.jinja").write_text(template)
         with pytest.raises(ValueError, match=said):
