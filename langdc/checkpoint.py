@@ -37,7 +37,7 @@ from langdc.hashing import (
     tensors_hash,
 )
 from langdc.model import VideoModel
-from langdc.modelfiles import read_settings, refuse_tensors
+from langdc.modelfiles import check_complete, read_settings
 from langdc.sources import resolve
 
 WEIGHTS = "model.safetensors"
@@ -310,18 +310,10 @@ def open_model(
 
 def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path, needed: Iterable[str]) -> None:
     """Copy tensors into those of the same names; ValueError lists all that do not fit, and `needed` ones without."""
-    there = stored(model)
-    problems = {
-        "missing": sorted(set(needed) - tensors.keys()),
-        "not in the model": sorted(tensors.keys() - there.keys()),
-        "of another shape": [
-            f"{name}: {tuple(tensors[name].shape)}, not {tuple(there[name].shape)}"
-            for name in sorted(tensors.keys() & there.keys())
-            if tensors[name].shape != there[name].shape
-        ],
-    }
+    there, wanted = stored(model), tensors.keys() | set(needed)
+    expected = {name: tuple(tensor.shape) for name, tensor in there.items() if name in wanted}
     advice = f"The checkpoint {where} is of another architecture: load it with the settings it was trained with."
-    refuse_tensors("this model", problems, advice)
+    check_complete("this model", tensors, expected, advice=advice)
     with torch.no_grad():
         for name, tensor in tensors.items():
             there[name].copy_(tensor)

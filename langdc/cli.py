@@ -2,12 +2,14 @@
 
 import argparse
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from langdc import __version__
+from langdc.configfiles import check_source, find_config
 
 
 class _Command(NamedTuple):
@@ -55,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _without_command(words)
     module, _, function = command.target.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)(words[len(command.words.split()) :])
+        arguments = words[len(command.words.split()) :]
+        _check_names(command.words, arguments)
+        return getattr(importlib.import_module(module), function)(arguments)
     except KeyboardInterrupt:
         print("Interrupted. The same command resumes from what is complete.", file=sys.stderr)
         return 130
@@ -70,6 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         process = f"[process {rank}] " if rank != "0" else ""
         print(f"{process}error: {_message(error)}", file=sys.stderr)
         return code
+
+
+def _check_names(command: str, arguments: list[str]) -> None:
+    """ValueError for a model or a config that is not there, before the seconds that it takes to import torch."""
+    given = dict(itertools.pairwise(arguments))
+    first = next(iter(arguments), "--")
+    model = given.get("--model", first if command == "export" else "--")
+    config = given.get("--config", first if command in ("train", "eval", "plan") else "--")
+    if not model.startswith("-") and ":" not in model:
+        check_source(model)
+    if not config.startswith("-") and "=" not in config:
+        find_config(config)
 
 
 def door(words: str) -> Callable[..., int]:

@@ -1,6 +1,7 @@
 """Config files as trees of settings: found by name, laid over each other, with dotted overrides."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,21 @@ CHAIN = "chain.yaml"
 _INSTALLED = Path(__file__).with_name("configs")
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
 """The configs that ship: inside the installed package, or in the repository."""
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SOURCES = (
+    "Give a folder in Hugging Face layout, an id such as Qwen/Qwen2.5-VL-7B-Instruct, 'sample:NAME', 'tiny:NAME', or "
+    "{config: {...}, init: random} for random weights."
+)
+
+
+def check_source(source: str) -> None:
+    """ValueError for a name of weights that is neither a folder nor could be an id or "PREFIX:NAME"."""
+    if Path(source).is_file():
+        raise ValueError(f"{source} is a file. Give the folder that it lies in.")
+    if not (Path(source).is_dir() or HUB_ID.fullmatch(source)):
+        raise ValueError(f"There is no checkpoint directory {source!r}. {SOURCES}")
 
 
 def find_config(name: str | Path, beside: Path | None = None) -> Path:

@@ -3,11 +3,13 @@
 import importlib.util
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateSyntaxError, nodes
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -18,20 +20,21 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from langdc import devices
 from langdc.hashing import mark_read
 from langdc.log import get_logger
-from langdc.modelfiles import read_config, read_settings, reading, refuse_tensors
-from langdc.sources import Source, resolve
+from langdc.modelfiles import read_config, read_settings, reading, refuse_tensors, weight_files
+from langdc.sources import Architecture, Source, resolve
 
 logger = get_logger(__name__)
 
 Quantize = Literal["nf4"]
 FLASH = "flash_attention_2"
-_LONGEST_PROMPT = 50_000_000
-"""Characters, far more than any model reads; a damaged or hostile template may write without end."""
+_LARGEST = 10_000_000
+"""Characters of a prompt, and numbers in a chat template: far more than any model reads."""
 VIDEO_MARK = "\ue000"  # a private-use character: stands for a video while a chat template lays out the text
 
 
@@ -43,76 +46,77 @@ def load_language_model(
     """
     found = resolve(source, weights=True)
     settings: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype or torch.get_default_dtype()}
-    if not isinstance(found, Path):
-        if quantize is not None:
-            raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
-        with reading(str(source), "a model", "Correct what does not fit."):
-            return AutoModelForCausalLM.from_config(found.sizes(), **settings)
-    settings |= four_bits(quantize) if quantize is not None else {}
+    settings |= four_bits(quantize, found) if quantize is not None else {}
     model = mark_published(load_pretrained(AutoModelForCausalLM, found, **settings), source, found)
     return model if quantize is None else mark_four_bits(model)
 
 
-def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **settings: Any) -> Any:
-    """`kind.from_pretrained`; ValueError names all tensors that are missing or of another shape, and those of further
-    layers than the settings state. Others that are left over are named in a warning. Names that begin as `unread` may
-    be missing or left over. With torch's default device "meta" no file of weights is read.
+def load_pretrained(kind: Any, found: Path | Architecture, unread: tuple[str, ...] = (), **settings: Any) -> Any:
+    """`kind.from_pretrained`, or of random weights `kind.from_config`; ValueError names all tensors that are missing or
+    of another shape, and those of further layers than the settings state. Others that are left over are named in a
+    warning. Names that begin as `unread` may be missing or left over. With torch's default device "meta" no file of
+    weights is read.
     """
-    config = settings.pop("config", None) or read_config(folder)
-    if torch.get_default_device().type == "meta":
-        make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+    config = settings.pop("config", None) or (read_config(found) if isinstance(found, Path) else found.sizes())
+    make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+    if not isinstance(found, Path) or torch.get_default_device().type == "meta":
         settings["dtype"] = None if settings.get("dtype") == "auto" else settings.get("dtype")
-        with reading(folder, "a model"):
+        with reading(found if isinstance(found, Path) else "{config: ..., init: random}", "a model"):
             return make(config, **settings)
+    if not is_deepspeed_zero3_enabled():  # where it is, whatever is made is partitioned
+        with reading(found, "a model"), torch.device("meta"):
+            values = sum(parameter.numel() for parameter in make(deepcopy(config)).parameters())
+        if values > 2 * (held := sum(file.stat().st_size for file in weight_files(found))):  # 4 bits are the fewest
+            raise ValueError(
+                f"{found}: config.json describes a model of {values:,} values, which its weights of {held:,} bytes "
+                "cannot hold. Copy both from one published model."
+            )
     settings |= {"trust_remote_code": False, "ignore_mismatched_sizes": True, "output_loading_info": True}
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # all that it would say is said below
     try:
-        with reading(folder, "a model"):
-            model, report = kind.from_pretrained(folder, config=config, **settings)
+        with reading(found, "a model"):
+            model, report = kind.from_pretrained(found, config=config, **settings)
     finally:
         transformers_logging.set_verbosity(before)
     extra = sorted(name for name in report["unexpected_keys"] if not name.startswith(unread))
-    kinds = {_of_any_layer(name) for name in model.state_dict()}
+    layerless = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
     problems = {
         "missing": sorted(name for name in report["missing_keys"] if not name.startswith(unread)),
-        "of layers that config.json does not state": [name for name in extra if _of_any_layer(name) in kinds],
+        "of layers that config.json does not state": [n for n in extra if re.sub(r"\d+", "#", n) in layerless],
         "of another shape": sorted(
             f"{name}: {tuple(there)}, not {tuple(stated)}" for name, there, stated in report["mismatched_keys"]
         ),
     }
-    refuse_tensors(f"the model in {folder}", problems, "Copy the whole checkpoint again, or convert it first.")
+    refuse_tensors(f"the model in {found}", problems, "Copy the whole checkpoint again, or convert it first.")
     if extra:
-        logger.warning("%s holds %d tensors that its model has not; they are left out: %s", folder, len(extra), extra)
+        logger.warning("%s holds %d tensors that its model has not; they are left out: %s", found, len(extra), extra)
     return model
 
 
-def _of_any_layer(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
-
-
-def mark_published(module: Any, source: Source, folder: Path) -> Any:
+def mark_published(module: Any, source: Source, found: Path | Architecture) -> Any:
     """The module, with the source that all its weights came from as `published`, so that no checkpoint repeats them;
-    `folder`: where that is.
+    `found`: the folder that it names. Random weights get no mark.
     """
-    module.published = source
-    mark_read(module.state_dict(keep_vars=True), folder)
+    if isinstance(found, Path):
+        module.published = source
+        mark_read(module.state_dict(keep_vars=True), found)
     return module
 
 
 def language_model_outline(source: Source) -> PreTrainedModel:
     """A language model without weights, on the meta device, for what asks only for its sizes."""
     found = resolve(source)
-    config = read_config(found) if isinstance(found, Path) else found.sizes()
-    with torch.device("meta"), reading(str(source), "a model"):
-        model = AutoModelForCausalLM.from_config(config)
-    return mark_published(model, source, found) if isinstance(found, Path) else model
+    with torch.device("meta"):
+        return mark_published(load_pretrained(AutoModelForCausalLM, found), source, found)
 
 
-def four_bits(quantize: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
+def four_bits(quantize: str, found: Path | Architecture, skipped: Sequence[str] = ()) -> dict[str, Any]:
     """Arguments of `from_pretrained` for linear layers in 4 bits, but in `skipped` modules; ValueError if unable."""
     if quantize != "nf4":
         raise ValueError(f"quantize is {quantize!r}; allowed is 'nf4', or leave it out for whole weights.")
+    if not isinstance(found, Path):
+        raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("quantize: nf4 needs the package bitsandbytes (pip install 'langdc[qlora]'), or leave it out.")
     where: Any = torch.get_default_device()
@@ -199,7 +203,17 @@ def load_tokenizer(source: Source | Path) -> PreTrainedTokenizerBase:
     tokenizer.chat_template = _chat_template(folder) or tokenizer.chat_template
     if tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer in {folder} has no chat template; use that of an instruction-tuned model.")
+    _check_template(str(tokenizer.chat_template), folder)
     return tokenizer
+
+
+def _check_template(template: str, folder: Path) -> None:
+    """ValueError for powers and huge numbers, which jinja would turn into text for minutes before it runs anything."""
+    with suppress(TemplateSyntaxError):  # tags that only transformers knows; it names others when it lays out a prompt
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+        huge = [node for node in tree.find_all(nodes.Const) if type(node.value) is int and node.value > _LARGEST]
+        if huge or any(tree.find_all(nodes.Pow)):
+            raise ValueError(f"{folder}: its chat template computes powers or huge numbers. Copy the published one.")
 
 
 def _chat_template(folder: Path) -> str | None:
@@ -216,20 +230,11 @@ def _chat_template(folder: Path) -> str | None:
 
 def templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict], reply_next: bool) -> str:
     """The text that a tokenizer's chat template makes of messages; ValueError if it fails on them."""
-    try:
+    with reading(f"The chat template of {tokenizer.name_or_path}", "text of these messages"):
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next))
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
-        raise ValueError(
-            f"The chat template of {tokenizer.name_or_path} fails ({type(error).__name__}: {error}). Models of videos "
-            "take messages whose content is a list of parts; their template is in chat_template.json or "
-            "chat_template.jinja. Copy that file from the published model."
-        ) from error
-    if len(text) > _LONGEST_PROMPT:
-        raise ValueError(
-            f"The chat template of {tokenizer.name_or_path} makes {len(text)} characters of {len(messages)} messages. "
-            "Copy that of the published model."
-        )
-    return text
+        if len(text) > _LARGEST:
+            raise ValueError(f"{len(text)} characters of {len(messages)} messages are no prompt")
+        return text
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -25,11 +25,7 @@ _SHOWN = 16
 _DEPTH = re.compile(r"(num_(hidden_)?|n_)layers?|depth|(en|de)coder_layers")
 _SETTINGS = re.compile(r".*config\.json|.*\.index\.json|chat_template\.json")
 """Files whose content is an object of settings."""
-_COPY = "Copy the published files again, all of them; a model may also be too new or too old for this transformers."
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-
-
-# ---- settings
 
 
 def read_json(file: Path) -> Any:
@@ -54,21 +50,20 @@ def read_settings(file: Path, purpose: str = "to know what this is") -> dict[str
 
 
 @contextmanager
-def reading(where: Path | str, what: str, advice: str = _COPY) -> Iterator[None]:
+def reading(where: Path | str, what: str) -> Iterator[None]:
     """Whatever a library raises on files or settings of others becomes a ValueError that names them.
 
-    `what` is what they should become. Errors of the system and of memory stay what they are.
+    `what` is what they should become. Errors of the system and of a device's memory stay what they are.
     """
     try:
         yield
     except Exception as error:
-        system = isinstance(error, OSError) and error.errno is not None
-        if system or isinstance(error, MemoryError | torch.OutOfMemoryError):
+        if getattr(error, "errno", None) is not None or isinstance(error, torch.OutOfMemoryError):
             raise
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{where}: transformers {transformers.__version__} cannot make {what} of it ({type(error).__name__}: "
-            f"{reason}). {advice}"
+            f"{reason}). Copy the published files again, all of them; a model may also be too new or too old for it."
         ) from error
 
 
@@ -102,9 +97,6 @@ def _names(file: Path) -> list[str]:
             return list(opened.keys())
     except SafetensorError as error:
         raise ValueError(f"{file} is no whole safetensors file ({error}). Copy it again.") from None
-
-
-# ---- files
 
 
 def check_files(folder: Path, weights: bool = False) -> None:
@@ -141,18 +133,16 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
         if index.is_file():
-            return _shards(index)
+            listed = read_settings(index).get("weight_map")
+            names = list(listed.values()) if isinstance(listed, dict) else []
+            if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+                raise ValueError(f"{index} holds no weight_map from tensors to files beside it. Copy it again.")
+            if lacking := sorted({name for name in names if not (folder / name).is_file()}):
+                raise ValueError(
+                    f"{folder} lacks {', '.join(lacking)}, which {index.name} lists. Copy the folder again."
+                )
+            return [folder / name for name in sorted(set(names))]
     return []
-
-
-def _shards(index: Path) -> list[Path]:
-    listed = read_settings(index).get("weight_map")
-    names = list(listed.values()) if isinstance(listed, dict) else []
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise ValueError(f"{index} holds no weight_map from tensors to files beside it. Copy it again.")
-    if lacking := sorted({name for name in names if not (index.parent / name).is_file()}):
-        raise ValueError(f"{index.parent} lacks {', '.join(lacking)}, which {index.name} lists. Copy the folder again.")
-    return [index.parent / name for name in sorted(set(names))]
 
 
 def _check_weights(folder: Path) -> None:
@@ -165,16 +155,10 @@ def _check_weights(folder: Path) -> None:
             f"give the merged folder{', or take adapter_config.json away' if whole else ''}."
         )
     if not whole:
-        names = (file.name for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-        others = ", ".join(sorted(names)[:8])
         raise ValueError(
-            f"{folder} holds no weights: neither {' nor '.join(_WEIGHTS)}, nor their index with shards"
-            f"{f'; it holds {others}' * bool(others)}. Copy the whole folder; of a Hugging Face id only safetensors "
-            "are fetched here (all of it: hf download ID)."
+            f"{folder} holds no weights: neither {' nor '.join(_WEIGHTS)}, nor their index with shards. Copy the whole "
+            "folder; of a Hugging Face id only safetensors are fetched here (all of it: hf download ID)."
         )
-
-
-# ---- tensors
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -197,7 +181,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             break
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{file} holds a {type(found).__name__}; a mapping from names to tensors is needed.")
-    others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
+    others = [str(name) for name, value in found.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if others:
         raise ValueError(f"{file} holds more than tensors: {', '.join(others[:8])}. Save the weights alone.")
     if hollow := {name: tuple(tensor.shape) for name, tensor in found.items() if not _is_filled(tensor)}:
@@ -234,11 +218,9 @@ def _is_filled(tensor: Tensor) -> bool:
     return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
-def refuse_tensors(what: str, problems: Mapping[str, Iterable[str]], advice: str) -> None:
+def refuse_tensors(what: str, problems: Mapping[str, list[str]], advice: str) -> None:
     """ValueError that names tensors by kind of problem ("missing", "unknown", ...), if there are any."""
-    every = {kind: list(names) for kind, names in problems.items()}
-    lines = [f"{len(names)} {kind}: {'; '.join(_joined(names))}" for kind, names in every.items() if names]
-    if lines:
+    if lines := [f"{len(names)} {kind}: {'; '.join(_joined(names))}" for kind, names in problems.items() if names]:
         raise ValueError(f"The tensors do not make up {what}: {'. '.join(lines)}. {advice}")
 
 

@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from langdc import devices
 from langdc.config import Settings, check
+from langdc.configfiles import SOURCES, check_source
 from langdc.log import get_logger
 from langdc.modelfiles import TEXT_FILES, check_files, reading
 
@@ -26,13 +26,8 @@ logger = get_logger(__name__)
 
 PREFIXES = {"sample": "langdc.sample:weights", "tiny": "langdc.tiny:folder"}
 """Sources "PREFIX:NAME", each with the "module:function" that turns NAME into a folder or an `Architecture`."""
-_ADVICE = (
-    "Give a folder in Hugging Face layout, an id such as Qwen/Qwen2.5-VL-7B-Instruct, 'sample:NAME', 'tiny:NAME', or "
-    "{config: {...}, init: random} for random weights."
-)
 _FETCHED = ["*.safetensors", *TEXT_FILES]
 _LEFT_OUT = ["original/*", "onnx/*", "openvino/*"]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Architecture(Settings):
@@ -47,7 +42,7 @@ class Architecture(Settings):
         if kind not in CONFIG_MAPPING:
             near = ", ".join(difflib.get_close_matches(kind, CONFIG_MAPPING.keys(), n=3))
             raise ValueError(f"transformers has no model_type {kind!r}. Nearest: {near or 'none; qwen2 is one'}.")
-        with reading(f"{{config: {self.config}}}", "a model's settings", "Correct what does not fit."):
+        with reading(f"{{config: {self.config}}}", "a model's settings"):
             return AutoConfig.for_model(**self.config)
 
 
@@ -85,10 +80,7 @@ def is_packaged(source: object) -> bool:
 
 def _of_hub(source: str) -> Path:
     """The snapshot of a Hugging Face id in the local cache, which is fetched if it is not complete there."""
-    if Path(source).is_file():
-        raise ValueError(f"{source} is a file. Give the folder that it lies in.")
-    if not _HUB_ID.fullmatch(source):
-        raise ValueError(f"There is no checkpoint directory {source!r}. {_ADVICE}")
+    check_source(source)
     cached = _snapshot(source, local_files_only=True)
     if isinstance(cached, Path):
         with suppress(ValueError):  # of files that are not complete: they are fetched below
@@ -109,7 +101,7 @@ def _of_hub(source: str) -> Path:
         return cached
     raise ValueError(
         f"There is no checkpoint directory {source!r}, no model of that name in the Hugging Face cache {_cache()}, and "
-        f"it was not fetched ({why}). An id is fetched, where there is a network, by: hf download {source}. {_ADVICE}"
+        f"it was not fetched ({why}). An id is fetched, where there is a network, by: hf download {source}. {SOURCES}"
     )
 
 

@@ -200,7 +200,7 @@ def test_unknown_parts_of_the_model(place: Path, capsys: pytest.CaptureFixture[s
             "model.backbone.language_model.config.num_hidden_layers=5",
             "language_model.config.num_hidden_layers: 3 there, 5 now",
         ),
-        ("model.compressor={name: pool, sides: [3, 2]}", "not in the model: compressor.captioner.language_model."),
+        ("model.compressor={name: pool, sides: [3, 2]}", "unknown: compressor.captioner.language_model."),
     ],
 )
 def test_a_start_of_another_architecture(place: Path, capsys: pytest.CaptureFixture[str], change: str, said: str):

@@ -66,7 +66,7 @@ def test_four_bits_are_asked_of_transformers_as_qlora_has_them(folder, tmp_path,
 
 def test_skipped_modules_stay_whole_wherever_they_are(tmp_path, monkeypatch) -> None:
     install(tmp_path / "site", monkeypatch, "bitsandbytes")
-    skipped = four_bits("nf4", ("visual",))["quantization_config"].llm_int8_skip_modules
+    skipped = four_bits("nf4", tmp_path, ("visual",))["quantization_config"].llm_int8_skip_modules
     names = ("model.visual.blocks.0.attn.qkv", "visual.merger.mlp.0", "lm_head", "model.language_model.layers.0.mlp.up")
     assert [should_convert_module(name, skipped) for name in names] == [False, False, False, True]
 

@@ -105,18 +105,13 @@ class StockBackbone(Backbone):
                 part.to("meta")
             for stated in (model.config.get_text_config(), model.base_model.language_model.config):
                 _set_layers(stated, whole.num_hidden_layers, getattr(whole, "layer_types", None))
-        return mark_published(model, source, found) if isinstance(found, Path) else model
+        return mark_published(model, source, found)
 
     def _load_model(self, found: Any, config: Any, dtype: Any, attention: str) -> Any:
         options = {"config": config, "attn_implementation": attention}
         if self.quantize is not None and self.text:
-            if not isinstance(found, Path):
-                raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
-            model = load_pretrained(AnyModel, found, **options, **four_bits(self.quantize, ENCODER_PARTS))
+            model = load_pretrained(AnyModel, found, **options, **four_bits(self.quantize, found, ENCODER_PARTS))
             return mark_four_bits(model, model.base_model.language_model)
-        if not isinstance(found, Path):
-            with reading("The random model", "a model", "Correct what does not fit."):
-                return AnyModel.from_config(**options, dtype=None if dtype == "auto" else dtype)
         unread = () if self.text else ("model.language_model.layers.",)
         return load_pretrained(AnyModel, found, unread, dtype=dtype, **options)
 
@@ -169,25 +164,22 @@ class StockBackbone(Backbone):
         class, with a warning; ValueError where they contradict the model.
         """
         folder, known, stated = resolve(self.source), self._processor_settings(), {}
-        if isinstance(folder, Path) and any((folder / name).is_file() for name in PREPROCESSOR_FILES):
-            read = getattr(kind, "get_video_processor_dict", None) or kind.get_image_processor_dict
-            with reading(folder, f"the settings of a {kind.__name__}"):
+        with reading(str(folder), f"a {kind.__name__}"):
+            if isinstance(folder, Path) and any((folder / name).is_file() for name in PREPROCESSOR_FILES):
+                read = getattr(kind, "get_video_processor_dict", None) or kind.get_image_processor_dict
                 stated = dict(read(folder)[0])
+            made = kind.from_dict({**known, **stated})
         for key, value in known.items():
             if isinstance(value, int) and stated.get(key, value) != value:
                 raise ValueError(
                     f"{folder}: its preprocessor settings state {key} {stated[key]}, its config.json {value}. Copy "
                     "both from one published model."
                 )
-        with reading(folder if isinstance(folder, Path) else "The random model", f"a {kind.__name__}"):
-            made = kind.from_dict({**known, **stated})
         lacking = [names[0] for names in SEEN if not {*names} & {*known, *stated}]
         if lacking and isinstance(folder, Path):
-            taken = ", ".join(f"{name} {getattr(made, name, None)}" for name in lacking)
             logger.warning(
-                f"{folder}: no {', '.join(PREPROCESSOR_FILES)} states {' and '.join(lacking)} for a {kind.__name__}. "
-                f"Its defaults are taken, which may not be the checkpoint's: {taken}. Copy these files from the "
-                "published model."
+                f"{folder}: no {' or '.join(PREPROCESSOR_FILES)} states {' and '.join(lacking)}. The defaults of "
+                f"{kind.__name__} may show frames in other sizes and colours. Copy the files of the published model."
             )
         return made
 

@@ -32,11 +32,7 @@ def build(
     `rows`: how many tokens to keep of the embeddings and the head; None keeps all. ValueError names all tensors that
     are missing, unknown or misshapen.
     """
-    if _EMBEDDINGS not in published:
-        raise ValueError(
-            f"The tensors do not make up {what}: 1 missing: {_EMBEDDINGS}. Copy the published files again."
-        )
-    there = published[_EMBEDDINGS].shape[0]
+    there = published[_EMBEDDINGS].shape[0] if _EMBEDDINGS in published else config.vocab_size
     if rows is not None and rows > there:
         raise ValueError(
             f"The tokenizer of {what} has {rows} tokens, but there are embeddings of {there}: the others would be "

@@ -29,9 +29,8 @@ def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
     found = resolve(source, weights=True)
     if not isinstance(found, Path):
         clip = {"model_type": "clip_vision_model"}
-        sizes = found.model_copy(update={"config": {**clip, **found.config}}).sizes()
-        with reading(str(source), "an image encoder", "Correct what does not fit."):
-            return AutoModel.from_config(sizes, dtype=torch.get_default_dtype()), None
+        sizes = found.model_copy(update={"config": {**clip, **found.config}})
+        return load_pretrained(AutoModel, sizes, dtype=torch.get_default_dtype()), None
     config = _vision_config(read_config(found))
     kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
     model = load_pretrained(kind, found, unread=_UNREAD, config=config, dtype=torch.get_default_dtype())
