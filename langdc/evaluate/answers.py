@@ -65,7 +65,7 @@ UNIT = {
     for name in names.split()
 }
 DIGITS = (
-    rf"(?<!{WORD})(?<!\.)(?<!\d[.,:/^])-?(?:\d+\s+\d+\s*/\s*\d+|\d+\s*/\s*\d+|(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)"
+    rf"(?<!{WORD})(?<!\.)(?<!\d[.,:/^])(?<![A-Za-z]-)-?(?:\d+\s+\d+\s*/\s*\d+|\d+\s*/\s*\d+|(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)"
     r"(?![.,:/^]?\d|\^)"
 )
 CLOCK = rf"(?<!{WORD})(?<![.:])-?\d+(?::\d\d?){{1,2}}(?:\.\d+)?(?!{WORD}|:)"
@@ -123,6 +123,7 @@ def final(text: str) -> str:
     text = re.sub(r"<(?:final_?)?(?:answer|conclusion)>", "\nanswer: ", text, flags=re.I)
     text = re.sub(r"<([A-Z])>(?!.*</\1>)", r"(\1)", text, flags=re.S)
     text = TAG.sub(" ", plain(text)).replace("$", " ").strip()
+    text = re.sub(r"([(\[{])\s+(\w)\s+([)\]}])", r"\1\2\3", text)
     return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))
 
 

@@ -13,7 +13,7 @@ STATED_BEFORE = re.compile(rf"{STATED.pattern}\Z")
 CONCLUDED = re.compile(
     r"(?i)(?:\b(?:so|thus|therefore|hence|leav(?:es|ing)(?: us)?(?: with)?(?: only)?|actually|wait|no|but|rather"
     r"|instead|finally|definitely|certainly|probably|matches|(?:points?|corresponds?) to|supports?|indicates?|suggests?"
-    r"|is|are|its|means?|gives?|have|get|by|about|vote(?: for)?|(?:it|that|this) (?:is|was)"
+    r"|is|are|its|means?|gives?|have|get|by|about|as|to be|left with|vote(?: for)?|(?:it|that|this) (?:is|was)"
     rf"|(?:must|should|would|ha[sd] to|got to|needs to) be|(?:it|that)'s)\b|是|所以|因此|故)[ ,:]*{NOUN}{MARKS}\Z"
 )
 ENDS = re.compile(r"(?i)[\s*_\"'`]*(?:[.,;!。\uff0c]|$|\n|\b(?:because|since|as|not|and not|rather|instead)\b)")
@@ -25,7 +25,7 @@ RIGHT = re.compile(
     r"(?i)\s(?:(?:is|are|was|(?:would|must|should|has to) be|seems(?: to be)?|appears(?: to be)?|looks)\b(?: (?:the|an?"
     r"|my|only|clearly|most|very|more|likely|probably|indeed|final))* ?(?:[.!]|$|(?:correct|right|true|best|better"
     r"|answers?|choice|accurate|appropriate|likely|plausible|reasonable|suitable|convincing|consistent|(?:good )?match"
-    r"|fits?|closest)\b(?! if\b))|it is\b|fits\b|(?:as )?the (?:only )?(?:correct|right|best|most)\b"
+    r"|fits?|closest)\b(?! if\b))|(?:it is|fits|remains|is left)\b|(?:as )?the (?:only )?(?:correct|right|best|most)\b"
     r"|(?:is it|does|matches) ?(?:[.!]|$)"
     r"|(?:best|most \w+ly|correctly|accurately|clearly) (?:describes|matches|fits|answers|shows|reflects))"
     rf"|[\s:=,(?\u2013-]*(?:yes|true|correct|right){VERDICT_ENDS}| *[✓✔✅]| *(?:选项|選項)?\s*是?(?:正[确確]|[对對])"
@@ -43,7 +43,7 @@ NEGATED = re.compile(
     r"(?i)(?:\b(?:not|cannot|never|neither|nor|no(?! ?[:,])|without|than|over|excluded?|eliminated?|ruled? out"
     r"|reject(?:ed)?|discard(?:ed)?|dismiss(?:ed)?|instead of|except|doubt|if|whether|unless|wrong|incorrect|unlikely"
     r"|least likely|(?:any|every)thing but|(?:all|none) but)"
-    rf"|n't|不是|不选|不選|排除|并非|而非|(?m:^){CROSS})(?:\s*(?:be|is|it|it's|that|the|either|both|options?|choices?"
+    rf"|n't|不是|不选|不選|排除|并非|而非|(?m:^){CROSS})(?:\s*(?:be|is|it|it's|that|the|to|either|both|options?|choices?"
     r"|letter|answers?|are|would|:|choose|pick|select|go with|go for|say|think|believe|sure|certain|clear|convinced"
     rf"|necessarily|really|longer|any)(?!\w))*{MARKS}\Z"
 )
@@ -59,7 +59,8 @@ ARTICLE = {
 }
 """What follows "A" and "I" where they are words."""
 FILLER = re.compile(
-    r"(?i)[\W_]*(?:\b(?:sure|ok|okay|yes|hm+|well|maybe|probably|possibly|perhaps|likely|certainly|only)\b[\W_]*)*"
+    r"(?i)[\W_]*(?:\b(?:sure|ok|okay|yes|hm+|well|maybe|probably|possibly|perhaps|(?:most )?likely|(?:certain|clear"
+    r"|obvious|sure|definite)ly|of course|only|\d+ ?%)\W*)*"
 )
 """What may stand before a letter that begins a reply."""
 JOINED = re.compile(r"(?i)(?:[ ,/&、和或]|\b(?:and|or|nor|both|either|maybe|possibly|perhaps|options?|choices?)\b)*")
@@ -70,7 +71,7 @@ TOLD = re.compile(r"(?i)\s(?:is|are|was|were|has|could|can|may|might|would|seems
 """What follows a letter of which something is told, so that it is no choice by its place alone."""
 AGREES = re.compile(r"(?i)\b(?:correct|true|yes|accurate|matches|plausible)\b")
 DISAGREES = re.compile(r"(?i)\b(?:incorrect|wrong|false|no|not|cannot|inaccurate|implausible)\b|n't\b")
-BREAKS = ".!?:;,\n\u2013\u2014-→⇒∴>~"
+BREAKS = ").!?:;,\n\u2013\u2014-→⇒∴>~"
 LOOKED_BACK = 120  # characters before a letter, so that a long reply does not take long
 DENIED = re.compile(
     r" (?:not|(?:is|are|was|were|does|do|did|ca|could|would|should|has|wo)nt|no|nor|neither|without|than|never|cannot"
@@ -127,10 +128,11 @@ def choice(text: str, options: Sequence[str]) -> str | None:
     begin = [m for m in found if FILLER.fullmatch(text, 0, m.start) and not ASKED.match(text, m.end)]
     begin = [m for m in begin if not TOLD.match(text, m.end)]
     alone = [m for m in found if ALONE.match(text, m.end) and _after_break(text, m.start)]
+    alone = [m for m in alone if len(every) == 1 or not text.startswith("?", m.end)]
     mentioned = [m for m in found if _ends_with(MENTIONED, text, m.start)]
     first: dict[str, _Mention] = {}
     for mention in (m for m in every if m.marked and len(m.letters) == 1):
-        first.setdefault(*mention.letters, mention)
+        first.setdefault(min(mention.letters), mention)
     listed, order, known = list(first.values()), "".join(first), LETTERS[: len(options)]
     if order == known:  # all options are gone through
         ends = [*(m.start for m in listed[1:]), len(text)]
@@ -222,7 +224,7 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
         if len(whole) == 1:
             return whole[0]
     reply, *said = map(with_digits, (text, *options))
-    reply = " " + _bare(re.sub(r"[.;,:!?](?!\S)|\n", " ¦ ", plain(reply))) + " ¦ "
+    reply = " " + _bare(re.sub(r"[.;,:!?](?!\S)|[(\n]| [-\u2013\u2014] ", " ¦ ", plain(reply))) + " ¦ "
     places = [
         (place.start(), place.end(), letter)
         for letter, option in zip(LETTERS, map(_bare, said), strict=False)
