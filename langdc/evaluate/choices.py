@@ -75,7 +75,7 @@ BREAKS = ").!?:;,\n\u2013\u2014-→⇒∴>~"
 LOOKED_BACK = 120  # characters before a letter, so that a long reply does not take long
 DENIED = re.compile(
     r" (?:not|(?:is|are|was|were|does|do|did|ca|could|would|should|has|wo)nt|no|nor|neither|without|than|never|cannot"
-    r"|instead of)(?: (?!(?:but|rather|instead|its|so|doubt)\b|¦)\S+){0,2}$"
+    r"|if|whether|unlike|instead of)(?: (?!(?:but|rather|instead|its|so|doubt)\b|¦)\S+){0,3}$"
 )
 DENIED_AFTER = re.compile(
     r" (?:(?:option|is|are|was|were|does|do|can|could|would|should|be) )*"
@@ -224,10 +224,10 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
         if len(whole) == 1:
             return whole[0]
     reply, *said = map(with_digits, (text, *options))
-    reply = " " + _bare(re.sub(r"[.;,:!?](?!\S)|[(\n]| [-\u2013\u2014] ", " ¦ ", plain(reply))) + " ¦ "
+    reply = " " + normalise(re.sub(r"[.;,:!?](?!\S)|[(\n]| [-\u2013\u2014] ", " ¦ ", plain(reply))) + " ¦ "
     places = [
         (place.start(), place.end(), letter)
-        for letter, option in zip(LETTERS, map(_bare, said), strict=False)
+        for letter, option in zip(LETTERS, map(normalise, said), strict=False)
         for place in re.finditer(" " + "(?: ¦)? ".join(map(re.escape, option.split())) + "(?= )", reply)
         if not re.fullmatch("[a-z]?", option)
         and (option not in ("yes", "no") or not place.start() or reply.startswith(" ¦", place.end()))  # not "no dog"
