@@ -74,11 +74,11 @@ DISAGREES = re.compile(r"(?i)\b(?:incorrect|wrong|false|no|not|cannot|inaccurate
 BREAKS = ").!?:;,\n\u2013\u2014-→⇒∴>~"
 LOOKED_BACK = 120  # characters before a letter, so that a long reply does not take long
 DENIED = re.compile(
-    r" (?:not|(?:is|are|was|were|does|do|did|ca|could|would|should|has|wo)nt|no|nor|neither|without|than|never|cannot"
-    r"|if|whether|unlike|instead of)(?: (?!(?:but|rather|instead|its|so|doubt)\b|¦)\S+){0,3}$"
+    r"\d (?:or|to|and)$| (?:not|(?:is|are|was|were|does|do|did|ca|could|would|should|has|wo)nt|no|nor|neither|without"
+    r"|than|never|cannot|if|whether|unlike|instead of)(?: (?!(?:but|rather|instead|its|so|doubt)\b|¦)\S+){0,3}$"
 )
 DENIED_AFTER = re.compile(
-    r" (?:(?:option|is|are|was|were|does|do|can|could|would|should|be) )*"
+    r" (?:or|to|and) \d| (?:(?:option|is|are|was|were|does|do|can|could|would|should|be) )*"
     r"(?:not|isnt|arent|wasnt|doesnt|cannot|wrong|incorrect|false|absent)\b"
 )
 """What stands before and after an option's words that are not the answer; ¦ is the end of a clause."""
@@ -134,7 +134,7 @@ def choice(text: str, options: Sequence[str]) -> str | None:
     for mention in (m for m in every if m.marked and len(m.letters) == 1):
         first.setdefault(min(mention.letters), mention)
     listed, order, known = list(first.values()), "".join(first), LETTERS[: len(options)]
-    if order == known:  # all options are gone through
+    if order == known and not (begin and ALONE.match(text, begin[0].end)):  # all options are gone through
         ends = [*(m.start for m in listed[1:]), len(text)]
         told = [(m, text[m.end : end]) for m, end in zip(listed, ends, strict=True)]
         right = [m for m, part in told if AGREES.search(part) and not DISAGREES.search(part)]
@@ -142,7 +142,7 @@ def choice(text: str, options: Sequence[str]) -> str | None:
         if not last and not any(ranks):
             return None
     else:  # after a choice that runs on to the last option, that one was not chosen
-        runs_on = len(order) > 1 and known.endswith(order)
+        runs_on = 1 < len(order) < len(known) and known.endswith(order)
         ranks = [[*begin[:1], *([] if runs_on else alone[-1:])], mentioned, [m for m in found if m.marked]]
     for some in (last, *([m.letters for m in rank] for rank in ranks)):
         if letters := set().union(*some):
@@ -157,9 +157,9 @@ def _mentions(text: str, options: Sequence[str]) -> list[_Mention]:
     """
     found: list[_Mention] = []
     letters = LETTERS[: len(options)]
-    worded = [
-        plain(one).strip(" .") for one in options if re.search(r"\w\W+\w", one) and re.search(r"(?i)\b[a-z]\b", one)
-    ]
+    known = {one.strip().upper(): letter for one, letter in zip(options, letters, strict=False)}  # of options X, Y, Z
+    known |= dict(zip(letters, letters, strict=True))
+    worded = [plain(one).strip(" .") for one in options if re.search(r"(?i)\b[a-z]\W+\w|\w\W+[a-z]\b", one)]
     inside = [m.span() for each in worded for m in re.finditer(rf"(?i)(?<!\w){re.escape(each)}(?!\w)", text)]
     opening, closing = r"[(\[{\"'*_`]*", r"[)\]}\"'*_`]*[.):]?"
     after_it = rf"(?!{WORD}|['&-]{WORD}|[+#]|\.?[A-Za-z]\.)"
@@ -178,10 +178,13 @@ def _mentions(text: str, options: Sequence[str]) -> list[_Mention]:
             any(start <= m.start(2) < end for start, end in inside)
             or (article and ARTICLE[letter.upper()].match(after))
             or (letter.islower() and not small and not (ends and _ends_with(CONCLUDED, text, m.start())))
-            or (letter.upper() not in letters and not alone and not (stated and (marked or ends)))
+            or (letter.upper() not in known and not alone and not (stated and (marked or ends)))
         ):
             continue
-        new, last = _Mention({letter.upper()}, m.start(), m.end(), marked), found[-1] if found else None
+        new, last = (
+            _Mention({known.get(letter.upper(), letter)}, m.start(), m.end(), marked),
+            found[-1] if found else None,
+        )
         apart = last is None or last.letters & new.letters or text[last.end - 1] in ".:"
         if last is not None and not apart and JOINED.fullmatch(text, last.end, new.start):
             new = _Mention(last.letters | new.letters, last.start, new.end, last.marked or new.marked)
@@ -239,6 +242,8 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
         and not DENIED.search(reply, max(start - LOOKED_BACK, 0), start)
         and not DENIED_AFTER.match(reply, end)
     }
+    if len({one.partition(" ")[2] for one in said}) == 1 and answers.is_amount(with_digits(text)):  # 3 people, 4 people
+        said = [one.partition(" ")[0] for one in said]
     amounts = [(x, answers.quantity(one)) for x, one in zip(LETTERS, said, strict=False) if answers.is_amount(one)]
     if len(amounts) == len(options) and (not within or TOTAL.search(text)) and (found := answers.quantity(text)):
         value, kind, size = found
