@@ -18,6 +18,7 @@ from rich.progress import track
 
 from langdc import jsonl
 from langdc.endpoint import SHOWN_LETTERS, Endpoint, EndpointError, Transient
+from langdc.evaluate.answers import without_thinking
 from langdc.evaluate.folder import EvalFolder, LineFile
 from langdc.evaluate.settings import JudgeConfig
 from langdc.evaluate.tasks import Task
@@ -59,9 +60,8 @@ class Case:
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> "Case | None":
         """The part of a line that the judge reads; None for lines that it does not judge, or whose reply is empty."""
-        if not cls.judged(line) or not (line["answer"] or "").strip():
-            return None
-        return cls(line["question"], line["expected"], line["answer"].strip())
+        said = without_thinking(line["answer"] or "").strip() if cls.judged(line) else ""
+        return cls(line["question"], line["expected"], said) if said else None
 
     @staticmethod
     def judged(line: Mapping[str, Any]) -> bool:
@@ -90,6 +90,7 @@ class Verdict:
     @classmethod
     def read(cls, text: str) -> "Verdict":
         """The first dictionary (Python or JSON) in a reply, its score cut to an integer; ValueError without one."""
+        text = without_thinking(text)
         found = text[text.find("{") : text.find("}") + 1]
         for parse in (ast.literal_eval, json.loads):
             with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):

@@ -19,7 +19,7 @@ from langdc import distributed
 from langdc.backbones.chat import conversation
 from langdc.config import RunConfig
 from langdc.data.records import QuestionRecord
-from langdc.evaluate.answers import choice
+from langdc.evaluate.choices import choice
 from langdc.evaluate.metrics import metrics
 from langdc.evaluate.statistics import mean
 from langdc.features import read_spec

@@ -1,8 +1,36 @@
-"""What replies say, read in one place."""
+"""What replies say, read in one place. `replies.tsv` is a table of replies with the right reading of each."""
+
+from pathlib import Path
 
 import pytest
 
-from langdc.evaluate.answers import choice, normalise, number
+from langdc.evaluate.answers import normalise, number
+from langdc.evaluate.choices import choice
+
+
+def table() -> list[tuple[int, list[str], str, str]]:
+    """Line, options ([] where a number is asked), right reading and reply of each line of `replies.tsv`."""
+    found, options = [], list[str]()
+    for place, line in enumerate(Path(__file__).with_name("replies.tsv").read_text("utf-8").splitlines(), 1):
+        if line.startswith("options: ") or line == "number:":
+            options = line.removeprefix("options: ").split(" | ") if line != "number:" else []
+        elif line and not line.startswith("#"):
+            right, reply = line.split("\t")
+            found.append((place, options, right, reply.replace("⏎", "\n")))
+    return found
+
+
+@pytest.mark.parametrize(("line", "options", "right", "reply"), table())
+def test_every_reply_of_the_table(line: int, options: list[str], right: str, reply: str) -> None:
+    if options:
+        assert choice(reply, options) == (None if right == "-" else right)
+    else:
+        assert number(reply) == (None if right == "-" else pytest.approx(float(right)))
+
+
+def test_the_table_is_large() -> None:
+    assert len(table()) >= 200
+
 
 ANIMALS = ["a cat", "a dog", "A horse", "two dogs"]
 

@@ -71,6 +71,7 @@ def test_urls_that_cannot_work_are_refused(tmp_path: Path, url: str):
         ('{"pred": "Yes", "score": 5}', Verdict(True, 5)),
         ('```json\n{"pred": "no", "score": "2"}\n```', Verdict(False, 2)),
         ("Sure! {'pred': 'yes.', 'score': 4.8} Anything else?", Verdict(True, 4)),
+        ("<think>{'pred': 'no', 'score': 0}?</think>" + YES, Verdict(True, 4)),
     ],
 )
 def test_replies_are_read(reply: str, verdict: Verdict):
@@ -82,7 +83,7 @@ MALFORMED = [
     "{'pred': 'not sure', 'score': 3}", "{'pred': 'yes', 'score': 6}", "{'pred': 'yes', 'score': -1}",
     "{'pred': 'yes', 'score': 'high'}", "{'pred': 'yes', 'score': 1e999}", '{"pred": "yes", "score": NaN}',
     "{'pred': 'yes', 'score': None}", "{'pred', 'score'}", "}{", "{" * 5000 + "}",
-    "{'pred': __import__('os').getcwd(), 'score': 4}",
+    "<think>{'pred': 'yes', 'score': 4}", "{'pred': __import__('os').getcwd(), 'score': 4}",
 ]  # fmt: skip
 
 
@@ -260,7 +261,10 @@ def test_every_answer_gets_its_verdict_and_only_words_are_put_to_the_judge(endpo
 
     lines = [
         {"type": "video", "key": "video/x"},
-        *(_answer(n, text) for n, text in enumerate(["pony\n", "cat", " ", None, "ghost"])),
+        *(
+            _answer(n, text)
+            for n, text in enumerate(["<think>cat?</think>pony\n", "cat", " ", None, "ghost", "<think>horse"])
+        ),
         {"type": "finished", "key": "finished"},
     ]
     judge = _judge(endpoint(reply).url, tmp_path)
@@ -269,9 +273,9 @@ def test_every_answer_gets_its_verdict_and_only_words_are_put_to_the_judge(endpo
     judge.verdicts(asked)
     nothing = Verdict(right=False, score=0)
     found = Verdict.of_answers(tmp_path, judge.config.model_dump(), lines)
-    assert found == [Verdict(True, 4), Verdict(False, 1), nothing, nothing, None]
+    assert found == [Verdict(True, 4), Verdict(False, 1), nothing, nothing, None, nothing]
     other = {**judge.config.model_dump(), "model": "another"}
-    assert Verdict.of_answers(tmp_path, other, lines) == [None, None, nothing, nothing, None]
+    assert Verdict.of_answers(tmp_path, other, lines) == [None, None, nothing, nothing, None, nothing]
 
 
 def test_choices_need_no_judge(tmp_path: Path):

@@ -17,6 +17,7 @@ def _score(metric: str | dict, answer: str, text: str) -> float:
         ("a dog", "A dog.", True), ("a dog", "dog", False), ("3.5", "35", False), ("1:30", "130", False),
         ("-5", "5", False), ("-5", "−5", True), ("1/2", "12", False), ("½", "1/2", True), ("5²", "52", False),
         ("5", "<think>4?</think> 5", True), ("?", "?", True), ("?", "!", False), ("c++", "c", False),
+        ("50%", "50 %", True), ("50%", "50", False), ("1,200", "1200", True), ("5", "<think>5", False),
     ],
 )  # fmt: skip
 def test_exact(answer: str, text: str, right: bool) -> None:
@@ -49,7 +50,13 @@ def test_contains(answer: str, text: str, right: bool) -> None:
         ("5 feet 6 inches", "66 inches", True), ("20 °C", "20 °F", False), ("50%", "50 percent", True),
         ("5", "There are 3 red and 2 blue cars, so 5 in total.", True), ("5", "3 + 2 = 5", True),
         ("4", "not 3 but 4", True), ("7", r"\boxed{7}", True), ("7", "<think>6?</think>7", True),
-        ("2", "2 or 3", False), ("2", "2-3", False), ("5", "none that I see", False), ("0.3", "0.1 + 0.2 = 0.3", True),
+        ("2", "2 or 3", False), ("2", "2-3", False), ("5", "none that I see", False),
+        ("2.5", "two point five", True), ("0.75", "three quarters", True),
+        ("3", "There are 3 red cars and 2 blue cars.", False), ("2", "two or three", False), ("3", "3,5", False),
+        ("3.5", "3,5", False), ("1", "No one is there.", False), ("300", "3 × 10²", True), ("21", "twenty-one", True),
+        ("20", "the twenty-first", False), ("6", "half a dozen", True), ("3", "3D", False),
+        ("1.5 h", "one and a half hours", True),
+        ("0.3", "0.1 + 0.2 = 0.3", True),
     ],
 )  # fmt: skip
 def test_numeric(answer: str, text: str, right: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from langdc import jsonl
 from langdc.config import MemberConfig, check
 from langdc.data.records import INSTRUCTION, LETTERS, OUTSIDE, QuestionRecord, Record, leads_outside
-from langdc.evaluate import answers
+from langdc.evaluate.choices import choice
 from langdc.hashing import json_hash
 from langdc.modelfiles import read_json
 from langdc.registry import Registry
@@ -194,7 +194,7 @@ class MultipleChoice(Benchmark):
         return question.prompt(self.instruction, self.listing)
 
     def parse(self, question: QuestionRecord, text: str) -> str | None:
-        return answers.choice(text, question.options)
+        return choice(text, question.options)
 
     def score(self, question: QuestionRecord, found: str) -> float:
         return float(found == question.answer)

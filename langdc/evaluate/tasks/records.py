@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from langdc.config import MemberConfig, check
 from langdc.data.records import QuestionRecord, Record, read_readable
-from langdc.evaluate import answers
+from langdc.evaluate.choices import choice
 from langdc.evaluate.metrics import Metric, metrics
 from langdc.evaluate.tasks.base import Benchmark, Task, tasks
 from langdc.hashing import file_hash
@@ -110,7 +110,7 @@ class RecordsTask(Task):
 
     def parse(self, question: QuestionRecord, text: str) -> str | None:
         if question.options:
-            return answers.choice(text, question.options)
+            return choice(text, question.options)
         return self.metrics[question.kind].parse(question.answer, text)
 
     def score(self, question: QuestionRecord, found: str) -> float:

@@ -1,0 +1,255 @@
+"""Which option a reply to a multiple-choice question chose."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from langdc.data.records import LETTERS
+from langdc.evaluate import answers
+from langdc.evaluate.answers import MARKS, NOUN, ORDINALS, STATED, TOTAL, WORD, normalise, plain, with_digits
+
+CROSS = r"[-*• ]*(?:[✗✘❌☐]\ufe0f?|\[ \]) *"
+STATED_BEFORE = re.compile(rf"{STATED.pattern}\Z")
+CONCLUDED = re.compile(
+    r"(?i)(?:\b(?:so|thus|therefore|hence|leav(?:es|ing)(?: us)?(?: with)?(?: only)?|actually|wait|no|but|rather"
+    r"|instead|finally|definitely|certainly|probably|matches|(?:points?|corresponds?) to|supports?|indicates?|suggests?"
+    r"|is|are|its|means?|gives?|have|get|by|about|as|to be|left with|vote(?: for)?|(?:it|that|this) (?:is|was)"
+    rf"|(?:must|should|would|ha[sd] to|got to|needs to) be|(?:it|that)'s)\b|是|所以|因此|故)[ ,:]*{NOUN}{MARKS}\Z"
+)
+ENDS = re.compile(r"(?i)[\s*_\"'`]*(?:[.,;!。\uff0c]|$|\n|\b(?:because|since|as|not|and not|rather|instead)\b)")
+"""What stands before and after a letter of which nothing more is said: "so it is B.", "no, B"."""
+MENTIONED = re.compile(rf"(?i)(?:\b(?:options?|choice|letter|answer)\b|选项|選項)\s*[:,]?{MARKS}\Z")
+"""What may stand before a letter that is the answer, and also before one that is not."""
+VERDICT_ENDS = r"(?=\s*(?:[.,;!)\n]|$))"
+RIGHT = re.compile(
+    r"(?i)\s(?:(?:is|are|was|(?:would|must|should|has to) be|seems(?: to be)?|appears(?: to be)?|looks)\b(?: (?:the|an?"
+    r"|my|only|clearly|most|very|more|likely|probably|indeed|final))* ?(?:[.!]|$|(?:correct|right|true|best|better"
+    r"|answers?|choice|accurate|appropriate|likely|plausible|reasonable|suitable|convincing|consistent|(?:good )?match"
+    r"|fits?|closest)\b(?! if\b))|(?:it is|fits|remains|is left)\b|(?:as )?the (?:only )?(?:correct|right|best|most)\b"
+    r"|(?:is it|does|matches) ?(?:[.!]|$)"
+    r"|(?:best|most \w+ly|correctly|accurately|clearly) (?:describes|matches|fits|answers|shows|reflects))"
+    rf"|[\s:=,(?\u2013-]*(?:yes|true|correct|right){VERDICT_ENDS}| *[✓✔✅]| *(?:选项|選項)?\s*是?(?:正[确確]|[对對])"
+)
+BAD = re.compile(
+    r"(?i) *[✗✘❌\u00d7]|\s?\b(?:(?:is|are|was|were|would|could|can|may|might|must|should|does|do|did|has|wo|be|seems"
+    r"|looks|clearly|also|both|all|therefore|just|simply|likely|probably|definitely|obviously|partly|most|very) ?)+"
+    r"(?:not|n't|false|impossible|implausible|in(?:accurate|consistent)|(?:ruled )?out|eliminated|excluded|rejected"
+    r"|(?:the |an? )?(?:wrong|incorrect|(?:un|less |least )likely))\b|(?<![.:])\s?(?:not\b(?!\W*(?-i:[A-Z])\b)"
+    rf"|cannot\b)|[\s:=,.(?\u2013-]*(?:no|nope|false|wrong|incorrect|not (?:correct|right|true|it)){VERDICT_ENDS}"
+    r"|\s?(?:选项|選項)?是?[错錯不]"
+)
+"""What follows a letter that is the answer, and one that is not."""
+NEGATED = re.compile(
+    r"(?i)(?:\b(?:not|cannot|never|neither|nor|no(?! ?[:,])|without|than|over|excluded?|eliminated?|ruled? out"
+    r"|reject(?:ed)?|discard(?:ed)?|dismiss(?:ed)?|instead of|except|doubt|if|whether|unless|wrong|incorrect|unlikely"
+    r"|least likely|(?:any|every)thing but|(?:all|none) but)"
+    rf"|n't|不是|不选|不選|排除|并非|而非|(?m:^){CROSS})(?:\s*(?:be|is|it|it's|that|the|to|either|both|options?|choices?"
+    r"|letter|answers?|are|would|:|choose|pick|select|go with|go for|say|think|believe|sure|certain|clear|convinced"
+    rf"|necessarily|really|longer|any)(?!\w))*{MARKS}\Z"
+)
+"""What stands before a letter that is not the answer."""
+ABOUT = "is|seems|appears|looks|does|doesn't|isn't|has|because|since|as|or|and|nor|but|not|fits|matches|describes|shows"
+ABOUT_A = r"are|was|would|could|can(?! of\b)|can't|cannot|may|might|must|should|according|from|in|on|at|to|by|then|only"
+CAPITAL = r"(?!(?:The|This|In|It|Based|There|He|She|They|Explanation|Reason)\b)[A-Z]\w"
+ARTICLE = {
+    "A": re.compile(
+        rf" +(?!(?i:{ABOUT}|{ABOUT_A}|over|for|with|here|indeed|which|best \w+s)(?![\w-]))(?:[a-z]|\d+-[a-z]|{CAPITAL})"
+    ),
+    "I": re.compile(rf" +(?!(?:{ABOUT}|over)\b)[a-z]"),
+}
+"""What follows "A" and "I" where they are words."""
+FILLER = re.compile(
+    r"(?i)[\W_]*(?:\b(?:sure|ok|okay|yes|hm+|well|maybe|probably|possibly|perhaps|(?:most )?likely|(?:certain|clear"
+    r"|obvious|sure|definite)ly|of course|only|\d+ ?%)\W*)*"
+)
+"""What may stand before a letter that begins a reply."""
+JOINED = re.compile(r"(?i)(?:[ ,/&、和或]|\b(?:and|or|nor|both|either|maybe|possibly|perhaps|options?|choices?)\b)*")
+"""What stands between letters of which one thing is said."""
+ASKED, ALONE = re.compile(r"(?s)\?.*\w"), re.compile(r"[^\w\n]*(?:\n|\Z|because\b)")
+"""What follows a letter that is only considered, and one that nothing follows on its line."""
+TOLD = re.compile(r"(?i)\s(?:is|are|was|were|has|could|can|may|might|would|seems?|looks?)\b")
+"""What follows a letter of which something is told, so that it is no choice by its place alone."""
+AGREES = re.compile(r"(?i)\b(?:correct|true|yes|accurate|matches|plausible)\b")
+DISAGREES = re.compile(r"(?i)\b(?:incorrect|wrong|false|no|not|cannot|inaccurate|implausible)\b|n't\b")
+BREAKS = ").!?:;,\n\u2013\u2014-→⇒∴>~"
+LOOKED_BACK = 120  # characters before a letter, so that a long reply does not take long
+DENIED = re.compile(
+    r"\d (?:or|to|and)$| (?:not|(?:is|are|was|were|does|do|did|ca|could|would|should|has|wo)nt|no|nor|neither|without"
+    r"|than|never|cannot|if|whether|unlike|instead of)(?: (?!(?:but|rather|instead|its|so|doubt)\b|¦)\S+){0,3}$"
+)
+DENIED_AFTER = re.compile(
+    r" (?:or|to|and) \d| (?:(?:option|is|are|was|were|does|do|can|could|would|should|be) )*"
+    r"(?:not|isnt|arent|wasnt|doesnt|cannot|wrong|incorrect|false|absent)\b"
+)
+"""What stands before and after an option's words that are not the answer; ¦ is the end of a clause."""
+
+
+class _Mention(NamedTuple):
+    """Letters in a reply of which one thing is said, and where they stand; `marked` as in "(B)" or "B."."""
+
+    letters: set[str]
+    start: int
+    end: int
+    marked: bool
+
+
+def choice(text: str, options: Sequence[str]) -> str | None:
+    """The letter that a reply to a multiple-choice question chose, or None.
+
+    In this order: the last stated conclusion ("answer: B", "I choose B", "B is correct", "so it is B."), of a list of
+    all options the one that is said to be right, the beginning of the reply, its last sentence if that is a letter, a
+    letter after "option", one marked letter ("(B)", "B."), one option's words. Letters and words that are said to be
+    wrong do not count. Where two different letters fit equally well, and where the letter is none of the options',
+    nothing was chosen. "a dog" is the option that says so and not a choice of A; "a" alone is A.
+    """
+    text = answers.final(text)
+    if normalise(text) in {normalise(option) for option in options} and not re.fullmatch(r"[\W_]*[A-Za-z][\W_]*", text):
+        return _by_words(text, options)
+    text = re.sub(r"~~.*?~~", " ", text)
+    text = re.sub(r"_(?=(?:answer|option|choice|letter)\b)", " ", text)  # of JSON: "final_answer"
+    text = re.sub(r"(?i)[\[(\"]((?:final )?answer|答案)[\])\"] ?(?!:)", r"\1: ", text)
+    text = re.sub(r"(?m)^A ?: ?(?=\W*[A-Z]\W*$)", "answer: ", text)
+    for letter, ordinal in zip(LETTERS[: len(options)], ORDINALS, strict=False):
+        text = re.sub(rf"(?i)\b(?:the )?{ordinal} (?:option|choice)\b", f"option {letter}", text)
+    for letter, option in zip(LETTERS, options, strict=False):  # "B. a blue car - yes" says yes to B
+        bare, said = "" if letter in "AI" else f"|{letter}", re.escape(plain(option).strip(" ."))
+        echo = rf"(?<!{WORD})(\(?(?i:{letter})[.):]+{bare})[\s*_\"'(,;=\u2013-]*(?i:{said})(?!\w)"
+        text = re.sub(echo, r"\1", text) if said else text
+    every = _mentions(text, options)
+    found = [m for m in every if not BAD.match(text, m.end) and not _ends_with(NEGATED, text, m.start)]
+    stated = [
+        (m.start, m.letters) for m in found if _ends_with(STATED_BEFORE, text, m.start) or RIGHT.match(text, m.end)
+    ]
+    ending = [m for m in found if text[m.end - 1] == "." or ENDS.match(text, m.end)]
+    stated += [(m.start, m.letters) for m in ending if _ends_with(CONCLUDED, text, m.start)]
+    announced = [m.end() for m in STATED.finditer(text) if not _ends_with(NEGATED, text, m.end())]
+    stated += [(place, {letter}) for place in announced if (letter := _begins_with(text[place:], options))]
+    last = [letters for _, letters in sorted(stated, key=lambda one: one[0])[-1:]]
+    begin = [m for m in found if FILLER.fullmatch(text, 0, m.start) and not ASKED.match(text, m.end)]
+    begin = [m for m in begin if not TOLD.match(text, m.end)]
+    alone = [m for m in found if ALONE.match(text, m.end) and _after_break(text, m.start)]
+    alone = [m for m in alone if len(every) == 1 or not text.startswith("?", m.end)]
+    mentioned = [m for m in found if _ends_with(MENTIONED, text, m.start)]
+    first: dict[str, _Mention] = {}
+    for mention in (m for m in every if m.marked and len(m.letters) == 1):
+        first.setdefault(min(mention.letters), mention)
+    listed, order, known = list(first.values()), "".join(first), LETTERS[: len(options)]
+    if order == known and not (begin and ALONE.match(text, begin[0].end)):  # all options are gone through
+        ends = [*(m.start for m in listed[1:]), len(text)]
+        told = [(m, text[m.end : end]) for m, end in zip(listed, ends, strict=True)]
+        right = [m for m, part in told if AGREES.search(part) and not DISAGREES.search(part)]
+        ranks = [[m for m in alone if m.start > listed[-1].start][-1:], right]
+        if not last and not any(ranks):
+            return None
+    else:  # after a choice that runs on to the last option, that one was not chosen
+        runs_on = 1 < len(order) < len(known) and known.endswith(order)
+        ranks = [[*begin[:1], *([] if runs_on else alone[-1:])], mentioned, [m for m in found if m.marked]]
+    for some in (last, *([m.letters for m in rank] for rank in ranks)):
+        if letters := set().union(*some):
+            return letters.pop() if len(letters) == 1 and letters <= {*known} else None
+    return _by_words(text, options)
+
+
+def _mentions(text: str, options: Sequence[str]) -> list[_Mention]:
+    """The letters in a text that stand for options, those that are joined by "and", "or" and the like in one.
+
+    Also letters beyond the options where they are stated. Letters inside an option's words stand for nothing.
+    """
+    found: list[_Mention] = []
+    letters = LETTERS[: len(options)]
+    known = {one.strip().upper(): letter for one, letter in zip(options, letters, strict=False)}  # of options X, Y, Z
+    known |= dict(zip(letters, letters, strict=True))
+    worded = [plain(one).strip(" .") for one in options if re.search(r"(?i)\b[a-z]\W+\w|\w\W+[a-z]\b", one)]
+    inside = [m.span() for each in worded for m in re.finditer(rf"(?i)(?<!\w){re.escape(each)}(?!\w)", text)]
+    opening, closing = r"[(\[{\"'*_`]*", r"[)\]}\"'*_`]*[.):]?"
+    after_it = rf"(?!{WORD}|['&-]{WORD}|[+#]|\.?[A-Za-z]\.)"
+    for m in re.finditer(rf"(?<!{WORD})(?<!{WORD}\.)({opening})([A-Z{letters.lower()}])({closing}){after_it}", text):
+        letter, after = m[2], text[m.end() :]
+        ends = m[3].endswith(".") or bool(ENDS.match(after))
+        in_place = "(" in m[1] or _after_break(text, m.start())
+        marked = (m[3].endswith((".", ")", ":")) and in_place) or ("*" in m[1] and "*" in m[3])
+        stated, mentioned = (_ends_with(one, text, m.start()) for one in (STATED_BEFORE, MENTIONED))
+        article = (
+            letter in "AIai" and not m[3] and (stated or not mentioned or letter != "A") and not RIGHT.match(after)
+        )
+        alone = not m.start() and ALONE.match(after)
+        small = "(" in m[1] or stated or mentioned or (not m.start() and (marked or not after.strip(" .*_")))
+        if (
+            any(start <= m.start(2) < end for start, end in inside)
+            or (article and ARTICLE[letter.upper()].match(after))
+            or (letter.islower() and not small and not (ends and _ends_with(CONCLUDED, text, m.start())))
+            or (letter.upper() not in known and not alone and not (stated and (marked or ends)))
+        ):
+            continue
+        new, last = (
+            _Mention({known.get(letter.upper(), letter)}, m.start(), m.end(), marked),
+            found[-1] if found else None,
+        )
+        apart = last is None or last.letters & new.letters or text[last.end - 1] in ".:"
+        if last is not None and not apart and JOINED.fullmatch(text, last.end, new.start):
+            new = _Mention(last.letters | new.letters, last.start, new.end, last.marked or new.marked)
+            found.pop()
+        found.append(new)
+    return found
+
+
+def _after_break(text: str, start: int) -> bool:
+    """Whether a sentence or part of it begins there."""
+    return text[max(start - 9, 0) : start].rstrip(" #>*•")[-1:] in BREAKS
+
+
+def _ends_with(announcement: re.Pattern[str], text: str, end: int) -> bool:
+    """Whether what stands in a text up to `end` ends with an announcement."""
+    return bool(announcement.search(text, max(end - LOOKED_BACK, 0), end))
+
+
+def _bare(text: str) -> str:
+    """A text as `normalise` makes it, without articles unless it has nothing else."""
+    said = normalise(text)
+    return " ".join(word for word in said.split() if word not in ("a", "an", "the")) or said
+
+
+def _begins_with(text: str, options: Sequence[str]) -> str | None:
+    """The option, of more than a letter, whose words begin a text; the longest one."""
+    reply = f"{_bare(text[: 2 * max(map(len, options)) + 9])} "
+    known = {letter: _bare(option) for letter, option in zip(LETTERS, options, strict=False)}
+    found = [x for x, option in known.items() if reply.startswith(f"{option} ") and not re.fullmatch("[a-z]?", option)]
+    return max(found, key=lambda letter: len(known[letter]), default=None)
+
+
+def _by_words(text: str, options: Sequence[str]) -> str | None:
+    """The option whose words are the reply, or the only one whose words are in it and not denied.
+
+    An option inside a longer one that stands there was not meant. Where all are numbers, the number counts.
+    """
+    for form in (normalise, _bare):
+        whole = [letter for letter, option in zip(LETTERS, options, strict=False) if form(text) == form(option) != ""]
+        if len(whole) == 1:
+            return whole[0]
+    reply, *said = map(with_digits, (text, *options))
+    reply = " " + normalise(re.sub(r"[.;,:!?](?!\S)|[(\n]| [-\u2013\u2014] ", " ¦ ", plain(reply))) + " ¦ "
+    places = [
+        (place.start(), place.end(), letter)
+        for letter, option in zip(LETTERS, map(normalise, said), strict=False)
+        for place in re.finditer(" " + "(?: ¦)? ".join(map(re.escape, option.split())) + "(?= )", reply)
+        if not re.fullmatch("[a-z]?", option)
+        and (option not in ("yes", "no") or not place.start() or reply.startswith(" ¦", place.end()))  # not "no dog"
+    ]
+    within = {
+        letter
+        for start, end, letter in places
+        if not any(first <= start and end <= last and end - start < last - first for first, last, _ in places)
+        and not DENIED.search(reply, max(start - LOOKED_BACK, 0), start)
+        and not DENIED_AFTER.match(reply, end)
+    }
+    if len({one.partition(" ")[2] for one in said}) == 1 and answers.is_amount(with_digits(text)):  # 3 people, 4 people
+        said = [one.partition(" ")[0] for one in said]
+    amounts = [(x, answers.quantity(one)) for x, one in zip(LETTERS, said, strict=False) if answers.is_amount(one)]
+    if len(amounts) == len(options) and (not within or TOTAL.search(text)) and (found := answers.quantity(text)):
+        value, kind, size = found
+        within = {
+            x
+            for x, one in amounts
+            if one and (one[:2] == (value, kind) or (one[0] / one[2] == value / size and not (one[1] and kind)))
+        }
+    return within.pop() if len(within) == 1 else None
