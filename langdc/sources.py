@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from langdc import devices
 from langdc.config import Settings, check
-from langdc.log import get_logger
+from langdc.log import get_logger, growing
 
 # Every part that loads weights imports this module first: no progress bars of others, no loud guess at the accelerator.
 transformers_logging.disable_progress_bar()
@@ -115,9 +116,21 @@ def _snapshot(source: str, local_files_only: bool = False) -> Path | Exception:
     """The folder of an id's newest revision, or the error that huggingface_hub gave."""
     settings: Any = {"cache_dir": _cache(), "allow_patterns": _FETCHED, "ignore_patterns": _LEFT_OUT}
     try:
-        return Path(snapshot_download(source, local_files_only=local_files_only, **settings))
+        if local_files_only:
+            return Path(snapshot_download(source, local_files_only=True, **settings))
+        with growing(f"Fetching {source}", Path(_cache(), f"models--{source.replace('/', '--')}"), _size(source)):
+            return Path(snapshot_download(source, **settings))
     except Exception as error:  # its errors and those of its HTTP client have no class in common
         return error
+
+
+def _size(source: str) -> float | None:
+    """The bytes that are fetched of an id, as far as the hub says it."""
+    with suppress(Exception):  # as above
+        files = HfApi().model_info(source, files_metadata=True).siblings or []
+        names = (file.rfilename for file in files)
+        chosen = set(filter_repo_objects(names, allow_patterns=_FETCHED, ignore_patterns=_LEFT_OUT))
+        return sum(file.size or 0 for file in files if file.rfilename in chosen) or None
 
 
 def _cache() -> str:

@@ -61,6 +61,7 @@ ROWS = (
         "langdc.registry",
         "langdc.timing",
         "langdc.types",
+        "langdc.watchdog",
     ),
 )
 ZOOS = ("langdc.backbones", "langdc.compressors", "langdc.kvcompressors")

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from langdc.train import watchdog
-from langdc.train.watchdog import Watchdog
+from langdc import distributed, watchdog
+from langdc.train.watchdog import StepBeats
+from langdc.watchdog import Watchdog
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 class Part(nn.Module):
@@ -32,15 +33,18 @@ class Part(nn.Module):
 
 
 @pytest.fixture
-def watched(monkeypatch):
+def short(monkeypatch):
     monkeypatch.setattr(watchdog, "REPORT_SECONDS", 0.05)
-    model = nn.Sequential(nn.Linear(2, 2), Part())
-    codes: list[int] = []
-    dog = Watchdog(model, 0.4, leave=codes.append)
-    begin = SimpleNamespace(global_step=6)
-    dog.on_train_begin(None, begin, None)  # pyright: ignore[reportArgumentType]
-    yield model, dog, codes
-    dog.close()
+
+
+@pytest.fixture
+def watched(short, tmp_path: Path):
+    model, codes = nn.Sequential(nn.Linear(2, 2), Part()), list[int]()
+    steps = StepBeats(model)
+    with Watchdog(0.4, tmp_path, leave=codes.append):
+        steps.on_train_begin(None, SimpleNamespace(global_step=6), None)  # pyright: ignore[reportArgumentType]
+        yield model, steps, codes
+        steps.close()
 
 
 def test_a_step_that_takes_too_long_is_told_and_ended(watched, capfd):
@@ -54,22 +58,45 @@ def test_a_step_that_takes_too_long_is_told_and_ended(watched, capfd):
 
 
 def test_steps_that_end_in_time_keep_it_quiet(watched, capfd):
-    model, dog, codes = watched
+    model, steps, codes = watched
     model[1].nap = 0.25
     for step in range(7, 11):
         model(torch.zeros(1, 2))
-        dog.on_step_end(None, SimpleNamespace(global_step=step), None)
-    dog.close()
+        steps.on_step_end(None, SimpleNamespace(global_step=step), None)
+    steps.close()
     assert not codes and not capfd.readouterr().err
     assert not any(part._forward_pre_hooks for part in model.modules())
-    time.sleep(0.8)
-    assert not codes
 
 
 def test_before_any_module_it_says_what_it_waits_for(watched, capfd):
     _, _, codes = watched
     time.sleep(1.2)
-    assert codes and "waits for data or another process" in capfd.readouterr().err
+    assert codes and "waits for data, a file or another process" in capfd.readouterr().err
+
+
+def test_outside_of_its_context_and_without_seconds_it_ends_nothing(short, tmp_path: Path):
+    codes: list[int] = []
+    with Watchdog(0.2, tmp_path, leave=codes.append):
+        pass
+    with Watchdog(None, tmp_path, leave=codes.append):
+        time.sleep(0.6)
+    assert not codes and not list(tmp_path.iterdir())
+
+
+def test_whoever_waits_for_others_counts_what_they_finish(short, tmp_path: Path, monkeypatch, capfd):
+    """And says at what it saw them last, once they finish nothing any more."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    codes: list[int] = []
+    with Watchdog(0.4, tmp_path, leave=codes.append), distributed.waiting():
+        for number in range(12):
+            (tmp_path / ".alive-1").write_text(f"video {number}")
+            time.sleep(0.1)
+        assert not codes
+        time.sleep(1.0)
+    said = capfd.readouterr().err
+    assert codes == [watchdog.EXIT_CODE]
+    assert "It waits for other processes (process 1, last seen at: video 11)" in said
+    assert not (tmp_path / ".alive-0").exists()
 
 
 PROGRAM = """

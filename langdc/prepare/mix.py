@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from langdc.data.records import MARKS, Record, SegmentRecord, listed, read_records, write_records
-from langdc.log import screen
+from langdc.log import screen, track
 from langdc.prepare.importing import Importer, MissingFile
 from langdc.prepare.rows import parquet, read
 
@@ -157,7 +156,7 @@ def _read(name: str, root: Path, place: Path | None, captions: _Captions | None,
     importer = Importer(name, root / source.media, base, None if place is None else place / name)
     file = root / source.annotations
     rows = _images(file, name, place is not None) if source.annotations == source.media else read(str(file))[1]
-    for number, (_, row) in enumerate(track(rows, name, console=console, disable=not console.is_terminal)):
+    for number, (_, row) in enumerate(track(rows, None, f"Samples of {name}")):
         found.samples += 1
         try:
             record = _record(importer, row, f"{name}/{number}", source.captions)
