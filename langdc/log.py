@@ -1,12 +1,11 @@
 """Logging for every part: one logger, quiet in all processes but the main one."""
 
 import logging
-import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,60 +42,51 @@ def screen(**options: Any) -> Console:
 
 @contextmanager
 def progress(
-    what: str, total: float | None = None, done: float = 0, measure: Callable[[], float] | None = None
+    what: str, total: float | None = None, done: float = 0, folder: Path | None = None
 ) -> Iterator[Callable[..., None]]:
-    """Gives a function that is called as work goes on: (how much more is done = 1, total = ..., description = ...).
+    """Gives a function to call as work goes on: (how much more is done = 1, now = False: write a line, description).
 
     In the main process there is a progress bar or, without a terminal, a line every LINE_SECONDS, also while one item
-    takes long. `total` None: it is not known; `done`: what was done before; `measure` says what is done by now, where
-    nobody calls. What is done is a `beat` for the watchdog.
+    takes long. `total` None: not known; `done`: before; `folder`: what is counted are its MB, `total` more than it has.
     """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown, over, started = is_main_process() and total != 0, threading.Event(), time.monotonic()
-    quiet = not (shown and console.is_terminal)
+    done = _megabytes(folder) if folder is not None else done
+    goal = done + total if folder is not None and total is not None else total
 
-    def lines() -> None:
-        while not over.wait(LINE_SECONDS if quiet else 1.0):
-            if measure is not None and (more := measure() - state.completed) > 0:
-                advance(more)
-            if not (shown and quiet):
-                continue
-            goal, now, seconds = state.total, state.completed, time.monotonic() - started
-            taken = pace(now - done, None if goal is None else goal - now, seconds)
-            of = "" if goal is None else f" of {goal:,.0f}"
-            get_logger(__name__).info("%s: %s%s, %s", state.description, f"{now:,.0f}", of, taken)
+    def line() -> None:
+        taken = pace(state.completed - done, goal and goal - state.completed, time.monotonic() - started)
+        of = "" if goal is None else f" of {goal:,.0f}"
+        get_logger(__name__).info("%s: %s%s, %s", state.description, f"{state.completed:,.0f}", of, taken)
 
-    with Progress(*columns, console=console, disable=quiet) as bar:
-        bar.add_task(what, total=total, completed=int(done))
+    def watch() -> None:
+        while not over.wait(LINE_SECONDS if bar.disable else 1.0):
+            if folder is not None:
+                advance(max(0.0, _megabytes(folder) - state.completed))
+            if shown and bar.disable:
+                line()
+
+    def advance(more: float = 1, now: bool = False, description: str | None = None) -> None:
+        bar.update(state.id, advance=more, description=description)
+        if now and bar.disable:
+            line()
+        if more:
+            beat(state.description)
+
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
+        bar.add_task(what, total=goal, completed=int(done))
         state = bar.tasks[0]
-
-        def advance(more: float = 1, **changes: Any) -> None:
-            bar.update(state.id, advance=more, **changes)
-            if more:
-                beat(state.description)
-
-        if measure is not None or (shown and quiet):
-            threading.Thread(target=lines, name="progress", daemon=True).start()
+        threading.Thread(target=watch, name="progress", daemon=True).start()
         try:
             yield advance
         finally:
             over.set()
 
 
-def growing(what: str, folder: Path, size: float | None) -> AbstractContextManager[Any]:
-    """The `progress` of a folder that something else fills up to about `size` bytes, in MB."""
-    before = size_of(folder) / 1e6
-    total = None if size is None else before + size / 1e6
-    return progress(f"{what}, MB", total, before, lambda: size_of(folder) / 1e6)
-
-
-def size_of(path: Path) -> float:
-    """The bytes of a file, or of all files in a folder, links apart."""
-    found = 0
-    for file in [path, *path.rglob("*")]:
-        with suppress(OSError):  # renamed meanwhile
-            found += file.lstat().st_size if stat.S_ISREG(file.lstat().st_mode) else 0
-    return found
+def _megabytes(path: Path) -> float:
+    with suppress(OSError):  # a file was renamed meanwhile
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()) / 1e6
+    return 0.0
 
 
 def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:

@@ -7,18 +7,17 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from langdc import devices
 from langdc.config import Settings, check
-from langdc.log import get_logger, growing
+from langdc.log import get_logger, progress
 
 # Every part that loads weights imports this module first: no progress bars of others, no loud guess at the accelerator.
 transformers_logging.disable_progress_bar()
@@ -118,19 +117,14 @@ def _snapshot(source: str, local_files_only: bool = False) -> Path | Exception:
     try:
         if local_files_only:
             return Path(snapshot_download(source, local_files_only=True, **settings))
-        with growing(f"Fetching {source}", Path(_cache(), f"models--{source.replace('/', '--')}"), _size(source)):
+        folder, size = Path(_cache(), f"models--{source.replace('/', '--')}"), None
+        with suppress(Exception):  # time left is not worth an error
+            planned = cast(list, snapshot_download(source, dry_run=True, **settings))
+            size = sum(file.file_size for file in planned if file.will_download) / 1e6
+        with progress(f"Fetching {source}, MB", size, folder=folder):
             return Path(snapshot_download(source, **settings))
     except Exception as error:  # its errors and those of its HTTP client have no class in common
         return error
-
-
-def _size(source: str) -> float | None:
-    """The bytes that are fetched of an id, as far as the hub says it."""
-    with suppress(Exception):  # as above
-        files = HfApi().model_info(source, files_metadata=True).siblings or []
-        names = (file.rfilename for file in files)
-        chosen = set(filter_repo_objects(names, allow_patterns=_FETCHED, ignore_patterns=_LEFT_OUT))
-        return sum(file.size or 0 for file in files if file.rfilename in chosen) or None
 
 
 def _cache() -> str:

@@ -10,8 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,10 +34,19 @@ def beat(what: str) -> None:
         _current.beats, _current.what, _current.module = _current.beats + 1, what, ""
 
 
-def enter(module: str) -> None:
-    """Note that a forward pass, also a recomputed one, enters a module."""
-    if _current is not None:
-        _current.module = module
+@contextmanager
+def entering(module: Any) -> Iterator[None]:
+    """Note the parts with parts of their own that forward passes of a torch module, also recomputed ones, enter."""
+
+    def enter(name: str) -> None:
+        if _current is not None:
+            _current.module = name
+
+    with ExitStack() as hooks:
+        for name, part in module.named_modules():
+            if name and next(part.children(), None) is not None:
+                hooks.enter_context(part.register_forward_pre_hook(lambda *_, name=name: enter(name)))
+        yield
 
 
 class Watchdog:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from langdc import log
-from langdc.log import growing, pace, track
+from langdc.log import pace, progress, track
 
 
 class _Kept(logging.Handler):
@@ -55,7 +55,7 @@ def test_lines_where_the_end_is_not_known(lines: list[str]):
 
 def test_lines_of_a_folder_that_something_else_fills(lines: list[str], tmp_path: Path):
     (tmp_path / "old").write_bytes(bytes(10**6))
-    with growing("Fetching x", tmp_path, 4e6):
+    with progress("Fetching x, MB", 4, folder=tmp_path):
         (tmp_path / "new").write_bytes(bytes(2 * 10**6))
         (tmp_path / "link").symlink_to(tmp_path / "new")
         time.sleep(0.3)

@@ -7,15 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from langdc import distributed, watchdog
-from langdc.train.watchdog import StepBeats
-from langdc.watchdog import Watchdog
+from langdc.watchdog import Watchdog, beat, entering
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,15 +38,13 @@ def short(monkeypatch):
 @pytest.fixture
 def watched(short, tmp_path: Path):
     model, codes = nn.Sequential(nn.Linear(2, 2), Part()), list[int]()
-    steps = StepBeats(model)
-    with Watchdog(0.4, tmp_path, leave=codes.append):
-        steps.on_train_begin(None, SimpleNamespace(global_step=6), None)  # pyright: ignore[reportArgumentType]
-        yield model, steps, codes
-        steps.close()
+    with Watchdog(0.4, tmp_path, leave=codes.append), entering(model):
+        beat("step 6")
+        yield model, codes
 
 
 def test_a_step_that_takes_too_long_is_told_and_ended(watched, capfd):
-    model, _, codes = watched
+    model, codes = watched
     model[1].nap = 1.5
     model(torch.zeros(1, 2))
     said = capfd.readouterr().err
@@ -58,18 +54,16 @@ def test_a_step_that_takes_too_long_is_told_and_ended(watched, capfd):
 
 
 def test_steps_that_end_in_time_keep_it_quiet(watched, capfd):
-    model, steps, codes = watched
+    model, codes = watched
     model[1].nap = 0.25
     for step in range(7, 11):
         model(torch.zeros(1, 2))
-        steps.on_step_end(None, SimpleNamespace(global_step=step), None)
-    steps.close()
+        beat(f"step {step}")
     assert not codes and not capfd.readouterr().err
-    assert not any(part._forward_pre_hooks for part in model.modules())
 
 
 def test_before_any_module_it_says_what_it_waits_for(watched, capfd):
-    _, _, codes = watched
+    _, codes = watched
     time.sleep(1.2)
     assert codes and "waits for data, a file or another process" in capfd.readouterr().err
 

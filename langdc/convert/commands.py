@@ -15,7 +15,7 @@ from langdc.convert.names import SHOWN, NameReport
 from langdc.encoders.video import VideoEncoder
 from langdc.hashing import tensor_hash
 from langdc.language_models import load_language_model
-from langdc.log import growing, progress
+from langdc.log import progress
 
 REPORT = "conversion.json"
 
@@ -24,11 +24,11 @@ REPORT = "conversion.json"
 def open_output(out: Path, size: float | None = None) -> Iterator[Path]:
     """A folder to write to, which becomes `out` when all is written; ValueError if `out` is there already.
 
-    `size`: about how many bytes it will hold.
+    `size`: about how many MB it will hold.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; give a directory that does not exist yet.")
-    with jsonl.writing_folder(out) as beside, growing(f"Writing {out}", beside, size):
+    with jsonl.writing_folder(out) as beside, progress(f"Writing {out}, MB", size, folder=beside):
         yield beside
 
 

@@ -90,7 +90,7 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
     made = _Exported()
     left = [_name_of(model.backbone.language_model, model)] if adapter else []
     sizes = [p.nbytes for name, p in model.named_parameters() if not name.startswith(tuple(left))]
-    with open_output(out, sum(sizes)) as beside:
+    with open_output(out, sum(sizes) / 1e6) as beside:
         parts = {name: where for name, where in checkpoint.published(model).items() if name not in left}
         settings, folders = _placed(manifest["model"], parts, beside)
         for name, folder in folders.items():

@@ -18,7 +18,7 @@ from langdc.convert.names import NameReport, check_complete, shapes_of
 from langdc.devices import TYPES
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
 from langdc.hashing import tensor_hash
-from langdc.log import screen, size_of
+from langdc.log import screen
 
 _PREFIX = "vision_encoder."
 _HEADS = {1408: 16, 3200: 25}
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=TYPES, help="type to store; default: that of the file")
     add_verify_option(parser)
     options = parser.parse_args(argv)
-    with open_output(options.out, size_of(options.published)) as beside:
+    with open_output(options.out) as beside:
         tensors, heads = read(options.published, options.heads)
         config, converted, report = convert(tensors, heads, TYPES.get(options.dtype))
         write_part(beside, converted, config.model_dump())

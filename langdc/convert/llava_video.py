@@ -33,7 +33,7 @@ from transformers.models.llava_onevision.video_processing_llava_onevision import
 from langdc.convert.commands import open_output, write_report
 from langdc.convert.files import chat_template, config_within, read_json, read_tensors
 from langdc.convert.names import NameReport, check_complete, shapes_of
-from langdc.log import screen, size_of, track
+from langdc.log import screen, track
 from langdc.sources import check_files
 
 _ENDS = "generation_config.json"
@@ -94,7 +94,7 @@ def convert(checkpoint: Path, out: Path, language: Path | None, vision: Path | N
     """Write `out`, whole or not at all; ValueError names every tensor that is missing, unknown or misshapen."""
     if shard_gb <= 0:
         raise ValueError(f"--shard-gb {shard_gb}; give more than 0, such as 2.")
-    with open_output(out, size_of(checkpoint)) as beside:
+    with open_output(out) as beside:
         settings = _read_config(checkpoint)
         folders = [checkpoint] if language is None else [checkpoint, language]
         tokenizer = _load_tokenizer(folders)

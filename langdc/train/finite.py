@@ -5,6 +5,7 @@ as every one with a checkpoint has, at once. So a run stops one step late at mos
 nothing; DeepSpeed's skips such steps by itself.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import is_dataclass
@@ -37,15 +38,13 @@ class FiniteCheck:
         Returns 1 from the first such step on, else 0. A `norm` that is a number, as DeepSpeed gives it, is read at
         once. With a loss scale gradients may overflow, and `norm` is None. ValueError for the step before.
         """
-        learner, like = self.trainer.learner, torch.stack(list(losses))
-        norm = like.new_zeros(()) if norm is None else norm
-        known = norm if isinstance(norm, Tensor) else torch.full_like(like[0], norm)
-        flags = ~torch.stack([like.isfinite().all(), known.to(like.device).isfinite()])
-        flags = flags.float()
+        learner, loss = self.trainer.learner, torch.stack(list(losses)).sum()
+        known = norm if isinstance(norm, Tensor) else torch.full_like(loss, 0.0 if norm is None else norm)
+        flags = (~torch.stack([loss, known.to(loss)]).isfinite()).float()
         if distributed.world_size() > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
         self._noted.append((learner.step, learner.progress, batches, devices.fetch(flags)))
-        self.check(late=isinstance(norm, Tensor) or bool(torch.tensor(norm).isfinite()))
+        self.check(late=norm is None or isinstance(norm, Tensor) or math.isfinite(norm))
         self._found = flags.amax() if self._found is None else torch.maximum(self._found, flags.amax())
         return self._found
 
@@ -70,7 +69,7 @@ def explain(trainer: Any, batches: Sequence[dict]) -> str:
     each = [one for of_all in zip(*distributed.gather(found), strict=True) for one in of_all]
     what, where = next((one for one in each if one[0]), ("", [place for _, places in each for place in places]))
     module = f"First module whose output was not finite: {what}" if what else "Computed again, all is finite"
-    return f"{listed(f'{module}; records', where)}\\n{ADVICE}"
+    return f"{listed(f'{module}; records', where)}\n{ADVICE}"
 
 
 def _trace(trainer: Any, batch: dict) -> str:

@@ -5,14 +5,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerState
 
 from langdc import jsonl
-from langdc.log import console, get_logger, pace, progress
-
-logger = get_logger(__name__)
+from langdc.log import progress
 
 
 class JsonLog(TrainerCallback):
@@ -53,15 +51,12 @@ class Bar(TrainerCallback):
     """The `progress` of steps, with the loss; without a terminal also a line per tenth of the way."""
 
     def __init__(self, name: str) -> None:
-        self.name, self._stack, self._tenths, self._step = name, ExitStack(), 0, 0
-        self._started, self._begun = 0.0, 0
-        self._advance: Any = None
+        self.name, self._stack, self._tenths, self._step, self._advance = name, ExitStack(), 0, 0, cast(Any, None)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Show the bar."""
-        self._begun = self._step = state.global_step
-        self._started = time.monotonic()
-        self._advance = self._stack.enter_context(progress(self.name, state.max_steps, state.global_step))
+        self._step = state.global_step
+        self._advance = self._stack.enter_context(progress(f"{self.name}: steps", state.max_steps, self._step))
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Move it."""
@@ -70,14 +65,9 @@ class Bar(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict | None = None, **_: Any) -> None:
         """Show the loss."""
-        if not logs or "loss" not in logs:
-            return
-        step, steps, loss = state.global_step, state.max_steps, f"{logs['loss']:.4f}"
-        self._advance(0, description=f"{self.name}, loss {loss}")
-        if not console.is_terminal and 10 * step // max(steps, 1) > self._tenths:
-            self._tenths = 10 * step // steps
-            taken = pace(step - self._begun, steps - step, time.monotonic() - self._started)
-            logger.info("%s: step %d of %d, loss %s, %s", self.name, step, steps, loss, taken)
+        if logs and "loss" in logs:
+            before, self._tenths = self._tenths, 10 * state.global_step // max(state.max_steps, 1)
+            self._advance(0, self._tenths > before, f"{self.name}: loss {logs['loss']:.4f}, steps")
 
     def close(self) -> None:
         """Take it away, also after an error."""

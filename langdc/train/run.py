@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ from langdc.train.stopping import GracefulShutdown, Stopped
 from langdc.train.tracking import CaptionEval, tracked
 from langdc.train.trainer import BEST_FILE, RunTrainer
 from langdc.train.validation import Validation, split, validation_data
-from langdc.train.watchdog import StepBeats
 from langdc.watchdog import Watchdog, beat
 
 logger = get_logger(__name__)
@@ -100,10 +99,9 @@ def _fit(run: RunModel, data: TrainingData, measured: TrainingData | None, direc
     log = JsonLog(
         directory / output.LOG, lambda steps: steps // per_epoch * items + min(steps % per_epoch * step, items)
     )
-    bar, shutdown, beats = Bar(name), GracefulShutdown(), StepBeats(learner)
+    bar, shutdown = Bar(name), GracefulShutdown()
     callbacks = [shutdown, *CaptionEval.of(config, directory, run.model, data.features, meter)]
     callbacks += [log, bar] if is_main_process() else []
-    callbacks += [beats]
     trainer = RunTrainer(learner, data, training_arguments(config, resume, name), meter, callbacks)
     validation = Validation(trainer, measured) if measured is not None else None
     if validation is not None:
@@ -112,7 +110,7 @@ def _fit(run: RunModel, data: TrainingData, measured: TrainingData | None, direc
         newest = distributed.broadcast(str(next(reversed(output.checkpoints(resume)), "")))
         if newest:
             logger.info("Resuming after step %s.", newest.rpartition("-")[2])
-        with tracked(trainer, directory), shutdown.listening(), closing(beats):
+        with tracked(trainer, directory), shutdown.listening():
             trainer.train(resume_from_checkpoint=newest or None)
             shutdown.agree()  # a signal may have come after the last step
         steps = trainer.state.global_step

@@ -32,6 +32,7 @@ from langdc.train.learner import Learner
 from langdc.train.meter import Meter
 from langdc.train.mixing import grouped
 from langdc.train.output import COMPLETE, checkpoints
+from langdc.watchdog import beat, entering
 
 TRAINED = "trained.safetensors"
 EMA = "ema.safetensors"
@@ -72,7 +73,7 @@ class RunTrainer(Trainer):
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         """As the Trainer does, with the parts of the module that belong in an engine."""
-        with self.learner.engine_parts():
+        with self.learner.engine_parts(), entering(self.learner):
             output = super().train(*arguments, **keywords)
             if self.is_deepspeed_enabled:
                 engine: Any = self.deepspeed
@@ -365,8 +366,15 @@ class _EpochCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Amend what the Trainer decided to do after this step."""
+        beat(f"step {state.global_step}")
         if self.trainer.ema is not None:
             self.trainer.ema.update(state.global_step)
         last = state.global_step >= state.max_steps
         control.should_save = control.should_save and not last
         control.should_log = control.should_log or control.should_save or last
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Tell the watchdog of a batch of an accumulated step, one of validation, and a checkpoint."""
+        beat(f"step {state.global_step}")
+
+    on_prediction_step = on_save = on_substep_end
