@@ -47,7 +47,7 @@ def progress(
     """Gives a function to call as work goes on: (how much more is done = 1, now = False: write a line, description).
 
     In the main process there is a progress bar or, without a terminal, a line every LINE_SECONDS, also while one item
-    takes long. `total` None: not known; `done`: before; `folder`: what is counted are its MB, `total` more than it has.
+    takes long. `total` None: not known; `done`: before; `folder`: what is counted are its MB, `total` more than now.
     """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown, over, started = is_main_process() and total != 0, threading.Event(), time.monotonic()
@@ -76,6 +76,7 @@ def progress(
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
         bar.add_task(what, total=goal, completed=int(done))
         state = bar.tasks[0]
+        beat(what)
         threading.Thread(target=watch, name="progress", daemon=True).start()
         try:
             yield advance

@@ -118,11 +118,11 @@ def _snapshot(source: str, local_files_only: bool = False) -> Path | Exception:
         if local_files_only:
             return Path(snapshot_download(source, local_files_only=True, **settings))
         folder, size = Path(_cache(), f"models--{source.replace('/', '--')}"), None
-        with suppress(Exception):  # time left is not worth an error
-            planned = cast(list, snapshot_download(source, dry_run=True, **settings))
+        with suppress(Exception):  # without it the time left is not known
+            planned = cast(Any, snapshot_download(source, local_files_only=False, dry_run=True, **settings))
             size = sum(file.file_size for file in planned if file.will_download) / 1e6
-        with progress(f"Fetching {source}, MB", size, folder=folder):
-            return Path(snapshot_download(source, **settings))
+        with progress(f"Fetching {source}, MB", size or None, folder=folder):
+            return Path(snapshot_download(source, local_files_only=False, **settings))
     except Exception as error:  # its errors and those of its HTTP client have no class in common
         return error
 

@@ -1,5 +1,6 @@
 """Progress where there is no terminal: a line now and then, which says how fast it goes and what is left."""
 
+import json
 import logging
 import re
 import time
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from langdc import log
+from langdc import cli, log
 from langdc.log import pace, progress, track
+from langdc.train.run import train
+from tests import tiny
+from tests.train import small
 
 
 class _Kept(logging.Handler):
@@ -60,6 +64,40 @@ def test_lines_of_a_folder_that_something_else_fills(lines: list[str], tmp_path:
         (tmp_path / "link").symlink_to(tmp_path / "new")
         time.sleep(0.3)
     assert re.search(r"^Fetching x, MB: 3 of 5, [\d.e+]+ a second, 0:00:00 left$", lines[-1])
+
+
+def _import(place: Path) -> list[str]:
+    rows = [{"question": f"what is {n}?", "answer": "one"} for n in range(3000)]
+    (place / "rows.json").write_text(json.dumps(rows))
+    return ["data", "import", str(place / "rows.json"), "--out", str(place / "out.jsonl")]
+
+
+def _check(place: Path) -> list[str]:
+    return ["data", "check", str(small.folder() / "train.jsonl"), "--out", str(place / "found"), "--jobs", "1"]
+
+
+COMMANDS = {
+    "Rows of rows": _import,
+    "Checking media": _check,
+    "Writing": lambda place: ["export", "sample:langdc", str(place / "whole")],
+    "Loading": lambda place: ["export", "sample:langdc", str(place / "whole")],
+}
+
+
+@pytest.mark.parametrize("what", COMMANDS)
+def test_long_commands_write_lines(lines: list[str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(log, "LINE_SECONDS", 0.002)
+    assert cli.main(COMMANDS[what](tmp_path)) == 0
+    assert any(line.startswith(what) for line in lines), lines[:9]
+
+
+def test_encoding_and_steps_write_lines(lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(log, "LINE_SECONDS", 0.002)
+    model, projectors = tiny.model("pool"), ["backbone.projectors.*"]
+    train(small.run_config(model, output=str(tmp_path / "x"), features=str(tmp_path / "f"), trainable=projectors))
+    assert any(re.search(r"^Encoding videos: [0-5] of 6, .* left$", line) for line in lines)
+    assert any(re.search(r"^x: loss [\d.]+, steps: [1-4] of 4, .* left$", line) for line in lines)
+    assert any(line.startswith("Reading files: ") for line in lines) and lines[-1].startswith("Writing ")
 
 
 def test_other_processes_say_nothing(lines: list[str], monkeypatch: pytest.MonkeyPatch):

@@ -97,6 +97,7 @@ PROGRAM = """
 import os, sys, time
 from pathlib import Path
 from torch.nn.modules.module import register_module_forward_hook
+from langdc import checkpoint, features
 from langdc.train.run import train
 from tests.train import small
 calls = 0
@@ -104,12 +105,21 @@ def nap(module, *_):
     global calls
     if module is layer:
         calls += 1
-        if os.environ["RANK"] == "1" and calls == 3:
+        if sys.argv[2] == "step" and os.environ["RANK"] == "1" and calls == 3:
             time.sleep(600)
 config = small.run_config(
     small.langdc(), "images", objective="compress", trainable=["compressor.projectors.*"], batch_size=1, steps=9,
-    output=sys.argv[1], watchdog=6.0,
+    output=sys.argv[1], watchdog=6.0, verify_save=sys.argv[2] == "save", features=sys.argv[1] + "-features",
 )
+def verify(*_):
+    time.sleep(600)
+checkpoint.verify_saved = verify
+encode = features.FeatureStore.encode
+def slow(*arguments):
+    if sys.argv[2] == "store" and os.environ["RANK"] == "1":
+        time.sleep(600)
+    return encode(*arguments)
+features.FeatureStore.encode = slow
 import langdc.train.run as run
 build = run.RunModel.of
 def built(*arguments):
@@ -124,8 +134,8 @@ train(config)
 """
 
 
-@pytest.mark.slow
-def test_when_one_process_sleeps_all_say_where_they_are(tmp_path: Path):
+def both_end(*arguments: str) -> list[str]:
+    """What two processes of PROGRAM say when the watchdog has ended them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -133,7 +143,7 @@ def test_when_one_process_sleeps_all_say_where_they_are(tmp_path: Path):
     started = []
     for rank in ("0", "1"):
         here = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "x")]
+        command = [sys.executable, "-c", PROGRAM, *arguments]
         started.append(subprocess.Popen(command, env=here, stderr=subprocess.PIPE, text=True))
     try:
         said = [process.communicate(timeout=120)[1] for process in started]
@@ -141,8 +151,29 @@ def test_when_one_process_sleeps_all_say_where_they_are(tmp_path: Path):
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [watchdog.EXIT_CODE] * 2, said
-    for rank, text in enumerate(said):
-        assert f"Watchdog: process {rank} of 2" in text and "after step 2" in text
+    assert all(f"Watchdog: process {rank} of 2" in text for rank, text in enumerate(said))
+    return said
+
+
+@pytest.mark.slow
+def test_when_one_process_sleeps_all_say_where_they_are(tmp_path: Path):
+    said = both_end(str(tmp_path / "x"), "step")
+    assert all("after step 2" in text for text in said)
     assert "captioner.language_model.model.layers.1.mlp." in said[1] and "in nap" in said[1]
     steps = [json.loads(line)["step"] for line in (tmp_path / "x" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_save_that_hangs_while_it_is_checked(tmp_path: Path):
+    said = both_end(str(tmp_path / "x"), "save")
+    assert "x, which a fresh process reads again" in said[0] and "in verify" in said[0]
+    assert "It waits for other processes (process 0, last seen at" in said[1]
+
+
+@pytest.mark.slow
+def test_a_hang_while_videos_are_stored(tmp_path: Path):
+    """It was an error of the process that waited, after a fixed time."""
+    said = both_end(str(tmp_path / "x"), "store")
+    assert "in slow" in said[1]
+    assert "Encoding videos: waiting for other processes, as for" in said[0] and "process 1, last seen" in said[0]

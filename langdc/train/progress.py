@@ -69,6 +69,8 @@ class Bar(TrainerCallback):
             before, self._tenths = self._tenths, 10 * state.global_step // max(state.max_steps, 1)
             self._advance(0, self._tenths > before, f"{self.name}: loss {logs['loss']:.4f}, steps")
 
-    def close(self) -> None:
+    def close(self, *_: Any, **__: Any) -> None:
         """Take it away, also after an error."""
         self._stack.close()
+
+    on_train_end = close

@@ -30,7 +30,7 @@ from langdc.config import RunConfig
 from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.hashing import tensor_hash, tensors_hash
-from langdc.log import get_logger
+from langdc.log import get_logger, progress
 from langdc.train import chain, output, stopping
 from langdc.train.arguments import check_environment, training_arguments
 from langdc.train.batches import TrainingData
@@ -156,7 +156,6 @@ def _save(
 def _write(run: RunModel, data: TrainingData, directory: Path, figures: dict[str, Any]) -> dict[str, Any]:
     """Write a checkpoint, and load it again where the config asks for that; the figures with what was seen of it."""
     config, tensors = data.config, run.tensors()
-    beat(f"all steps; {directory} is written")
     broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
     if broken or not math.isfinite(figures["loss"]):
         what = f"{len(broken)} trained tensors, such as {broken[0]}, are" if broken else "The loss is"
@@ -164,11 +163,12 @@ def _write(run: RunModel, data: TrainingData, directory: Path, figures: dict[str
     figures = {**figures, "hash": tensors_hash(tensors)}
     info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data.hash(), "training": figures}
     info |= {"ema": config.train.ema} if config.train.ema is not None else {}
-    checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
-    if config.verify_save:
-        beat(f"writing {directory}, which a fresh process reads again")
-        hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
-        figures["verified"] = checkpoint.verify_saved(directory, hashes)
+    with progress(f"Writing {directory}"):
+        checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
+        if config.verify_save:
+            beat(f"writing {directory}, which a fresh process reads again")
+            hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
+            figures["verified"] = checkpoint.verify_saved(directory, hashes)
     return figures
 
 
