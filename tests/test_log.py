@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from langdc import cli, log
+from langdc import cli, features, log
 from langdc.log import pace, progress, track
 from langdc.train.run import train
 from tests import tiny
@@ -93,7 +93,8 @@ def test_long_commands_write_lines(lines: list[str], what: str, tmp_path: Path, 
 
 def test_encoding_and_steps_write_lines(lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(log, "LINE_SECONDS", 0.002)
-    model, projectors = tiny.model("pool"), ["backbone.projectors.*"]
+    hashed, model, projectors = features._spec_key, tiny.model("pool"), ["backbone.projectors.*"]
+    monkeypatch.setattr(features, "_spec_key", lambda spec: (time.sleep(0.05), hashed(spec))[1])
     train(small.run_config(model, output=str(tmp_path / "x"), features=str(tmp_path / "f"), trainable=projectors))
     assert any(re.search(r"^Encoding videos: [0-5] of 6, .* left$", line) for line in lines)
     assert any(re.search(r"^x: loss [\d.]+, steps: [1-4] of 4, .* left$", line) for line in lines)
