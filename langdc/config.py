@@ -27,6 +27,7 @@ from pydantic import (
 from langdc import jsonl
 from langdc.configfiles import read_tree
 from langdc.registry import Registry, check_keywords, nearest
+from langdc.watchdog import SECONDS
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -319,8 +320,8 @@ class RunConfig(Settings):
     """GB of them that a process keeps in memory at most; if a run has more, each step encodes its own videos."""
     features_dtype: FeatureType = "bfloat16"
     """What they are rounded to when kept; with the type that encoders compute in, nothing is rounded."""
-    watchdog: float | None = Field(1800.0, gt=0)
-    """Seconds without a finished step after which every process says where it is and ends; null waits for ever."""
+    watchdog: float | None = Field(SECONDS, gt=0)
+    """Seconds in which a process finishes nothing, after which it says where it is and ends; null waits for ever."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
     watch: WatchConfig | None = None
     """For compressors that write text."""

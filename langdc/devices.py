@@ -7,13 +7,14 @@ kind. The NPU part is tested with a stand-in for torch-npu and has not run on ha
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 class _Kind(NamedTuple):
@@ -132,6 +133,16 @@ def synchronize(where: torch.device | str | None = None) -> None:
     name = kind().name if where is None else torch.device(where).type
     if name not in (CPU.name, "meta"):
         torch.get_device_module(name).synchronize()
+
+
+def fetch(values: Tensor) -> Callable[[], list]:
+    """Begin to copy values to the host; what is returned gives them, and waits for no work that begins later."""
+    copy = values.to("cpu", non_blocking=True)
+    if values.device.type == CPU.name:
+        return copy.tolist
+    event = torch.get_device_module(values.device).Event()
+    event.record()
+    return lambda: (event.synchronize(), copy.tolist())[1]
 
 
 def reset_peak(where: torch.device) -> None:

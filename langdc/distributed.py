@@ -6,7 +6,8 @@ Nothing here imports torch before a function needs it.
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ Value = TypeVar("Value")
 
 TIMEOUT = timedelta(hours=12)
 """How long a collective waits: the first process may write captions or features for hours meanwhile."""
+waits = passed = 0
+"""Waits for other processes that are under way, and those that are over; a watchdog reads them."""
 LAUNCHER_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -100,12 +103,24 @@ def _prepare_deepspeed(accelerator: bool) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Let `waits` and `passed` say that this process waits for others meanwhile."""
+    global waits, passed
+    waits += 1
+    try:
+        yield
+    finally:
+        waits, passed = waits - 1, passed + 1
+
+
 def barrier() -> None:
     """Wait until every process of the run is here."""
     if _grouped():
         import torch.distributed as dist
 
-        dist.barrier()
+        with waiting():
+            dist.barrier()
 
 
 def broadcast(value: Value) -> Value:
@@ -115,7 +130,8 @@ def broadcast(value: Value) -> Value:
     import torch.distributed as dist
 
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with waiting():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -126,7 +142,8 @@ def gather(value: Value) -> list[Value]:
     import torch.distributed as dist
 
     found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
+    with waiting():
+        dist.all_gather_object(found, value)
     return found
 
 

@@ -21,7 +21,7 @@ from langdc.devices import at_once
 from langdc.generate import require_finite
 from langdc.hashing import module_hash, text_hash
 from langdc.interfaces import Backbone
-from langdc.log import get_logger
+from langdc.log import get_logger, track
 from langdc.store import TensorStore
 from langdc.types import FeatureGrid, Frames, FrameSpec, Grids
 from langdc.video import frame_files, read_frames
@@ -34,6 +34,7 @@ TYPES: dict[FeatureType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float8": torch.float8_e4m3fn,
 }
+_ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_FLOAT8 = torch.finfo(torch.float8_e4m3fn).max  # 448
 READER = "pyav"  # before 0.3 some files were read at wrong frames, which are not taken for these
 _DECODED_BYTES = 2**30
@@ -125,12 +126,16 @@ class FeatureStore:
             self._keys[clip] = text_hash(f"{_spec_key(clip)} {self.identity} {self.dtype}")
         return self._keys[clip]
 
+    def keys(self, clips: Sequence[FrameSpec]) -> list[str]:
+        """The key of each clip, for which all files are read."""
+        return list(map(self.key, track(clips, len(clips), "Reading files")))
+
     def fill(self, clips: Sequence[FrameSpec], failed: Callable[[FrameSpec, ValueError], None] | None = None) -> None:
         """Decode and encode every clip that is not stored yet. What cannot be decoded or encoded raises ValueError, or
         goes to `failed` and is left out; then other processes are not waited for.
         """
         clips = list(dict.fromkeys(clips))
-        keys = [self.key(clip) for clip in clips]
+        keys = self.keys(clips)
         hits = len(keys) - len(self.store.missing(keys))
         self.found, self.made = self.found + hits, self.made + len(keys) - hits
         if self.store.folder is not None and keys:
@@ -185,7 +190,7 @@ class FeatureStore:
             require_finite(grids)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        packed = {"seconds": video.seconds.double()}
+        packed: dict[str, Tensor] = {"seconds": video.seconds.double()}
         for name, grid in grids.items():
             self._where = grid.values.device
             packed |= pack(name, grid.values, self.dtype)
@@ -195,6 +200,11 @@ class FeatureStore:
                 packed[f"{name}.saliency"] = grid.saliency.cpu().contiguous()
             if grid.size is not None:
                 packed[f"{name}.size"] = torch.tensor(grid.size)
+        if broken := [name for name, part in packed.items() if part.dtype in _ROUNDED and not part.isfinite().all()]:
+            raise ValueError(
+                f"{path}: what the encoder gives for this video is NaN or infinite as {self.dtype} ({broken[0]}). Set "
+                "features_dtype to bfloat16 or float32, which hold larger numbers; or load the encoder in float32."
+            )
         return packed
 
     def get(self, clip: FrameSpec, dtype: torch.dtype | None = torch.float32) -> tuple[dict[str, FeatureGrid], Tensor]:

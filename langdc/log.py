@@ -2,9 +2,12 @@
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -12,6 +15,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from langdc.distributed import is_main_process
+from langdc.watchdog import beat
 
 Item = TypeVar("Item")
 
@@ -36,21 +40,67 @@ def screen(**options: Any) -> Console:
     return Console(**{"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, **options})
 
 
-def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The items; in the main process with a progress bar or, without a terminal, a line every LINE_SECONDS."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = is_main_process() and total > 0 and console.is_terminal
-    started = last = time.monotonic()
-    with Progress(*columns, console=console, disable=not shown) as bar:
-        for done, item in enumerate(bar.track(items, total, description=what), 1):
+@contextmanager
+def progress(
+    what: str, total: float | None = None, done: float = 0, folder: Path | None = None
+) -> Iterator[Callable[..., None]]:
+    """Gives a function to call as work goes on: (how much more is done = 1, now = False: write a line, description).
+
+    In the main process there is a progress bar or, without a terminal, a line every LINE_SECONDS, also while one item
+    takes long. `total` None: not known; `done`: before; `folder`: what is counted are its MB, `total` more than now.
+    """
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown, over, started = is_main_process() and total != 0, threading.Event(), time.monotonic()
+    done = _megabytes(folder) if folder is not None else done
+    goal = done + total if folder is not None and total is not None else total
+
+    def line() -> None:
+        taken = pace(state.completed - done, goal and goal - state.completed, time.monotonic() - started)
+        of = "" if goal is None else f" of {goal:,.0f}"
+        get_logger(__name__).info("%s: %s%s, %s", state.description, f"{state.completed:,.0f}", of, taken)
+
+    def watch() -> None:
+        while not over.wait(LINE_SECONDS if bar.disable else 1.0):
+            if folder is not None:
+                advance(max(0.0, _megabytes(folder) - state.completed))
+            if shown and bar.disable:
+                line()
+
+    def advance(more: float = 1, now: bool = False, description: str | None = None) -> None:
+        bar.update(state.id, advance=more, description=description)
+        if now and bar.disable:
+            line()
+        if more:
+            beat(state.description)
+
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
+        bar.add_task(what, total=goal, completed=int(done))
+        state = bar.tasks[0]
+        beat(what)
+        threading.Thread(target=watch, name="progress", daemon=True).start()
+        try:
+            yield advance
+        finally:
+            over.set()
+
+
+def _megabytes(path: Path) -> float:
+    with suppress(OSError):  # a file was renamed meanwhile
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()) / 1e6
+    return 0.0
+
+
+def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:
+    """The items, with `progress`."""
+    with progress(what, total) as advance:
+        for item in items:
             yield item
-            if not shown and (now := time.monotonic()) - last >= LINE_SECONDS:
-                last = now
-                taken = pace(done, total - done, now - started)
-                get_logger(__name__).info("%s: %d of %d, %s", what, done, total, taken)
+            advance()
 
 
-def pace(done: int, left: int, seconds: float) -> str:
-    """The rate of what was done in `seconds`, and the time left, as "3.2 a second, 0:12:30 left"."""
+def pace(done: float, left: float | None, seconds: float) -> str:
+    """The rate of what was done in `seconds`, and the time left, as "3.2 a second, 0:12:30 left"; None: not known."""
     rate = done / max(seconds, 1e-9)
+    if left is None:
+        return f"{f'{rate:.3g} a second, ' * bool(done)}{timedelta(seconds=round(seconds))} so far"
     return f"{rate:.3g} a second, {timedelta(seconds=round(left / rate)) if rate else 'unknown time'} left"

@@ -5,7 +5,7 @@ import importlib
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub import constants, snapshot_download
@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from langdc import devices
 from langdc.config import Settings, check
 from langdc.configfiles import SOURCES, check_source
-from langdc.log import get_logger
+from langdc.log import get_logger, progress
 from langdc.modelfiles import TEXT_FILES, check_files, reading
 
 # Every part that loads weights imports this module first: no progress bars of others, no loud guess at the accelerator.
@@ -115,7 +115,14 @@ def _snapshot(source: str, local_files_only: bool = False) -> Path | Exception:
     """The folder of an id's newest revision, or the error that huggingface_hub gave."""
     settings: Any = {"cache_dir": _cache(), "allow_patterns": _FETCHED, "ignore_patterns": _LEFT_OUT}
     try:
-        return Path(snapshot_download(source, local_files_only=local_files_only, **settings))
+        if local_files_only:
+            return Path(snapshot_download(source, local_files_only=True, **settings))
+        folder, size = Path(_cache(), f"models--{source.replace('/', '--')}"), None
+        with suppress(Exception):  # without it the time left is not known
+            planned = cast(Any, snapshot_download(source, local_files_only=False, dry_run=True, **settings))
+            size = sum(file.file_size for file in planned if file.will_download) / 1e6
+        with progress(f"Fetching {source}, MB", size or None, folder=folder):
+            return Path(snapshot_download(source, local_files_only=False, **settings))
     except Exception as error:  # its errors and those of its HTTP client have no class in common
         return error
 

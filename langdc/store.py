@@ -15,14 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from langdc.distributed import rank, world_size
+from langdc.distributed import rank, waiting, world_size
 from langdc.jsonl import writing
-from langdc.log import get_logger, track
+from langdc.log import get_logger, progress, track
+from langdc.watchdog import beat
 
 logger = get_logger(__name__)
 
-WAIT_SECONDS = 1800.0
-"""How long another process may store nothing before the others give up."""
 _POLL_SECONDS = 0.05
 _ABANDONED_SECONDS = 3600  # a half-written file this old belongs to a process that was killed
 _CHECKSUM = "crc32"
@@ -132,7 +131,7 @@ class TensorStore:
     ) -> None:
         """Store what `compute` gives for this process's missing keys, one after the other, by their numbers.
 
-        With `wait` until other processes have stored theirs; StoreError if none stores anything for WAIT_SECONDS.
+        With `wait` until other processes have stored theirs; a `langdc.watchdog` ends a wait in vain.
         """
         mine = self.mine(keys)
         if self.folder is not None and mine:
@@ -143,18 +142,14 @@ class TensorStore:
             self._wait(keys, what)
 
     def _wait(self, keys: Sequence[str], what: str) -> None:
-        left = [key for key in keys if key not in self]
-        deadline = time.monotonic() + WAIT_SECONDS
-        while left:
-            time.sleep(_POLL_SECONDS)
-            if left[0] in self or time.monotonic() > deadline:
-                now = [key for key in left if key not in self]
-                if len(now) == len(left):
-                    raise StoreError(
-                        f"{what}: another process stored nothing for {WAIT_SECONDS:.0f} s. Look at what it printed and "
-                        "start again."
-                    )
-                left, deadline = now, time.monotonic() + WAIT_SECONDS
+        left = self.missing(keys)
+        with progress(f"{what}: waiting for other processes", len(left)) as advance, waiting():
+            while left:
+                beat(f"{what}: waiting for other processes, as for {self.path(keys[left[0]])}")
+                while keys[left[0]] not in self:
+                    time.sleep(_POLL_SECONDS)
+                before, left = len(left), [number for number in left if keys[number] not in self]
+                advance(before - len(left))
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -315,6 +315,7 @@ class VideoBatch:
     compressor's losses; `questions`: ids of each video's question, for compressors that need it; `whole`: the prompts
     for uncompressed videos, where those differ. `blank`: the only video is a dummy for a batch of text alone, so that
     all ranks make the same calls; its losses are not counted. `packed`: prompts may share rows of the language model.
+    `where`: file and line of each record, for messages.
     """
 
     raw: Sequence[Grids]
@@ -327,6 +328,7 @@ class VideoBatch:
     blank: bool = False
     frames: Sequence[Frames] = ()
     packed: bool = False
+    where: Sequence[str] = ()
 
     def pin_memory(self) -> Self:
         """The same with videos in memory from which a device copies while others go on; a data loader calls this."""

@@ -62,6 +62,7 @@ ROWS = (
         "langdc.registry",
         "langdc.timing",
         "langdc.types",
+        "langdc.watchdog",
     ),
 )
 ZOOS = ("langdc.backbones", "langdc.compressors", "langdc.kvcompressors")

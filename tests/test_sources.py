@@ -3,14 +3,16 @@
 import json
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from langdc import VideoLM, checkpoint, cli, sources
+from langdc import VideoLM, checkpoint, cli, log, sources
 from langdc.config import ModelConfig, check
 from langdc.language_models import _chat_template, load_tokenizer
 from langdc.model import VideoModel
@@ -102,15 +104,25 @@ def test_an_id_is_fetched_without_pickles(home: Path, folder: Path, monkeypatch,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     asked: list[dict] = []
 
-    def fetch(name: str, **settings: object) -> str:
+    def fetch(name: str, **settings: object) -> object:
         asked.append(settings)
         if settings["local_files_only"]:
             raise FileNotFoundError("not cached")
+        if "dry_run" in settings:
+            return [SimpleNamespace(file_size=4 * 10**6, will_download=True)]
+        blobs = home / "hub" / f"models--{ID.replace('/', '--')}" / "blobs"
+        blobs.mkdir(parents=True)
+        (blobs / "x.incomplete").write_bytes(bytes(10**6))
+        time.sleep(0.2)
         return str(folder)
 
     monkeypatch.setattr(sources, "snapshot_download", fetch)
+    monkeypatch.setattr(log, "LINE_SECONDS", 0.05)
+    said: list[str] = []
+    monkeypatch.setattr(log.get_logger("langdc.log"), "info", lambda text, *values: said.append(text % values))
     assert resolve(ID) == folder
-    assert [each["local_files_only"] for each in asked] == [True, False]
+    assert f"Fetching {ID}, MB: 1 of 4, " in said[-1] and said[-1].endswith("left")
+    assert [each["local_files_only"] for each in asked] == [True, False, False]
     assert not [p for p in asked[1]["allow_patterns"] if p.endswith((".bin", ".pt", ".pth", ".py"))]
 
 

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from langdc import store as stores
+from langdc import watchdog
 from langdc.store import StoreError, TensorStore
+from langdc.watchdog import Watchdog
 
 KEYS = [f"{number * 7919:08x}" for number in range(40)]
 
@@ -239,17 +241,31 @@ def test_in_memory_alone() -> None:
         store["cd"]
 
 
-def test_another_process_that_never_delivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_that_never_delivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    """The watchdog ends the wait, and names the file."""
+
+    class Ended(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        monkeypatch.setattr(stores.time, "sleep", ended)
+
+    def ended(_: float) -> None:
+        raise Ended
+
+    codes: list[int] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(stores, "WAIT_SECONDS", 0.1)
-    with pytest.raises(StoreError, match="another process stored nothing"):
+    monkeypatch.setattr(watchdog, "REPORT_SECONDS", 0.0)
+    with pytest.raises(Ended), Watchdog(0.4, tmp_path, leave):
         _fill(tmp_path)
-    assert len(files(tmp_path)) == 20
+    assert codes == [watchdog.EXIT_CODE] and len(files(tmp_path)) == 20
+    said = capfd.readouterr().err
+    assert "waiting for other processes, as for" in said and ".safetensors. It waits for other processes" in said
 
 
 def _work(rank: int, folder: Path, late: float) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2")
-    stores.WAIT_SECONDS = 20
     time.sleep(late * rank)
     done: list[str] = []
 

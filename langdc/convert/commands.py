@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,21 @@ from langdc.convert.names import SHOWN, NameReport
 from langdc.encoders.video import VideoEncoder
 from langdc.hashing import tensor_hash
 from langdc.language_models import load_language_model
+from langdc.log import progress
 
 REPORT = "conversion.json"
 
 
-def open_output(out: Path) -> AbstractContextManager[Path]:
-    """A folder to write to, which becomes `out` when all is written; ValueError if `out` is there already."""
+@contextmanager
+def open_output(out: Path, size: float | None = None) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` when all is written; ValueError if `out` is there already.
+
+    `size`: about how many MB it will hold.
+    """
     if out.exists():
         raise ValueError(f"{out} exists already; give a directory that does not exist yet.")
-    return jsonl.writing_folder(out)
+    with jsonl.writing_folder(out) as beside, progress(f"Writing {out}, MB", size, folder=beside):
+        yield beside
 
 
 def write_report(folder: Path, report: NameReport) -> None:
@@ -41,7 +47,8 @@ def check_saved(directory: Path, hashes: Mapping[str, str]) -> str:
 
     `hashes`: `tensor_hash` of each as float32, by its name in the loaded model. ValueError names those that differ.
     """
-    model = _open(directory)
+    with progress(f"Loading {directory} again"):
+        model = _open(directory)
     stored = checkpoint.stored(model)
     for name in getattr(model, "untrained", ()):
         del stored[name]

@@ -28,7 +28,7 @@ from langdc.convert.commands import add_verify_option, check_saved, open_output
 from langdc.convert.files import write_part
 from langdc.devices import TYPES
 from langdc.hashing import tensor_hash
-from langdc.log import screen
+from langdc.log import progress, screen
 from langdc.model import VideoModel
 from langdc.sources import is_packaged, resolve
 
@@ -74,7 +74,8 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
     whose language model was trained itself.
     """
     manifest = checkpoint.read_manifest(checkpoint.locate(source))
-    model = checkpoint.load(source, plain=True)
+    with progress(f"Loading {source}"):
+        model = checkpoint.load(source, plain=True)
     lora = check(LoraConfig, manifest["lora"], "lora") if manifest["lora"] is not None else None
     if adapter:
         _check_adapter_alone(model, lora, source)
@@ -87,8 +88,9 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
             if isinstance(part, PreTrainedModel):
                 part.config.dtype = dtype
     made = _Exported()
-    with open_output(out) as beside:
-        left = [_name_of(model.backbone.language_model, model)] if adapter else []
+    left = [_name_of(model.backbone.language_model, model)] if adapter else []
+    sizes = [p.nbytes for name, p in model.named_parameters() if not name.startswith(tuple(left))]
+    with open_output(out, sum(sizes) / 1e6) as beside:
         parts = {name: where for name, where in checkpoint.published(model).items() if name not in left}
         settings, folders = _placed(manifest["model"], parts, beside)
         for name, folder in folders.items():

@@ -37,7 +37,7 @@ def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
     dtype = devices.dtype_named(config.dtype, devices.named(config.device))  # what "auto" is here
     found: dict[str, Any] = {
         "config": {
-            **config.model_dump(mode="json", exclude={"output", *config.judging}),
+            **config.model_dump(mode="json", exclude={"output", "watchdog", *config.judging}),
             "dtype": str(dtype or config.dtype).removeprefix("torch."),
         },
         "weights_sha256": {entry.name: json_hash(files[str(entry.model)]) for entry in entries},

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from langdc import jsonl
 from langdc.endpoint import SHOWN_LETTERS, Endpoint, EndpointError, Transient
 from langdc.evaluate.answers import without_thinking
@@ -23,7 +21,7 @@ from langdc.evaluate.folder import EvalFolder, LineFile
 from langdc.evaluate.settings import JudgeConfig
 from langdc.evaluate.tasks import Task
 from langdc.hashing import json_hash
-from langdc.log import console, get_logger
+from langdc.log import get_logger, track
 
 logger = get_logger(__name__)
 
@@ -160,8 +158,7 @@ class Judge:
         with ThreadPoolExecutor(self.config.workers) as pool:
             try:
                 asked = {pool.submit(self._asked, c): (key, c) for key, c in by_key.items() if c not in found}
-                quiet = not console.is_terminal
-                for future in track(as_completed(asked), "judging", len(asked), console=console, disable=quiet):
+                for future in track(as_completed(asked), len(asked), "Judging"):
                     key, case = asked[future]
                     verdict = found[case] = future.result()
                     if not verdict.failed:

@@ -11,8 +11,6 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from langdc import devices
 from langdc.distributed import barrier, broadcast, is_main_process, main_process_first, rank, world_size
 from langdc.evaluate import matching
@@ -25,9 +23,10 @@ from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.evaluate.videos import CalibrationSet, FeatureReader, VideoCache
 from langdc.hashing import content_hash
-from langdc.log import console
+from langdc.log import progress, track
 from langdc.pipeline import VideoLM
 from langdc.timing import StageTimer
+from langdc.watchdog import Watchdog, beat
 
 
 def load_model(entry: EntryConfig, **place: Any) -> VideoLM:
@@ -59,11 +58,12 @@ def evaluate(
         if retry_failed:
             main_process_first(lambda: [folder.forget_failures(name) for name in folder.names()])
         main_process_first(lambda: _check_videos(task, folder))
-        _ask(config, task, folder, videos, load)
-        if is_main_process():
-            folder.write_submissions(task.submission)
-            if judge is not None:
-                judge.judge(folder)
+        with Watchdog(config.watchdog, config.output):
+            _ask(config, task, folder, videos, load)
+            if is_main_process():
+                folder.write_submissions(task.submission)
+                if judge is not None:
+                    judge.judge(folder)
     return folder
 
 
@@ -98,16 +98,12 @@ def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load:
     memory = config.memory_gib * 2**30
     cache = VideoCache(folder.file("encoding"), memory, config.batch_size, named, task.clip, stored)
     others = CalibrationSet(videos, VideoCache(folder.file("calibration"), named=False, stored=stored))
-    names = TextColumn("{task.description}", markup=False)  # of entries are the user's
-    columns = (names, BarColumn(), MofNCompleteColumn(), TextColumn("videos"))
-    bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     started, caches = time.perf_counter(), (cache, others.cache)
     with StageTimer(devices.named(config.device)) as timer:
         try:
-            with bars as progress:
-                session = Session(config, task, folder, cache, others)
-                for entries in _groups(config.all_entries):
-                    _ask_group(session, entries, load, progress)
+            session = Session(config, task, folder, cache, others)
+            for entries in _groups(config.all_entries):
+                _ask_group(session, entries, load)
         finally:  # however it ends: what it took, in stages and in all, and how often videos were decoded
             counts = {name: sum(getattr(one, name) for one in caches) for name in ("videos", "decoded", "read")}
             spent = {"seconds": time.perf_counter() - started, "stages": timer.seconds, **counts}
@@ -126,14 +122,15 @@ def _groups(entries: Sequence[EntryConfig]) -> Iterator[list[EntryConfig]]:
         yield groups[key]
 
 
-def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable, progress: Progress) -> None:
+def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable) -> None:
     """Ask the entries of one model."""
     config, task = session.config, session.task
     every = [Run(session, entry) for entry in entries]
     runs = [run for run in every if "finished" not in run.out]
     if not runs:
         return
-    lm = load(runs[0].entry)
+    with progress(f"Loading {runs[0].entry.model}"):
+        lm = load(runs[0].entry)
     lm.model.to(devices.named(config.device))
     # set the budgets of the entries and put their compressors on the model
     key, need = VideoCache.key_of(lm), lm.compressor.needs
@@ -141,23 +138,27 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable,
         if entry.model_key == runs[0].entry.model_key and entry.control is None:
             need |= matching.with_parts(lm, entry, 1 if entry.calibrated else None).compressor.needs
     for run in runs:
-        main_process_first(lambda run=run: run.calibrate(lm, key))
+        with progress(f"{run.entry.name}: before its questions"):
+            main_process_first(lambda run=run: run.calibrate(lm, key))
         run.out.reread()
         run.set_model(lm, key, need)
         main_process_first(run.describe_model)
     pending = [record.id for record in task.records if any(run.is_pending(record) for run in runs)]
     by_id = {record.id: record for record in task.records}
     mine = [by_id[name] for name in broadcast(pending)[rank() :: world_size()]]  # all share out the main process's list
-    bar = progress.add_task(", ".join(run.entry.name for run in runs)[:40], total=len(mine))
     timed = config.warmup_videos + config.timing_videos if config.timing_videos else 0
-    for first in range(0, len(mine), config.batch_size):
-        if first - config.batch_size < timed <= first:  # what is timed has the machine to itself
-            session.cache.decode_ahead(lm, key, mine[first:], task.path)
-        records = mine[first : first + config.batch_size]
-        for run in runs:
-            run.answer([record for record in records if run.is_pending(record)])
-        progress.advance(bar, len(records))
-    for _ in zip_longest(*(run.time(run.records[rank() :: world_size()]) for run in runs)):
+    names = ", ".join(run.entry.name for run in runs)[:40]
+    with progress(f"{names}: videos", len(mine)) as advance:
+        for first in range(0, len(mine), config.batch_size):
+            if first - config.batch_size < timed <= first:  # what is timed has the machine to itself
+                session.cache.decode_ahead(lm, key, mine[first:], task.path)
+            records = mine[first : first + config.batch_size]
+            for run in runs:
+                beat(f"videos before {', '.join(record.id for record in records)[:200]}, asked of {run.entry.name}")
+                run.answer([record for record in records if run.is_pending(record)])
+            advance(len(records))
+    timing = zip_longest(*(run.time(run.records[rank() :: world_size()]) for run in runs))
+    for _ in track(timing, min(timed, len(task.records)), f"{names}: timing"):
         pass
     barrier()
     main_process_first(lambda: [run.finish() for run in runs])

@@ -19,6 +19,7 @@ from langdc.log import get_logger
 from langdc.model import build_compressor
 from langdc.pipeline import VideoLM
 from langdc.types import Answer
+from langdc.watchdog import beat
 
 logger = get_logger(__name__)
 
@@ -137,6 +138,7 @@ def calibrate(
     text = round(one.kv_text_bytes / unit)  # a budget of keys may count them
 
     def kept(tokens: int) -> float:
+        beat(f"a budget before {tokens} tokens, tried for {entry.name}")
         answers = _asked(with_parts(lm, entry, tokens), videos, batch)
         return fmean(a.tokens if entry.kv is None else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers)
 

@@ -12,6 +12,7 @@ from langdc.devices import Dtype
 from langdc.endpoint import EndpointConfig
 from langdc.evaluate.models import OwnCompressor
 from langdc.registry import nearest
+from langdc.watchdog import SECONDS
 
 BUDGET = {"keep", "tokens"}
 
@@ -244,6 +245,8 @@ class EvalConfig(Settings):
     decoded and encoded again, and are not charged for it."""
     features_dtype: FeatureType = "bfloat16"
     """The type in which those were stored."""
+    watchdog: float | None = Field(SECONDS, gt=0)
+    """Seconds in which a process finishes nothing, after which it says where it is and ends; null waits for ever."""
     device: str | None = "auto"
     """Where models run, as torch names it; auto, or null, takes an accelerator if there is one."""
     dtype: Dtype = "auto"

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from transformers import set_seed
 
 from langdc import checkpoint, devices, distributed
@@ -27,13 +26,14 @@ from langdc.config import FeatureType, load
 from langdc.distributed import is_main_process, world_size
 from langdc.features import FeatureStore, read_spec
 from langdc.interfaces import Backbone
-from langdc.log import console, get_logger, screen
+from langdc.log import get_logger, screen
 from langdc.store import TensorStore
 from langdc.tools.options import add_device, place
 from langdc.train import chain, output
 from langdc.train.objectives import objectives
 from langdc.train.validation import split
 from langdc.types import FrameSpec
+from langdc.watchdog import SECONDS, Watchdog
 
 logger = get_logger(__name__)
 
@@ -134,18 +134,19 @@ def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
 def _run(job: _Job, options: argparse.Namespace, out: Console) -> int:
     """Store what is missing; the number of videos and images that are absent at the end."""
     store, specs = FeatureStore.of(job.backbone, job.folder, job.dtype, options.saliency), job.specs
-    bar = track(specs, "Reading files", console=console, transient=True, disable=not is_main_process())
-    keys = [store.key(spec) for spec in bar]
+    keys = store.keys(specs)
     missing = [specs[number] for number in store.store.missing(keys)]
     out.print(f"{job.name}: {len(specs)} videos and images, of which {len(specs) - len(missing)} are stored.")
     seconds = _plan(job, store, specs, missing, out) if is_main_process() and specs else 0.0
     if options.plan:
         return 0
     started, mine = time.perf_counter(), len(store.store.mine(keys))
-    store.fill(specs, failed=lambda _, error: logger.warning("left out: %s", error))
-    if mine:
-        seconds = (time.perf_counter() - started) / mine
-    distributed.barrier()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with Watchdog(SECONDS, job.folder):
+        store.fill(specs, failed=lambda _, error: logger.warning("left out: %s", error))
+        if mine:
+            seconds = (time.perf_counter() - started) / mine
+        distributed.barrier()
     left = store.store.missing(keys)
     if is_main_process():
         _report(store, [spec for number, spec in enumerate(specs) if number not in set(left)], seconds, out)

@@ -19,12 +19,10 @@ from textwrap import shorten
 from typing import Any
 from urllib.parse import unquote
 
-from rich.progress import track
-
 from langdc.config import check
 from langdc.data.records import LETTERS, MARKS, OUTSIDE, SHOWN_LETTERS, Record, leads_outside, listed, write_records
 from langdc.jsonl import writing
-from langdc.log import screen
+from langdc.log import screen, track
 from langdc.prepare.rows import read
 from langdc.tools.options import add_outside
 from langdc.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
@@ -370,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def records() -> Iterator[Record]:
         number = -1
-        for number, (where, row) in enumerate(track(rows, name, console=console, disable=not console.is_terminal)):
+        for number, (where, row) in enumerate(track(rows, None, f"Rows of {name}")):
             try:
                 record = importer.record(row, f"{name}/{number}", options.request)
             except ValueError as error:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from langdc.data.records import MARKS, Record, SegmentRecord, listed, read_records, write_records
-from langdc.log import screen
+from langdc.log import screen, track
 from langdc.prepare.importing import Importer, MissingFile
 from langdc.prepare.rows import parquet, read
 from langdc.tools.options import add_outside
@@ -160,7 +159,7 @@ def _read(name: str, options: argparse.Namespace, captions: _Captions | None, co
     importer.allow_outside = options.allow_outside
     file = root / source.annotations
     rows = _images(file, name, place is not None) if source.annotations == source.media else read(str(file))[1]
-    for number, (_, row) in enumerate(track(rows, name, console=console, disable=not console.is_terminal)):
+    for number, (_, row) in enumerate(track(rows, None, f"Samples of {name}")):
         found.samples += 1
         try:
             record = _record(importer, row, f"{name}/{number}", source.captions)

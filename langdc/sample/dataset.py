@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
 from langdc import jsonl
 from langdc.data.records import QuestionRecord, Record, SegmentRecord, write_records
-from langdc.log import console
+from langdc.log import track
 from langdc.registry import nearest
 from langdc.sample.questions import ask_all, requests
 from langdc.sample.render import draw, draw_video
@@ -122,12 +121,11 @@ def _finished(folder: Path, settings: dict[str, int]) -> bool:
 def _make_all(tasks: list[_Task], workers: int | None) -> Iterator[tuple[str, Record]]:
     """Make every file, in order, with a progress bar."""
     processes = workers or min(os.cpu_count() or 1, max(1, len(tasks) // (2 * _CHUNK)))
-    bar = {"description": "sample set", "total": len(tasks), "console": console, "transient": True}
     if processes == 1:
-        yield from track(map(_make, tasks), **bar)
+        yield from track(map(_make, tasks), len(tasks), "Sample set")
         return
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from track(pool.map(_make, tasks, chunksize=_CHUNK), **bar)
+        yield from track(pool.map(_make, tasks, chunksize=_CHUNK), len(tasks), "Sample set")
 
 
 def _make(task: _Task) -> tuple[str, Record]:

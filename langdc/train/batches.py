@@ -204,8 +204,8 @@ class TrainingData(Dataset):
         if self.states is not None:
             found = [self.states[sample] for sample in samples if sample.specs]
             named["states"] = list(chain.from_iterable(found)) or [None]
-        packed = self.config.train.packing
-        batch = VideoBatch(**videos, **texts, targets=named, blank=not shown, packed=packed)
+        packed, where = self.config.train.packing, [sample.where for sample in samples]
+        batch = VideoBatch(**videos, **texts, targets=named, blank=not shown, packed=packed, where=where)
         if any(sample.padding for sample in samples):
             return {"batch": _as_padding(batch), "counts": {}}
         return {"batch": batch, "counts": self._counts(batch.prompts, targets)}

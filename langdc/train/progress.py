@@ -2,17 +2,15 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState
 
 from langdc import jsonl
-from langdc.log import LINE_SECONDS, console, get_logger, pace
-
-logger = get_logger(__name__)
+from langdc.log import progress
 
 
 class JsonLog(TrainerCallback):
@@ -50,40 +48,29 @@ class JsonLog(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """A progress bar on a terminal; elsewhere a line per tenth of the way, and every LINE_SECONDS."""
+    """The `progress` of steps, with the loss; without a terminal also a line per tenth of the way."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        named = TextColumn("{task.description}", markup=False)  # a folder of the user's
-        columns = (named, BarColumn(), MofNCompleteColumn(), "loss {task.fields[loss]}")
-        terminal = console.is_terminal
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not terminal)
-        self._task = self.bar.add_task(name, total=None, loss="-")
-        self._tenths, self._begun, self._started, self._last = 0, 0, 0.0, 0.0
+        self.name, self._stack, self._tenths, self._step, self._advance = name, ExitStack(), 0, 0, cast(Any, None)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Show the bar."""
-        self.bar.update(self._task, total=state.max_steps, completed=state.global_step)
-        self.bar.start()
-        self._begun, self._started = state.global_step, time.monotonic()
-        self._last = self._started
+        self._step = state.global_step
+        self._advance = self._stack.enter_context(progress(f"{self.name}: steps", state.max_steps, self._step))
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Move it."""
-        self.bar.update(self._task, completed=state.global_step)
+        self._advance(state.global_step - self._step)
+        self._step = state.global_step
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict | None = None, **_: Any) -> None:
         """Show the loss."""
-        if not logs or "loss" not in logs:
-            return
-        self.bar.update(self._task, loss=f"{logs['loss']:.4f}")
-        step, steps, now = state.global_step, state.max_steps, time.monotonic()
-        tenths = 10 * step // max(steps, 1)
-        if self.bar.disable and (tenths > self._tenths or now - self._last >= LINE_SECONDS):
-            self._tenths, self._last = tenths, now
-            taken = pace(step - self._begun, steps - step, now - self._started)
-            logger.info("%s: step %d of %d, loss %.4f, %s", self.name, step, steps, logs["loss"], taken)
+        if logs and "loss" in logs:
+            before, self._tenths = self._tenths, 10 * state.global_step // max(state.max_steps, 1)
+            self._advance(0, self._tenths > before, f"{self.name}: loss {logs['loss']:.4f}, steps")
 
-    def close(self) -> None:
+    def close(self, *_: Any, **__: Any) -> None:
         """Take it away, also after an error."""
-        self.bar.stop()
+        self._stack.close()
+
+    on_train_end = close

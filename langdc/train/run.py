@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,12 @@ from langdc.config import RunConfig
 from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.hashing import tensor_hash, tensors_hash
-from langdc.log import get_logger
+from langdc.log import get_logger, progress
 from langdc.tools.options import add_outside
 from langdc.train import chain, output, stopping
 from langdc.train.arguments import check_environment, training_arguments
 from langdc.train.batches import TrainingData
+from langdc.train.finite import ADVICE
 from langdc.train.learner import Learner
 from langdc.train.meter import Meter
 from langdc.train.objectives import objectives
@@ -44,7 +45,7 @@ from langdc.train.stopping import GracefulShutdown, Stopped
 from langdc.train.tracking import CaptionEval, tracked
 from langdc.train.trainer import BEST_FILE, RunTrainer
 from langdc.train.validation import Validation, split, validation_data
-from langdc.train.watchdog import Watchdog
+from langdc.watchdog import Watchdog, beat
 
 logger = get_logger(__name__)
 
@@ -60,10 +61,11 @@ def train(config: RunConfig) -> Path:
     distributed.start(deepspeed=config.deepspeed is not None)
     if config.tf32:
         torch.set_float32_matmul_precision("high")
-    with output.resolve_output_dir(config) as directory:
+    with output.resolve_output_dir(config) as directory, ExitStack() as watched:
         set_seed(config.seed)  # so that new parameters are the same in every process and after a resume
         objective = objectives.build(config.objective.name, **config.objective.settings)
         run = RunModel.of(config, objective, devices.device())
+        watched.enter_context(Watchdog(config.watchdog, directory))
         saliency = "saliency" in run.model.compressor.needs
         # frozen parts are in bfloat16 where the steps are, trained ones are not
         with torch.autocast(devices.device().type, torch.bfloat16, config.precision == "bfloat16"):
@@ -101,10 +103,8 @@ def _fit(run: RunModel, data: TrainingData, measured: TrainingData | None, direc
         directory / output.LOG, lambda steps: steps // per_epoch * items + min(steps % per_epoch * step, items)
     )
     bar, shutdown = Bar(name), GracefulShutdown()
-    watchdog = Watchdog(learner, config.watchdog) if config.watchdog is not None else None
     callbacks = [shutdown, *CaptionEval.of(config, directory, run.model, data.features, meter)]
     callbacks += [log, bar] if is_main_process() else []
-    callbacks += [watchdog] if watchdog is not None else []
     trainer = RunTrainer(learner, data, training_arguments(config, resume, name), meter, callbacks)
     validation = Validation(trainer, measured) if measured is not None else None
     if validation is not None:
@@ -115,7 +115,7 @@ def _fit(run: RunModel, data: TrainingData, measured: TrainingData | None, direc
         newest = distributed.broadcast(str(whole[0] or "") if whole else "")
         if newest:
             logger.info("Resuming after step %s.", newest.rpartition("-")[2])
-        with tracked(trainer, directory), shutdown.listening(), closing(watchdog) if watchdog else nullcontext():
+        with tracked(trainer, directory), shutdown.listening():
             trainer.train(resume_from_checkpoint=newest or None)
             shutdown.agree()  # a signal may have come after the last step
         steps = trainer.state.global_step
@@ -163,14 +163,17 @@ def _write(run: RunModel, data: TrainingData, directory: Path, figures: dict[str
     config, tensors = data.config, run.tensors()
     broken = sorted(name for name in run.trained & tensors.keys() if not tensors[name].isfinite().all())
     if broken or not math.isfinite(figures["loss"]):
-        raise ValueError(f"Nothing was saved: {len(broken)} trained tensors are not finite {broken[:1]}.")
+        what = f"{len(broken)} trained tensors, such as {broken[0]}, are" if broken else "The loss is"
+        raise ValueError(f"{what} NaN or infinite, so nothing is saved. {ADVICE}")
     figures = {**figures, "hash": tensors_hash(tensors)}
     info = {"stage": config.stage, "objective": config.objective.name, "data_sha256": data.hash(), "training": figures}
     info |= {"ema": config.train.ema} if config.train.ema is not None else {}
-    checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
-    if config.verify_save:
-        hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
-        figures["verified"] = checkpoint.verify_saved(directory, hashes)
+    with progress(f"Writing {directory}"):
+        checkpoint.save(run.model, directory, tensors=tensors, lora=run.lora, info=info)
+        if config.verify_save:
+            beat(f"writing {directory}, which a fresh process reads again")
+            hashes = {name: tensor_hash(tensor, torch.float32) for name, tensor in tensors.items()}
+            figures["verified"] = checkpoint.verify_saved(directory, hashes)
     return figures
 
 

@@ -77,4 +77,7 @@ class FrozenStates:
             if states is None:
                 raise ValueError(f"{type(compressor).__name__} has a frozen identity and returned no states.")
             for number, per_video in zip(chunk, states, strict=True):
+                if not all(part.isfinite().all() for part in per_video):
+                    what = f"{self.videos[number][0].where}: the frozen part of {type(compressor).__name__}"
+                    raise ValueError(f"{what} gives NaN or infinity. Look at its video, or take the record out.")
                 yield number, {str(n): part.cpu().contiguous() for n, part in enumerate(per_video)}

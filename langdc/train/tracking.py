@@ -26,6 +26,7 @@ from langdc.model import VideoModel
 from langdc.train.arguments import zero_stage
 from langdc.train.meter import Meter
 from langdc.types import Context, FrameSpec, VideoBatch
+from langdc.watchdog import beat
 
 
 class CaptionEval(TrainerCallback):
@@ -117,6 +118,7 @@ class CaptionEval(TrainerCallback):
         self.model.eval()
         writer, size, written = self._writer(device), self.config.batch_size, []
         for first in range(0, len(self.specs), size):
+            beat(f"captions of held-out videos before number {first}")
             found = [self.features.get(spec) for spec in self.specs[first : first + size]]
             batch = VideoBatch([grids for grids, _ in found], [seconds for _, seconds in found])
             with self._autocast():

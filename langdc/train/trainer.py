@@ -27,13 +27,16 @@ from langdc import checkpoint, distributed, jsonl
 from langdc.train import elastic
 from langdc.train.batches import TrainingData
 from langdc.train.ema import Ema
+from langdc.train.finite import ADVICE, FiniteCheck
 from langdc.train.learner import Learner
 from langdc.train.meter import Meter
 from langdc.train.mixing import grouped
 from langdc.train.output import COMPLETE, checkpoints, complete
+from langdc.watchdog import beat, entering
 
 TRAINED = "trained.safetensors"
 EMA = "ema.safetensors"
+OVERFLOW = "In float16 the gradients overflow with every scale of the loss"
 BEST_FILE = "best.safetensors"
 """The trained tensors with the lowest validation loss so far; each checkpoint has a copy of those that it knows."""
 
@@ -62,13 +65,15 @@ class RunTrainer(Trainer):
         )
         self.add_callback(_EpochCallback(self))
         self.ema: Ema | None = None
-        self._recent: list[tuple[int, Tensor]] = []  # step and loss of each micro-batch since the last line of the log
+        self.finite = FiniteCheck(self)
+        self._batches: list[dict[str, Any]] = []  # of the step
+        self._losses: list[Tensor] = []
         self.model_accepts_loss_kwargs = True  # forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         """As the Trainer does, with the parts of the module that belong in an engine."""
-        with self.learner.engine_parts():
+        with self.learner.engine_parts(), entering(self.learner):
             output = super().train(*arguments, **keywords)
             if self.is_deepspeed_enabled:
                 engine: Any = self.deepspeed
@@ -94,7 +99,9 @@ class RunTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
         """As the Trainer does, with the time it took."""
         with self.meter.waiting(self.state.total_flos):
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            found = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._batches, self._losses = found[0], []
+        return found
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """The count of each loss in the whole step, at least 1, by name, and its number of "batches".
@@ -115,25 +122,34 @@ class RunTrainer(Trainer):
         return self.learner.flops
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
-        """As the Trainer does; the loss is kept, unread, until the next line of the log."""
-        loss = super().training_step(*arguments, **keywords)
-        self._recent.append((self.state.global_step + 1, loss))
-        return loss
+        """As the Trainer does; the loss is kept, unread, until the gradients are known."""
+        try:
+            self._losses.append(super().training_step(*arguments, **keywords))
+        except Exception as error:  # DeepSpeed's has no class of its own
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise ValueError(f"{OVERFLOW} at step {self.state.global_step + 1}. {ADVICE}") from None
+        return self._losses[-1]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As the Trainer does; a step that is not finite, and those after it, change nothing: see `FiniteCheck`."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        broken = self.finite.note(self._batches, self._losses, None if self.args.fp16 else norm)
+        if not (self.is_deepspeed_enabled or self.args.fp16):  # these skip such steps themselves
+            cast(Any, self.optimizer).optimizer.found_inf = broken  # torch's fused optimizers then leave all as it is
+        return norm
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """As the Trainer does, with the meter's figures. ValueError names the first step whose loss is not finite; a
-        checkpoint is written only after a line of the log.
+        """As the Trainer does, with the meter's figures. ValueError as `FiniteCheck.check`; a checkpoint is written
+        only after a line of the log.
         """
         if "loss" in logs:
             logs.update(self.meter.figures(self.state.total_flos))
         super().log(logs, start_time)
-        if not math.isfinite(logs.get("loss", 0.0)):
-            bad = min((n for n, loss in self._recent if not loss.isfinite()), default=self.state.global_step)
-            raise ValueError(
-                f"The loss is {logs['loss']} at step {min(distributed.gather(bad))}; more steps cannot repair it. Try "
-                "a lower train.learning_rate, a longer train.warmup, or precision: bfloat16 in place of float16."
-            )
-        self._recent = []
+        self.finite.check()
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() < 1:  # halved at each overflow
+            raise ValueError(f"{OVERFLOW} by step {self.state.global_step}. {ADVICE}")
 
     # ---- parameters
 
@@ -255,6 +271,12 @@ class RunTrainer(Trainer):
         super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the Trainer does, marked when it is complete; ValueError, and none, for weights that are not finite."""
+        held = [(name, getattr(part, "ds_tensor", part).detach()) for name, part in self.trained().items()]
+        broken = [name for name, part in held if not part.isfinite().all()]
+        if broken := sorted({name for names in distributed.gather(broken) for name in names}):
+            step, more = self.state.global_step, f"{len(broken)} trained tensors, such as {broken[0]},"
+            raise ValueError(f"{more} are NaN or infinite after step {step}, which is not saved. {ADVICE}")
         directory = Path(str(self.args.output_dir))
         newest = directory / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
@@ -347,8 +369,15 @@ class _EpochCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Amend what the Trainer decided to do after this step."""
+        beat(f"step {state.global_step}")
         if self.trainer.ema is not None:
             self.trainer.ema.update(state.global_step)
         last = state.global_step >= state.max_steps
         control.should_save = control.should_save and not last
         control.should_log = control.should_log or control.should_save or last
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Tell the watchdog of a batch of an accumulated step, one of validation, and a checkpoint."""
+        beat(f"step {state.global_step}")
+
+    on_prediction_step = on_save = on_substep_end

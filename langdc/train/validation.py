@@ -28,6 +28,7 @@ from langdc.log import get_logger
 from langdc.model import VideoModel
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.train.batches import GB, TrainingData
+from langdc.train.finite import explain
 from langdc.train.samples import Sample, read_samples
 from langdc.train.trainer import BEST_FILE, EvenBatchSampler, RunTrainer
 from langdc.types import FrameSpec
@@ -144,12 +145,14 @@ class Validation(TrainerCallback):
     def __init__(self, trainer: RunTrainer, data: TrainingData) -> None:
         assert data.config.train.validation is not None  # as chosen
         self.trainer, self.data, self.settings, self.stopped = trainer, data, data.config.train.validation, False
+        self._broken: list[int] = []  # a batch that was not finite, or the last one
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Measure, if it is time."""
         step, every, last = state.global_step, self.settings.every, state.global_step >= state.max_steps
         if step % every and not last:
             return
+        self.trainer.finite.check()
         with self.trainer.meter.pause(), self.trainer.averaged():
             figures = self._figures(step)
             if state.best_metric is None or figures["eval_loss"] < state.best_metric:
@@ -176,27 +179,33 @@ class Validation(TrainerCallback):
             found = self._losses()
             names = [name for name in learner.names if name in found]
             loss = sum(learner.weights.get(name, 1.0) * found[name] for name in names)
-            if not names or not math.isfinite(loss):
-                what = f"The validation loss is {loss} at step {step}." if names else "There are no validation targets."
-                raise ValueError(f"{what} Look at the records of train.validation, or leave it out.")
+            if not names:
+                raise ValueError("There are no validation targets. Look at the records of train.validation.")
+            if not math.isfinite(loss):
+                why = explain(self.trainer, [self._batch(self._broken)])
+                raise ValueError(f"The validation loss is {loss} at step {step}. {why}")
             figures = {"eval_loss": loss, **({f"eval_loss_{name}": found[name] for name in names} if names[1:] else {})}
             figures |= self._accuracy() if self.settings.accuracy else {}
         learner.train()
         return figures
 
+    def _batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        return self.data.collate([self.data[index] for index in indices])
+
     def _losses(self) -> dict[str, float]:
         """Each loss by name: the sum over all targets of all processes, over their count."""
-        learner, size, found = self.trainer.learner, self.data.config.train.batch_size, []
+        learner, size, found, last = self.trainer.learner, self.data.config.train.batch_size, [], [0]
         first = len({sample.where for sample in self.data.samples})
         parts = [(0, first, learner.names), (first, len(self.data), learner.objective.names)]
         for start, end, names in parts:
             for numbers in EvenBatchSampler(end - start, size, 0):
-                batch = self.data.collate([self.data[n + start if n >= 0 else n - start] for n in numbers])
-                learner(**self.trainer._prepare_inputs(batch))
-                found += [(name, *learner.parts[name]) for name in names if name in learner.parts]
+                last = [n + start if n >= 0 else n - start for n in numbers]
+                learner(**self.trainer._prepare_inputs(self._batch(last)))
+                found += [(name, *learner.parts[name], last) for name in names if name in learner.parts]
                 self._alive()
-        sums = torch.stack([total.float() for _, total, _ in found]).tolist() if found else []
-        own = [(name, total, count) for (name, _, count), total in zip(found, sums, strict=True)]
+        sums = torch.stack([total.float() for _, total, *_ in found]).tolist() if found else []
+        self._broken = next((one[3] for one, total in zip(found, sums, strict=True) if not math.isfinite(total)), last)
+        own = [(name, total, count) for (name, _, count, _), total in zip(found, sums, strict=True)]
         everyone = [each for part in distributed.gather(own) for each in part]
         counts = Counter[str]()
         for name, _, count in everyone:

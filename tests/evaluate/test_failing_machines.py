@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from langdc import jsonl
+from langdc import jsonl, watchdog
 from tests.evaluate import runs
 from tests.evaluate.place import DONE, FAILED, MACHINE, ROOT, Place
 
@@ -115,6 +115,26 @@ def test_a_killed_rank(place: Place, prepared: Path, tmp_path: Path) -> None:
     said = again.communicate(timeout=100)[0].decode()
     assert again.returncode == DONE, said
     assert place.lines() == place.lines(alone)
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still(place: Place, prepared: Path, tmp_path: Path) -> None:
+    """The other one has answered its share, waits, and says for whom; the same command completes both."""
+    records = runs.write_data(tmp_path / "more", videos=12, seed=8)
+    tree = yaml.safe_load(place.file.read_text())
+    tree |= {"task": {"name": "sample", "data": str(records)}, "max_new_tokens": 12, "batch_size": 1}
+    place.file.write_text(yaml.safe_dump({**tree, "watchdog": 15.0}))
+    launcher = _launch(place.file)
+    _wait_for_lines(launcher, place.output)
+    _rank(launcher, 1).suspend()
+    said = launcher.communicate(timeout=200)[0].decode()
+    assert launcher.returncode != DONE and "Watchdog: process 0 of 2" in said
+    assert "finished nothing for 15 seconds" in said and "It waits for other processes (process 1, last seen" in said
+    assert f"exitcode  : {watchdog.EXIT_CODE}" in said
+    place.file.write_text(yaml.safe_dump({**tree, "watchdog": None}))
+    again = _launch(place.file)
+    said = again.communicate(timeout=200)[0].decode()
+    assert again.returncode == DONE, said
 
 
 def _keys(lines: list[dict]) -> set[str]:

@@ -8,10 +8,9 @@ from typing import Any
 from lmms_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]  # not a dependency
 from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from PIL import Image
-from rich.progress import track
 
-from langdc.distributed import is_main_process, rank, world_size
-from langdc.log import console, get_logger
+from langdc.distributed import rank, world_size
+from langdc.log import get_logger, track
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.tools.lmms_eval import terms
 
@@ -59,7 +58,7 @@ class LangDCModel(lmms):
         """Answer requests one by one; consecutive ones about the same video decode, encode and compress it once."""
         replies: list[str] = []
         failed = 0
-        for request in track(requests, "answering", console=console, disable=not is_main_process()):
+        for request in track(requests, len(requests), "Answering"):
             text, settings, visuals_of, doc_id, task, split = request.args
             visuals = visuals_of(self.task_dict[task][split][doc_id])
             if not isinstance(visuals, list | tuple):  # tasks without any give None, some give a single one

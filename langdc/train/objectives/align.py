@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from langdc.interfaces import Objective
 from langdc.language_models import ids_of
+from langdc.log import track
 from langdc.train.objectives import objectives
 from langdc.types import Context, VideoBatch
 
@@ -72,7 +73,7 @@ class Align(Objective):
         gram, cross = torch.zeros(inner, inner).double(), torch.zeros(inner, outer).double()
         size, words = 0.0, 0
         step = data.config.train.batch_size
-        for first in range(0, len(data), step):
+        for first in track(starts := range(0, len(data), step), len(starts), "Aligning"):
             targets = data.collate(data.samples[first : first + step])["batch"].targets
             states, ids = (torch.cat([*chain(*targets[name])]) for name in ("states", "captions"))
             states = nn.functional.pad(states.double().cpu(), (0, 1), value=1.0)  # the last column is for the bias

@@ -76,7 +76,10 @@ class Distill(Objective):
         logger.info("distill: the uncompressed model writes %d replies.", len(asked))
         own = asked[distributed.rank() :: distributed.world_size()]
         for sample, text in track(own, len(own), "Writing replies"):
-            reply = self._reply(model, data.collate([sample])["batch"], len(sample.specs), text)
+            try:
+                reply = self._reply(model, data.collate([sample])["batch"], len(sample.specs), text)
+            except ValueError as error:
+                raise ValueError(f"{sample.where}: {error}") from None
             line = {"id": sample.record.id, "question": text, "reply": reply}
             jsonl.append(directory / f"replies-{distributed.rank()}.jsonl", line)
         distributed.barrier()
