@@ -151,7 +151,8 @@ class Importer:
                 raise ValueError(f"{where}: its data: address is not whole base64") from None
         if content is not None:
             return self._unpack(kind, name if isinstance(name, str) else "", content, where)
-        name = unquote(name[7:]) if _text(name, where).startswith("file://") else name.replace("\\", "/")
+        given = _text(name, where)
+        name = unquote(given[7:]) if given.startswith("file://") else given.replace("\\", "/")
         if "://" in name:
             raise ValueError(f"{where}: {name} is not on this machine; fetch it and give its path")
         suffixes = VIDEO_SUFFIXES if kind == "video" and not name.lower().endswith(VIDEO_SUFFIXES) else ()
@@ -363,8 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (what, rows), name = read(options.source, options.split), source.resolve().stem
     media = options.media or (source if source.is_dir() else source.parent if source.exists() else Path())
     importer = Importer(options.name or name, media, out.parent, out.parent / f"{out.stem}_media")
-    importer.allow_outside = options.allow_outside
-    missing, unusable = list[str](), list[str]()
+    importer.allow_outside, missing, unusable = options.allow_outside, list[str](), list[str]()
 
     def records() -> Iterator[Record]:
         number = -1
