@@ -5,14 +5,12 @@ is killed at a random moment, its disk fills up, and so on (`FAULTS`), and the s
 tensors, log, answers or records, to the bit, without times. A command that a bad disk stops must say why in one line,
 with an exit code of docs/failures.md.
 
-torture.md and torture.json in --out are written anew after each try; logs/ has what the commands print. The exit code
-is 1 if a command refused to resume, or anything else was wrong. Disks are mounted in a namespace of this process; what
-cannot be had here is skipped, with the reason.
+torture.md and torture.json in --out are written anew after each try; logs/ has what the commands print. Exit code 1: a
+command refused to resume, or was wrong. What may not be mounted here, in a namespace of this process, is skipped.
 """
 
 import argparse
 import base64
-import json
 import os
 import random
 import re
@@ -38,12 +36,12 @@ sys.path.insert(0, str(ROOT))
 
 from langdc.jsonl import read, write_json, write_lines, write_text  # noqa: E402
 
-LIMIT = 300.0
+LIMIT = 600.0
 """Seconds after which a command hangs."""
 MARK = "LANGDC_TORTURE"
 """Environment variable by which the processes of a command are found."""
-TIMES = {"seconds", "samples_per_second", "tokens_per_second", "data_wait", "mfu", "peak_bytes", "date", "hash"}
-"""Fields that are not compared. `hash` is that of the tensors, which are."""
+TIMES = {"seconds", "samples_per_second", "tokens_per_second", "data_wait", "mfu", "peak_bytes", "date"}
+"""Fields that are not compared."""
 
 
 class Job(NamedTuple):
@@ -54,7 +52,7 @@ class Job(NamedTuple):
     processes: int = 1
 
 
-RUN = ("run/model.safetensors", "run/log.jsonl", "run/finished.json")
+RUN = ("run/model.safetensors", "run/log.jsonl")
 TRAIN = "output={work}/run features={data}/features train.data=[{data}/train.jsonl] start=null train.steps=10 "
 TRAIN += "save_steps=2 log_steps=1 train.batch_size="
 STAGE2 = f"train/stage2.py --config sample/langdc/stage2_density {TRAIN}"
@@ -65,7 +63,7 @@ EVAL, ANSWERS = "eval/run.py --config {data}/eval.yaml output={work}/eval", ("ev
 DATA, CAPTIONS = "-m langdc.cli data", ("captions.jsonl", "captions.jsonl.work/*.jsonl")
 CAPTION = f"{DATA} caption {{data}}/train.jsonl --out {{work}}/captions.jsonl --teacher sample:langdc --captioner"
 FEATURES = "--train sample/langdc/stage3 train.data=[{data}/train.jsonl] features={work}/features start=null"
-FAULTY = ("check/media.jsonl", "check/faults.jsonl", "check/quarantine.jsonl")
+FAULTY = ("check/media*.jsonl", "check/faults.jsonl", "check/quarantine.jsonl")
 JOBS = {
     "stage2": Job(f"{STAGE2}4", RUN),
     "stage3": Job(f"{STAGE3}4", RUN),
@@ -84,12 +82,7 @@ Reference = namedtuple("Reference", "code startup seconds size files result")
 
 
 class Outcome(Exception):
-    """How a try ends: equal, refused (one line where it had to resume), wrong, missed (the command had ended before)
-    or skipped (the fault cannot be had here); and why.
-    """
-
-
-# ---- what a job ends with
+    """How a try ends, and why: equal, refused (one line where it had to resume), wrong, missed (too late), skipped."""
 
 
 def result(job: Job, work: Path) -> dict[str, Any]:
@@ -102,8 +95,6 @@ def result(job: Job, work: Path) -> dict[str, Any]:
                 found |= {f"{name} {tensor}": each for tensor, each in deserialize(path.read_bytes())}
             elif path.suffix == ".jsonl":
                 lines.setdefault(f"{path.parent.name}/*" if "*" in pattern else name, []).extend(read(path))
-            elif path.name == "finished.json":
-                lines[name] = [json.loads(path.read_text())]
             else:
                 found[name] = path.read_bytes()
     for name, of in lines.items():
@@ -113,31 +104,23 @@ def result(job: Job, work: Path) -> dict[str, Any]:
     return found
 
 
-# ---- processes and disks
-
-
-def family(mark: str, rank: str = "") -> list[psutil.Process]:
-    """The living processes of a command, or of one rank of it, also those that left its group or lost their parent."""
+def family(mark: str, rank: str = "", send: signal.Signals | None = None) -> list[psutil.Process]:
+    """The living processes of a command or of one of its ranks, whatever their parents are; `send` them a signal."""
     found = []
     for one in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             own = one.environ()
             if own.get(MARK) == mark and rank in ("", own.get("RANK")) and one.status() != psutil.STATUS_ZOMBIE:
                 found.append(one)
-    return found
-
-
-def send(number: signal.Signals, processes: Sequence[psutil.Process]) -> Sequence[psutil.Process]:
-    """Send a signal to processes, as far as they are still there, and return them."""
-    for one in processes:
+    for one in found if send is not None else ():
         with suppress(psutil.Error):
-            one.send_signal(number)
-    return processes
+            one.send_signal(send)
+    return found
 
 
 def tool(*words: str | Path) -> None:
     """Run a program of the system; where it fails, a try that needs it is skipped."""
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    done = subprocess.run(["env", *map(str, words)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Outcome("skipped", f"{words[0]}: {done.stderr.strip()[:200]}")
 
@@ -173,9 +156,6 @@ def unmount(place: Path) -> None:
         time.sleep(0.02)
 
 
-# ---- the tries
-
-
 class Torture:
     """Jobs in one place, one after the other, and what disturbs them. `now` is what the pages say of a try."""
 
@@ -183,21 +163,22 @@ class Torture:
         self.out, self.seed, self.work, self.data, self.logs = out, seed, out / "work", out / "data", out / "logs"
         self.references: dict[str, Reference] = {}
         self.logs.mkdir(parents=True, exist_ok=True)
-        alone = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        self.environment = {**os.environ, **alone, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+        alone = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+        self.environment = {**os.environ, **alone, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
     def prepare(self) -> None:
         """Make the data: sample videos, records with two faults, rows of another format with pictures in them."""
         words = f"{DATA} sample --out {self.data} --train 32 --test 8 --images 0 --workers 1"
         subprocess.run([sys.executable, *words.split()], cwd=ROOT, env=self.environment, check=True)
-        entries = [{"name": str(how), "model": "sample:langdc", "control": how} for how in (None, "caption_text")]
+        entries = [{"name": "langdc", "model": "sample:langdc"}]
+        entries += [{**entries[0], "name": "text", "control": "caption_text"}]
         task = {"name": "sample", "data": f"{self.data}/test.jsonl"}
         write_json(self.data / "eval.yaml", {"task": task, "entries": entries, "max_new_tokens": 8, "batch_size": 2})
         records = read(self.data / "train.jsonl")
         (self.data / "cut.mp4").write_bytes((self.data / records[0]["video"]).read_bytes()[:-700])
         records += [{"id": name, "video": f"{name}.mp4"} for name in ("cut", "missing")]
         write_lines(self.data / "faulty.jsonl", records)
-        made = (base64.b64encode(random.Random(n).randbytes(2000)).decode() for n in range(2000))
+        made = (base64.b64encode(random.Random(n).randbytes(2000)).decode() for n in range(4000))
         rows = ({"image": f"data:image/png;base64,{each}", "question": "what ?", "answer": "a"} for each in made)
         write_lines(self.data / "foreign.jsonl", rows)
 
@@ -223,18 +204,22 @@ class Torture:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             words = job.words.format(work=self.work, data=self.data, port=probe.getsockname()[1]).split()
-        command, mark = [sys.executable, *words], uuid4().hex
+        command, mark, began = [sys.executable, *words], uuid4().hex, time.monotonic()
         with log.open("a") as said:
             said.write(f"$ python {' '.join(words)}\n")
             said.flush()
             self.environment[MARK] = mark
             process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=said, stderr=said)
         try:
-            while process.poll() is None and not self.sizes():
+            while process.poll() is None and not self.sizes() and time.monotonic() < began + LIMIT:
                 time.sleep(0.005)
             yield process, mark
+        except subprocess.TimeoutExpired:
+            family(mark, send=signal.SIGABRT)  # upon which each writes where it is
+            time.sleep(1)
+            raise Outcome("wrong", f"it hangs: no end after {LIMIT:.0f} s") from None
         finally:
-            while left := send(signal.SIGKILL, family(mark)):
+            while left := family(mark, send=signal.SIGKILL):
                 psutil.wait_procs(left, 1)
             process.wait()
 
@@ -252,8 +237,8 @@ class Torture:
                     time.sleep(0.02)
             if process.returncode not in (0, 1) or not (found := result(job, self.work)):
                 raise SystemExit(f"{name} ends with {process.returncode}, undisturbed; see {log}.")
-            most = [max(each) for each in zip(*seen, strict=True)]  # the times go up
-            self.references[name] = Reference(process.returncode, first - began, *most, found)
+            seconds, size, files = map(max, zip(*seen, strict=True))
+            self.references[name] = Reference(process.returncode, first - began, seconds, size, files, found)
         return self.references[name]
 
     def attempt(self, fault: str, name: str, number: int) -> dict[str, Any]:
@@ -273,28 +258,28 @@ class Torture:
             if other := sorted(name for name in {**found, **right} if found.get(name) != right.get(name)):
                 raise Outcome("wrong", f"{len(other)} of {len(right)} parts of its result are others, as {other[0]}")
             raise Outcome("equal" if self.now["struck"] else "missed", "")
-        except Outcome as end:
-            self.now["outcome"], self.now["reason"] = end.args
+        except (Outcome, ValueError) as end:  # ValueError: a result that cannot be read
+            self.now["outcome"], self.now["reason"] = end.args if isinstance(end, Outcome) else ("wrong", str(end))
         finally:
             unmount(self.work)
+            if self.work.is_symlink():
+                self.empty()
         return {**self.now, "log": str(self.log), "seconds": time.monotonic() - began}
 
     def run(self) -> tuple[int, str]:
-        """Run the command to its end: its exit code and last line, which must be those of a success or of one error."""
+        """Run the command to its end: its exit code and last line; wrong if an error is not one line with a file."""
         start = self.log.stat().st_size if self.log.exists() else 0
         with self.started(self.job, self.log) as (process, mark):
-            try:
-                code = process.wait(LIMIT)
-            except subprocess.TimeoutExpired:
-                raise Outcome("wrong", f"it hangs: no end after {LIMIT:.0f} s") from None
+            code = process.wait(LIMIT)
             if psutil.wait_procs(family(mark), 15)[1]:
                 raise Outcome("wrong", "it left processes")
         said = self.log.read_bytes()[start:].decode(errors="replace")
         errors = re.findall(r"^(?:\[process \d+\] )?error: .*", said, re.MULTILINE)
         last = (errors or said.split("\n"))[-1][:300]
-        stated = errors and (self.job.processes > 1 or (not errors[1:] and code in (2, 3)))  # not of a launcher
+        named = str(self.work) in last if code == 3 else code == 2 and "No space" not in last
+        stated = errors and (self.job.processes > 1 or (named and not errors[1:]))  # launchers have other codes
         if f'File "{ROOT}' in said or not (code == self.wanted.code or stated):
-            raise Outcome("wrong", f"it ended with {code} and a traceback or no line of an error: {last}")
+            raise Outcome("wrong", f"it ended with {code} and a traceback, or not as docs/failures.md says: {last}")
         return code, last
 
     @contextmanager
@@ -314,11 +299,9 @@ class Torture:
         """Kill all processes at once, or one of several, whose launcher must then end."""
         with self.halfway() as (process, mark):
             rank = str(self.rng.randrange(2 * self.job.processes)) if self.job.processes > 1 else "none"
-            send(signal.SIGKILL, family(mark, rank)[:1] or family(mark))
-            try:
-                self.now["stopped"] = process.wait(LIMIT)
-            except subprocess.TimeoutExpired:
-                raise Outcome("wrong", "the launcher waits for a process that was killed") from None
+            if not family(mark, rank, signal.SIGKILL):
+                family(mark, send=signal.SIGKILL)
+            self.now["stopped"] = process.wait(LIMIT)
 
     def cut_power(self) -> None:
         """Lose what was not on the disk at a random moment."""
@@ -326,7 +309,7 @@ class Torture:
         image.unlink(missing_ok=True)
         image_disk(self.work, image)
         with self.halfway() as (_, mark):
-            send(signal.SIGSTOP, family(mark))
+            family(mark, send=signal.SIGSTOP)
             number = self.work.stat().st_dev
             device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
             before = None
@@ -338,8 +321,8 @@ class Torture:
 
     def spoil_disk(self, *given: str) -> None:
         """A disk as given, else one that is full at a random byte or, one time in four, a random number of files."""
-        size, files = self.rng.randrange(4096, self.wanted.size), self.rng.randrange(2, self.wanted.files + 2)
-        limit = f"size={size}" if self.rng.random() < 0.75 else f"nr_inodes={files}"
+        size, files = self.rng.randrange(self.wanted.size), self.rng.randrange(2, self.wanted.files + 2)
+        limit = f"size={size + 1}" if self.rng.random() < 0.75 else f"nr_inodes={files}"
         memory_disk(self.work, *(given or [limit]))
         self.now["struck"] = True
         self.now["stopped"], _ = self.run()
@@ -348,8 +331,7 @@ class Torture:
 
     def move(self) -> None:
         """Kill it where the work is a link to another file system."""
-        if not Path("/dev/shm").is_mount():
-            raise Outcome("skipped", "/dev/shm is no file system of its own")
+        tool("mountpoint", "/dev/shm")
         self.work.rmdir()
         self.work.symlink_to(tempfile.mkdtemp(dir="/dev/shm"))
         self.kill()
@@ -371,14 +353,10 @@ FAULTS = {
 }
 
 
-# ---- the command
-
-
 def page(tries: Sequence[dict[str, Any]]) -> str:
     """Counts by fault and by job, and what was wrong or skipped, in Markdown."""
     lines = ["| fault | job | tried | struck | resumed | equal | refused | wrong |", "|---" * 8 + "|"]
-    pairs = [(one["fault"], "all") for one in tries] + [(one["fault"], one["job"]) for one in tries]
-    for fault, job in dict.fromkeys(pairs):
+    for fault, job in dict.fromkeys((one["fault"], name or one["job"]) for name in ("all", "") for one in tries):
         of = [one for one in tries if one["fault"] == fault and job in (one["job"], "all")]
         counts = [len(of), sum(one["struck"] for one in of), sum(one["code"] in (0, 1) for one in of)]
         counts += [sum(one["outcome"] == name for one in of) for name in ("equal", "refused", "wrong")]
@@ -407,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         order = random.Random(f"{options.seed} {fault}").sample(jobs, len(jobs))
         for number in range(3 * wanted[fault]):  # a command may end before its fault
             done = [one for one in tries if one["fault"] == fault]
-            if sum(one["struck"] for one in done) >= wanted[fault] or "skipped" in [one["outcome"] for one in done]:
+            if sum(one["struck"] for one in done) >= wanted[fault] or any(one["outcome"] == "skipped" for one in done):
                 break
             tries.append(torture.attempt(fault, order[number % len(order)], number))
             print("{fault}, {job}: {outcome} {reason} ({seconds:.0f} s)".format(**tries[-1]), flush=True)
