@@ -275,7 +275,7 @@ class Torture:
                 raise Outcome("wrong", "it left processes")
         said = self.log.read_bytes()[start:].decode(errors="replace")
         errors = re.findall(r"^(?:\[process \d+\] )?error: .*", said, re.MULTILINE)
-        last = (errors or said.split("\n"))[-1][:300]
+        last = (errors or said.rstrip().split("\n"))[-1][:300]
         named = str(self.work) in last if code == 3 else code == 2 and "No space" not in last
         stated = errors and (self.job.processes > 1 or (named and not errors[1:]))  # launchers have other codes
         if f'File "{ROOT}' in said or not (code == self.wanted.code or stated):
