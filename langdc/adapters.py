@@ -8,12 +8,22 @@ from torch import nn
 
 from langdc.config import LoraConfig
 from langdc.devices import making
+from langdc.registry import nearest
 
 
 def adapt(model: nn.Module, config: LoraConfig) -> None:
     """Put LoRA layers into a model without its head, in place; all other names and classes stay as they are. Their
-    weights are drawn where the model is.
+    weights are drawn where the model is. ValueError for targets that no layer is called by.
     """
+    if isinstance(config.targets, list):
+        layers = [name for name, part in model.named_modules() if getattr(getattr(part, "weight", None), "ndim", 0) > 1]
+        unmatched = [each for each in config.targets if not any(f".{name}".endswith(f".{each}") for name in layers)]
+        if unmatched or not config.targets:
+            names = {name.rpartition(".")[2] for name in layers}
+            raise ValueError(
+                f"lora.targets: no layer of this {type(model).__name__} is called {', '.join(unmatched) or 'nothing'}."
+                f"{nearest(''.join(unmatched[:1]), names)} Or give all-linear."
+            )
     import peft  # takes seconds, and few who import this module have an adapter
 
     settings = peft.LoraConfig(

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from langdc.attention import causal_rows
 from langdc.decode import greedy, predictions
 from langdc.flops import uncounted
-from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer
+from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer, templated
 from langdc.log import get_logger
 from langdc.sources import Source
 from langdc.types import LanguageWork
@@ -102,7 +102,7 @@ class Captioner(nn.Module):
             laid_out = prompt.replace("{video}", VIDEO_MARK)
         else:
             message = {"role": "user", "content": f"{VIDEO_MARK}\n{prompt}"}
-            laid_out = str(self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+            laid_out = templated(self.tokenizer, [message], reply_next=True)
         before, _, after = laid_out.partition(VIDEO_MARK)
         return ids_of(self.tokenizer, before), ids_of(self.tokenizer, after)
 

@@ -25,14 +25,25 @@ from langdc.adapters import adapt
 from langdc.backbones import backbone_of, backbones
 from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
-from langdc.hashing import file_hash, is_part, mark_read, part_identity, seen_hash, tensor_hash, tensors_hash
+from langdc.hashing import (
+    file_hash,
+    folder_files,
+    is_part,
+    json_hash,
+    mark_read,
+    part_identity,
+    seen_hash,
+    tensor_hash,
+    tensors_hash,
+)
 from langdc.model import VideoModel
-from langdc.sources import read_json, resolve
+from langdc.modelfiles import read_settings, refuse_tensors
+from langdc.sources import resolve
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "langdc.json"
 HERE = "./"  # begins the path of a part that lies in the checkpoint's own directory
-NEEDED = frozenset({"model", "lora", "parts", "weights_sha256"})
+NEEDED = {"model": dict, "lora": dict | None, "parts": dict, "weights_sha256": str}
 _DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
 """Methods of tensors, and functions of `torch.nn.init`, that draw weights."""
 _ADVICE = "Give the directory that a training run printed at its end, or 'sample:langdc' for the one that ships."
@@ -98,7 +109,7 @@ def save(
     built = isinstance(model, VideoModel)
     tree = (model.config if built else model).model_dump(mode="json")
     parts = _folders(published(model).values() if built else (text for _, text in texts(tree)))
-    directory.mkdir(parents=True, exist_ok=True)
+    jsonl.make_folder(directory)
     # the manifest gets its name last, so that it never describes other weights
     with jsonl.writing(directory / MANIFEST) as manifest, jsonl.writing(directory / WEIGHTS) as weights:
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, weights)
@@ -139,16 +150,39 @@ def texts(settings: Any, keys: tuple = ()) -> Iterator[tuple[tuple, str]]:
             yield from texts(value, (*keys, key))
 
 
-def _folders(sources: Iterable[str]) -> dict[str, Path]:
-    """The folder of weights behind each source; texts that name none are left out."""
+def _folders(sources: Iterable[str], holding: tuple[str, ...] = ("*.safetensors", "*.bin")) -> dict[str, Path]:
+    """The folder of weights behind each source; texts that name none are left out. `holding`: what tells one."""
     found: dict[str, Path] = {}
     for source in sorted(set(sources)):
         if source.startswith("sample:") or Path(source).is_dir() or "/" in source:
             with suppress(ValueError):
                 folder = resolve(source)
-                if isinstance(folder, Path) and any(folder.glob("*.safetensors")):
+                if isinstance(folder, Path) and any(any(folder.glob(pattern)) for pattern in holding):
                     found[source] = folder
     return found
+
+
+def identity(directory: str | Path) -> dict[str, str]:
+    """The hash of everything that makes a model, by file: of a checkpoint its tensors, its settings, and the files of
+    the folders that these name; of another folder all its files. Large ones count by published hash or by a sample.
+    """
+    folder = locate(directory)
+    if not (folder / MANIFEST).is_file():
+        return folder_files(folder)
+    manifest = read_manifest(folder)
+    settings = [_inside(manifest[name], folder) for name in ("model", "lora", "parts")]
+    size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).is_file() else 0
+    found = {MANIFEST: json_hash(settings), WEIGHTS: f"{manifest['weights_sha256']} {size}"}
+    for source, files in named_files(manifest["model"]).items():
+        found |= {f"{_inside(source, folder)}/{name}": content for name, content in files.items()}
+    return found
+
+
+def named_files(settings: Any) -> dict[str, dict[str, str]]:
+    """The `folder_files` of each folder of weights or of a tokenizer that settings name, by how they name it."""
+    named = (text for keys, text in texts(settings) if keys[-1:] != ("name",))  # of a member, not of a folder
+    named = _folders(named, ("*.safetensors", "*.bin", "*.json"))
+    return {source: folder_files(place) for source, place in named.items()}
 
 
 def locate(directory: str | Path) -> Path:
@@ -163,9 +197,8 @@ def read_manifest(directory: Path) -> dict:
     file = Path(directory) / MANIFEST
     if not file.is_file():
         raise ValueError(f"{directory} holds no LangDC checkpoint (no {MANIFEST}). {_ADVICE}")
-    manifest = read_json(file)
-    lacking = NEEDED - set(manifest) if isinstance(manifest, dict) else NEEDED
-    if lacking:
+    manifest = read_settings(file)
+    if lacking := [name for name, kind in NEEDED.items() if not isinstance(manifest.get(name, 0), kind)]:
         raise ValueError(
             f"{file} lacks {', '.join(sorted(lacking))}: it was changed, or another version of langdc than this one "
             f"({__version__}) wrote it. Copy or train the checkpoint again."
@@ -209,7 +242,8 @@ def load(
     `plain`: as any CPU can, whatever the settings say: whole weights instead of 4 bits, attention by sdpa. `contents`:
     compare the frozen parts by what their files hold, which reads all of them. `device`, `dtype`: where and in which
     type weights are made; None is a CPU, and float32 or what the settings say. ValueError names every tensor that is
-    unexpected or of another shape, every part that has changed since training, and a weights file that is another one.
+    missing, unexpected or of another shape, every part that has changed since training, and a weights file that is
+    another one.
     """
     folder = locate(directory)
     manifest = read_manifest(folder)
@@ -224,7 +258,7 @@ def load(
         if manifest["lora"] is not None:
             adapt(model.backbone.text_model, check(LoraConfig, manifest["lora"], "lora"))
     tensors = _read_weights(folder, manifest, model, contents)
-    _load_tensors(model, tensors, folder)
+    _load_tensors(model, tensors, folder, {*unpublished(model), *(name for name in stored(model) if ".lora_" in name)})
     parts = tuple(f"{name}." for name in published(model))
     projectors = (name for name, _ in model.named_parameters() if name.startswith("backbone.projectors."))
     model.untrained = frozenset(name for name in projectors if not name.startswith(parts)) - set(tensors)
@@ -274,21 +308,20 @@ def open_model(
         return VideoModel(_of_type(config, dtype)).eval().requires_grad_(False)
 
 
-def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Copy tensors into those of the same names; ValueError lists all that do not fit."""
+def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path, needed: Iterable[str]) -> None:
+    """Copy tensors into those of the same names; ValueError lists all that do not fit, and `needed` ones without."""
     there = stored(model)
-    unexpected = sorted(tensors.keys() - there.keys())
-    misshapen = [
-        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(there[name].shape)} in the model"
-        for name in sorted(tensors.keys() & there.keys())
-        if tensors[name].shape != there[name].shape
-    ]
-    if unexpected or misshapen:
-        lines = [f"not in the model: {name}" for name in unexpected[:8]] + misshapen[:8]
-        raise ValueError(
-            f"The checkpoint {where} is of another architecture ({len(unexpected)} tensors unknown, {len(misshapen)} "
-            "of another shape). Load it with the settings it was trained with. First of them:\n  " + "\n  ".join(lines)
-        )
+    problems = {
+        "missing": sorted(set(needed) - tensors.keys()),
+        "not in the model": sorted(tensors.keys() - there.keys()),
+        "of another shape": [
+            f"{name}: {tuple(tensors[name].shape)}, not {tuple(there[name].shape)}"
+            for name in sorted(tensors.keys() & there.keys())
+            if tensors[name].shape != there[name].shape
+        ],
+    }
+    advice = f"The checkpoint {where} is of another architecture: load it with the settings it was trained with."
+    refuse_tensors("this model", problems, advice)
     with torch.no_grad():
         for name, tensor in tensors.items():
             there[name].copy_(tensor)
@@ -321,8 +354,11 @@ def start(
         adapt(model.backbone.text_model, check(LoraConfig, manifest["lora"], "lora"))
     here = stored(model)
     needed = {n: tensor for n, tensor in tensors.items() if text or n in here or not n.startswith("backbone.")}
-    _load_tensors(model, needed, directory)
-    _check_drawn(manifest["model"], config.model_dump(mode="json"), directory)
+    now = config.model_dump(mode="json")
+    same = tuple(f"{member}." for member in now if now[member] == manifest["model"].get(member))
+    missing = [name for name in unpublished(model) if name.startswith(same)]  # what is new in this run is drawn
+    _load_tensors(model, needed, directory, [*missing, *(name for name in here if ".lora_" in name)])
+    _check_drawn(manifest["model"], now, directory)
     return model, tensors
 
 

@@ -4,8 +4,9 @@ The models here are the vocabulary of every config file; `load` reads one.
 """
 
 import importlib
+import math
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -39,6 +41,29 @@ class Settings(BaseModel):
     """Base of all config models: an unknown key is an error, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _as_given(cls, given: Any, handler: Callable[[Any], Any]) -> Any:
+        value = handler(given)
+        _check_taken(given, value)
+        return value
+
+
+def _check_taken(given: Any, value: Any) -> None:
+    """ValueError where a value was made something else: true is no 1, "yes" no true, and "" no folder."""
+    if isinstance(given, list) and isinstance(value, list):
+        for pair in zip(given, value, strict=True):
+            _check_taken(*pair)
+    elif isinstance(given, dict) and isinstance(value, dict):
+        for name in value:
+            _check_taken(given[name], value[name])
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    elif isinstance(value, bool) != isinstance(given, bool) and isinstance(value, int | float):
+        raise ValueError("must be true or false" if isinstance(value, bool) else "must be a number")
+    elif isinstance(value, Path) and str(given) == "":
+        raise ValueError("must be a path, and is empty")
 
 
 class MemberConfig(BaseModel):
@@ -146,9 +171,9 @@ class DataConfig(Settings):
     """A file of records, or a folder of such files (*.jsonl)."""
     cap: int | None = Field(default=None, gt=0)
     """At most this many of its records, drawn by seed."""
-    repeat: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    repeat: float | None = Field(default=None, gt=0)
     """How often an epoch has each record; with 1.5 half of them twice, drawn anew every epoch, and the rest once."""
-    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    weight: float | None = Field(default=None, gt=0)
     """Its share among the entries with a weight, which together have as many samples per epoch as records."""
 
     @model_validator(mode="after")
@@ -184,7 +209,9 @@ class TrainConfig(Settings):
     """Put several samples of a batch into one row of the language model, as far as the longest one leaves room."""
     quarantine: Path | None = None
     """Records to leave out, as `langdc data check` lists them."""
-    kinds: list[str] | None = None
+    allow_outside: bool = False
+    """Whether media may be outside the folder of their record file."""
+    kinds: list[str] | None = Field(None, min_length=1)
     """Only records (or questions) of these kinds; all when null."""
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
@@ -204,7 +231,7 @@ class TrainConfig(Settings):
     """At most this many questions share one video in a step; the draw changes every epoch."""
     gradient_accumulation: int = Field(1, gt=0)
     learning_rate: float = Field(2e-4, gt=0)
-    rates: dict[str, float] = {}
+    rates: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Learning rates of their own, by glob pattern over parameter names; the first that matches counts."""
     warmup: float = Field(0.03, ge=0, lt=1)
     """Fraction of the steps."""
@@ -280,7 +307,8 @@ class RunConfig(Settings):
     deepspeed: Path | None = None
     """ZeRO settings, a file beside this one or by name, such as deepspeed/zero2.json."""
     save_steps: int = Field(200, gt=0)
-    keep_checkpoints: int = Field(1, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    """The newest of them; with 1 there is none before it, should it be damaged."""
     verify_save: bool = False
     """Load what was saved in a fresh process and compare all tensors; only then the run counts as finished."""
     log_steps: int = Field(10, gt=0)

@@ -42,6 +42,14 @@ def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict:
     return _with_files(tree, None)
 
 
+def parse(text: str, where: str) -> Any:
+    """What a text in YAML says; ValueError if it is none."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date that there is not
+        raise ValueError(f"{where} is not valid YAML: {error}") from None
+
+
 def _with_files(tree: dict, beside: Path | None) -> dict:
     """The settings with the path of the DeepSpeed file that they name."""
     given = tree.get("deepspeed")
@@ -51,10 +59,7 @@ def _with_files(tree: dict, beside: Path | None) -> dict:
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
     if path.resolve() in readers:
         raise ValueError(f"{path} extends itself, by way of {readers[-1]}.")
-    try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    tree = parse(path.read_text(), str(path)) or {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}; a config file is a mapping of keys to values.")
     tree = _with_files(tree, path.parent)
@@ -90,10 +95,7 @@ def _set(tree: dict, override: str) -> None:
         if isinstance(node, dict) and not isinstance(node[step], dict | list):
             raise ValueError(f"Override path {path!r} goes through the value {node[step]!r}, which has no keys.")
         node = node[step]
-    try:
-        node[_index(node, last, key)] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"Override {override!r}: the value is not valid YAML ({error}).") from None
+    node[_index(node, last, key)] = parse(value, f"The value of {key}=")
 
 
 def _index(node: dict | list, key: str, path: str) -> str | int:

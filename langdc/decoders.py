@@ -19,8 +19,8 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.error import ArgumentError, FFmpegError, InvalidDataError
 from av.error import EOFError as EndOfFile
-from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
@@ -116,6 +116,8 @@ def opened(path: Path) -> Iterator[Video]:
         advice = 'Fetch it again, or convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".'
         if isinstance(error, InvalidDataError | EndOfFile):
             advice = "It is damaged or no video; fetch it again."
+        elif isinstance(error, ArgumentError):
+            advice = f"It may be a list of other files, which is not read. {advice}"
         raise ValueError(f"{path}: cannot be read as a video ({reason}). {advice}") from error
 
 
@@ -225,6 +227,8 @@ def _checked(name: str) -> Decoder:
         try:
             if video.index.only_pyav:
                 raise RuntimeError(f"it misreads {video.index.only_pyav}")
+            if video.stream.frames > video.path.stat().st_size:  # decord ends the process
+                raise RuntimeError("the header promises more frames than the file has bytes")
             count, read = (_decord if name == "decord" else _torchcodec)(video)
             if count != len(times):
                 raise RuntimeError(f"it sees {count} frames, the file holds {len(times)}")
@@ -256,7 +260,7 @@ def _decord(video: Video) -> tuple[int, _Read]:
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)  # its reasons are in the errors it raises
-    reader = decord.VideoReader(str(video.path), num_threads=1)
+    reader = decord.VideoReader(str(video.path.absolute()), num_threads=1)  # of others, a beginning may be a protocol
 
     def read(number: int) -> tuple[np.ndarray, float]:
         return reader.get_batch([number]).asnumpy()[0], float(reader.get_frame_timestamp(number)[0])
@@ -268,7 +272,9 @@ def _torchcodec(video: Video) -> tuple[int, _Read]:
     """As `_decord`, with torchcodec."""
     from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
-    reader = VideoDecoder(str(video.path), dimension_order="NHWC", num_ffmpeg_threads=torch.get_num_threads())
+    reader = VideoDecoder(
+        str(video.path.absolute()), dimension_order="NHWC", num_ffmpeg_threads=torch.get_num_threads()
+    )
     first = float(int(video.index.pts[0]) * video.index.unit)
 
     def read(number: int) -> tuple[np.ndarray, float]:

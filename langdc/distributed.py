@@ -78,6 +78,8 @@ def start(deepspeed: bool = False) -> None:
     from langdc import devices
 
     _set_threads()
+    # a single process opens no port
+    own: Any = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # pyright: ignore
     # DeepSpeed calls torch.distributed by names that torch has begun to rename: a warning per kind of call and process.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if deepspeed:
@@ -85,7 +87,7 @@ def start(deepspeed: bool = False) -> None:
     if "RANK" not in os.environ or dist.is_initialized():
         return
     devices.select(devices.device())
-    dist.init_process_group(devices.kind().backend, timeout=TIMEOUT)
+    dist.init_process_group(devices.kind().backend, timeout=TIMEOUT, **own)
 
 
 def _prepare_deepspeed(accelerator: bool) -> None:

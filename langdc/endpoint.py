@@ -6,15 +6,16 @@ The key goes to the url that was given and nowhere else: no redirect is followed
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from langdc.config import Settings
 
@@ -36,7 +37,7 @@ class EndpointConfig(Settings):
     """Where the interface begins, as https://server/v1; requests go to its /chat/completions."""
     model: str = Field(min_length=1)
     key_variable: str | None = None
-    """The environment variable that holds the key; null sends none."""
+    """The environment variable that holds the key, such as OPENAI_API_KEY; null sends none."""
     options: dict[str, Any] = Field(default={"temperature": 0})
     """Further fields of a request."""
     timeout: float = Field(60.0, gt=0)
@@ -48,6 +49,14 @@ class EndpointConfig(Settings):
     (Retry-After)."""
     workers: int = Field(8, gt=0)
     """Requests at a time."""
+
+    @model_validator(mode="after")
+    def _without_key(self) -> Self:  # not by field, since what is given for one is shown
+        if "@" in self.url or "?" in self.url:
+            raise ValueError("url: leave out passwords and queries; key_variable names the variable that holds the key")
+        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable or "KEY"):
+            raise ValueError("key_variable is a variable's name, in capital letters; the key itself is its value")
+        return self
 
 
 class EndpointError(ValueError):
@@ -149,19 +158,21 @@ class Endpoint:
     def _refused(self, error: urllib.error.HTTPError) -> Transient | EndpointError:
         """What to raise for a status that is an error."""
         self._unreachable = False
-        said = f"HTTP {error.code} {error.reason}."
+        said = f"HTTP {error.code} {self._cleaned(error.reason)}."
         if error.code in _TRANSIENT or error.code >= 500:
             return Transient(f"{said} Ask again later.", _seconds(error.headers.get("Retry-After")))
         if 300 <= error.code < 400:
-            said += f" It redirects to {error.headers.get('Location')}; give that url if it may have the key."
+            said += f" It redirects to {self._cleaned(error.headers['Location'])}; give that if it may have the key."
         with suppress(OSError, http.client.HTTPException):
             said += f" It says {self._shown(error.read(1 << 12))}."
         fatal = error.code < 400 or error.code in _EVERYWHERE
         return EndpointError(f"{self._where}: {said} Check url, model and key.", fatal)
 
     def _shown(self, content: bytes) -> str:
-        text = content.decode("utf-8", "replace")
-        return repr((text.replace(self._key, "***") if self._key else text)[:SHOWN_LETTERS])
+        return repr(self._cleaned(content.decode("utf-8", "replace"))[:SHOWN_LETTERS])
+
+    def _cleaned(self, text: object) -> str:
+        return str(text).replace(self._key or "\0", "***")
 
 
 def _seconds(header: str | None) -> float:

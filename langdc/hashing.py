@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def mark_read(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Note on tensors which files they are from, for `module_hash`; the note counts until one is changed in place."""
-    files = " ".join(map(_seen, sorted([*folder.glob(_WEIGHTS), *folder.glob("*.json")])))
+    files = " ".join(map(_seen, sorted(path for path in folder.iterdir() if path.is_file())))
     for name, tensor in tensors.items():
         if not tensor.is_inference():  # has no version
             tensor.read_from = (f"{name} {tensor.dtype} {files}", tensor._version)  # pyright: ignore[reportAttributeAccessIssue]
@@ -113,10 +113,26 @@ def quick_hash(path: Path) -> str:
     return _known(path) or f"sampled:{_sample_hash(path)}"
 
 
+def content_hash(path: Path) -> str:
+    """As `quick_hash`; of a folder that of all files in it."""
+    return quick_hash(path) if path.is_file() else json_hash(folder_files(path))
+
+
+def folder_files(folder: Path) -> dict[str, str]:
+    """The `quick_hash` of every file in a folder by its name there, at any depth, but of hidden ones and *.md."""
+    return {str(path.relative_to(folder)): quick_hash(path) for path in _files(folder)}
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that may be read of a folder of weights: what a suffix leaves out may decide a reply, too."""
+    found = ((path, path.relative_to(folder).parts) for path in sorted(folder.rglob("*")) if path.suffix != ".md")
+    return [path for path, parts in found if path.is_file() and not any(part.startswith(".") for part in parts)]
+
+
 def part_identity(folder: Path, contents: bool = False) -> str:
     """What tells the weights and settings in a folder from others: "sha256:..." or "sampled:...".
 
-    "sha256" covers the content of every *.safetensors and *.json file. That of large files is taken from the Hugging
+    "sha256" covers the content of all `folder_files`. That of large files is taken from the Hugging
     Face cache, or what `hf download --local-dir` left, and read only with `contents`. A large file that has no
     published hash makes the identity "sampled": of such files size and 4 MB, from all over them, are read. A copy has
     the identity of its original as long as both are of the same kind; `is_part` compares different kinds, too.
@@ -127,17 +143,24 @@ def part_identity(folder: Path, contents: bool = False) -> str:
 
 def is_part(folder: Path, identity: str, contents: bool = False) -> bool:
     """Whether a folder has this `part_identity`; reads all of it with `contents`, or if only that can tell."""
-    if identity.startswith("sampled:"):
-        return _identity(folder, "sampled", _sample_hash) == identity
-    if not identity.startswith("sha256:"):  # version 0.1 took the weights alone
+    if not identity.startswith(("sampled:", "sha256:")):  # version 0.1 took the weights alone
         return text_hash("".join(_known(path) or seen_hash(path) for path in sorted(folder.glob(_WEIGHTS)))) == identity
-    known = None if contents else _identity(folder, "sha256", _known)
-    return (known or _identity(folder, "sha256", file_hash if contents else seen_hash)) == identity
+    for files in (_files(folder), sorted([*folder.glob(_WEIGHTS), *folder.glob("*.json")])):  # before 0.3 the latter
+        if identity.startswith("sampled:"):
+            found = _identity(folder, "sampled", _sample_hash, files)
+        else:
+            found = None if contents else _identity(folder, "sha256", _known, files)
+            found = found or _identity(folder, "sha256", file_hash if contents else seen_hash, files)
+        if found == identity:
+            return True
+    return False
 
 
-def _identity(folder: Path, kind: str, hash_of: Callable[[Path], str | None]) -> str | None:
+def _identity(
+    folder: Path, kind: str, hash_of: Callable[[Path], str | None], files: Sequence[Path] | None = None
+) -> str | None:
     """The identity of a folder by the hashes of its files; None if one of them has none."""
-    hashes = [(path.name, hash_of(path)) for path in sorted([*folder.glob(_WEIGHTS), *folder.glob("*.json")])]
+    hashes = [(path.relative_to(folder), hash_of(path)) for path in files or _files(folder)]
     lines = [f"{name} {found}\n" for name, found in hashes if found]
     return f"{kind}:{text_hash(''.join(lines))}" if len(lines) == len(hashes) else None
 

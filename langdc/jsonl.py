@@ -1,17 +1,30 @@
-"""Files of JSON lines, and files and folders that are written whole or not at all, also after a kill or a power cut.
+"""Files of JSON lines, locks, and files and folders that are written whole or not at all, also after a power cut.
 
-These are written under a `.partial` name, flushed to the disk, and renamed.
+These are written under a `.partial` name, flushed to the disk, and renamed. A rename alone proves nothing: whatever
+makes an older copy superfluous comes after `sync_folder`.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import IO, Any
+
+from langdc.log import get_logger
+
+logger = get_logger(__name__)
+
+PARTIAL = ".partial"
+LOCK = ".lock"
+"""The lock of a folder, in it."""
+_WAIT_SECONDS = 10.0
 
 
 def read(path: Path, strict: bool = False) -> list[dict]:
@@ -58,13 +71,13 @@ def append(path: Path, *values: dict) -> None:
     """Add a line per value, after removing a last line that a kill cut short. One process at a time may append."""
     if not values:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("a+b") as file:
         _mend(file)
         file.write("".join(_line(value) for value in values).encode())
 
 
-def _mend(file: Any) -> None:
+def _mend(file: IO[bytes]) -> None:
     """Take off a broken last line, or add the end that a whole one lacks."""
     size = start = file.seek(0, os.SEEK_END)
     tail = b""
@@ -107,6 +120,8 @@ def user_cache(name: str) -> Path:
             return home
     home = Path(tempfile.gettempdir()) / f"langdc-{os.getuid()}"
     home.mkdir(exist_ok=True, mode=0o700)
+    if home.lstat().st_uid != os.getuid():
+        raise ValueError(f"{home} belongs to another user. Set XDG_CACHE_HOME to a folder of your own.")
     (home / name).mkdir(exist_ok=True)
     return home / name
 
@@ -118,44 +133,112 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
+def locked(path: Path, doing: str, seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path`, made with its folder, until the context or this process ends, however it ends.
+
+    ValueError "Another process {doing}" if one has it for `seconds` more. Forks of a process hold what it held. Some
+    file systems of networks have no locks: there a warning says that nothing keeps a second process out.
+    """
+    deadline = time.monotonic() + seconds
+    make_folder(path.parent)
+    while (file := _locked_file(path)) is None:
+        if time.monotonic() >= deadline:
+            raise ValueError(
+                f"Another process {doing}. Wait until it is done, or end it: it may have outlived a launcher that was "
+                "killed."
+            )
+        time.sleep(0.05)
+    with file:
+        yield
+
+
+def _locked_file(path: Path) -> IO[bytes] | None:
+    """A file, open and locked; None where another process has it, or has just renamed or deleted what was opened."""
+    # never through a link that somebody else has put there
+    file = open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        _warn_unlocked(str(path.parent), error.strerror or "")
+    with suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
+    file.close()
+    return None
+
+
+@cache
+def _warn_unlocked(folder: str, reason: str) -> None:
+    logger.warning(
+        "%s is on a file system without locks (%s): nothing keeps a second process from writing there.", folder, reason
+    )
+
+
+@contextmanager
 def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Path]:
     """Gives the name to write a file under; it gets its own name once it is whole and, with `sync`, on the disk.
 
-    Its permissions are those of the umask, whatever the writer sets (safetensors: the owner's alone). `shared`: several
-    processes may write the same file; the last one stays. Without `sync`, which takes tens of milliseconds, a power cut
-    may leave an empty file.
+    Its permissions are those of the umask, whatever the writer sets (safetensors: the owner's alone). A symbolic link
+    stays, and what it names is written. `shared`: several processes may write the same file; the last one stays.
+    Otherwise ValueError if another process is writing it. Without `sync`, which takes tens of milliseconds, a power
+    cut may leave an empty file.
     """
-    partial = path.with_name(f"{path.name}.{token_hex(4)}.partial" if shared else f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.touch()
-    mode = partial.stat().st_mode
-    try:
-        yield partial
-        partial.chmod(mode)
-        if sync:
-            _sync(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    path = path.resolve() if path.is_symlink() else path
+    partial = path.with_name(f"{path.name}.{token_hex(4)}{PARTIAL}" if shared else f"{path.name}{PARTIAL}")
+    if partial.is_symlink():
+        partial.unlink()
+    with nullcontext() if shared else locked(partial, f"is writing {path}", _WAIT_SECONDS):
+        partial.open("wb").close()  # what a kill left goes
+        mode = partial.stat().st_mode
+        try:
+            yield partial
+            partial.chmod(mode)
+            if sync:
+                flush(partial)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
     if sync:
-        _sync(path.parent)
+        flush(path.parent)
 
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """Gives a new, empty folder to write into; it gets the name `path` once everything in it is on the disk."""
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        sync_folder(partial)
-        partial.replace(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _sync(path.parent)
+    """Gives a new, empty folder to write into; it gets the name `path` once everything in it is on the disk.
+
+    ValueError if another process is writing it.
+    """
+    partial, lock = path.with_name(f"{path.name}{PARTIAL}"), path.with_name(f".{path.name}{LOCK}")
+    with locked(lock, f"is writing {path}"):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield partial
+            sync_folder(partial)
+            partial.replace(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        finally:
+            lock.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def others(folder: Path) -> set[str]:
+    """The names in a folder, but for locks and what a start leaves that ended before its first file was whole."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {name for name in names if not name.startswith(LOCK) and not name.endswith(PARTIAL)}
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, that are on the disk before anything is in them."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    flush(*(folder.parent for folder in missing))
 
 
 def sync_folder(folder: Path) -> None:
@@ -165,15 +248,17 @@ def sync_folder(folder: Path) -> None:
         if path.is_file() and not path.is_symlink():
             path.chmod(path.stat().st_mode | allowed)
         if not path.is_symlink():
-            _sync(path)
+            flush(path)
 
 
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if not path.is_dir():  # some file systems of networks refuse it for a folder
-            raise OSError(error.errno, f"{path} may not be on the disk: {error.strerror}") from None
-    finally:
-        os.close(number)
+def flush(*paths: Path) -> None:
+    """Wait until files are on the disk, or the names in a folder."""
+    for path in paths:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        except OSError as error:
+            if not path.is_dir():  # some file systems of networks refuse it for a folder
+                raise OSError(error.errno, f"{path} may not be on the disk: {error.strerror}") from None
+        finally:
+            os.close(number)

@@ -1,14 +1,15 @@
 """Causal language models and their tokenizers, loaded from a source."""
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -22,12 +23,15 @@ from transformers.utils import logging as transformers_logging
 from langdc import devices
 from langdc.hashing import mark_read
 from langdc.log import get_logger
-from langdc.sources import Source, read_json, resolve
+from langdc.modelfiles import read_config, read_settings, reading, refuse_tensors
+from langdc.sources import Source, resolve
 
 logger = get_logger(__name__)
 
 Quantize = Literal["nf4"]
 FLASH = "flash_attention_2"
+_LONGEST_PROMPT = 50_000_000
+"""Characters, far more than any model reads; a damaged or hostile template may write without end."""
 VIDEO_MARK = "\ue000"  # a private-use character: stands for a video while a chat template lays out the text
 
 
@@ -42,34 +46,49 @@ def load_language_model(
     if not isinstance(found, Path):
         if quantize is not None:
             raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
-        return AutoModelForCausalLM.from_config(found.sizes(), **settings)
+        with reading(str(source), "a model", "Correct what does not fit."):
+            return AutoModelForCausalLM.from_config(found.sizes(), **settings)
     settings |= four_bits(quantize) if quantize is not None else {}
     model = mark_published(load_pretrained(AutoModelForCausalLM, found, **settings), source, found)
     return model if quantize is None else mark_four_bits(model)
 
 
 def load_pretrained(kind: Any, folder: Path, unread: tuple[str, ...] = (), **settings: Any) -> Any:
-    """`kind.from_pretrained`; ValueError where the folder lacks tensors of the model, but for those whose names begin
-    as `unread`. With torch's default device "meta" no file of weights is read.
+    """`kind.from_pretrained`; ValueError names all tensors that are missing or of another shape, and those of further
+    layers than the settings state. Others that are left over are named in a warning. Names that begin as `unread` may
+    be missing or left over. With torch's default device "meta" no file of weights is read.
     """
+    config = settings.pop("config", None) or read_config(folder)
     if torch.get_default_device().type == "meta":
-        config = settings.pop("config", None) or AutoConfig.from_pretrained(folder)
         make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
         settings["dtype"] = None if settings.get("dtype") == "auto" else settings.get("dtype")
-        return make(config, **settings)
+        with reading(folder, "a model"):
+            return make(config, **settings)
+    settings |= {"trust_remote_code": False, "ignore_mismatched_sizes": True, "output_loading_info": True}
     before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what is missing is raised below; what is left over is left on purpose
+    transformers_logging.set_verbosity_error()  # all that it would say is said below
     try:
-        model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
+        with reading(folder, "a model"):
+            model, report = kind.from_pretrained(folder, config=config, **settings)
     finally:
         transformers_logging.set_verbosity(before)
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(unread))
-    if missing:
-        raise ValueError(
-            f"{folder} lacks {len(missing)} tensors of the model, which would stay random: {', '.join(missing[:5])}. "
-            "Copy the checkpoint again, or convert it first."
-        )
+    extra = sorted(name for name in report["unexpected_keys"] if not name.startswith(unread))
+    kinds = {_of_any_layer(name) for name in model.state_dict()}
+    problems = {
+        "missing": sorted(name for name in report["missing_keys"] if not name.startswith(unread)),
+        "of layers that config.json does not state": [name for name in extra if _of_any_layer(name) in kinds],
+        "of another shape": sorted(
+            f"{name}: {tuple(there)}, not {tuple(stated)}" for name, there, stated in report["mismatched_keys"]
+        ),
+    }
+    refuse_tensors(f"the model in {folder}", problems, "Copy the whole checkpoint again, or convert it first.")
+    if extra:
+        logger.warning("%s holds %d tensors that its model has not; they are left out: %s", folder, len(extra), extra)
     return model
+
+
+def _of_any_layer(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def mark_published(module: Any, source: Source, folder: Path) -> Any:
@@ -84,8 +103,8 @@ def mark_published(module: Any, source: Source, folder: Path) -> Any:
 def language_model_outline(source: Source) -> PreTrainedModel:
     """A language model without weights, on the meta device, for what asks only for its sizes."""
     found = resolve(source)
-    config = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
-    with torch.device("meta"):
+    config = read_config(found) if isinstance(found, Path) else found.sizes()
+    with torch.device("meta"), reading(str(source), "a model"):
         model = AutoModelForCausalLM.from_config(config)
     return mark_published(model, source, found) if isinstance(found, Path) else model
 
@@ -162,10 +181,11 @@ def use_liger(model: PreTrainedModel, wanted: bool | Literal["auto"]) -> bool:
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, of the class that its own files name."""
     file = folder / "tokenizer_config.json"
-    stated = read_json(file).get("tokenizer_class") if file.is_file() else None
+    stated = read_settings(file).get("tokenizer_class") if file.is_file() else None
     # AutoTokenizer takes the class of the model type beside it, even where the files say that they stand for themselves
     kind = PreTrainedTokenizerFast if stated in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
-    return kind.from_pretrained(folder)
+    with reading(folder, "a tokenizer"):
+        return kind.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_tokenizer(source: Source | Path) -> PreTrainedTokenizerBase:
@@ -185,9 +205,31 @@ def load_tokenizer(source: Source | Path) -> PreTrainedTokenizerBase:
 def _chat_template(folder: Path) -> str | None:
     """The chat template of a folder's processor, which goes before the tokenizer's; None where there is none."""
     for name in ("processor_config.json", "chat_template.json"):
-        if (folder / name).is_file() and (template := read_json(folder / name).get("chat_template")):
+        template = read_settings(folder / name).get("chat_template") if (folder / name).is_file() else None
+        template = template.get("default") if isinstance(template, dict) else template
+        if template is not None:
+            if not isinstance(template, str):
+                raise ValueError(f"{folder / name}: chat_template is a {type(template).__name__}, not a text.")
             return template
     return None
+
+
+def templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict], reply_next: bool) -> str:
+    """The text that a tokenizer's chat template makes of messages; ValueError if it fails on them."""
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next))
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"The chat template of {tokenizer.name_or_path} fails ({type(error).__name__}: {error}). Models of videos "
+            "take messages whose content is a list of parts; their template is in chat_template.json or "
+            "chat_template.jinja. Copy that file from the published model."
+        ) from error
+    if len(text) > _LONGEST_PROMPT:
+        raise ValueError(
+            f"The chat template of {tokenizer.name_or_path} makes {len(text)} characters of {len(messages)} messages. "
+            "Copy that of the published model."
+        )
+    return text
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

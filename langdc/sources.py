@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-import json
 import os
 import re
 from contextlib import suppress
@@ -11,13 +10,13 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants, snapshot_download
-from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from langdc import devices
 from langdc.config import Settings, check
 from langdc.log import get_logger
+from langdc.modelfiles import TEXT_FILES, check_files, reading
 
 # Every part that loads weights imports this module first: no progress bars of others, no loud guess at the accelerator.
 transformers_logging.disable_progress_bar()
@@ -31,10 +30,9 @@ _ADVICE = (
     "Give a folder in Hugging Face layout, an id such as Qwen/Qwen2.5-VL-7B-Instruct, 'sample:NAME', 'tiny:NAME', or "
     "{config: {...}, init: random} for random weights."
 )
-_FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_FETCHED = ["*.safetensors", *TEXT_FILES]
 _LEFT_OUT = ["original/*", "onnx/*", "openvino/*"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LFS_POINTER = b"version https://git-lfs"
 
 
 class Architecture(Settings):
@@ -49,7 +47,8 @@ class Architecture(Settings):
         if kind not in CONFIG_MAPPING:
             near = ", ".join(difflib.get_close_matches(kind, CONFIG_MAPPING.keys(), n=3))
             raise ValueError(f"transformers has no model_type {kind!r}. Nearest: {near or 'none; qwen2 is one'}.")
-        return AutoConfig.for_model(**self.config)
+        with reading(f"{{config: {self.config}}}", "a model's settings", "Correct what does not fit."):
+            return AutoConfig.for_model(**self.config)
 
 
 Source = str | dict
@@ -60,7 +59,8 @@ def resolve(source: Source, weights: bool = False) -> Path | Architecture:
 
     A source is a folder, "sample:NAME" (`PREFIXES`), a Hugging Face id, or {config: ..., init: random}. An id is looked
     up in the local cache, then fetched if the network allows. ValueError if it is not there, or if a file in the folder
-    is damaged; with `weights` also if the folder holds no safetensors, unless torch's default device is "meta".
+    is damaged; with `weights` also if the folder holds none that transformers reads, unless torch's default device is
+    "meta". Of a folder in the layout of the hub's cache its snapshot is taken.
     """
     if isinstance(source, dict):
         return check(Architecture, source, "a model source")
@@ -69,7 +69,7 @@ def resolve(source: Source, weights: bool = False) -> Path | Architecture:
         module, _, function = PREFIXES[prefix].partition(":")
         found = getattr(importlib.import_module(module), function)(name)
     else:
-        found = Path(source) if Path(source).is_dir() else _of_hub(source)
+        found = _snapshot_in(Path(source)) if Path(source).is_dir() else _of_hub(source)
     if isinstance(found, Path):
         check_files(found, weights and torch.get_default_device().type != "meta")
     return found
@@ -85,6 +85,8 @@ def is_packaged(source: object) -> bool:
 
 def _of_hub(source: str) -> Path:
     """The snapshot of a Hugging Face id in the local cache, which is fetched if it is not complete there."""
+    if Path(source).is_file():
+        raise ValueError(f"{source} is a file. Give the folder that it lies in.")
     if not _HUB_ID.fullmatch(source):
         raise ValueError(f"There is no checkpoint directory {source!r}. {_ADVICE}")
     cached = _snapshot(source, local_files_only=True)
@@ -111,6 +113,12 @@ def _of_hub(source: str) -> Path:
     )
 
 
+def _snapshot_in(folder: Path) -> Path:
+    """The folder itself, or the snapshot that is in use of a "models--..." folder of a cache."""
+    used = folder / "refs" / "main"
+    return folder / "snapshots" / used.read_text().strip() if used.is_file() else folder
+
+
 def _snapshot(source: str, local_files_only: bool = False) -> Path | Exception:
     """The folder of an id's newest revision, or the error that huggingface_hub gave."""
     settings: Any = {"cache_dir": _cache(), "allow_patterns": _FETCHED, "ignore_patterns": _LEFT_OUT}
@@ -124,63 +132,3 @@ def _cache() -> str:
     """Where huggingface_hub keeps models, by the variables as they are now."""
     home = os.environ.get("HF_HOME")
     return os.environ.get("HF_HUB_CACHE") or (f"{home}/hub" if home else constants.HF_HUB_CACHE)
-
-
-# ---- damaged files
-
-
-def read_json(file: Path) -> Any:
-    """The contents of a JSON file; ValueError with its name if it is damaged."""
-    try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off or changed. Copy it again.") from None
-
-
-def check_files(folder: Path, weights: bool = False) -> None:
-    """ValueError names the first JSON or safetensors file that is damaged, or shards that an index lists in vain.
-
-    With `weights` also if the folder holds no safetensors.
-    """
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        with file.open("rb") as opened:
-            if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise ValueError(f"{file} is a git-lfs pointer, not the file itself. Fetch it with: git lfs pull")
-        if file.suffix == ".json":
-            read_json(file)
-            continue
-        try:
-            with safe_open(file, "np"):  # compares the length that its head states with the file's
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{file} is no whole safetensors file ({error}). Copy it again.") from None
-    if weights:
-        _check_weights(folder)
-    check_shards(folder, "*.safetensors.index.json")
-
-
-def check_shards(folder: Path, pattern: str) -> None:
-    """ValueError names the files that an index in the folder lists in vain; `pattern`: of the index's name."""
-    for index in sorted(folder.glob(pattern)):
-        listed = read_json(index).get("weight_map", {})
-        lacking = sorted({str(name) for name in listed.values() if not (folder / name).is_file()})
-        if lacking:
-            raise ValueError(f"{folder} lacks {', '.join(lacking)}, which {index.name} lists. Copy the folder again.")
-
-
-def _check_weights(folder: Path) -> None:
-    if any(file.name != "adapter_model.safetensors" for file in folder.glob("*.safetensors")):
-        return
-    if (folder / "adapter_config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        raise ValueError(
-            f"{folder} holds an adapter alone. Merge it into the model that it was trained on ({base}) with PEFT, and "
-            "give the merged folder."
-        )
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    if pickled:
-        raise ValueError(
-            f"{folder} holds pickled weights only ({pickled[0]}), which may run code when loaded. Save them as "
-            "safetensors where you trust them."
-        )
-    raise ValueError(f"{folder} holds no weights (*.safetensors). Copy the whole folder.")

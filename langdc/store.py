@@ -17,7 +17,9 @@ from torch import Tensor
 
 from langdc.distributed import rank, world_size
 from langdc.jsonl import writing
-from langdc.log import track
+from langdc.log import get_logger, track
+
+logger = get_logger(__name__)
 
 WAIT_SECONDS = 1800.0
 """How long another process may store nothing before the others give up."""
@@ -104,7 +106,15 @@ class TensorStore:
         return tensors
 
     def missing(self, keys: Sequence[str]) -> list[int]:
-        """The numbers of the keys that are nowhere yet."""
+        """The numbers of the keys that are nowhere yet; a file that a power cut left cut off is deleted and named."""
+        for path in [self.path(key) for key in dict.fromkeys(keys) if key not in self._held] if self.folder else ():
+            with suppress(OSError):  # not there, or not to be read: said when it is asked for
+                try:
+                    with safe_open(path, "pt"):
+                        pass
+                except SafetensorError as error:
+                    logger.warning("%s is damaged (%s) and made again.", path, error)
+                    path.unlink()
         return [number for number, key in enumerate(keys) if key not in self]
 
     def mine(self, keys: Sequence[str]) -> list[int]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from langdc import __version__, devices
 from langdc.hashing import text_hash
-from langdc.jsonl import user_cache
+from langdc.jsonl import sync_folder, user_cache
 
 _FORMAT = 1
 """Raised whenever this file makes other checkpoints than before."""
@@ -115,6 +115,7 @@ def folder(name: str) -> Path:
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="partial-", ignore_cleanup_errors=True) as partial:
             _write(model, int(seed or 0), Path(partial) / "model")
+            sync_folder(Path(partial) / "model")
             try:
                 (Path(partial) / "model").rename(target)
             except OSError:  # another process was first

@@ -19,7 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from langdc.decoders import ROUNDING_SECONDS, Decoder, Index, Video, decoder_of, opened
@@ -43,6 +43,7 @@ VIDEO_SUFFIXES = (
     ".wmv",
 )
 """What counts as a video in a folder; a file that is named may be called anything."""
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # others of Pillow run programs, or are seldom looked after
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 RESAMPLES = ("bilinear", "bicubic")
 
@@ -202,7 +203,7 @@ def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float) -> No
         raise ValueError(f"{path}: frames of {height}x{width}; H.264 needs even sizes. Crop a row or a column.")
     # without cpu-independent, x264 wrote other bytes for about one file in twenty, even in the same process
     options = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
-    with writing(path, sync=False) as partial, av.open(str(partial), "w", format="mp4") as container:
+    with writing(path, sync=False) as partial, av.open(f"file:{partial}", "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for image in images:
@@ -278,22 +279,22 @@ def _resize(image: np.ndarray, size: tuple[int, int] | None, resample: str) -> T
 
 def _read_image(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
-                raise ValueError(
-                    f"{path}: an animation of {image.n_frames} pictures, where one is read. Convert it to a video "  # pyright: ignore[reportAttributeAccessIssue]
-                    "(.mp4), or save its pictures in a folder."
-                )
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: the image is too large to be read ({error}). Make it smaller.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        advice = "It is damaged or no image; fetch it again."
+        with Image.open(path, formats=_FORMATS) as image:
+            if not (image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False)):
+                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            pictures: int = image.n_frames  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:  # of whatever kind a damaged image makes Pillow raise
+        large = isinstance(error, Image.DecompressionBombError)
+        advice = "Make it smaller." if large else "It is damaged or no image; fetch it again."
         with suppress(ValueError), opened(path) as video:
             kind = video.container.format.name
             if not re.search("image|pipe", kind):
                 advice = f"It is a video ({kind}); give it the suffix of one, such as .mp4."
         raise ValueError(f"{path}: cannot be read as an image ({error}). {advice}") from error
+    raise ValueError(
+        f"{path}: an animation of {pictures} pictures, where one is read. Convert it to a video (.mp4), or save its "
+        "pictures in a folder."
+    )
 
 
 @contextmanager

@@ -24,7 +24,16 @@ from av.video.stream import VideoStream
 
 MAX_THREADS = 8  # that decode one file; each holds full-size frames
 PACKETS_PER_THREAD = 16  # fewer are decoded before a thread pays
-EXPLODE = {"err_detect": "explode"}  # damage is an error
+MAX_PIXELS = 2 * 89_478_485  # of a picture, as Pillow
+LIMITED = {"max_pixels": str(MAX_PIXELS)}
+EXPLODE = {"err_detect": "explode", **LIMITED}  # damage is an error
+# Formats that hold what they show. Others name files or addresses (hls, concat, dash, sdp, image2) or run scripts.
+FORMATS = (
+    "4xm,amv,apng,asf,av1,avi,avs2,avs3,bink,bmp_pipe,cavsvideo,dirac,dv,film_cpk,flic,flv,gif,gxf,h261,h263,h264,hevc,"
+    "ivf,jpeg_pipe,lxf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mtv,mxf,nsv,nut,nuv,obu,ogg,png_pipe,rm,roq,smk,swf,"
+    "ty,vc1,vc1test,vvc,webp_pipe,wtv,yuv4mpegpipe"
+)
+_OPEN = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 # These fill what damage leaves out from other frames; the rest leave what was in memory before.
 CONCEALING = re.compile("h26[134]|mpeg[124]|msmpeg4|wmv|vc1|flv|rv")
 
@@ -89,13 +98,16 @@ class Index:
 def container_of(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """An open file and its video; ValueError if it holds none that can be decoded."""
     # without "file:", what is before a colon counts as a protocol
-    with av.open(f"file:{path}", metadata_errors="replace") as container:
+    with av.open(f"file:{path}", options=_OPEN, metadata_errors="replace") as container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
             raise ValueError(f"{path}: holds no video (only: {kinds}). Give a file with pictures.")
         if stream.codec_context is None:  # pyright: ignore[reportUnnecessaryComparison]
             raise ValueError(f"{path}: holds a video in a codec that PyAV {av.__version__} does not know. Convert it.")
+        if stream.width * stream.height > MAX_PIXELS:
+            raise ValueError(f"{path}: pictures of {stream.width}x{stream.height} are too large. Make them smaller.")
+        stream.codec_context.options = LIMITED
         yield container, stream
 
 

@@ -49,9 +49,8 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(there: Path, tmp_path: Path) -> Path:
-    """The records once more, to be spoilt, beside links to the videos and models."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "videos").symlink_to(there / "data" / "videos")
+    """The records and videos once more, to be spoilt, beside links to the models."""
+    shutil.copytree(there / "data" / "videos", tmp_path / "data" / "videos")
     shutil.copy(there / "data" / "test.jsonl", tmp_path / "data" / "records.jsonl")
     for name in tiny.COMPRESSORS:
         (tmp_path / name).symlink_to(there / name)
@@ -196,7 +195,7 @@ def test_unknown_parts_of_the_model(place: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("model.compressor.captioner.config.hidden_size=40", "(32,) in the file, (40,) in the model"),
+        ("model.compressor.captioner.config.hidden_size=40", "(32,), not (40,)"),
         (
             "model.backbone.language_model.config.num_hidden_layers=5",
             "language_model.config.num_hidden_layers: 3 there, 5 now",
@@ -318,7 +317,7 @@ def _other_architecture(card: dict) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_other_architecture, "is of another architecture (0 tensors unknown, 47 of another shape)"),
+        (_other_architecture, "47 of another shape: "),
         (lambda card: json.dumps(card)[:200], "langdc.json is not valid JSON"),
         (lambda card: json.dumps({"version": card["version"]}), "langdc.json lacks lora, model, parts, weights_sha256"),
         (lambda card: json.dumps({**card, "weights_sha256": "0"}), "is not the file that langdc.json describes"),

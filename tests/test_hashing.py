@@ -108,6 +108,20 @@ def test_a_copy_is_the_same_part_and_a_change_is_not(plain: Path) -> None:
     assert part_identity(copy) == identity
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "chat_template.jinja", "tokenizer.model", "deep/merges.txt"])
+def test_a_part_is_all_files_that_may_be_read(plain: Path, name: str) -> None:
+    """But what earlier versions noted of a folder still holds."""
+    earlier = part_identity(plain)
+    (plain / name).parent.mkdir(exist_ok=True)
+    (plain / name).write_text("one")
+    identity = part_identity(plain)
+    (plain / "README.md").write_text("not read")
+    (plain / ".hidden").write_text("not read")
+    assert part_identity(plain) == identity != earlier and is_part(plain, identity) and is_part(plain, earlier)
+    (plain / name).write_text("two")
+    assert not is_part(plain, identity)
+
+
 def test_identities_of_both_kinds_are_compared(plain: Path) -> None:
     cached = _cached(plain)
     assert is_part(cached, part_identity(plain)) and is_part(plain, part_identity(cached))
@@ -149,6 +163,13 @@ def weights(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     save_file(nn.Linear(40, 40).state_dict(), tmp_path / "model.safetensors")
     return tmp_path
+
+
+def test_any_file_of_a_folder_may_be_what_was_read(weights: Path, hashed: list) -> None:
+    module_hash(_read(weights))
+    (weights / "pytorch_model.bin").write_bytes(b"other")
+    module_hash(_read(weights))
+    assert len(hashed) == 4
 
 
 def test_a_part_as_it_was_read_is_hashed_once(weights: Path, hashed: list) -> None:

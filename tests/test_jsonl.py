@@ -1,8 +1,13 @@
 """JSON lines that a kill cut short, and files that are whole or not there."""
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +104,64 @@ def test_files_are_on_the_disk_before_they_get_their_names(tmp_path: Path, monke
     with jsonl.writing_folder(tmp_path / "folder") as partial:
         (partial / "b").write_text("text")
     assert calls == [str(tmp_path / "folder.partial" / "b"), str(tmp_path / "folder.partial"), "rename", str(tmp_path)]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from langdc import jsonl
+with jsonl.locked(Path(sys.argv[1]), "") if sys.argv[2] == "locked" else getattr(jsonl, sys.argv[2])(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("way", ["locked", "writing", "writing_folder"])
+def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """What a kill leaves holds nothing, and is not in the way."""
+    monkeypatch.setattr(jsonl, "_WAIT_SECONDS", 0.1)
+    path = tmp_path / "new" / "x"
+    write = (lambda path: jsonl.locked(path, "writes")) if way == "locked" else getattr(jsonl, way)
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(path), way], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        (tmp_path / "link").symlink_to(tmp_path / "new")
+        for name in (path, tmp_path / "link" / "x"):
+            with pytest.raises(ValueError, match=r"Another process .*writ"), write(name):
+                pass
+    finally:
+        other.kill()
+        other.wait()
+    with write(path) as partial:
+        assert way != "writing" or partial.read_bytes() == b""
+    assert {file.name for file in path.parent.iterdir()} == {"x"}
+
+
+def test_without_locks_a_warning_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(logging.getLogger("langdc"), "propagate", True)
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with jsonl.locked(tmp_path / "lock", "writes"), jsonl.locked(tmp_path / "lock", "writes"):
+        pass
+    (said,) = {record.message for record in caplog.records}
+    assert str(tmp_path) in said and "without locks (No locks available)" in said
+
+
+def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "x").symlink_to(tmp_path / "disk" / "y")
+    jsonl.write_text(tmp_path / "x", "text")
+    assert (tmp_path / "x").is_symlink() and (tmp_path / "disk" / "y").read_text() == "text"
+
+
+def test_folders_are_on_the_disk_before_what_is_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append(Path(f"/proc/self/fd/{number}").readlink()))
+    jsonl.make_folder(tmp_path / "a" / "b")
+    jsonl.make_folder(tmp_path / "a" / "b")
+    assert sorted(calls) == [tmp_path, tmp_path / "a"]
 
 
 def test_files_of_a_folder_are_for_whom_the_folder_is(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_four_bits_are_asked_of_transformers_as_qlora_has_them(folder, tmp_path,
 
     def from_pretrained(source, **settings):
         asked.update(source=source, **settings)
-        return plain, {"missing_keys": []}
+        return plain, {key: [] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     model = load_language_model(folder, quantize="nf4")

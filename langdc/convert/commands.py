@@ -64,7 +64,7 @@ def _open(directory: Path) -> nn.Module:
         import transformers
 
         base: Any = sources.resolve(peft.PeftConfig.from_pretrained(str(directory)).base_model_name_or_path or "")
-        config: Any = transformers.AutoConfig.from_pretrained(base)
+        config: Any = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
         model = getattr(transformers, config.architectures[0]).from_pretrained(base, dtype=torch.float32)
         return peft.PeftModel.from_pretrained(model, str(directory))
     if "model_type" in json.loads((directory / "config.json").read_text()):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from langdc.convert.files import read_config, read_folder, write_part
-from langdc.convert.names import NameReport, check_complete, shapes_of
+from langdc.convert.files import read_folder, write_part
+from langdc.convert.names import NameReport, shapes_of
+from langdc.modelfiles import check_complete, read_config
 
 _VISION = "vision_model."
 _ALONE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")

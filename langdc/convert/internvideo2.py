@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from langdc.convert.commands import add_verify_option, check_saved, open_output, write_report
-from langdc.convert.files import read_json, read_tensors, write_part
-from langdc.convert.names import NameReport, check_complete, shapes_of
+from langdc.convert.files import write_part
+from langdc.convert.names import NameReport, shapes_of
 from langdc.devices import TYPES
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
 from langdc.hashing import tensor_hash
 from langdc.log import screen
+from langdc.modelfiles import check_complete, read_settings, read_tensors
 
 _PREFIX = "vision_encoder."
 _HEADS = {1408: 16, 3200: 25}
@@ -108,7 +109,7 @@ def read(source: Path, heads: int | None = None) -> tuple[dict[str, Tensor], int
     """Tensors under their published names, of a published file or of a directory made of one, and the heads."""
     if not source.is_dir():
         return read_tensors(source), heads
-    settings = read_json(source / "config.json", "to know the encoder's sizes")
+    settings = read_settings(source / "config.json", "to know the encoder's sizes")
     tensors = read_tensors(source / "model.safetensors")
     stated: Any = settings.get("heads", InternVideo2Config().heads)
     return {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}, stated if heads is None else heads

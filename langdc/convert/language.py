@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from langdc.convert.files import chat_template, read_json, read_tensors
-from langdc.convert.names import NameReport, check_complete, shapes_of
+from langdc.convert.files import chat_template
+from langdc.convert.names import NameReport, shapes_of
 from langdc.language_models import open_tokenizer
+from langdc.modelfiles import check_complete, check_depth, read_settings, read_tensors
 
 _EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COMPUTED = re.compile(r".*\.(inv_freq|cos_cached|sin_cached)$")
@@ -42,6 +43,7 @@ def build(
             "random. Give the tokenizer that belongs to these weights."
         )
     config = type(config).from_dict({**config.to_dict(), "vocab_size": there if rows is None else rows})
+    check_depth(config.to_dict(), len(published), what)
     report, taken = NameReport(), {}
     for name, tensor in published.items():
         if _COMPUTED.match(name):
@@ -74,7 +76,7 @@ def merge_adapter(model: PreTrainedModel, file: Path, dtype: torch.dtype) -> tup
     ValueError names the adapter's tensors that fit nothing in the model, and those that it lacks.
     """
     tensors = read_tensors(file)
-    read_json(file.with_name("adapter_config.json"), "to know rank and scale of the adapter")
+    read_settings(file.with_name("adapter_config.json"), "to know rank and scale of the adapter")
     settings = peft.PeftConfig.from_pretrained(str(file.parent))
     settings.base_model_name_or_path = None  # where its maker kept the model, which is here by now
     adapted: Any = peft.get_peft_model(model, settings)

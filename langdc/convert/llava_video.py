@@ -1,8 +1,8 @@
 """A checkpoint in the layout of LLaVA-NeXT (LlavaQwenForCausalLM) as a LLaVA-OneVision directory of transformers.
 
 The backbones llava_video and llava_onevision load the result. A checkpoint may leave out its language model or its
-encoder, which then come from the directory of that part. Weights are read and written in safetensors only, file by
-file; conversion.json lists every tensor.
+encoder, which then come from the directory of that part. Weights are read and written file by file; conversion.json
+lists every tensor.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from transformers.models.llava_onevision.image_processing_llava_onevision import
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 
 from langdc.convert.commands import open_output, write_report
-from langdc.convert.files import chat_template, config_within, read_json, read_tensors
-from langdc.convert.names import NameReport, check_complete, shapes_of
+from langdc.convert.files import chat_template, config_within
+from langdc.convert.names import NameReport, shapes_of
 from langdc.log import screen
-from langdc.sources import check_files
+from langdc.modelfiles import check_complete, check_depth, check_files, read_settings, read_tensors, weight_files
 
 _ENDS = "generation_config.json"
 _INDEX = "model.safetensors.index.json"
@@ -135,7 +135,7 @@ def _load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
     if folder is None:
         raise ValueError("The checkpoint holds no tokenizer; give the directory of its Qwen2: --language DIR.")
     # in place of its own config.json, whose model type transformers does not know
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=Qwen2Config())
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=Qwen2Config(), trust_remote_code=False)
     tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in ("<image>", "<video>")])
     return tokenizer
 
@@ -161,7 +161,7 @@ def _write_processor(config: Any, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint; ValueError unless it is a LLaVA on Qwen2 that a stock model can stand for."""
-    settings = read_json(folder / "config.json", "to know the model's sizes")
+    settings = read_settings(folder / "config.json", "to know the model's sizes")
     named = [settings.get("model_type"), *(settings.get("architectures") or [])]
     if "llava_qwen" not in named and "LlavaQwenForCausalLM" not in named:
         done = " It is converted already." if "llava_onevision" in named else ""
@@ -211,7 +211,7 @@ def _vision_sizes(settings: Mapping[str, Any], vision: Path | None) -> dict[str,
     """SigLIP's settings as LLaVA uses it: without head and last layer, whatever mm_vision_select_layer says."""
     name = str(settings.get("mm_vision_tower"))
     if vision is not None:
-        stated = read_json(vision / "config.json", "to know the encoder's sizes")
+        stated = read_settings(vision / "config.json", "to know the encoder's sizes")
         sizes = SiglipVisionConfig(**stated.get("vision_config", stated)).to_dict()
     elif name.rstrip("/").endswith("siglip-so400m-patch14-384"):
         sizes = _SO400M
@@ -237,16 +237,13 @@ def _image_sizes(given: Any, side: int) -> list[list[int]]:
 
 
 def _tensors_in(folder: Path) -> dict[str, _Stored]:
-    """Every tensor of a directory of safetensors by name; ValueError if some files are absent or damaged."""
+    """Every tensor of a directory by name; ValueError if some files are absent or damaged."""
     check_files(folder, weights=True)
-    found: dict[str, _Stored] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, tensor in read_tensors(file).items():
-            origin = f"{folder.name}/{file.name}: {name}"
-            if name in found:
-                raise ValueError(f"{name} is in two files: {found[name].origin} and {origin}. Remove the stale file.")
-            found[name] = _Stored(tensor, origin)
-    return found
+    return {
+        name: _Stored(tensor, f"{folder.name}/{file.name}: {name}")
+        for file in weight_files(folder)
+        for name, tensor in read_tensors(file).items()
+    }
 
 
 def _published_tensors(checkpoint: Path, language: Path | None, vision: Path | None) -> dict[str, _Stored]:
@@ -266,6 +263,7 @@ def _published_tensors(checkpoint: Path, language: Path | None, vision: Path | N
 def _sort_names(found: Mapping[str, _Stored], config: LlavaOnevisionConfig) -> NameReport:
     """New names of the published tensors, which are the stock model's exactly; else ValueError names what is wrong."""
     left_out = {name: why for name in found if (why := _left_out(name, config)) is not None}
+    check_depth(config.to_dict(), len(found), "the model")
     report = NameReport.of(sorted(found), _DROPPED, _renamed, left_out)
     taken = {new: found[old].tensor for new, old in report.taken.items()}
     stated = shapes_of(lambda: LlavaOnevisionForConditionalGeneration(config))

@@ -1,9 +1,8 @@
-"""The record of every published tensor, and the check that a model gets exactly the tensors it needs."""
+"""The record of every published tensor, and the shapes that a model needs."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -57,30 +56,3 @@ def shapes_of(build: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a module, by name; it is built without weights."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
-
-
-def check_complete(
-    what: str,
-    tensors: Mapping[str, Any],
-    expected: Mapping[str, tuple[int, ...]],
-    unknown: Iterable[str] = (),
-    advice: str = "Copy the published files again, all of them.",
-    published: Mapping[str, str] = {},
-) -> None:
-    """ValueError unless the tensors are exactly those expected, shapes included, so that no weight stays random.
-
-    `tensors`: by name, anything with a `shape`; `published`: names that messages use in place of these.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    problems = {
-        "missing": sorted(expected.keys() - shapes.keys()),
-        "unknown": sorted({*unknown, *(published.get(name, name) for name in shapes.keys() - expected.keys())}),
-        "of another shape": [
-            f"{published.get(name, name)}: {shapes[name]}, the settings say {expected[name]}"
-            for name in sorted(shapes.keys() & expected.keys())
-            if shapes[name] != expected[name]
-        ],
-    }
-    lines = [f"{len(names)} {kind}: {'; '.join(names[:SHOWN])}" for kind, names in problems.items() if names]
-    if lines:
-        raise ValueError(f"The tensors do not make up {what}:\n  " + "\n  ".join(lines) + f"\n{advice}")

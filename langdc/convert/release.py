@@ -5,7 +5,6 @@ all weights in one. The parts it is built on lie elsewhere: its files name them,
 directory above.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from langdc.convert.files import read_folder, read_json, read_tensors, weight_files
+from langdc.convert.files import read_folder
+from langdc.modelfiles import read_settings, read_tensors, weight_files
 
 EXTRA = "non_lora_trainables.bin"
 PROJECTORS = "mm_projector.bin"
@@ -64,7 +64,7 @@ def open_release(folder: Path, model_type: str) -> Release:
     if not folder.is_dir():
         raise ValueError(f"There is no directory {folder}; give a local copy of a release (nothing is downloaded).")
     place = folder if (folder / "config.json").is_file() else _below(folder, model_type)
-    settings = read_json(place / "config.json", "to know how the release was trained")
+    settings = read_settings(place / "config.json", "to know how the release was trained")
     if settings.get("model_type") != model_type:
         raise ValueError(f"{place} is a {settings.get('model_type')!r} model; a {model_type!r} one is converted here.")
     adapter = next((place / name for name in _ADAPTER if (place / name).is_file()), None)
@@ -80,7 +80,7 @@ def open_release(folder: Path, model_type: str) -> Release:
 
 def _below(folder: Path, model_type: str) -> Path:
     configs = sorted(folder.glob("*/config.json"))
-    fitting = [file.parent for file in configs if json.loads(file.read_text()).get("model_type") == model_type]
+    fitting = [file.parent for file in configs if read_settings(file).get("model_type") == model_type]
     if len(fitting) != 1:
         names = ", ".join(path.name for path in fitting) or "none"
         raise ValueError(f"{folder} has no config.json; releases of type {model_type!r} below it: {names}. Name one.")

@@ -7,15 +7,18 @@
      "messages": [{"role": "user", "content": "<video> <image> is this in the video ?"},
                   {"role": "assistant", "content": "yes"}, ...]}
 
-Paths are relative to the file's folder; `start` and `end` are seconds; a video may be a folder of frames, then
-`fps` says how many a second. <video> and <image> in a question or message say where the media stand, in order; without
-any they stand before the first question. Every reading error names file and line.
+Paths are relative to the file's folder and stay in it, unless outside is allowed; `start` and `end` are seconds; a
+video may be a folder of frames, then `fps` says how many a second. <video> and <image> in a question or message say
+where the media stand, in order; without any they stand before the first question. Every reading error names file and
+line.
 """
 
+import os
 import re
 import string
 import textwrap
 from collections.abc import Container, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -31,6 +34,10 @@ LETTERS = string.ascii_uppercase
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 """What follows the options of a multiple-choice question."""
 MARKS = re.compile("<video>|<image>")
+OUTSIDE = (
+    "leads outside the folder that its data may be in, by its path or a symbolic link. If that is meant, give "
+    "--allow-outside (in a config, allow_outside: true)"
+)
 SHOWN_MISTAKES = 10
 SHOWN_LETTERS = 300
 
@@ -276,16 +283,40 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     jsonl.write_lines(path, lines)
 
 
-def check_media(path: str | Path, records: list[Record]) -> list[Record]:
-    """The records read from `path`; ValueError lists all whose video or image is missing."""
-    mistakes = []
+@lru_cache(16)
+def _homes(root: str) -> list[str]:
+    """Where the files of a folder may be, without symbolic links."""
+    folder = Path(os.path.realpath(root))
+    # a snapshot of the Hugging Face cache links to files beside it
+    blobs = [each.parents[1] / "blobs" for each in (folder, *folder.parents) if each.parent.name == "snapshots"]
+    return [f"{str(each).rstrip('/')}/" for each in (folder, *blobs)]
+
+
+def leads_outside(file: Path, root: Path) -> bool:
+    """Whether a file, or a folder or a file in it, is outside a folder, by its path or by a symbolic link."""
+    homes = tuple(_homes(os.path.abspath(root)))  # noqa: PTH100 (`_homes` follows links)
+    try:
+        real = os.path.realpath(file)
+        inside = [link.path for link in os.scandir(real) if link.is_symlink()] if os.path.isdir(real) else []  # noqa: PTH112
+    except (OSError, ValueError):  # no file can have this name, or nobody may look into this folder
+        return False
+    return not all(f"{os.path.realpath(each)}/".startswith(homes) for each in (real, *inside))
+
+
+def check_media(path: str | Path, records: list[Record], allow_outside: bool = False) -> list[Record]:
+    """The records read from `path`; ValueError lists all whose video or image is missing or outside its folder."""
+    root, missing, outside = Path(path).parent, [], []
     for record in records:
         for medium in record.shown:
-            file = Path(path).parent / str(medium.file)
-            if not file.is_file() and (medium.fps is None or not file.is_dir()):
-                mistakes.append(f"line {record.line or '?'} (id {record.id!r}): there is no file {file}")
-    if mistakes:
-        message = listed(f"{path} has {len(mistakes)} record(s) whose video or image is missing", mistakes)
+            file, where = root / str(medium.file), f"line {record.line or '?'} (id {record.id!r})"
+            if not allow_outside and leads_outside(file, root):
+                outside.append(f"{where}: {medium.file}")
+            elif not os.path.isfile(file) and (medium.fps is None or not file.is_dir()):  # noqa: PTH113 (names may be long)
+                missing.append(f"{where}: there is no file {file}")
+    if outside:
+        raise ValueError(listed(f"{path} has {len(outside)} record(s) of which one {OUTSIDE}", outside))
+    if missing:
+        message = listed(f"{path} has {len(missing)} record(s) whose video or image is missing", missing)
         raise ValueError(f"{message}\nFetch the files, or take these records out.")
     return records
 

@@ -5,14 +5,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel, PretrainedConfig, PreTrainedModel
 
 from langdc.encoders.base import Encoder, encoders
 from langdc.language_models import load_pretrained, mark_published
-from langdc.sources import Source, read_json, resolve
+from langdc.log import get_logger
+from langdc.modelfiles import read_config, read_settings, reading
+from langdc.sources import Source, resolve
+
+logger = get_logger(__name__)
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_UNREAD = ("pooler.", "text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
+"""How names begin of tensors that no grid of patches depends on."""
 
 
 def _vision_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -24,17 +30,23 @@ def _load(source: Source) -> tuple[PreTrainedModel, Path | None]:
     if not isinstance(found, Path):
         clip = {"model_type": "clip_vision_model"}
         sizes = found.model_copy(update={"config": {**clip, **found.config}}).sizes()
-        return AutoModel.from_config(sizes, dtype=torch.get_default_dtype()), None
-    config = _vision_config(AutoConfig.from_pretrained(found))
+        with reading(str(source), "an image encoder", "Correct what does not fit."):
+            return AutoModel.from_config(sizes, dtype=torch.get_default_dtype()), None
+    config = _vision_config(read_config(found))
     kind = CLIPVisionModel if isinstance(config, CLIPVisionConfig) else AutoModel
-    model = load_pretrained(kind, found, unread=("pooler.",), config=config, dtype=torch.get_default_dtype())
+    model = load_pretrained(kind, found, unread=_UNREAD, config=config, dtype=torch.get_default_dtype())
     return mark_published(model, source, found), found
 
 
 def _statistics(folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     file = folder / "preprocessor_config.json" if folder else None
-    settings = read_json(file) if file is not None and file.is_file() else {}
-    return tuple(settings.get("image_mean", CLIP_MEAN)), tuple(settings.get("image_std", CLIP_STD))
+    settings = read_settings(file) if file is not None and file.is_file() else {}
+    if file is not None and (lacking := [key for key in ("image_mean", "image_std") if key not in settings]):
+        logger.warning("%s does not state %s: pixels are normalised as CLIP's are.", file, " and ".join(lacking))
+    found = settings.get("image_mean", CLIP_MEAN), settings.get("image_std", CLIP_STD)
+    with reading(str(file), "pixel statistics of three channels"):
+        mean, std = ([float(value) for value, _ in zip(each, range(3), strict=True)] for each in found)
+    return tuple(mean), tuple(std)
 
 
 @encoders.register("image")

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 
@@ -17,13 +17,13 @@ class InternVideo2Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    width: int = 1408
-    depth: int = 40
-    heads: int = 16
-    mlp_width: int = 6144
-    image_size: int = 224
-    patch_size: int = 14
-    frames: int = 4
+    width: int = Field(default=1408, gt=0)
+    depth: int = Field(default=40, gt=0)
+    heads: int = Field(default=16, gt=0)
+    mlp_width: int = Field(default=6144, gt=0)
+    image_size: int = Field(default=224, gt=0)
+    patch_size: int = Field(default=14, gt=0)
+    frames: int = Field(default=4, gt=0)
     skip_last: int = 1  # VideoGPT+ and LangDC read the output before the last block, without a final norm
     init_scale: float = 1e-5  # of the LayerScale gains
 

@@ -6,10 +6,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from langdc.config import check
 from langdc.encoders.base import Encoder, encoders
 from langdc.encoders.internvideo2 import InternVideo2, InternVideo2Config
 from langdc.language_models import mark_published
-from langdc.sources import Source, read_json, resolve
+from langdc.modelfiles import check_complete, check_depth, count_tensors, read_settings
+from langdc.sources import Source, resolve
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,8 +24,9 @@ class VideoEncoder(Encoder):
     def __init__(self, source: Source = "sample:internvideo2") -> None:
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
         found = resolve(source, weights=True)
-        settings = read_json(found / "config.json") if isinstance(found, Path) else found.config
-        config = InternVideo2Config(**settings)
+        settings = read_settings(found / "config.json") if isinstance(found, Path) else found.config
+        config = check(InternVideo2Config, settings, f"The InternVideo2 {source}")
+        check_depth(settings, count_tensors(found) if isinstance(found, Path) else 0, f"The InternVideo2 {source}")
         if isinstance(found, Path):
             with torch.device("meta"):  # the file's parts are not drawn first
                 self.model = InternVideo2(config)
@@ -39,12 +42,11 @@ class VideoEncoder(Encoder):
 
     def _read(self, file: Path) -> None:
         place = {"device": torch.get_default_device(), "dtype": torch.get_default_dtype(), "copy": True}
-        try:
-            with safe_open(file, "pt") as opened:  # the type changes tensor by tensor, the file is never held whole
-                weights = {name: opened.get_tensor(name).to(**place) for name in opened.keys()}  # noqa: SIM118  # no mapping
-            self.model.load_state_dict(weights, assign=True)
-        except RuntimeError as error:  # torch names missing, unexpected and misshapen tensors
-            raise ValueError(f"{file} is not of this architecture. Copy or convert it again.\n{error}") from None
+        with safe_open(file, "pt") as opened:  # the type changes tensor by tensor, the file is never held whole
+            weights = {name: opened.get_tensor(name).to(**place) for name in opened.keys()}  # noqa: SIM118  # no mapping
+        expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        check_complete(f"the InternVideo2 in {file.parent}", weights, expected, advice="Copy or convert it again.")
+        self.model.load_state_dict(weights, assign=True)
 
     def run(self, pixels: Tensor, frames: list[int]) -> Tensor:
         clip = self.model.config.frames

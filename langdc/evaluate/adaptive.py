@@ -116,7 +116,7 @@ class Pictures:
         self._records: dict[str, Record] = {}
         try:
             config = check(MemberConfig, header["config"]["task"], "task")
-            self._task = tasks.build(config.name, **config.settings)
+            self._task = tasks.build_task(config, header.get("allow_outside", False))
             self._records = {record.id: record for record in self._task.records}
         except (ValueError, OSError) as error:
             self.missing = str(error)

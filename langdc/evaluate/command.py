@@ -23,7 +23,7 @@ from langdc.evaluate.published import check_published
 from langdc.evaluate.results import read_results
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tables import MISMATCH, Table, as_csv, as_markdown
-from langdc.tools.options import add_device, place
+from langdc.tools.options import add_device, add_outside, place
 
 DEFAULT = "sample/eval"
 ABOUT_MODEL = ("exact captions", "cue recall", "density rho", "train ")
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="CONFIG key=value", help="a config, and settings as limit=20")
     parser.add_argument("--config", metavar="FILE", help="the config, if it is not given as the first argument")
     add_device(parser)
+    add_outside(parser)
     parser.add_argument("--retry-failed", action="store_true", help="ask again what failed before")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
@@ -51,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     start()
     overrides = [text for text in options.settings if text not in given]
     overrides += [f"{name}={value}" for name, value in place(options).items()]
+    overrides += ["allow_outside=true"] if options.allow_outside else []
     settings = config.load(EvalConfig, given[0], overrides)
-    task = tasks.build(settings.task.name, **settings.task.settings)
+    task = tasks.build_task(settings.task, settings.allow_outside)
     check_published(settings, task)
     judge = Judge.of(settings.judge, task, settings.output)
     folder = evaluate(settings, task, ["langdc", "eval", *argv], judge=judge, retry_failed=options.retry_failed)

@@ -6,15 +6,13 @@ entry: a line per fact, told apart by "type": "model" (how it was loaded), "cali
 with a key counts. A process appends to its own file only; readers read all files of a folder.
 """
 
-import glob
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from langdc import jsonl
 from langdc.distributed import rank, world_size
@@ -25,8 +23,6 @@ from langdc.log import get_logger
 logger = get_logger(__name__)
 
 HEADER = "header.json"
-STARTED = {f"{HEADER}.partial"}
-"""What a start leaves that ended before the header was written, such as by a full disk."""
 CONCLUSIONS = ("budget", "finished")
 """Types of lines that follow from the answers."""
 
@@ -83,7 +79,7 @@ class EvalFolder:
         """
         path = directory / HEADER
         session = {**describe_machine(command), "plugins": dict(plugins or {})}
-        if not path.is_file() and directory.is_dir() and {file.name for file in directory.iterdir()} - STARTED:
+        if not path.is_file() and jsonl.others(directory):
             raise ValueError(f"{directory} holds files that are no evaluation. Choose another place with output=...")
         header = {**info, **identity, "identity_sha256": json_hash(identity), "sessions": []}
         if path.is_file():
@@ -104,7 +100,7 @@ class EvalFolder:
                     logger.warning("%s: the source of %s has changed since the last start.", directory, module)
         header.update(judging or {})
         header["sessions"].append(session)
-        directory.mkdir(parents=True, exist_ok=True)
+        jsonl.make_folder(directory)
         jsonl.write_json(path, header)
         return cls(directory, header)
 
@@ -122,24 +118,15 @@ class EvalFolder:
     @staticmethod
     @contextmanager
     def locked(directory: Path) -> Iterator[None]:
-        """Keep other evaluations out of a folder until this process ends; ValueError if another one still runs."""
-        directory = directory.resolve()  # a symbolic link leads to the same lock
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        own = directory.parent / f".{directory.name}.{rank()}.lock"
-        there = directory.parent.glob(f".{glob.escape(directory.name)}.*.lock") if rank() == 0 else ()
-        # each process looks for its own predecessor, and the first one for those that had higher numbers
-        others = [path for path in there if int(path.suffixes[-2][1:]) >= world_size()]
-        with ExitStack() as held:
-            try:
-                held.enter_context(FileLock(own, timeout=0))
-                for path in others:
-                    with FileLock(path, timeout=0):
+        """Keep whoever else writes there out of a folder until this process ends; ValueError if another one does."""
+        first, doing = directory / jsonl.LOCK, f"still writes into {directory}"
+        own = first.with_name(f"{first.name}.{rank()}") if rank() else first  # a training's is the same as the first
+        with jsonl.locked(own, doing):
+            # each process looks for its own predecessor, and the first one for those that had higher numbers
+            for path in directory.glob(f"{jsonl.LOCK}.*") if rank() == 0 else ():
+                if int(path.suffix[1:]) >= world_size():
+                    with jsonl.locked(path, doing):
                         pass
-            except Timeout:
-                raise ValueError(
-                    f"Another process still writes into {directory}. Wait until it is done, or end it: it may have "
-                    "outlived a launcher that was killed."
-                ) from None
             yield
 
     def file(self, name: str) -> LineFile:
@@ -219,5 +206,5 @@ def _changes(before: Any, after: Any, path: str = "") -> list[str]:
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         pairs = [(str(index), *both) for index, both in enumerate(zip(before, after, strict=True))]
     else:
-        return [] if before == after else [f"{path}: {before!r} there, {after!r} now"]
+        return [] if before == after else [f"{path}: {before!r:.200} there, {after!r:.200} now"]
     return [line for key, one, two in pairs for line in _changes(one, two, f"{path}.{key}".lstrip("."))]

@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from langdc import __version__, devices
+from langdc import __version__, checkpoint, devices
 from langdc.backbones import backbones
 from langdc.compressors import compressors
 from langdc.encoders import encoders
-from langdc.evaluate.models import weights_identity
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tasks import Task, tasks
-from langdc.hashing import file_hash
+from langdc.hashing import file_hash, json_hash
 from langdc.kvcompressors import kvcompressors
 
 ZOOS = (compressors, kvcompressors, backbones, tasks, encoders)
@@ -32,18 +31,21 @@ PACKAGES = ("torch", "torchvision", "transformers", "peft", "safetensors", "av",
 
 def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
     """What must stay the same for an evaluation to be resumed."""
-    hashes = {model: weights_identity(model) for model in {entry.model for entry in config.all_entries}}
+    entries = config.all_entries
+    files = {str(model): checkpoint.identity(model) for model in dict.fromkeys(entry.model for entry in entries)}
+    others = [entry.model_dump(mode="json", include={"backbone", "compressor", "kv"}) for entry in entries]
     dtype = devices.dtype_named(config.dtype, devices.named(config.device))  # what "auto" is here
     found: dict[str, Any] = {
         "config": {
             **config.model_dump(mode="json", exclude={"output", *config.judging}),
             "dtype": str(dtype or config.dtype).removeprefix("torch."),
         },
-        "weights_sha256": {entry.name: hashes[entry.model] for entry in config.all_entries},
+        "weights_sha256": {entry.name: json_hash(files[str(entry.model)]) for entry in entries},
+        "files": {**checkpoint.named_files(others), **files},
         "data_sha256": task.data_hash(),
         "version": __version__,
     }
-    if config.calibration is not None and any(entry.calibrated for entry in config.all_entries):
+    if config.calibration is not None and any(entry.calibrated for entry in entries):
         found["calibration_sha256"] = file_hash(config.calibration.data)
     return found
 

@@ -24,6 +24,7 @@ from langdc.evaluate.run import Run, Session
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.evaluate.videos import CalibrationSet, FeatureReader, VideoCache
+from langdc.hashing import content_hash
 from langdc.log import console
 from langdc.pipeline import VideoLM
 from langdc.timing import StageTimer
@@ -57,6 +58,7 @@ def evaluate(
         folder = EvalFolder.read(config.output)
         if retry_failed:
             main_process_first(lambda: [folder.forget_failures(name) for name in folder.names()])
+        main_process_first(lambda: _check_videos(task, folder))
         _ask(config, task, folder, videos, load)
         if is_main_process():
             folder.write_submissions(task.submission)
@@ -75,6 +77,19 @@ def _start(config: EvalConfig, task: Task, command: Sequence[str]) -> None:
         "own_compressors": {entry.name: vars(OwnCompressor.of(entry.model)) for entry in entries},
     }
     EvalFolder.start(config.output, identity(config, task), info, command, config.judging, plugin_sources(config))
+
+
+def _check_videos(task: Task, folder: EvalFolder) -> None:
+    """ValueError if a video that was answered is another one now; one that is gone keeps its answers."""
+    paths = {record.id: task.path(record) for record in task.records if record.id not in task.broken}
+    lines = (line for name in folder.names() for line in folder.lines(name) if line.get("content"))
+    known = {(line["video"], line["content"]) for line in lines if line["video"] in paths}
+    there = [(paths[video], content) for video, content in sorted(known) if paths[video].exists()]
+    if changed := [path for path, content in there if content_hash(path) != content]:
+        raise ValueError(
+            f"{folder.directory} holds answers about other videos: {len(changed)} have changed since, such as "
+            f"{changed[0]}. Bring the former ones back, choose another place with output=..., or delete that folder."
+        )
 
 
 def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load: Callable) -> None:

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from langdc.config import MemberConfig
-from langdc.data.records import Record, read_records
+from langdc.data.records import OUTSIDE, Record, leads_outside, read_records
 from langdc.evaluate.controls import OnPool
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
@@ -71,6 +71,8 @@ def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Pat
         path = record.media_path(data.parent)
         if path is None or not record.questions:
             continue
+        if not config.allow_outside and leads_outside(path, data.parent):
+            raise ValueError(f"calibration.data: {data}, line {record.line}: {path} {OUTSIDE}.")
         if path.resolve() in tested:
             raise ValueError(
                 f"calibration.data: {data} shares the video {path} with the task. Budgets must not be set on "

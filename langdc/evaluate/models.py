@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from langdc.checkpoint import MANIFEST, WEIGHTS, locate, read_manifest, saved_names
+from langdc.checkpoint import MANIFEST, identity, locate, read_manifest, saved_names
 from langdc.compressors import compressors
-from langdc.hashing import json_hash, part_identity, quick_hash, text_hash
+from langdc.hashing import json_hash
 from langdc.interfaces import TokenCompressor
 
 TRAINING = ("samples", "steps", "flops", "seconds")
@@ -50,21 +50,8 @@ class OwnCompressor:
 
 
 def weights_identity(directory: str | Path) -> str:
-    """The sha256 of all that makes a model: of a checkpoint its tensors, settings and frozen parts; of a stock model
-    all files of its folder, of which large ones count by published hash or by a sample.
-    """
-    folder = locate(directory)
-    if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder)
-        parts = [manifest[name] for name in ("weights_sha256", "model", "lora", "parts")]
-        return json_hash([*parts, (folder / WEIGHTS).stat().st_size])
-    lines = [part_identity(folder)]
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        covered = len(name.parts) == 1 and path.suffix in (".safetensors", ".json")
-        if path.is_file() and not covered and not any(part.startswith(".") for part in name.parts):
-            lines.append(f"{name.as_posix()} {quick_hash(path)}")
-    return text_hash("\n".join(lines))
+    """The sha256 of all that makes a model: of what `langdc.checkpoint.identity` lists."""
+    return json_hash(identity(directory))
 
 
 def training_record(directory: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.evaluate.videos import CalibrationSet, VideoCache
+from langdc.hashing import content_hash
 from langdc.log import get_logger
 from langdc.pipeline import VideoLM
 from langdc.types import Answer
@@ -135,6 +136,7 @@ class Run:
             "type": "video",
             "key": f"video/{record.id}",
             "video": record.id,
+            "content": content_hash(path) if (path := self.task.path(record)).exists() else None,
             # of a compressor that reads the question, the mean over the questions
             "tokens": _mean([answer.tokens for answer in answers]),
             "segment_tokens": [_mean(each) for each in zip(*(a.segment_tokens for a in answers), strict=True)],

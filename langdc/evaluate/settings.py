@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from langdc import compat
 from langdc.config import FeatureType, MemberConfig, Settings
@@ -118,14 +118,6 @@ class _SweepMethod(Settings):
     kv: MemberConfig | None = None
     """Has the budget where both are given."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        kind, name = ("kv", given.removeprefix("kv:")) if given.startswith("kv:") else ("compressor", given)
-        return {kind: {"name": name}}
-
     @model_validator(mode="after")
     def _without_budget(self) -> "_SweepMethod":
         budgeted = self.kv or self.compressor
@@ -148,6 +140,13 @@ class _SweepMethod(Settings):
         return {**parts, last: parts[last].model_copy(update={"keep": keep})}
 
 
+def _by_name(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    kind, name = ("kv", given.removeprefix("kv:")) if given.startswith("kv:") else ("compressor", given)
+    return {kind: {"name": name}}
+
+
 CONTROLS = {
     "random tokens": {"compressor": {"name": "random"}},
     "fewer frames": {"compressor": {"name": "uniform"}},
@@ -161,7 +160,10 @@ class _SweepConfig(Settings):
     """Every method at every budget on every model, and the controls that each of them has to beat."""
 
     models: list[_SweepModel] = Field(min_length=1)
-    methods: list[_SweepMethod] = Field(min_length=1)
+    methods: list[Annotated[_SweepMethod, BeforeValidator(_by_name, json_schema_input_type=str | _SweepMethod)]] = (
+        Field(min_length=1)
+    )
+    """A string is the name of a compressor, or kv: and that of a KV compressor."""
     budgets: list[float] = Field(min_length=1)
     """Fractions kept."""
     controls: bool = True
@@ -248,6 +250,8 @@ class EvalConfig(Settings):
     """What weights are held in; auto is bfloat16 on an accelerator, and as the checkpoint says on a CPU."""
     reference: str | None = None
     """The entry that the others are compared with."""
+    allow_outside: bool = False
+    """Whether media may be outside the folder of the task's records, or of the benchmark."""
     seed: int = 0
 
     @model_validator(mode="before")
@@ -284,8 +288,8 @@ class EvalConfig(Settings):
 
     @property
     def judging(self) -> dict[str, Any]:
-        """The settings that judge answers and change none."""
-        return self.model_dump(mode="json", include={"published", "judge"})
+        """The settings that judge answers or allow them, and change none."""
+        return self.model_dump(mode="json", include={"published", "judge", "allow_outside"})
 
     @property
     def all_entries(self) -> list[EntryConfig]:

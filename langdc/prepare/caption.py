@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from langdc import distributed, jsonl
@@ -23,7 +22,7 @@ from langdc.hashing import json_hash
 from langdc.log import get_logger, screen, track
 from langdc.prepare.captioning import Captioning, Job, on_ray
 from langdc.prepare.teachers import DENSE, DESCRIBE, REWRITE
-from langdc.tools.options import add_device
+from langdc.tools.options import add_device, add_outside
 from langdc.video import VIDEO_SUFFIXES, frame_files
 
 logger = get_logger(__name__)
@@ -44,18 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.print("No --text-model: captions are the teacher's own words, without cues, density or a check of lengths.")
     number, count = options.shard
     file = work / f"{number}-of-{count}.jsonl"
-    try:
-        with FileLock(file.with_suffix(".lock"), timeout=0):
-            done, mine = _lines(work), [job for job in jobs if job.group % count == number - 1]
-            waiting = [job for job in mine if "clips" not in done.get(job.key, {})]
-            out.print(f"{len(mine)} videos and images, of which {len(mine) - len(waiting)} have captions.")
-            made = (on_ray(options, waiting) if options.ray else Captioning(options).lines(waiting)) if waiting else ()
-            for line in track(made, len(waiting), "Captions"):
-                if "failed" in line:
-                    logger.warning("no captions of %s: %s", line["id"], line["failed"])
-                jsonl.append(file, line)
-    except Timeout:
-        raise ValueError(f"Another process writes {file}. Wait until it is done, or end it.") from None
+    with jsonl.locked(file.with_suffix(jsonl.LOCK), f"writes {file}"):
+        done, mine = _lines(work), [job for job in jobs if job.group % count == number - 1]
+        waiting = [job for job in mine if "clips" not in done.get(job.key, {})]
+        out.print(f"{len(mine)} videos and images, of which {len(mine) - len(waiting)} have captions.")
+        made = (on_ray(options, waiting) if options.ray else Captioning(options).lines(waiting)) if waiting else ()
+        for line in track(made, len(waiting), "Captions"):
+            if "failed" in line:
+                logger.warning("no captions of %s: %s", line["id"], line["failed"])
+            jsonl.append(file, line)
     return _finish(options, jobs, _lines(work), out)
 
 
@@ -85,6 +81,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     band = "fewest and most words of a caption for each cue (default: 0.75 3)"
     add("--band", type=float, nargs=2, metavar=("LOW", "HIGH"), default=[0.75, 3.0], help=band)
     add("--batch", type=int, default=8, help="videos that are described together (default: 8)")
+    add_outside(parser)
     add("--shard", metavar="I/N", help="do part I of N of the videos")
     shared = "N workers on the Ray cluster of RAY_ADDRESS, or on this machine"
     add("--ray", type=int, default=0, metavar="N", help=shared)
@@ -127,10 +124,10 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
         shown = (name for name in names if name.lower().endswith(VIDEO_SUFFIXES) and "/." not in f"/{name}")
         root, records = source, [Record(id=name, video=name) for name in shown]
     else:
-        root, records = source.parent, check_media(source, read_records(source))
+        root, records = source.parent, check_media(source, read_records(source), options.allow_outside)
         if out.exists() and out.samefile(source):
             raise ValueError(f"--out {out} is the input. Choose another file.")
-    settings = {name: value for name, value in vars(options).items() if name not in _FREE}
+    settings = {name: value for name, value in vars(options).items() if name not in (*_FREE, "allow_outside")}
     settings["request"] = options.endpoint_settings.get("options")
     deciding = [settings, REWRITE, options.teacher and weights_identity(options.teacher)]
     jobs: list[Job] = []

@@ -19,10 +19,11 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader
 
 from langdc import __version__, jsonl
 from langdc.config import RunConfig, check, load
-from langdc.data.records import LETTERS, SHOWN_LETTERS, Medium, Record, listed, read_records
+from langdc.data.records import LETTERS, OUTSIDE, SHOWN_LETTERS, Medium, Record, leads_outside, listed, read_records
 from langdc.hashing import file_hash, json_hash
 from langdc.log import screen, track
 from langdc.prepare.probing import Job, probed
+from langdc.tools.options import add_outside
 from langdc.train.quarantine import FILE, FOLDER
 
 _SHOWN = 5
@@ -78,20 +79,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, help=f"folder for what is found (default: DATA{FOLDER} beside the data)")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="child processes (default: all cores)")
     add("--timeout", type=float, default=60.0, metavar="SECONDS", help=seconds)
+    add_outside(parser)
     options = parser.parse_args(argv)
     if options.jobs < 1 or options.timeout <= 0:
         raise ValueError(f"--jobs {options.jobs} --timeout {options.timeout}: give at least 1, and over 0 seconds.")
     config = load(RunConfig, options.config) if options.config else None
     folder = options.out or options.data[0].with_suffix(FOLDER)
-    folder.mkdir(parents=True, exist_ok=True)
+    with jsonl.locked(folder / jsonl.LOCK, f"writes into {folder}"):
+        return _check(options, folder, config)
+
+
+def _check(options: argparse.Namespace, folder: Path, config: RunConfig | None) -> int:
     faults: list[_Fault] = []
     entries = [entry for file in dict.fromkeys(options.data) for entry in _read(file, faults)]
     for entry in entries:
-        faults += _of_text(entry)
+        faults += _of_text(entry, options.allow_outside)
     held: dict[_Key, Path] = {}
     for file in options.eval:
         shown = [medium for record in read_records(file) for medium in record.shown]
-        held |= {(path, m.fps): file for m in shown if (path := _place(file.parent, m)[0]) is not None}
+        places = ((_place(file.parent, medium, options.allow_outside)[0], medium.fps) for medium in shown)
+        held |= {(path, fps): file for path, fps in places if path is not None}
     found = _probe(entries, held, folder, options)
     faults += [*_of_media(entries, found), *_of_copies(entries, held, found)]
     if config is not None:
@@ -141,7 +148,7 @@ def _read(file: Path, faults: list[_Fault]) -> list[_Entry]:
     return list(found.values())
 
 
-def _of_text(entry: _Entry) -> Iterable[_Fault]:
+def _of_text(entry: _Entry, allow_outside: bool) -> Iterable[_Fault]:
     """Faults of a record's questions and paths; fills in its media."""
     for question in entry.record.questions:
         texts = [option.strip().casefold() for option in question.options]
@@ -155,23 +162,25 @@ def _of_text(entry: _Entry) -> Iterable[_Fault]:
         if not question.answered:
             yield entry.fault("answer", f"the question {question.question[:60]!r} has no answer", False)
     for medium in entry.record.shown:
-        path, kind, reason = _place(entry.file.parent, medium)
+        path, kind, reason = _place(entry.file.parent, medium, allow_outside)
         if path is not None:
             entry.media.append((medium, path))
         if kind:
             yield entry.fault(kind, f"{medium.file}: {reason}", path is None)
 
 
-def _place(root: Path, medium: Medium) -> tuple[Path | None, str, str]:
-    """Where a medium is, if it is there; the kind of fault of its path, and the reason."""
+def _place(root: Path, medium: Medium, allow_outside: bool) -> tuple[Path | None, str, str]:
+    """Where a medium is, if it is there and may be read; the kind of fault of its path, and the reason."""
     name = str(medium.file)
     path = Path(os.path.abspath(root / name))  # noqa: PTH100  (links stay as they are)
-    outside = not path.is_relative_to(os.path.abspath(root))  # noqa: PTH100
+    outside = leads_outside(path, root)
     try:
         there, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError) as error:
         return None, "missing", str(error)
     if there or (is_folder and medium.fps is not None):
+        if outside and not allow_outside:
+            return None, "outside", OUTSIDE
         if name.startswith("/"):
             return path, "absolute path", "other machines will not have it; write it relative to this file's folder"
         return path, "outside" if outside else "", "leads outside the folder of this file"

@@ -109,7 +109,7 @@ def _of_eval(options: argparse.Namespace) -> Iterator[_Job]:
     given = [f"{name}={value}" for name, value in place(options).items()]
     config = load(EvalConfig, options.eval, [*options.overrides, *given])
     folder = _folder(config.features, options.eval)
-    task = tasks.build(config.task.name, **config.task.settings)
+    task = tasks.build_task(config.task, config.allow_outside)
     asked = [record for record in task.records[: config.limit] if record.id not in task.broken]
     videos = [(record, task.path(record), task.clip) for record in asked]
     videos += [(record, path, lambda record: record) for record, path in matching.calibration_videos(config, task)]

@@ -1,8 +1,7 @@
 """`langdc data import SOURCE --out mine.jsonl`: a data set in an exchanged format as records.
 
-SOURCE is a file (JSON, JSON lines, CSV, TSV, Parquet, WebDataset tar), a folder of such files or of videos with .txt or
-.srt files beside them, a folder that `datasets` saved, or a hub name. docs/data.md says what rows may hold. Those that
-cannot be used are named and left out, and the exit code is 1.
+SOURCE is a file, a folder of such files or of videos with .txt or .srt files beside them, or a set of `datasets`.
+docs/data.md says what rows may hold. Those that cannot be used are named and left out, and the exit code is 1.
 """
 
 import argparse
@@ -13,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from textwrap import shorten
@@ -22,10 +22,11 @@ from urllib.parse import unquote
 from rich.progress import track
 
 from langdc.config import check
-from langdc.data.records import LETTERS, MARKS, SHOWN_LETTERS, Record, listed, write_records
+from langdc.data.records import LETTERS, MARKS, OUTSIDE, SHOWN_LETTERS, Record, leads_outside, listed, write_records
 from langdc.jsonl import writing
 from langdc.log import screen
 from langdc.prepare.rows import read
+from langdc.tools.options import add_outside
 from langdc.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
 
 # Names of columns; the first that holds something counts.
@@ -58,14 +59,14 @@ class MissingFile(ValueError):
 class Importer:
     """Makes records of rows, one by one, and counts shapes, media, unused columns and repeated ids.
 
-    Paths in rows begin at `media` and are written relative to `place`; media that are inside rows are unpacked into
-    `unpacked` (None: nothing is written). `kind` is that of questions whose row names none.
+    Paths in rows begin at `media`, stay in it unless `allow_outside`, and are written relative to `place`; media that
+    are inside rows go into `unpacked` (None: nothing is written). `kind` is that of questions whose row names none.
     """
 
     def __init__(self, kind: str, media: Path, place: Path, unpacked: Path | None):
         self.kind, self.media, self.place, self.unpacked = kind, media, place.resolve(), unpacked
         self.shapes, self.shown, self.unused, self.ids = Counter(), Counter(), Counter(), Counter()
-        self.dropped = self.repeated = 0
+        self.dropped, self.repeated, self.allow_outside = 0, 0, False
 
     def record(self, columns: Any, default: str, request: str | None = None) -> Record:
         """The record of a row; `default` is its id if it has none, `request` is asked where the row asks nothing.
@@ -77,8 +78,7 @@ class Importer:
         if not isinstance(columns, dict):
             raise ValueError(f"it is {_shown(columns)}, where an object of names and values must be")
         row = {name: value for name, value in columns.items() if value not in ("", [], {})}
-        inside: _Named = []
-        _, identity = _pop(row, _IDS)
+        inside, identity = _Named(), _pop(row, _IDS)[1]
         shape, said, options = _said(row, inside)
         said, media = _in_order(said, self._media(row, inside))
         tree = media[0] if len(media) == 1 else {"media": media} if media else {}
@@ -153,13 +153,14 @@ class Importer:
                 raise ValueError(f"{where}: its data: address is not whole base64") from None
         if content is not None:
             return self._unpack(kind, name if isinstance(name, str) else "", content, where)
-        name = _text(name, where)
-        name = unquote(name[7:]) if name.startswith("file://") else name.replace("\\", "/")
+        name = unquote(name[7:]) if _text(name, where).startswith("file://") else name.replace("\\", "/")
         if "://" in name:
             raise ValueError(f"{where}: {name} is not on this machine; fetch it and give its path")
         suffixes = VIDEO_SUFFIXES if kind == "video" and not name.lower().endswith(VIDEO_SUFFIXES) else ()
         for file in (self.media / f"{name}{suffix}" for suffix in ("", *suffixes)):
             if os.path.isfile(file):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+                if not self.allow_outside and leads_outside(file, self.media):
+                    raise ValueError(f"{where}: {name} {OUTSIDE}")
                 return Path(os.path.relpath(file.resolve(), self.place)).as_posix()
         raise MissingFile(f"{where}: there is no file {self.media / name}")
 
@@ -339,10 +340,8 @@ def _items(value: Any) -> list:
     """A list as it is, or written as text; else the one value, if any."""
     if isinstance(value, str) and value.startswith("["):
         for parse in (json.loads, ast.literal_eval):
-            try:
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
                 return list(parse(value))
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -358,14 +357,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", help="which part of a set of `datasets`")
     parser.add_argument("--name", help="kind of questions whose row names none (default: the name of SOURCE)")
     parser.add_argument("--request", help='what is asked where a row asks nothing (captions: "Describe the video.")')
+    add_outside(parser)
     options, console = parser.parse_args(argv), screen()
     source, out = Path(options.source), options.out
     if source.resolve() == out.resolve():
         raise ValueError(f"--out {out} is the source. Name another file.")
-    what, rows = read(options.source, options.split)
+    (what, rows), name = read(options.source, options.split), source.resolve().stem
     media = options.media or (source if source.is_dir() else source.parent if source.exists() else Path())
-    name = source.resolve().stem
     importer = Importer(options.name or name, media, out.parent, out.parent / f"{out.stem}_media")
+    importer.allow_outside = options.allow_outside
     missing, unusable = list[str](), list[str]()
 
     def records() -> Iterator[Record]:

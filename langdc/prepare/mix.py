@@ -23,6 +23,7 @@ from langdc.data.records import MARKS, Record, SegmentRecord, listed, read_recor
 from langdc.log import screen
 from langdc.prepare.importing import Importer, MissingFile
 from langdc.prepare.rows import parquet, read
+from langdc.tools.options import add_outside
 
 _SHOWN = 5
 _REQUEST = "Describe the image."  # where an image's caption stands without one
@@ -106,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--captions", type=Path, help="records with segments' captions of the same videos")
     parser.add_argument("--without", nargs="+", default=[], choices=SOURCES, metavar="SET", help="sets to leave out")
     parser.add_argument("--out", type=Path, help="write the samples as records to this file")
+    add_outside(parser)
     options, console = parser.parse_args(argv), screen()
     if options.mix is None:
         for mix, names in MIXES.items():
@@ -120,8 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("stage2b is made of segments' captions, which are not published: --captions FILE.")
     absent = [name for name in names if not (options.root / SOURCES[name].annotations).exists()]
     captions = _read_captions(options.captions) if options.captions is not None else None
-    place = None if options.out is None else options.out.parent
-    found = {name: _read(name, options.root, place, captions, console) for name in names if name not in absent}
+    found = {name: _read(name, options, captions, console) for name in names if name not in absent}
     console.print(_table(found, absent))
     console.print(_licences(names))
     for name, each in found.items():
@@ -151,10 +152,12 @@ def _read_captions(file: Path) -> _Captions:
     }
 
 
-def _read(name: str, root: Path, place: Path | None, captions: _Captions | None, console: Console) -> _Found:
-    """Look through a set; `place` is the folder of the file to be written, None to look only."""
+def _read(name: str, options: argparse.Namespace, captions: _Captions | None, console: Console) -> _Found:
+    """Look through a set."""
+    root, place = options.root, None if options.out is None else options.out.parent
     source, found, base = SOURCES[name], _Found(), place or root
     importer = Importer(name, root / source.media, base, None if place is None else place / name)
+    importer.allow_outside = options.allow_outside
     file = root / source.annotations
     rows = _images(file, name, place is not None) if source.annotations == source.media else read(str(file))[1]
     for number, (_, row) in enumerate(track(rows, name, console=console, disable=not console.is_terminal)):

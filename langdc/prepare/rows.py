@@ -23,6 +23,7 @@ _KNOWN = (
     ".txt or .srt files beside them, a folder that `datasets` saved, or a hub name: owner/name or owner/name:config."
 )
 _BATCH = 16
+_MEMBER_BYTES = 1 << 32  # of a file in a tar, which is read whole; a few compressed bytes may promise any size
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _TAR = re.compile(r"\.(tar|tar\.gz|tgz)$")
 _TIMES = re.compile(r"\d+:\d\d:\d\d[,.]\d+\s*-->")
@@ -80,6 +81,8 @@ def _of_json(path: Path) -> tuple[str, Rows]:
             return " (JSON lines)", _of_lines(path)
         why = f"line {error.lineno}: {error.msg}"
         raise ValueError(f"{path} is not valid JSON ({why}); it was cut off or changed. Fetch it again.") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply. Fetch it again.") from None
     items = value.get("data") if isinstance(value, dict) else value
     if not isinstance(items, list):
         raise ValueError(f'{path} holds a {type(value).__name__}; give a list of rows, or {{"data": [...]}}.')
@@ -159,7 +162,7 @@ def _of_tars(files: Sequence[Path]) -> Rows:
         try:
             with tarfile.open(file, "r|*") as tar:
                 members = (each for each in tar if each.isfile() and not Path(each.name).name.startswith("."))
-                for key, group in groupby(members, lambda each: re.sub(r"\.[^/]*$", "", each.name)):
+                for key, group in groupby(map(_small, members), lambda each: re.sub(r"\.[^/]*$", "", each.name)):
                     contents = {each.name[len(key) + 1 :]: tar.extractfile(each).read() for each in group}  # pyright: ignore
                     yield f"{file.name}, {key}", _tried(_of_members, key, contents)
             with file.open("rb") as opened:  # tarfile is silent where a tar is cut between two members
@@ -168,6 +171,12 @@ def _of_tars(files: Sequence[Path]) -> Rows:
                     raise EOFError("its end is missing")
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise ValueError(f"{file} is no whole tar ({error}). Fetch it again.") from None
+
+
+def _small(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    if member.size > _MEMBER_BYTES:
+        raise ValueError(f"{member.name} takes {member.size:,} bytes in its tar. Unpack it, and import the folder.")
+    return member
 
 
 def _of_members(key: str, contents: dict[str, bytes]) -> dict:

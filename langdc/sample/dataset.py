@@ -61,20 +61,28 @@ def make_dataset(
     """
     folder, sizes = Path(folder), _sizes(videos, images)
     settings = {"format": _FORMAT, "seed": seed, **sizes}
-    marker = folder / _FINISHED
-    if _finished(folder, settings):
+    if _finished(folder, settings):  # also where nothing can be written
         return False
+    with jsonl.locked(folder / jsonl.LOCK, f"is making the sample set in {folder}"):
+        return _made(folder, sizes, settings, workers)
+
+
+def _made(folder: Path, sizes: dict[str, int], settings: dict[str, int], workers: int | None) -> bool:
+    if _finished(folder, settings):  # by another process
+        return False
+    unfinished = folder / _UNFINISHED
+    jsonl.write_lines(unfinished, [settings])  # first: a folder without it counts as somebody else's
     for name in ("videos", "images"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    unfinished = marker.with_name(_UNFINISHED)
-    jsonl.write_lines(unfinished, [settings])
+        (folder / name).mkdir(exist_ok=True)
     made: dict[str, list[Record]] = defaultdict(list)
-    tasks = [_Task(folder, split, number, seed) for split, size in sizes.items() for number in range(size)]
+    tasks = [_Task(folder, split, number, settings["seed"]) for split, size in sizes.items() for number in range(size)]
     for split, record in _make_all(tasks, workers):
         made[split].append(record)
     for split, records in made.items():
         write_records(folder / f"{split}.jsonl", records)
-    unfinished.rename(marker)
+    os.sync()  # videos and images; a name may be on the disk before what it names
+    unfinished.rename(folder / _FINISHED)
+    (folder / jsonl.LOCK).unlink()
     return True
 
 
@@ -101,7 +109,7 @@ def _finished(folder: Path, settings: dict[str, int]) -> bool:
     """Whether the set is there; ValueError if something else is."""
     finished = (folder / _FINISHED).is_file()
     made_with = jsonl.read(folder / (_FINISHED if finished else _UNFINISHED))
-    if not made_with and folder.exists() and any(folder.iterdir()):
+    if not made_with and jsonl.others(folder):
         raise ValueError(f"{folder} holds files that are no sample set. Choose an empty or a new folder.")
     if made_with and made_with != [settings]:
         raise ValueError(
@@ -126,13 +134,18 @@ def _make(task: _Task) -> tuple[str, Record]:
     return task.split, _make_image(task) if task.split == "images" else _make_video(task)
 
 
+def _there(path: Path) -> bool:
+    """Whether a file is whole: a power cut may leave an empty one, or one that is cut off at the end of a page."""
+    return path.exists() and path.stat().st_size % 4096 > 0
+
+
 def _make_video(task: _Task) -> Record:
     rng, name = task.rng, f"{task.split}-{task.number:06d}"
     scenes = sample_video(rng)
     asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes)}
     wanted = requests([caption(scene) for scene in scenes]) if task.split == "train" else []
     path = task.folder / "videos" / f"{name}.mp4"
-    if not path.exists():
+    if not _there(path):
         write_video(path, draw_video(scenes, rng), FPS)
     return Record(
         id=name,
@@ -146,7 +159,7 @@ def _make_image(task: _Task) -> Record:
     rng, name = task.rng, f"image-{task.number:06d}"
     scene = sample_segment(rng)
     path = task.folder / "images" / f"{name}.png"
-    if not path.exists():
+    if not _there(path):
         frames = draw(scene, rng)
         with jsonl.writing(path, sync=False) as partial:
             Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")

@@ -25,6 +25,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", help=f"type of the weights: {auto}, float32, bfloat16, float16")
 
 
+def add_outside(parser: argparse.ArgumentParser) -> None:
+    """Whether media may be elsewhere than their records."""
+    parser.add_argument("--allow-outside", action="store_true", help="read media outside the folder of their records")
+
+
 def place(options: argparse.Namespace) -> dict[str, Any]:
     """The device and the type that were given, as keywords of `VideoLM.from_pretrained`."""
     return _given(device=options.device, dtype=options.dtype)

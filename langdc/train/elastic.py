@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
-from langdc import distributed
+from langdc import distributed, jsonl
 from langdc.log import get_logger
 
 logger = get_logger(__name__)
 
-LATEST = "latest_universal"  # DeepSpeed's name; written last, so a universal checkpoint cut short does not count
+CONVERTED = "universal"  # a file, written when all is on the disk, so a universal checkpoint cut short does not count
 
 
 def load(engine: Any, checkpoint: Path) -> None:
@@ -50,7 +50,7 @@ def load(engine: Any, checkpoint: Path) -> None:
 
 
 def _convert(checkpoint: Path, source: Path) -> None:
-    if (checkpoint / LATEST).is_file():
+    if (checkpoint / CONVERTED).is_file():
         return
     from deepspeed.checkpoint import ds_to_universal
 
@@ -68,3 +68,5 @@ def _convert(checkpoint: Path, source: Path) -> None:
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(options)
+    jsonl.sync_folder(checkpoint)
+    jsonl.write_text(checkpoint / CONVERTED, "")

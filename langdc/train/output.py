@@ -1,38 +1,39 @@
 """Output directories: a finished run is never overwritten, an unfinished one is resumed, nothing is mixed.
 
-A run's directory holds `config.yaml` (all settings), `run.json` (processes, package versions, hashes of the record
-files), `log.jsonl` (a line per logging step) and, when all is done, the checkpoint and, written last, `finished.json`.
-While a process writes to it, `.lock` is locked.
+A run's directory holds `config.yaml` (all settings), `run.json` (processes, package versions, hashes of the files that
+decide what is learned), `media.json` (sizes of videos and images), `log.jsonl` and, when all is done, the checkpoint
+and, written last, `finished.json`. While a process writes to it, `.lock` is locked.
 """
 
+import glob
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from langdc import __version__, checkpoint, distributed, jsonl
 from langdc import config as settings
-from langdc import distributed, jsonl
-from langdc.config import RunConfig
-from langdc.hashing import file_hash
+from langdc.config import DataConfig, RunConfig
+from langdc.hashing import file_hash, quick_hash
 from langdc.log import get_logger
+from langdc.sources import read_json
 
 logger = get_logger(__name__)
 
 FINISHED = "finished.json"
 RUN = "run.json"
+MEDIA = "media.json"
 SETTINGS = "config.yaml"
 LOG = "log.jsonl"
 RESUME = "resume"
 BEST = "best"
 """The checkpoint with the lowest validation loss."""
-LOCK = ".lock"
 COMPLETE = "complete"
-"""File of a Trainer checkpoint that was written to its end."""
+"""File of a Trainer checkpoint that was written to its end: the hashes of the others."""
 LOCK_TIMEOUT_SECONDS = 10.0
 """Worker processes of a run that was killed hold its lock until they notice."""
 RESUME_SAFE_FIELDS = frozenset(
@@ -66,13 +67,56 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
+def complete(folder: Path) -> None:
+    """Let a checkpoint count, whose files are all there, once they are on the disk, and the logs up to its step."""
+    jsonl.flush(*folder.parents[1].glob("*.jsonl"))
+    jsonl.sync_folder(folder)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    jsonl.write_json(folder / COMPLETE, {str(path.relative_to(folder)): quick_hash(path) for path in files})
+
+
+def newest_whole(directory: Path) -> Path | None:
+    """The newest complete checkpoint whose files are as they were written; None if there is none at all.
+
+    Newer ones are named and count no longer; ValueError if all are damaged.
+    """
+    found, damaged = checkpoints(directory), {}
+    for path in reversed(found):
+        if (file := _damaged(path)) is None:
+            for other, named in damaged.items():
+                logger.warning("%s is damaged (%s); resuming from %s before it.", other, named.name, path.name)
+                (other / COMPLETE).unlink()
+            return path
+        damaged[path] = file
+    if damaged:
+        named = ", ".join(map(str, damaged.values()))
+        raise ValueError(f"No checkpoint can be resumed from: {named} is damaged. Delete {directory} to begin again.")
+    return None
+
+
+def _damaged(folder: Path) -> Path | None:
+    """The first file of a checkpoint that is missing, cannot be read, or is another one than was written."""
+    path = folder / COMPLETE
+    try:
+        stated = json.loads(path.read_text() or "{}")  # before 0.3 it was empty
+        for name in stated:
+            path = folder / name
+            if quick_hash(path) != stated[name]:
+                return path
+        empty = (path for path in folder.rglob("*") if not stated and path.name != COMPLETE and path.is_file())
+        return next((path for path in empty if not path.stat().st_size), None)
+    except (OSError, ValueError):
+        return path
+
+
 def _is_finished(directory: Path) -> bool:
     return (directory / FINISHED).is_file()
 
 
 def _numbered(base: Path) -> dict[int, Path]:
     """The existing directories `base`, `base-2`, `base-3`, ... by number, oldest first."""
-    ends = {path.name.removeprefix(base.name): path for path in base.parent.glob(f"{base.name}*") if path.is_dir()}
+    there = base.parent.glob(f"{glob.escape(base.name)}*")
+    ends = {path.name.removeprefix(base.name): path for path in there if path.is_dir()}
     found = {int(end[1:] or 1): path for end, path in ends.items() if re.fullmatch(r"|-([2-9]|[1-9]\d+)", end)}
     return dict(sorted(found.items()))
 
@@ -95,18 +139,34 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
     if _is_finished(directory):
         finished, directory = directory, config.output.with_name(f"{config.output.name}-{number + 1}")
         logger.info("%s holds a finished run; this one goes to %s.", finished, directory)
-    _lock(directory, held)
+    lock = jsonl.locked(directory / jsonl.LOCK, f"still writes into {directory}", LOCK_TIMEOUT_SECONDS)
+    try:
+        held.enter_context(lock)
+    except (FileExistsError, NotADirectoryError) as error:
+        reason = f"{directory} cannot be made ({error.strerror})"
+        raise ValueError(f"output: {reason}. Choose another with output=...") from None
     if _is_finished(directory):  # by another process, while this one waited
         return _resolved(config, held)
+    header = read_json(directory / RUN) if (directory / RUN).is_file() else {}
+    packages = {"langdc": __version__} | {each.name: each.version for each in distributions() if each.name in PACKAGES}
+    now = _files(config)
     if checkpoints(directory / RESUME):
-        if lines := _differences(directory, config):
+        if lines := _differences(directory, config, header, now):
             raise ValueError(
                 f"{directory} holds an unfinished run with other settings or data:\n{lines}\n"
                 f"Resume with the same ones, choose another place with output=..., or delete {directory}."
             )
+        if others := [path for path in (directory / RESUME).rglob("*") if path.stat().st_uid != os.getuid()]:
+            raise ValueError(
+                f"{others[0]} belongs to another user, and DeepSpeed may run code that is in it. If you trust it, make "
+                "it your own (chown), or choose another place with output=..."
+            )
         logger.info("Resuming the unfinished run in %s.", directory)
+        for name, version in packages.items():
+            if (before := header.get("packages", {}).get(name, version)) != version:
+                logger.warning("%s was begun with %s %s; this is %s.", directory, name, before, version)
     else:  # also where a run ended at once for a mistake in its settings
-        others = {path.name for path in directory.iterdir()} - {LOCK, f"{SETTINGS}.partial"}
+        others = jsonl.others(directory)
         if others and not (directory / SETTINGS).is_file():
             raise ValueError(f"{directory} holds files that are no training run. Choose another place with output=...")
         if "phases" in others or any(directory.glob(f"{RESUME}/*/checkpoint-*")):
@@ -115,58 +175,91 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
                 "0.1, or choose another place with output=..."
             )
         (directory / LOG).unlink(missing_ok=True)
-        if not (directory / RUN).is_file() or _differences(directory, config):
+        (directory / MEDIA).unlink(missing_ok=True)
+        if not header or _differences(directory, config, header, now):
             for path in directory.rglob("replies-*.jsonl"):  # written under other settings
                 path.unlink()
     # the settings come first: a folder without them counts as somebody else's
     settings.save(config, directory / SETTINGS)
-    files = [*_learned(config), *([config.watch.data] if config.watch is not None else [])]
-    hashes = {str(path): file_hash(path) for path in files if path.is_file()}
-    packages = {found.name: found.version for found in distributions() if found.name in PACKAGES}
-    header = {"processes": distributed.world_size(), "packages": packages, "data": hashes}
-    jsonl.write_json(directory / RUN, header)
+    jsonl.write_json(directory / RUN, {"processes": distributed.world_size(), "packages": packages, "files": now})
     return directory
 
 
-def _learned(config: RunConfig) -> list[Path]:
-    """The record files that decide what is learned."""
-    held_out = config.train.validation
-    return [*config.train.files, *(held_out.data if held_out is not None else [])]
-
-
-def _lock(directory: Path, held: ExitStack) -> None:
-    """Make a directory and lock it until `held` ends."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        held.enter_context(FileLock(directory / LOCK, timeout=LOCK_TIMEOUT_SECONDS))
-    except Timeout:
+def check_unchanged(config: RunConfig, directory: Path, media: Sequence[Path]) -> None:
+    """ValueError if a file changed while it was read or, of a resumed run, a video or image has another size."""
+    if lines := _changes(config, read_json(directory / RUN)["files"], _files(config)):
+        raise ValueError("\n".join(["Files were changed while they were read. Start again:", *lines]))
+    sizes = [sum(each.stat().st_size for each in ([path] if path.is_file() else path.iterdir())) for path in media]
+    before = read_json(directory / MEDIA) if (directory / MEDIA).is_file() else sizes
+    changed = [path for path, *both in zip(media, sizes, before, strict=False) if both[0] != both[1]]
+    if changed:
         raise ValueError(
-            f"Another process is training into {directory}. Wait for it, or choose another place with output=..."
-        ) from None
-    except OSError as error:
-        reason = f"{directory} cannot be made or written ({error.strerror})"
-        raise ValueError(f"output: {reason}. Choose another with output=...") from None
+            f"{directory} holds an unfinished run on other videos or images: {len(changed)} have another size, such as "
+            f"{changed[0]}. Bring the former ones back, or choose another place with output=..."
+        )
+    jsonl.write_json(directory / MEDIA, sizes)
 
 
-def _differences(directory: Path, config: RunConfig) -> str:
-    """A line for each setting and record file that differs from those of the unfinished run; "" if there are none."""
-    header = json.loads((directory / RUN).read_text())
-    now = {str(path): file_hash(path) for path in _learned(config) if path.is_file()}
-    others = [f"{path} holds other records" for path in now if header["data"].get(path, now[path]) != now[path]]
-    return changed(settings.load(RunConfig, directory / SETTINGS), config, header["processes"], others)
+def _files(config: RunConfig) -> dict[str, dict[str, str]]:
+    """By setting the files that it names and that decide what is learned; by name, "" for the one file, the hash."""
+    train, held = config.train, config.train.validation
+    single = {"train.quarantine": train.quarantine, "deepspeed": config.deepspeed}
+    single |= {f"train.validation.data.{number}": path for number, path in enumerate(held.data if held else ())}
+    found = {name: {"": file_hash(path)} if path.is_file() else {} for name, path in single.items() if path is not None}
+    for number, entry in enumerate(train.data):
+        path, files = train.sets[number].path, train.sets[number].files
+        name = f"train.data.{number}{'.path' * isinstance(entry, DataConfig)}"
+        found[name] = {file.name * (file != path): file_hash(file) for file in files if file.is_file()}
+    if config.start is not None:
+        found["start"] = checkpoint.identity(config.start)
+    tree = config.model.model_dump(mode="json")
+    named = checkpoint.named_files(tree)
+    places = {".".join(map(str, ("model", *keys))): text for keys, text in checkpoint.texts(tree)}
+    return found | {place: named[text] for place, text in places.items() if text in named}
 
 
-def changed(before: RunConfig, now: RunConfig, processes: int | None = None, more: Iterable[str] = ()) -> str:
+def _changes(config: RunConfig, before: Mapping[str, dict], now: Mapping[str, dict]) -> list[str]:
+    """A line for each file that decides what is learned and is another one now, not there now, or was not before."""
+    paths, other = _flat(config.model_dump(mode="json")), ("contents", "records")
+    return [
+        f"  {setting}: {Path(paths[setting], name)} "
+        + ("is not there" if name not in there else "is new" if name not in then else f"holds other {what}")
+        for setting, there in now.items()
+        for what in [other[setting.startswith("train.")]]
+        for then in [before.get(setting, {})]
+        for name in sorted(then.keys() | there.keys())
+        if then.get(name) != there.get(name)
+    ]
+
+
+def _differences(directory: Path, config: RunConfig, header: Mapping[str, Any], now: dict[str, dict[str, str]]) -> str:
+    """A line for each setting and file that differs from those of the unfinished run; "" if there are none.
+
+    A file counts by what it holds, so that a run and its data may be moved.
+    """
+    before, known = settings.load(RunConfig, directory / SETTINGS), header.get("files")
+    lines = _changes(config, known, now) if known is not None else []  # before 0.3 there were none
+    return changed(before, config, header.get("processes"), lines, {"output", *(now.keys() & (known or {}).keys())})
+
+
+def changed(
+    before: RunConfig,
+    now: RunConfig,
+    processes: int | None = None,
+    more: Sequence[str] = (),
+    without: Collection[str] = (),
+) -> str:
     """A line for each setting that would change trained numbers, and `more` lines; "" if there are none.
 
-    `processes`: how many the run before had.
+    `processes`: how many the run before had; `without`: settings that do not count.
     """
-    then, given = (_flat(each.model_dump(mode="json", exclude=set(RESUME_SAFE_FIELDS))) for each in (before, now))
+    free: Any = {**dict.fromkeys(RESUME_SAFE_FIELDS, True), "train": {"allow_outside"}}
+    then, given = (_flat(each.model_dump(mode="json", exclude=free)) for each in (before, now))
     if processes is not None and processes != distributed.world_size():
         then, given = _per_step(then, processes), _per_step(given, distributed.world_size())
-    other = [key for key in {**then, **given} if then.get(key) != given.get(key)]
-    lines = [f"{key}: {then.get(key)!r} before, {given.get(key)!r} now" for key in other]
-    return "\n".join(f"  {line}" for line in [*lines, *more])
+    other = [key for key in {**then, **given} if then.get(key) != given.get(key) and key not in without]
+    lines = [f"  {key}: {then.get(key)!r} before, {given.get(key)!r} now" for key in other]
+    return "\n".join([*lines, *more])
 
 
 def _per_step(leaves: Mapping[str, Any], processes: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from langdc.distributed import is_main_process
 from langdc.features import FeatureStore
 from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger
+from langdc.tools.options import add_outside
 from langdc.train import chain, output, stopping
 from langdc.train.arguments import check_environment, training_arguments
 from langdc.train.batches import TrainingData
@@ -68,6 +69,8 @@ def train(config: RunConfig) -> Path:
         with torch.autocast(devices.device().type, torch.bfloat16, config.precision == "bfloat16"):
             features = FeatureStore.of(run.model.backbone, config.features, config.features_dtype, saliency)
             samples, held_out = split(run.model, objective, config)
+            media = dict.fromkeys(spec.path for sample in (*samples, *held_out) for spec in sample.specs)
+            distributed.main_process_first(lambda: output.check_unchanged(config, directory, list(media)))
             data = TrainingData(run.model, objective, config, features, samples)
             objective.prepare(run.model, data, directory)
             measured = validation_data(data, held_out, directory) if held_out else None
@@ -107,7 +110,9 @@ def _fit(run: RunModel, data: TrainingData, measured: TrainingData | None, direc
     if validation is not None:
         trainer.add_callback(validation)
     try:
-        newest = distributed.broadcast(str(next(reversed(output.checkpoints(resume)), "")))
+        whole: list[Path | None] = []
+        distributed.main_process_first(lambda: whole.append(output.newest_whole(resume)))
+        newest = distributed.broadcast(str(whole[0] or "") if whole else "")
         if newest:
             logger.info("Resuming after step %s.", newest.rpartition("-")[2])
         with tracked(trainer, directory), shutdown.listening(), closing(watchdog) if watchdog else nullcontext():
@@ -187,6 +192,7 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     parser.add_argument("--processes", type=int, metavar="N", help="train on N devices (or CPUs) of this machine")
     parser.add_argument("--deepspeed", metavar="FILE", help="ZeRO settings, as deepspeed/zero2.json")
     parser.add_argument("--quarantine", metavar="FILE", help="records to leave out, as langdc data check lists them")
+    add_outside(parser)
     parser.add_argument("--verify-save", action="store_true", help="load what was saved in a fresh process and compare")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
@@ -196,6 +202,7 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     overrides += [f"deepspeed={options.deepspeed}"] if options.deepspeed else []
     overrides += [f"train.quarantine={options.quarantine}"] if options.quarantine else []
     overrides += ["verify_save=true"] if options.verify_save else []
+    overrides += ["train.allow_outside=true"] if options.allow_outside else []
     try:
         if not names and stage is None:
             raise ValueError("Give a config: a file, or a name such as sample/langdc/stage1.")

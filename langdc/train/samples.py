@@ -51,7 +51,9 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig, se
     samples: list[Sample] = []
     for number, entry in enumerate(train.sets):
         found = [
-            (f, r) for f in entry.files for r in usable(model, objective, train, check_media(f, read_kept(f, train)))
+            (f, r)
+            for f in entry.files
+            for r in usable(model, objective, train, check_media(f, read_kept(f, train), train.allow_outside))
         ]
         for file, record in (found[place] for place in capped(len(found), entry.cap, seed, number)):
             samples.append(_sample(model, objective, file, record, len(samples), number))
@@ -103,6 +105,7 @@ class StreamedSamples(Sequence[Sample]):
 
     def __init__(self, model: VideoModel, objective: Objective, train: TrainConfig, seed: int) -> None:
         self.model, self.objective, self.train, self.files = model, objective, train, train.files
+        self._seen = [_seen(file) for file in self.files]
         self.sizes: list[int] = []
         """How many there are of each entry of `train.data`."""
         rows, first = [], 0
@@ -123,8 +126,10 @@ class StreamedSamples(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:
         number, offset, line = self.rows[index].tolist()
         file = self.files[number]
+        if _seen(file) != self._seen[number]:
+            raise ValueError(f"{file} was changed while the run reads it. Bring the former one back, and start again.")
         record = read_record(file, offset, line)
-        kept = usable(self.model, self.objective, self.train, check_media(file, [record]))
+        kept = usable(self.model, self.objective, self.train, check_media(file, [record], self.train.allow_outside))
         if not kept:
             raise ValueError(
                 f"{file}: line {line} (id {record.id!r}) has nothing to learn for this objective. With train.streaming "
@@ -133,6 +138,11 @@ class StreamedSamples(Sequence[Sample]):
         entry = int(np.searchsorted(np.cumsum(self.sizes), index, "right"))
         sample = _sample(self.model, self.objective, file, kept[0], index, entry)
         return with_targets(self.model, [sample], self.train, drop=False)[0]
+
+
+def _seen(file: Path) -> tuple[int, int] | None:
+    """What changes when a file is written anew; None where there is none."""
+    return (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None
 
 
 def _lines(file: Path, number: int, train: TrainConfig) -> np.ndarray:

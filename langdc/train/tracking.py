@@ -45,6 +45,7 @@ class CaptionEval(TrainerCallback):
         features: FeatureStore,
         meter: Meter,
         partitioned: bool,
+        allow_outside: bool = False,
     ) -> None:
         if type(model.compressor).text is TokenCompressor.text:
             raise ValueError(f"watch: the compressor {model.config.compressor.name!r} writes no text.")
@@ -52,7 +53,7 @@ class CaptionEval(TrainerCallback):
         self.copy = copy.deepcopy(model.compressor).to("cpu").eval() if partitioned else None
         self.records: list[Record] = []
         self.specs: list[FrameSpec] = []
-        for record in check_media(config.data, read_records(config.data)):
+        for record in check_media(config.data, read_records(config.data), allow_outside):
             media = record.media_path(config.data.parent)
             if media is not None and record.segments and len(self.records) < max(config.captions, config.density):
                 self.records.append(record)
@@ -69,7 +70,8 @@ class CaptionEval(TrainerCallback):
         """What the setting `watch` asks for, if the compressor is trained."""
         if config.watch is None or not any(parameter.requires_grad for parameter in model.compressor.parameters()):
             return []
-        return [cls(config.watch, directory / "captions.jsonl", model, features, meter, zero_stage(config) == 3)]
+        path, allow_outside = directory / "captions.jsonl", config.train.allow_outside
+        return [cls(config.watch, path, model, features, meter, zero_stage(config) == 3, allow_outside)]
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Drop lines of steps that are made again."""

@@ -30,7 +30,7 @@ from langdc.train.ema import Ema
 from langdc.train.learner import Learner
 from langdc.train.meter import Meter
 from langdc.train.mixing import grouped
-from langdc.train.output import COMPLETE, checkpoints
+from langdc.train.output import COMPLETE, checkpoints, complete
 
 TRAINED = "trained.safetensors"
 EMA = "ema.safetensors"
@@ -255,17 +255,20 @@ class RunTrainer(Trainer):
         super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
         directory = Path(str(self.args.output_dir))
         newest = directory / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(newest, ignore_errors=True)  # cut short, maybe by another number of processes
+            jsonl.make_folder(newest)
+        distributed.barrier()
+        super()._save_checkpoint(model, trial)
         if self.ema is not None:
             self.ema.save(newest / EMA)
         distributed.barrier()
         if self.args.should_save:
             if (directory / BEST_FILE).is_file():
                 shutil.copyfile(directory / BEST_FILE, newest / BEST_FILE)
-            jsonl.sync_folder(newest)  # before older ones go: after a power cut a name alone may be left
-            (newest / COMPLETE).touch()
+            complete(newest)  # on the disk before older ones go
             for old in checkpoints(directory)[: -self.data.config.keep_checkpoints]:
                 (old / COMPLETE).unlink()
                 shutil.rmtree(old)

@@ -24,10 +24,10 @@ def put(folder: Path, rows: object, name: str = "train.json") -> Path:
 
 
 def imported(source: Path | str, *more: str, code: int = 0) -> list[Record]:
-    """The records, which training can read."""
+    """The records, which training can read where they are allowed to lead to the media beside them."""
     out = (Path(source).parent if "/" in str(source) else Path()) / "out" / "mine.jsonl"
     assert main([str(source), "--out", str(out), *more]) == code
-    return check_media(out, read_records(out))
+    return check_media(out, read_records(out), allow_outside=True)
 
 
 def one(folder: Path, row: dict, *more: str) -> Record:

@@ -124,7 +124,7 @@ def faulty(root: Path) -> Faulty:
     data.line("other machine", video="/mnt/nobody/good.mp4")
     data.line("outside", video="../../../nowhere/good.mp4")
     movie(root.parent / "above.mp4", 4)
-    data.line("outside", False, video="../above.mp4")
+    data.line("outside", video="../above.mp4")
     data.line("missing", video="a" * 300 + ".mp4")
     shutil.copy(data.good, root / "copy.mp4")
     data.line("duplicate file", False, video="copy.mp4")

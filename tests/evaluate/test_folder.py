@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from langdc import jsonl
+from langdc.config import RunConfig, check
 from langdc.evaluate import folder as folder_module
 from langdc.evaluate.folder import EvalFolder, LineFile
+from langdc.train import output
 
 
 def _line(key: str, **more) -> dict:
@@ -102,7 +104,7 @@ def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path):
         other.kill()
         other.wait()
     with EvalFolder.locked(run):  # whoever is killed holds nothing any more
-        assert not run.exists()
+        EvalFolder.start(run, {"config": {}}, {"entries": []}, [])  # and leaves nothing that is in the way
 
 
 def test_a_symbolic_link_leads_to_the_same_lock(tmp_path: Path):
@@ -113,6 +115,19 @@ def test_a_symbolic_link_leads_to_the_same_lock(tmp_path: Path):
         pytest.raises(ValueError, match="Another process still writes into"),
         EvalFolder.locked(tmp_path / "link"),
     ):
+        pass
+
+
+def test_a_training_and_an_evaluation_keep_each_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(output, "LOCK_TIMEOUT_SECONDS", 0.1)
+    member = {"name": "pool"}
+    train = {"data": ["none.jsonl"], "steps": 1}
+    tree = {"objective": "answer", "model": {"backbone": member, "compressor": member}, "train": train}
+    config = check(RunConfig, {**tree, "output": str(tmp_path / "run")}, "test")
+    refused = pytest.raises(ValueError, match="Another process still writes into")
+    with EvalFolder.locked(tmp_path / "run"), refused, output.resolve_output_dir(config):
+        pass
+    with output.resolve_output_dir(config), refused, EvalFolder.locked(tmp_path / "run"):
         pass
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from langdc import __version__, devices, jsonl
+from langdc import __version__, devices, jsonl, tiny
 from langdc.compressors.base import compressors
 from langdc.config import save
 from langdc.evaluate import command, tasks
@@ -131,6 +131,33 @@ def test_other_settings_are_refused_by_name(prepared: Path, copied: Path):
     config = runs.config(prepared, output=str(copied), max_new_tokens=4)
     with pytest.raises(ValueError, match=r"config\.max_new_tokens: 3 there, 4 now"):
         evaluate(config, _task(config))
+
+
+def test_files_that_changed_are_named(prepared: Path, tmp_path: Path):
+    """A video that was answered, and any file of a model: at the next start answers would be of both."""
+    place = Path(shutil.copytree(prepared, tmp_path / "place"))
+    stock = Path(shutil.copytree(tiny.folder("qwen2_vl"), tmp_path / "stock"))
+    entry = {"name": "stock", "model": str(stock), "limit": 1}
+    more = {"output": str(tmp_path / "eval"), "entries": [entry], "reference": None, "timing_videos": 0}
+    evaluate(config := runs.config(place, **more), _task(config))
+    videos, template = place / "data" / "videos", stock / "chat_template.jinja"
+    each = (videos / "v0.mp4", r"1 have changed since, such as .*v0\.mp4"), (template, r"stock\.chat_template\.jinja")
+    for path, said in each:
+        before = path.read_bytes()
+        path.write_bytes(before + b" ")
+        with pytest.raises(ValueError, match=said):
+            evaluate(config, _task(config))
+        path.write_bytes(before)
+    (videos / "v2.mp4").write_bytes(b"not asked about")
+    evaluate(config, _task(config))
+
+
+def test_records_that_change_while_they_are_read_are_refused(prepared: Path, tmp_path: Path):
+    file = Path(shutil.copytree(prepared / "data", tmp_path / "data")) / "test.jsonl"
+    task = tasks.build("records", data=str(file))
+    file.write_bytes(file.read_bytes() + b"\n")
+    with pytest.raises(ValueError, match=r"test\.jsonl was changed while it was read"):
+        task.data_hash()
 
 
 def test_weights_are_in_the_type_that_is_asked(prepared: Path, tmp_path: Path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from langdc import jsonl
 from langdc.data.records import QuestionRecord, Record, check_media, read_records
 from langdc.sample import dataset
 from langdc.sample.dataset import majority_chance, make_dataset
@@ -109,6 +110,31 @@ def test_an_interrupted_run_goes_on(small_set: Path, tmp_path: Path, monkeypatch
     assert make_dataset(folder, **SMALL, workers=1)
     assert len(calls) == 4 + 5, "three videos were kept"
     assert _files(folder) == _files(small_set)
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", "dataset.json.partial.partial"]])
+def test_what_a_kill_at_the_start_leaves_can_be_used(small_set: Path, tmp_path: Path, left: list[str], monkeypatch):
+    (tmp_path / "set").mkdir()
+    for name in left:
+        (tmp_path / "set" / name).touch()
+    mkdir = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda path, **more: mkdir(path, **more) if path.name == "set" else _killed())
+    with pytest.raises(KeyboardInterrupt):
+        make_dataset(tmp_path / "set", **SMALL, workers=1)
+    monkeypatch.undo()
+    (tmp_path / "set" / "videos").mkdir()
+    (tmp_path / "set" / "videos" / "train-000000.mp4").touch()  # a name that was on the disk before its content
+    assert make_dataset(tmp_path / "set", **SMALL, workers=1)
+    assert _files(tmp_path / "set") == _files(small_set)
+
+
+def _killed() -> None:
+    raise KeyboardInterrupt
+
+
+def test_one_process_at_a_time_makes_a_set(tmp_path: Path) -> None:
+    with jsonl.locked(tmp_path / jsonl.LOCK, ""), pytest.raises(ValueError, match="is making the sample set"):
+        make_dataset(tmp_path, **SMALL)
 
 
 def test_a_finished_set_is_left_alone_and_others_are_never_mixed_in(small_set: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_model_in_place_of_module_and_the_text_half_are_known(tmp_path: Path) ->
         (lambda t: t.pop("vision_encoder.img_pos_embed"), "missing: vision_encoder.img_pos_embed"),
         (lambda t: t.update(surprise=torch.ones(1)), "1 unknown: surprise"),
         (lambda t: t.update({"vision_encoder.blocks.2.surprise": torch.ones(1)}), "1 unknown: blocks.2.surprise"),
-        (lambda t: t.update({BLOCK: torch.ones(3, 48)}), "(3, 48), the settings say (209, 48)"),
+        (lambda t: t.update({BLOCK: torch.ones(3, 48)}), "(3, 48), not (209, 48)"),
     ],
 )
 def test_what_is_missing_unknown_or_misshapen_is_named(tmp_path: Path, capsys, change, said: str) -> None:

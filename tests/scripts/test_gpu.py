@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,14 +31,16 @@ def step(folder: Path, name: str, code: str, limit: float = 20, **tables: list) 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch):
     """Run steps; what gpu.json then holds, the exit code, and gpu.md."""
-    monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def started(*steps: gpu.Step, budget: float = 100) -> tuple[dict, int, str]:
         monkeypatch.setattr(gpu, "steps", lambda options: list(steps))
         code = gpu.main(["--out", str(tmp_path), "--budget", str(budget)])
         return json.loads((tmp_path / "gpu.json").read_text()), code, (tmp_path / "gpu.md").read_text()
 
-    return started
+    yield started
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_a_step_that_fails_or_hangs_ends_alone_and_keeps_its_lines(run, tmp_path: Path) -> None:

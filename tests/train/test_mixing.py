@@ -204,6 +204,17 @@ def test_a_streamed_record_is_read_when_it_is_needed(tmp_path: Path, monkeypatch
         data[7]
 
 
+def test_a_streamed_file_that_changes_ends_the_run(tmp_path: Path):
+    """The bytes at which records begin are of the former one."""
+    file = Path(texts(tmp_path / "texts.jsonl", 8))
+    data = data_of(str(file), streaming=True)
+    before = data[3].record
+    file.write_text(file.read_text()[1:])
+    with pytest.raises(ValueError, match=r"texts\.jsonl was changed while the run reads it"):
+        data[3]
+    assert before.questions
+
+
 def test_streaming_refuses_what_reads_all_before(tmp_path: Path):
     with pytest.raises(ValueError, match=r"train\.streaming reads a record when a step needs it.*leave out features"):
         data_of("train", streaming=True, features=str(tmp_path))

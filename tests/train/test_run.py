@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,11 @@ def test_a_run_leaves_a_checkpoint_and_its_figures(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("step", "changes"),
-    [(3, {}), (3, {"gradient_accumulation": 2}), (4, {"save_steps": 3, "steps": 7})],
-    ids=["mid-epoch", "accumulated", "epoch-end"],
+    [
+        pytest.param(3, {}, id="mid-epoch"),
+        pytest.param(3, {"gradient_accumulation": 2}, id="accumulated", marks=pytest.mark.slow),
+        pytest.param(4, {"save_steps": 3, "steps": 7}, id="epoch-end", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path, step: int, changes: dict):
     """Six videos in batches of two; dropout, drawn questions and the order of the data must go on as they were."""
@@ -87,6 +91,28 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path):
         (path / output.COMPLETE).unlink(missing_ok=True)
         (path / "optimizer.pt").write_bytes(b"")
     assert figures(train(config))["hash"] == figures(whole)["hash"]
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "trainer_state.json", "trained.safetensors", "rng_state.pth"])
+def test_a_damaged_checkpoint_gives_way_and_the_result_is_the_same(tmp_path: Path, file: str, harmed: tuple[Path, str]):
+    """Two checkpoints stay by default, so that there is one before."""
+    killed, expected = harmed
+    place = Path(shutil.copytree(killed, tmp_path / "x"))
+    kept = output.checkpoints(place / output.RESUME)
+    assert [path.name for path in kept] == ["checkpoint-4", "checkpoint-6"]
+    (kept[1] / file).write_bytes(b"\0" * (kept[1] / file).stat().st_size)
+    config = answers(place, steps=9)
+    assert figures(train(config))["hash"] == expected
+    assert [line["step"] for line in jsonl.read(place / "log.jsonl")] == list(range(1, 10))
+
+
+@pytest.fixture(scope="module")
+def harmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The directory of a run that was killed after its third checkpoint, and the hash of what it comes to."""
+    place = tmp_path_factory.mktemp("harmed")
+    config, log = answers(place / "x", steps=9), place / "x" / "log.jsonl"
+    fork_until(lambda: any(line["step"] >= 7 for line in jsonl.read(log)), train, config)
+    return place / "x", figures(train(answers(place / "whole", steps=9)))["hash"]
 
 
 def test_a_later_run_keeps_what_an_earlier_one_trained(tmp_path: Path):

@@ -25,6 +25,7 @@ def short(varied: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipes:
     return configs
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("number", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_processes_learn_what_one_does_for_two_steps(short: Recipes, tmp_path: Path, number: int):
     """All recipes in one start; captions are written while the captioner learns, and before runs that read them."""

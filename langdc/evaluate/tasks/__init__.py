@@ -3,11 +3,11 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from langdc.evaluate.tasks.base import Task, tasks
+from langdc.evaluate.tasks.base import Task, build_task, tasks
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 build = tasks.build
 
-__all__ = ["Task", "build", "tasks"]
+__all__ = ["Task", "build", "build_task", "tasks"]

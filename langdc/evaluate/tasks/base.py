@@ -1,6 +1,5 @@
 """What a task is: videos, questions, how they are put, and what a reply is worth."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +9,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from langdc import jsonl
-from langdc.config import check
-from langdc.data.records import INSTRUCTION, LETTERS, QuestionRecord, Record
+from langdc.config import MemberConfig, check
+from langdc.data.records import INSTRUCTION, LETTERS, OUTSIDE, QuestionRecord, Record, leads_outside
 from langdc.evaluate import answers
 from langdc.hashing import json_hash
 from langdc.registry import Registry
+from langdc.sources import read_json
 
 tasks: Registry["Task"] = Registry("task")
 
@@ -28,6 +28,8 @@ class Task(ABC):
     """How much each kind weighs in the headline accuracy, where that is a mean over kinds and not over questions."""
     broken: Mapping[str, str] = MappingProxyType({})
     """Records that stand for annotations that cannot be read, by id, with the reason: they fail when asked."""
+    root: Path | None = None
+    """The folder that its media are in; None where that is not known."""
 
     @abstractmethod
     def path(self, record: Record) -> Path:
@@ -65,6 +67,16 @@ class Task(ABC):
         """The sha256 of what is asked."""
 
 
+def build_task(config: MemberConfig, allow_outside: bool) -> Task:
+    """A task by its settings. Unless it is allowed, records whose media are outside the task's folder are `broken`."""
+    task, outside = tasks.build(config.name, **config.settings), dict[str, str]()
+    for record in task.records if task.root is not None and not allow_outside else ():
+        if record.id not in task.broken and leads_outside(path := task.path(record), task.root or Path()):
+            outside[record.id] = f"{path} {OUTSIDE}."
+    task.broken = {**task.broken, **outside}
+    return task
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a benchmark comes from: `files` that its folder must have, `get` says how, `licence` under what terms.
@@ -89,6 +101,8 @@ class Benchmark(Task):
     """
 
     source: ClassVar[Source]
+
+    root: Path
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
@@ -141,13 +155,7 @@ class Benchmark(Task):
             raise ValueError(f"{where}: the question has no answer, so no reply can be scored. Fetch the file again.")
         return found
 
-    @staticmethod
-    def read_json(path: Path) -> Any:
-        """A JSON file; ValueError that names file and line if it is broken."""
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}. Fetch it again.") from None
+    read_json = staticmethod(read_json)
 
     @staticmethod
     @contextmanager
@@ -159,6 +167,8 @@ class Benchmark(Task):
             raise ValueError(f"{where}: {error}") from None
 
     def path(self, record: Record) -> Path:
+        if record.id in self.broken:
+            raise ValueError(self.broken[record.id])
         found = record.media_path(self.root)
         assert found is not None  # every benchmark is about videos
         return found

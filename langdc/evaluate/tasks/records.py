@@ -39,7 +39,8 @@ class RecordsTask(Task):
         metric: Named = "exact",
         metrics: dict[str, Named] | None = None,
     ) -> None:
-        self.data = Path(data)
+        self.data, self.root = Path(data), Path(data).parent
+        self._hash = file_hash(self.data) if self.data.is_file() else ""
         readable, mistakes = read_readable(self.data)
         fitting = [record for record in readable if record.media_path("") is not None]
         if not fitting:
@@ -118,7 +119,9 @@ class RecordsTask(Task):
         return self.metrics[question.kind].score(question.answer, found)
 
     def data_hash(self) -> str:
-        return file_hash(self.data)
+        if file_hash(self.data) != self._hash:
+            raise ValueError(f"{self.data} was changed while it was read. Start again.")
+        return self._hash
 
 
 def _metric(where: str, given: Named) -> Metric:
