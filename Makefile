@@ -12,6 +12,7 @@ RAY := .venv-ray
 RAY_READY := $(RAY)/.installed
 OLDEST := .venv-oldest
 OLDEST_READY := $(OLDEST)/.installed
+TORTURE ?= 20,5,10
 FAST := -n auto --dist worksteal -m "not slow and not gpu"
 
 # Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
@@ -23,7 +24,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 quickstart sample-full sweep: export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora test-ray gpu check format clean
+.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora test-ray torture gpu check format clean
 
 help: ## show this list
 	@echo "Usage: make TARGET    (the first one that needs packages installs them into $(VENV))"
@@ -58,6 +59,9 @@ test-qlora: $(QLORA_READY) ## train adapters on 4-bit weights, with bitsandbytes
 
 test-ray: $(RAY_READY) ## write captions on a local Ray cluster of two workers, in an environment of its own, .venv-ray
 	$(RAY)/bin/python -m pytest tests/data_prep/test_caption_ray.py
+
+torture: $(READY) ## kill the commands that write, fill their disks, and see whether they resume: TORTURE=full SEED=1 ONLY=kills,stage2
+	$(RUN) scripts/torture.py --counts "$(TORTURE)" --seed "$(or $(SEED),0)" --only "$(ONLY)"
 
 # On a machine without network: make gpu RUN=python3, with the packages that are there.
 gpu: $(if $(filter command,$(origin RUN)),,$(READY)) ## check and measure on this machine's GPU, in 8 minutes: ONLY=ask,train BUDGET=480 OUT=runs/gpu

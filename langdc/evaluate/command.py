@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_device(parser)
     add_outside(parser)
     parser.add_argument("--retry-failed", action="store_true", help="ask again what failed before")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     options = parser.parse_intermixed_args(argv)
     if options.traceback:

@@ -16,6 +16,7 @@ import yaml
 from langdc import jsonl
 from langdc.evaluate.folder import EvalFolder
 from tests.evaluate import runs
+from tests.evaluate.place import DONE, Place
 
 ROOT = Path(__file__).parent.parent.parent
 TIMED = ("seconds", "peak_bytes")
@@ -90,6 +91,10 @@ def lines(output: Path) -> dict[str, list[dict]]:
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A record file of more videos."""
     return runs.write_data(tmp_path_factory.mktemp("many"), videos=36, seed=8)
+
+
+def test_the_argument_of_the_deepspeed_launcher_is_understood(place: Place) -> None:
+    assert place.run("--local_rank=0") == DONE
 
 
 @pytest.mark.slow
