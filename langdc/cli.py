@@ -82,7 +82,7 @@ def _check_names(command: str, arguments: list[str]) -> None:
     first = next(iter(arguments), "--")
     model = given.get("--model", first if command == "export" else "--")
     config = given.get("--config", first if command in ("train", "eval", "plan") else "--")
-    if not model.startswith("-") and ":" not in model:
+    if "/" in model and ":" not in model:
         check_source(model)
     if not config.startswith("-") and "=" not in config:
         find_config(config)

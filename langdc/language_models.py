@@ -59,13 +59,13 @@ def load_pretrained(kind: Any, found: Path | Architecture, unread: tuple[str, ..
     """
     config = settings.pop("config", None) or (read_config(found) if isinstance(found, Path) else found.sizes())
     make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+    dtype = None if settings.get("dtype") == "auto" else settings.get("dtype")
     if not isinstance(found, Path) or torch.get_default_device().type == "meta":
-        settings["dtype"] = None if settings.get("dtype") == "auto" else settings.get("dtype")
         with reading(found if isinstance(found, Path) else "{config: ..., init: random}", "a model"):
-            return make(config, **settings)
+            return make(config, **{**settings, "dtype": dtype})
     if not is_deepspeed_zero3_enabled():  # where it is, whatever is made is partitioned
         with reading(found, "a model"), torch.device("meta"):
-            values = sum(parameter.numel() for parameter in make(deepcopy(config)).parameters())
+            values = sum(parameter.numel() for parameter in make(deepcopy(config), dtype=dtype).parameters())
         if values > 2 * (held := sum(file.stat().st_size for file in weight_files(found))):  # 4 bits are the fewest
             raise ValueError(
                 f"{found}: config.json describes a model of {values:,} values, which its weights of {held:,} bytes "
