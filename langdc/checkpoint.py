@@ -25,17 +25,7 @@ from langdc.adapters import adapt
 from langdc.backbones import backbone_of, backbones
 from langdc.config import AUTO, LoraConfig, MemberConfig, ModelConfig, check
 from langdc.distributed import without_launcher
-from langdc.hashing import (
-    file_hash,
-    folder_files,
-    is_part,
-    json_hash,
-    mark_read,
-    part_identity,
-    seen_hash,
-    tensor_hash,
-    tensors_hash,
-)
+from langdc.hashing import file_hash, is_part, mark_read, part_identity, seen_hash, tensor_hash, tensors_hash
 from langdc.model import VideoModel
 from langdc.modelfiles import check_complete, read_settings
 from langdc.sources import resolve
@@ -108,7 +98,7 @@ def save(
     """
     built = isinstance(model, VideoModel)
     tree = (model.config if built else model).model_dump(mode="json")
-    parts = _folders(published(model).values() if built else (text for _, text in texts(tree)))
+    parts = folders(published(model).values() if built else (text for _, text in texts(tree)))
     jsonl.make_folder(directory)
     # the manifest gets its name last, so that it never describes other weights
     with jsonl.writing(directory / MANIFEST) as manifest, jsonl.writing(directory / WEIGHTS) as weights:
@@ -150,7 +140,7 @@ def texts(settings: Any, keys: tuple = ()) -> Iterator[tuple[tuple, str]]:
             yield from texts(value, (*keys, key))
 
 
-def _folders(sources: Iterable[str], holding: tuple[str, ...] = ("*.safetensors", "*.bin")) -> dict[str, Path]:
+def folders(sources: Iterable[str], holding: tuple[str, ...] = ("*.safetensors", "*.bin")) -> dict[str, Path]:
     """The folder of weights behind each source; texts that name none are left out. `holding`: what tells one."""
     found: dict[str, Path] = {}
     for source in sorted(set(sources)):
@@ -160,29 +150,6 @@ def _folders(sources: Iterable[str], holding: tuple[str, ...] = ("*.safetensors"
                 if isinstance(folder, Path) and any(any(folder.glob(pattern)) for pattern in holding):
                     found[source] = folder
     return found
-
-
-def identity(directory: str | Path) -> dict[str, str]:
-    """The hash of everything that makes a model, by file: of a checkpoint its tensors, its settings, and the files of
-    the folders that these name; of another folder all its files. Large ones count by published hash or by a sample.
-    """
-    folder = locate(directory)
-    if not (folder / MANIFEST).is_file():
-        return folder_files(folder)
-    manifest = read_manifest(folder)
-    settings = [_inside(manifest[name], folder) for name in ("model", "lora", "parts")]
-    size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).is_file() else 0
-    found = {MANIFEST: json_hash(settings), WEIGHTS: f"{manifest['weights_sha256']} {size}"}
-    for source, files in named_files(manifest["model"]).items():
-        found |= {f"{_inside(source, folder)}/{name}": content for name, content in files.items()}
-    return found
-
-
-def named_files(settings: Any) -> dict[str, dict[str, str]]:
-    """The `folder_files` of each folder of weights or of a tokenizer that settings name, by how they name it."""
-    named = (text for keys, text in texts(settings) if keys[-1:] != ("name",))  # of a member, not of a folder
-    named = _folders(named, ("*.safetensors", "*.bin", "*.json"))
-    return {source: folder_files(place) for source, place in named.items()}
 
 
 def locate(directory: str | Path) -> Path:
@@ -357,7 +324,7 @@ def start(
 def _check_parts(config: ModelConfig, manifest: dict, where: Path, contents: bool = False) -> None:
     """Refuse a checkpoint whose frozen parts are not the ones it was trained on."""
     before = manifest["parts"]
-    now = _folders(source for _, source in texts(config.model_dump(mode="json")) if source in before)
+    now = folders(source for _, source in texts(config.model_dump(mode="json")) if source in before)
     changed = [source for source, folder in now.items() if not is_part(folder, before[source], contents)]
     if changed:
         raise ValueError(

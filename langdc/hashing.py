@@ -177,8 +177,8 @@ def _published(path: Path) -> str | None:
         return blob.name
     note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
     lines = note.read_text().split() if note.is_file() else []  # commit, hash, seconds since the epoch
-    fetched = len(lines) == 3 and _PUBLISHED.fullmatch(lines[1]) and path.stat().st_mtime <= float(lines[2]) + 1
-    return lines[1] if fetched else None
+    changed = max(path.stat().st_mtime, path.stat().st_ctime)  # a copy may bring an earlier mtime along
+    return lines[1] if len(lines) == 3 and _PUBLISHED.fullmatch(lines[1]) and changed <= float(lines[2]) + 1 else None
 
 
 def _sample_hash(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def _downloaded(plain: Path) -> Path:
     notes = folder / ".cache" / "huggingface" / "download"
     notes.mkdir(parents=True)
     for path in plain.iterdir():
-        seconds = (folder / path.name).stat().st_mtime
+        seconds = (folder / path.name).stat().st_ctime
         (notes / f"{path.name}.metadata").write_text(f"{'1' * 40}\n{hashing.file_hash(path)}\n{seconds}\n")
     return folder
 
@@ -87,11 +88,16 @@ def test_a_published_part_is_not_read(
     assert whole == part_identity(folder, contents=True) and whole.startswith("sha256:")
 
 
-def test_a_file_that_changed_after_its_download_is_not_what_was_published(plain: Path) -> None:
+@pytest.mark.parametrize("seconds", [0, 2**33], ids=["copied with its time", "changed"])
+def test_a_file_that_changed_after_its_download_is_not_what_was_published(plain: Path, seconds: int) -> None:
     folder = _downloaded(plain)
+    for note in folder.glob(".cache/huggingface/download/*"):  # as if that were some time ago
+        note.write_text(note.read_text().replace(note.read_text().split()[2], f"{time.time() - 60}"))
+    for file in ("model.safetensors", "config.json"):
+        os.utime(folder / file, (0, 0))
     before = part_identity(folder)
     (folder / "model.safetensors").write_bytes(LARGE[::-1])
-    os.utime(folder / "model.safetensors", (2**33, 2**33))
+    os.utime(folder / "model.safetensors", (seconds, seconds))
     assert part_identity(folder) != before and not is_part(folder, before)
 
 

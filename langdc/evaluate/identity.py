@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from langdc import __version__, checkpoint, devices
+from langdc import __version__, devices
 from langdc.backbones import backbones
 from langdc.compressors import compressors
 from langdc.encoders import encoders
+from langdc.evaluate.models import model_files, named_files
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tasks import Task, tasks
 from langdc.hashing import file_hash, json_hash
@@ -32,7 +33,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "peft", "safetensors", "av",
 def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
     """What must stay the same for an evaluation to be resumed."""
     entries = config.all_entries
-    files = {str(model): checkpoint.identity(model) for model in dict.fromkeys(entry.model for entry in entries)}
+    files = {str(model): model_files(model) for model in dict.fromkeys(entry.model for entry in entries)}
     others = [entry.model_dump(mode="json", include={"backbone", "compressor", "kv"}) for entry in entries]
     dtype = devices.dtype_named(config.dtype, devices.named(config.device))  # what "auto" is here
     found: dict[str, Any] = {
@@ -41,7 +42,7 @@ def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
             "dtype": str(dtype or config.dtype).removeprefix("torch."),
         },
         "weights_sha256": {entry.name: json_hash(files[str(entry.model)]) for entry in entries},
-        "files": {**checkpoint.named_files(others), **files},
+        "files": {**named_files(others), **files},
         "data_sha256": task.data_hash(),
         "version": __version__,
     }

@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
-from langdc.checkpoint import MANIFEST, identity, locate, read_manifest, saved_names
+from langdc.checkpoint import MANIFEST, WEIGHTS, folders, locate, read_manifest, saved_names, texts
 from langdc.compressors import compressors
-from langdc.hashing import json_hash
+from langdc.hashing import folder_files, json_hash
 from langdc.interfaces import TokenCompressor
+from langdc.sources import read_json
 
 TRAINING = ("samples", "steps", "flops", "seconds")
 
@@ -50,8 +51,32 @@ class OwnCompressor:
 
 
 def weights_identity(directory: str | Path) -> str:
-    """The sha256 of all that makes a model: of what `langdc.checkpoint.identity` lists."""
-    return json_hash(identity(directory))
+    """The sha256 of all that makes a model: of its `model_files`."""
+    return json_hash(model_files(directory))
+
+
+def model_files(directory: str | Path) -> dict[str, str]:
+    """The hash of everything that makes a model, by file: of a checkpoint its tensors, its settings, and the files of
+    the folders that these name; of another folder all its files. Large ones count by published hash or by a sample.
+    """
+    folder = locate(directory)
+    if not (folder / MANIFEST).is_file():
+        return folder_files(folder)
+    manifest, stated = read_manifest(folder), read_json(folder / MANIFEST)
+    size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).is_file() else 0
+    found = {MANIFEST: json_hash([stated[name] for name in ("model", "lora", "parts")])}
+    found[WEIGHTS] = f"{manifest['weights_sha256']} {size}"
+    for source, files in named_files(manifest["model"]).items():
+        found |= {f"{source.removeprefix(f'{folder}/')}/{name}": content for name, content in files.items()}
+    return found
+
+
+def named_files(settings: Any) -> dict[str, dict[str, str]]:
+    """The `folder_files` of each folder of weights or of a tokenizer that settings name, by how they name it."""
+    named = (text for keys, text in texts(settings) if keys[-1:] != ("name",))  # of a member, not of a folder
+    return {
+        source: folder_files(place) for source, place in folders(named, ("*.safetensors", "*.bin", "*.json")).items()
+    }
 
 
 def training_record(directory: str | Path) -> dict[str, Any]:

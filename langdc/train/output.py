@@ -19,6 +19,7 @@ from typing import Any
 from langdc import __version__, checkpoint, distributed, jsonl
 from langdc import config as settings
 from langdc.config import DataConfig, RunConfig
+from langdc.evaluate.models import model_files, named_files
 from langdc.hashing import file_hash, quick_hash
 from langdc.log import get_logger
 from langdc.modelfiles import read_json
@@ -214,9 +215,9 @@ def _files(config: RunConfig) -> dict[str, dict[str, str]]:
         name = f"train.data.{number}{'.path' * isinstance(entry, DataConfig)}"
         found[name] = {file.name * (file != path): file_hash(file) for file in files if file.is_file()}
     if config.start is not None:
-        found["start"] = checkpoint.identity(config.start)
+        found["start"] = model_files(config.start)
     tree = config.model.model_dump(mode="json")
-    named = checkpoint.named_files(tree)
+    named = named_files(tree)
     places = {".".join(map(str, ("model", *keys))): text for keys, text in checkpoint.texts(tree)}
     return found | {place: named[text] for place, text in places.items() if text in named}
 

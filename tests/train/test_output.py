@@ -86,7 +86,7 @@ def test_other_settings_are_refused_and_the_message_names_them(tmp_path: Path):
 def test_other_records_are_refused_and_the_file_is_named(tmp_path: Path):
     config = settings(tmp_path / "x")
     begin(config)
-    config.train.data[0].write_text('{"id": "another"}\n')
+    (tmp_path / "records.jsonl").write_text('{"id": "another"}\n')
     with pytest.raises(ValueError, match=r"records\.jsonl holds other records"):
         opened(config)
 
@@ -149,7 +149,7 @@ def test_files_that_change_while_they_are_read_end_the_run(tmp_path: Path):
     config = settings(tmp_path / "x")
     directory = opened(config)
     output.check_unchanged(config, directory, [])
-    config.train.data[0].write_text("changed\n")
+    (tmp_path / "records.jsonl").write_text("changed\n")
     with pytest.raises(ValueError, match=r"while they were read.*\n.*records\.jsonl holds other records"):
         output.check_unchanged(config, directory, [])
 
