@@ -10,12 +10,30 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from langdc.distributed import is_main_process
+from langdc.text import plain
 
 Item = TypeVar("Item")
 
-console = Console(stderr=True)
+
+class _Console(Console):
+    """Shows texts without control characters; a reader of the output that has ended is an error like any other."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(plain(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        raise  # it is called while the error is handled
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
+
+console = _Console(stderr=True)
 LINE_SECONDS = 30.0
 """Seconds between two lines about progress where there is no terminal."""
 
@@ -25,6 +43,7 @@ def get_logger(name: str) -> logging.Logger:
     root = logging.getLogger("langdc")
     if not root.handlers:
         rich = RichHandler(console=console, show_path=False, show_time=sys.stderr.isatty(), markup=False)
+        rich.setFormatter(_Formatter())
         root.addHandler(rich)
         root.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         root.propagate = False
@@ -33,12 +52,13 @@ def get_logger(name: str) -> logging.Logger:
 
 def screen(**options: Any) -> Console:
     """A console for standard output that shows text as it is: brackets are no markup and colons no emoji."""
-    return Console(**{"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, **options})
+    return _Console(**{"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, **options})
 
 
 def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """The items; in the main process with a progress bar or, without a terminal, a line every LINE_SECONDS."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    named = TextColumn("{task.description}", markup=False)
+    columns = (named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown = is_main_process() and total > 0 and console.is_terminal
     started = last = time.monotonic()
     with Progress(*columns, console=console, disable=not shown) as bar:

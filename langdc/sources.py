@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-import json
 import os
 import re
 from contextlib import suppress
@@ -17,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from langdc import devices
 from langdc.config import Settings, check
+from langdc.jsonl import read_json
 from langdc.log import get_logger
 
 # Every part that loads weights imports this module first: no progress bars of others, no loud guess at the accelerator.
@@ -127,14 +127,6 @@ def _cache() -> str:
 
 
 # ---- damaged files
-
-
-def read_json(file: Path) -> Any:
-    """The contents of a JSON file; ValueError with its name if it is damaged."""
-    try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off or changed. Copy it again.") from None
 
 
 def check_files(folder: Path, weights: bool = False) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -31,6 +30,7 @@ from langdc.hashing import tensor_hash
 from langdc.log import screen
 from langdc.model import VideoModel
 from langdc.sources import is_packaged, resolve
+from langdc.text import render
 
 _ADAPTER = "adapter"
 _SIDE_FILES = (".json", ".txt", ".model", ".jinja")
@@ -73,21 +73,21 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
     `adapter` keeps the adapter apart, and the language model where it is. ValueError for a checkpoint that has none, or
     whose language model was trained itself.
     """
-    manifest = checkpoint.read_manifest(checkpoint.locate(source))
-    model = checkpoint.load(source, plain=True)
-    lora = check(LoraConfig, manifest["lora"], "lora") if manifest["lora"] is not None else None
-    if adapter:
-        _check_adapter_alone(model, lora, source)
-    else:
-        adapters.merge(model.backbone.text_model)
-    if dtype is not None:  # all weights get the values and the type that are stored
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
-        for part in model.modules():
-            if isinstance(part, PreTrainedModel):
-                part.config.dtype = dtype
     made = _Exported()
     with open_output(out) as beside:
+        manifest = checkpoint.read_manifest(checkpoint.locate(source))
+        model = checkpoint.load(source, plain=True)
+        lora = check(LoraConfig, manifest["lora"], "lora") if manifest["lora"] is not None else None
+        if adapter:
+            _check_adapter_alone(model, lora, source)
+        else:
+            adapters.merge(model.backbone.text_model)
+        if dtype is not None:  # all weights get the values and the type that are stored
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(dtype)
+            for part in model.modules():
+                if isinstance(part, PreTrainedModel):
+                    part.config.dtype = dtype
         left = [_name_of(model.backbone.language_model, model)] if adapter else []
         parts = {name: where for name, where in checkpoint.published(model).items() if name not in left}
         settings, folders = _placed(manifest["model"], parts, beside)
@@ -109,9 +109,8 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
             _export_adapter(model, lora, beside / _ADAPTER, made)
         classes = {folder.name: type(model.get_submodule(name)).__name__ for name, folder in folders.items()}
         # what the directory is, its parts' origins, how it is loaded
-        card = Environment(loader=PackageLoader("langdc.convert", ""), trim_blocks=True, keep_trailing_newline=True)
-        told = {"name": out.name, "manifest": manifest, "parts": classes, "adapter": adapter}
-        (beside / "README.md").write_text(card.get_template("card.md").render(told))
+        told = {"title": out.name, "manifest": manifest, "parts": classes, "adapter": adapter}
+        (beside / "README.md").write_text(render("langdc", "convert/card.md", **told))
     return made
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
@@ -35,7 +34,7 @@ from transformers.models.llava_onevision.video_processing_llava_onevision import
 from langdc.convert.commands import open_output, write_report
 from langdc.convert.files import chat_template, config_within, read_json, read_tensors
 from langdc.convert.names import NameReport, check_complete, shapes_of
-from langdc.log import screen
+from langdc.log import console, screen
 from langdc.sources import check_files
 
 _ENDS = "generation_config.json"
@@ -122,7 +121,7 @@ def _write_weights(tensors: Mapping[str, _Stored], folder: Path, dtype: torch.dt
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=limit,
     )
-    for file, names in track(split.filename_to_tensors.items(), "writing", console=Console(stderr=True)):
+    for file, names in track(split.filename_to_tensors.items(), "writing", console=console):
         save_file({name: tensors[name].tensor.to(dtype) for name in names}, folder / file, {"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

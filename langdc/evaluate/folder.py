@@ -114,7 +114,7 @@ class EvalFolder:
         path = directory / HEADER
         if not path.is_file():
             raise ValueError(f"{directory} holds no evaluation (no {HEADER}). Give the output folder of `langdc eval`.")
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = jsonl.read_json(path)
         if "entries" not in header:
             raise ValueError(f"{directory} was made by langdc 0.1, whose evaluations are not read. Evaluate again.")
         return cls(directory, header)
@@ -124,12 +124,12 @@ class EvalFolder:
     def locked(directory: Path) -> Iterator[None]:
         """Keep other evaluations out of a folder until this process ends; ValueError if another one still runs."""
         directory = directory.resolve()  # a symbolic link leads to the same lock
-        directory.parent.mkdir(parents=True, exist_ok=True)
         own = directory.parent / f".{directory.name}.{rank()}.lock"
         there = directory.parent.glob(f".{glob.escape(directory.name)}.*.lock") if rank() == 0 else ()
         # each process looks for its own predecessor, and the first one for those that had higher numbers
         others = [path for path in there if int(path.suffixes[-2][1:]) >= world_size()]
         with ExitStack() as held:
+            held.enter_context(jsonl.making_folder(directory.parent, f".{directory.name}.*.lock"))
             try:
                 held.enter_context(FileLock(own, timeout=0))
                 for path in others:

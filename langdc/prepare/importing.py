@@ -23,7 +23,7 @@ from rich.progress import track
 
 from langdc.config import check
 from langdc.data.records import LETTERS, MARKS, SHOWN_LETTERS, Record, listed, write_records
-from langdc.jsonl import writing
+from langdc.jsonl import check_output, writing
 from langdc.log import screen
 from langdc.prepare.rows import read
 from langdc.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
@@ -362,6 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source, out = Path(options.source), options.out
     if source.resolve() == out.resolve():
         raise ValueError(f"--out {out} is the source. Name another file.")
+    check_output(out)
     what, rows = read(options.source, options.split)
     media = options.media or (source if source.is_dir() else source.parent if source.exists() else Path())
     name = source.resolve().stem
@@ -370,14 +371,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def records() -> Iterator[Record]:
         number = -1
-        for number, (where, row) in enumerate(track(rows, name, console=console, disable=not console.is_terminal)):
+        for number, (where, row) in enumerate(track(rows, "rows", console=console, disable=not console.is_terminal)):
             try:
-                record = importer.record(row, f"{name}/{number}", options.request)
+                yield importer.record(row, f"{name}/{number}", options.request)
             except ValueError as error:
                 reason = shorten(f"{where}: {error}", SHOWN_LETTERS, placeholder=" ...")
                 (missing if isinstance(error, MissingFile) else unusable).append(reason)
-            else:
-                yield record
         os.sync()  # what was unpacked
         counted = [f"{shape} ({count:,})" for shape, count in importer.shapes.items()]
         shapes = ", ".join(counted if counted[1:] else importer.shapes) or "nothing that is known"

@@ -5,7 +5,6 @@ files), `log.jsonl` (a line per logging step) and, when all is done, the checkpo
 While a process writes to it, `.lock` is locked.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -137,7 +136,8 @@ def _learned(config: RunConfig) -> list[Path]:
 def _lock(directory: Path, held: ExitStack) -> None:
     """Make a directory and lock it until `held` ends."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        # what a run has begun that is refused, or fails before its first line of the log, goes again
+        held.enter_context(jsonl.making_folder(directory, LOCK, SETTINGS, RUN))
         held.enter_context(FileLock(directory / LOCK, timeout=LOCK_TIMEOUT_SECONDS))
     except Timeout:
         raise ValueError(
@@ -150,7 +150,7 @@ def _lock(directory: Path, held: ExitStack) -> None:
 
 def _differences(directory: Path, config: RunConfig) -> str:
     """A line for each setting and record file that differs from those of the unfinished run; "" if there are none."""
-    header = json.loads((directory / RUN).read_text())
+    header = jsonl.read_json(directory / RUN)
     now = {str(path): file_hash(path) for path in _learned(config) if path.is_file()}
     others = [f"{path} holds other records" for path in now if header["data"].get(path, now[path]) != now[path]]
     return changed(settings.load(RunConfig, directory / SETTINGS), config, header["processes"], others)

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerState
 
 from langdc import jsonl
 from langdc.log import LINE_SECONDS, console, get_logger, pace
+from langdc.text import plain
 
 logger = get_logger(__name__)
 
@@ -58,7 +59,7 @@ class Bar(TrainerCallback):
         columns = (named, BarColumn(), MofNCompleteColumn(), "loss {task.fields[loss]}")
         terminal = console.is_terminal
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not terminal)
-        self._task = self.bar.add_task(name, total=None, loss="-")
+        self._task = self.bar.add_task(plain(name), total=None, loss="-")
         self._tenths, self._begun, self._started, self._last = 0, 0, 0.0, 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:

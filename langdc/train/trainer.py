@@ -24,6 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_utils import set_seed
 
 from langdc import checkpoint, distributed, jsonl
+from langdc.failures import naming
 from langdc.train import elastic
 from langdc.train.batches import TrainingData
 from langdc.train.ema import Ema
@@ -255,9 +256,10 @@ class RunTrainer(Trainer):
         super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
         directory = Path(str(self.args.output_dir))
         newest = directory / f"checkpoint-{self.state.global_step}"
+        with naming(newest):
+            super()._save_checkpoint(model, trial)
         if self.ema is not None:
             self.ema.save(newest / EMA)
         distributed.barrier()

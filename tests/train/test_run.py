@@ -226,14 +226,6 @@ def test_mistakes_are_one_message_without_a_traceback(tmp_path: Path, capsys, ov
     assert said in line and len(line.splitlines()) < 20 and "Traceback" not in error
 
 
-def test_a_mistake_shows_where_it_arose_if_asked(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match="Give a config"):
-        main(["--traceback"])
-    monkeypatch.setenv("LANGDC_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="Give a config"):
-        main([])
-
-
 def test_a_tracker_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
