@@ -43,8 +43,9 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        # of tags such as !!int and dates such as 2001-99-99 it lets Python's own errors through
-        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        own = isinstance(error, yaml.YAMLError | ValueError)  # not those of a tag such as !!bool on another value
+        reason = " ".join(str(error).split()) if own else "a value does not fit its tag, or is nested too deeply"
+        raise ValueError(f"{where} is not valid YAML: {reason}") from None
 
 
 def _shipped_configs() -> list[str]:

@@ -226,6 +226,16 @@ def test_mistakes_are_one_message_without_a_traceback(tmp_path: Path, capsys, ov
     assert said in line and len(line.splitlines()) < 20 and "Traceback" not in error
 
 
+LATE = ("train.data=[none.jsonl]", "train.trainable=[no.*]", "loss_weights={captoin: 2}", "train.rates={nothing: 1.0}")
+
+
+@pytest.mark.parametrize("override", LATE)
+def test_a_refused_run_leaves_nothing(tmp_path: Path, override: str):
+    """Wherever the mistake is found: in the records, in the model, or where the steps would begin."""
+    assert command(captions(tmp_path / "new" / "x"), tmp_path, override) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_a_tracker_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
