@@ -63,27 +63,21 @@ def guarded(work: Callable[[list[str]], int], argv: Sequence[str]) -> int:
 def _said(error: BaseException) -> int:
     """Print an error; its exit code."""
     code, message = _explained(error)
-    unwritten = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and not _flushed(stream)]
-    for stream in unwritten:  # or the interpreter would try again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # or the interpreter would try again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if not is_main_process():
         if code not in (MISTAKE, UNREADABLE, BUG):
             return code
         time.sleep(_SECONDS)
-    process = "" if is_main_process() else f"[process {rank()}] "
+        message = f"[process {rank()}] {message}"
     with suppress(OSError):
         if code == BUG or os.environ.get(VARIABLE):
             sys.stderr.write(plain("".join(traceback.format_exception(error))))
-        sys.stderr.write(f"{process}{plain(message)}\n" if message else "")
+        sys.stderr.write(f"{plain(message)}\n" if message else "")
     return code
-
-
-def _flushed(stream: object) -> bool:
-    try:
-        stream.flush()  # pyright: ignore[reportAttributeAccessIssue]
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _explained(error: BaseException) -> tuple[int, str]:
@@ -98,11 +92,10 @@ def _explained(error: BaseException) -> tuple[int, str]:
     if {"MemoryError", "OutOfMemoryError"} & names or ("RuntimeError" in names and _MEMORY.search(text)):
         advice = "Take fewer frames or tokens, a smaller batch, a smaller dtype, or a larger device."
         return MISTAKE, f"error: Out of memory ({text.splitlines()[0]}). {advice}"
-    found = _system_error(error)
-    if found is not None and found.errno:
-        names_of = " -> ".join(str(name) for name in (found.filename, found.filename2) if name is not None)
-        said = f"{names_of or 'A file'}: {found.strerror}. {_ADVICE.get(found.errno, '')}".strip()
-        return UNREADABLE, f"error: {said}"
+    if (found := _system_error(error)) is not None:
+        files = " -> ".join(str(name) for name in (found.filename, found.filename2) if name is not None)
+        said = f"{files}{': ' * bool(files)}{found.strerror}. {_ADVICE.get(found.errno or 0, '')}"
+        return UNREADABLE, f"error: {said.strip()}"
     if isinstance(error, OSError) or names & _ELSEWHERE:
         return UNREADABLE, f"error: {text}"
     if "RecursionError" in names:
@@ -114,15 +107,16 @@ def _explained(error: BaseException) -> tuple[int, str]:
 
 def _system_error(error: BaseException, path: Path | None = None) -> OSError | None:
     """The error of the system behind one of a library, with the name of a file where it has none; None for others."""
-    text = str(error)
-    if match := _SYSTEM.search(text):
+    if isinstance(error, OSError) and error.errno is not None:
+        if path is None or error.filename is not None:
+            return error
+        number, said = error.errno, error.strerror
+    elif not isinstance(error, ValueError) and (match := _SYSTEM.search(str(error))):
         number, said = int(match[1] or match[2]), os.strerror(int(match[1] or match[2]))
-    elif isinstance(error, RuntimeError) and _TORCH.search(text):
+    elif isinstance(error, RuntimeError) and _TORCH.search(str(error)):
         number, said = errno.EIO, "a write failed, as on a full disk"
     else:
-        if not isinstance(error, OSError) or error.errno is None or path is None or error.filename is not None:
-            return error if isinstance(error, OSError) else None
-        number, said = error.errno, error.strerror or text
+        return None
     return OSError(number, said, None if path is None else str(path))
 
 

@@ -51,7 +51,9 @@ ERRORS = [
     (OSError(errno.EMFILE, "Too many open files", "a"), 3, "a: Too many open files. Allow more"),
     (OSError(errno.EIO, "Input/output error", "a"), 3, "a: Input/output error. See whether the disk"),
     (OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"), 3, "a -> b: Invalid cross-device link"),
-    (OSError(errno.ENOSPC, "No space left on device"), 3, "A file: No space left on device. Make room"),
+    (OSError(errno.ENOSPC, "No space left on device"), 3, "error: No space left on device. Make room"),
+    (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 3, "error: Connection refused."),
+    (ValueError("x.safetensors is cut off (Os { code: 5, kind: Other })"), 2, "x.safetensors is cut off"),
     (OSError("the hub is not reached"), 3, "the hub is not reached"),
     (SafetensorError(f"Error while serializing: {STORAGE_FULL}"), 3, "No space left on device. Make room"),
     (SafetensorError("header too large"), 2, "header too large"),
@@ -225,7 +227,7 @@ def commands_with_outputs(out: str) -> dict[str, list[str]]:
 def test_every_command_tries_its_output_first(command: str, tmp_path: Path, capsys):
     """Before it notices that what it reads is not there."""
     (tmp_path / "file").touch()
-    for out, said in ((f"{tmp_path}/file/x", "Not a directory"), (f"{tmp_path}/{'a' * 300}", "File name too long")):
+    for out, said in ((f"{tmp_path}/file/x", f"{tmp_path}/file"), (f"{tmp_path}/{'a' * 300}", "File name too long")):
         assert main(commands_with_outputs(out)[command]) in (2, 3)
         error = capsys.readouterr().err
         assert said in error or "give a file in a folder that exists" in error, error

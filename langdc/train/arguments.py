@@ -31,19 +31,15 @@ def check_environment(config: RunConfig) -> None:
             advice = f"pip install {ADVICE[tracker]}, or take it off the list"
             raise ValueError(f"trackers: {tracker} is not installed. {advice}.")
     if "wandb" in config.trackers and is_main_process() and not os.environ.get("WANDB_DISABLED"):
-        _check_login()
+        import wandb
 
-
-def _check_login() -> None:
-    import wandb
-
-    try:
-        wandb.login()  # asks for a key where there is a terminal; does nothing in offline mode
-    except Exception as error:  # its errors and those of the network have no class in common
-        raise ValueError(
-            f"trackers: wandb cannot be used ({' '.join(str(error).split())}). Log in with `wandb login`, set "
-            "WANDB_MODE=offline, or take it off the list."
-        ) from None
+        try:
+            wandb.login()  # asks for a key where there is a terminal; does nothing in offline mode
+        except Exception as error:  # its errors and those of the network have no class in common
+            raise ValueError(
+                f"trackers: wandb cannot be used ({' '.join(str(error).split())}). Log in with `wandb login`, set "
+                "WANDB_MODE=offline, or take it off the list."
+            ) from None
 
 
 def _check_validation(config: RunConfig) -> None:

@@ -1,6 +1,5 @@
 """What a task is: videos, questions, how they are put, and what a reply is worth."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -119,7 +118,7 @@ class Benchmark(Task):
         """Rows of a .parquet, .jsonl, .csv or .json list, each with its place; ValueError if one lacks a column."""
         path = self.root / name
         if path.suffix == ".json":
-            rows = self.read_json(path)
+            rows = jsonl.read_json(path)
         elif path.suffix == ".jsonl":
             rows = jsonl.read(path, strict=True)
         else:
@@ -140,14 +139,6 @@ class Benchmark(Task):
         if not found.answered:
             raise ValueError(f"{where}: the question has no answer, so no reply can be scored. Fetch the file again.")
         return found
-
-    @staticmethod
-    def read_json(path: Path) -> Any:
-        """A JSON file; ValueError that names file and line if it is broken."""
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}. Fetch it again.") from None
 
     @staticmethod
     @contextmanager
