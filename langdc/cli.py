@@ -3,13 +3,13 @@
 import argparse
 import importlib
 import itertools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from langdc import __version__
 from langdc.configfiles import check_source, find_config
+from langdc.failures import guarded
 
 
 class _Command(NamedTuple):
@@ -49,31 +49,19 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand: its exit code, or that of docs/failures.md for an error, which is printed as one line.
 
-    LANGDC_TRACEBACK=1 raises errors instead.
+    With --traceback, or LANGDC_TRACEBACK=1, it is also shown where the error arose.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(words: list[str], **more: str) -> int:
     command = next((each for each in COMMANDS if words[: len(each.words.split())] == each.words.split()), None)
     if command is None:
         return _without_command(words)
     module, _, function = command.target.partition(":")
-    try:
-        arguments = words[len(command.words.split()) :]
-        _check_names(command.words, arguments)
-        return getattr(importlib.import_module(module), function)(arguments)
-    except KeyboardInterrupt:
-        print("Interrupted. The same command resumes from what is complete.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of the output, such as head, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None or os.environ.get("LANGDC_TRACEBACK"):
-            raise
-        rank = os.environ.get("RANK", "0")
-        process = f"[process {rank}] " if rank != "0" else ""
-        print(f"{process}error: {_message(error)}", file=sys.stderr)
-        return code
+    arguments = words[len(command.words.split()) :]
+    _check_names(command.words, arguments)
+    return getattr(importlib.import_module(module), function)(arguments, **more)
 
 
 def _check_names(command: str, arguments: list[str]) -> None:
@@ -88,27 +76,10 @@ def _check_names(command: str, arguments: list[str]) -> None:
         find_config(config)
 
 
-def door(words: str) -> Callable[..., int]:
-    """The `main(argv=None)` of a script that does the same as a subcommand."""
-    return lambda argv=None: main([*words.split(), *(sys.argv[1:] if argv is None else argv)])
-
-
-def _exit_code(error: Exception) -> int | None:
-    """2: a mistake in what was given, or a damaged file; 3: a file that cannot be read or written; None: a bug."""
-    if isinstance(error, OSError):
-        return 3
-    damaged = ("SafetensorError", "UnpicklingError", "BadZipFile", "YAMLError", "OutOfMemoryError")
-    named = {cls.__name__ for cls in type(error).__mro__}
-    return 2 if isinstance(error, ValueError | RecursionError) or named & set(damaged) else None
-
-
-def _message(error: Exception) -> str:
-    """The message in words, with the name of the file where the error knows it."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror or error}"
-    if isinstance(error, RecursionError):
-        return f"A file is nested too deeply to be read ({error})."
-    return str(error).strip() or type(error).__name__
+def door(words: str, **more: str) -> Callable[..., int]:
+    """The `main(argv=None)` of a script that does the same as a subcommand; `more` is given to its function."""
+    head = words.split()
+    return lambda argv=None: guarded(lambda rest: _run([*head, *rest], **more), sys.argv[1:] if argv is None else argv)
 
 
 def _without_command(words: list[str]) -> int:
@@ -117,6 +88,7 @@ def _without_command(words: list[str]) -> int:
     commands = group or COMMANDS
     width = max(len(each.words) for each in commands)
     listed = "\n".join(["commands:", *(f"  {each.words:{width}}  {each.help}" for each in commands)])
+    listed += "\n\n--traceback after any of them shows where in the code an error arose."
     parser = argparse.ArgumentParser(
         prog="langdc",
         usage=f"langdc {words[0] if group else 'COMMAND'} ...",

@@ -44,6 +44,26 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
     raise ValueError(f"There is no file {name}.{hint}")
 
 
+class _Loader(yaml.SafeLoader):
+    """As safe_load reads YAML, but a key that is given twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the key {twice[0]!r} is given twice, the first time in line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """What YAML says; ValueError in one line, which begins with `where` it stands, if it is malformed."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        own = isinstance(error, yaml.YAMLError | ValueError)  # not those of a tag such as !!bool on another value
+        reason = " ".join(str(error).split()) if own else "a value does not fit its tag, or is nested too deeply"
+        raise ValueError(f"{where} is not valid YAML: {reason}") from None
+
+
 def _shipped_configs() -> list[str]:
     """Names of the config files that ship, and of folders with a chain of runs."""
     files = [path.relative_to(SHIPPED) for path in sorted(SHIPPED.rglob("*.yaml"))]
@@ -75,7 +95,7 @@ def _with_files(tree: dict, beside: Path | None) -> dict:
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
     if path.resolve() in readers:
         raise ValueError(f"{path} extends itself, by way of {readers[-1]}.")
-    tree = parse(path.read_text(), str(path)) or {}
+    tree = parse_yaml(path.read_bytes(), str(path)) or {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}; a config file is a mapping of keys to values.")
     tree = _with_files(tree, path.parent)
@@ -111,7 +131,7 @@ def _set(tree: dict, override: str) -> None:
         if isinstance(node, dict) and not isinstance(node[step], dict | list):
             raise ValueError(f"Override path {path!r} goes through the value {node[step]!r}, which has no keys.")
         node = node[step]
-    node[_index(node, last, key)] = parse(value, f"The value of {key}=")
+    node[_index(node, last, key)] = parse_yaml(value, f"Override {override!r}: the value")
 
 
 def _index(node: dict | list, key: str, path: str) -> str | int:

@@ -4,6 +4,7 @@ These are written under a `.partial` name, flushed to the disk, and renamed. A r
 makes an older copy superfluous comes after `sync_folder`.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import IO, Any
 
+from langdc.failures import naming
 from langdc.log import get_logger
 
 logger = get_logger(__name__)
@@ -55,7 +57,7 @@ def read(path: Path, strict: bool = False) -> list[dict]:
 def parse(line: bytes) -> dict:
     """The object of a line; ValueError says what the line is instead."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg}, column {error.colno})") from None
     except UnicodeDecodeError as error:
@@ -67,14 +69,30 @@ def parse(line: bytes) -> dict:
     return value
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"not one record: it gives {next(n for n in names if names.count(n) > 1)!r} twice")
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file; ValueError with its name if it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); it was cut off or changed. Copy it again.") from None
+
+
 def append(path: Path, *values: dict) -> None:
     """Add a line per value, after removing a last line that a kill cut short. One process at a time may append."""
     if not values:
         return
     make_folder(path.parent)
-    with path.open("a+b") as file:
+    with naming(path), path.open("a+b") as file:
         _mend(file)
-        file.write("".join(_line(value) for value in values).encode())
+        file.write("".join(_line(value) for value in values).encode(errors=_ESCAPED))
 
 
 def _mend(file: IO[bytes]) -> None:
@@ -96,13 +114,17 @@ def _mend(file: IO[bytes]) -> None:
         file.write(b"" if tail.endswith(b"\n") else b"\n")
 
 
+_ESCAPED = "backslashreplace"
+"""Half a character, as of a file name in another encoding, becomes what JSON writes for it."""
+
+
 def _line(value: dict) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def write_lines(path: Path, values: Iterable[dict]) -> None:
     """Write a file of JSON lines, whole or not at all."""
-    with writing(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with writing(path) as partial, partial.open("w", encoding="utf-8", errors=_ESCAPED) as file:
         file.writelines(_line(value) for value in values)
 
 
@@ -129,7 +151,7 @@ def user_cache(name: str) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with writing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors=_ESCAPED)
 
 
 @contextmanager
@@ -194,11 +216,12 @@ def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Pat
         partial.open("wb").close()  # what a kill left goes
         mode = partial.stat().st_mode
         try:
-            yield partial
-            partial.chmod(mode)
-            if sync:
-                flush(partial)
-            partial.replace(path)
+            with naming(path):
+                yield partial
+                partial.chmod(mode)
+                if sync:
+                    flush(partial)
+                partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -213,7 +236,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
     ValueError if another process is writing it.
     """
     partial, lock = path.with_name(f"{path.name}{PARTIAL}"), path.with_name(f".{path.name}{LOCK}")
-    with locked(lock, f"is writing {path}"):
+    with making_folder(path.parent), locked(lock, f"is writing {path}"), naming(path):
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
@@ -262,3 +285,36 @@ def flush(*paths: Path) -> None:
                 raise OSError(error.errno, f"{path} may not be on the disk: {error.strerror}") from None
         finally:
             os.close(number)
+
+
+def check_output(path: Path) -> None:
+    """Before work begins whose result goes to a file: ValueError for a folder or a device, OSError with a name where a
+    file cannot be made. Folders that are not there yet can be made later.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; give the name of a file.")
+    path.with_name(f"{path.name}.12345678.partial").exists()  # names may be too long
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    with tempfile.TemporaryFile(dir=there):
+        pass
+
+
+@contextmanager
+def making_folder(path: Path, *spare: str) -> Iterator[None]:
+    """Make a folder, with those above it; what is new of them goes again if the work in it fails before it leaves more
+    than empty files and files of `spare` names, which may be patterns.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_folder(path)
+    try:
+        yield
+    except BaseException:
+        files = [file for file in path.rglob("*") if not file.is_dir()]
+        if new and not any(file.stat().st_size for file in files if not any(map(file.match, spare))):
+            shutil.rmtree(path, ignore_errors=True)
+        for folder in new[1:]:
+            with suppress(OSError):  # of one that others use meanwhile
+                folder.rmdir()
+        raise

@@ -13,13 +13,31 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from langdc.distributed import is_main_process
+from langdc.text import plain
 from langdc.watchdog import beat
 
 Item = TypeVar("Item")
 
-console = Console(stderr=True)
+
+class _Console(Console):
+    """Shows texts without control characters; a reader of the output that has ended is an error like any other."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(plain(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        raise  # it is called while the error is handled
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
+
+console = _Console(stderr=True)
 LINE_SECONDS = 30.0
 """Seconds between two lines about progress where there is no terminal."""
 
@@ -29,6 +47,7 @@ def get_logger(name: str) -> logging.Logger:
     root = logging.getLogger("langdc")
     if not root.handlers:
         rich = RichHandler(console=console, show_path=False, show_time=sys.stderr.isatty(), markup=False)
+        rich.setFormatter(_Formatter())
         root.addHandler(rich)
         root.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         root.propagate = False
@@ -37,7 +56,7 @@ def get_logger(name: str) -> logging.Logger:
 
 def screen(**options: Any) -> Console:
     """A console for standard output that shows text as it is: brackets are no markup and colons no emoji."""
-    return Console(**{"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, **options})
+    return _Console(**{"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, **options})
 
 
 @contextmanager
@@ -74,7 +93,7 @@ def progress(
             beat(state.description)
 
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        bar.add_task(what, total=goal, completed=int(done))
+        bar.add_task(plain(what), total=goal, completed=int(done))
         state = bar.tasks[0]
         beat(what)
         threading.Thread(target=watch, name="progress", daemon=True).start()

@@ -1,6 +1,5 @@
 """Model folders that others wrote: which files are read, and a clear error for what is damaged or does not fit."""
 
-import json
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
+from langdc.jsonl import read_json
+
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PARALLEL = "module."  # before every name after training on several devices
@@ -26,14 +27,6 @@ _DEPTH = re.compile(r"(num_(hidden_)?|n_)layers?|depth|(en|de)coder_layers")
 _SETTINGS = re.compile(r".*config\.json|.*\.index\.json|chat_template\.json")
 """Files whose content is an object of settings."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-
-
-def read_json(file: Path) -> Any:
-    """The contents of a JSON file; ValueError with its name if it is damaged."""
-    try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off or changed. Copy it again.") from None
 
 
 def read_settings(file: Path, purpose: str = "to know what this is") -> dict[str, Any]:

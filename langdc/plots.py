@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,8 @@ def _draw(width: float, height: float, draw: Any, name: str) -> str:
         canvas = FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         text = io.StringIO()
-        canvas.print_svg(text, metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings(action="ignore"):  # the browser's fonts have more letters than matplotlib's
+            canvas.print_svg(text, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 system-ui, sans-serif", svg.replace(INK, "currentColor"))

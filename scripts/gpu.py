@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu.asked import asked  # noqa: E402
 from benchmarks.gpu.page import page, table, tables  # noqa: E402
+from langdc.failures import guarded  # noqa: E402
 from langdc.jsonl import write_json, write_text  # noqa: E402
 
 LIMITS = {"card": 40, "tests": 110, "ask": 130, "train": 130, "read": 130, "lora": 60, "methods": 40, "sample": 150}
@@ -144,4 +145,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main, sys.argv[1:]))

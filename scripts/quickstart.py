@@ -18,6 +18,8 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from langdc.failures import guarded
+
 ROOT = Path(__file__).resolve().parent.parent
 console = Console(markup=False, emoji=False)
 
@@ -122,4 +124,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from langdc import checkpoint, cli, compat
 from langdc.cli import COMMANDS, main
@@ -70,38 +69,6 @@ def test_a_group_lists_its_commands_and_an_unknown_one_is_a_mistake(capsys):
             main(words)
         assert ended.value.code == 2
     assert "There is no command 'data nothing'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "said"),
-    [
-        (ValueError("frames=0; give 1 or more."), 2, "error: frames=0; give 1 or more."),
-        (ValueError("[/b] and [person] are text"), 2, "[/b] and [person]"),
-        (FileNotFoundError(2, "No such file or directory", "gone.json"), 3, "gone.json: No such file"),
-        (OSError(28, "No space left on device", "log.jsonl"), 3, "log.jsonl: No space left on device"),
-        (SafetensorError("header too large"), 2, "header too large"),
-        (RecursionError("maximum recursion depth"), 2, "nested too deeply"),
-        (KeyboardInterrupt(), 130, "Interrupted."),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_errors_become_one_line_and_a_code(monkeypatch, capsys, error: BaseException, code: int, said: str):
-    def fail(argv: list[str]) -> int:
-        raise error
-
-    monkeypatch.setattr("langdc.tools.doctor.main", fail)
-    assert main(["doctor"]) == code
-    err = capsys.readouterr().err
-    assert said in err and len(err.strip().splitlines()) == 1
-
-
-def test_a_bug_keeps_its_traceback(monkeypatch):
-    def fail(argv: list[str]) -> int:
-        raise KeyError("a bug")
-
-    monkeypatch.setattr("langdc.tools.doctor.main", fail)
-    with pytest.raises(KeyError):
-        main(["doctor"])
 
 
 def test_text_of_users_is_no_markup(capsys):

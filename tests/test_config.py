@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from langdc.config import MemberConfig, ModelConfig, RunConfig, check, load, save
-from langdc.configfiles import SHIPPED, _shipped_configs, find_config
+from langdc.configfiles import SHIPPED, _shipped_configs, find_config, parse_yaml
 from langdc.evaluate.settings import EvalConfig
 from langdc.tools.schema import schema
 from langdc.train import chain
@@ -20,6 +20,19 @@ RUN = {
     "model": {"backbone": {"name": "videogpt_plus"}, "compressor": {"name": "pool", "sides": [2, 2]}},
     "train": TRAIN,
 }
+
+# what PyYAML passes Python's own errors on for
+BAD_VALUES = (
+    "2001-99-99",
+    "!!int x",
+    "!!bool maybe",
+    "!!timestamp x",
+    "!!float",
+    "!!int ''",
+    "{[a]: 1}",
+    "*x",
+    "!!x 1",
+)
 
 
 @pytest.fixture
@@ -139,6 +152,8 @@ def test_numbers_may_be_written_as_people_write_them(file: Path, written: str):
         ("train.data.2=x", "no item '2'; items 0 to 0"),
         ("objective.name=x", "goes through the value 'compress'"),
         ("sed=3", "sed: unknown key. Did you mean 'seed'"),
+        ("train={steps: 1, steps: 2}", r"Override 'train=.*': the value is not valid YAML: the key 'steps' is given"),
+        *((f"seed={value}", "Override .seed=.*: the value is not valid YAML") for value in BAD_VALUES),
     ],
 )
 def test_bad_overrides_say_what_is_wrong(file: Path, override: str, message: str):
@@ -152,6 +167,11 @@ def test_saved_config_loads_equal(file: Path, tmp_path: Path):
     save(config, tmp_path / "config.yaml")
     assert load(RunConfig, tmp_path / "config.yaml") == config
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "stage2.yaml"], "nothing half-written"
+
+
+def test_keys_of_a_merge_may_be_given_again(tmp_path: Path):
+    text = "a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n"
+    assert parse_yaml(text, "here") == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
 
 
 def test_an_extending_file_is_laid_over_the_other(file: Path, tmp_path: Path):
@@ -185,7 +205,11 @@ def test_files_are_found_beside_another_by_path_or_among_those_that_ship(tmp_pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1", "is not valid YAML"),
+        ("a: [1", r"bad\.yaml is not valid YAML"),
+        ("seed: 1\ntrain: {steps: 1}\nseed: 2", r"bad\.yaml is not valid YAML: the key 'seed' is given twice"),
+        ("train:\n  steps: 1\n  steps: 2", "the key 'steps' is given twice, the first time in line 2"),
+        ("a: !!python/name:os.system", r"bad\.yaml is not valid YAML: could not determine a constructor"),
+        *((f"a: {value}", r"bad\.yaml is not valid YAML") for value in (*BAD_VALUES, "[" * 5000)),
         ("[1, 2]", "holds a list"),
         ("extends: absent.yaml", r"no file absent\.yaml"),
         ("extends: bad.yaml", "extends itself"),

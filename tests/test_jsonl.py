@@ -59,7 +59,9 @@ def test_what_was_downloaded_is_whole(tmp_path: Path) -> None:
         jsonl.read(path, strict=True)
 
 
-@pytest.mark.parametrize("line", [b"{", b"[1]", b"\xff", b"[" * 100_000, b"\0\0"])
+@pytest.mark.parametrize(
+    "line", [b"{", b"[1]", b"\xff", b"[" * 100_000, b"\0\0", b'{"a": 1, "a": 2}', b'{"b": {"a": 1, "a": 1}}']
+)
 def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')

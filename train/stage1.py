@@ -4,7 +4,9 @@ Stage 1 trains the projectors, on captions of single images, so that the languag
 The same as `langdc train`; without a config it is stage1 of the sample recipe, and what that needs is made first.
 """
 
-from langdc.train.run import main
+from langdc.cli import door
+
+main = door("train", stage="stage1")
 
 if __name__ == "__main__":
-    raise SystemExit(main(stage="stage1"))
+    raise SystemExit(main())

@@ -4,7 +4,9 @@ Stage 2 trains LangDC's captioner on image and density captions, then the post-p
 The same as `langdc train`; without a config it is stage2 of the sample recipe, and what that needs is made first.
 """
 
-from langdc.train.run import main
+from langdc.cli import door
+
+main = door("train", stage="stage2")
 
 if __name__ == "__main__":
-    raise SystemExit(main(stage="stage2"))
+    raise SystemExit(main())

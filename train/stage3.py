@@ -4,7 +4,9 @@ Stage 3 teaches the language model to answer from compressed tokens, with adapte
 The same as `langdc train`; without a config it is stage3 of the sample recipe, and what that needs is made first.
 """
 
-from langdc.train.run import main
+from langdc.cli import door
+
+main = door("train", stage="stage3")
 
 if __name__ == "__main__":
-    raise SystemExit(main(stage="stage3"))
+    raise SystemExit(main())

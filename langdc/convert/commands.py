@@ -20,14 +20,20 @@ from langdc.log import progress
 REPORT = "conversion.json"
 
 
+def check_place(out: Path) -> None:
+    """ValueError if `out` is there already, OSError if it cannot be made: before anything is loaded."""
+    if out.exists():
+        raise ValueError(f"{out} exists already; give a directory that does not exist yet.")
+    jsonl.check_output(out)
+
+
 @contextmanager
 def open_output(out: Path, size: float | None = None) -> Iterator[Path]:
     """A folder to write to, which becomes `out` when all is written; ValueError if `out` is there already.
 
     `size`: about how many MB it will hold.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists already; give a directory that does not exist yet.")
+    check_place(out)
     with jsonl.writing_folder(out) as beside, progress(f"Writing {out}, MB", size, folder=beside):
         yield beside
 

@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from langdc import adapters, checkpoint
 from langdc.config import LoraConfig, ModelConfig, check
-from langdc.convert.commands import add_verify_option, check_saved, open_output
+from langdc.convert.commands import add_verify_option, check_place, check_saved, open_output
 from langdc.convert.files import write_part
 from langdc.devices import TYPES
 from langdc.hashing import tensor_hash
 from langdc.log import progress, screen
 from langdc.model import VideoModel
 from langdc.sources import is_packaged, resolve
+from langdc.text import render
 
 _ADAPTER = "adapter"
 _SIDE_FILES = (".json", ".txt", ".model", ".jinja")
@@ -73,6 +73,7 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
     `adapter` keeps the adapter apart, and the language model where it is. ValueError for a checkpoint that has none, or
     whose language model was trained itself.
     """
+    check_place(out)
     manifest = checkpoint.read_manifest(checkpoint.locate(source))
     with progress(f"Loading {source}"):
         model = checkpoint.load(source, plain=True)
@@ -111,9 +112,8 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
             _export_adapter(model, lora, beside / _ADAPTER, made)
         classes = {folder.name: type(model.get_submodule(name)).__name__ for name, folder in folders.items()}
         # what the directory is, its parts' origins, how it is loaded
-        card = Environment(loader=PackageLoader("langdc.convert", ""), trim_blocks=True, keep_trailing_newline=True)
-        told = {"name": out.name, "manifest": manifest, "parts": classes, "adapter": adapter}
-        (beside / "README.md").write_text(card.get_template("card.md").render(told))
+        told = {"title": out.name, "manifest": manifest, "parts": classes, "adapter": adapter}
+        (beside / "README.md").write_text(render("langdc", "convert/card.md", **told))
     return made
 
 

@@ -278,9 +278,9 @@ def read_record(path: Path, offset: int, line: int) -> Record:
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines, leaving out what has its default; the file appears only when it is complete."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = ({"id": record.id, **record.model_dump(exclude_defaults=True)} for record in records)
-    jsonl.write_lines(path, lines)
+    with jsonl.making_folder(path.parent):
+        jsonl.write_lines(path, lines)
 
 
 @lru_cache(16)

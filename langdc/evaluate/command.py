@@ -1,14 +1,11 @@
 """The commands `langdc eval` and `langdc report`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import rich.table
-from rich.console import Console
-from rich.text import Text
 
 from langdc import config, jsonl
 from langdc.distributed import is_main_process, start
@@ -23,6 +20,7 @@ from langdc.evaluate.published import check_published
 from langdc.evaluate.results import read_results
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tables import MISMATCH, Table, as_csv, as_markdown
+from langdc.log import screen
 from langdc.tools.options import add_device, add_outside, place
 
 DEFAULT = "sample/eval"
@@ -42,10 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_outside(parser)
     parser.add_argument("--retry-failed", action="store_true", help="ask again what failed before")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     options = parser.parse_intermixed_args(argv)
-    if options.traceback:
-        os.environ["LANGDC_TRACEBACK"] = "1"
     given = [text for text in [options.config, *options.settings] if text and "=" not in text] or [DEFAULT]
     if len(given) > 1:
         raise ValueError(f"Give one config, as langdc eval sample/eval; given: {', '.join(given)}.")
@@ -67,17 +62,16 @@ def _outcome(folder: EvalFolder, judge: Judge | None) -> int:
     if not is_main_process():
         return 1 if failed else 0
     if failed:
-        print(
+        screen(stderr=True).print(
             f"{failed} answers failed and count as wrong; their reasons are in {folder.directory}/results. "
-            "Once they are dealt with, --retry-failed asks again.",
-            file=sys.stderr,
+            "Once they are dealt with, --retry-failed asks again."
         )
     waiting = judge.unjudged(folder) if judge is not None else 0
     if waiting:
         print(f"{waiting} answers are not judged yet. They stay; the same command asks again.", file=sys.stderr)
     if (handed := folder.directory / "submission").is_dir():
-        print(f"Some questions have no answer and are not scored; the replies to hand in are in {handed}.")
-    print(f"All entries are in {folder.directory}. Tables and a page: langdc report {folder.directory}")
+        screen().print(f"Some questions have no answer and are not scored; the replies to hand in are in {handed}.")
+    screen().print(f"All entries are in {folder.directory}. Tables and a page: langdc report {folder.directory}")
     return 1 if failed or waiting else 0
 
 
@@ -93,7 +87,10 @@ def report(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-frames", action="store_true", help="leave frames of the videos out of the page")
     options = parser.parse_args(argv)
     results, first = read_results(options.runs, options.reference), options.runs[0]
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    path = options.html or first / "report.html"
+    for file in (first / "table.csv", first / "table.md", path):
+        jsonl.check_output(file)
+    console = screen(soft_wrap=False, width=None if sys.stdout.isatty() else 200)
     equal, apart = Table.by_budget(results)
     console.print(*(_rich(equal) if equal else ()))
     if apart:
@@ -102,18 +99,17 @@ def report(argv: Sequence[str] | None = None) -> int:
     unfinished = [result.name for result in results if not result.finished]
     if unfinished:
         text = f"Unfinished: {', '.join(unfinished)}. Their figures are of the questions asked so far."
-        console.print(text, style="yellow", markup=False)
+        console.print(text, style="yellow")
     for note in notes(results):
-        console.print(note, style="yellow", highlight=False, markup=False)
+        console.print(note, style="yellow")
     for folder in options.runs:
         if cost := EvalFolder.read(folder).loop_cost():
-            console.print(f"{folder}: {cost}", style="dim", highlight=False, markup=False)
-    path = options.html or first / "report.html"
+            console.print(f"{folder}: {cost}", style="dim")
     path.parent.mkdir(parents=True, exist_ok=True)
     jsonl.write_text(first / "table.csv", as_csv(results))
     jsonl.write_text(first / "table.md", as_markdown(results))
     jsonl.write_text(path, page(results, None if options.no_frames else lambda one: Pictures(one.header)))
-    console.print(f"Report: {path}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Report: {path}", soft_wrap=True)
     return 0
 
 
@@ -128,16 +124,16 @@ def _rich(table: Table) -> list[rich.table.Table]:
 
 
 def _part(name: str, titles: Sequence[str], table: Table, chance: bool = False) -> rich.table.Table:
-    """Some columns of a table, as far as it has them; texts of users and models are not markup."""
+    """Some columns of a table, as far as it has them."""
     found = rich.table.Table(title=name, title_justify="left")
     columns = [table.titles.index(title) for title in titles if title in table.titles]
     for column in columns:
         left = table.titles[column] in ("entry", "against reference")
         width = len("(uncalibrated)") if table.titles[column] == "entry" else None
-        found.add_column(Text(table.headings[column]), justify="left" if left else "right", min_width=width)
+        found.add_column(table.headings[column], justify="left" if left else "right", min_width=width)
     for line in table.lines:
-        found.add_row(*(Text(line[column].text) for column in columns))
+        found.add_row(*(line[column].text for column in columns))
     if chance:
         found.add_section()
-        found.add_row(*(Text(table.chance[column].text) for column in columns), style="dim")
+        found.add_row(*(table.chance[column].text for column in columns), style="dim")
     return found

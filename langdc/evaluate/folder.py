@@ -110,7 +110,7 @@ class EvalFolder:
         path = directory / HEADER
         if not path.is_file():
             raise ValueError(f"{directory} holds no evaluation (no {HEADER}). Give the output folder of `langdc eval`.")
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = jsonl.read_json(path)
         if "entries" not in header:
             raise ValueError(f"{directory} was made by langdc 0.1, whose evaluations are not read. Evaluate again.")
         return cls(directory, header)

@@ -7,14 +7,15 @@ the next start, among more or fewer processes.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import zip_longest
 from typing import Any
 
-from langdc import devices
+from langdc import devices, jsonl
 from langdc.distributed import barrier, broadcast, is_main_process, main_process_first, rank, world_size
 from langdc.evaluate import matching
-from langdc.evaluate.folder import EvalFolder
+from langdc.evaluate.folder import HEADER, EvalFolder
 from langdc.evaluate.identity import identity, plugin_sources
 from langdc.evaluate.judge import Judge
 from langdc.evaluate.models import OwnCompressor, training_record
@@ -52,7 +53,9 @@ def evaluate(
     videos = matching.calibration_videos(config, task)
     where = devices.named(config.device)  # an error before anything is written
     load = load or partial(load_model, device=where, dtype=config.dtype)
-    with EvalFolder.locked(config.output):
+    # what a start has begun that is refused goes again
+    new = jsonl.making_folder(config.output, HEADER, "sessions/*") if is_main_process() else nullcontext()
+    with new, EvalFolder.locked(config.output):
         main_process_first(lambda: _start(config, task, command))
         folder = EvalFolder.read(config.output)
         if retry_failed:

@@ -1,17 +1,17 @@
 """What a model directory says about itself without being loaded: its own compressor, its weights, its training."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from langdc import jsonl
 from langdc.checkpoint import MANIFEST, WEIGHTS, folders, locate, read_manifest, saved_names, texts
 from langdc.compressors import compressors
 from langdc.hashing import folder_files, json_hash
 from langdc.interfaces import TokenCompressor
-from langdc.sources import read_json
+from langdc.jsonl import read_json
 
 TRAINING = ("samples", "steps", "flops", "seconds")
 
@@ -91,7 +91,7 @@ def training_record(directory: str | Path) -> dict[str, Any]:
     while place is not None and (place / MANIFEST).is_file() and place.resolve() not in seen:
         seen.add(place.resolve())
         manifest, finished, settings = read_manifest(place), place / "finished.json", place / "config.yaml"
-        figures = json.loads(finished.read_text()) if finished.is_file() else manifest.get("training") or {}
+        figures = jsonl.read_json(finished) if finished.is_file() else manifest.get("training") or {}
         stages.append({"stage": manifest.get("stage"), **{name: figures.get(name) for name in TRAINING}})
         start = (yaml.safe_load(settings.read_text()) or {}).get("start") if settings.is_file() else None
         place = Path(start) if start is not None else None

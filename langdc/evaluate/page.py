@@ -1,6 +1,6 @@
 """The report as one HTML file that needs nothing else: style, script and plots are in it; `page.html` is its template.
 
-The template escapes every text, so that none of a user's or a model's is markup; only plots are marked as safe.
+No text of a user or a model is markup in it (`langdc.text.render`); only plots are marked as safe.
 """
 
 import json
@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from langdc import plots
@@ -17,6 +16,7 @@ from langdc.evaluate.adaptive import Adaptive, Pictures
 from langdc.evaluate.notes import notes
 from langdc.evaluate.results import Result
 from langdc.evaluate.tables import Table, citation, quantity
+from langdc.text import render
 
 PLOTTED = 3
 """Entries with adaptive budgets that are drawn where none writes captions."""
@@ -47,8 +47,6 @@ STAGES = {
 
 def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | None = None) -> str:
     """The whole page. `pictures`: frames of an entry's videos; without, cases are described in words alone."""
-    environment = Environment(loader=PackageLoader("langdc.evaluate", ""), autoescape=True, trim_blocks=True)
-    environment.globals["quantity"] = quantity
     equal, apart = Table.by_budget(results)
     answered = [result for result in results if result.answers]
     known = {stage for result in results for stage in result.stages}
@@ -56,7 +54,10 @@ def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | Non
     failures = Counter(
         (r.name, one["video"], one["reason"] or "no reason given") for r in answered for one in r.failures
     )
-    return environment.get_template("page.html").render(
+    return render(
+        "langdc",
+        "evaluate/page.html",
+        quantity=quantity,
         headline=_headline(results),
         results=results,
         largest=max(results, key=lambda result: len(result.answers)),

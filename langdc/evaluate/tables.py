@@ -1,7 +1,5 @@
 """The results of evaluations as tables: for the terminal, the page, Markdown and CSV."""
 
-import html
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +9,7 @@ import pandas as pd
 from langdc.evaluate.notes import missing_controls, notes
 from langdc.evaluate.results import Result
 from langdc.evaluate.statistics import Estimate
+from langdc.text import csv_cell, markdown
 
 CITED = 12  # digits of a hash: enough to tell any two apart
 MISMATCH = (
@@ -155,20 +154,13 @@ def as_markdown(results: Sequence[Result]) -> str:
     equal, apart = Table.by_budget(results)
     parts = [_markdown(equal)] if equal else []
     parts += [f"{MISMATCH}\n\n{_markdown(apart)}"] if apart else []
-    return "\n".join([*parts, *(f"{_escaped(note)}\n" for note in notes(results))])
+    return "\n".join([*parts, *(f"{markdown(note)}\n" for note in notes(results))])
 
 
 def _markdown(table: Table) -> str:
-    lines = [[title.removeprefix("kind ") for title in table.titles], ["---"] * len(table.titles)]
-    lines += [[_escaped(cell.text) for cell in line] for line in [*table.lines, table.chance]]
-    lines[0] = list(map(_escaped, lines[0]))
+    lines = [[markdown(title.removeprefix("kind ")) for title in table.titles], ["---"] * len(table.titles)]
+    lines += [[markdown(cell.text) for cell in line] for line in [*table.lines, table.chance]]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """A text without meaning to Markdown or HTML, on one line."""
-    text = html.escape(" ".join(text.split()), quote=False).replace("\\", "\\\\")
-    return re.sub(r"([|`*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def citation(result: Result) -> str:
@@ -188,12 +180,8 @@ def citation(result: Result) -> str:
 def as_csv(results: Sequence[Result]) -> str:
     """The table with full numbers, interval bounds and verdicts in columns of their own; no text is a formula."""
     records = [_record(result, results) for result in results]
-    safe = [{name: _no_formula(value) for name, value in record.items()} for record in records]
+    safe = [{csv_cell(name): csv_cell(value) for name, value in record.items()} for record in records]
     return pd.DataFrame(safe, dtype=object).to_csv(index=False, lineterminator="\n")
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _record(result: Result, results: Sequence[Result]) -> dict[str, Any]:

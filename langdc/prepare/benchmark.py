@@ -14,6 +14,7 @@ from rich.table import Table
 from langdc.data.records import listed, write_records
 from langdc.evaluate import tasks
 from langdc.evaluate.tasks.base import Benchmark
+from langdc.jsonl import check_output
 from langdc.log import screen
 
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"{source.title}, {source.page}\nLicence: {source.licence}\nFields as in: {source.fields_as}")
     if options.root is None:
         raise ValueError(f"Say where its files are: --root DIR. {source.get}")
+    if options.out is not None:
+        check_output(options.out)
     task = kind(root=options.root)
     questions = sum(len(record.questions) for record in task.records)
     console.print(f"{len(task.records)} videos or clips, {questions} questions.")

@@ -34,16 +34,16 @@ _FREE = ("videos", "out", "ask", "teacher", "endpoint", "endpoint_settings", "de
 def main(argv: Sequence[str] | None = None) -> int:
     """Caption the videos of this process; 0, or 1 when a video could not be captioned."""
     options, out = _options(argv), screen(quiet=not distributed.is_main_process())
+    jsonl.check_output(options.out)
     distributed.start()
     jobs, work = _jobs(options), options.out.with_name(f"{options.out.name}.work")
     if options.out.exists() and not work.is_dir():
         raise ValueError(f"{options.out} exists, and this command did not make it. Choose another --out.")
-    work.mkdir(parents=True, exist_ok=True)
     if options.text_model is None:
         out.print("No --text-model: captions are the teacher's own words, without cues, density or a check of lengths.")
     number, count = options.shard
     file = work / f"{number}-of-{count}.jsonl"
-    with jsonl.locked(file.with_suffix(jsonl.LOCK), f"writes {file}"):
+    with jsonl.making_folder(work, "*.lock"), jsonl.locked(file.with_suffix(jsonl.LOCK), f"writes {file}"):
         done, mine = _lines(work), [job for job in jobs if job.group % count == number - 1]
         waiting = [job for job in mine if "clips" not in done.get(job.key, {})]
         out.print(f"{len(mine)} videos and images, of which {len(mine) - len(waiting)} have captions.")

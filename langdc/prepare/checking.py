@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader
-
 from langdc import __version__, jsonl
 from langdc.config import RunConfig, check, load
 from langdc.data.records import LETTERS, OUTSIDE, SHOWN_LETTERS, Medium, Record, leads_outside, listed, read_records
 from langdc.hashing import file_hash, json_hash
 from langdc.log import screen, track
 from langdc.prepare.probing import Job, probed
+from langdc.text import render
 from langdc.tools.options import add_outside
 from langdc.train.quarantine import FILE, FOLDER
 
@@ -85,11 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--jobs {options.jobs} --timeout {options.timeout}: give at least 1, and over 0 seconds.")
     config = load(RunConfig, options.config) if options.config else None
     folder = options.out or options.data[0].with_suffix(FOLDER)
-    with jsonl.locked(folder / jsonl.LOCK, f"writes into {folder}"):
-        return _check(options, folder, config)
+    beside = [] if options.out else [file.with_suffix(FOLDER) for file in options.data]
+    for place in (folder, *beside):
+        jsonl.check_output(place / FILE)
+    with jsonl.making_folder(folder), jsonl.locked(folder / jsonl.LOCK, f"writes into {folder}"):
+        return _check(options, config, folder, beside)
 
 
-def _check(options: argparse.Namespace, folder: Path, config: RunConfig | None) -> int:
+def _check(options: argparse.Namespace, config: RunConfig | None, folder: Path, beside: list[Path]) -> int:
     faults: list[_Fault] = []
     entries = [entry for file in dict.fromkeys(options.data) for entry in _read(file, faults)]
     for entry in entries:
@@ -105,7 +107,6 @@ def _check(options: argparse.Namespace, folder: Path, config: RunConfig | None) 
         faults += _of_prompts(entries, config, found)
     order = list(options.data)
     faults.sort(key=lambda fault: (order.index(fault.file), fault.line, not fault.fatal))
-    beside = [] if options.out else [file.with_suffix(FOLDER) for file in options.data]
     return _report(faults, entries, folder, beside)
 
 
@@ -299,12 +300,10 @@ def _report(faults: list[_Fault], entries: list[_Entry], folder: Path, beside: l
         jsonl.write_lines(place / FILE, kept_out)
     media = len({path for entry in entries for _, path in entry.media})
     counts = {kind: (len(found), len({(f.file, f.line) for f in found})) for kind, found in kinds.items()}
-    loader = ChoiceLoader([PackageLoader(f"langdc.{name}", "") for name in ("prepare", "evaluate")])
-    page = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("checking.html")
     figures = {"records": len(entries), "media": media, "fatal": len(reasons), "faults": len(faults)}
     files = Counter(entry.file for entry in entries)
-    text = page.render(figures=figures, counts=counts, faults=faults[:_LISTED], files=files)
-    jsonl.write_text(folder / "report.html", text)
+    shown = {"figures": figures, "counts": counts, "faults": faults[:_LISTED], "files": files}
+    jsonl.write_text(folder / "report.html", render("langdc", "prepare/checking.html", **shown))
     out.print(f"{len(entries)} records can be read, with {media} media; {len(faults)} faults, warnings included.")
     out.print(f"{len(reasons)} records cannot be trained on. {folder / 'report.html'}")
     if reasons:

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from langdc.config import check
 from langdc.data.records import LETTERS, MARKS, OUTSIDE, SHOWN_LETTERS, Record, leads_outside, listed, write_records
-from langdc.jsonl import writing
+from langdc.jsonl import check_output, writing
 from langdc.log import screen, track
 from langdc.prepare.rows import read
 from langdc.tools.options import add_outside
@@ -361,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source, out = Path(options.source), options.out
     if source.resolve() == out.resolve():
         raise ValueError(f"--out {out} is the source. Name another file.")
+    check_output(out)
     (what, rows), name = read(options.source, options.split), source.resolve().stem
     media = options.media or (source if source.is_dir() else source.parent if source.exists() else Path())
     importer = Importer(options.name or name, media, out.parent, out.parent / f"{out.stem}_media")
@@ -370,12 +371,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         number = -1
         for number, (where, row) in enumerate(track(rows, None, f"Rows of {name}")):
             try:
-                record = importer.record(row, f"{name}/{number}", options.request)
+                yield importer.record(row, f"{name}/{number}", options.request)
             except ValueError as error:
                 reason = shorten(f"{where}: {error}", SHOWN_LETTERS, placeholder=" ...")
                 (missing if isinstance(error, MissingFile) else unusable).append(reason)
-            else:
-                yield record
         os.sync()  # what was unpacked
         counted = [f"{shape} ({count:,})" for shape, count in importer.shapes.items()]
         shapes = ", ".join(counted if counted[1:] else importer.shapes) or "nothing that is known"

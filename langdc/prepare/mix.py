@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from langdc.data.records import MARKS, Record, SegmentRecord, listed, read_records, write_records
+from langdc.jsonl import check_output
 from langdc.log import screen, track
 from langdc.prepare.importing import Importer, MissingFile
 from langdc.prepare.rows import parquet, read
@@ -117,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [name for name in MIXES[options.mix] if name not in options.without]
     if options.root is None:
         raise ValueError("Say where the sets are: --root DIR.")
+    if options.out is not None:
+        check_output(options.out)
     if options.mix == "stage2b" and options.out is not None and options.captions is None:
         raise ValueError("stage2b is made of segments' captions, which are not published: --captions FILE.")
     absent = [name for name in names if not (options.root / SOURCES[name].annotations).exists()]

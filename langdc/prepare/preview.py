@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -25,9 +24,10 @@ from langdc.backbones.chat import IGNORED
 from langdc.config import RunConfig
 from langdc.density import densities
 from langdc.features import FeatureStore
-from langdc.jsonl import write_text
+from langdc.jsonl import check_output, write_text
 from langdc.log import screen
 from langdc.model import VideoModel
+from langdc.text import render
 from langdc.train import chain, output
 from langdc.train.batches import TrainingData
 from langdc.train.objectives import objectives
@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--records {options.records}: give at least 1.")
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"--out {out}: give a file in a folder that exists.")
+    check_output(out)
     names = [word for word in options.words if "=" not in word]
     links = chain.read(names, [word for word in options.words if "=" in word])
     if len(links) != 1:
@@ -68,9 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = _data(links[0].config, options)
     with console.status("reading ..."):
         records = [_record(data, sample, bool(options.checkpoint)) for sample in _chosen(data, options)]
-    template = Environment(loader=PackageLoader("langdc", ""), autoescape=True, trim_blocks=True)
-    page = template.get_template("prepare/preview.html")
-    write_text(out, page.render(name=names[0], data=data, options=options, records=records))
+    shown = {"data": data, "options": options, "records": records, "title": names[0]}
+    write_text(out, render("langdc", "prepare/preview.html", **shown))
     for record in records:
         for note in record["notes"]:
             console.print(f"{record['sample'].where}: {note}")

@@ -6,6 +6,7 @@ and an interrupted run can be resumed.
 
 import multiprocessing
 import os
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -124,7 +125,9 @@ def _make_all(tasks: list[_Task], workers: int | None) -> Iterator[tuple[str, Re
     if processes == 1:
         yield from track(map(_make, tasks), len(tasks), "Sample set")
         return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # Ctrl-C reaches all processes of a terminal; the main one says so
+    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), **ignore) as pool:
         yield from track(pool.map(_make, tasks, chunksize=_CHUNK), len(tasks), "Sample set")
 
 

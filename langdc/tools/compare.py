@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 from rich.table import Table
 from torch import Tensor
@@ -19,12 +18,13 @@ from torch.nn import functional
 
 from langdc.compressors import compressors
 from langdc.config import MemberConfig
-from langdc.jsonl import write_text
+from langdc.jsonl import check_output, write_text
 from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
 from langdc.log import screen
 from langdc.model import build_compressor
 from langdc.pipeline import OpenVideo, VideoLM
+from langdc.text import render
 from langdc.tools import options as shared
 from langdc.types import Answer
 from langdc.video import jpeg_url
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"langdc compare needs --keep or --tokens, one of them; given: {budget or 'neither'}.")
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"--out {out}: give a file in a folder that exists.")
+    check_output(out)
     shared.check_text(options.question)
     names = options.compressors or _training_free()
     console = screen(soft_wrap=False)
@@ -178,7 +179,6 @@ def _strip(frames: Tensor, kept: Tensor) -> Image.Image:
 
 def _page(title: str, question: str, frames: Tensor, found: Sequence[_Compared], before: int) -> str:
     """One self-contained HTML page with a strip of kept patches per compressor; `compare.html` is its template."""
-    page = Environment(loader=PackageLoader("langdc.tools", ""), autoescape=True, trim_blocks=True)
     strips = [None if one.kept is None else jpeg_url(_strip(frames, one.kept), quality=85) for one in found]
     pairs = list(zip(found, strips, strict=True))
-    return page.get_template("compare.html").render(title=title, question=question, before=before, found=pairs)
+    return render("langdc", "tools/compare.html", title=title, question=question, before=before, found=pairs)

@@ -1,15 +1,15 @@
 """The settings of a run as the transformers Trainer takes them."""
 
 import importlib.util
-import json
+import os
 from pathlib import Path
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from langdc import devices
+from langdc import devices, jsonl
 from langdc.config import RunConfig
-from langdc.distributed import world_size
+from langdc.distributed import is_main_process, world_size
 from langdc.interfaces import Objective
 from langdc.registry import nearest
 from langdc.train.objectives import objectives
@@ -30,6 +30,16 @@ def check_environment(config: RunConfig) -> None:
         if importlib.util.find_spec(tracker) is None:
             advice = f"pip install {ADVICE[tracker]}, or take it off the list"
             raise ValueError(f"trackers: {tracker} is not installed. {advice}.")
+    if "wandb" in config.trackers and is_main_process() and not os.environ.get("WANDB_DISABLED"):
+        import wandb
+
+        try:
+            wandb.login()  # asks for a key where there is a terminal; does nothing in offline mode
+        except Exception as error:  # its errors and those of the network have no class in common
+            raise ValueError(
+                f"trackers: wandb cannot be used ({' '.join(str(error).split())}). Log in with `wandb login`, set "
+                "WANDB_MODE=offline, or take it off the list."
+            ) from None
 
 
 def _check_validation(config: RunConfig) -> None:
@@ -55,7 +65,7 @@ def _check_validation(config: RunConfig) -> None:
 
 def zero_stage(config: RunConfig) -> int:
     """The stage of ZeRO that the DeepSpeed settings name; 0 without."""
-    settings = {} if config.deepspeed is None else json.loads(config.deepspeed.read_text())
+    settings = {} if config.deepspeed is None else jsonl.read_json(config.deepspeed)
     return settings.get("zero_optimization", {}).get("stage", 0)
 
 

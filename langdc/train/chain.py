@@ -16,7 +16,7 @@ from typing import Any
 from langdc import compat, distributed
 from langdc import config as settings
 from langdc.config import RunConfig
-from langdc.configfiles import CHAIN, find_config, parse
+from langdc.configfiles import CHAIN, find_config, parse_yaml
 from langdc.log import get_logger
 from langdc.train import output, stopping
 
@@ -60,7 +60,7 @@ def read(names: Iterable[str | Path], overrides: Sequence[str] = ()) -> list[Lin
 def _files(path: Path) -> list[Path]:
     if path.name != CHAIN:
         return [path]
-    names = parse(path.read_text(), str(path))
+    names = parse_yaml(path.read_bytes(), str(path))
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{path} is not a list of config files, such as: [stage1.yaml, stage2.yaml].")
     files = [find_config(name, path.parent) for name in names]

@@ -21,8 +21,8 @@ from langdc import config as settings
 from langdc.config import DataConfig, RunConfig
 from langdc.evaluate.models import model_files, named_files
 from langdc.hashing import file_hash, quick_hash
+from langdc.jsonl import read_json
 from langdc.log import get_logger
-from langdc.modelfiles import read_json
 
 logger = get_logger(__name__)
 
@@ -143,9 +143,11 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
         logger.info("%s holds a finished run; this one goes to %s.", finished, directory)
     lock = jsonl.locked(directory / jsonl.LOCK, f"still writes into {directory}", LOCK_TIMEOUT_SECONDS)
     try:
+        # what a run has begun that is refused, or fails before its first line of the log, goes again
+        held.enter_context(jsonl.making_folder(directory, jsonl.LOCK, SETTINGS, RUN, MEDIA))
         held.enter_context(lock)
-    except (FileExistsError, NotADirectoryError) as error:
-        reason = f"{directory} cannot be made ({error.strerror})"
+    except OSError as error:
+        reason = f"{directory} cannot be made or written ({error.strerror})"
         raise ValueError(f"output: {reason}. Choose another with output=...") from None
     if _is_finished(directory):  # by another process, while this one waited
         return _resolved(config, held)

@@ -3,13 +3,12 @@
 langdc train CONFIG [CONFIG ...] [key=value ...]         # by file or by name; also: python -m langdc.train
 deepspeed train/stage2.py --config FILE                   # the same under a launcher, as torchrun and accelerate are
 
-A run that was interrupted is resumed by the same command; a finished one is never overwritten. Exit codes: 0 done, 2 a
-mistake in settings or data, 75 stopped by a signal after saving, 130 interrupted.
+A run that was interrupted is resumed by the same command; a finished one is never overwritten. Exit codes:
+docs/failures.md.
 """
 
 import argparse
 import gc
-import json
 import math
 import os
 import shutil
@@ -28,11 +27,13 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from langdc import checkpoint, devices, distributed, jsonl
 from langdc.config import RunConfig
 from langdc.distributed import is_main_process
+from langdc.failures import VARIABLE, guarded
 from langdc.features import FeatureStore
 from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger, progress
+from langdc.text import plain
 from langdc.tools.options import add_outside
-from langdc.train import chain, output, stopping
+from langdc.train import chain, output
 from langdc.train.arguments import check_environment, training_arguments
 from langdc.train.batches import TrainingData
 from langdc.train.finite import ADVICE
@@ -178,10 +179,14 @@ def _write(run: RunModel, data: TrainingData, directory: Path, figures: dict[str
 
 
 def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
-    """Train the runs that a command line names, in order; the exit code.
+    """Train the runs that a command line names, in order; the exit code, also of an error (`langdc.failures`).
 
     `stage`: which one of the sample recipe is trained where no run is named.
     """
+    return guarded(lambda words: _run(words, stage), sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: list[str], stage: str | None) -> int:
     parser = argparse.ArgumentParser(
         prog="langdc train", description="Train one config, or several in order; the same command resumes."
     )
@@ -197,7 +202,6 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     parser.add_argument("--quarantine", metavar="FILE", help="records to leave out, as langdc data check lists them")
     add_outside(parser)
     parser.add_argument("--verify-save", action="store_true", help="load what was saved in a fresh process and compare")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the deepspeed launcher
     options = parser.parse_intermixed_args(argv)
     names = [word for word in [options.config, *options.words] if word is not None and "=" not in word]
@@ -206,31 +210,16 @@ def main(argv: Sequence[str] | None = None, stage: str | None = None) -> int:
     overrides += [f"train.quarantine={options.quarantine}"] if options.quarantine else []
     overrides += ["verify_save=true"] if options.verify_save else []
     overrides += ["train.allow_outside=true"] if options.allow_outside else []
-    try:
-        if not names and stage is None:
-            raise ValueError("Give a config: a file, or a name such as sample/langdc/stage1.")
-        names = names or chain.prepared(str(stage))
-        if options.processes is not None:  # the same on several, with the `deepspeed` launcher
-            launcher = ["deepspeed.launcher.runner", "--num_accelerators", str(options.processes), "--module"]
-            words = [*launcher, "langdc.train", *names, *overrides, *["--traceback"] * options.traceback]
-            return subprocess.run([sys.executable, "-m", *words], check=False).returncode
-        directory = chain.run(chain.read(names, overrides), train)
-    except KeyboardInterrupt:
-        code, message = 130, "Interrupted. The same command resumes from the last checkpoint."
-    except Stopped as stopped:
-        code, message = stopping.EXIT_CODE, f"{stopped}. The same command resumes from there."
-    except (ValueError, OSError) as error:
-        if options.traceback or os.environ.get("LANGDC_TRACEBACK"):
-            raise
-        process = "" if is_main_process() else f"[process {distributed.rank()}] "
-        if process:
-            time.sleep(5)  # the launcher ends this process when the main one failed likewise
-        sys.stderr.write(f"{process}error: {error}\n")
-        return 3 if isinstance(error, OSError) else 2
-    else:
-        figures = json.loads((directory / output.FINISHED).read_text())
-        code = 0
-        message = f"{directory.name}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}"
+    if not names and stage is None:
+        raise ValueError("Give a config: a file, or a name such as sample/langdc/stage1.")
+    names = names or chain.prepared(str(stage))
+    if options.processes is not None:  # the same on several, with the `deepspeed` launcher
+        launcher = ["deepspeed.launcher.runner", "--num_accelerators", str(options.processes), "--module"]
+        words = [*launcher, "langdc.train", *names, *overrides, *["--traceback"] * (VARIABLE in os.environ)]
+        return subprocess.run([sys.executable, "-m", *words], check=False).returncode
+    directory = chain.run(chain.read(names, overrides), train)
+    figures = jsonl.read_json(directory / output.FINISHED)
     if is_main_process():
-        (sys.stderr if code else sys.stdout).write(f"{message}\n")
-    return code
+        said = f"{directory.name}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}"
+        sys.stdout.write(f"{plain(said)}\n")
+    return 0

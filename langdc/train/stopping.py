@@ -26,6 +26,8 @@ SECOND_SIGNAL_SECONDS = 2.0
 class Stopped(Exception):
     """A run ended at a step because it was asked to, after it saved."""
 
+    exit_code = EXIT_CODE
+
 
 class GracefulShutdown(TrainerCallback):
     """While `listening`, SIGTERM and SIGINT to any process stop all of them after the same step, with a checkpoint.

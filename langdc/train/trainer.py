@@ -24,6 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_utils import set_seed
 
 from langdc import checkpoint, distributed, jsonl
+from langdc.failures import naming
 from langdc.train import elastic
 from langdc.train.batches import TrainingData
 from langdc.train.ema import Ema
@@ -283,7 +284,8 @@ class RunTrainer(Trainer):
             shutil.rmtree(newest, ignore_errors=True)  # cut short, maybe by another number of processes
             jsonl.make_folder(newest)
         distributed.barrier()
-        super()._save_checkpoint(model, trial)
+        with naming(newest):
+            super()._save_checkpoint(model, trial)
         if self.ema is not None:
             self.ema.save(newest / EMA)
         distributed.barrier()

@@ -28,6 +28,7 @@ from tests.train import small
 
 main = door("data preview")
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> & \u202egnitirw"
+SHOWN = EVIL.replace("\u202e", "")
 
 
 def saved(folder: Path, model: ModelConfig, *files: str, **changes: Any) -> tuple[Path, RunConfig]:
@@ -160,7 +161,7 @@ def test_conversations_about_several_media(backbone: str, tmp_path: Path) -> Non
     assert sum(counts) == sum(sizes) and counts[-1] == sizes[-1]
     learned = re.findall(r'<span class="learned">(.*?</span>)</span>', found, re.DOTALL)
     assert [plain(text) for text in learned] == ["two<|im_end|>", "a <b><|im_end|>"]
-    assert EVIL in plain(found)
+    assert SHOWN in plain(found)
 
 
 def test_a_trained_model_shows_what_it_writes_and_the_nearest_words(tmp_path: Path) -> None:
@@ -252,8 +253,8 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     with browser.opened(path.with_suffix(".html")) as (page, heard):
         page.wait_for_timeout(300)
         assert page.title() == f"{path}: data preview" and heard == []
-        assert page.locator("section h2").first.inner_text() == EVIL == page.locator("nav bdi").first.inner_text()
-        assert EVIL in page.locator(".prompt").first.inner_text()
+        assert page.locator("section h2").first.inner_text() == SHOWN == page.locator("nav bdi").first.inner_text()
+        assert SHOWN in page.locator(".prompt").first.inner_text()
         assert page.locator("script").count() == 0 and page.locator("img[src=x]").count() == 0
         loaded = page.locator("img").evaluate_all("all => all.map(one => one.complete && one.naturalWidth > 0)")
         assert len(loaded) > 20 and all(loaded)

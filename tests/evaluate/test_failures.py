@@ -216,6 +216,14 @@ def test_annotations_of_which_no_line_can_be_read(place: Place, capsys: pytest.C
     assert not place.output.exists()
 
 
+@pytest.mark.parametrize("override", ["device=nowhere", "task.data=gone.jsonl", "entries.0.backbone={name: pool}"])
+def test_a_refused_evaluation_leaves_nothing(place: Place, override: str) -> None:
+    before = sorted(place.output.parent.iterdir())
+    output = place.output.parent / "new" / "folder"
+    assert place.run(f"output={output}", override) == MISTAKE
+    assert sorted(place.output.parent.iterdir()) == before
+
+
 # ---- numbers that are none
 
 

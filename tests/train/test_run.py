@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,12 +254,33 @@ def test_mistakes_are_one_message_without_a_traceback(tmp_path: Path, capsys, ov
     assert said in line and len(line.splitlines()) < 20 and "Traceback" not in error
 
 
-def test_a_mistake_shows_where_it_arose_if_asked(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match="Give a config"):
-        main(["--traceback"])
-    monkeypatch.setenv("LANGDC_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="Give a config"):
-        main([])
+LATE = ("train.data=[none.jsonl]", "train.trainable=[no.*]", "loss_weights={captoin: 2}", "train.rates={nothing: 1.0}")
+
+
+@pytest.mark.parametrize("override", LATE)
+def test_a_refused_run_leaves_nothing(tmp_path: Path, override: str):
+    """Wherever the mistake is found: in the records, in the model, or where the steps would begin."""
+    assert command(captions(tmp_path / "new" / "x"), tmp_path, override) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "file"), [(200, "config.yaml"), (3000, "checkpoint-1"), (60_000, "model.safetensors")]
+)
+def test_a_full_disk_is_one_line_with_the_file_and_the_same_command_continues(tmp_path: Path, limit: int, file: str):
+    """No file may be larger than a limit, which fails as a full disk does: in settings, by torch, by safetensors."""
+    config = captions(tmp_path / "x", save_steps=1).model_dump(mode="json")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    code = (
+        "import resource, sys\nfrom langdc.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2) if len(sys.argv) > 1 else None\n"
+        f"raise SystemExit(main(['train', {str(tmp_path / 'config.yaml')!r}]))"
+    )
+    for words, expected in (([str(limit)], 3), ([], 0)):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert done.returncode == expected, done.stderr
+        said = done.stderr[done.stderr.find("error: ") :] if expected else ""
+        assert expected == 0 or (file in said and len(said.splitlines()) == 1 and "Traceback" not in done.stderr)
 
 
 def test_a_tracker_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from langdc.density import density_correlation
 from langdc.train.run import train
 from tests import tiny
 from tests.train import small
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def watching(place: Path, **changes) -> RunConfig:
@@ -87,6 +92,25 @@ def test_wandb_offline_leaves_the_files_of_every_run(tmp_path, monkeypatch):
     kept = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(kept) == 2, "one for each run of a chain"
     assert all(b"held_out_soft_tokens" in file.read_bytes() for file in kept)
+
+
+@pytest.mark.parametrize("key", ["", "0" * 40])
+def test_a_tracker_that_cannot_be_used_is_said_before_the_model_is_built(tmp_path, monkeypatch, key: str):
+    """Without a login and a terminal to ask on; with a login and without a network."""
+    pytest.importorskip("wandb")
+    settings = {
+        "WANDB_MODE": "online",
+        "WANDB_API_KEY": key,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "HOME": str(tmp_path),
+    }
+    code = (
+        "import sys\nfrom langdc.config import RunConfig, load\nfrom langdc.train.arguments import check_environment\n"
+        "check_environment(load(RunConfig, 'sample/langdc/stage1', ['trackers=[wandb]']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NETRC": str(tmp_path / "netrc"), **settings}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert "ValueError: trackers: wandb cannot be used (" in done.stderr and "WANDB_MODE=offline" in done.stderr
 
 
 def test_tensorboard_leaves_events_in_the_run(tmp_path):

@@ -13,7 +13,6 @@ from langdc.config import MemberConfig, check
 from langdc.data.records import INSTRUCTION, LETTERS, OUTSIDE, QuestionRecord, Record, leads_outside
 from langdc.evaluate.choices import choice
 from langdc.hashing import json_hash
-from langdc.modelfiles import read_json
 from langdc.registry import Registry
 
 tasks: Registry["Task"] = Registry("task")
@@ -133,7 +132,7 @@ class Benchmark(Task):
         """Rows of a .parquet, .jsonl, .csv or .json list, each with its place; ValueError if one lacks a column."""
         path = self.root / name
         if path.suffix == ".json":
-            rows = self.read_json(path)
+            rows = jsonl.read_json(path)
         elif path.suffix == ".jsonl":
             rows = jsonl.read(path, strict=True)
         else:
@@ -154,8 +153,6 @@ class Benchmark(Task):
         if not found.answered:
             raise ValueError(f"{where}: the question has no answer, so no reply can be scored. Fetch the file again.")
         return found
-
-    read_json = staticmethod(read_json)
 
     @staticmethod
     @contextmanager

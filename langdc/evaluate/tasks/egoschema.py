@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
 from langdc.evaluate.tasks.base import MultipleChoice, Source, tasks
+from langdc.jsonl import read_json
 from langdc.registry import check_choice
 
 Split = Literal["subset", "all"]
@@ -39,7 +40,7 @@ class EgoSchema(MultipleChoice):
 
     def load(self) -> Iterable[tuple[Record, QuestionRecord]]:
         rows = {row["q_uid"]: row for _, row in self.rows("questions.json", ("q_uid", *OPTIONS))}
-        known = self.read_json(self.root / "subset_answers.json")
+        known = read_json(self.root / "subset_answers.json")
         for uid in dict.fromkeys([*known, *(rows if self.split == "all" else ())]):
             with self.located(f"{self.root / 'questions.json'}, q_uid {uid}"):
                 answer = _answer(known[uid]) if uid in known else ""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from langdc.data.records import LETTERS, QuestionRecord, Record
 from langdc.evaluate.tasks.base import MultipleChoice, Source, clock_seconds, tasks
+from langdc.jsonl import read_json
 from langdc.registry import check_choice
 
 Split = Literal["validation", "test"]
@@ -78,7 +79,7 @@ class LongVideoBench(MultipleChoice):
         duration = row["duration"]
         step = max(1, duration / self.moments)  # a short video has fewer moments, one per second
         moments = [step * i for i in range(min(self.moments, int(duration)))]
-        for line in self.read_json(path):
+        for line in read_json(path):
             try:  # either of the two published forms: seconds from and to, or clock times
                 if "timestamp" in line:
                     (start, end), text = line["timestamp"], line["text"]

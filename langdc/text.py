@@ -1,0 +1,49 @@
+"""Text of users and models on its way out: no markup, no formula, no control character of a terminal.
+
+One function for each kind of output, which everything that is printed and every page and table goes through. Records,
+answers and replies to hand in are data: they are written exactly as they are, as JSON or CSV.
+"""
+
+import html
+import re
+from typing import Any
+
+# all but tab and new line: codes of terminals, separators, byte order marks, and marks that turn the direction of text
+_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+_FORMULA = re.compile("\\s*[=+@\uff1d\uff0b\uff20\uff0d-]|[\t\n]")
+
+
+def plain(text: str) -> str:
+    """Text for a terminal: without control characters; what is no Unicode character becomes "?"."""
+    return _CONTROLS.sub("", text.encode(errors="replace").decode())
+
+
+def markdown(text: str) -> str:
+    """Text without meaning to Markdown or HTML, on one line, also in a cell of a table."""
+    text = html.escape(" ".join(plain(text).split()), quote=False).replace("\\", "\\\\")
+    return re.sub(r"([|`*~$\[\]]|^[#+>-]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for CSV: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    value = plain(value)
+    return f"'{value}" if _FORMULA.match(value) else value
+
+
+def render(package: str, name: str, **values: Any) -> str:
+    """The page that a template makes of values, which are text in it: of HTML, or of Markdown's `code`."""
+    from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
+
+    def finalize(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not name.endswith(".html"):
+            return " ".join(plain(value).replace("`", "'").split())
+        return Markup(plain(value)) if isinstance(value, Markup) else plain(value)
+
+    pages = Environment(loader=PackageLoader(package, ""), autoescape=name.endswith(".html"), finalize=finalize)
+    pages.trim_blocks = pages.keep_trailing_newline = True
+    return pages.get_template(name).render(values)
