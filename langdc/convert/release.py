@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from langdc.convert.files import read_folder
-from langdc.modelfiles import read_settings, read_tensors, weight_files
+from langdc.modelfiles import read_settings, read_tensors
 
 EXTRA = "non_lora_trainables.bin"
 PROJECTORS = "mm_projector.bin"
@@ -68,8 +68,6 @@ def open_release(folder: Path, model_type: str) -> Release:
     if settings.get("model_type") != model_type:
         raise ValueError(f"{place} is a {settings.get('model_type')!r} model; a {model_type!r} one is converted here.")
     adapter = next((place / name for name in _ADAPTER if (place / name).is_file()), None)
-    if adapter is None and not weight_files(place):
-        raise ValueError(f"{place} holds neither an adapter nor whole weights. Copy the release again.")
     if adapter is not None and not (place / EXTRA).is_file():
         raise ValueError(f"{place} lacks {EXTRA}, which holds its projectors. Copy the release again.")
     found = read_folder(place) if adapter is None else {}
