@@ -76,7 +76,8 @@ class Watchdog:
             self._done.set()
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
-            self._note(rank()).unlink(missing_ok=True)
+            for note in self.folder.glob(f".alive-{'*' if rank() == 0 else rank()}"):  # also of an earlier start
+                note.unlink(missing_ok=True)
 
     def _note(self, number: int) -> Path:
         return self.folder / f".alive-{number}"

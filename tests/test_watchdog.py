@@ -109,7 +109,7 @@ def nap(module, *_):
             time.sleep(600)
 config = small.run_config(
     small.langdc(), "images", objective="compress", trainable=["compressor.projectors.*"], batch_size=1, steps=9,
-    output=sys.argv[1], watchdog=6.0, verify_save=sys.argv[2] == "save", features=sys.argv[1] + "-features",
+    output=sys.argv[1], watchdog=20.0, verify_save=sys.argv[2] == "save", features=sys.argv[1] + "-features",
 )
 def verify(*_):
     time.sleep(600)
@@ -146,7 +146,7 @@ def both_end(*arguments: str) -> list[str]:
         command = [sys.executable, "-c", PROGRAM, *arguments]
         started.append(subprocess.Popen(command, env=here, stderr=subprocess.PIPE, text=True))
     try:
-        said = [process.communicate(timeout=120)[1] for process in started]
+        said = [process.communicate(timeout=300)[1] for process in started]
     finally:
         for process in started:
             process.kill()
