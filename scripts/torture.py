@@ -5,8 +5,8 @@ is killed at a random moment, its disk fills up, and so on (`FAULTS`), and the s
 tensors, log, answers or records, to the bit, without times. A command that a bad disk stops must say why in one line,
 with an exit code of docs/failures.md.
 
-torture.md and torture.json in --out are written anew after each try; logs/ has what the commands print. Exit code 1: a
-command refused to resume, or was wrong. What may not be mounted here, in a namespace of this process, is skipped.
+torture.md and torture.json in --out are written anew after each try; logs/ has what is printed. Exit code 1: a command
+refused to resume, or was wrong. What may not be mounted in a namespace of this process is skipped.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from safetensors import deserialize
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from langdc.failures import guarded  # noqa: E402
 from langdc.jsonl import read, write_json, write_lines, write_text  # noqa: E402
 
 LIMIT = 600.0
 """Seconds after which a command hangs."""
-MARK = "LANGDC_TORTURE"
-"""Environment variable by which the processes of a command are found."""
+MARK = "LANGDC_TORTURE"  # environment variable by which the processes of a command are found
 TIMES = {"seconds", "samples_per_second", "tokens_per_second", "data_wait", "mfu", "peak_bytes", "date"}
 """Fields that are not compared."""
 
@@ -397,4 +397,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     in_own_mounts()
-    sys.exit(main())
+    sys.exit(guarded(main, sys.argv[1:]))
