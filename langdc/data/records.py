@@ -327,11 +327,6 @@ def listed(head: str, lines: list[str], shown: int = SHOWN_MISTAKES) -> str:
     return "\n  ".join([f"{head}:", *lines[:shown], *more])
 
 
-def counted(number: int, noun: str) -> str:
-    """Such as "1 row" and "1,200 rows"."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def _bad_lines(path: Path, mistakes: dict[int, str]) -> ValueError:
     lines = [f"line {number}: {reason}" for number, reason in mistakes.items()]
     return ValueError(listed(f"{path} has {len(mistakes)} bad line(s)", lines))

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from langdc.config import check
-from langdc.data.records import MARKS, OUTSIDE, SHOWN_LETTERS, Record, counted, leads_outside, listed, write_records
+from langdc.data.records import MARKS, OUTSIDE, SHOWN_LETTERS, Record, leads_outside, listed, write_records
 from langdc.jsonl import check_output, writing
 from langdc.log import screen, track
 from langdc.prepare.rows import read
@@ -38,6 +38,7 @@ from langdc.prepare.texts import (
     pop,
     read_text,
 )
+from langdc.text import counted
 from langdc.tools.options import add_outside
 from langdc.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
 
