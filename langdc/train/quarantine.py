@@ -28,7 +28,7 @@ def check_list(train: TrainConfig) -> None:
     held = train.validation.data if train.validation is not None else []
     if train.quarantine is None or not (named := listed_files(train.quarantine)):
         return
-    if not named & {file.resolve() for file in (*train.files, *held)}:
+    if not named & {file.resolve() for file in (*train.files, *held)} and all(file.is_file() for file in named):
         raise ValueError(
             f"train.quarantine: {train.quarantine} lists records of {', '.join(sorted(map(str, named)))}, and the run "
             f"reads {', '.join(map(str, train.files))}. Give the list of these, or leave it out."

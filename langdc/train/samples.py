@@ -74,7 +74,16 @@ def usable(model: VideoModel, objective: Objective, train: TrainConfig, records:
         named = zip(records, asked, strict=True)
         records = [r.model_copy(update={"questions": kept, "messages": []}) for r, kept in named]
     guided = "question" in model.compressor.needs
-    return [r for r in objective.samples(records) if not guided or r.questions or r.messages]
+    found = [r for r in objective.samples(records) if not guided or r.questions or r.messages]
+    return found if objective.reads or guided else _distinct(found)
+
+
+def _distinct(records: list[Record]) -> list[Record]:
+    """Without records that differ from an earlier one only in what is asked: a clip and its captions count once."""
+    said, found = {"video", "image", "start", "end", "fps", "media", "segments"}, dict[str, Record]()
+    for record in records:
+        found.setdefault(record.model_dump_json(include=said) if record.segments else record.id, record)
+    return list(found.values())
 
 
 def _sample(model: VideoModel, objective: Objective, file: Path, record: Record, index: int, entry: int) -> Sample:
