@@ -140,7 +140,9 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
             raise ValueError(f"--out {out} is the input. Choose another file.")
     videos = options.segments != 1 and any(record.video is not None for record in records)
     if options.ask is not None and "{number}" not in options.ask and videos:
-        raise ValueError(f"--ask {options.ask!r} is the same for all segments. Write {{number}} in it, or --segments 1.")
+        raise ValueError(
+            f"--ask {options.ask!r} is the same for all segments. Write {{number}} in it, or --segments 1."
+        )
     settings = {name: value for name, value in vars(options).items() if name not in (*_FREE, "allow_outside")}
     settings["request"] = options.endpoint_settings.get("options")
     deciding = [settings, REWRITE, options.teacher and weights_identity(options.teacher)]

@@ -24,6 +24,7 @@ from langdc.features import FeatureStore
 from langdc.flops import language_model_flops
 from langdc.log import console, get_logger
 from langdc.model import VideoModel
+from langdc.tools.options import add_quarantine
 from langdc.train import chain, output
 from langdc.train.batches import TrainingData
 from langdc.train.objectives import objectives
@@ -92,9 +93,10 @@ def _plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
     total, trained = _numbers(run.model)
     found: dict[str, Any] = {"parameters": total, "trained": trained, "samples": None}
     found |= {"steps": config.train.steps, "tokens": None, "flops": None}
+    found["why"] = "weights are not loaded; use --probe"
     missing = [str(path) for path in config.train.files if not path.is_file()]
     if missing:
-        logger.warning("There is no %s: tokens and operations are not known.", ", ".join(missing))
+        found["why"] = f"there is no {', '.join(missing)}"
     else:
         store, (samples, _) = FeatureStore(run.model.backbone.encode, "plan"), split(run.model, objective, config)
         data = _SizesOnly(run.model, objective, config, store, samples)
@@ -127,8 +129,7 @@ def _passed(model: VideoModel, data: TrainingData, reads: bool) -> tuple[float |
         try:
             with torch.device("meta"):
                 found = model.compress(model.features(batch), Context(targets=batch.targets)).tokens
-        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-            logger.info("Tokens and operations are known with --probe only (%s).", str(error).split("\n")[0])
+        except (RuntimeError, NotImplementedError, ValueError, TypeError):
             return None, None
         texts = sum(len(prompt.ids) for prompt in batch.prompts)
         tokens.append(texts + sum(len(found[number]) for shown in batch.shows for number in shown))
@@ -198,12 +199,28 @@ def _probe(config: RunConfig) -> dict[str, float]:
     }
 
 
+def _readable(name: str, value: float) -> str:
+    """A figure in a unit that suits its size."""
+    if name == "time":
+        return (
+            f"{value:.2g} s"
+            if value < 10
+            else f"{value:.0f} s"
+            if value < 120
+            else (f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:,.1f} h")
+        )
+    if name == "operations":
+        unit, size = next(((u, s) for u, s in (("EFLOP", 1e18), ("PFLOP", 1e15)) if value >= s), ("TFLOP", 1e12))
+        return f"{value / size:,.3g} {unit}"
+    return f"{value:.2f} GiB" if name == "peak memory" else f"{value:,.0f}"
+
+
 def _show(link: chain.Link, found: dict[str, Any], memory: float | None) -> None:
     console.print(f"{link.name} -> {link.config.output}", style="bold", markup=False)
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name in ("samples", "steps", "tokens", "parameters", "trained", "flops", "hours", "peak_gib"):
-        value = found.get(name)
-        table.add_row(name, "not known" if value is None else f"{value:,{'.4g' * isinstance(value, float)}}")
+    for name in ("samples", "steps", "tokens", "parameters", "trained", "operations", "time", "peak memory"):
+        value = found.get({"operations": "flops", "time": "seconds", "peak memory": "peak_gib"}.get(name, name))
+        table.add_row(name, f"not known: {found['why']}" if value is None else _readable(name, value))
     budget = math.inf if memory is None else _FILLED * memory * _GIB
     for layout, size in found["memory"].items():
         fits = "" if memory is None else "  fits" if size <= budget else "  too large"
@@ -218,20 +235,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan of each run that is named."""
     parser = argparse.ArgumentParser(prog="langdc plan", description="What training runs take.")
     parser.add_argument("words", nargs="+", metavar="CONFIG | key=value", help="as for langdc train")
+    add_quarantine(parser)
     parser.add_argument("--gpus", type=int, default=1, help="devices that share the work (default: 1)")
-    parser.add_argument("--memory", type=float, metavar="_GIB", help="of one device: what fits, and what to change")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of one device: what fits, and what to change")
     parser.add_argument("--probe", action="store_true", help=f"make {_PROBE_STEPS} real steps here, and measure them")
     options = parser.parse_intermixed_args(argv)
     if options.gpus < 1 or (options.memory is not None and options.memory <= 0):
         raise ValueError(f"--gpus {options.gpus} --memory {options.memory}: give at least 1 device and over 0 GiB.")
-    overrides = [word for word in options.words if "=" in word]
+    overrides = [*filter(None, [options.quarantine]), *(word for word in options.words if "=" in word)]
     for link in chain.read([word for word in options.words if "=" not in word], overrides):
         found = _plan(link.config, options.gpus)
         if options.probe:
             measured = _probe(link.config)
             found |= {"tokens": measured["tokens"], "flops": measured["flops"] * found["steps"]}
-            found |= {"hours": measured["seconds"] * found["steps"] / 3600, "peak_gib": measured["bytes"] / _GIB}
+            found |= {"seconds": measured["seconds"] * found["steps"], "peak_gib": measured["bytes"] / _GIB}
         elif found["flops"] and link.config.peak_flops:
-            found["hours"] = found["flops"] / (_ASSUMED_MFU * link.config.peak_flops * options.gpus * 3600)
+            found["seconds"] = found["flops"] / (_ASSUMED_MFU * link.config.peak_flops * options.gpus)
         _show(link, found, options.memory)
     return 0

@@ -209,7 +209,9 @@ def test_broken_and_empty_videos_are_named_and_the_others_described(endpoint, vi
     server, out = endpoint(lambda number, body: pictures(body)[0]), tmp_path / "captions.jsonl"
     assert ask(videos, out, server.url) == 1
     said = capsys.readouterr().out
-    assert "2 videos have no captions; the same command tries them again" in said and "Loading the teacher eye ..." in said
+    assert (
+        "2 videos have no captions; the same command tries them again" in said and "Loading the teacher eye ..." in said
+    )
     assert "empty.mp4: " in said and "is empty" in said and "v0.mp4: " in said
     assert captions(out).keys() == WANTED.keys() - {"v0.mp4"}
     assert ask(tmp_path / "video", tmp_path / "o.jsonl", server.url) == 2
