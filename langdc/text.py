@@ -18,9 +18,9 @@ def plain(text: str) -> str:
     return _CONTROLS.sub("", text.encode(errors="replace").decode())
 
 
-def counted(number: int, noun: str) -> str:
-    """Such as "1 row" and "1,200 rows"."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+def counted(number: int, one: str, more: str = "") -> str:
+    """Such as "1 row" and "1,200 rows"; `more`: what stands after other numbers than 1."""
+    return f"{number:,} {one if number == 1 else more or f'{one}s'}"
 
 
 def markdown(text: str) -> str:

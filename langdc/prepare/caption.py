@@ -116,8 +116,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         (sharded, "--shard is I/N with I from 1 to N, as 1/8"),
         (not (several and (given.shard or given.ray)), "a launcher shares the videos: leave out --shard and --ray"),
     )
-    if options.ask is not None and re.search("[{}]", options.ask.replace("{number}", "")):
-        raise ValueError(f"--ask {options.ask!r}: {{number}} is the one field there is. Write no other braces.")
     if broken := [rule for kept, rule in rules if not kept]:
         raise ValueError(f"langdc data caption: {'; '.join(broken)}.")
     options.shard = int(number), int(count)
@@ -138,11 +136,13 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
         root, records = source.parent, check_media(source, read_records(source), options.allow_outside)
         if out.exists() and out.samefile(source):
             raise ValueError(f"--out {out} is the input. Choose another file.")
-    videos = options.segments != 1 and any(record.video is not None for record in records)
-    if options.ask is not None and "{number}" not in options.ask and videos:
-        raise ValueError(
-            f"--ask {options.ask!r} is the same for all segments. Write {{number}} in it, or --segments 1."
-        )
+    if (ask := options.ask) is not None:
+        videos = options.segments != 1 and any(record.video is not None for record in records)
+        if re.search("[{}]", ask.replace("{number}", "")) or (videos and "{number}" not in ask):
+            raise ValueError(
+                f"--ask {ask!r}: {{number}}, the one field there is, must stand where the number of a segment does, and no "
+                "other braces; only with --segments 1 it may be left out."
+            )
     settings = {name: value for name, value in vars(options).items() if name not in (*_FREE, "allow_outside")}
     settings["request"] = options.endpoint_settings.get("options")
     deciding = [settings, REWRITE, options.teacher and weights_identity(options.teacher)]

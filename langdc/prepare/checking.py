@@ -136,23 +136,16 @@ def _check(options: argparse.Namespace, config: RunConfig | None, folder: Path, 
 
 def _check_kind(file: Path) -> None:
     """ValueError for what is no file, or a table or the like, of which no line is a record."""
-    if file.is_dir():
-        raise ValueError(
-            f"{file} is a folder. Of videos in it, `langdc data import {file} --out {file}.jsonl` makes records (and "
-            f"`langdc data caption`, with captions): check these."
-        )
     if not file.is_file():
-        raise ValueError(f"There is no record file {file}. Check the path.")
+        how = f"`langdc data import {file} --out {file}.jsonl` or `langdc data caption` makes records of videos in it"
+        raise ValueError(f"{file} is a folder: {how}." if file.is_dir() else f"There is no record file {file}.")
     with file.open("rb") as opened:
-        begin = opened.read(1 << 20).removeprefix(codecs.BOM_UTF8)
-    lines = [line.strip() for line in begin.split(b"\n") if line.strip()]
-    named = file.suffix.lower() in _TABLES and not begin.startswith(b"{")
-    objects = any(line.startswith(b"{") for line in lines) and lines[0] != b"{" and not begin.startswith(_PACKED)
-    if lines and (named or not objects) and not begin.lstrip().startswith(_NAMED_BELOW):
-        raise ValueError(
-            f"{file} is a table or the like, not JSON lines: `langdc data import {file} --out "
-            f"{file.with_suffix('.jsonl')}` makes records of CSV, TSV, JSON, Parquet and tars."
-        )
+        begin = opened.read(1 << 20).removeprefix(codecs.BOM_UTF8).lstrip()
+    objects = begin[:2] != b"{\n" and not begin.startswith(_PACKED) and re.search(rb"^\s*\{", begin, re.MULTILINE)
+    named = file.suffix.lower() in _TABLES and begin[:1] != b"{"
+    if begin and (named or not objects) and not begin.startswith(_NAMED_BELOW):
+        how = f"`langdc data import {file} --out {file.with_suffix('.jsonl')}` makes records of it, if it is CSV, TSV"
+        raise ValueError(f"{file} is a table or the like, not JSON lines: {how}, JSON, Parquet or a tar.")
 
 
 def _read(file: Path, faults: list[_Fault]) -> list[_Entry]:

@@ -20,24 +20,9 @@ from langdc.config import check
 from langdc.data.records import MARKS, OUTSIDE, SHOWN_LETTERS, Record, leads_outside, listed, write_records
 from langdc.jsonl import check_output, writing
 from langdc.log import screen, track
+from langdc.prepare import texts
 from langdc.prepare.rows import read
-from langdc.prepare.texts import (
-    FILES,
-    IDS,
-    KINDS,
-    MEDIA,
-    Parts,
-    Turns,
-    as_items,
-    as_text,
-    clip_bounds,
-    columns,
-    nearest,
-    no_text,
-    optional,
-    pop,
-    read_text,
-)
+from langdc.prepare.texts import Parts, Turns, pop
 from langdc.text import counted
 from langdc.tools.options import add_outside
 from langdc.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
@@ -67,10 +52,10 @@ class Importer:
         """
         if isinstance(given, ValueError):
             raise given
-        every = columns(given)
+        every = texts.columns(given)
         row = {name: value for name, value in every.items() if value not in ("", [], {})}
-        parts, identity = Parts(), pop(row, IDS)[1]
-        shape, said, options = read_text(row, parts)
+        parts, identity = Parts(), pop(row, texts.IDS)[1]
+        shape, said, options = texts.read_text(row, parts)
         self.tried[shape] += bool(said)
         said, media = _in_order(said, self._media(row, parts))
         _bound(media, parts.bounds)
@@ -90,7 +75,7 @@ class Importer:
                 if not request:
                     raise ValueError("nothing is asked; --request says what to ask")
                 asked = f"{asked.strip()}\n{request}".strip()
-            kind, context = pop(row, KINDS)[1], optional(row, "context", "subtitles")
+            kind, context = pop(row, texts.KINDS)[1], texts.optional(row, "context", "subtitles")
             question = {"kind": self.kind if kind is None else str(kind), "question": asked, "options": options}
             tree["questions"] = [{**question, "context": context, "answer": said[1][1] if said[1:] else ""}]
             tree["segments"] = [{"caption": said[1][1]}] if shape == "captions" and "image" in tree and said[1:] else []
@@ -99,7 +84,7 @@ class Importer:
         unused = [name for name, value in row.items() if value is not None] + parts.unused
         if not said and (unused or not media):
             self.unused.update(unused)
-            raise ValueError(no_text(every))
+            raise ValueError(texts.no_text(every))
         record = check(Record, {"id": default if identity is None else str(identity), **tree}, "its record")
         self.shapes[shape] += 1
         self.asked += len(record.questions)
@@ -120,19 +105,20 @@ class Importer:
 
     def _media(self, row: dict, parts: Parts) -> list[dict[str, Any]]:
         """The videos and images in messages, or else in columns: path by kind, and the bounds of a clip."""
-        found = [(kind, *pop(row, names)) for kind, names in MEDIA.items()]
-        outside = [(kind, item, name) for kind, name, value in found for item in as_items(value)]
+        found = [(kind, *pop(row, names)) for kind, names in texts.MEDIA.items()]
+        outside = [(kind, item, name) for kind, name, value in found for item in texts.as_items(value)]
         if not parts.media and not outside:
-            name, value = pop(row, FILES)
-            paths = [(item, str(item.get("path") if isinstance(item, dict) else item)) for item in as_items(value)]
-            outside = [("image" if is_image(path) else "video", item, name) for item, path in paths]
+            name, value = pop(row, texts.FILES)
+            every = texts.as_items(value)
+            paths = [str(item.get("path") if isinstance(item, dict) else item) for item in every]
+            outside = [("image" if is_image(p) else "video", item, name) for item, p in zip(every, paths, strict=True)]
         if parts.media and outside:
             raise ValueError(f"{parts.media[0][2]} names media, and so does {outside[0][2]}; leave one of them out")
         named = parts.media or outside
         media: list[dict] = [{kind: self._path(kind, value, where)} for kind, value, where in named]
         inner = [(re.sub(r"\.\d+", "", where), value) for _, value, where in named if isinstance(value, dict)]
         parts.unused += [f"{where}.{key}" for where, value in inner for key in value if key not in ("path", "bytes")]
-        if bounds := clip_bounds(row):
+        if bounds := texts.clip_bounds(row):
             if [list(medium) for medium in media] != [["video"]]:
                 raise ValueError(f"{', '.join(bounds)}: of which video? The row names {_marks(media) or 'none'}")
             media[0] |= bounds
@@ -151,7 +137,7 @@ class Importer:
                 raise ValueError(f"{where}: its data: address is not whole base64") from None
         if content is not None:
             return self._unpack(kind, name if isinstance(name, str) else "", content, where)
-        given = as_text(name, where)
+        given = texts.as_text(name, where)
         name = unquote(given[7:]) if given.startswith("file://") else given.replace("\\", "/")
         if "://" in name:
             raise ValueError(f"{where}: {name} is not on this machine; fetch it and give its path")
@@ -248,30 +234,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         none = f"; none of their files is in {media}/ (--media)" if missing and missing == number + 1 else ""
         console.print(f"{source.name or name}{what}: {shapes}, {counted(number + 1, 'row')}{none}")
         if importer.unused:
-            unused = (f"{column} ({n:,}{nearest(column)})" for column, n in sorted(importer.unused.items()))
+            unused = (f"{column} ({n:,}{texts.nearest(column)})" for column, n in sorted(importer.unused.items()))
             console.print("Not used:", ", ".join(unused))
-        if importer.dropped:
-            begin = "conversation begins" if importer.dropped == 1 else "conversations begin"
-            console.print(f"{importer.dropped:,} {begin} with the assistant; this turn is left out.")
-        if importer.repeated:
-            was = "id was there already and ends" if importer.repeated == 1 else "ids were there already and end"
-            console.print(f"{importer.repeated:,} {was} in #2, #3 and so on.")
-        if importer.unanswered:
-            has = "has" if importer.unanswered == 1 else "have"
-            asked = counted(importer.asked, "question")
-            console.print(f"{importer.unanswered:,} of {asked} {has} no answer. A training that learns it refuses it.")
-        for missing, found in reasons.items():
-            if number := sum(map(len, found.values())):
-                one = "names a file that is missing and is" if missing else "cannot be used and is"
-                why = one if number == 1 else one.replace("names", "name").replace("and is", "and are")
-                places = [f"{rows[0]}{f' and {len(rows) - 1:,} more' * bool(rows[1:])}: " for rows in found.values()]
-                lines = [f"{place}{reason}" for place, reason in zip(places, found, strict=True)]
-                lines = [shorten(line, SHOWN_LETTERS, placeholder=" ...") for line in lines]
-                console.print(listed(f"{counted(number, 'row')} {why} left out", lines))
+        if count := importer.dropped:
+            begin = counted(count, "conversation begins", "conversations begin")
+            console.print(f"{begin} with the assistant; this turn is left out.")
+        if count := importer.repeated:
+            were = counted(count, "id was there already and ends", "ids were there already and end")
+            console.print(f"{were} in #2, #3 and so on.")
+        if count := importer.unanswered:
+            have = f"of {counted(importer.asked, 'question')} {'has' if count == 1 else 'have'} no answer"
+            console.print(f"{count:,} {have}. A training that learns it refuses it.")
+        gone = "row names a file that is missing and is", "rows name a file that is missing and are"
+        bad = "row cannot be used and is", "rows cannot be used and are"
+        for what_of, found in ((gone, reasons[True]), (bad, reasons[False])):
+            more = [f"{at[0]}{f' and {len(at) - 1:,} more' * bool(at[1:])}: {reason}" for reason, at in found.items()]
+            if lines := [shorten(line, SHOWN_LETTERS, placeholder=" ...") for line in more]:
+                console.print(listed(f"{counted(sum(map(len, found.values())), *what_of)} left out", lines))
         if not importer.shapes:
             raise ValueError(f"No row of {source} can be used, so nothing is written.")
 
     write_records(out, records())
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in importer.shown.items())
-    console.print(f"Written: {out}, {counted(importer.shapes.total(), 'record')} ({counts}).")
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in importer.shown.items())
+    console.print(f"Written: {out}, {counted(importer.shapes.total(), 'record')} ({shown}).")
     return int(any(reasons.values()))

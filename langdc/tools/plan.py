@@ -42,6 +42,10 @@ _FILLED = 0.92  # fraction of a device's memory that may be used: the rest is it
 _ASSUMED_MFU = 0.4
 _NOTHING_FITS = "nothing fits: a smaller train.batch_size, adapters (train.lora), quantize: nf4, or more devices"
 _MEDIA_SIZE = (336, 448)  # height and width where a frame's own size is not known
+_UNITS = {  # name, size, from which figure on
+    "time": (("h", 3600, 7200), ("min", 60, 120), ("s", 1, 0)),
+    "operations": (("EFLOP", 1e18, 1e18), ("PFLOP", 1e15, 1e15), ("TFLOP", 1e12, 0)),
+}
 _TOKENIZERS = {"language_model": "tokenizer", "captioner": "captioner_tokenizer"}
 
 
@@ -201,17 +205,9 @@ def _probe(config: RunConfig) -> dict[str, float]:
 
 def _readable(name: str, value: float) -> str:
     """A figure in a unit that suits its size."""
-    if name == "time":
-        return (
-            f"{value:.2g} s"
-            if value < 10
-            else f"{value:.0f} s"
-            if value < 120
-            else (f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:,.1f} h")
-        )
-    if name == "operations":
-        unit, size = next(((u, s) for u, s in (("EFLOP", 1e18), ("PFLOP", 1e15)) if value >= s), ("TFLOP", 1e12))
-        return f"{value / size:,.3g} {unit}"
+    if name in _UNITS:
+        unit, size = next((unit, size) for unit, size, least in _UNITS[name] if value >= least)
+        return f"{value / size:{'.2g' if value < 10 * size else ',.0f'}} {unit}"
     return f"{value:.2f} GiB" if name == "peak memory" else f"{value:,.0f}"
 
 

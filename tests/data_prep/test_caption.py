@@ -189,18 +189,18 @@ def test_a_clip_of_several_records_is_described_and_learned_once(endpoint, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    "words",
     [
-        (["--ask", "describe segment {n}"], "{number} is the one field"),
-        (["--ask", "describe {number"], "{number} is the one field"),
-        (["--ask", "what is there ?"], "Write {number} in it, or --segments 1"),
-        (["--ask", "what is there ?", "--seconds", "1"], "Write {number} in it"),
+        ["--ask", "describe segment {n}"],
+        ["--ask", "describe {number"],
+        ["--ask", "what is there ?"],
+        ["--ask", "what is there ?", "--seconds", "1"],
     ],
 )
-def test_what_is_asked_names_the_segment(videos: Path, tmp_path: Path, capsys, words: list[str], said: str) -> None:
+def test_what_is_asked_names_the_segment(videos: Path, tmp_path: Path, capsys, words: list[str]) -> None:
     given = ["--out", str(tmp_path / "c.jsonl"), "--teacher", "no/where", *words]
     assert main([str(videos), *given]) == 2
-    assert said in capsys.readouterr().err and not list(tmp_path.glob("c.jsonl*"))
+    assert "{number}, the one field there is" in capsys.readouterr().err and not list(tmp_path.glob("c.jsonl*"))
 
 
 def test_broken_and_empty_videos_are_named_and_the_others_described(endpoint, videos: Path, tmp_path, capsys) -> None:

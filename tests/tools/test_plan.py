@@ -76,7 +76,7 @@ def test_a_plan_says_what_a_probe_would_tell_and_figures_have_units(
         ("time", 1.234, "1.2 s"),
         ("time", 31.8, "32 s"),
         ("time", 600, "10 min"),
-        ("time", 5.5e4, "15.3 h"),
+        ("time", 5.5e4, "15 h"),
         ("operations", 4.3e10, "0.043 TFLOP"),
         ("operations", 2.5e19, "25 EFLOP"),
         ("peak memory", 1.256, "1.26 GiB"),
