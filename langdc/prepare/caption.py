@@ -140,8 +140,8 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
         videos = options.segments != 1 and any(record.video is not None for record in records)
         if re.search("[{}]", ask.replace("{number}", "")) or (videos and "{number}" not in ask):
             raise ValueError(
-                f"--ask {ask!r}: {{number}}, the one field there is, must stand where the number of a segment does, and no "
-                "other braces; only with --segments 1 it may be left out."
+                f"--ask {ask!r}: {{number}}, the one field there is, must stand where a segment's number does, without "
+                "other braces; with --segments 1 it may be left out."
             )
     settings = {name: value for name, value in vars(options).items() if name not in (*_FREE, "allow_outside")}
     settings["request"] = options.endpoint_settings.get("options")
