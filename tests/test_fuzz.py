@@ -27,6 +27,7 @@ from langdc.evaluate.choices import choice
 from langdc.evaluate.settings import EvalConfig
 from langdc.language_models import load_language_model, load_tokenizer
 
+pytestmark = pytest.mark.slow
 FUZZ = settings(
     max_examples=500, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -308,7 +309,6 @@ def disturb(data: st.DataObject, folder: Path) -> None:
         file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "pointer": pointer}[kind])
 
 
-@pytest.mark.slow
 @FUZZ
 @given(data=st.data())
 def test_model_folders(folder: Path, data: st.DataObject) -> None:
