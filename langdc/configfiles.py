@@ -78,14 +78,6 @@ def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict:
     return _with_files(tree, None)
 
 
-def parse(text: str, where: str) -> Any:
-    """What a text in YAML says; ValueError if it is none."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date that there is not
-        raise ValueError(f"{where} is not valid YAML: {error}") from None
-
-
 def _with_files(tree: dict, beside: Path | None) -> dict:
     """The settings with the path of the DeepSpeed file that they name."""
     given = tree.get("deepspeed")

@@ -54,15 +54,15 @@ def guarded(work: Callable[[list[str]], int], argv: Sequence[str]) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()  # an error of this, too, can be said here and not later
     except (Exception, KeyboardInterrupt) as error:
-        return _said(error)
+        return _print_error(error)
     finally:
         if flagged:
             os.environ.pop(VARIABLE, None)
 
 
-def _said(error: BaseException) -> int:
+def _print_error(error: BaseException) -> int:
     """Print an error; its exit code."""
-    code, message = _explained(error)
+    code, message = _code_and_message(error)
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -80,7 +80,7 @@ def _said(error: BaseException) -> int:
     return code
 
 
-def _explained(error: BaseException) -> tuple[int, str]:
+def _code_and_message(error: BaseException) -> tuple[int, str]:
     """The exit code of an error and what is said of it, "" where nobody listens."""
     text, names = str(error).strip() or type(error).__name__, {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, KeyboardInterrupt):
@@ -121,7 +121,7 @@ def _system_error(error: BaseException, path: Path | None = None) -> OSError | N
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def errors_naming(path: Path) -> Iterator[None]:
     """Give errors of the system the name of the file that is written, where they have none."""
     try:
         yield

@@ -58,7 +58,7 @@ def module_hash(*modules: nn.Module) -> str:
     # a few values tell a tensor that was rounded since from the one that was read
     some = [t.detach().flatten()[:: t.numel() // 16 + 1].double().cpu() for t in every]
     about = [(list(each), [(t.dtype, t.shape) for t in each.values()]) for each in tensors]
-    return remembered(f"{about} {notes} {[values.tolist() for values in some]}", compute)
+    return _remembered(f"{about} {notes} {[values.tolist() for values in some]}", compute)
 
 
 def _note(tensor: Tensor) -> str | None:
@@ -67,7 +67,7 @@ def _note(tensor: Tensor) -> str | None:
     return text if text and not tensor.requires_grad and tensor._version == version else None
 
 
-def remembered(key: str, compute: Callable[[], str]) -> str:
+def _remembered(key: str, compute: Callable[[], str]) -> str:
     """The hash that `compute` gave for this key before, kept in the user's cache; `key` says all that it depends on."""
     file = user_cache("hashes") / text_hash(key)
     found = file.read_text() if file.is_file() else ""
@@ -83,7 +83,7 @@ def seen_hash(path: Path) -> str:
     status = path.stat()
     if status.st_size <= SMALL_BYTES or time.time() - max(status.st_mtime, status.st_ctime) < _SETTLED_SECONDS:
         return file_hash(path)
-    return remembered(_seen(path), lambda: file_hash(path))
+    return _remembered(_seen(path), lambda: file_hash(path))
 
 
 def _seen(path: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import IO, Any
 
-from langdc.failures import naming
+from langdc.failures import errors_naming
 from langdc.log import get_logger
 
 logger = get_logger(__name__)
@@ -90,7 +90,7 @@ def append(path: Path, *values: dict) -> None:
     if not values:
         return
     make_folder(path.parent)
-    with naming(path), path.open("a+b") as file:
+    with errors_naming(path), path.open("a+b") as file:
         _mend(file)
         file.write("".join(_line(value) for value in values).encode(errors=_ESCAPED))
 
@@ -216,7 +216,7 @@ def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Pat
         partial.open("wb").close()  # what a kill left goes
         mode = partial.stat().st_mode
         try:
-            with naming(path):
+            with errors_naming(path):
                 yield partial
                 partial.chmod(mode)
                 if sync:
@@ -236,7 +236,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
     ValueError if another process is writing it.
     """
     partial, lock = path.with_name(f"{path.name}{PARTIAL}"), path.with_name(f".{path.name}{LOCK}")
-    with making_folder(path.parent), locked(lock, f"is writing {path}"), naming(path):
+    with making_folder(path.parent), locked(lock, f"is writing {path}"), errors_naming(path):
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
@@ -251,7 +251,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
     flush(path.parent)
 
 
-def others(folder: Path) -> set[str]:
+def names_in(folder: Path) -> set[str]:
     """The names in a folder, but for locks and what a start leaves that ended before its first file was whole."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return {name for name in names if not name.startswith(LOCK) and not name.endswith(PARTIAL)}

@@ -104,13 +104,6 @@ def mark_published(module: Any, source: Source, found: Path | Architecture) -> A
     return module
 
 
-def language_model_outline(source: Source) -> PreTrainedModel:
-    """A language model without weights, on the meta device, for what asks only for its sizes."""
-    found = resolve(source)
-    with torch.device("meta"):
-        return mark_published(load_pretrained(AutoModelForCausalLM, found), source, found)
-
-
 def four_bits(quantize: str, found: Path | Architecture, skipped: Sequence[str] = ()) -> dict[str, Any]:
     """Arguments of `from_pretrained` for linear layers in 4 bits, but in `skipped` modules; ValueError if unable."""
     if quantize != "nf4":

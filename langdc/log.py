@@ -74,7 +74,7 @@ def progress(
     goal = done + total if folder is not None and total is not None else total
 
     def line() -> None:
-        taken = pace(state.completed - done, goal and goal - state.completed, time.monotonic() - started)
+        taken = _pace(state.completed - done, goal and goal - state.completed, time.monotonic() - started)
         of = "" if goal is None else f" of {goal:,.0f}"
         get_logger(__name__).info("%s: %s%s, %s", state.description, f"{state.completed:,.0f}", of, taken)
 
@@ -117,7 +117,7 @@ def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]
             advance()
 
 
-def pace(done: float, left: float | None, seconds: float) -> str:
+def _pace(done: float, left: float | None, seconds: float) -> str:
     """The rate of what was done in `seconds`, and the time left, as "3.2 a second, 0:12:30 left"; None: not known."""
     rate = done / max(seconds, 1e-9)
     if left is None:

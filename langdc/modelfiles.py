@@ -98,7 +98,7 @@ def check_files(folder: Path, weights: bool = False) -> None:
     With `weights` also if the folder holds none, not all that an index lists, or an adapter.
     """
     for file in sorted({file for pattern in (*TEXT_FILES, "*.safetensors", "*.bin") for file in folder.glob(pattern)}):
-        check_file(file)
+        _check_file(file)
         if file.suffix == ".json":
             (read_settings if _SETTINGS.fullmatch(file.name) else read_json)(file)
         elif file.suffix == ".safetensors":
@@ -107,7 +107,7 @@ def check_files(folder: Path, weights: bool = False) -> None:
         _check_weights(folder)
 
 
-def check_file(file: Path) -> None:
+def _check_file(file: Path) -> None:
     """ValueError for a link that leads nowhere, and for a git-lfs pointer."""
     if file.is_symlink() and not file.exists():
         raise ValueError(f"{file} is a link to {file.readlink()}, which is not there. Copy what it stands for: cp -L.")
@@ -162,7 +162,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise ValueError(f"There is no file of weights {file}. Give a local file (nothing is downloaded).")
-    check_file(file)
+    _check_file(file)
     if file.suffix == ".safetensors":
         _names(file)
         found: Any = load_file(file)

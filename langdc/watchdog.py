@@ -35,7 +35,7 @@ def beat(what: str) -> None:
 
 
 @contextmanager
-def entering(module: Any) -> Iterator[None]:
+def noting_modules(module: Any) -> Iterator[None]:
     """Note the parts with parts of their own that forward passes of a torch module, also recomputed ones, enter."""
 
     def enter(name: str) -> None:

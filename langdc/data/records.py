@@ -131,7 +131,7 @@ class Medium(_Strict):
         return self.video or self.image
 
 
-class Message(_Strict):
+class _Message(_Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
@@ -149,7 +149,7 @@ class Record(Medium):
     """Several videos and images, in the order in which they are shown."""
     segments: list[SegmentRecord] = []
     questions: list[QuestionRecord] = []
-    messages: list[Message] = []
+    messages: list[_Message] = []
     _line: int | None = PrivateAttr(None)
 
     @model_validator(mode="before")

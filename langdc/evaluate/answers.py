@@ -149,7 +149,7 @@ def quantity(text: str) -> tuple[float, str, float] | None:
     for part in (*parts, text):
         for found in QUANTITY.finditer(part):
             glued = re.match(r"(?i)[a-z]", part[found.end(2 if found[2] else 1) :])
-            if glued and not unit(found[3])[0]:  # "3D", "2nd"
+            if glued and not _unit(found[3])[0]:  # "3D", "2nd"
                 continue
             if (said := _quantity(part, found)) is None:
                 return None
@@ -160,7 +160,7 @@ def quantity(text: str) -> tuple[float, str, float] | None:
 
 def _quantity(text: str, found: re.Match[str]) -> tuple[float, str, float, int] | None:
     """The quantity at a place, with those that continue it ("1 min 30 s"), and where it ends."""
-    value, (kind, size) = _value(found[1]), unit(found[3] or "")
+    value, (kind, size) = _value(found[1]), _unit(found[3] or "")
     if value is None:
         return None
     value *= {**SCALES, "dozen": 12}[found[2].lower()] if found[2] else 1
@@ -186,7 +186,7 @@ def _value(number: str) -> float | None:
     return sign * float(number)
 
 
-def unit(name: str) -> tuple[str, float]:
+def _unit(name: str) -> tuple[str, float]:
     """The dimension and size of a unit, such as of "minutes" or "km/h"; ("", 1) for other words."""
     names = name.lower().replace("tre", "ter").split("/")
     known = [UNIT.get(one) or UNIT.get(one.removesuffix("s"), ("", 1.0)) for one in names]
@@ -198,7 +198,7 @@ def unit(name: str) -> tuple[str, float]:
 def is_amount(option: str) -> bool:
     """Whether an option is a number, with or without a unit, and says nothing else."""
     found = QUANTITY.fullmatch(plain(option).strip(" ."))
-    return bool(found and (not found[3] or unit(found[3])[0]))
+    return bool(found and (not found[3] or _unit(found[3])[0]))
 
 
 def with_digits(text: str) -> str:

@@ -79,7 +79,7 @@ class EvalFolder:
         """
         path = directory / HEADER
         session = {**describe_machine(command), "plugins": dict(plugins or {})}
-        if not path.is_file() and jsonl.others(directory):
+        if not path.is_file() and jsonl.names_in(directory):
             raise ValueError(f"{directory} holds files that are no evaluation. Choose another place with output=...")
         header = {**info, **identity, "identity_sha256": json_hash(identity), "sessions": []}
         if path.is_file():

@@ -20,9 +20,9 @@ from langdc import jsonl
 from langdc.data.records import QuestionRecord, Record, SegmentRecord, write_records
 from langdc.log import track
 from langdc.registry import nearest
-from langdc.sample.questions import ask_all, requests
+from langdc.sample.questions import Question, ask_all
 from langdc.sample.render import draw, draw_video
-from langdc.sample.scenes import FPS, Segment, caption, sample_segment, sample_video
+from langdc.sample.scenes import FPS, Segment, as_text, caption, sample_segment, sample_video
 from langdc.video import write_video
 
 VIDEOS: Mapping[str, int] = {"train": 2400, "test": 400}
@@ -109,7 +109,7 @@ def _finished(folder: Path, settings: dict[str, int]) -> bool:
     """Whether the set is there; ValueError if something else is."""
     finished = (folder / _FINISHED).is_file()
     made_with = jsonl.read(folder / (_FINISHED if finished else _UNFINISHED))
-    if not made_with and jsonl.others(folder):
+    if not made_with and jsonl.names_in(folder):
         raise ValueError(f"{folder} holds files that are no sample set. Choose an empty or a new folder.")
     if made_with and made_with != [settings]:
         raise ValueError(
@@ -144,7 +144,7 @@ def _make_video(task: _Task) -> Record:
     rng, name = task.rng, f"{task.split}-{task.number:06d}"
     scenes = sample_video(rng)
     asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes)}
-    wanted = requests([caption(scene) for scene in scenes]) if task.split == "train" else []
+    wanted = _requests([caption(scene) for scene in scenes]) if task.split == "train" else []
     path = task.folder / "videos" / f"{name}.mp4"
     if not _there(path):
         write_video(path, draw_video(scenes, rng), FPS)
@@ -173,3 +173,9 @@ def _segment(scene: Segment, text: str, motions: list[str]) -> SegmentRecord:
     """One entry per object in each list of cues, in the order of the caption."""
     shapes, colours = [thing.shape for thing in scene], [thing.colour for thing in scene]
     return SegmentRecord(caption=text, density=len(scene), subjects=shapes, attributes=colours, actions=motions)
+
+
+def _requests(captions: list[str]) -> list[Question]:
+    """Requests to describe each segment that is not empty, and the whole video."""
+    each = [Question("describe", f"describe segment {n}", text) for n, text in enumerate(captions, 1) if text]
+    return [*each, Question("describe_video", "describe the video", as_text(captions))]

@@ -69,7 +69,7 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def complete(folder: Path) -> None:
+def mark_complete(folder: Path) -> None:
     """Let a checkpoint count, whose files are all there, once they are on the disk, and the logs up to its step."""
     jsonl.flush(*folder.parents[1].glob("*.jsonl"))
     jsonl.sync_folder(folder)
@@ -172,7 +172,7 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
             if (before := header.get("packages", {}).get(name, version)) != version:
                 logger.warning("%s was begun with %s %s; this is %s.", directory, name, before, version)
     else:  # also where a run ended at once for a mistake in its settings
-        others = jsonl.others(directory)
+        others = jsonl.names_in(directory)
         if others and not (directory / SETTINGS).is_file():
             raise ValueError(f"{directory} holds files that are no training run. Choose another place with output=...")
         if "phases" in others or any(directory.glob(f"{RESUME}/*/checkpoint-*")):
