@@ -61,6 +61,8 @@ def _run(words: list[str], **more: str) -> int:
     module, _, function = command.target.partition(":")
     arguments = words[len(command.words.split()) :]
     _check_names(command.words, arguments)
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"Loading langdc {command.words} ...", file=sys.stderr, flush=True)
     return getattr(importlib.import_module(module), function)(arguments, **more)
 
 
@@ -70,7 +72,7 @@ def _check_names(command: str, arguments: list[str]) -> None:
     first = next(iter(arguments), "--")
     model = given.get("--model", first if command == "export" else "--")
     config = given.get("--config", first if command in ("train", "eval", "plan") else "--")
-    if "/" in model and ":" not in model:
+    if "/" in model and ":" not in model and "--endpoint" not in given:
         check_source(model)
     if not config.startswith("-") and "=" not in config:
         find_config(config)

@@ -344,7 +344,7 @@ def check(kind: type[Model], tree: dict, where: str) -> Model:
         return kind.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(kind, item) for item in error.errors()]
-        raise ValueError(f"{where} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
+        raise ValueError(f"{where} has {len(lines)} mistake{'s' * bool(lines[1:])}:\n  " + "\n  ".join(lines)) from None
 
 
 def save(config: BaseModel, path: Path) -> None:

@@ -18,6 +18,11 @@ def plain(text: str) -> str:
     return _CONTROLS.sub("", text.encode(errors="replace").decode())
 
 
+def counted(number: int, one: str, more: str = "") -> str:
+    """Such as "1 row" and "1,200 rows"; `more`: what stands after other numbers than 1."""
+    return f"{number:,} {one if number == 1 else more or f'{one}s'}"
+
+
 def markdown(text: str) -> str:
     """Text without meaning to Markdown or HTML, on one line, also in a cell of a table."""
     text = html.escape(" ".join(plain(text).split()), quote=False).replace("\\", "\\\\")

@@ -175,7 +175,7 @@ def test_a_bad_line_7_is_a_wrong_answer(place: Path, capsys: pytest.CaptureFixtu
 def test_unknown_keys_all_at_once(place: Path, capsys: pytest.CaptureFixture[str]):
     tree = run_tree(place)
     tree["train"]["learning_rat"] = tree["precison"] = 1
-    said = "config.yaml has 2 mistake(s)", "train.learning_rat: unknown key. Did you mean 'learning_rate'?"
+    said = "config.yaml has 2 mistakes", "train.learning_rat: unknown key. Did you mean 'learning_rate'?"
     assert_helps(typed(STAGE2.main, place, tree), capsys, *said, "precison: unknown key. Did you mean 'precision'?")
 
 

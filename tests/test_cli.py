@@ -71,6 +71,22 @@ def test_a_group_lists_its_commands_and_an_unknown_one_is_a_mistake(capsys):
     assert "There is no command 'data nothing'" in capsys.readouterr().err
 
 
+def test_a_terminal_is_told_what_is_loaded_before_it_is(monkeypatch, capsys):
+    def load(name: str) -> None:
+        assert capsys.readouterr().err == "Loading langdc data import ...\n" * sys.stderr.isatty()
+        raise ValueError("seen")
+
+    monkeypatch.setattr(cli.importlib, "import_module", load)
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        assert main(["data", "import", "x.csv", "--out", "y.jsonl"]) == 2
+        assert capsys.readouterr().err.endswith("seen\n")
+
+
+def test_an_endpoint_names_its_models_as_it_likes():
+    assert cli._check_names("data caption", ["v", "--endpoint", "http://h/v1", "--model", "/served/eye"]) is None
+
+
 def test_text_of_users_is_no_markup(capsys):
     for question in ("[/b] what", "[red]what :smile:"):
         assert main(["ask", "--sample", question, "--max-new-tokens", "2"]) == 0

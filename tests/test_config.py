@@ -46,7 +46,7 @@ def mistakes(tree: dict) -> list[str]:
     with pytest.raises(ValueError) as caught:
         check(RunConfig, tree, "stage2.yaml")
     head, *lines = str(caught.value).splitlines()
-    assert head == f"stage2.yaml has {len(lines)} mistake(s):"
+    assert head == f"stage2.yaml has {len(lines)} mistake{'s' * (len(lines) > 1)}:"
     return [line.strip() for line in lines]
 
 

@@ -1,23 +1,33 @@
-"""Mutated configs and records, 500 each, the same in every run: read as they stand, or refused in a sentence."""
+"""Mutated configs, records, replies and model folders, 500 each, always the same: read as they are, or refused."""
 
 import copy
 import json
 import math
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from safetensors.torch import load, load_file, save_file
 
 from langdc import jsonl
 from langdc.config import RunConfig, check
 from langdc.configfiles import SHIPPED, read_tree
-from langdc.data.records import Record
+from langdc.data.records import LETTERS, Record
+from langdc.evaluate import answers
+from langdc.evaluate.choices import choice
 from langdc.evaluate.settings import EvalConfig
+from langdc.language_models import load_language_model, load_tokenizer
 
+pytestmark = pytest.mark.slow
 FUZZ = settings(
     max_examples=500, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -200,3 +210,122 @@ def test_lines(data: st.DataObject) -> None:
         return
     assert tree == json.loads(line.decode("utf-8-sig")) or "NaN" in str(line)
     agrees(Record, tree, reads(Record, tree))
+
+
+STATED = (
+    "{0}", "{0}.", "({0})", "**{0}**", "{0}. {1}", "{0}) {1}", "Answer: {0}", "The answer is {0}.",
+    "the correct answer is ({0}).",
+    "The answer is option {0}", "Answer: Option {0}", "\\boxed{{{0}}}", "$\\boxed{{\\text{{{0}}}}}$",
+    "<answer>{0}</answer>",
+    "Final answer: **{0}**", "So the correct option is {0}: {1}.", "I would choose {0}.", "答案：{0}", "{1}",
+    "The answer is {1}.",
+    'Answer:\n\n{0}', "### Answer\n{0}", "The best answer is:\n({0}) {1}",
+    "Therefore, {0} is correct.", '{{"answer": "{0}"}}',
+)  # fmt: skip
+BEFORE = (
+    "", "\n", "<think>\nIt could be {other}. The answer is {other}? No.\n</think>\n\n",
+    "Let us look at the frames.\n\n",
+    "Option {other} is wrong because nothing falls.\n", "The man walks to the table at first. ",
+    "The answer is not {other}. ",
+    "◁think▷ maybe {other} ◁/think▷",
+)  # fmt: skip
+AFTER = ("", "\n", " ", "<|im_end|>", "</s>", "\n\n")
+OPTIONS = (
+    ["a red car", "a blue car", "a dog runs", "a man sits"],
+    ["Yes", "No"],
+    ["3", "5", "12", "30"],
+    ["He opens the door", "He opens the window", "He does not open anything"],
+)
+
+
+@FUZZ
+@given(data=st.data())
+def test_replies_that_state_an_answer(data: st.DataObject) -> None:
+    options = data.draw(st.sampled_from(OPTIONS))
+    right, other = data.draw(st.permutations(range(len(options))))[:2]
+    stated = data.draw(st.sampled_from(STATED)).format(LETTERS[right], options[right])
+    before = data.draw(st.sampled_from(BEFORE)).format(other=LETTERS[other])
+    reply = before + stated + data.draw(st.sampled_from(AFTER))
+    assert choice(reply, options) == LETTERS[right], reply
+
+
+@FUZZ
+@given(
+    reply=st.lists(
+        st.sampled_from(
+            ["A", "B", "(C)", "Z", "answer", "is", "not", "or", "**", "\\boxed{", "<think>", "</think>", "{"]
+        )
+        | st.sampled_from(
+            ["1:30", "-5", "3.5", "1/2", "1e999", "1/0", "九", "twenty", "hundred " * 40, "%", "\n", "," * 50]
+        )
+        | st.text(max_size=6),
+        max_size=30,
+    ).map(" ".join)
+)
+def test_any_reply_is_read_or_unread(reply: str) -> None:
+    assert choice(reply, OPTIONS[0]) in {None, "A", "B", "C", "D"}
+    assert choice(f"  {reply}\n", OPTIONS[0]) == choice(reply, OPTIONS[0])
+    found = answers.number(reply)
+    assert found is None or math.isfinite(found)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of 2 layers, with a tokenizer."""
+    model = load_language_model("sample:language_model")
+    place = tmp_path_factory.mktemp("model")
+    model.save_pretrained(place)
+    load_tokenizer("sample:language_model").save_pretrained(place)
+    return place
+
+
+def disturb(data: st.DataObject, folder: Path) -> None:
+    """Change a file of a model folder: its bytes, what its JSON says, or which tensors it holds."""
+    file = folder / data.draw(st.sampled_from(sorted(path.name for path in folder.iterdir())))
+    content = file.read_bytes()
+    kinds = ["gone", "empty", "cut", "bytes", "pointer"]
+    kinds += ["json"] * 4 * (file.suffix == ".json") + ["tensors"] * 6 * (file.suffix == ".safetensors")
+    kind = data.draw(st.sampled_from(kinds))
+    file.unlink()  # it is linked to the original
+    if kind == "tensors":
+        tensors = load(content)
+        name = data.draw(st.sampled_from(sorted(tensors)))
+        tensor = tensors.pop(name)
+        change = data.draw(st.sampled_from(["gone", "shorter", "deeper", "half"]))
+        if change != "gone":
+            tensors[name] = {"shorter": tensor[:-1].clone(), "deeper": tensor[None], "half": tensor.half()}[change]
+        if data.draw(st.booleans()):
+            tensors[f"{name}s"] = tensor.clone()
+        save_file(tensors, file, {"format": "pt"})
+    elif kind == "json":
+        file.write_text(json.dumps(data.draw(mutated([json.loads(content)]))))
+    elif kind == "bytes":
+        changed = bytearray(content)
+        for _ in range(data.draw(st.integers(1, 8))):
+            changed[data.draw(st.integers(0, min(len(changed), 4096) - 1))] = data.draw(st.integers(0, 255))
+        file.write_bytes(changed)
+    elif kind != "gone":
+        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+        file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "pointer": pointer}[kind])
+
+
+@FUZZ
+@given(data=st.data())
+def test_model_folders(folder: Path, data: st.DataObject) -> None:
+    """A folder is refused in a sentence, or read with every tensor as its file has it."""
+    with tempfile.TemporaryDirectory() as place:
+        mine = Path(place, "model")
+        shutil.copytree(folder, mine, copy_function=os.link)
+        disturb(data, mine)
+        try:
+            model = load_language_model(str(mine))
+            load_tokenizer(str(mine))
+        except (ValueError, OSError) as error:
+            assert "\n" not in str(error).strip() or len(str(error)) < 2000
+            return
+        stored = load_file(mine / "model.safetensors")
+        for name, tensor in model.state_dict().items():
+            if name in stored:
+                assert torch.equal(tensor, stored[name].to(tensor.dtype)) or not stored[name].isfinite().all(), name
+            else:  # tied
+                assert name == "lm_head.weight" and model.config.tie_word_embeddings, name

@@ -151,7 +151,7 @@ def quantity(text: str) -> tuple[float, str, float] | None:
             glued = re.match(r"(?i)[a-z]", part[found.end(2 if found[2] else 1) :])
             if glued and not _unit(found[3])[0]:  # "3D", "2nd"
                 continue
-            if (said := _quantity(part, found)) is None:
+            if (said := _quantity(part, found)) is None or not math.isfinite(said[0]):
                 return None
             other = ANOTHER.match(part, said[3])
             return None if other and _value(other[1]) != _value(found[1]) else said[:3]
@@ -222,6 +222,6 @@ def with_digits(text: str) -> str:
     sub(r"half(?: an?)?", lambda _: 0.5)
     for name, size in {**SCALES, "dozen": 12}.items():
         pattern = rf"(?<![\d.])(\d+|a) {name}(?: (?:and )?(\d{{1,{len(str(size)) - 1}}})(?! ?[\d.,]\d))?"
-        sub(pattern, lambda m, size=size: size * float(m[1].replace("a", "1")) + float(m[2] or 0))
+        sub(pattern, lambda m, size=size: size * float(m[1].lower().replace("a", "1")) + float(m[2] or 0))
     sub(r"(\d) point ((?:\d ?)+)", lambda m: float(f"{m[1]}.{m[2].replace(' ', '')}"))
     return re.sub(r"(?i)\b(?:minus|negative)\s+(?=\.?\d)", "-", text)

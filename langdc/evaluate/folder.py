@@ -200,7 +200,15 @@ class EvalFolder:
 
 
 def _changes(before: Any, after: Any, path: str = "") -> list[str]:
-    """One line per difference between two trees of settings: where, what stood there, what it is now."""
+    """One line per difference between two trees of settings: where, what stood there, what it is now.
+
+    Items of lists that have a name, such as entries, are compared by it.
+    """
+    if (then := _by_name(before)) and (now := _by_name(after)):
+        lines = [f"{path}: {name!r} is gone" for name in then if name not in now]
+        lines += [f"{path}: {name!r} is new" for name in now if name not in then]
+        lines += [line for name in then if name in now for line in _changes(then[name], now[name], f"{path}.{name}")]
+        return lines or [f"{path}: in another order"] * (before != after)
     if isinstance(before, dict) and isinstance(after, dict):
         pairs = [(str(key), before.get(key), after.get(key)) for key in {**before, **after}]
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
@@ -208,3 +216,9 @@ def _changes(before: Any, after: Any, path: str = "") -> list[str]:
     else:
         return [] if before == after else [f"{path}: {before!r:.200} there, {after!r:.200} now"]
     return [line for key, one, two in pairs for line in _changes(one, two, f"{path}.{key}".lstrip("."))]
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """The items of a list by their names; {} if it is none, or one has no name."""
+    named = isinstance(tree, list) and all(isinstance(item, dict) and "name" in item for item in tree)
+    return {item["name"]: item for item in tree} if named else {}

@@ -10,6 +10,7 @@ processes share the work: torchrun --nproc-per-node 2 data_prep/caption.py ..., 
 import argparse
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -46,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with jsonl.making_folder(work, "*.lock"), jsonl.locked(file.with_suffix(jsonl.LOCK), f"writes {file}"):
         done, mine = _lines(work), [job for job in jobs if job.group % count == number - 1]
         waiting = [job for job in mine if "clips" not in done.get(job.key, {})]
-        out.print(f"{len(mine)} videos and images, of which {len(mine) - len(waiting)} have captions.")
+        files, twice = len({job.path for job in mine}), sum(len(job.others) for job in mine)
+        clips = "" if files == len(mine) else f"{len(mine)} clips of "
+        out.print(f"{clips}{files} videos and images, of which {len(mine) - len(waiting)} have captions.")
+        if twice:
+            out.print(f"{twice} records show a clip that another one shows: what --ask says is in the first.")
+        if waiting:
+            out.print(f"Loading the teacher {options.teacher or options.model} ...")
         made = (on_ray(options, waiting) if options.ray else Captioning(options).lines(waiting)) if waiting else ()
         for line in track(made, len(waiting), "Captions"):
             if "failed" in line:
@@ -119,6 +126,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 def _jobs(options: argparse.Namespace) -> list[Job]:
     """The videos and images of the input, in order."""
     source, out = options.videos, options.out
+    if not source.exists():
+        raise ValueError(f"There is no {source}. Give a file of records, or a folder of videos.")
     if source.is_dir():
         names = sorted(file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file())
         shown = (name for name in names if name.lower().endswith(VIDEO_SUFFIXES) and "/." not in f"/{name}")
@@ -127,18 +136,30 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
         root, records = source.parent, check_media(source, read_records(source), options.allow_outside)
         if out.exists() and out.samefile(source):
             raise ValueError(f"--out {out} is the input. Choose another file.")
+    if (ask := options.ask) is not None:
+        videos = options.segments != 1 and any(record.video is not None for record in records)
+        if re.search("[{}]", ask.replace("{number}", "")) or (videos and "{number}" not in ask):
+            raise ValueError(
+                f"--ask {ask!r}: {{number}}, the one field there is, must stand where a segment's number does, without "
+                "other braces; with --segments 1 it may be left out."
+            )
     settings = {name: value for name, value in vars(options).items() if name not in (*_FREE, "allow_outside")}
     settings["request"] = options.endpoint_settings.get("options")
     deciding = [settings, REWRITE, options.teacher and weights_identity(options.teacher)]
-    jobs: list[Job] = []
-    for record in records:
+    jobs: dict[tuple, Job] = {}
+    for place, record in enumerate(records):
         if (path := record.media_path(root)) is not None:
+            clip = (path.resolve(), record.start, record.end, record.fps)
+            if (first := jobs.get(clip)) is not None:
+                jobs[clip] = first._replace(others=(*first.others, (place, record)))
+                continue
             stats = [file.stat() for file in (frame_files(path) if path.is_dir() else [path])]
             about = [record.id, record.start, record.end, record.fps, *((s.st_size, s.st_mtime_ns) for s in stats)]
-            jobs.append(Job(record, path.absolute(), json_hash([deciding, about]), len(jobs) // options.batch))
+            group = len(jobs) // options.batch
+            jobs[clip] = Job(record, path.absolute(), json_hash([deciding, about]), group, place)
     if not jobs:
         raise ValueError(f"{source} holds no videos ({', '.join(VIDEO_SUFFIXES)}). Give a folder or records of some.")
-    return jobs
+    return list(jobs.values())
 
 
 def _lines(work: Path) -> dict[str, dict]:
@@ -163,14 +184,17 @@ def _finish(options: argparse.Namespace, jobs: list[Job], done: dict[str, dict],
             f"{len(here)} of {len(jobs)} videos are done. The process that does the last one writes {options.out}."
         )
     elif clips:
+        made = [each for job, line in here for each in _records(options, job, line)]
         with jsonl.writing(options.out, shared=True) as partial:  # two shards may end at the same time
-            write_records(partial, (record for job, line in here for record in _records(options, job, line)))
-        out.print(f"Written: {options.out}, {len(clips)} records.")
+            write_records(partial, (record for _, record in sorted(made, key=lambda each: each[0])))
+        out.print(f"Written: {options.out}, {len(made)} records.")
     return 1 if failed else 0
 
 
-def _records(options: argparse.Namespace, job: Job, line: dict) -> Iterator[Record]:
-    """The records of a job: its own with captions, or one per scene, without what is asked about all of it."""
+def _records(options: argparse.Namespace, job: Job, line: dict) -> Iterator[tuple[int, Record]]:
+    """The records of a job, with their places: its own with captions, or one per scene, without what is asked about all
+    of it.
+    """
     media = Path(os.path.relpath(job.path, options.out.absolute().parent)).as_posix()
     for clip in line.get("clips", ()):
         changed = {name: clip[name] for name in ("id", "start", "end")}
@@ -182,4 +206,6 @@ def _records(options: argparse.Namespace, job: Job, line: dict) -> Iterator[Reco
             named = [(options.ask.replace("{number}", str(n)), s.caption) for n, s in enumerate(changed["segments"], 1)]
             asked += [QuestionRecord(kind="describe", question=text, answer=said) for text, said in named if said]
         messages = job.record.messages if whole and not asked else []
-        yield job.record.model_copy(update={**changed, "questions": asked, "messages": messages})
+        yield job.place, job.record.model_copy(update={**changed, "questions": asked, "messages": messages})
+        for place, record in job.others if whole else ():
+            yield place, record.model_copy(update={"id": record.id, **{n: v for n, v in changed.items() if n != "id"}})

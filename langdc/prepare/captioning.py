@@ -27,12 +27,17 @@ _SAID = ("teacher", "captioner", "model", "prompt", "text_model")
 
 
 class Job(NamedTuple):
-    """A record whose video or image is captioned. `key`: hash of it and the settings; `group`: described at once."""
+    """A video or image that is captioned. `key`: hash of it and the settings; `group`: described at once.
+
+    `record` is the first that shows it, on place `place` of the input; `others` show the same clip.
+    """
 
     record: Record
     path: Path
     key: str
     group: int
+    place: int = 0
+    others: tuple[tuple[int, Record], ...] = ()
 
 
 class _Clip(NamedTuple):

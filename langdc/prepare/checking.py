@@ -21,13 +21,15 @@ from langdc.data.records import LETTERS, OUTSIDE, SHOWN_LETTERS, Medium, Record,
 from langdc.hashing import file_hash, json_hash
 from langdc.log import screen, track
 from langdc.prepare.probing import Job, probed
-from langdc.text import render
+from langdc.text import counted, render
 from langdc.tools.options import add_outside
-from langdc.train.quarantine import FILE, FOLDER
+from langdc.train.quarantine import FILE, FOLDER, folder_of, listed_files
 
 _SHOWN = 5
 """Faults of each kind on the terminal; the page lists the first `_LISTED` of all."""
 _LISTED = 2000
+_TABLES, _PACKED = (".csv", ".tsv", ".parquet", ".tar", ".tgz"), (b"PAR1", b"PK\3\4")
+_NAMED_BELOW = (b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff", b"[")  # beginnings of files that `_read` says more of
 _WINDOWS = re.compile(r"[A-Za-z]:|.*\\")
 _KINDS = {
     "^not UTF-8": "encoding",
@@ -83,19 +85,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.jobs < 1 or options.timeout <= 0:
         raise ValueError(f"--jobs {options.jobs} --timeout {options.timeout}: give at least 1, and over 0 seconds.")
     config = load(RunConfig, options.config) if options.config else None
-    folder = options.out or options.data[0].with_suffix(FOLDER)
-    beside = [] if options.out else [file.with_suffix(FOLDER) for file in options.data]
+    folder = options.out or folder_of(options.data[0])
+    beside = [] if options.out else [folder_of(file) for file in options.data]
+    for file in options.data:
+        _check_kind(file)
     for place in (folder, *beside):
         jsonl.check_output(place / FILE)
+        for file in sorted(listed_files(place / FILE) - {file.resolve() for file in options.data}):
+            own = folder_of(file)  # where it has a list, too, if files were checked together
+            if file.is_file() and (options.out or own == place.resolve() or not (own / FILE).is_file()):
+                raise ValueError(f"{place} holds the list of {file}. Give another folder for this one: --out DIR.")
     with jsonl.making_folder(folder), jsonl.locked(folder / jsonl.LOCK, f"writes into {folder}"):
         return _check(options, config, folder, beside)
 
 
 def _check(options: argparse.Namespace, config: RunConfig | None, folder: Path, beside: list[Path]) -> int:
     faults: list[_Fault] = []
+    out = screen()
+    out.print(f"Reading {', '.join(map(str, options.data))} ...")
     entries = [entry for file in dict.fromkeys(options.data) for entry in _read(file, faults)]
     for entry in entries:
         faults += _of_text(entry, options.allow_outside)
+    for file in dict.fromkeys(entry.file for entry in entries):
+        own = [entry for entry in entries if entry.file == file]
+        silent = [
+            e for e in own if e.record.shown and not (e.record.questions or e.record.messages or e.record.segments)
+        ]
+        if silent:
+            said = f"{len(silent)} of {counted(len(own), 'record')} ask and describe nothing; this is the first"
+            faults.append(silent[0].fault("no question", said, False))
     held: dict[_Key, Path] = {}
     for file in options.eval:
         shown = [medium for record in read_records(file) for medium in record.shown]
@@ -104,7 +122,10 @@ def _check(options: argparse.Namespace, config: RunConfig | None, folder: Path, 
     found = _probe(entries, held, folder, options)
     faults += [*_of_media(entries, found), *_of_copies(entries, held, found)]
     if config is not None:
+        out.print(f"Loading the tokenizer and sizes of {options.config} ...")
         faults += _of_prompts(entries, config, found)
+        learned = {(fault.file, fault.line) for fault in faults if fault.fatal and fault.kind == "answer"}
+        faults = [f for f in faults if f.fatal or f.kind != "answer" or (f.file, f.line) not in learned]
     order = list(options.data)
     faults.sort(key=lambda fault: (order.index(fault.file), fault.line, not fault.fatal))
     return _report(faults, entries, folder, beside)
@@ -113,10 +134,22 @@ def _check(options: argparse.Namespace, config: RunConfig | None, folder: Path, 
 # ---- what the lines say
 
 
+def _check_kind(file: Path) -> None:
+    """ValueError for what is no file, or a table or the like, of which no line is a record."""
+    if not file.is_file():
+        how = f"`langdc data import {file} --out {file}.jsonl` or `langdc data caption` makes records of videos in it"
+        raise ValueError(f"{file} is a folder: {how}." if file.is_dir() else f"There is no record file {file}.")
+    with file.open("rb") as opened:
+        begin = opened.read(1 << 20).removeprefix(codecs.BOM_UTF8).lstrip()
+    objects = begin[:2] != b"{\n" and not begin.startswith(_PACKED) and re.search(rb"^\s*\{", begin, re.MULTILINE)
+    named = file.suffix.lower() in _TABLES and begin[:1] != b"{"
+    if begin and (named or not objects) and not begin.startswith(_NAMED_BELOW):
+        how = f"`langdc data import {file} --out {file.with_suffix('.jsonl')}` makes records of it, if it is CSV, TSV"
+        raise ValueError(f"{file} is a table or the like, not JSON lines: {how}, JSON, Parquet or a tar.")
+
+
 def _read(file: Path, faults: list[_Fault]) -> list[_Entry]:
     """The records that can be read; what is wrong with others goes to `faults`."""
-    if not file.is_file():
-        raise ValueError(f"There is no record file {file}. Check the path.")
     content = file.read_bytes()
     text = content.removeprefix(codecs.BOM_UTF8)
     for kind, is_so, reason in (
@@ -160,8 +193,10 @@ def _of_text(entry: _Entry, allow_outside: bool) -> Iterable[_Fault]:
                 pair = LETTERS[texts.index(text)], LETTERS[number]
                 fatal = question.answer in pair
                 yield entry.fault("options", f"options {pair[0]} and {pair[1]} have the same text {text!r}", fatal)
-        if not question.answered:
-            yield entry.fault("answer", f"the question {question.question[:60]!r} has no answer", False)
+    without = [question.question for question in entry.record.questions if not question.answered]
+    if without:
+        more = f", nor have {len(without) - 1} more" * bool(without[1:])
+        yield entry.fault("answer", f"the question {without[0][:60]!r} has no answer{more}", False)
     for medium in entry.record.shown:
         path, kind, reason = _place(entry.file.parent, medium, allow_outside)
         if path is not None:
@@ -288,7 +323,8 @@ def _report(faults: list[_Fault], entries: list[_Entry], folder: Path, beside: l
         if fault.fatal:
             reasons[fault.file, fault.line, fault.id].append(f"{fault.kind}: {fault.reason}")
     for kind, found in kinds.items():
-        lines = [f"{fault.file}, line {fault.line}, id {fault.id!r}: {fault.reason}" for fault in found]
+        names = ["" if fault.id is None else f", id {fault.id!r}" for fault in found]
+        lines = [f"{f.file}, line {f.line}{name}: {f.reason}" for f, name in zip(found, names, strict=True)]
         out.print(listed(f"{kind}, {len(found)}", lines, _SHOWN))
     jsonl.write_lines(folder / "faults.jsonl", ({**asdict(fault), "file": str(fault.file)} for fault in faults))
     for place in dict.fromkeys([folder, *beside]):
@@ -304,8 +340,12 @@ def _report(faults: list[_Fault], entries: list[_Entry], folder: Path, beside: l
     files = Counter(entry.file for entry in entries)
     shown = {"figures": figures, "counts": counts, "faults": faults[:_LISTED], "files": files}
     jsonl.write_text(folder / "report.html", render("langdc", "prepare/checking.html", **shown))
-    out.print(f"{len(entries)} records can be read, with {media} media; {len(faults)} faults, warnings included.")
-    out.print(f"{len(reasons)} records cannot be trained on. {folder / 'report.html'}")
+    if missing := [q for entry in entries for q in entry.record.questions if not q.answered]:
+        asked = counted(sum(len(entry.record.questions) for entry in entries), "question")
+        out.print(f"{len(missing)} of {asked} {'have' if missing[1:] else 'has'} no answer.")
+    found = f"{counted(len(entries), 'record')} can be read, with {media} media"
+    out.print(f"{found}; {counted(len(faults), 'fault')}, warnings included.")
+    out.print(f"{counted(len(reasons), 'record')} cannot be trained on. {folder / 'report.html'}")
     if reasons:
         out.print(f"Correct them, or train on the rest: langdc train CONFIG --quarantine {folder / FILE}")
     return int(bool(reasons))

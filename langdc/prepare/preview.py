@@ -28,6 +28,7 @@ from langdc.jsonl import check_output, write_text
 from langdc.log import screen
 from langdc.model import VideoModel
 from langdc.text import render
+from langdc.tools.options import add_quarantine
 from langdc.train import chain, output
 from langdc.train.batches import TrainingData
 from langdc.train.objectives import objectives
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; 0, or 1 when a record could not be read, which the page says."""
     parser = argparse.ArgumentParser(prog="langdc data preview", description=__doc__)
     parser.add_argument("words", nargs="+", metavar="CONFIG | key=value", help="one training run, as for langdc train")
+    add_quarantine(parser)
     parser.add_argument("--records", type=int, default=8, help="how many, evenly out of all (default: 8)")
     parser.add_argument("--ids", nargs="+", metavar="ID", help="the records with these ids instead")
     model = parser.add_mutually_exclusive_group()
@@ -63,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--out {out}: give a file in a folder that exists.")
     check_output(out)
     names = [word for word in options.words if "=" not in word]
-    links = chain.read(names, [word for word in options.words if "=" in word])
+    links = chain.read(names, [*filter(None, [options.quarantine]), *(word for word in options.words if "=" in word)])
     if len(links) != 1:
         raise ValueError(f"A preview shows one run; given: {', '.join(link.name for link in links) or 'none'}.")
+    console.print(f"Loading the model of {links[0].name} ...")
     data = _data(links[0].config, options)
     with console.status("reading ..."):
         records = [_record(data, sample, bool(options.checkpoint)) for sample in _chosen(data, options)]

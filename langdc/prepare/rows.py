@@ -104,19 +104,24 @@ def _of_table(path: Path) -> Rows:
         file.seek(0)
         rows = csv.DictReader(file, delimiter=comma, strict=True)
         try:
+            _check_names(path, [name for name in rows.fieldnames or () if name])
             for row in rows:
                 yield f"line {rows.line_num}", _tried(_cells, row)
         except csv.Error as error:
             raise ValueError(f"{path}, line {rows.reader.line_num}: {error}. Quote cells as CSV asks.") from None
 
 
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{path}: two columns have the name {twice[0]!r}. Rename one, or take it out.")
+
+
 def _cells(row: dict) -> dict:
-    """Those that are not empty."""
     if None in row or None in row.values():
         raise ValueError("it has another number of cells than the first line has names")
     if any("\udc80" <= letter <= "\udcff" for letter in "".join(row.values())):
         raise ValueError("not UTF-8 text")
-    return {name: value for name, value in row.items() if value}
+    return row
 
 
 def _text_file(suffix: str, content: bytes) -> dict:
@@ -149,7 +154,9 @@ def parquet(files: Sequence[Path], columns: list[str] | None = None) -> Rows:
 
     for file in files:
         try:
-            batches = pyarrow.parquet.ParquetFile(file).iter_batches(_BATCH, columns=columns)
+            opened = pyarrow.parquet.ParquetFile(file)
+            _check_names(file, opened.schema_arrow.names)
+            batches = opened.iter_batches(_BATCH, columns=columns)
             rows = (row for batch in batches for row in batch.to_pylist())
             yield from ((f"{file.name}, row {number}", row) for number, row in enumerate(rows))
         except pyarrow.ArrowException as error:

@@ -30,6 +30,12 @@ def add_outside(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-outside", action="store_true", help="read media outside the folder of their records")
 
 
+def add_quarantine(parser: argparse.ArgumentParser) -> None:
+    """Records that a training leaves out."""
+    said = "records to leave out, as langdc data check lists them"
+    parser.add_argument("--quarantine", metavar="FILE", type="train.quarantine={}".format, help=said)
+
+
 def place(options: argparse.Namespace) -> dict[str, Any]:
     """The device and the type that were given, as keywords of `VideoLM.from_pretrained`."""
     return _given(device=options.device, dtype=options.dtype)

@@ -24,6 +24,7 @@ from langdc.features import FeatureStore
 from langdc.flops import language_model_flops
 from langdc.log import console, get_logger
 from langdc.model import VideoModel
+from langdc.tools.options import add_quarantine
 from langdc.train import chain, output
 from langdc.train.batches import TrainingData
 from langdc.train.objectives import objectives
@@ -41,6 +42,10 @@ _FILLED = 0.92  # fraction of a device's memory that may be used: the rest is it
 _ASSUMED_MFU = 0.4
 _NOTHING_FITS = "nothing fits: a smaller train.batch_size, adapters (train.lora), quantize: nf4, or more devices"
 _MEDIA_SIZE = (336, 448)  # height and width where a frame's own size is not known
+_UNITS = {  # name, size, from which figure on
+    "time": (("h", 3600, 7200), ("min", 60, 120), ("s", 1, 0)),
+    "operations": (("EFLOP", 1e18, 1e18), ("PFLOP", 1e15, 1e15), ("TFLOP", 1e12, 0)),
+}
 _TOKENIZERS = {"language_model": "tokenizer", "captioner": "captioner_tokenizer"}
 
 
@@ -92,9 +97,10 @@ def _plan(config: RunConfig, gpus: int = 1) -> dict[str, Any]:
     total, trained = _numbers(run.model)
     found: dict[str, Any] = {"parameters": total, "trained": trained, "samples": None}
     found |= {"steps": config.train.steps, "tokens": None, "flops": None}
+    found["why"] = "weights are not loaded; use --probe"
     missing = [str(path) for path in config.train.files if not path.is_file()]
     if missing:
-        logger.warning("There is no %s: tokens and operations are not known.", ", ".join(missing))
+        found["why"] = f"there is no {', '.join(missing)}"
     else:
         store, (samples, _) = FeatureStore(run.model.backbone.encode, "plan"), split(run.model, objective, config)
         data = _SizesOnly(run.model, objective, config, store, samples)
@@ -127,8 +133,7 @@ def _passed(model: VideoModel, data: TrainingData, reads: bool) -> tuple[float |
         try:
             with torch.device("meta"):
                 found = model.compress(model.features(batch), Context(targets=batch.targets)).tokens
-        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-            logger.info("Tokens and operations are known with --probe only (%s).", str(error).split("\n")[0])
+        except (RuntimeError, NotImplementedError, ValueError, TypeError):
             return None, None
         texts = sum(len(prompt.ids) for prompt in batch.prompts)
         tokens.append(texts + sum(len(found[number]) for shown in batch.shows for number in shown))
@@ -198,12 +203,20 @@ def _probe(config: RunConfig) -> dict[str, float]:
     }
 
 
+def _readable(name: str, value: float) -> str:
+    """A figure in a unit that suits its size."""
+    if name in _UNITS:
+        unit, size = next((unit, size) for unit, size, least in _UNITS[name] if value >= least)
+        return f"{value / size:{'.2g' if value < 10 * size else ',.0f'}} {unit}"
+    return f"{value:.2f} GiB" if name == "peak memory" else f"{value:,.0f}"
+
+
 def _show(link: chain.Link, found: dict[str, Any], memory: float | None) -> None:
     console.print(f"{link.name} -> {link.config.output}", style="bold", markup=False)
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name in ("samples", "steps", "tokens", "parameters", "trained", "flops", "hours", "peak_gib"):
-        value = found.get(name)
-        table.add_row(name, "not known" if value is None else f"{value:,{'.4g' * isinstance(value, float)}}")
+    for name in ("samples", "steps", "tokens", "parameters", "trained", "operations", "time", "peak memory"):
+        value = found.get({"operations": "flops", "time": "seconds", "peak memory": "peak_gib"}.get(name, name))
+        table.add_row(name, f"not known: {found['why']}" if value is None else _readable(name, value))
     budget = math.inf if memory is None else _FILLED * memory * _GIB
     for layout, size in found["memory"].items():
         fits = "" if memory is None else "  fits" if size <= budget else "  too large"
@@ -218,20 +231,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan of each run that is named."""
     parser = argparse.ArgumentParser(prog="langdc plan", description="What training runs take.")
     parser.add_argument("words", nargs="+", metavar="CONFIG | key=value", help="as for langdc train")
+    add_quarantine(parser)
     parser.add_argument("--gpus", type=int, default=1, help="devices that share the work (default: 1)")
-    parser.add_argument("--memory", type=float, metavar="_GIB", help="of one device: what fits, and what to change")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of one device: what fits, and what to change")
     parser.add_argument("--probe", action="store_true", help=f"make {_PROBE_STEPS} real steps here, and measure them")
     options = parser.parse_intermixed_args(argv)
     if options.gpus < 1 or (options.memory is not None and options.memory <= 0):
         raise ValueError(f"--gpus {options.gpus} --memory {options.memory}: give at least 1 device and over 0 GiB.")
-    overrides = [word for word in options.words if "=" in word]
+    overrides = [*filter(None, [options.quarantine]), *(word for word in options.words if "=" in word)]
     for link in chain.read([word for word in options.words if "=" not in word], overrides):
         found = _plan(link.config, options.gpus)
         if options.probe:
             measured = _probe(link.config)
             found |= {"tokens": measured["tokens"], "flops": measured["flops"] * found["steps"]}
-            found |= {"hours": measured["seconds"] * found["steps"] / 3600, "peak_gib": measured["bytes"] / _GIB}
+            found |= {"seconds": measured["seconds"] * found["steps"], "peak_gib": measured["bytes"] / _GIB}
         elif found["flops"] and link.config.peak_flops:
-            found["hours"] = found["flops"] / (_ASSUMED_MFU * link.config.peak_flops * options.gpus * 3600)
+            found["seconds"] = found["flops"] / (_ASSUMED_MFU * link.config.peak_flops * options.gpus)
         _show(link, found, options.memory)
     return 0

@@ -10,7 +10,29 @@ from langdc.log import get_logger
 logger = get_logger(__name__)
 
 FOLDER, FILE = ".check", "quarantine.jsonl"
-"""mine.jsonl is checked into the folder mine.check beside it, by default."""
+"""What `folder_of` adds to a name, and the list in that folder."""
+
+
+def folder_of(file: Path) -> Path:
+    """Where a file is checked into by default: mine.jsonl into mine.check beside it, mine.csv into mine.csv.check."""
+    return file.with_name(f"{file.stem if file.suffix == '.jsonl' else file.name}{FOLDER}")
+
+
+def listed_files(path: Path) -> set[Path]:
+    """The files that a list names."""
+    return {(path.parent / str(one.get("file"))).resolve() for one in jsonl.read(path)} if path.is_file() else set()
+
+
+def check_list(train: TrainConfig) -> None:
+    """ValueError if `train.quarantine` lists records, and none of a file that the run reads."""
+    held = train.validation.data if train.validation is not None else []
+    if train.quarantine is None or not (named := listed_files(train.quarantine)):
+        return
+    if not named & {file.resolve() for file in (*train.files, *held)} and all(file.is_file() for file in named):
+        raise ValueError(
+            f"train.quarantine: {train.quarantine} lists records of {', '.join(sorted(map(str, named)))}, and the run "
+            f"reads {', '.join(map(str, train.files))}. Give the list of these, or leave it out."
+        )
 
 
 def read_kept(file: Path, train: TrainConfig) -> list[Record]:
@@ -40,7 +62,7 @@ def left_out(file: Path, train: TrainConfig) -> list[dict]:
     """
     if train.quarantine is not None:
         return _entries(train.quarantine, file)
-    beside = file.with_suffix(FOLDER) / FILE
+    beside = folder_of(file) / FILE
     found = _entries(beside, file) if beside.is_file() and file.is_file() else []
     if found and beside.stat().st_mtime < file.stat().st_mtime:
         logger.warning("%s was changed after `langdc data check` had listed %s; check it again.", file, beside)

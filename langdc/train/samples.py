@@ -13,6 +13,7 @@ from langdc.data.records import Record, check_media, read_record
 from langdc.interfaces import Objective, TokenCompressor
 from langdc.log import get_logger
 from langdc.model import VideoModel
+from langdc.registry import nearest
 from langdc.train.mixing import capped
 from langdc.train.quarantine import left_out, read_kept
 from langdc.types import FrameSpec
@@ -58,9 +59,18 @@ def read_samples(model: VideoModel, objective: Objective, train: TrainConfig, se
         for file, record in (found[place] for place in capped(len(found), entry.cap, seed, number)):
             samples.append(_sample(model, objective, file, record, len(samples), number))
     if not samples:
-        kinds = f" with kinds {train.kinds}" if train.kinds else ""
-        raise ValueError(f"No record of {', '.join(_paths(train))} can be used for this objective{kinds}.")
+        kinds = f" with kinds {train.kinds}.{_near_kinds(train, train.kinds[0])}" if train.kinds else "."
+        raise ValueError(f"No record of {', '.join(_paths(train))} can be used for this objective{kinds}")
+    learned = {question.kind for sample in samples for question in sample.record.questions}
+    for kind in [kind for kind in train.kinds or () if kind not in learned]:
+        logger.warning("train.kinds: there is no question of the kind %r.%s", kind, _near_kinds(train, kind))
     return with_targets(model, samples, train, drop=not objective.reads)
+
+
+def _near_kinds(train: TrainConfig, kind: str) -> str:
+    """The kinds that the files have, and which one may be meant."""
+    records = [record for file in train.files for record in read_kept(file, train)]
+    return nearest(kind, {question.kind for record in records for question in record.questions})
 
 
 def _paths(train: TrainConfig) -> list[str]:
@@ -74,7 +84,16 @@ def usable(model: VideoModel, objective: Objective, train: TrainConfig, records:
         named = zip(records, asked, strict=True)
         records = [r.model_copy(update={"questions": kept, "messages": []}) for r, kept in named]
     guided = "question" in model.compressor.needs
-    return [r for r in objective.samples(records) if not guided or r.questions or r.messages]
+    found = [r for r in objective.samples(records) if not guided or r.questions or r.messages]
+    return found if objective.reads or guided else _distinct(found)
+
+
+def _distinct(records: list[Record]) -> list[Record]:
+    """Without records that differ from an earlier one only in what is asked: a clip and its captions count once."""
+    said, found = {"video", "image", "start", "end", "fps", "media", "segments"}, dict[str, Record]()
+    for record in records:
+        found.setdefault(record.model_dump_json(include=said) if record.segments else record.id, record)
+    return list(found.values())
 
 
 def _sample(model: VideoModel, objective: Objective, file: Path, record: Record, index: int, entry: int) -> Sample:

@@ -29,6 +29,7 @@ from langdc.model import VideoModel
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.train.batches import GB, TrainingData
 from langdc.train.finite import explain
+from langdc.train.quarantine import check_list
 from langdc.train.samples import Sample, read_samples
 from langdc.train.trainer import BEST_FILE, EvenBatchSampler, RunTrainer
 from langdc.types import FrameSpec
@@ -43,6 +44,7 @@ def split(model: VideoModel, objective: Objective, config: RunConfig) -> tuple[l
     Streamed samples are not read here: none.
     """
     settings, train = config.train.validation, config.train
+    check_list(train)
     if train.streaming and settings is not None and settings.share is not None:
         raise ValueError("train.validation.share needs all records; with train.streaming give train.validation.data.")
     samples = [] if train.streaming else read_samples(model, objective, train, config.seed)

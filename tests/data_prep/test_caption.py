@@ -15,8 +15,9 @@ from langdc.data.records import QuestionRecord, Record, read_records, write_reco
 from langdc.pipeline import VideoLM
 from langdc.prepare.teachers import REWRITE
 from langdc.train.objectives import objectives
-from langdc.train.samples import read_samples
+from langdc.train.samples import read_samples, usable
 from langdc.video import write_video
+from tests import tiny
 from tests.data_prep.captions import COLOURS, FAST, ask, captions, coloured, main, pictures
 from tests.evaluate import runs
 
@@ -159,6 +160,62 @@ def test_a_records_file_keeps_what_it_says_and_clips_are_cut_inside_their_bounds
     clip = found["clip"]
     assert (clip.video, clip.start, clip.end, clip.questions) == ("in/v.mp4", 0.5, 1.5, asked)
     assert found["image"].image == "in/i.png"
+
+
+def test_a_clip_of_several_records_is_described_and_learned_once(endpoint, tmp_path: Path, capsys) -> None:
+    coloured(tmp_path / "in/v.mp4", ["red", "green", "blue", "white"])
+    asked = [[QuestionRecord(kind="k", question=f"q{n}", answer="a")] for n in range(4)]
+    bounds = [{}, {"start": 0.5, "end": 1.5}, {}, {"start": 0.5, "end": 1.5}]
+    rows = [Record(id=f"r{n}", video="v.mp4", questions=asked[n], **bounds[n]) for n in range(4)]
+    write_records(tmp_path / "in/r.jsonl", [*rows, Record(id="last", video="v.mp4", start=1.5)])
+    out = tmp_path / "captions.jsonl"
+    server = endpoint(lambda number, body: " ".join(pictures(body)))
+    assert ask(tmp_path / "in/r.jsonl", out, server.url, "--frames", "1", "--ask", "say {number}") == 0
+    said = capsys.readouterr().out
+    assert len(server.requests) == 6 and "3 clips of 1 videos and images, of which 0 have captions." in said
+    assert "2 records show a clip that another one shows" in said and f"Written: {out}, 5 records." in said
+    records = read_records(out)
+    assert [record.id for record in records] == ["r0", "r1", "r2", "r3", "last"]
+    assert [[q.question for q in record.questions] for record in records] == [
+        ["q0", "say 1", "say 2"], ["q1", "say 1", "say 2"], ["q2"], ["q3"], ["say 1", "say 2"],
+    ]  # fmt: skip
+    assert records[0].segments == records[2].segments != records[1].segments == records[3].segments
+    assert (records[3].video, records[3].start, records[3].end) == ("in/v.mp4", 0.5, 1.5)
+    settings = load(RunConfig, "sample/langdc/stage2_density", [f"train.data=[{out}]"]).train
+    model = tiny.model("langdc")
+    for objective, ids in (("compress", ["r0", "r1", "last"]), ("answer", ["r0", "r1", "r2", "r3", "last"])):
+        found = usable(model, objectives.build(objective), settings, records)
+        assert [record.id for record in found] == ids
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--ask", "describe segment {n}"],
+        ["--ask", "describe {number"],
+        ["--ask", "what is there ?"],
+        ["--ask", "what is there ?", "--seconds", "1"],
+    ],
+)
+def test_what_is_asked_names_the_segment(videos: Path, tmp_path: Path, capsys, words: list[str]) -> None:
+    given = ["--out", str(tmp_path / "c.jsonl"), "--teacher", "no/where", *words]
+    assert main([str(videos), *given]) == 2
+    assert "{number}, the one field there is" in capsys.readouterr().err and not list(tmp_path.glob("c.jsonl*"))
+
+
+def test_broken_and_empty_videos_are_named_and_the_others_described(endpoint, videos: Path, tmp_path, capsys) -> None:
+    (videos / "empty.mp4").touch()
+    (videos / "v0.mp4").write_bytes(b"no film")
+    server, out = endpoint(lambda number, body: pictures(body)[0]), tmp_path / "captions.jsonl"
+    assert ask(videos, out, server.url) == 1
+    said = capsys.readouterr().out
+    assert (
+        "2 videos have no captions; the same command tries them again" in said and "Loading the teacher eye ..." in said
+    )
+    assert "empty.mp4: " in said and "is empty" in said and "v0.mp4: " in said
+    assert captions(out).keys() == WANTED.keys() - {"v0.mp4"}
+    assert ask(tmp_path / "video", tmp_path / "o.jsonl", server.url) == 2
+    assert f"There is no {tmp_path / 'video'}. Give a file of records, or a folder" in capsys.readouterr().err
 
 
 def test_seconds_and_scenes_decide_how_a_video_is_cut(endpoint, tmp_path: Path) -> None:

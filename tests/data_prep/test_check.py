@@ -15,7 +15,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from data_prep.check import main
@@ -25,16 +24,9 @@ from langdc.config import RunConfig, load
 from langdc.prepare.probing import Job, probed
 from langdc.train.quarantine import read_kept
 from langdc.train.run import train
-from langdc.video import write_video
-from tests import tiny
+from tests.data_prep.checks import asked, found_in, good, movie, run_file
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def movie(path: Path, seed: int, frames: int = 16, size: int = 32) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, np.random.default_rng(seed).integers(0, 256, (frames, size, size, 3), dtype=np.uint8), 8)
-    return path
 
 
 def sound(path: Path) -> None:
@@ -50,10 +42,6 @@ def replaced(path: Path, old: bytes, new: bytes) -> None:
     content = path.read_bytes()
     assert old in content
     path.write_bytes(content.replace(old, new))
-
-
-def asked(**changes: Any) -> dict[str, Any]:
-    return {"kind": "k", "question": "what is it ?", "answer": "a ring", **changes}
 
 
 class Faulty:
@@ -160,37 +148,12 @@ def noise(path: Path) -> None:
     Image.fromarray(np.random.default_rng(9).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
 
 
-def found_in(folder: Path) -> dict[int, list[tuple[str, bool]]]:
-    lines: dict[int, list[tuple[str, bool]]] = {}
-    for fault in jsonl.read(folder / "faults.jsonl", strict=True):
-        lines.setdefault(fault["line"], []).append((fault["kind"], fault["fatal"]))
-    return lines
-
-
 def held_out(root: Path, seen: Path) -> Path:
     """The records of an evaluation that shows a file of the training data under another name."""
     root.mkdir()
     shutil.copy(seen, root / "other.mp4")
     jsonl.write_lines(root / "test.jsonl", [{"id": "t", "video": "other.mp4", "questions": [asked()]}])
     return root / "test.jsonl"
-
-
-def good(root: Path, count: int = 4, **changes: Any) -> Path:
-    """Records without faults; each has a video of its own."""
-    for number in range(count):
-        movie(root / f"v{number}.mp4", number)
-    lines = [{"id": f"v{n}", "video": f"v{n}.mp4", "questions": [asked()], **changes} for n in range(count)]
-    jsonl.write_lines(root / "data.jsonl", lines)
-    return root / "data.jsonl"
-
-
-def run_file(folder: Path, data: Path, model: dict | None = None, **changes: Any) -> Path:
-    """A training config."""
-    settings = {"data": [str(data)], "trainable": ["compressor.*"], "steps": 2, "batch_size": 2, **changes}
-    built = model or tiny.config("langdc").model_dump(mode="json")
-    tree = {"model": built, "objective": "answer", "train": settings, "output": str(folder / "run"), "log_steps": 1}
-    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
-    return folder / "run.yaml"
 
 
 def test_every_kind_of_fault_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +166,7 @@ def test_every_kind_of_fault_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     for line, (kind, fatal) in data.wanted.items():
         assert f"{kind}{' (warning)' * (not fatal)}, " in printed
-        assert f"{path}, line {line}, id " in printed or printed.count("... and")
+        assert f"{path}, line {line}" in printed or printed.count("... and")
     kept_out = [one["line"] for one in jsonl.read(folder / "quarantine.jsonl", strict=True)]
     assert kept_out == [line for line, (_, fatal) in data.wanted.items() if fatal]
     assert all(f"<td>{line}</td>" in (folder / "report.html").read_text() for line in data.wanted)

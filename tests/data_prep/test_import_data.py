@@ -84,6 +84,10 @@ def test_parts_without_a_file_take_it_from_the_columns(folder: Path) -> None:
         ({"a0": "dog", "a1": "cat", "answer": 1}, "B"),
         ({"option_a": "dog", "option_b": "cat", "answer": "A"}, "A"),
         ({"option_1": "dog", "option_2": "cat", "answer": "cat"}, "B"),
+        ({"option_1": "dog", "option_2": "cat", "answer": 1}, "A"),
+        ({"option1": "dog", "option2": "cat", "answer": "2"}, "B"),
+        ({"option_0": "dog", "option_1": "cat", "answer": 1}, "B"),
+        ({"Option_A": "dog", "Option_B": "cat", "Answer": "b"}, "B"),
         ({"A": "dog", "B": "cat", "answer": "B"}, "B"),
         ({"options": ["dog", "cat"]}, ""),
     ],
@@ -143,7 +147,7 @@ def test_a_leading_turn_of_the_assistant_is_left_out_and_said(folder: Path, caps
     row = llava("who ?", "a cat", video="a.mp4")
     row["conversations"].insert(0, {"from": "gpt", "value": "hello"})
     assert asked_of(one(folder, row))[1:3] == ("who ?", "a cat")
-    assert "1 conversations begin with the assistant; this turn is left out." in capsys.readouterr().out
+    assert "1 conversation begins with the assistant; this turn is left out." in capsys.readouterr().out
 
 
 # ---- what cannot be used
@@ -179,18 +183,26 @@ def test_a_leading_turn_of_the_assistant_is_left_out_and_said(folder: Path, caps
         ),
         ({"question": "q", "answer": None}, "answer: null, where text must be"),
         ({"question": 5, "answer": "x"}, "question: 5, where text must be"),
-        ({"video": "a.mp4", "question": None, "answer": "x"}, "its columns (video, question (null), answer)"),
+        ({"video": "a.mp4", "question": None, "answer": "x"}, "`question` is null"),
         ({"question": "q", "answer": "C", "options": ["x", "y"]}, "answer: 'C' is none of the 2 options"),
         ({"question": "q", "answer": "A", "options": ["B", "A"]}, "answer: 'A' may be A or B; give the letter"),
         ({"question": "q", "answer": 1, "options": ["1", "2"]}, "answer: '1' may be A or B"),
         ({"question": "q", "answer": "x", "options": ["x", "x"]}, "may be A or B"),
+        ({"question": "q", "answer": 1, "option_a": "x", "option_b": "y"}, "have letters; give the letter"),
+        ({"question": "q", "answer": 1, "A": "1", "B": "2"}, "have letters; give the letter"),
+        ({"question": "q", "answer": "2", "option_1": "2", "option_2": "3"}, "may be A or B; give the letter"),
+        ({"question": "q", "answer": 0, "option_1": "x", "option_2": "y"}, "none of the 2 options, which count from 1"),
+        ({"question": "q", "answer": 2, "options": ["x", "y"]}, "none of the 2 options, which count from 0"),
+        ({"video": "a.mp4", "question": "", "answer": "x"}, "`question` is blank"),
+        (messages([{"type": "image", "image": "i.jpg", "start": 1}, {"type": "text", "text": "?"}], "x"), "start"),
+        (messages([{"type": "video", "video": "a.mp4", "end": 2}, {"type": "text", "text": "?"}], "x", end=3), "both"),
         ({"question": "q", "answer": "x", "options": ["x"]}, "one option"),
         (
             {"question": "q", "option_a": "x", "option_b": "y", "option_d": "z"},
             "option_d: an option before it is missing",
         ),
         ({"caption": "a cat"}, "it has a caption, and names no video or image"),
-        ({"video": "a.mp4", "sentence": "a cat"}, "none of its columns (video, sentence) is known to hold text"),
+        ({"video": "a.mp4", "sentence": "a cat"}, "none of its columns is known to hold text"),
         ({"video": "a.mp4", "caption": "a cat", "start": 2, "end": 1}, "must come before end"),
         ({"image": "i.jpg", "caption": "a cat", "start": 2}, "start: of which video? The row names <image>"),
         ({"video": "a.mp4", "caption": "a cat", "start": "soon"}, "start: 'soon' is no time"),
@@ -202,7 +214,7 @@ def test_a_row_that_cannot_be_used_is_named_with_its_reason(folder: Path, capsys
     records = imported(put(folder, [good, row, good]), code=int(bool(reason)))
     printed = capsys.readouterr().out
     if reason:
-        assert len(records) == 2 and "1 rows cannot be used and are left out" in printed
+        assert len(records) == 2 and "1 row cannot be used and is left out" in printed
         assert any("row 1: " in line and reason in line for line in printed.splitlines())
     else:
         assert len(records) == 3
@@ -236,3 +248,71 @@ def test_repeated_ids_get_a_number(folder: Path, capsys) -> None:
     rows = [{"id": name, "video": "a.mp4", "caption": "x"} for name in ("v", "v", "v#2", "v", "w")]
     assert [record.id for record in imported(put(folder, rows))] == ["v", "v#2", "v#2#2", "v#3", "w"]
     assert "3 ids were there already" in capsys.readouterr().out
+
+
+def test_bounds_in_parts_of_messages_are_taken_and_what_nothing_reads_is_named(folder: Path, capsys) -> None:
+    """As qwen_vl_utils and OpenAI's parts have them, in the part or inside its url."""
+    part = {"type": "video", "video": "a.mp4", "video_start": 1, "video_end": "0:02", "fps": 2.0, "nframes": None}
+    nested = {"type": "video_url", "video_url": {"url": "b.mp4", "video_start": 3.5, "min_pixels": 9}}
+    image = {"type": "image_url", "image_url": {"url": "i.jpg", "detail": "low"}, "max_pixels": 7}
+    row = messages([part, image, nested, {"type": "text", "text": "same ?", "cached": True}], "no")
+    row["messages"][1]["weight"] = 0
+    shown = [(medium.start, medium.end) for medium in one(folder, row).media]
+    assert shown == [(1, 2), (None, None), (3.5, None)]
+    said = capsys.readouterr().out.splitlines()
+    (unused,) = [line for line in said if line.startswith("Not used:")]
+    named = ("cached", "fps", "image_url.detail", "max_pixels", "video_url.min_pixels")
+    assert unused == f"Not used: {', '.join(f'messages.content.{name} (1)' for name in named)}, messages.weight (1)"
+
+
+def test_bounds_of_parts_belong_to_the_files_that_columns_name(folder: Path) -> None:
+    parts = [{"type": "video", "video_start": 1}, {"type": "image"}, {"type": "video", "end": 2}]
+    row = messages([*parts, {"type": "text", "text": "?"}], "no", videos=["a.mp4", "b.mp4"], images=["i.jpg"])
+    record = one(folder, row)
+    assert [(medium.file, medium.start, medium.end) for medium in record.media] == [
+        ("../a.mp4", 1, None),
+        ("../i.jpg", None, None),
+        ("../b.mp4", None, 2),
+    ]
+
+
+def test_a_table_with_other_names_of_columns_is_explained_once(folder: Path, capsys) -> None:
+    """Case and blanks do not matter, unknown names come once with the nearest, and missing answers are counted."""
+    table = folder / "t.csv"
+    table.write_text("Video; QUESTION;awnser\na.mp4;who ?;x\nb.mp4;where ?;y\na.mp4;;z\n")
+    first, second = imported(table, code=1)
+    assert (first.video, asked_of(second)[1:3]) == ("../a.mp4", ("where ?", ""))
+    said = capsys.readouterr().out
+    assert "Not used: awnser (3, perhaps answer)" in said and "line 4: `question` is blank" in said
+    assert "2 of 2 questions have no answer." in said and "1 row cannot be used and is left out" in said
+    table.write_text("video;frage\n" + "a.mp4;wer ?\n" * 40)
+    assert main([str(table), "--out", str(folder / "o.jsonl")]) == 2
+    said = capsys.readouterr().out
+    assert "line 2 and 39 more: none of its columns is known" in said and "line 3" not in said
+    assert "Not used: frage (40)" in said
+    table.write_text("video,question,question\na.mp4,x,y\n")
+    assert main([str(table), "--out", str(folder / "o.jsonl")]) == 2
+    assert "two columns have the name 'question'" in capsys.readouterr().err
+
+
+def test_a_wrong_folder_of_media_is_named(folder: Path, capsys) -> None:
+    source = put(folder, [{"video": "a.mp4", "question": "q", "answer": "x"}] * 3)
+    assert main([str(source), "--out", str(folder / "o.jsonl"), "--media", str(folder / "sub")]) == 2
+    said = capsys.readouterr().out
+    assert f"train.json: questions, 3 rows; none of their files is in {folder / 'sub'}/ (--media)" in said
+    assert "row 0 and 2 more: video: there is no file" in said
+
+
+def test_one_of_something_is_no_plural(folder: Path, capsys) -> None:
+    rows = [
+        {"id": "v", "video": "a.mp4", "question": "q"},
+        {"id": "v", "video": "a.mp4", "question": "q", "answer": "x"},
+    ]
+    assert len(imported(put(folder, [*rows, {"video": "a.mp4", "caption": "x", "start": 2, "end": 1}]), code=1)) == 2
+    said = capsys.readouterr().out
+    for text in ("1 id was there already and ends in", "1 of 2 questions has no answer", "1 row cannot be used and is",
+                 "its record has 1 mistake:", "Written: "):  # fmt: skip
+        assert text in said
+    assert len(imported(put(folder, rows[1:]))) == 1
+    said = capsys.readouterr().out
+    assert "questions, 1 row\n" in said and "1 record (1 with video)" in said

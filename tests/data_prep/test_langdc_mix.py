@@ -91,7 +91,7 @@ def test_missing_and_malformed_samples_are_named_and_left_out(root: Path, tmp_pa
     assert "ssv2: 2 files are missing" in printed and "gone.mp4" in printed
     assert "ssv2: 10 samples are malformed" in printed and "and 5 more" in printed
     for reason in (
-        "sample 2: its record has 1 mistake(s): the turns are user, assistant, user;",
+        "sample 2: its record has 1 mistake: the turns are user, assistant, user;",
         "sample 3: it has no video or image, or no conversations",
         "sample 4: it is a str",
         "sample 5: a reply of the assistant is blank",

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -273,3 +274,13 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             page.emulate_media(color_scheme=scheme)  # pyright: ignore[reportArgumentType]
             papers.add(page.locator("body").evaluate(colour))
         assert len(papers) == 2 and heard == []
+
+
+def test_records_of_a_list_are_not_shown(tmp_path: Path, capsys) -> None:
+    path, config = saved(tmp_path, tiny.config("pool"), kinds=["count"], trainable=["backbone.projectors.*"])
+    (data,) = config.train.files
+    first = read_records(data)[0]
+    (tmp_path / "q.jsonl").write_text(json.dumps({"file": str(data), "line": first.line, "id": first.id}) + "\n")
+    page_of(path, "--no-weights", "--quarantine", str(tmp_path / "q.jsonl"))
+    said = capsys.readouterr().out
+    assert f"Loading the model of {path} ..." in said and "5 of 5 records" in said

@@ -163,7 +163,7 @@ def test_the_page_lists_failures(place: Place) -> None:
 MALFORMED = {
     "no JSON": ('{"id": "v1", "video": ', "line 2: not valid JSON"),
     "no text": (b"\xff\xfe{}", "line 2: not UTF-8"),
-    "an unknown field": ({"vidoe": "videos/v1.mp4"}, "line 2: the record has 1 mistake(s): vidoe: unknown key"),
+    "an unknown field": ({"vidoe": "videos/v1.mp4"}, "line 2: the record has 1 mistake: vidoe: unknown key"),
     "a question without an answer": (
         {"questions": [{"kind": "shape", "question": "what ?"}]},
         "line 2: a question has no answer to compare with; write one",

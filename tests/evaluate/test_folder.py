@@ -54,6 +54,20 @@ def test_a_folder_goes_on_only_with_the_same_things(tmp_path: Path):
     assert len(json.loads((tmp_path / "run" / "header.json").read_text())["sessions"]) == 2
 
 
+def test_entries_that_changed_are_named(tmp_path: Path):
+    entries = [{"name": name, "keep": 0.25} for name in ("a", "b", "c")]
+    EvalFolder.start(tmp_path, {"entries": entries}, {}, [])
+    changed = [entries[0], {"name": "b", "keep": 0.5}, {"name": "new", "keep": 1.0}, {"name": "more"}]
+    with pytest.raises(ValueError, match="entries") as error:
+        EvalFolder.start(tmp_path, {"entries": changed}, {}, [])
+    said = str(error.value)
+    for line in ("entries: 'c' is gone", "entries: 'new' is new", "entries.b.keep: 0.25 there, 0.5 now"):
+        assert line in said
+    assert "{" not in said and "entries.a" not in said
+    with pytest.raises(ValueError, match=r"entries: in another order"):
+        EvalFolder.start(tmp_path, {"entries": entries[::-1]}, {}, [])
+
+
 def test_another_commit_or_source_of_a_plugin_warns_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

@@ -1,14 +1,18 @@
 """Plans: what a run takes, told without weights; a probe measures a few real steps."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from langdc.config import RunConfig, load
+from langdc import jsonl
+from langdc.config import RunConfig, load, save
+from langdc.data.records import read_records
 from langdc.tools.plan import _GIB as GIB
 from langdc.tools.plan import _Layout as Layout
 from langdc.tools.plan import _plan as plan
 from langdc.tools.plan import _probe as probe
+from langdc.tools.plan import _readable as readable
 from langdc.tools.plan import main
 from tests import tiny
 from tests.train import small
@@ -47,3 +51,46 @@ def test_a_full_size_recipe_is_planned_without_its_weights(capsys: pytest.Captur
 def test_numbers_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="give at least 1"):
         main(["sample/pool2x2/stage1", "--gpus", "0"])
+
+
+def test_a_plan_says_what_a_probe_would_tell_and_figures_have_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+):
+    config = small.run_config(tiny.model("vidcom2", keep=0.25), lora={"rank": 2}, steps=2)
+    save(config, tmp_path / "run.yaml")
+    monkeypatch.setattr("langdc.log.console.width", 200)
+    assert main([str(tmp_path / "run.yaml")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("not known: weights are not loaded; use --probe") == 4 and "meta" not in said + caplog.text
+    assert main([str(tmp_path / "run.yaml"), "--probe"]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"operations +0\.\d+ TFLOP", said) and re.search(r"time +[\d.]+ s\b", said)
+    assert re.search(r"peak memory +[\d.]+ GiB", said) and "not known" not in said
+    assert main([str(tmp_path / "run.yaml"), "train.data=[gone.jsonl]"]) == 0
+    assert "not known: there is no gone.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("time", 1.234, "1.2 s"),
+        ("time", 31.8, "32 s"),
+        ("time", 600, "10 min"),
+        ("time", 5.5e4, "15 h"),
+        ("operations", 4.3e10, "0.043 TFLOP"),
+        ("operations", 2.5e19, "25 EFLOP"),
+        ("peak memory", 1.256, "1.26 GiB"),
+        ("steps", 1200, "1,200"),
+    ],
+)
+def test_figures_are_readable(name: str, value: float, text: str):
+    assert readable(name, value) == text
+
+
+def test_records_of_a_list_are_not_planned(tmp_path: Path, capsys: pytest.CaptureFixture):
+    config = small.run_config(tiny.model("pool"), trainable=["backbone.projectors.*"], kinds=["count"])
+    save(config, tmp_path / "run.yaml")
+    (data,) = config.train.files
+    jsonl.write_lines(tmp_path / "q.jsonl", [{"file": str(data), "line": 1, "id": read_records(data)[0].id}])
+    assert main([str(tmp_path / "run.yaml"), "--quarantine", str(tmp_path / "q.jsonl")]) == 0
+    assert re.search(r"samples +5\b", capsys.readouterr().err)

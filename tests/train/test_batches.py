@@ -10,6 +10,8 @@ from langdc.backbones.chat import IGNORED, conversation
 from langdc.compressors.pool import Pool
 from langdc.data.records import QuestionRecord, Record, read_records, write_records
 from langdc.pipeline import VideoLM
+from langdc.train.objectives import objectives
+from langdc.train.samples import read_samples
 from langdc.train.trainable import unfreeze
 from tests import tiny
 from tests.train import small
@@ -143,7 +145,11 @@ def test_padding_makes_all_calls_and_counts_for_nothing():
         ),
         ({"segments": [{"caption": "red"}]}, {"objective": "compress"}, r"has 1 segments; its media is cut into 4"),
         ({"segments": [{"caption": "red"}]}, {}, "can be used for this objective"),
-        ({"questions": [{"kind": "k", "question": "q ?", "answer": "r"}]}, {"kinds": ["x"]}, r"with kinds \['x'\]"),
+        (
+            {"questions": [{"kind": "k", "question": "q ?", "answer": "r"}]},
+            {"kinds": ["x"]},
+            r"with kinds \['x'\]\. There is: k\.",
+        ),
         ({"questions": [{"kind": "k", "question": "q ?"}]}, {}, "a question without an answer, which this objective"),
         (
             {"questions": [{"kind": "k", "question": "q ?", "answer": ""}]},
@@ -242,3 +248,11 @@ def test_frozen_encoders_and_an_absent_language_model_are_left_out_of_the_engine
         assert isinstance(model.backbone.encoders["image"], nn.Module)
         assert learner(**batch)["loss"] == before
     assert [n for n, _ in model.named_parameters()] == names
+
+
+def test_a_kind_that_no_question_has_is_named_with_the_nearest(caplog: pytest.LogCaptureFixture) -> None:
+    model, answer = tiny.model("pool"), objectives.build("answer")
+    with pytest.raises(ValueError, match=r"with kinds \['shapes'\]\. Did you mean 'shape'\? There is: .*count"):
+        read_samples(model, answer, small.run_config(model, kinds=["shapes"]).train)
+    found = read_samples(model, answer, small.run_config(model, kinds=["count", "shapes"]).train)
+    assert found and "there is no question of the kind 'shapes'. Did you mean 'shape'?" in caplog.text
