@@ -23,7 +23,7 @@ SOURCES = (
 
 
 def check_source(source: str) -> None:
-    """ValueError for a name of weights that is neither a folder nor could be an id or "PREFIX:NAME"."""
+    """ValueError for a source of weights that is no folder and cannot be a Hugging Face id."""
     if Path(source).is_file():
         raise ValueError(f"{source} is a file. Give the folder that it lies in.")
     if not (Path(source).is_dir() or HUB_ID.fullmatch(source)):
@@ -45,7 +45,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """As safe_load reads YAML, but a key that is given twice is a mistake."""
+    """Reads YAML as safe_load does; ValueError for a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
-    """What YAML says; ValueError in one line, which begins with `where` it stands, if it is malformed."""
+    """The values in a YAML text; ValueError in one line, which begins with `where`, if it is malformed."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

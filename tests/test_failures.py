@@ -100,7 +100,7 @@ def test_traceback_shows_more_of_every_command_and_changes_no_code(monkeypatch, 
         assert main([*command.words.split(), *words]) == 2
         said = capsys.readouterr().err
         assert said.endswith("error: a mistake\n") and ("in fail" in said) == shown
-    monkeypatch.setenv(failures.VARIABLE, "1")
+    monkeypatch.setenv(failures.TRACEBACK_VARIABLE, "1")
     assert main(command.words.split()) == 2 and "in fail" in capsys.readouterr().err
 
 
@@ -112,7 +112,7 @@ def test_every_script_goes_through_the_same_door(script: str):
 
 def test_other_processes_say_which_they_are(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "2")
-    monkeypatch.setattr(failures, "_SECONDS", 0.0)
+    monkeypatch.setattr(failures, "_OTHERS_WAIT_SECONDS", 0.0)
     assert main(["ask"]) == 2
     assert capsys.readouterr().err.startswith("[process 2] error: langdc ask needs")
 
