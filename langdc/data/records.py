@@ -35,8 +35,8 @@ INSTRUCTION = "Answer with the option's letter from the given choices directly."
 """What follows the options of a multiple-choice question."""
 MARKS = re.compile("<video>|<image>")
 OUTSIDE = (
-    "leads outside the folder that its data may be in, by its path or a symbolic link. If that is meant, give "
-    "--allow-outside (in a config of a training, train.allow_outside: true; of an evaluation, allow_outside: true)"
+    "leads outside the folder of its data, by its path or a symbolic link. To allow it, give --allow-outside (in a "
+    "config of a training train.allow_outside: true, of an evaluation allow_outside: true)"
 )
 SHOWN_MISTAKES = 10
 SHOWN_LETTERS = 300
@@ -285,7 +285,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
 
 @lru_cache(16)
 def _homes(root: str) -> list[str]:
-    """Where the files of a folder may be, without symbolic links."""
+    """The real paths that files of a folder may have: the folder, and the blobs beside a Hugging Face snapshot."""
     folder = Path(os.path.realpath(root))
     # a snapshot of the Hugging Face cache links to files beside it
     blobs = [each.parents[1] / "blobs" for each in (folder, *folder.parents) if each.parent.name == "snapshots"]
@@ -298,7 +298,7 @@ def leads_outside(file: Path, root: Path) -> bool:
     try:
         real = os.path.realpath(file)
         inside = [link.path for link in os.scandir(real) if link.is_symlink()] if os.path.isdir(real) else []  # noqa: PTH112
-    except (OSError, ValueError):  # no file can have this name, or nobody may look into this folder
+    except (OSError, ValueError):  # an impossible name, or a folder without the right to read it
         return False
     return not all(f"{os.path.realpath(each)}/".startswith(homes) for each in (real, *inside))
 
@@ -314,7 +314,7 @@ def check_media(path: str | Path, records: list[Record], allow_outside: bool = F
             elif not os.path.isfile(file) and (medium.fps is None or not file.is_dir()):  # noqa: PTH113 (names may be long)
                 missing.append(f"{where}: there is no file {file}")
     if outside:
-        raise ValueError(listed(f"{path} has {len(outside)} record(s) of which one {OUTSIDE}", outside))
+        raise ValueError(listed(f"{path} has {len(outside)} record(s) with a medium that {OUTSIDE}", outside))
     if missing:
         message = listed(f"{path} has {len(missing)} record(s) whose video or image is missing", missing)
         raise ValueError(f"{message}\nFetch the files, or take these records out.")
