@@ -123,7 +123,7 @@ def _set(tree: dict, override: str) -> None:
         if isinstance(node, dict) and not isinstance(node[step], dict | list):
             raise ValueError(f"Override path {path!r} goes through the value {node[step]!r}, which has no keys.")
         node = node[step]
-    node[_index(node, last, key)] = parse_yaml(value, f"Override {override!r}: the value")
+    node[_index(node, last, key)] = parse_yaml(value, f"Override of {key!r}: the value")
 
 
 def _index(node: dict | list, key: str, path: str) -> str | int:

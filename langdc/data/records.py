@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from langdc import jsonl
 from langdc.config import check
 from langdc.log import get_logger
+from langdc.text import counted
 
 log = get_logger(__name__)
 
@@ -314,9 +315,9 @@ def check_media(path: str | Path, records: list[Record], allow_outside: bool = F
             elif not os.path.isfile(file) and (medium.fps is None or not file.is_dir()):  # noqa: PTH113 (names may be long)
                 missing.append(f"{where}: there is no file {file}")
     if outside:
-        raise ValueError(listed(f"{path} has {len(outside)} record(s) with a medium that {OUTSIDE}", outside))
+        raise ValueError(listed(f"{path}: in {counted(len(outside), 'record')} a video or image {OUTSIDE}", outside))
     if missing:
-        message = listed(f"{path} has {len(missing)} record(s) whose video or image is missing", missing)
+        message = listed(f"{path}: in {counted(len(missing), 'record')} a video or image is missing", missing)
         raise ValueError(f"{message}\nFetch the files, or take these records out.")
     return records
 

@@ -23,6 +23,7 @@ from langdc.hashing import json_hash
 from langdc.log import get_logger, screen, track
 from langdc.prepare.captioning import Captioning, Job, on_ray
 from langdc.prepare.teachers import DENSE, DESCRIBE, REWRITE
+from langdc.text import counted
 from langdc.tools.options import add_device, add_outside
 from langdc.video import VIDEO_SUFFIXES, frame_files
 
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         clips = "" if files == len(mine) else f"{len(mine)} clips of "
         out.print(f"{clips}{files} videos and images, of which {len(mine) - len(waiting)} have captions.")
         if twice:
-            out.print(f"{twice} records show a clip that another one shows: what --ask says is in the first.")
+            shown = counted(twice, "record shows", "records show")
+            out.print(f"{shown} a clip that an earlier one shows: described once, and asked with --ask there alone.")
         if waiting:
             out.print(f"Loading the teacher {options.teacher or options.model} ...")
         made = (on_ray(options, waiting) if options.ray else Captioning(options).lines(waiting)) if waiting else ()

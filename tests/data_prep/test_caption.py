@@ -173,7 +173,7 @@ def test_a_clip_of_several_records_is_described_and_learned_once(endpoint, tmp_p
     assert ask(tmp_path / "in/r.jsonl", out, server.url, "--frames", "1", "--ask", "say {number}") == 0
     said = capsys.readouterr().out
     assert len(server.requests) == 6 and "3 clips of 1 videos and images, of which 0 have captions." in said
-    assert "2 records show a clip that another one shows" in said and f"Written: {out}, 5 records." in said
+    assert "2 records show a clip that an earlier one shows" in said and f"Written: {out}, 5 records." in said
     records = read_records(out)
     assert [record.id for record in records] == ["r0", "r1", "r2", "r3", "last"]
     assert [[q.question for q in record.questions] for record in records] == [

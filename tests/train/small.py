@@ -39,7 +39,7 @@ def run_config(
 ) -> RunConfig:
     """A run of a model on files of `folder` (or elsewhere); keys of `train` may stand beside the others."""
     data = [name if "/" in name else str(folder() / f"{name}.jsonl") for name in files or ("train",)]
-    train = {"data": data, "steps": 4, "batch_size": 2, "learning_rate": 1e-3}
+    train = {"data": data, "steps": 4, "batch_size": 2, "learning_rate": 1e-3, "allow_outside": True}
     own = RunConfig.model_fields.keys() - {"train"}
     train |= {key: changes.pop(key) for key in list(changes) if key not in own}
     built = model if isinstance(model, ModelConfig) else model.config
