@@ -114,28 +114,28 @@ def quick_hash(path: Path) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """As `quick_hash`; of a folder that of all files in it."""
+    """The `quick_hash` of a file; of a folder, the hash of those of all its files."""
     return quick_hash(path) if path.is_file() else json_hash(folder_files(path))
 
 
 def folder_files(folder: Path) -> dict[str, str]:
-    """The `quick_hash` of every file in a folder by its name there, at any depth, but of hidden ones and *.md."""
+    """The `quick_hash` of each file in a folder and below, by relative path, without hidden files and *.md."""
     return {str(path.relative_to(folder)): quick_hash(path) for path in _files(folder)}
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that may be read of a folder of weights: what a suffix leaves out may decide a reply, too."""
-    found = ((path, path.relative_to(folder).parts) for path in sorted(folder.rglob("*")) if path.suffix != ".md")
-    return [path for path, parts in found if path.is_file() and not any(part.startswith(".") for part in parts)]
+    """All files of a folder of weights, whatever their suffix: any of them may change a reply."""
+    paths = ((path, path.relative_to(folder).parts) for path in sorted(folder.rglob("*")) if path.suffix != ".md")
+    return [path for path, parts in paths if path.is_file() and not any(part.startswith(".") for part in parts)]
 
 
 def part_identity(folder: Path, contents: bool = False) -> str:
     """What tells the weights and settings in a folder from others: "sha256:..." or "sampled:...".
 
-    "sha256" covers the content of all `folder_files`. That of large files is taken from the Hugging
-    Face cache, or what `hf download --local-dir` left, and read only with `contents`. A large file that has no
-    published hash makes the identity "sampled": of such files size and 4 MB, from all over them, are read. A copy has
-    the identity of its original as long as both are of the same kind; `is_part` compares different kinds, too.
+    "sha256" covers the content of all `folder_files`. Large files are read only with `contents`; else their hash is
+    taken from the Hugging Face cache, or from what `hf download --local-dir` left. A large file without a published
+    hash makes the identity "sampled": its size and 4 MB, spread over the file, are read. A copy has the identity of its
+    original as long as both are of the same kind; `is_part` compares different kinds, too.
     """
     known = _identity(folder, "sha256", file_hash if contents else _known)
     return known or str(_identity(folder, "sampled", _sample_hash))

@@ -135,8 +135,8 @@ def _make(task: _Task) -> tuple[str, Record]:
     return task.split, _make_image(task) if task.split == "images" else _make_video(task)
 
 
-def _there(path: Path) -> bool:
-    """Whether a file is whole: a power cut may leave an empty one, or one that is cut off at the end of a page."""
+def _is_complete(path: Path) -> bool:
+    """Whether a file is complete: after a power cut it may be empty, or end at the end of a page."""
     return path.exists() and path.stat().st_size % 4096 > 0
 
 
@@ -146,7 +146,7 @@ def _make_video(task: _Task) -> Record:
     asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes)}
     wanted = _requests([caption(scene) for scene in scenes]) if task.split == "train" else []
     path = task.folder / "videos" / f"{name}.mp4"
-    if not _there(path):
+    if not _is_complete(path):
         write_video(path, draw_video(scenes, rng), FPS)
     return Record(
         id=name,
@@ -160,7 +160,7 @@ def _make_image(task: _Task) -> Record:
     rng, name = task.rng, f"image-{task.number:06d}"
     scene = sample_segment(rng)
     path = task.folder / "images" / f"{name}.png"
-    if not _there(path):
+    if not _is_complete(path):
         frames = draw(scene, rng)
         with jsonl.writing(path, sync=False) as partial:
             Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")

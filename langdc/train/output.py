@@ -203,7 +203,7 @@ def check_unchanged(config: RunConfig, directory: Path, media: Sequence[Path]) -
     if resized:
         raise ValueError(
             f"{directory} holds an unfinished run on other videos or images: {len(resized)} have another size, such as "
-            f"{resized[0]}. Bring the former ones back, or choose another place with output=..."
+            f"{resized[0]}. Restore them, or choose another place with output=..."
         )
     jsonl.write_json(directory / MEDIA, sizes)
 
