@@ -13,11 +13,11 @@ from langdc.registry import nearest
 
 def adapt(model: nn.Module, config: LoraConfig) -> None:
     """Put LoRA layers into a model without its head, in place; all other names and classes stay as they are. Their
-    weights are drawn where the model is. ValueError for targets that no layer is called by.
+    weights are drawn where the model is. ValueError for targets that name no layer.
     """
     if isinstance(config.targets, list):
         layers = [name for name, part in model.named_modules() if getattr(getattr(part, "weight", None), "ndim", 0) > 1]
-        unmatched = [each for each in config.targets if not any(f".{name}".endswith(f".{each}") for name in layers)]
+        unmatched = [t for t in config.targets if not any(f".{name}".endswith(f".{t}") for name in layers)]
         if unmatched or not config.targets:
             names = {name.rpartition(".")[2] for name in layers}
             raise ValueError(

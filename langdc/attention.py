@@ -107,7 +107,7 @@ def _blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | None, hidd
     return torch.cat(parts, 2)
 
 
-def attend(
+def _attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -133,12 +133,12 @@ def attend(
     return _causal_attention(query, key, value, scaling, hidden).transpose(1, 2), None
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME, _attend)
 
 
 @contextmanager
 def using(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block this one model attends through `attend`."""
+    """Inside the block this one model attends through `_attend`."""
     before = model.config._attn_implementation or "eager"
     model.set_attn_implementation(NAME)
     try:

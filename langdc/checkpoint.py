@@ -141,7 +141,7 @@ def texts(settings: Any, keys: tuple = ()) -> Iterator[tuple[tuple, str]]:
 
 
 def folders(sources: Iterable[str], holding: tuple[str, ...] = ("*.safetensors", "*.bin")) -> dict[str, Path]:
-    """The folder of weights behind each source; texts that name none are left out. `holding`: what tells one."""
+    """The folder of weights of each source; texts that name none are left out. `holding`: patterns of its files."""
     found: dict[str, Path] = {}
     for source in sorted(set(sources)):
         if source.startswith("sample:") or Path(source).is_dir() or "/" in source:
@@ -276,7 +276,7 @@ def open_model(
 
 
 def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: Path, needed: Iterable[str]) -> None:
-    """Copy tensors into those of the same names; ValueError lists all that do not fit, and `needed` ones without."""
+    """Copy tensors into those of the same names; ValueError lists those that do not fit, and missing `needed` ones."""
     there, wanted = stored(model), tensors.keys() | set(needed)
     expected = {name: tuple(tensor.shape) for name, tensor in there.items() if name in wanted}
     advice = f"The checkpoint {where} is of another architecture: load it with the settings it was trained with."
@@ -315,7 +315,9 @@ def start(
     needed = {n: tensor for n, tensor in tensors.items() if text or n in here or not n.startswith("backbone.")}
     now = config.model_dump(mode="json")
     same = tuple(f"{member}." for member in now if now[member] == manifest["model"].get(member))
-    missing = [name for name in unpublished(model) if name.startswith(same)]  # what is new in this run is drawn
+    missing = [
+        name for name in unpublished(model) if name.startswith(same)
+    ]  # new parts of this run keep random weights
     _load_tensors(model, needed, directory, [*missing, *(name for name in here if ".lora_" in name)])
     _check_drawn(manifest["model"], now, directory)
     return model, tensors

@@ -47,18 +47,18 @@ class Settings(BaseModel):
     @classmethod
     def _as_given(cls, given: Any, handler: Callable[[Any], Any]) -> Any:
         value = handler(given)
-        _check_taken(given, value)
+        _check_unchanged(given, value)
         return value
 
 
-def _check_taken(given: Any, value: Any) -> None:
-    """ValueError where a value was made something else: true is no 1, "yes" no true, and "" no folder."""
+def _check_unchanged(given: Any, value: Any) -> None:
+    """ValueError if reading changed what a value is: true is not 1, "yes" is not true, "" is no path."""
     if isinstance(given, list) and isinstance(value, list):
         for pair in zip(given, value, strict=True):
-            _check_taken(*pair)
+            _check_unchanged(*pair)
     elif isinstance(given, dict) and isinstance(value, dict):
         for name in value:
-            _check_taken(given[name], value[name])
+            _check_unchanged(given[name], value[name])
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must be a finite number")
     elif isinstance(value, bool) != isinstance(given, bool) and isinstance(value, int | float):

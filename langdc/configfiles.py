@@ -23,7 +23,7 @@ SOURCES = (
 
 
 def check_source(source: str) -> None:
-    """ValueError for a name of weights that is neither a folder nor could be an id or "PREFIX:NAME"."""
+    """ValueError for a source of weights that is no folder and cannot be a Hugging Face id."""
     if Path(source).is_file():
         raise ValueError(f"{source} is a file. Give the folder that it lies in.")
     if not (Path(source).is_dir() or HUB_ID.fullmatch(source)):
@@ -45,7 +45,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """As safe_load reads YAML, but a key that is given twice is a mistake."""
+    """Reads YAML as safe_load does; ValueError for a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
-    """What YAML says; ValueError in one line, which begins with `where` it stands, if it is malformed."""
+    """The values in a YAML text; ValueError in one line, which begins with `where`, if it is malformed."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -76,14 +76,6 @@ def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict:
     for override in overrides:
         _set(tree, override)
     return _with_files(tree, None)
-
-
-def parse(text: str, where: str) -> Any:
-    """What a text in YAML says; ValueError if it is none."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date that there is not
-        raise ValueError(f"{where} is not valid YAML: {error}") from None
 
 
 def _with_files(tree: dict, beside: Path | None) -> dict:
@@ -131,7 +123,7 @@ def _set(tree: dict, override: str) -> None:
         if isinstance(node, dict) and not isinstance(node[step], dict | list):
             raise ValueError(f"Override path {path!r} goes through the value {node[step]!r}, which has no keys.")
         node = node[step]
-    node[_index(node, last, key)] = parse_yaml(value, f"Override {override!r}: the value")
+    node[_index(node, last, key)] = parse_yaml(value, f"Override of {key!r}: the value")
 
 
 def _index(node: dict | list, key: str, path: str) -> str | int:

@@ -136,7 +136,7 @@ def synchronize(where: torch.device | str | None = None) -> None:
 
 
 def fetch(values: Tensor) -> Callable[[], list]:
-    """Begin to copy values to the host; what is returned gives them, and waits for no work that begins later."""
+    """Begin to copy values to the host; returns a function that gives them and waits for no later work."""
     copy = values.to("cpu", non_blocking=True)
     if values.device.type == CPU.name:
         return copy.tolist

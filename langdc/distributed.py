@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 TIMEOUT = timedelta(hours=12)
 """How long a collective waits: the first process may write captions or features for hours meanwhile."""
 waits = passed = 0
-"""Waits for other processes that are under way, and those that are over; a watchdog reads them."""
+"""How many waits for other processes are under way, and how many are over; the watchdog reads both."""
 LAUNCHER_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -105,7 +105,7 @@ def _prepare_deepspeed(accelerator: bool) -> None:
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Let `waits` and `passed` say that this process waits for others meanwhile."""
+    """Count the enclosed wait for other processes in `waits`, and afterwards in `passed`."""
     global waits, passed
     waits += 1
     try:

@@ -51,7 +51,7 @@ class EndpointConfig(Settings):
     """Requests at a time."""
 
     @model_validator(mode="after")
-    def _without_key(self) -> Self:  # not by field, since what is given for one is shown
+    def _without_key(self) -> Self:  # not per field: the message of a field shows its value
         if "@" in self.url or "?" in self.url:
             raise ValueError("url: leave out passwords and queries; key_variable names the variable that holds the key")
         if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable or "KEY"):

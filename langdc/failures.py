@@ -1,4 +1,4 @@
-"""What an error becomes at the door of a command: one line on standard error, and an exit code of docs/failures.md."""
+"""Turns errors of commands into one line on standard error and an exit code of docs/failures.md."""
 
 import errno
 import os
@@ -15,9 +15,9 @@ from langdc.distributed import is_main_process, rank
 from langdc.text import plain
 
 MISTAKE, UNREADABLE, BUG, INTERRUPTED, UNREAD = 2, 3, 70, 130, 141
-"""Exit codes, beside those of commands that ended: 0, 1, and `Exception.exit_code` where an error has one."""
-VARIABLE = "LANGDC_TRACEBACK"
-"""Set to anything, it shows where in the code an error arose, as --traceback does."""
+"""Exit codes of errors without an `exit_code` of their own. A command that ends by itself has 0 or 1."""
+TRACEBACK_VARIABLE = "LANGDC_TRACEBACK"
+"""Environment variable that, if it is set, does what --traceback does."""
 
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room on the disk; the same command continues."),
@@ -31,38 +31,38 @@ _ADVICE = {
 _DAMAGED = {"SafetensorError", "UnpicklingError", "BadZipFile", "YAMLError", "TarError", "EOFError", "TemplateError"}
 _DAMAGED |= {"RecursionError", "ImportError", "ValueError"}
 _ELSEWHERE = {"DistError", "FFmpegError", "HTTPException", "CommError", "UsageError", "AuthenticationError"}
-"""By name, so that nothing heavy is imported: mistakes in what was given, and failures outside of this process."""
+"""Names of error classes (nothing heavy is imported for them): faults of the input, failures outside of the process."""
 _MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
-_SYSTEM = re.compile(r"\bOs \{ code: (\d+)|\(os error (\d+)\)")  # as safetensors and other Rust libraries say it
+_SYSTEM = re.compile(r"\bOs \{ code: (\d+)|\(os error (\d+)\)")  # in messages of safetensors and other Rust libraries
 _TORCH = re.compile("PytorchStreamWriter failed|inline_container.* unexpected pos|file write failed")
-_SECONDS = 5.0
-"""Other processes of a run wait so long before they speak: the launcher ends them when the main one failed likewise."""
+_OTHERS_WAIT_SECONDS = 5.0
+"""Other processes wait before they print an error: if the main one failed, too, the launcher ends them meanwhile."""
 
 
 def guarded(work: Callable[[list[str]], int], argv: Sequence[str]) -> int:
-    """The exit code of `work`, which gets the arguments; an error is said in one line and becomes a code.
+    """Run a command on its arguments; returns its exit code, or that of its error, which is printed in one line.
 
-    With --traceback among the arguments, or LANGDC_TRACEBACK=1, it is also shown where the error arose.
+    With --traceback among the arguments, or LANGDC_TRACEBACK=1, the traceback is printed, too.
     """
     words = [word for word in argv if word != "--traceback"]
     if flagged := len(words) < len(argv):
-        os.environ[VARIABLE] = "1"  # for the processes that it starts, too
+        os.environ[TRACEBACK_VARIABLE] = "1"  # for the processes that it starts, too
     try:
         try:
             return work(words)
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # an error of this, too, can be said here and not later
+                sys.stdout.flush()  # here an error of it can still be reported
     except (Exception, KeyboardInterrupt) as error:
-        return _said(error)
+        return _print_error(error)
     finally:
         if flagged:
-            os.environ.pop(VARIABLE, None)
+            os.environ.pop(TRACEBACK_VARIABLE, None)
 
 
-def _said(error: BaseException) -> int:
-    """Print an error; its exit code."""
-    code, message = _explained(error)
+def _print_error(error: BaseException) -> int:
+    """Print an error; returns its exit code."""
+    code, message = _code_and_message(error)
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -71,17 +71,17 @@ def _said(error: BaseException) -> int:
     if not is_main_process():
         if code not in (MISTAKE, UNREADABLE, BUG):
             return code
-        time.sleep(_SECONDS)
+        time.sleep(_OTHERS_WAIT_SECONDS)
         message = f"[process {rank()}] {message}"
     with suppress(OSError):
-        if code == BUG or os.environ.get(VARIABLE):
+        if code == BUG or os.environ.get(TRACEBACK_VARIABLE):
             sys.stderr.write(plain("".join(traceback.format_exception(error))))
         sys.stderr.write(f"{plain(message)}\n" if message else "")
     return code
 
 
-def _explained(error: BaseException) -> tuple[int, str]:
-    """The exit code of an error and what is said of it, "" where nobody listens."""
+def _code_and_message(error: BaseException) -> tuple[int, str]:
+    """The exit code and the message of an error; "" if nobody reads the output any more."""
     text, names = str(error).strip() or type(error).__name__, {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "Interrupted. The same command resumes from what is complete."
@@ -92,10 +92,10 @@ def _explained(error: BaseException) -> tuple[int, str]:
     if {"MemoryError", "OutOfMemoryError"} & names or ("RuntimeError" in names and _MEMORY.search(text)):
         advice = "Take fewer frames or tokens, a smaller batch, a smaller dtype, or a larger device."
         return MISTAKE, f"error: Out of memory ({text.splitlines()[0]}). {advice}"
-    if (found := _system_error(error)) is not None:
-        files = " -> ".join(str(name) for name in (found.filename, found.filename2) if name is not None)
-        said = f"{files}{': ' * bool(files)}{found.strerror}. {_ADVICE.get(found.errno or 0, '')}"
-        return UNREADABLE, f"error: {said.strip()}"
+    if (system_error := _system_error(error)) is not None:
+        files = " -> ".join(str(name) for name in (system_error.filename, system_error.filename2) if name)
+        advice = _ADVICE.get(system_error.errno or 0, "")
+        return UNREADABLE, f"error: {files}{': ' * bool(files)}{system_error.strerror}. {advice}".rstrip()
     if isinstance(error, OSError) or names & _ELSEWHERE:
         return UNREADABLE, f"error: {text}"
     if "RecursionError" in names:
@@ -106,30 +106,31 @@ def _explained(error: BaseException) -> tuple[int, str]:
 
 
 def _system_error(error: BaseException, path: Path | None = None) -> OSError | None:
-    """The error of the system behind one of a library, with the name of a file where it has none; None for others."""
+    """The operating system's error behind an error, which names `path` if it named no file; None if there is none."""
     if isinstance(error, OSError) and error.errno is not None:
         if path is None or error.filename is not None:
             return error
-        number, said = error.errno, error.strerror
+        number, reason = error.errno, error.strerror
     elif not isinstance(error, ValueError) and (match := _SYSTEM.search(str(error))):
-        number, said = int(match[1] or match[2]), os.strerror(int(match[1] or match[2]))
+        number = int(match[1] or match[2])
+        reason = os.strerror(number)
     elif isinstance(error, RuntimeError) and _TORCH.search(str(error)):
-        number, said = errno.EIO, "a write failed, as on a full disk"
+        number, reason = errno.EIO, "a write failed, as on a full disk"
     else:
         return None
-    return OSError(number, said, None if path is None else str(path))
+    return OSError(number, reason, None if path is None else str(path))
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Give errors of the system the name of the file that is written, where they have none."""
+def errors_naming(path: Path) -> Iterator[None]:
+    """Add the name of the file that is written to errors of the operating system that name none."""
     try:
         yield
     except Exception as error:
-        found = _system_error(error, path)
-        if found is None or found is error:
+        named = _system_error(error, path)
+        if named is None or named is error:
             raise
-        raise found from error
+        raise named from error
 
 
 def _unread() -> bool:

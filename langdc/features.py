@@ -193,9 +193,9 @@ class FeatureStore:
         packed: dict[str, Tensor] = {"seconds": video.seconds.double()}
         for name, grid in grids.items():
             self._where = grid.values.device
-            packed |= pack(name, grid.values, self.dtype)
+            packed |= _pack(name, grid.values, self.dtype)
             for number, values in enumerate(grid.extra):
-                packed |= pack(f"{name}.extra{number}", values, self.dtype)
+                packed |= _pack(f"{name}.extra{number}", values, self.dtype)
             if grid.saliency is not None:
                 packed[f"{name}.saliency"] = grid.saliency.cpu().contiguous()
             if grid.size is not None:
@@ -227,15 +227,15 @@ class FeatureStore:
         for name in (name for name in tensors if "." not in name and name != "seconds"):
             extra = [part for part in tensors if part.startswith(f"{name}.extra") and part.count(".") == 1]
             grids[name] = FeatureGrid(
-                unpack(name, tensors, dtype),
+                _unpack(name, tensors, dtype),
                 tensors.get(f"{name}.saliency"),
-                tuple(unpack(f"{name}.extra{number}", tensors, dtype) for number in range(len(extra))),
+                tuple(_unpack(f"{name}.extra{number}", tensors, dtype) for number in range(len(extra))),
                 tuple(tensors[f"{name}.size"].tolist()) if f"{name}.size" in tensors else None,
             )
         return grids, tensors["seconds"]
 
 
-def pack(name: str, values: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def _pack(name: str, values: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """Values [T,H,W,C] as `dtype`, and an empty tensor of the type that they had.
 
     float8 has 3 bits of mantissa and a range of 2^-9 to 448: each channel C is divided by a scale of its own, such that
@@ -250,7 +250,7 @@ def pack(name: str, values: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     return {**packed, name: small.contiguous(), f"{name}.scale": scale}
 
 
-def unpack(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+def _unpack(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
     """What `pack` made of values, as `dtype`; None: as the type that they had."""
     values, scale = tensors[name], tensors.get(f"{name}.scale")
     values = values if scale is None else values.float() * scale

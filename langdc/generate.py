@@ -1,6 +1,5 @@
 """Replies to chunked prompts. Letters: A rotary axes, B rows, V vocabulary."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from langdc.attention import using
 from langdc.kvcache import KVCache
 from langdc.prefill import PrefillOutput, forward_text
-from langdc.types import Grids, VideoTokens
+from langdc.types import Grids
 
 
 class Continuation(PreTrainedModel, GenerationMixin):
@@ -98,19 +97,6 @@ class ScoreCheck(LogitsProcessor):
     def finite(self) -> bool:
         """Whether all scores were finite."""
         return self._broken is None or not self._broken
-
-
-def require_finite_scores(finite: bool, tokens: Iterable[VideoTokens]) -> None:
-    """ValueError if some scores were not finite; it says whether the videos' `tokens` were broken already."""
-    if finite:
-        return
-    if all(per_video.values.isfinite().all() for per_video in tokens):
-        where = "the video tokens are finite, so it is the language model. Load it in float32 or bfloat16"
-    else:
-        where = "the video tokens hold NaN or infinity already. Look at the compressor and the projectors"
-    raise ValueError(
-        f"The scores of the next token are NaN or infinite: {where}, and see whether a weight is not finite."
-    )
 
 
 def require_finite(encoded: Grids) -> None:

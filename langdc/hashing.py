@@ -58,7 +58,7 @@ def module_hash(*modules: nn.Module) -> str:
     # a few values tell a tensor that was rounded since from the one that was read
     some = [t.detach().flatten()[:: t.numel() // 16 + 1].double().cpu() for t in every]
     about = [(list(each), [(t.dtype, t.shape) for t in each.values()]) for each in tensors]
-    return remembered(f"{about} {notes} {[values.tolist() for values in some]}", compute)
+    return _remembered(f"{about} {notes} {[values.tolist() for values in some]}", compute)
 
 
 def _note(tensor: Tensor) -> str | None:
@@ -67,7 +67,7 @@ def _note(tensor: Tensor) -> str | None:
     return text if text and not tensor.requires_grad and tensor._version == version else None
 
 
-def remembered(key: str, compute: Callable[[], str]) -> str:
+def _remembered(key: str, compute: Callable[[], str]) -> str:
     """The hash that `compute` gave for this key before, kept in the user's cache; `key` says all that it depends on."""
     file = user_cache("hashes") / text_hash(key)
     found = file.read_text() if file.is_file() else ""
@@ -83,7 +83,7 @@ def seen_hash(path: Path) -> str:
     status = path.stat()
     if status.st_size <= SMALL_BYTES or time.time() - max(status.st_mtime, status.st_ctime) < _SETTLED_SECONDS:
         return file_hash(path)
-    return remembered(_seen(path), lambda: file_hash(path))
+    return _remembered(_seen(path), lambda: file_hash(path))
 
 
 def _seen(path: Path) -> str:
@@ -114,28 +114,28 @@ def quick_hash(path: Path) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """As `quick_hash`; of a folder that of all files in it."""
+    """The `quick_hash` of a file; of a folder, the hash of those of all its files."""
     return quick_hash(path) if path.is_file() else json_hash(folder_files(path))
 
 
 def folder_files(folder: Path) -> dict[str, str]:
-    """The `quick_hash` of every file in a folder by its name there, at any depth, but of hidden ones and *.md."""
+    """The `quick_hash` of each file in a folder and below, by relative path, without hidden files and *.md."""
     return {str(path.relative_to(folder)): quick_hash(path) for path in _files(folder)}
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that may be read of a folder of weights: what a suffix leaves out may decide a reply, too."""
-    found = ((path, path.relative_to(folder).parts) for path in sorted(folder.rglob("*")) if path.suffix != ".md")
-    return [path for path, parts in found if path.is_file() and not any(part.startswith(".") for part in parts)]
+    """All files of a folder of weights, whatever their suffix: any of them may change a reply."""
+    paths = ((path, path.relative_to(folder).parts) for path in sorted(folder.rglob("*")) if path.suffix != ".md")
+    return [path for path, parts in paths if path.is_file() and not any(part.startswith(".") for part in parts)]
 
 
 def part_identity(folder: Path, contents: bool = False) -> str:
     """What tells the weights and settings in a folder from others: "sha256:..." or "sampled:...".
 
-    "sha256" covers the content of all `folder_files`. That of large files is taken from the Hugging
-    Face cache, or what `hf download --local-dir` left, and read only with `contents`. A large file that has no
-    published hash makes the identity "sampled": of such files size and 4 MB, from all over them, are read. A copy has
-    the identity of its original as long as both are of the same kind; `is_part` compares different kinds, too.
+    "sha256" covers the content of all `folder_files`. Large files are read only with `contents`; else their hash is
+    taken from the Hugging Face cache, or from what `hf download --local-dir` left. A large file without a published
+    hash makes the identity "sampled": its size and 4 MB, spread over the file, are read. A copy has the identity of its
+    original as long as both are of the same kind; `is_part` compares different kinds, too.
     """
     known = _identity(folder, "sha256", file_hash if contents else _known)
     return known or str(_identity(folder, "sampled", _sample_hash))

@@ -1,7 +1,7 @@
 """Files of JSON lines, locks, and files and folders that are written whole or not at all, also after a power cut.
 
-These are written under a `.partial` name, flushed to the disk, and renamed. A rename alone proves nothing: whatever
-makes an older copy superfluous comes after `sync_folder`.
+These are written under a `.partial` name, flushed to the disk, and renamed. After a rename alone the content
+may still be missing on the disk: delete older copies only after `sync_folder`.
 """
 
 import errno
@@ -18,7 +18,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import IO, Any
 
-from langdc.failures import naming
+from langdc.failures import errors_naming
 from langdc.log import get_logger
 
 logger = get_logger(__name__)
@@ -70,11 +70,11 @@ def parse(line: bytes) -> dict:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"not one record: it gives {next(n for n in names if names.count(n) > 1)!r} twice")
-    return found
+    return values
 
 
 def read_json(path: Path) -> Any:
@@ -90,7 +90,7 @@ def append(path: Path, *values: dict) -> None:
     if not values:
         return
     make_folder(path.parent)
-    with naming(path), path.open("a+b") as file:
+    with errors_naming(path), path.open("a+b") as file:
         _mend(file)
         file.write("".join(_line(value) for value in values).encode(errors=_ESCAPED))
 
@@ -115,7 +115,7 @@ def _mend(file: IO[bytes]) -> None:
 
 
 _ESCAPED = "backslashreplace"
-"""Half a character, as of a file name in another encoding, becomes what JSON writes for it."""
+"""Write a lone surrogate, such as from a file name in another encoding, as JSON's escape."""
 
 
 def _line(value: dict) -> str:
@@ -158,8 +158,8 @@ def write_text(path: Path, text: str) -> None:
 def locked(path: Path, doing: str, seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, made with its folder, until the context or this process ends, however it ends.
 
-    ValueError "Another process {doing}" if one has it for `seconds` more. Forks of a process hold what it held. Some
-    file systems of networks have no locks: there a warning says that nothing keeps a second process out.
+    ValueError "Another process {doing}" if one has it for `seconds` more. A forked process holds the lock, too.
+    On a network file system without locks, a warning says that nothing keeps a second process out.
     """
     deadline = time.monotonic() + seconds
     make_folder(path.parent)
@@ -201,7 +201,7 @@ def _warn_unlocked(folder: str, reason: str) -> None:
 
 @contextmanager
 def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Path]:
-    """Gives the name to write a file under; it gets its own name once it is whole and, with `sync`, on the disk.
+    """Yields the path to write a file to; it is renamed to `path` once it is whole and, with `sync`, on the disk.
 
     Its permissions are those of the umask, whatever the writer sets (safetensors: the owner's alone). A symbolic link
     stays, and what it names is written. `shared`: several processes may write the same file; the last one stays.
@@ -213,10 +213,10 @@ def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Pat
     if partial.is_symlink():
         partial.unlink()
     with nullcontext() if shared else locked(partial, f"is writing {path}", _WAIT_SECONDS):
-        partial.open("wb").close()  # what a kill left goes
+        partial.open("wb").close()  # empties what a killed process left
         mode = partial.stat().st_mode
         try:
-            with naming(path):
+            with errors_naming(path):
                 yield partial
                 partial.chmod(mode)
                 if sync:
@@ -231,12 +231,12 @@ def writing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Pat
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """Gives a new, empty folder to write into; it gets the name `path` once everything in it is on the disk.
+    """Yields a new, empty folder to write into; it is renamed to `path` once everything in it is on the disk.
 
     ValueError if another process is writing it.
     """
     partial, lock = path.with_name(f"{path.name}{PARTIAL}"), path.with_name(f".{path.name}{LOCK}")
-    with making_folder(path.parent), locked(lock, f"is writing {path}"), naming(path):
+    with making_folder(path.parent), locked(lock, f"is writing {path}"), errors_naming(path):
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
@@ -251,14 +251,14 @@ def writing_folder(path: Path) -> Iterator[Path]:
     flush(path.parent)
 
 
-def others(folder: Path) -> set[str]:
-    """The names in a folder, but for locks and what a start leaves that ended before its first file was whole."""
+def names_in(folder: Path) -> set[str]:
+    """The names in a folder, without locks and unfinished (.partial) files; empty if there is no folder."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return {name for name in names if not name.startswith(LOCK) and not name.endswith(PARTIAL)}
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, that are on the disk before anything is in them."""
+    """Make a folder and its parents, and wait until they are on the disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     flush(*(folder.parent for folder in missing))
@@ -275,36 +275,36 @@ def sync_folder(folder: Path) -> None:
 
 
 def flush(*paths: Path) -> None:
-    """Wait until files are on the disk, or the names in a folder."""
+    """Wait until the contents of files, and the names in folders, are on the disk."""
     for path in paths:
-        number = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(number)
+            os.fsync(descriptor)
         except OSError as error:
             if not path.is_dir():  # some file systems of networks refuse it for a folder
                 raise OSError(error.errno, f"{path} may not be on the disk: {error.strerror}") from None
         finally:
-            os.close(number)
+            os.close(descriptor)
 
 
 def check_output(path: Path) -> None:
-    """Before work begins whose result goes to a file: ValueError for a folder or a device, OSError with a name where a
-    file cannot be made. Folders that are not there yet can be made later.
+    """Check, before the work begins, that its result can be written: ValueError if `path` is a folder or a device,
+    OSError with a name if no file can be made there. Folders that are missing are no error.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; give the name of a file.")
-    path.with_name(f"{path.name}.12345678.partial").exists()  # names may be too long
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
-    with tempfile.TemporaryFile(dir=there):
+    path.with_name(f"{path.name}.12345678.partial").exists()  # raises OSError if the name is too long
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
+    with tempfile.TemporaryFile(dir=parent):
         pass
 
 
 @contextmanager
 def making_folder(path: Path, *spare: str) -> Iterator[None]:
-    """Make a folder, with those above it; what is new of them goes again if the work in it fails before it leaves more
-    than empty files and files of `spare` names, which may be patterns.
+    """Make a folder and its parents. If the work in the context fails, the new ones are removed, unless they hold more
+    than empty files and files whose names match one of the `spare` patterns.
     """
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)
@@ -315,6 +315,6 @@ def making_folder(path: Path, *spare: str) -> Iterator[None]:
         if new and not any(file.stat().st_size for file in files if not any(map(file.match, spare))):
             shutil.rmtree(path, ignore_errors=True)
         for folder in new[1:]:
-            with suppress(OSError):  # of one that others use meanwhile
+            with suppress(OSError):  # other processes may use it meanwhile
                 folder.rmdir()
         raise

@@ -34,7 +34,7 @@ logger = get_logger(__name__)
 Quantize = Literal["nf4"]
 FLASH = "flash_attention_2"
 _LARGEST = 10_000_000
-"""Characters of a prompt, and numbers in a chat template: far more than any model reads."""
+"""Limit for the characters of a prompt and for numbers in a chat template, far above what any model reads."""
 VIDEO_MARK = "\ue000"  # a private-use character: stands for a video while a chat template lays out the text
 
 
@@ -52,10 +52,11 @@ def load_language_model(
 
 
 def load_pretrained(kind: Any, found: Path | Architecture, unread: tuple[str, ...] = (), **settings: Any) -> Any:
-    """`kind.from_pretrained`, or of random weights `kind.from_config`; ValueError names all tensors that are missing or
-    of another shape, and those of further layers than the settings state. Others that are left over are named in a
-    warning. Names that begin as `unread` may be missing or left over. With torch's default device "meta" no file of
-    weights is read.
+    """The model by `kind.from_pretrained`, or with random weights by `kind.from_config`.
+
+    ValueError names all tensors that are missing, of another shape, or of more layers than the settings state. Other
+    tensors left over are named in a warning. Those that begin as `unread` may be missing or left over. With torch's
+    default device "meta" no weights are read.
     """
     config = settings.pop("config", None) or (read_config(found) if isinstance(found, Path) else found.sizes())
     make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
@@ -63,7 +64,7 @@ def load_pretrained(kind: Any, found: Path | Architecture, unread: tuple[str, ..
     if not isinstance(found, Path) or torch.get_default_device().type == "meta":
         with reading(found if isinstance(found, Path) else "{config: ..., init: random}", "a model"):
             return make(config, **{**settings, "dtype": dtype})
-    if not is_deepspeed_zero3_enabled():  # where it is, whatever is made is partitioned
+    if not is_deepspeed_zero3_enabled():  # ZeRO-3 partitions every module, on meta too
         with reading(found, "a model"), torch.device("meta"):
             values = sum(parameter.numel() for parameter in make(deepcopy(config), dtype=dtype).parameters())
         if values > 2 * (held := sum(file.stat().st_size for file in weight_files(found))):  # 4 bits are the fewest
@@ -73,7 +74,7 @@ def load_pretrained(kind: Any, found: Path | Architecture, unread: tuple[str, ..
             )
     settings |= {"trust_remote_code": False, "ignore_mismatched_sizes": True, "output_loading_info": True}
     before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # all that it would say is said below
+    transformers_logging.set_verbosity_error()  # reported below
     try:
         with reading(found, "a model"):
             model, report = kind.from_pretrained(found, config=config, **settings)
@@ -90,25 +91,21 @@ def load_pretrained(kind: Any, found: Path | Architecture, unread: tuple[str, ..
     }
     refuse_tensors(f"the model in {found}", problems, "Copy the whole checkpoint again, or convert it first.")
     if extra:
-        logger.warning("%s holds %d tensors that its model has not; they are left out: %s", found, len(extra), extra)
+        logger.warning(
+            "%s holds %d tensors that the model does not have; they are not read: %s", found, len(extra), extra
+        )
     return model
 
 
 def mark_published(module: Any, source: Source, found: Path | Architecture) -> Any:
-    """The module, with the source that all its weights came from as `published`, so that no checkpoint repeats them;
-    `found`: the folder that it names. Random weights get no mark.
+    """The module, with the source of all its weights as `published`, so that no checkpoint repeats them.
+
+    `found`: the folder that the source names. Random weights get no mark.
     """
     if isinstance(found, Path):
         module.published = source
         mark_read(module.state_dict(keep_vars=True), found)
     return module
-
-
-def language_model_outline(source: Source) -> PreTrainedModel:
-    """A language model without weights, on the meta device, for what asks only for its sizes."""
-    found = resolve(source)
-    with torch.device("meta"):
-        return mark_published(load_pretrained(AutoModelForCausalLM, found), source, found)
 
 
 def four_bits(quantize: str, found: Path | Architecture, skipped: Sequence[str] = ()) -> dict[str, Any]:
@@ -208,8 +205,8 @@ def load_tokenizer(source: Source | Path) -> PreTrainedTokenizerBase:
 
 
 def _check_template(template: str, folder: Path) -> None:
-    """ValueError for powers and huge numbers, which jinja would turn into text for minutes before it runs anything."""
-    with suppress(TemplateSyntaxError):  # tags that only transformers knows; it names others when it lays out a prompt
+    """ValueError for powers and huge numbers, which jinja would compute for minutes while it compiles."""
+    with suppress(TemplateSyntaxError):  # tags that only transformers knows; it reports others itself
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
         huge = [node for node in tree.find_all(nodes.Const) if type(node.value) is int and node.value > _LARGEST]
         if huge or any(tree.find_all(nodes.Pow)):

@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 
 class _Console(Console):
-    """Shows texts without control characters; a reader of the output that has ended is an error like any other."""
+    """Shows text without control characters; raises BrokenPipeError when nobody reads the output any more."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(plain(text), **options)
@@ -63,23 +63,23 @@ def screen(**options: Any) -> Console:
 def progress(
     what: str, total: float | None = None, done: float = 0, folder: Path | None = None
 ) -> Iterator[Callable[..., None]]:
-    """Gives a function to call as work goes on: (how much more is done = 1, now = False: write a line, description).
+    """Yields `advance(more=1, now=False, description=None)`: call it when `more` is done; `now` writes a line at once.
 
-    In the main process there is a progress bar or, without a terminal, a line every LINE_SECONDS, also while one item
-    takes long. `total` None: not known; `done`: before; `folder`: what is counted are its MB, `total` more than now.
+    The main process shows a progress bar or, without a terminal, a line every LINE_SECONDS, also while one item takes
+    long. `total` None: unknown; `done`: at the start; `folder`: its size in MB is counted, `total` is the growth.
     """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown, over, started = is_main_process() and total != 0, threading.Event(), time.monotonic()
+    shown, finished, started = is_main_process() and total != 0, threading.Event(), time.monotonic()
     done = _megabytes(folder) if folder is not None else done
     goal = done + total if folder is not None and total is not None else total
 
     def line() -> None:
-        taken = pace(state.completed - done, goal and goal - state.completed, time.monotonic() - started)
+        taken = _pace(state.completed - done, goal and goal - state.completed, time.monotonic() - started)
         of = "" if goal is None else f" of {goal:,.0f}"
         get_logger(__name__).info("%s: %s%s, %s", state.description, f"{state.completed:,.0f}", of, taken)
 
     def watch() -> None:
-        while not over.wait(LINE_SECONDS if bar.disable else 1.0):
+        while not finished.wait(LINE_SECONDS if bar.disable else 1.0):
             if folder is not None:
                 advance(max(0.0, _megabytes(folder) - state.completed))
             if shown and bar.disable:
@@ -100,7 +100,7 @@ def progress(
         try:
             yield advance
         finally:
-            over.set()
+            finished.set()
 
 
 def _megabytes(path: Path) -> float:
@@ -117,8 +117,8 @@ def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]
             advance()
 
 
-def pace(done: float, left: float | None, seconds: float) -> str:
-    """The rate of what was done in `seconds`, and the time left, as "3.2 a second, 0:12:30 left"; None: not known."""
+def _pace(done: float, left: float | None, seconds: float) -> str:
+    """The rate and the time left, as "3.2 a second, 0:12:30 left"; `left` None: unknown."""
     rate = done / max(seconds, 1e-9)
     if left is None:
         return f"{f'{rate:.3g} a second, ' * bool(done)}{timedelta(seconds=round(seconds))} so far"

@@ -36,17 +36,17 @@ def read_settings(file: Path, purpose: str = "to know what this is") -> dict[str
     """
     if not file.is_file():
         raise ValueError(f"There is no {file}, which is needed {purpose}. Give the whole published directory.")
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__}, not an object of settings. Copy it again.")
-    return found
+    settings = read_json(file)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} holds a {type(settings).__name__}, not an object of settings. Copy it again.")
+    return settings
 
 
 @contextmanager
 def reading(where: Path | str, what: str) -> Iterator[None]:
-    """Whatever a library raises on files or settings of others becomes a ValueError that names them.
+    """Turn whatever a library raises on files or settings (`where`) into a ValueError that names them.
 
-    `what` is what they should become. Errors of the system and of a device's memory stay what they are.
+    `what` should have been made of them. Errors of the operating system and of device memory stay as they are.
     """
     try:
         yield
@@ -61,7 +61,7 @@ def reading(where: Path | str, what: str) -> Iterator[None]:
 
 
 def read_config(folder: Path, what: str = "the model") -> PretrainedConfig:
-    """The settings of `what` in a folder; ValueError for damaged ones, unknown models, and more layers than tensors."""
+    """The config.json of a folder; ValueError if it is damaged, of an unknown model, or states too many layers."""
     file = folder / "config.json"
     read_settings(file, f"to know the sizes of {what}")
     with reading(file, f"the settings of {what}"):
@@ -71,7 +71,7 @@ def read_config(folder: Path, what: str = "the model") -> PretrainedConfig:
 
 
 def check_depth(settings: Any, tensors: int, where: Path | str) -> None:
-    """ValueError if settings state more layers than there are tensors: to make a model of them could take for ever."""
+    """ValueError if settings state more layers than there are tensors: building the model could take forever."""
     for key, value in settings.items() if tensors and isinstance(settings, Mapping) else ():
         if isinstance(value, int) and value > tensors and _DEPTH.fullmatch(str(key)):
             raise ValueError(f"{where}: {key} is {value}, but there are {tensors} tensors in all. Copy it again.")
@@ -79,12 +79,12 @@ def check_depth(settings: Any, tensors: int, where: Path | str) -> None:
 
 
 def count_tensors(folder: Path) -> int:
-    """How many tensors the weights in a folder are; 0 if it has none."""
+    """The number of tensors in a folder's weights; 0 if it has none."""
     return sum(len(read_tensors(file) if file.suffix == ".bin" else _names(file)) for file in weight_files(folder))
 
 
 def _names(file: Path) -> list[str]:
-    """Names of the tensors in a safetensors file, whose length is compared with what its head states."""
+    """The names of the tensors in a safetensors file; ValueError unless it is as long as its header says."""
     try:
         with safe_open(file, "np") as opened:
             return list(opened.keys())
@@ -93,12 +93,12 @@ def _names(file: Path) -> list[str]:
 
 
 def check_files(folder: Path, weights: bool = False) -> None:
-    """ValueError names the first file that is damaged: JSON, safetensors, git-lfs pointers, links that lead nowhere.
+    """ValueError for the first damaged file: JSON, safetensors, git-lfs pointers, links that lead nowhere.
 
     With `weights` also if the folder holds none, not all that an index lists, or an adapter.
     """
     for file in sorted({file for pattern in (*TEXT_FILES, "*.safetensors", "*.bin") for file in folder.glob(pattern)}):
-        check_file(file)
+        _check_file(file)
         if file.suffix == ".json":
             (read_settings if _SETTINGS.fullmatch(file.name) else read_json)(file)
         elif file.suffix == ".safetensors":
@@ -107,7 +107,7 @@ def check_files(folder: Path, weights: bool = False) -> None:
         _check_weights(folder)
 
 
-def check_file(file: Path) -> None:
+def _check_file(file: Path) -> None:
     """ValueError for a link that leads nowhere, and for a git-lfs pointer."""
     if file.is_symlink() and not file.exists():
         raise ValueError(f"{file} is a link to {file.readlink()}, which is not there. Copy what it stands for: cp -L.")
@@ -162,30 +162,32 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise ValueError(f"There is no file of weights {file}. Give a local file (nothing is downloaded).")
-    check_file(file)
+    _check_file(file)
     if file.suffix == ".safetensors":
         _names(file)
-        found: Any = load_file(file)
+        content: Any = load_file(file)
     else:
-        found = _unpickle(file)
+        content = _unpickle(file)
     for key in ("module", "model", "state_dict"):  # DeepSpeed's and plain training states keep the weights under these
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
             break
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"{file} holds a {type(found).__name__}; a mapping from names to tensors is needed.")
-    others = [str(name) for name, value in found.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if others:
-        raise ValueError(f"{file} holds more than tensors: {', '.join(others[:8])}. Save the weights alone.")
-    if hollow := {name: tuple(tensor.shape) for name, tensor in found.items() if not _is_filled(tensor)}:
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{file} holds a {type(content).__name__}; a mapping from names to tensors is needed.")
+    not_tensors = [
+        str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
+    if not_tensors:
+        raise ValueError(f"{file} holds more than tensors: {', '.join(not_tensors[:8])}. Save the weights alone.")
+    if hollow := {name: tuple(tensor.shape) for name, tensor in content.items() if not _is_filled(tensor)}:
         name, shape = next(iter(hollow.items()))
         raise ValueError(
             f"{file} states more values than it holds: {len(hollow)} tensors, such as {name} of shape {shape}. Copy it "
             "again, or save it with contiguous tensors."
         )
-    if all(name.startswith(_PARALLEL) for name in found):
-        return {name.removeprefix(_PARALLEL): tensor for name, tensor in found.items()}
-    return found
+    if all(name.startswith(_PARALLEL) for name in content):
+        return {name.removeprefix(_PARALLEL): tensor for name, tensor in content.items()}
+    return content
 
 
 def _unpickle(file: Path) -> Any:
@@ -243,13 +245,15 @@ def check_complete(
 
 
 def _joined(names: list[str]) -> list[str]:
-    """The names; of many, those in which one number differs as one: layers.{0,1}.norm.weight."""
+    """The names; if there are many, those that differ in one number are joined: layers.{0,1}.norm.weight."""
     if len(names) <= _SHOWN:
         return names
     numbers: dict[str, list[str]] = {}
     for name in names:
         number = _NUMBER.search(name)
         numbers.setdefault(_NUMBER.sub("{}", name, count=1), []).append(number[0] if number else "")
-    said = {key: found[0] if len(found) == 1 else f"{{{','.join(found)}}}" for key, found in numbers.items()}
-    joined = [key.replace("{}", found, 1) for key, found in said.items()]
+    joined = [
+        key.replace("{}", parts[0] if len(parts) == 1 else f"{{{','.join(parts)}}}", 1)
+        for key, parts in numbers.items()
+    ]
     return joined if len(joined) <= _SHOWN else [*joined[:_SHOWN], f"and {len(joined) - _SHOWN} more kinds"]

@@ -48,7 +48,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def colour(number: int) -> str:
+def _colour(number: int) -> str:
     """The colour of the run with this index, the same on every plot."""
     return PALETTE[number % len(PALETTE)]
 
@@ -103,7 +103,7 @@ def accuracy_against(cost: str, points: Sequence[Point], ahead: Sequence[Point],
         for point in sorted(points, key=lambda point: point.number is not None):  # named ones are drawn on top
             style: dict[str, Any] = {"color": INK, "alpha": 0.2}
             if point.number is not None:
-                style = {"color": colour(point.number), "label": point.name}
+                style = {"color": _colour(point.number), "label": point.name}
             reach = [[100 * (point.value - point.low)], [100 * (point.high - point.value)]]
             axes.errorbar([point.cost], [100 * point.value], yerr=reach, fmt="o", capsize=3, **style)
         costs = [point.cost for point in points]
@@ -141,7 +141,7 @@ def calibration(
         # jitter, so that equal points stay visible
         spacing = np.diff(levels).min() if 1 < len(levels) <= DISCRETE else 0.0
         across, up = rng.uniform(-0.2, 0.2, (2, len(rich)))
-        axes.scatter(rich + spacing * across, count + up, s=10, color=colour(number), alpha=0.3, linewidths=0)
+        axes.scatter(rich + spacing * across, count + up, s=10, color=_colour(number), alpha=0.3, linewidths=0)
         centre, tokens, low, high = (np.array(column) for column in zip(*means, strict=True))
         reach = np.stack([tokens - low, high - tokens]).clip(min=0)
         axes.errorbar(centre, tokens, yerr=reach, color=INK, marker="o", markersize=4, capsize=3, linewidth=1.5)
@@ -164,7 +164,7 @@ def kind_bars(
         width = 0.8 / max(len(rows), 1)
         for place, ((name, values), number) in enumerate(zip(rows.items(), numbers, strict=True)):
             left = at - 0.4 + place * width + width / 2
-            axes.bar(left, 100 * np.asarray(values), width * 0.92, color=colour(number), label=name)
+            axes.bar(left, 100 * np.asarray(values), width * 0.92, color=_colour(number), label=name)
         axes.hlines(100 * np.asarray(chance), at - 0.42, at + 0.42, color=INK, linestyle=":", label="majority answer")
         axes.set_xticks(at, [kind.replace("_", "\n") for kind in kinds])
         axes.grid(visible=False, axis="x")

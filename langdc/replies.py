@@ -1,6 +1,6 @@
 """Prompts and video tokens to replies, with what the language model cost: seconds, FLOPs, bytes of the cache."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -12,7 +12,7 @@ from langdc import devices
 from langdc.backbones.inputs import read_prompt, read_together, slides
 from langdc.decode import write
 from langdc.flops import reading_flops
-from langdc.generate import Continuation, ScoreCheck, require_finite_scores
+from langdc.generate import Continuation, ScoreCheck
 from langdc.interfaces import Backbone, KVCompressor
 from langdc.prefill import PrefillOutput
 from langdc.steps import Reading
@@ -59,7 +59,7 @@ def reply(
         with stage("generate"):
             ids, finite = _written(backbone, read, greedy, options)
             texts = [str(backbone.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in ids]
-    require_finite_scores(finite, (each for shown in tokens for each in shown))
+    _require_finite_scores(finite, (each for shown in tokens for each in shown))
     seconds = {name: taken / len(prompts) for name, taken in timer.seconds.items()}
     peak = devices.peak_bytes(backbone.language_model.device)
     answers = []
@@ -146,3 +146,16 @@ def _generated(backbone: Backbone, read: list[PrefillOutput], options: dict[str,
 
 def _as_list(ids: int | Sequence[int] | Tensor | None) -> list[int]:
     return [] if ids is None else torch.as_tensor(ids, dtype=torch.long).flatten().tolist()
+
+
+def _require_finite_scores(finite: bool, tokens: Iterable[VideoTokens]) -> None:
+    """ValueError if some scores were not finite; it says whether the videos' `tokens` were broken already."""
+    if finite:
+        return
+    if all(per_video.values.isfinite().all() for per_video in tokens):
+        where = "the video tokens are finite, so it is the language model. Load it in float32 or bfloat16"
+    else:
+        where = "the video tokens hold NaN or infinity already. Look at the compressor and the projectors"
+    raise ValueError(
+        f"The scores of the next token are NaN or infinite: {where}, and see whether a weight is not finite."
+    )

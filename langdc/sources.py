@@ -70,11 +70,6 @@ def resolve(source: Source, weights: bool = False) -> Path | Architecture:
     return found
 
 
-def is_packaged(source: object) -> bool:
-    """Whether a source comes with the package, such as "sample:NAME"."""
-    return isinstance(source, str) and source.partition(":")[0] in PREFIXES and ":" in source
-
-
 # ---- Hugging Face
 
 

@@ -105,14 +105,14 @@ class TensorStore:
         return tensors
 
     def missing(self, keys: Sequence[str]) -> list[int]:
-        """The numbers of the keys that are nowhere yet; a file that a power cut left cut off is deleted and named."""
+        """The indices of the keys that are not stored yet; damaged files are deleted, and a warning names them."""
         for path in [self.path(key) for key in dict.fromkeys(keys) if key not in self._held] if self.folder else ():
-            with suppress(OSError):  # not there, or not to be read: said when it is asked for
+            with suppress(OSError):  # missing or unreadable: an error when it is read
                 try:
                     with safe_open(path, "pt"):
                         pass
                 except SafetensorError as error:
-                    logger.warning("%s is damaged (%s) and made again.", path, error)
+                    logger.warning("%s is damaged (%s); it is made again.", path, error)
                     path.unlink()
         return [number for number, key in enumerate(keys) if key not in self]
 

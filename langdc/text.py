@@ -1,7 +1,6 @@
-"""Text of users and models on its way out: no markup, no formula, no control character of a terminal.
+"""Makes text of users and models harmless where it is shown: no markup, formula or control character.
 
-One function for each kind of output, which everything that is printed and every page and table goes through. Records,
-answers and replies to hand in are data: they are written exactly as they are, as JSON or CSV.
+There is one function for each kind of output. Records, answers and submissions are data and are written unchanged.
 """
 
 import html
@@ -14,7 +13,7 @@ _FORMULA = re.compile("\\s*[=+@\uff1d\uff0b\uff20\uff0d-]|[\t\n]")
 
 
 def plain(text: str) -> str:
-    """Text for a terminal: without control characters; what is no Unicode character becomes "?"."""
+    """Text for a terminal: without control characters; a lone surrogate becomes "?"."""
     return _CONTROLS.sub("", text.encode(errors="replace").decode())
 
 
@@ -24,13 +23,13 @@ def counted(number: int, one: str, more: str = "") -> str:
 
 
 def markdown(text: str) -> str:
-    """Text without meaning to Markdown or HTML, on one line, also in a cell of a table."""
+    """Text on one line in which Markdown and HTML find no markup, also in a cell of a table."""
     text = html.escape(" ".join(plain(text).split()), quote=False).replace("\\", "\\\\")
     return re.sub(r"([|`*~$\[\]]|^[#+>-]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def csv_cell(value: Any) -> Any:
-    """A value for CSV: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    """A value for CSV: an apostrophe goes before text that a spreadsheet would take for a formula."""
     if not isinstance(value, str):
         return value
     value = plain(value)
@@ -38,7 +37,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def render(package: str, name: str, **values: Any) -> str:
-    """The page that a template makes of values, which are text in it: of HTML, or of Markdown's `code`."""
+    """The page of a template (HTML or Markdown) in which strings among the values are plain text, never markup."""
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 

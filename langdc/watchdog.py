@@ -1,7 +1,7 @@
-"""Reports where a process hangs, and ends it: processes that wait for each other would wait without end.
+"""Ends a process that hangs, and reports where: processes that wait for each other would otherwise wait forever.
 
-What takes long calls `beat` whenever a part of it is finished, as every `langdc.log.progress` does. A process that
-waits for others also counts what these finish, which they note in a folder that all share.
+Long work calls `beat` whenever a part of it is finished, as every `langdc.log.progress` does. For a process that waits
+for others, what these finish counts, too; they note it in a shared folder.
 """
 
 import faulthandler
@@ -29,14 +29,14 @@ _current: "Watchdog | None" = None
 
 
 def beat(what: str) -> None:
-    """Note that a part of something was finished: of `what`, or that this comes next."""
+    """Note progress: a part of `what` was finished, or comes next."""
     if _current is not None:
         _current.beats, _current.what, _current.module = _current.beats + 1, what, ""
 
 
 @contextmanager
-def entering(module: Any) -> Iterator[None]:
-    """Note the parts with parts of their own that forward passes of a torch module, also recomputed ones, enter."""
+def noting_modules(module: Any) -> Iterator[None]:
+    """Note which submodules (without leaves) forward passes of a torch module enter, recomputed ones included."""
 
     def enter(name: str) -> None:
         if _current is not None:
@@ -50,7 +50,7 @@ def entering(module: Any) -> Iterator[None]:
 
 
 class Watchdog:
-    """Within its context, ends this process when nothing was finished for `seconds` (None: never).
+    """Within its context, ends this process when it finished nothing for `seconds` (None: never).
 
     Beforehand it writes rank, what was finished last, the module entered last and the Python stack of every thread to
     standard error. `folder`: where several processes note what they finish.
@@ -83,19 +83,20 @@ class Watchdog:
         return self.folder / f".alive-{number}"
 
     def _others(self) -> dict[int, str]:
-        """What other processes finished last, as far as they noted it."""
-        found: dict[int, str] = {}
-        for number in range(world_size()):
+        """What each other process noted last."""
+        notes: dict[int, str] = {}
+        for number in {*range(world_size())} - {rank()}:
             with suppress(OSError):
-                found |= {number: self._note(number).read_text()} if number != rank() else {}
-        return found
+                notes[number] = self._note(number).read_text()
+        return notes
 
     def _watch(self) -> None:
-        seen, since, noted = (), 0.0, 0.0
+        last_state, since, noted = (), 0.0, 0.0
         while True:
             now, waits = time.monotonic(), bool(distributed.waits)
-            if (found := (self.beats, distributed.passed, waits, self._others() if waits else None)) != seen:
-                seen, since = found, now
+            state = (self.beats, distributed.passed, waits, self._others() if waits else None)
+            if state != last_state:
+                last_state, since = state, now
                 limit = self.seconds + INTERPRETER_TIMEOUT_SECONDS
                 faulthandler.dump_traceback_later(limit, exit=True, file=_error_output())
             elif now - since > self.seconds:
@@ -106,7 +107,7 @@ class Watchdog:
                 return
             if world_size() > 1 and now - noted >= self.seconds / 8:
                 noted = now
-                with suppress(OSError):  # such as a full disk, of which others will tell
+                with suppress(OSError):  # such as a full disk, which other writers report
                     self._note(rank()).write_text(f"{self.what} ({self.beats})")
             if self._done.wait(min(1.0, self.seconds / 8)):
                 return

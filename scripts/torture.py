@@ -16,7 +16,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -92,30 +91,30 @@ def result(job: Job, work: Path) -> dict[str, Any]:
         for path in sorted(path for path in work.glob(pattern) if path.is_file() and path.suffix != ".partial"):
             name = path.relative_to(work).as_posix()
             if path.suffix == ".safetensors":
-                found |= {f"{name} {tensor}": each for tensor, each in deserialize(path.read_bytes())}
+                found |= {f"{name} {tensor}": content for tensor, content in deserialize(path.read_bytes())}
             elif path.suffix == ".jsonl":
                 lines.setdefault(f"{path.parent.name}/*" if "*" in pattern else name, []).extend(read(path))
             else:
                 found[name] = path.read_bytes()
-    for name, of in lines.items():
-        kept = [line for line in of if line.get("type") != "timing"]
+    for name, read_lines in lines.items():
+        kept = [line for line in read_lines if line.get("type") != "timing"]
         for number, line in enumerate(sorted(kept, key=lambda line: line["key"]) if "*" in name else kept, 1):
             found |= {f"{name}, line {number}, {key}": value for key, value in line.items() if key not in TIMES}
     return found
 
 
 def family(mark: str, rank: str = "", send: signal.Signals | None = None) -> list[psutil.Process]:
-    """The living processes of a command or of one of its ranks, whatever their parents are; `send` them a signal."""
-    found = []
-    for one in psutil.process_iter():
+    """The living processes of a command, or of one of its ranks, whatever their parents are; `send` them a signal."""
+    members = []
+    for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            own = one.environ()
-            if own.get(MARK) == mark and rank in ("", own.get("RANK")) and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(one)
-    for one in found if send is not None else ():
-        with suppress(psutil.Error):
-            one.send_signal(send)
-    return found
+            variables = process.environ()
+            of_command = variables.get(MARK) == mark and rank in ("", variables.get("RANK"))
+            if of_command and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+                if send is not None:
+                    process.send_signal(send)
+    return members
 
 
 def tool(*words: str | Path) -> None:
@@ -126,7 +125,7 @@ def tool(*words: str | Path) -> None:
 
 
 def in_own_mounts() -> None:
-    """Start this program again where what it mounts is seen by no other, and goes with it, if that is allowed."""
+    """Start this program again with mounts of its own, which end with it, if the system allows that."""
     for way in () if MARK in os.environ else (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"]):
         with suppress(Outcome):
             tool(*way, "true")
@@ -134,7 +133,7 @@ def in_own_mounts() -> None:
 
 
 def memory_disk(place: Path, *limits: str) -> None:
-    """Mount a file system in memory with limits, such as size=4096; where there is one, it gets these."""
+    """Mount a file system in memory with limits, such as size=4096, or change those of the one there."""
     again = ["remount"] if os.path.ismount(place) else []
     tool("mount", "-t", "tmpfs", "-o", ",".join([*again, *limits]), "tmpfs", place)
 
@@ -191,31 +190,30 @@ class Torture:
         self.work.mkdir()
 
     def sizes(self) -> list[int]:
-        """Bytes on the disk, in whole pages, of each file that is there by now."""
-        found = []
+        """Bytes on the disk, in whole pages, of each file in the work folder."""
+        sizes = []
         for path in (Path(folder, name) for folder, _, names in os.walk(self.work) for name in names):
             with suppress(OSError):
-                found.append(-(-path.lstat().st_size // 4096) * 4096)
-        return found
+                sizes.append(-(-path.lstat().st_size // 4096) * 4096)
+        return sizes
 
     @contextmanager
     def started(self, job: Job, log: Path) -> Iterator[tuple[subprocess.Popen, str]]:
-        """The command of a job at work, after its first file; none of its processes is left afterwards."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            words = job.words.format(work=self.work, data=self.data, port=probe.getsockname()[1]).split()
+        """Start a job's command and wait for its first file; all its processes are killed afterwards."""
+        port = random.randrange(20_000, 32_000)  # below those that systems give out
+        words = job.words.format(work=self.work, data=self.data, port=port).split()
         command, mark, began = [sys.executable, *words], uuid4().hex, time.monotonic()
-        with log.open("a") as said:
-            said.write(f"$ python {' '.join(words)}\n")
-            said.flush()
+        with log.open("a") as output:
+            output.write(f"$ python {' '.join(words)}\n")
+            output.flush()
             self.environment[MARK] = mark
-            process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=said, stderr=said)
+            process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=output, stderr=output)
         try:
             while process.poll() is None and not self.sizes() and time.monotonic() < began + LIMIT:
                 time.sleep(0.005)
             yield process, mark
         except subprocess.TimeoutExpired:
-            family(mark, send=signal.SIGABRT)  # upon which each writes where it is
+            family(mark, send=signal.SIGABRT)  # each then prints its stack
             time.sleep(1)
             raise Outcome("wrong", f"it hangs: no end after {LIMIT:.0f} s") from None
         finally:
@@ -273,12 +271,12 @@ class Torture:
             code = process.wait(LIMIT)
             if psutil.wait_procs(family(mark), 15)[1]:
                 raise Outcome("wrong", "it left processes")
-        said = self.log.read_bytes()[start:].decode(errors="replace")
-        errors = re.findall(r"^(?:\[process \d+\] )?error: .*", said, re.MULTILINE)
-        last = (errors or said.rstrip().split("\n"))[-1][:300]
+        printed = self.log.read_bytes()[start:].decode(errors="replace")
+        errors = re.findall(r"^(?:\[process \d+\] )?error: .*", printed, re.MULTILINE)
+        last = (errors or printed.rstrip().split("\n"))[-1][:300]
         named = str(self.work) in last if code == 3 else code == 2 and "No space" not in last
         stated = errors and (self.job.processes > 1 or (named and not errors[1:]))  # launchers have other codes
-        if f'File "{ROOT}' in said or not (code == self.wanted.code or stated):
+        if f'File "{ROOT}' in printed or not (code == self.wanted.code or stated):
             raise Outcome("wrong", f"it ended with {code} and a traceback, or not as docs/failures.md says: {last}")
         return code, last
 
@@ -356,12 +354,12 @@ FAULTS = {
 def page(tries: Sequence[dict[str, Any]]) -> str:
     """Counts by fault and by job, and what was wrong or skipped, in Markdown."""
     lines = ["| fault | job | tried | struck | resumed | equal | refused | wrong |", "|---" * 8 + "|"]
-    for fault, job in dict.fromkeys((one["fault"], name or one["job"]) for name in ("all", "") for one in tries):
-        of = [one for one in tries if one["fault"] == fault and job in (one["job"], "all")]
-        counts = [len(of), sum(one["struck"] for one in of), sum(one["code"] in (0, 1) for one in of)]
-        counts += [sum(one["outcome"] == name for one in of) for name in ("equal", "refused", "wrong")]
+    for fault, job in dict.fromkeys((a_try["fault"], name or a_try["job"]) for name in ("all", "") for a_try in tries):
+        some = [a_try for a_try in tries if a_try["fault"] == fault and job in (a_try["job"], "all")]
+        counts = [len(some), sum(a_try["struck"] for a_try in some), sum(a_try["code"] in (0, 1) for a_try in some)]
+        counts += [sum(a_try["outcome"] == name for a_try in some) for name in ("equal", "refused", "wrong")]
         lines.append(f"| {fault} | {job} | {' | '.join(map(str, counts))} |")
-    bad = ["* {fault}, {job}: {outcome}: {reason} ({log})".format(**one) for one in tries if one["reason"]]
+    bad = ["* {fault}, {job}: {outcome}: {reason} ({log})".format(**a_try) for a_try in tries if a_try["reason"]]
     return "\n".join([*lines, "", *bad, ""])
 
 
@@ -384,15 +382,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for fault in [name for name in FAULTS if name in chosen or not chosen & FAULTS.keys()]:
         order = random.Random(f"{options.seed} {fault}").sample(jobs, len(jobs))
         for number in range(3 * wanted[fault]):  # a command may end before its fault
-            done = [one for one in tries if one["fault"] == fault]
-            if sum(one["struck"] for one in done) >= wanted[fault] or any(one["outcome"] == "skipped" for one in done):
+            done = [a_try for a_try in tries if a_try["fault"] == fault]
+            skipped = any(a_try["outcome"] == "skipped" for a_try in done)
+            if skipped or sum(a_try["struck"] for a_try in done) >= wanted[fault]:
                 break
             tries.append(torture.attempt(fault, order[number % len(order)], number))
             print("{fault}, {job}: {outcome} {reason} ({seconds:.0f} s)".format(**tries[-1]), flush=True)
             write_json(torture.out / "torture.json", {"seed": options.seed, "tries": tries})
             write_text(torture.out / "torture.md", page(tries))
     print(page(tries))
-    return int(any(one["outcome"] in ("refused", "wrong") for one in tries))
+    return int(any(a_try["outcome"] in ("refused", "wrong") for a_try in tries))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.memory import most_live_bytes
 from langdc import attention, devices
-from langdc.attention import NAME, _causal_attention, attend, causal_rows, received_attention, using
+from langdc.attention import NAME, _attend, _causal_attention, causal_rows, received_attention, using
 from langdc.conformance.prompts import plain, prompt, small
 from tests import tiny
 from tests.reference.kv import received
@@ -121,8 +121,8 @@ def test_sliding_windows_are_refused() -> None:
     states = noise(1, 2, 6, 4)
     layer = SimpleNamespace(layer_idx=1)
     with pytest.raises(ValueError, match="sliding window of 4"):
-        attend(layer, states, states, states, None, sliding_window=4)
-    attend(layer, states, states, states, None, sliding_window=6)
+        _attend(layer, states, states, states, None, sliding_window=4)
+    _attend(layer, states, states, states, None, sliding_window=6)
     assert len(prompt("one axis").embeds) > 6
 
 

@@ -152,8 +152,8 @@ def test_numbers_may_be_written_as_people_write_them(file: Path, written: str):
         ("train.data.2=x", "no item '2'; items 0 to 0"),
         ("objective.name=x", "goes through the value 'compress'"),
         ("sed=3", "sed: unknown key. Did you mean 'seed'"),
-        ("train={steps: 1, steps: 2}", r"Override 'train=.*': the value is not valid YAML: the key 'steps' is given"),
-        *((f"seed={value}", "Override .seed=.*: the value is not valid YAML") for value in BAD_VALUES),
+        ("train={steps: 1, steps: 2}", r"Override of 'train': the value is not valid YAML: the key 'steps' is given"),
+        *((f"seed={value}", "Override of .seed.: the value is not valid YAML") for value in BAD_VALUES),
     ],
 )
 def test_bad_overrides_say_what_is_wrong(file: Path, override: str, message: str):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from langdc import cli, failures, jsonl
 from langdc.cli import COMMANDS, main
-from langdc.failures import _explained, _system_error
+from langdc.failures import _code_and_message, _system_error
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(
@@ -100,7 +100,7 @@ def test_traceback_shows_more_of_every_command_and_changes_no_code(monkeypatch, 
         assert main([*command.words.split(), *words]) == 2
         said = capsys.readouterr().err
         assert said.endswith("error: a mistake\n") and ("in fail" in said) == shown
-    monkeypatch.setenv(failures.VARIABLE, "1")
+    monkeypatch.setenv(failures.TRACEBACK_VARIABLE, "1")
     assert main(command.words.split()) == 2 and "in fail" in capsys.readouterr().err
 
 
@@ -112,7 +112,7 @@ def test_every_script_goes_through_the_same_door(script: str):
 
 def test_other_processes_say_which_they_are(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "2")
-    monkeypatch.setattr(failures, "_SECONDS", 0.0)
+    monkeypatch.setattr(failures, "_OTHERS_WAIT_SECONDS", 0.0)
     assert main(["ask"]) == 2
     assert capsys.readouterr().err.startswith("[process 2] error: langdc ask needs")
 
@@ -166,7 +166,7 @@ def test_errors_of_the_system_get_the_name_of_the_file(tmp_path: Path):
     for error in nameless:
         with pytest.raises(OSError) as raised, jsonl.writing(tmp_path / "x"):
             raise error
-        assert str(tmp_path / "x") in _explained(raised.value)[1]
+        assert str(tmp_path / "x") in _code_and_message(raised.value)[1]
     with pytest.raises(FileNotFoundError) as raised, jsonl.writing(tmp_path / "x"):
         (tmp_path / "gone").read_bytes()
     assert raised.value.filename == str(tmp_path / "gone"), "one that has a name keeps it"
@@ -180,7 +180,7 @@ def test_a_write_that_fails_within_a_library(tmp_path: Path, save: str):
     code = (
         "import resource, pathlib, safetensors.torch, torch\nfrom langdc import failures\n"
         "def work(_):\n    x = torch.ones(1 << 16)\n    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        f"    with failures.naming(pathlib.Path('x')):\n        {save}\n"
+        f"    with failures.errors_naming(pathlib.Path('x')):\n        {save}\n"
         "raise SystemExit(failures.guarded(work, []))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from langdc import features
 from langdc.config import FeatureType
-from langdc.features import TYPES, FeatureStore, FrameSpec, pack, preprocessing_hash, read_spec, unpack
+from langdc.features import TYPES, FeatureStore, FrameSpec, _pack, _unpack, preprocessing_hash, read_spec
 from langdc.hashing import module_hash
 from langdc.interfaces import Backbone
 from langdc.model import VideoModel
@@ -243,7 +243,7 @@ def test_what_encoders_attend_to_is_stored_on_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 0.0), ("float16", 2**-11), ("bfloat16", 2**-8)])
 def test_rounding_is_that_of_the_type(dtype: FeatureType, most: float) -> None:
     values = torch.randn(3, 4, 4, 64, generator=torch.Generator().manual_seed(0))
-    back = unpack("x", pack("x", values, TYPES[dtype]), torch.float32)
+    back = _unpack("x", _pack("x", values, TYPES[dtype]), torch.float32)
     assert ((back - values).abs() <= most * values.abs() + 1e-7 * (most > 0)).all()
 
 
@@ -251,10 +251,10 @@ def test_float8_errs_by_a_sixteenth_at_most_in_every_channel() -> None:
     values = torch.randn(4, 6, 6, 64, generator=torch.Generator().manual_seed(0))
     values[..., 3] *= 1e4  # some channels of a vision transformer are like that
     values[..., 5] = 0.0
-    packed = pack("x", values.to(torch.bfloat16), torch.float8_e4m3fn)
+    packed = _pack("x", values.to(torch.bfloat16), torch.float8_e4m3fn)
     assert packed["x"].dtype == torch.float8_e4m3fn and packed["x.scale"].shape == (64,)
-    back, values = unpack("x", packed, None).float(), values.to(torch.bfloat16).float()
-    assert unpack("x", packed, None).dtype == torch.bfloat16
+    back, values = _unpack("x", packed, None).float(), values.to(torch.bfloat16).float()
+    assert _unpack("x", packed, None).dtype == torch.bfloat16
     largest = values.abs().amax((0, 1, 2))
     # half a step of 3 bits, bfloat16's own of 8, and below the smallest normal number half the smallest step
     assert ((back - values).abs() <= values.abs() * (2**-4 + 2**-8) + largest * 2**-10 / 448).all()

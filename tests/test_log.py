@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from langdc import cli, features, log
-from langdc.log import pace, progress, track
+from langdc.log import _pace, progress, track
 from langdc.train.run import train
 from tests import tiny
 from tests.train import small
@@ -108,4 +108,4 @@ def test_other_processes_say_nothing(lines: list[str], monkeypatch: pytest.Monke
 
 
 def test_the_pace_before_anything_is_done():
-    assert pace(0, 5, 3.0) == "0 a second, unknown time left"
+    assert _pace(0, 5, 3.0) == "0 a second, unknown time left"

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from langdc.plots import Point, accuracy_against, calibration, colour, front, kind_bars
+from langdc.plots import Point, _colour, accuracy_against, calibration, front, kind_bars
 
 
 def _texts(svg: str) -> str:
@@ -23,7 +23,7 @@ def test_accuracy_against_a_cost_shows_every_row():
     said = _texts(svg)
     assert {"a <b>", "c", "500", "majority answer", "video tokens"} <= set(said.split("|"))
     assert svg.startswith("<svg") and "currentColor" in svg and "#010203" not in svg
-    assert colour(5) in svg and colour(1) in svg and colour(0) not in svg
+    assert _colour(5) in svg and _colour(1) in svg and _colour(0) not in svg
     assert svg == accuracy_against("video tokens", TWO, TWO[:1], 0.2)
 
 
@@ -62,7 +62,7 @@ def test_a_point_without_a_number_is_grey_and_has_no_name():
     points = [Point("plain", None, 1.0, 0.5, 0.4, 0.6), Point("named", 7, 2.0, 0.6, 0.5, 0.7)]
     svg = accuracy_against("cost", points, [points[1]], 0.2)
     assert "named" in _texts(svg) and "plain" not in _texts(svg)
-    assert colour(7) in svg and not any(colour(n) in svg for n in range(7))
+    assert _colour(7) in svg and not any(_colour(n) in svg for n in range(7))
     assert "plain" not in _texts(accuracy_against("cost", points[:1], [], 0.2))
 
 
@@ -108,4 +108,4 @@ def test_calibration_names_its_levels_and_row_and_draws_means_where_they_are():
 def test_bars_take_the_colour_of_their_row():
     svg = kind_bars(["colour_of_shape"], {"late row": [0.5]}, [0.2], [4])
     assert {"colour", "shape"} <= set(_texts(svg).split("|")) and "late row" in _texts(svg)
-    assert colour(4) in svg and colour(0) not in svg
+    assert _colour(4) in svg and _colour(0) not in svg

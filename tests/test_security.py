@@ -162,7 +162,7 @@ def test_deep_nesting_is_an_error_with_a_name(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"a: {DEEP}")
         with pytest.raises(ValueError, match=rf"{name} is not valid YAML"):
             chain.read([tmp_path / name])
-    with pytest.raises(ValueError, match="value of seed= is not valid YAML"):
+    with pytest.raises(ValueError, match="the value is not valid YAML"):
         load(RunConfig, "sample/langdc/stage1", [f"seed={DEEP}"])
     (tmp_path / "deep.json").write_text(DEEP)
     with pytest.raises(ValueError, match=r"deep\.json"):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from langdc import distributed, watchdog
-from langdc.watchdog import Watchdog, beat, entering
+from langdc.watchdog import Watchdog, beat, noting_modules
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +38,7 @@ def short(monkeypatch):
 @pytest.fixture
 def watched(short, tmp_path: Path):
     model, codes = nn.Sequential(nn.Linear(2, 2), Part()), list[int]()
-    with Watchdog(0.4, tmp_path, leave=codes.append), entering(model):
+    with Watchdog(0.4, tmp_path, leave=codes.append), noting_modules(model):
         beat("step 6")
         yield model, codes
 

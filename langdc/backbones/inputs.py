@@ -158,12 +158,6 @@ def slides(backbone: Backbone) -> bool:
     return getattr(backbone.text_model.config, "sliding_window", None) is not None
 
 
-def other_attention(backbone: Backbone) -> list[str]:
-    """Kinds of layers that do not attend to all tokens that a mask shows."""
-    kinds = getattr(backbone.text_model.config, "layer_types", None) or []
-    return sorted({*kinds, *["sliding_attention"] * slides(backbone)} - {"full_attention"})
-
-
 def _continued(backbone: Backbone, arguments: dict[str, Any], cache: DynamicCache, largest: Tensor) -> Reading:
     """Read on; the next tokens stand after the `largest` [B] position of each whole prompt."""
     logits = backbone.lm_head(_states(backbone, arguments, cache)[:, -1])

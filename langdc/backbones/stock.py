@@ -39,7 +39,7 @@ logger = get_logger(__name__)
 
 PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 SEEN = (("size", "min_pixels", "max_pixels"), ("image_mean",), ("image_std",))
-"""Preprocessor settings, with those that may stand in place of them, that decide what an encoder is shown."""
+"""Preprocessor settings that decide what an encoder sees, each with names that may replace it."""
 ENCODER_PARTS = ("visual", "vision_tower", "multi_modal_projector")
 """Modules that `quantize` leaves whole."""
 TYPES = {"auto": "auto", **devices.TYPES}
@@ -160,8 +160,8 @@ class StockBackbone(Backbone):
         return end_ids(self.model, self.tokenizer)
 
     def _processor(self, kind: Any) -> Any:
-        """An image or video processor by the checkpoint's files. What they leave open is as the model has it, or as the
-        class, with a warning; ValueError where they contradict the model.
+        """An image or video processor from the checkpoint's files. Other settings are those of the model or, with a
+        warning, of the class. ValueError if the files contradict the model.
         """
         folder, known, stated = resolve(self.source), self._processor_settings(), {}
         with reading(str(folder), f"a {kind.__name__}"):

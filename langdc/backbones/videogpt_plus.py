@@ -16,7 +16,7 @@ from langdc.backbones.splice import splice_all
 from langdc.decoders import known_decoder
 from langdc.encoders import Encoder, encoders
 from langdc.interfaces import Backbone
-from langdc.language_models import Quantize, end_ids, language_model_outline, load_language_model, load_tokenizer
+from langdc.language_models import Quantize, end_ids, load_language_model, load_tokenizer
 from langdc.projectors import build_projector
 from langdc.sources import Source
 from langdc.types import FeatureGrid, Frames, FrameSpec, Grids, Prompt, Spliced, VideoFeatures, VideoTokens
@@ -57,7 +57,8 @@ class VideoGPTPlus(Backbone):
         if text:
             self.language_model = load_language_model(language_model, attention, quantize=quantize)
         else:
-            self.language_model = language_model_outline(language_model)
+            with torch.device("meta"):  # only its sizes are asked for
+                self.language_model = load_language_model(language_model, attention)
         self.tokenizer = load_tokenizer(language_model if tokenizer is None else tokenizer)
         self._members = (image_encoder, video_encoder)
         built = [encoders.build(**member).requires_grad_(False).eval() for member in self._members]

@@ -29,7 +29,7 @@ from langdc.devices import TYPES
 from langdc.hashing import tensor_hash
 from langdc.log import progress, screen
 from langdc.model import VideoModel
-from langdc.sources import is_packaged, resolve
+from langdc.sources import PREFIXES, resolve
 from langdc.text import render
 
 _ADAPTER = "adapter"
@@ -163,7 +163,7 @@ def _copy_side_files(source: Path, folder: Path) -> None:
 def _copy_tokenizers(settings: dict, out: Path) -> None:
     """Copy tokenizers that settings name apart from a model; packaged ones stay where they are."""
     for path, source in list(checkpoint.texts(settings)):
-        if "tokenizer" in str(path[-1]) and not is_packaged(source) and not source.startswith(f"{out}/"):
+        if "tokenizer" in str(path[-1]) and not _is_packaged(source) and not source.startswith(f"{out}/"):
             folder = out / str(path[-1])
             folder.mkdir(exist_ok=True)
             _copy_side_files(Path(resolve(source)), folder)  # pyright: ignore[reportArgumentType]
@@ -193,7 +193,7 @@ def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Ex
     import peft  # takes seconds, and most exports have no adapter
 
     source = checkpoint.published(model)[_name_of(model.backbone.language_model, model)]
-    local = is_packaged(source) or Path(source).is_dir()
+    local = _is_packaged(source) or Path(source).is_dir()
     base = str(Path(resolve(source)).resolve()) if local else source  # pyright: ignore[reportArgumentType]
     named = checkpoint.stored(model.backbone.language_model)
     whole = {f"base_model.model.{name}": tensor for name, tensor in named.items()}
@@ -211,3 +211,8 @@ def _export_adapter(model: VideoModel, lora: LoraConfig, folder: Path, made: _Ex
     folder.mkdir()
     settings.save_pretrained(str(folder))
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def _is_packaged(source: object) -> bool:
+    """Whether a source comes with the package, such as "sample:NAME"."""
+    return isinstance(source, str) and source.partition(":")[0] in PREFIXES and ":" in source

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vision", type=Path, help="SigLIP directory, for sizes and weights it lacks")
     parser.add_argument("--shard-gb", type=float, default=2.0, help="size of a weights file, and of the memory used")
     options = parser.parse_args(argv)
-    report = convert(options.checkpoint, options.out, options.language, options.vision, options.shard_gb)
+    report = _convert(options.checkpoint, options.out, options.language, options.vision, options.shard_gb)
     console = screen()
     first, *others = report.lines()
     console.print(f"{options.out}: {first}", *others, sep="\n")
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def convert(checkpoint: Path, out: Path, language: Path | None, vision: Path | None, shard_gb: float) -> NameReport:
+def _convert(checkpoint: Path, out: Path, language: Path | None, vision: Path | None, shard_gb: float) -> NameReport:
     """Write `out`, whole or not at all; ValueError names every tensor that is missing, unknown or misshapen."""
     if shard_gb <= 0:
         raise ValueError(f"--shard-gb {shard_gb}; give more than 0, such as 2.")

@@ -36,8 +36,8 @@ INSTRUCTION = "Answer with the option's letter from the given choices directly."
 """What follows the options of a multiple-choice question."""
 MARKS = re.compile("<video>|<image>")
 OUTSIDE = (
-    "leads outside the folder that its data may be in, by its path or a symbolic link. If that is meant, give "
-    "--allow-outside (in a config of a training, train.allow_outside: true; of an evaluation, allow_outside: true)"
+    "leads outside the folder of its data, by its path or a symbolic link. To allow it, give --allow-outside (in a "
+    "config of a training train.allow_outside: true, of an evaluation allow_outside: true)"
 )
 SHOWN_MISTAKES = 10
 SHOWN_LETTERS = 300
@@ -132,7 +132,7 @@ class Medium(_Strict):
         return self.video or self.image
 
 
-class Message(_Strict):
+class _Message(_Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
@@ -150,7 +150,7 @@ class Record(Medium):
     """Several videos and images, in the order in which they are shown."""
     segments: list[SegmentRecord] = []
     questions: list[QuestionRecord] = []
-    messages: list[Message] = []
+    messages: list[_Message] = []
     _line: int | None = PrivateAttr(None)
 
     @model_validator(mode="before")
@@ -286,7 +286,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
 
 @lru_cache(16)
 def _homes(root: str) -> list[str]:
-    """Where the files of a folder may be, without symbolic links."""
+    """The real paths that files of a folder may have: the folder, and the blobs beside a Hugging Face snapshot."""
     folder = Path(os.path.realpath(root))
     # a snapshot of the Hugging Face cache links to files beside it
     blobs = [each.parents[1] / "blobs" for each in (folder, *folder.parents) if each.parent.name == "snapshots"]
@@ -299,7 +299,7 @@ def leads_outside(file: Path, root: Path) -> bool:
     try:
         real = os.path.realpath(file)
         inside = [link.path for link in os.scandir(real) if link.is_symlink()] if os.path.isdir(real) else []  # noqa: PTH112
-    except (OSError, ValueError):  # no file can have this name, or nobody may look into this folder
+    except (OSError, ValueError):  # an impossible name, or a folder without the right to read it
         return False
     return not all(f"{os.path.realpath(each)}/".startswith(homes) for each in (real, *inside))
 

@@ -18,7 +18,7 @@ logger = get_logger(__name__)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _UNREAD = ("pooler.", "text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
-"""How names begin of tensors that no grid of patches depends on."""
+"""How the names of tensors begin that patch features do not depend on."""
 
 
 def _vision_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -41,7 +41,9 @@ def _statistics(folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ..
     file = folder / "preprocessor_config.json" if folder else None
     settings = read_settings(file) if file is not None and file.is_file() else {}
     if file is not None and (lacking := [key for key in ("image_mean", "image_std") if key not in settings]):
-        logger.warning("%s does not state %s: pixels are normalised as CLIP's are.", file, " and ".join(lacking))
+        logger.warning(
+            "%s does not state %s: CLIP's values are taken to normalise pixels.", file, " and ".join(lacking)
+        )
     found = settings.get("image_mean", CLIP_MEAN), settings.get("image_std", CLIP_STD)
     with reading(str(file), "pixel statistics of three channels"):
         mean, std = ([float(value) for value, _ in zip(each, range(3), strict=True)] for each in found)

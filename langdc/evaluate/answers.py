@@ -1,7 +1,7 @@
-"""What a reply says: the words that count, a number. `langdc.evaluate.choices` reads the letter of an option.
+"""Reads words and numbers from a reply; `langdc.evaluate.choices` reads the letter of an option.
 
-One parser for all tasks, so that entries differ by model and never by parser. A reply that cannot be read is None: it
-scores 0 and is counted separately.
+All tasks share this parser, so that entries differ by model and never by parser. A reply that cannot be read is None:
+it scores 0 and is counted separately.
 """
 
 import math
@@ -104,7 +104,7 @@ def words(text: str) -> list[str]:
 
 
 def without_thinking(text: str) -> str:
-    """What a reply says after its <think> part, which a prompt may have begun and which may be cut off."""
+    """A reply without its thinking (<think> and similar), which the prompt may have begun and which may be cut off."""
     answered = r"(?=<answer>[^<]*</answer>\s*\Z)"  # which may end it, too
     text = re.sub(rf"{OPENED}.*?(?:{CLOSED}|{answered})", " ", text, flags=re.S | re.I)
     text = re.split(CLOSED, text, flags=re.I)[-1]
@@ -112,7 +112,7 @@ def without_thinking(text: str) -> str:
 
 
 def final(text: str) -> str:
-    """What a reply says in the end, without LaTeX and tags, in plain characters."""
+    """A reply without thinking, LaTeX and tags, in plain characters; boxed and tagged answers become "answer: ..."."""
     text = without_thinking(text)
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
     text = re.sub(r"\\(?:text|math|mbox|operatorname)\w*\s*\{([^{}]*)\}", r"\1", text)
@@ -149,7 +149,7 @@ def quantity(text: str) -> tuple[float, str, float] | None:
     for part in (*parts, text):
         for found in QUANTITY.finditer(part):
             glued = re.match(r"(?i)[a-z]", part[found.end(2 if found[2] else 1) :])
-            if glued and not unit(found[3])[0]:  # "3D", "2nd"
+            if glued and not _unit(found[3])[0]:  # "3D", "2nd"
                 continue
             if (said := _quantity(part, found)) is None or not math.isfinite(said[0]):
                 return None
@@ -159,8 +159,8 @@ def quantity(text: str) -> tuple[float, str, float] | None:
 
 
 def _quantity(text: str, found: re.Match[str]) -> tuple[float, str, float, int] | None:
-    """The quantity at a place, with those that continue it ("1 min 30 s"), and where it ends."""
-    value, (kind, size) = _value(found[1]), unit(found[3] or "")
+    """The quantity that a match begins, with those that continue it ("1 min 30 s"), and its end."""
+    value, (kind, size) = _value(found[1]), _unit(found[3] or "")
     if value is None:
         return None
     value *= {**SCALES, "dozen": 12}[found[2].lower()] if found[2] else 1
@@ -186,7 +186,7 @@ def _value(number: str) -> float | None:
     return sign * float(number)
 
 
-def unit(name: str) -> tuple[str, float]:
+def _unit(name: str) -> tuple[str, float]:
     """The dimension and size of a unit, such as of "minutes" or "km/h"; ("", 1) for other words."""
     names = name.lower().replace("tre", "ter").split("/")
     known = [UNIT.get(one) or UNIT.get(one.removesuffix("s"), ("", 1.0)) for one in names]
@@ -196,13 +196,13 @@ def unit(name: str) -> tuple[str, float]:
 
 
 def is_amount(option: str) -> bool:
-    """Whether an option is a number, with or without a unit, and says nothing else."""
+    """Whether an option is only a number, with or without a unit."""
     found = QUANTITY.fullmatch(plain(option).strip(" ."))
-    return bool(found and (not found[3] or unit(found[3])[0]))
+    return bool(found and (not found[3] or _unit(found[3])[0]))
 
 
 def with_digits(text: str) -> str:
-    """A text with the numbers in words in digits, and "minus" as a sign."""
+    """A text with number words as digits, and "minus" as a sign."""
 
     def sub(pattern: str, value: Callable[[re.Match[str]], float]) -> None:
         nonlocal text

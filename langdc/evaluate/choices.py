@@ -17,7 +17,7 @@ CONCLUDED = re.compile(
     rf"|(?:must|should|would|ha[sd] to|got to|needs to) be|(?:it|that)'s)\b|是|所以|因此|故)[ ,:]*{NOUN}{MARKS}\Z"
 )
 ENDS = re.compile(r"(?i)[\s*_\"'`]*(?:[.,;!。\uff0c]|$|\n|\b(?:because|since|as|not|and not|rather|instead)\b)")
-"""What stands before and after a letter of which nothing more is said: "so it is B.", "no, B"."""
+"""What stands before and after a letter that ends a conclusion: "so it is B.", "no, B"."""
 MENTIONED = re.compile(rf"(?i)(?:\b(?:options?|choice|letter|answer)\b|选项|選項)\s*[:,]?{MARKS}\Z")
 """What may stand before a letter that is the answer, and also before one that is not."""
 VERDICT_ENDS = r"(?=\s*(?:[.,;!)\n]|$))"
@@ -64,11 +64,11 @@ FILLER = re.compile(
 )
 """What may stand before a letter that begins a reply."""
 JOINED = re.compile(r"(?i)(?:[ ,/&、和或]|\b(?:and|or|nor|both|either|maybe|possibly|perhaps|options?|choices?)\b)*")
-"""What stands between letters of which one thing is said."""
+"""What stands between letters that are mentioned together."""
 ASKED, ALONE = re.compile(r"(?s)\?.*\w"), re.compile(r"[^\w\n]*(?:\n|\Z|because\b)")
 """What follows a letter that is only considered, and one that nothing follows on its line."""
 TOLD = re.compile(r"(?i)\s(?:is|are|was|were|has|could|can|may|might|would|seems?|looks?)\b")
-"""What follows a letter of which something is told, so that it is no choice by its place alone."""
+"""What follows a letter that begins a statement, so that its place alone makes it no choice."""
 AGREES = re.compile(r"(?i)\b(?:correct|true|yes|accurate|matches|plausible)\b")
 DISAGREES = re.compile(r"(?i)\b(?:incorrect|wrong|false|no|not|cannot|inaccurate|implausible)\b|n't\b")
 BREAKS = ").!?:;,\n\u2013\u2014-→⇒∴>~"
@@ -85,7 +85,7 @@ DENIED_AFTER = re.compile(
 
 
 class _Mention(NamedTuple):
-    """Letters in a reply of which one thing is said, and where they stand; `marked` as in "(B)" or "B."."""
+    """Letters that a reply mentions together, and their place in it; `marked`: written as "(B)" or "B."."""
 
     letters: set[str]
     start: int
@@ -134,10 +134,10 @@ def choice(text: str, options: Sequence[str]) -> str | None:
     for mention in (m for m in every if m.marked and len(m.letters) == 1):
         first.setdefault(min(mention.letters), mention)
     listed, order, known = list(first.values()), "".join(first), LETTERS[: len(options)]
-    if order == known and not (begin and ALONE.match(text, begin[0].end)):  # all options are gone through
+    if order == known and not (begin and ALONE.match(text, begin[0].end)):  # a list of all options
         ends = [*(m.start for m in listed[1:]), len(text)]
-        told = [(m, text[m.end : end]) for m, end in zip(listed, ends, strict=True)]
-        right = [m for m, part in told if AGREES.search(part) and not DISAGREES.search(part)]
+        parts = [(m, text[m.end : end]) for m, end in zip(listed, ends, strict=True)]
+        right = [m for m, part in parts if AGREES.search(part) and not DISAGREES.search(part)]
         ranks = [[m for m in alone if m.start > listed[-1].start][-1:], right]
         if not last and not any(ranks):
             return None
@@ -194,13 +194,13 @@ def _mentions(text: str, options: Sequence[str]) -> list[_Mention]:
 
 
 def _after_break(text: str, start: int) -> bool:
-    """Whether a sentence or part of it begins there."""
+    """Whether a sentence, or a part of one, begins at this place."""
     return text[max(start - 9, 0) : start].rstrip(" #>*•")[-1:] in BREAKS
 
 
-def _ends_with(announcement: re.Pattern[str], text: str, end: int) -> bool:
-    """Whether what stands in a text up to `end` ends with an announcement."""
-    return bool(announcement.search(text, max(end - LOOKED_BACK, 0), end))
+def _ends_with(pattern: re.Pattern[str], text: str, end: int) -> bool:
+    """Whether a text up to `end` ends with a pattern."""
+    return bool(pattern.search(text, max(end - LOOKED_BACK, 0), end))
 
 
 def _bare(text: str) -> str:

@@ -79,7 +79,7 @@ class EvalFolder:
         """
         path = directory / HEADER
         session = {**describe_machine(command), "plugins": dict(plugins or {})}
-        if not path.is_file() and jsonl.others(directory):
+        if not path.is_file() and jsonl.names_in(directory):
             raise ValueError(f"{directory} holds files that are no evaluation. Choose another place with output=...")
         header = {**info, **identity, "identity_sha256": json_hash(identity), "sessions": []}
         if path.is_file():
@@ -118,9 +118,9 @@ class EvalFolder:
     @staticmethod
     @contextmanager
     def locked(directory: Path) -> Iterator[None]:
-        """Keep whoever else writes there out of a folder until this process ends; ValueError if another one does."""
+        """Lock a folder against other writers within the context; ValueError if another process writes there."""
         first, doing = directory / jsonl.LOCK, f"still writes into {directory}"
-        own = first.with_name(f"{first.name}.{rank()}") if rank() else first  # a training's is the same as the first
+        own = first.with_name(f"{first.name}.{rank()}") if rank() else first  # which a training also locks
         with jsonl.locked(own, doing):
             # each process looks for its own predecessor, and the first one for those that had higher numbers
             for path in directory.glob(f"{jsonl.LOCK}.*") if rank() == 0 else ():

@@ -53,7 +53,7 @@ def evaluate(
     videos = matching.calibration_videos(config, task)
     where = devices.named(config.device)  # an error before anything is written
     load = load or partial(load_model, device=where, dtype=config.dtype)
-    # what a start has begun that is refused goes again
+    # a refused start leaves no new folder
     new = jsonl.making_folder(config.output, HEADER, "sessions/*") if is_main_process() else nullcontext()
     with new, EvalFolder.locked(config.output):
         main_process_first(lambda: _start(config, task, command))
@@ -83,7 +83,7 @@ def _start(config: EvalConfig, task: Task, command: Sequence[str]) -> None:
 
 
 def _check_videos(task: Task, folder: EvalFolder) -> None:
-    """ValueError if a video that was answered is another one now; one that is gone keeps its answers."""
+    """ValueError if a video has changed since its questions were answered; a missing one keeps its answers."""
     paths = {record.id: task.path(record) for record in task.records if record.id not in task.broken}
     lines = (line for name in folder.names() for line in folder.lines(name) if line.get("content"))
     known = {(line["video"], line["content"]) for line in lines if line["video"] in paths}
@@ -91,7 +91,7 @@ def _check_videos(task: Task, folder: EvalFolder) -> None:
     if changed := [path for path, content in there if content_hash(path) != content]:
         raise ValueError(
             f"{folder.directory} holds answers about other videos: {len(changed)} have changed since, such as "
-            f"{changed[0]}. Bring the former ones back, choose another place with output=..., or delete that folder."
+            f"{changed[0]}. Restore them, choose another place with output=..., or delete that folder."
         )
 
 

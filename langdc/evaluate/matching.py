@@ -87,14 +87,6 @@ def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Pat
     return found
 
 
-def spent(lines: Sequence[Mapping[str, Any]], measure: str, text: bool = True) -> dict[str, float]:
-    """What videos ("tokens") or questions ("kv_bytes", with or without `text`) took, by key; failed ones left out."""
-    if measure == "tokens":
-        return {line["key"]: line["tokens"] for line in lines if line["type"] == "video"}
-    answered = [line for line in lines if line["type"] == "answer" and line.get("kv_bytes")]
-    return {line["key"]: line["kv_bytes"] - (0 if text else line["kv_text_bytes"]) for line in answered}
-
-
 def compared(own: Mapping[str, float], other: Mapping[str, float]) -> dict[str, Any]:
     """The means over what both entries were asked, their ratio, and whether that is within TOLERANCE."""
     shared = [key for key in own if key in other]
@@ -106,7 +98,7 @@ def compared(own: Mapping[str, float], other: Mapping[str, float]) -> dict[str, 
     return {"measured": measured, "target": target, "ratio": ratio, "equal": equal}
 
 
-def search(target: float, max_number: int, quantity: Callable[[int], float]) -> tuple[int, dict[int, float]]:
+def _search(target: float, max_number: int, quantity: Callable[[int], float]) -> tuple[int, dict[int, float]]:
     """The whole number up to `max_number` whose `quantity`, which grows with it, comes nearest to `target`.
 
     First guesses in proportion, then bisection; the smaller of equally near ones. Also returns all that were tried.
@@ -143,7 +135,7 @@ def calibrate(
         return fmean(a.tokens if entry.kv is None else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers)
 
     most = max(sum(grid.tokens for grid in video.encoder.values()) for video, _ in videos)
-    best, tried = search(target, text + most, kept)
+    best, tried = _search(target, text + most, kept)
     logger.info("%s: tokens=%d keeps %.2f; the target is %.2f.", entry.name, best, tried[best], target)
     return {"tokens": best, "target": target, "measured": tried[best], "videos": len(videos), "tried": len(tried)}
 

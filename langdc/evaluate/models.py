@@ -51,29 +51,29 @@ class OwnCompressor:
 
 
 def weights_identity(directory: str | Path) -> str:
-    """The sha256 of all that makes a model: of its `model_files`."""
+    """The sha256 of everything that makes a model, its `model_files`."""
     return json_hash(model_files(directory))
 
 
 def model_files(directory: str | Path) -> dict[str, str]:
-    """The hash of everything that makes a model, by file: of a checkpoint its tensors, its settings, and the files of
-    the folders that these name; of another folder all its files. Large ones count by published hash or by a sample.
+    """The hash of each file that makes a model: of a checkpoint its tensors, its settings, and the files of the folders
+    that these name; of another folder all its files. Of large ones the published hash, or that of a sample.
     """
     folder = locate(directory)
     if not (folder / MANIFEST).is_file():
         return folder_files(folder)
     manifest, stated = read_manifest(folder), read_json(folder / MANIFEST)
     size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).is_file() else 0
-    found = {MANIFEST: json_hash([stated[name] for name in ("model", "lora", "parts")])}
-    found[WEIGHTS] = f"{manifest['weights_sha256']} {size}"
+    hashes = {MANIFEST: json_hash([stated[name] for name in ("model", "lora", "parts")])}
+    hashes[WEIGHTS] = f"{manifest['weights_sha256']} {size}"
     for source, files in named_files(manifest["model"]).items():
-        found |= {f"{source.removeprefix(f'{folder}/')}/{name}": content for name, content in files.items()}
-    return found
+        hashes |= {f"{source.removeprefix(f'{folder}/')}/{name}": content for name, content in files.items()}
+    return hashes
 
 
 def named_files(settings: Any) -> dict[str, dict[str, str]]:
     """The `folder_files` of each folder of weights or of a tokenizer that settings name, by how they name it."""
-    named = (text for keys, text in texts(settings) if keys[-1:] != ("name",))  # of a member, not of a folder
+    named = (text for keys, text in texts(settings) if keys[-1:] != ("name",))  # which is a member's
     return {
         source: folder_files(place) for source, place in folders(named, ("*.safetensors", "*.bin", "*.json")).items()
     }

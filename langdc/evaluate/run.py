@@ -1,6 +1,6 @@
 """One entry of an evaluation at work: its model answers, and each answer is written down at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -55,7 +55,7 @@ class Run:
         if not self.entry.calibrated or "calibration" in self.out:
             return
         lines = [line for line in self.matched if line.get("video") in self._ids]
-        took = matching.spent(lines, self.entry.measure, text=False)
+        took = _spent(lines, self.entry.measure, text=False)
         if not took:
             raise ValueError(
                 f"Entry {self.entry.name!r} matches what {self.entry.match!r} took, and that entry has no figure of it "
@@ -190,7 +190,7 @@ class Run:
         self.out.reread()
         if self.entry.match is not None:
             measure = self.entry.measure
-            found = matching.compared(*(matching.spent(lines, measure) for lines in (self.out.lines, self.matched)))
+            found = matching.compared(*(_spent(lines, measure) for lines in (self.out.lines, self.matched)))
             about = {"type": "budget", "key": "budget", "match": self.entry.match, "measure": measure}
             self.out.append([{**about, **found}])
             if not found["equal"]:
@@ -217,3 +217,11 @@ def _key(record: Record, index: int) -> str:
 
 def _mean(counts: Sequence[int]) -> float:
     return counts[0] if len(set(counts)) == 1 else sum(counts) / len(counts)
+
+
+def _spent(lines: Sequence[Mapping[str, Any]], measure: str, text: bool = True) -> dict[str, float]:
+    """What videos ("tokens") or questions ("kv_bytes", with or without `text`) took, by key; failed ones left out."""
+    if measure == "tokens":
+        return {line["key"]: line["tokens"] for line in lines if line["type"] == "video"}
+    answered = [line for line in lines if line["type"] == "answer" and line.get("kv_bytes")]
+    return {line["key"]: line["kv_bytes"] - (0 if text else line["kv_text_bytes"]) for line in answered}

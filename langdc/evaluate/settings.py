@@ -291,7 +291,7 @@ class EvalConfig(Settings):
 
     @property
     def judging(self) -> dict[str, Any]:
-        """The settings that judge answers or allow them, and change none."""
+        """The settings that change no answer: they judge answers, or allow media."""
         return self.model_dump(mode="json", include={"published", "judge", "allow_outside"})
 
     @property

@@ -168,7 +168,7 @@ def paired_difference(
     edge = max(int((1 - LEVEL) * (resamples + 1) / 2), 1)
     smaller = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     p = max(min(1.0, 2 * (smaller + 1) / (resamples + 1)), 2.0 ** (1 - groups))
-    needed = videos_needed(parts.error, groups)
+    needed = _videos_needed(parts.error, groups)
     return Difference(parts.value, float(drawn[edge - 1]), float(drawn[-edge]), groups, p, needed=needed)
 
 
@@ -198,7 +198,7 @@ def _spearman(both: np.ndarray) -> float:
         return float(np.corrcoef(stats.rankdata(both, axis=1))[0, 1])
 
 
-def videos_needed(error: float, videos: int, difference: float = POINT) -> int | None:
+def _videos_needed(error: float, videos: int, difference: float = POINT) -> int | None:
     """How many videos it takes to detect a `difference`, given the standard error of a paired one of G videos.
 
     With s^2 = G error^2 the variance per video, it is (z_{(1+level)/2} + z_power)^2 s^2 / difference^2: the normal

@@ -20,9 +20,9 @@ from langdc import jsonl
 from langdc.data.records import QuestionRecord, Record, SegmentRecord, write_records
 from langdc.log import track
 from langdc.registry import nearest
-from langdc.sample.questions import ask_all, requests
+from langdc.sample.questions import Question, ask_all
 from langdc.sample.render import draw, draw_video
-from langdc.sample.scenes import FPS, Segment, caption, sample_segment, sample_video
+from langdc.sample.scenes import FPS, Segment, as_text, caption, sample_segment, sample_video
 from langdc.video import write_video
 
 VIDEOS: Mapping[str, int] = {"train": 2400, "test": 400}
@@ -109,7 +109,7 @@ def _finished(folder: Path, settings: dict[str, int]) -> bool:
     """Whether the set is there; ValueError if something else is."""
     finished = (folder / _FINISHED).is_file()
     made_with = jsonl.read(folder / (_FINISHED if finished else _UNFINISHED))
-    if not made_with and jsonl.others(folder):
+    if not made_with and jsonl.names_in(folder):
         raise ValueError(f"{folder} holds files that are no sample set. Choose an empty or a new folder.")
     if made_with and made_with != [settings]:
         raise ValueError(
@@ -135,8 +135,8 @@ def _make(task: _Task) -> tuple[str, Record]:
     return task.split, _make_image(task) if task.split == "images" else _make_video(task)
 
 
-def _there(path: Path) -> bool:
-    """Whether a file is whole: a power cut may leave an empty one, or one that is cut off at the end of a page."""
+def _is_complete(path: Path) -> bool:
+    """Whether a file is complete: after a power cut it may be empty, or end at the end of a page."""
     return path.exists() and path.stat().st_size % 4096 > 0
 
 
@@ -144,9 +144,9 @@ def _make_video(task: _Task) -> Record:
     rng, name = task.rng, f"{task.split}-{task.number:06d}"
     scenes = sample_video(rng)
     asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes)}
-    wanted = requests([caption(scene) for scene in scenes]) if task.split == "train" else []
+    wanted = _requests([caption(scene) for scene in scenes]) if task.split == "train" else []
     path = task.folder / "videos" / f"{name}.mp4"
-    if not _there(path):
+    if not _is_complete(path):
         write_video(path, draw_video(scenes, rng), FPS)
     return Record(
         id=name,
@@ -160,7 +160,7 @@ def _make_image(task: _Task) -> Record:
     rng, name = task.rng, f"image-{task.number:06d}"
     scene = sample_segment(rng)
     path = task.folder / "images" / f"{name}.png"
-    if not _there(path):
+    if not _is_complete(path):
         frames = draw(scene, rng)
         with jsonl.writing(path, sync=False) as partial:
             Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")
@@ -173,3 +173,9 @@ def _segment(scene: Segment, text: str, motions: list[str]) -> SegmentRecord:
     """One entry per object in each list of cues, in the order of the caption."""
     shapes, colours = [thing.shape for thing in scene], [thing.colour for thing in scene]
     return SegmentRecord(caption=text, density=len(scene), subjects=shapes, attributes=colours, actions=motions)
+
+
+def _requests(captions: list[str]) -> list[Question]:
+    """Requests to describe each segment that is not empty, and the whole video."""
+    each = [Question("describe", f"describe segment {n}", text) for n, text in enumerate(captions, 1) if text]
+    return [*each, Question("describe_video", "describe the video", as_text(captions))]

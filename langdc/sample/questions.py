@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from langdc.sample.scenes import MOTIONS, SHAPES, Segment, as_text
+from langdc.sample.scenes import MOTIONS, SHAPES, Segment
 
 LETTERS = "ABCD"
 
@@ -100,9 +100,3 @@ def ask_all(rng: np.random.Generator, video: list[Segment], kinds: tuple[str, ..
     """One question of every category that the video allows, in the order of `kinds`."""
     asked = (KINDS[kind](rng, video) for kind in kinds)
     return [question for question in asked if question is not None]
-
-
-def requests(captions: list[str]) -> list[Question]:
-    """Requests to describe each segment that is not empty, and the whole video."""
-    each = [Question("describe", f"describe segment {n}", text) for n, text in enumerate(captions, 1) if text]
-    return [*each, Question("describe_video", "describe the video", as_text(captions))]

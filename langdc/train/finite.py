@@ -1,8 +1,8 @@
-"""A loss or gradient that is NaN or infinite: noticed without a wait in each step, and traced to a module and records.
+"""Finds losses and gradients that are NaN or infinite, and the module and records that they come from.
 
-The host reads what was noted of a step while the device computes the next one, and of a step with a line of the log,
-as every one with a checkpoint has, at once. So a run stops one step late at most. Until then the optimizer changes
-nothing; DeepSpeed's skips such steps by itself.
+The host reads the flag of a step while the device computes the next step; at a line of the log, and so before every
+checkpoint, it reads it at once. So a run stops at most one step late. Until then the optimizer changes nothing;
+DeepSpeed skips such steps by itself.
 """
 
 import math
@@ -25,31 +25,31 @@ ADVICE = (
 
 
 class FiniteCheck:
-    """Looks at the steps of a `RunTrainer`."""
+    """Checks that losses and gradients of the steps of a `RunTrainer` are finite."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self._noted: list[tuple[int, float, Sequence[dict], Callable[[], list[float]]]] = []
-        self._found: Tensor | None = None
+        self._broken: Tensor | None = None
 
     def note(self, batches: Sequence[dict], losses: Sequence[Tensor], norm: Tensor | float | None) -> Tensor:
-        """Note on the device whether a loss of a step's batches, or the norm of the gradients, is not finite anywhere.
+        """Note on the device whether any loss of a step, or its gradient norm, is not finite in any process.
 
         Returns 1 from the first such step on, else 0. A `norm` that is a number, as DeepSpeed gives it, is read at
-        once. With a loss scale gradients may overflow, and `norm` is None. ValueError for the step before.
+        once. With a loss scale gradients may overflow, and `norm` is None. ValueError if the last step was not.
         """
         learner, loss = self.trainer.learner, torch.stack(list(losses)).sum()
-        known = norm if isinstance(norm, Tensor) else torch.full_like(loss, 0.0 if norm is None else norm)
-        flags = (~torch.stack([loss, known.to(loss)]).isfinite()).float()
+        norm_tensor = norm if isinstance(norm, Tensor) else torch.full_like(loss, 0.0 if norm is None else norm)
+        flags = (~torch.stack([loss, norm_tensor.to(loss)]).isfinite()).float()
         if distributed.world_size() > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
         self._noted.append((learner.step, learner.progress, batches, devices.fetch(flags)))
         self.check(late=norm is None or isinstance(norm, Tensor) or math.isfinite(norm))
-        self._found = flags.amax() if self._found is None else torch.maximum(self._found, flags.amax())
-        return self._found
+        self._broken = flags.amax() if self._broken is None else torch.maximum(self._broken, flags.amax())
+        return self._broken
 
     def check(self, late: bool = False) -> None:
-        """ValueError for a step that is not finite; `late`: not for the last one. All ranks must call it."""
+        """ValueError if a noted step was not finite; `late` leaves out the last one. All ranks must call it."""
         while len(self._noted) > late:
             step, progress, batches, read = self._noted.pop(0)
             loss, gradient = read()
@@ -61,19 +61,20 @@ class FiniteCheck:
 
 
 def explain(trainer: Any, batches: Sequence[dict]) -> str:
-    """The first module whose output is not finite when batches are computed again, their records, and what to do.
+    """The message for batches that are not finite: the first module whose output is not, the records, what to do.
 
     All ranks must call it, with equal numbers of batches.
     """
-    found = [(_trace(trainer, batch), list(batch["batch"].where)) for batch in batches]
-    each = [one for of_all in zip(*distributed.gather(found), strict=True) for one in of_all]
-    what, where = next((one for one in each if one[0]), ("", [place for _, places in each for place in places]))
+    own = [(_trace(trainer, batch), list(batch["batch"].where)) for batch in batches]
+    traces = [trace for of_batch in zip(*distributed.gather(own), strict=True) for trace in of_batch]
+    everything = [place for _, places in traces for place in places]
+    what, where = next((trace for trace in traces if trace[0]), ("", everything))
     module = f"First module whose output was not finite: {what}" if what else "Computed again, all is finite"
     return f"{listed(f'{module}; records', where)}\n{ADVICE}"
 
 
 def _trace(trainer: Any, batch: dict) -> str:
-    """What is not finite first when a batch is learned again, without a change to anything; "" if all is finite."""
+    """The first thing that is not finite when a batch is computed again, which changes nothing; "" if all is finite."""
     learner, noted = trainer.learner, list[tuple[str, Tensor]]()
     encoders = learner.model.backbone.encoders  # frozen ones may be out of the module tree
     modules = {f"backbone.encoders.{name}": part for name, part in encoders.named_modules() if name}
@@ -82,23 +83,23 @@ def _trace(trainer: Any, batch: dict) -> str:
     backward = not any(hasattr(parameter, "ds_id") for parameter in parameters)  # which only the engine can gather
 
     def note(what: str, value: Any) -> None:
-        noted.extend((what, one.isfinite().all()) for one in _floats(value))
+        noted.extend((what, tensor.isfinite().all()) for tensor in _floats(value))
 
-    def before(name: str, module: Any, given: Any, named: Any) -> None:
+    def before(name: str, module: Any, arguments: Any, keywords: Any) -> None:
         note(f"{name}, a weight of which is not finite", list(module.parameters(recurse=False)))
-        note(f"{name}, whose input was not finite already", (given, named))
+        note(f"{name}, whose input was not finite already", (arguments, keywords))
 
     def after(name: str, output: Any) -> None:
         note(name, output)
-        for one in _floats(output) if backward else ():
-            if one.requires_grad:
-                one.register_hook(lambda gradient: note(f"none, but the gradient at the output of {name}", gradient))
+        for tensor in _floats(output) if backward else ():
+            if tensor.requires_grad:
+                tensor.register_hook(lambda gradient: note(f"none, but the gradient at the output of {name}", gradient))
 
     with ExitStack() as hooks, trainer.accelerator.autocast(), torch.set_grad_enabled(backward):
         for name, part in modules.items():
-            enter = part.register_forward_pre_hook(lambda *given, name=name: before(name, *given), with_kwargs=True)
+            enter = part.register_forward_pre_hook(lambda *call, name=name: before(name, *call), with_kwargs=True)
             hooks.enter_context(enter)
-            hooks.enter_context(part.register_forward_hook(lambda *given, name=name: after(name, given[2])))
+            hooks.enter_context(part.register_forward_hook(lambda *call, name=name: after(name, call[2])))
         loss = learner(**trainer._prepare_inputs(batch))["loss"]
         note("none, but the loss itself", loss)
         if loss.requires_grad:
@@ -107,12 +108,14 @@ def _trace(trainer: Any, batch: dict) -> str:
 
 
 def _floats(value: Any) -> Iterator[Tensor]:
-    """The tensors of floating-point numbers in what a module takes or gives; masks may hold -inf."""
+    """The floating-point tensors in a module's arguments or output, without masks, which may hold -inf."""
     if isinstance(value, Tensor):
         if value.is_floating_point() and not value.is_meta:
             yield value
     elif isinstance(value, Mapping) or is_dataclass(value):
         items = value if isinstance(value, Mapping) else vars(value)
-        yield from (one for name, part in items.items() if "mask" not in str(name) for one in _floats(part))
+        for name, part in items.items():
+            yield from _floats(part) if "mask" not in str(name) else ()
     elif isinstance(value, list | tuple):
-        yield from (one for part in value for one in _floats(part))
+        for part in value:
+            yield from _floats(part)

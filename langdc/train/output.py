@@ -35,7 +35,7 @@ RESUME = "resume"
 BEST = "best"
 """The checkpoint with the lowest validation loss."""
 COMPLETE = "complete"
-"""File of a Trainer checkpoint that was written to its end: the hashes of the others."""
+"""File that a complete Trainer checkpoint has: the hashes of its other files."""
 LOCK_TIMEOUT_SECONDS = 10.0
 """Worker processes of a run that was killed hold its lock until they notice."""
 RESUME_SAFE_FIELDS = frozenset(
@@ -69,8 +69,8 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def complete(folder: Path) -> None:
-    """Let a checkpoint count, whose files are all there, once they are on the disk, and the logs up to its step."""
+def mark_complete(folder: Path) -> None:
+    """Mark a checkpoint as complete, once its files, and the logs up to its step, are on the disk."""
     jsonl.flush(*folder.parents[1].glob("*.jsonl"))
     jsonl.sync_folder(folder)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -78,26 +78,26 @@ def complete(folder: Path) -> None:
 
 
 def newest_whole(directory: Path) -> Path | None:
-    """The newest complete checkpoint whose files are as they were written; None if there is none at all.
+    """The newest complete checkpoint whose files are unchanged; None if there is no checkpoint.
 
-    Newer ones are named and count no longer; ValueError if all are damaged.
+    Damaged ones after it are named in a warning and no longer count; ValueError if all are damaged.
     """
-    found, damaged = checkpoints(directory), {}
-    for path in reversed(found):
-        if (file := _damaged(path)) is None:
-            for other, named in damaged.items():
-                logger.warning("%s is damaged (%s); resuming from %s before it.", other, named.name, path.name)
+    damaged: dict[Path, Path] = {}
+    for path in reversed(checkpoints(directory)):
+        if (file := _damaged_file(path)) is None:
+            for other, file in damaged.items():
+                logger.warning("%s is damaged (%s); resuming from %s before it.", other, file.name, path.name)
                 (other / COMPLETE).unlink()
             return path
         damaged[path] = file
     if damaged:
-        named = ", ".join(map(str, damaged.values()))
-        raise ValueError(f"No checkpoint can be resumed from: {named} is damaged. Delete {directory} to begin again.")
+        files = ", ".join(map(str, damaged.values()))
+        raise ValueError(f"No checkpoint can be resumed from: {files} is damaged. Delete {directory} to begin again.")
     return None
 
 
-def _damaged(folder: Path) -> Path | None:
-    """The first file of a checkpoint that is missing, cannot be read, or is another one than was written."""
+def _damaged_file(folder: Path) -> Path | None:
+    """The first file of a checkpoint that is missing, unreadable or changed; None if all are as they were written."""
     path = folder / COMPLETE
     try:
         stated = json.loads(path.read_text() or "{}")  # before 0.3 it was empty
@@ -152,7 +152,9 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
     if _is_finished(directory):  # by another process, while this one waited
         return _resolved(config, held)
     header = read_json(directory / RUN) if (directory / RUN).is_file() else {}
-    packages = {"langdc": __version__} | {each.name: each.version for each in distributions() if each.name in PACKAGES}
+    packages = {"langdc": __version__} | {
+        found.name: found.version for found in distributions() if found.name in PACKAGES
+    }
     now = _files(config)
     if checkpoints(directory / RESUME):
         if lines := _differences(directory, config, header, now):
@@ -172,7 +174,7 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
             if (before := header.get("packages", {}).get(name, version)) != version:
                 logger.warning("%s was begun with %s %s; this is %s.", directory, name, before, version)
     else:  # also where a run ended at once for a mistake in its settings
-        others = jsonl.others(directory)
+        others = jsonl.names_in(directory)
         if others and not (directory / SETTINGS).is_file():
             raise ValueError(f"{directory} holds files that are no training run. Choose another place with output=...")
         if "phases" in others or any(directory.glob(f"{RESUME}/*/checkpoint-*")):
@@ -192,22 +194,22 @@ def _resolved(config: RunConfig, held: ExitStack) -> Path:
 
 
 def check_unchanged(config: RunConfig, directory: Path, media: Sequence[Path]) -> None:
-    """ValueError if a file changed while it was read or, of a resumed run, a video or image has another size."""
+    """ValueError if a file changed while it was read, or if a resumed run's video or image has another size."""
     if lines := _changes(config, read_json(directory / RUN)["files"], _files(config)):
         raise ValueError("\n".join(["Files were changed while they were read. Start again:", *lines]))
-    sizes = [sum(each.stat().st_size for each in ([path] if path.is_file() else path.iterdir())) for path in media]
+    sizes = [sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir())) for path in media]
     before = read_json(directory / MEDIA) if (directory / MEDIA).is_file() else sizes
-    changed = [path for path, *both in zip(media, sizes, before, strict=False) if both[0] != both[1]]
-    if changed:
+    resized = [path for path, now, then in zip(media, sizes, before, strict=False) if now != then]
+    if resized:
         raise ValueError(
-            f"{directory} holds an unfinished run on other videos or images: {len(changed)} have another size, such as "
-            f"{changed[0]}. Bring the former ones back, or choose another place with output=..."
+            f"{directory} holds an unfinished run on other videos or images: {len(resized)} have another size, such as "
+            f"{resized[0]}. Restore them, or choose another place with output=..."
         )
     jsonl.write_json(directory / MEDIA, sizes)
 
 
 def _files(config: RunConfig) -> dict[str, dict[str, str]]:
-    """By setting the files that it names and that decide what is learned; by name, "" for the one file, the hash."""
+    """Hashes of the files that decide what is learned: by setting, then by file name ("" for a single file)."""
     train, held = config.train, config.train.validation
     single = {"train.quarantine": train.quarantine, "deepspeed": config.deepspeed}
     single |= {f"train.validation.data.{number}": path for number, path in enumerate(held.data if held else ())}
@@ -225,23 +227,20 @@ def _files(config: RunConfig) -> dict[str, dict[str, str]]:
 
 
 def _changes(config: RunConfig, before: Mapping[str, dict], now: Mapping[str, dict]) -> list[str]:
-    """A line for each file that decides what is learned and is another one now, not there now, or was not before."""
-    paths, other = _flat(config.model_dump(mode="json")), ("contents", "records")
-    return [
-        f"  {setting}: {Path(paths[setting], name)} "
-        + ("is not there" if name not in there else "is new" if name not in then else f"holds other {what}")
-        for setting, there in now.items()
-        for what in [other[setting.startswith("train.")]]
-        for then in [before.get(setting, {})]
-        for name in sorted(then.keys() | there.keys())
-        if then.get(name) != there.get(name)
-    ]
+    """A line for each file of `_files` that changed, is new, or is missing."""
+    paths, lines = _flat(config.model_dump(mode="json")), list[str]()
+    for setting, files in now.items():
+        known, what = before.get(setting, {}), "records" if setting.startswith("train.") else "contents"
+        for name in sorted(name for name in known.keys() | files.keys() if known.get(name) != files.get(name)):
+            change = "is not there" if name not in files else "is new" if name not in known else f"holds other {what}"
+            lines.append(f"  {setting}: {Path(paths[setting], name)} {change}")
+    return lines
 
 
 def _differences(directory: Path, config: RunConfig, header: Mapping[str, Any], now: dict[str, dict[str, str]]) -> str:
-    """A line for each setting and file that differs from those of the unfinished run; "" if there are none.
+    """A line for each setting and file that differs from the unfinished run; "" if there are none.
 
-    A file counts by what it holds, so that a run and its data may be moved.
+    Files are compared by content, so that a run and its data may be moved.
     """
     before, known = settings.load(RunConfig, directory / SETTINGS), header.get("files")
     lines = _changes(config, known, now) if known is not None else []  # before 0.3 there were none
@@ -257,14 +256,14 @@ def changed(
 ) -> str:
     """A line for each setting that would change trained numbers, and `more` lines; "" if there are none.
 
-    `processes`: how many the run before had; `without`: settings that do not count.
+    `processes`: the number that the earlier run had; `without`: settings that do not count.
     """
     free: Any = {**dict.fromkeys(RESUME_SAFE_FIELDS, True), "train": {"allow_outside"}}
-    then, given = (_flat(each.model_dump(mode="json", exclude=free)) for each in (before, now))
+    then, given = (_flat(config.model_dump(mode="json", exclude=free)) for config in (before, now))
     if processes is not None and processes != distributed.world_size():
         then, given = _per_step(then, processes), _per_step(given, distributed.world_size())
-    other = [key for key in {**then, **given} if then.get(key) != given.get(key) and key not in without]
-    lines = [f"  {key}: {then.get(key)!r} before, {given.get(key)!r} now" for key in other]
+    keys = [key for key in {**then, **given} if then.get(key) != given.get(key) and key not in without]
+    lines = [f"  {key}: {then.get(key)!r} before, {given.get(key)!r} now" for key in keys]
     return "\n".join([*lines, *more])
 
 

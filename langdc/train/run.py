@@ -27,7 +27,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from langdc import checkpoint, devices, distributed, jsonl
 from langdc.config import RunConfig
 from langdc.distributed import is_main_process
-from langdc.failures import VARIABLE, guarded
+from langdc.failures import TRACEBACK_VARIABLE, guarded
 from langdc.features import FeatureStore
 from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger, progress
@@ -215,11 +215,11 @@ def _run(argv: list[str], stage: str | None) -> int:
     names = names or chain.prepared(str(stage))
     if options.processes is not None:  # the same on several, with the `deepspeed` launcher
         launcher = ["deepspeed.launcher.runner", "--num_accelerators", str(options.processes), "--module"]
-        words = [*launcher, "langdc.train", *names, *overrides, *["--traceback"] * (VARIABLE in os.environ)]
+        words = [*launcher, "langdc.train", *names, *overrides, *["--traceback"] * (TRACEBACK_VARIABLE in os.environ)]
         return subprocess.run([sys.executable, "-m", *words], check=False).returncode
     directory = chain.run(chain.read(names, overrides), train)
     figures = jsonl.read_json(directory / output.FINISHED)
     if is_main_process():
-        said = f"{directory.name}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}"
-        sys.stdout.write(f"{plain(said)}\n")
+        message = f"{directory.name}: {figures['steps']} steps, loss {figures['loss']:.4f} -> {directory}"
+        sys.stdout.write(f"{plain(message)}\n")
     return 0

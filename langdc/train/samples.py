@@ -146,7 +146,7 @@ class StreamedSamples(Sequence[Sample]):
         number, offset, line = self.rows[index].tolist()
         file = self.files[number]
         if _seen(file) != self._seen[number]:
-            raise ValueError(f"{file} was changed while the run reads it. Bring the former one back, and start again.")
+            raise ValueError(f"{file} was changed while the run reads it. Restore it, and start again.")
         record = read_record(file, offset, line)
         kept = usable(self.model, self.objective, self.train, check_media(file, [record], self.train.allow_outside))
         if not kept:
@@ -160,7 +160,7 @@ class StreamedSamples(Sequence[Sample]):
 
 
 def _seen(file: Path) -> tuple[int, int] | None:
-    """What changes when a file is written anew; None where there is none."""
+    """Size and time of a file, which change when it is written again; None if there is no file."""
     return (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None
 
 

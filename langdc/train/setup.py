@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from langdc import checkpoint
 from langdc.adapters import adapt, merged
-from langdc.backbones.inputs import other_attention
+from langdc.backbones.inputs import slides
 from langdc.config import LoraConfig, RunConfig, check
-from langdc.interfaces import Objective
+from langdc.interfaces import Backbone, Objective
 from langdc.language_models import FLASH, fastest_attention, use_liger
 from langdc.log import get_logger
 from langdc.model import VideoModel
@@ -154,7 +154,7 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
         )
     if packing and not objective.reads:
         raise ValueError(f"train.packing: the objective {config.objective.name!r} does not call the language model.")
-    if packing and (kinds := other_attention(model.backbone)):
+    if packing and (kinds := _other_attention(model.backbone)):
         raise ValueError(
             f"train.packing: the language model of {config.model.backbone.name!r} has layers of {', '.join(kinds)}, "
             "which cannot keep the samples of a row apart. Set it to false; train.group_by_length pads less, too."
@@ -174,3 +174,9 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
     heads: list[Any] = [part for part in _pretrained(model.compressor) if part.get_output_embeddings() is not None]
     for part in [*([model.backbone.language_model] if objective.reads else []), *heads]:
         use_liger(part, config.liger)
+
+
+def _other_attention(backbone: Backbone) -> list[str]:
+    """Kinds of layers that do not attend to all tokens that a mask shows."""
+    kinds = getattr(backbone.text_model.config, "layer_types", None) or []
+    return sorted({*kinds, *["sliding_attention"] * slides(backbone)} - {"full_attention"})

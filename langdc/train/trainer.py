@@ -24,7 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_utils import set_seed
 
 from langdc import checkpoint, distributed, jsonl
-from langdc.failures import naming
+from langdc.failures import errors_naming
 from langdc.train import elastic
 from langdc.train.batches import TrainingData
 from langdc.train.ema import Ema
@@ -32,8 +32,8 @@ from langdc.train.finite import ADVICE, FiniteCheck
 from langdc.train.learner import Learner
 from langdc.train.meter import Meter
 from langdc.train.mixing import grouped
-from langdc.train.output import COMPLETE, checkpoints, complete
-from langdc.watchdog import beat, entering
+from langdc.train.output import COMPLETE, checkpoints, mark_complete
+from langdc.watchdog import beat, noting_modules
 
 TRAINED = "trained.safetensors"
 EMA = "ema.safetensors"
@@ -74,7 +74,7 @@ class RunTrainer(Trainer):
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         """As the Trainer does, with the parts of the module that belong in an engine."""
-        with self.learner.engine_parts(), entering(self.learner):
+        with self.learner.engine_parts(), noting_modules(self.learner):
             output = super().train(*arguments, **keywords)
             if self.is_deepspeed_enabled:
                 engine: Any = self.deepspeed
@@ -284,7 +284,7 @@ class RunTrainer(Trainer):
             shutil.rmtree(newest, ignore_errors=True)  # cut short, maybe by another number of processes
             jsonl.make_folder(newest)
         distributed.barrier()
-        with naming(newest):
+        with errors_naming(newest):
             super()._save_checkpoint(model, trial)
         if self.ema is not None:
             self.ema.save(newest / EMA)
@@ -292,7 +292,7 @@ class RunTrainer(Trainer):
         if self.args.should_save:
             if (directory / BEST_FILE).is_file():
                 shutil.copyfile(directory / BEST_FILE, newest / BEST_FILE)
-            complete(newest)  # on the disk before older ones go
+            mark_complete(newest)  # on the disk before older ones go
             for old in checkpoints(directory)[: -self.data.config.keep_checkpoints]:
                 (old / COMPLETE).unlink()
                 shutil.rmtree(old)

@@ -14,7 +14,7 @@ from langdc.evaluate import tasks
 from langdc.evaluate.controls import OnPool
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.loop import evaluate
-from langdc.evaluate.matching import calibration_videos, compared, search, with_parts
+from langdc.evaluate.matching import _search, calibration_videos, compared, with_parts
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.pipeline import VideoLM
 from tests import tiny
@@ -224,7 +224,7 @@ def test_the_search_finds_the_nearest(target, kept, most, best):
         asked.append(number)
         return kept(number)
 
-    nearest, tried = search(target, most, quantity)
+    nearest, tried = _search(target, most, quantity)
     wanted = min(abs(kept(n) - target) for n in range(1, most + 1))
     assert abs(kept(nearest) - target) == wanted == abs(kept(best) - target)
     assert list(tried) == asked and len(tried) <= 12

@@ -8,11 +8,11 @@ from scipy import stats
 
 from langdc.evaluate.statistics import (
     Difference,
+    _videos_needed,
     corrected,
     mean,
     paired_difference,
     rank_correlation,
-    videos_needed,
 )
 from tests.reference.statistics import (
     exact_p,
@@ -249,7 +249,7 @@ def test_videos_needed_by_hand_and_by_the_loops():
     other = (np.random.default_rng(8).random(len(values)) < 0.5).astype(float)
     wanted = slow_videos_needed(list(values), list(other), clusters, 0.01)
     assert paired_difference(values, other, clusters).needed == pytest.approx(wanted, rel=1e-5)
-    assert videos_needed(mean([1.0, 1.0], ["a", "a"]).error, 1) is None
+    assert _videos_needed(mean([1.0, 1.0], ["a", "a"]).error, 1) is None
 
 
 def test_with_the_videos_needed_a_difference_is_seen_4_times_in_5():
@@ -261,7 +261,7 @@ def test_with_the_videos_needed_a_difference_is_seen_4_times_in_5():
         return pair[0], pair[1], [f"v{g}" for g in np.arange(videos).repeat(3)]
 
     values, reference, clusters = sample(4000)
-    needed = videos_needed(mean(list(values - reference), clusters).error, 4000, difference=0.1)
+    needed = _videos_needed(mean(list(values - reference), clusters).error, 4000, difference=0.1)
     assert needed is not None and 80 < needed < 200
     seen = [paired_difference(*sample(needed), seed=n, resamples=500).p <= 0.05 for n in range(400)]
     assert 0.72 <= np.mean(seen) <= 0.88  # standard error 0.02: four of them

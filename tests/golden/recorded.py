@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from langdc.attention import attend
+from langdc.attention import _attend
 
 
 class RecordedModel(nn.Module):
@@ -35,7 +35,7 @@ class RecordedModel(nn.Module):
         for layer in range(len(self.query)):
             query, key = (turn(part[layer][None, :, rows], cos, sin) for part in (self.query, self.key))
             keys, values = past_key_values.update(key, self.value[layer][None, :, rows], layer)
-            attend(SimpleNamespace(layer_idx=layer), query, keys, values, None, observer=observer)
+            _attend(SimpleNamespace(layer_idx=layer), query, keys, values, None, observer=observer)
             seen.append(keys.shape[2])
         self.attended.append(seen)
         return SimpleNamespace(last_hidden_state=inputs_embeds)

@@ -180,5 +180,5 @@ def test_all_processes_stop_with_one_message(varied: Path, tmp_path: Path, kind:
     errors = [text[text.index("error: ") :].strip() for text in said]
     assert errors[0] == errors[1] and "[process 1] error: " in said[1], "a launcher ends it before it says so"
     assert "NaN or infinite at step 5" in errors[0] and f"not finite: {LAYER}" in errors[0] and "line" in errors[0]
-    (place,) = config.output.glob("resume/checkpoint-*")
+    place = output.checkpoints(config.output / output.RESUME)[-1]
     assert place.name == "checkpoint-4" and (place / output.COMPLETE).is_file()

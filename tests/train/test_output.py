@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog
         (folder := tmp_path / f"checkpoint-{step}" / "deep").mkdir(parents=True)
         (folder / "weights").write_text("good")
         (folder.parent / "state.json").write_text("{}")
-        output.complete(folder.parent)
+        output.mark_complete(folder.parent)
     assert output.newest_whole(tmp_path) == tmp_path / "checkpoint-10"
     (tmp_path / "checkpoint-10" / "deep" / "weights").write_text("bad!")
     (tmp_path / "checkpoint-9" / "state.json").write_bytes(b"")
@@ -220,7 +220,7 @@ def test_a_checkpoint_counts_when_it_is_on_the_disk(tmp_path: Path, monkeypatch:
         os, "fsync", lambda number: (calls.append(Path(f"/proc/self/fd/{number}").readlink().name), sync(number))
     )
     monkeypatch.setattr(Path, "replace", lambda path, to: (calls.append("rename"), replace(path, to)))
-    output.complete(checkpoint)
+    output.mark_complete(checkpoint)
     assert calls == ["log.jsonl", "weights", "checkpoint-1", "complete.partial", "rename", "checkpoint-1"]
 
 

@@ -67,7 +67,7 @@ class Task(ABC):
 
 
 def build_task(config: MemberConfig, allow_outside: bool) -> Task:
-    """A task by its settings. Unless it is allowed, records whose media are outside the task's folder are `broken`."""
+    """The task of some settings; without `allow_outside`, records whose media are outside its folder are `broken`."""
     task, outside = tasks.build(config.name, **config.settings), dict[str, str]()
     for record in task.records if task.root is not None and not allow_outside else ():
         if record.id not in task.broken and leads_outside(path := task.path(record), task.root or Path()):
