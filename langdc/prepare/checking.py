@@ -87,10 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load(RunConfig, options.config) if options.config else None
     folder = options.out or folder_of(options.data[0])
     beside = [] if options.out else [folder_of(file) for file in options.data]
+    for place in (folder, *beside):
+        jsonl.check_output(place / FILE)
     for file in options.data:
         _check_kind(file)
     for place in (folder, *beside):
-        jsonl.check_output(place / FILE)
         for file in sorted(listed_files(place / FILE) - {file.resolve() for file in options.data}):
             own = folder_of(file)  # where it has a list, too, if files were checked together
             if file.is_file() and (options.out or own == place.resolve() or not (own / FILE).is_file()):

@@ -109,7 +109,7 @@ def test_it_shows_the_prompts_and_tokens_of_the_trainings_batches(tmp_path: Path
         for part, ids, segment, density in zip(parts, captions, segments, densities(segments), strict=True):
             assert f"</small> <bdi>{html.escape(segment.caption)}</bdi>" in part
             assert f"<b>{density}</b> <small>density</small>" in part and f"<b>{len(ids)}</b> <small>token" in part
-    assert "http" not in page
+    assert "http:" not in page and "https:" not in page
 
 
 def test_frames_are_those_that_are_read_with_their_times(tmp_path: Path) -> None:

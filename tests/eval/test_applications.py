@@ -41,7 +41,7 @@ def test_evaluate_then_tabulate(config: Path, capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert "langdc" in printed and "pool 3" in printed and "majority answer" in printed
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        "header.json", "report.html", "table.csv", "table.md",
+        ".lock", "header.json", "report.html", "table.csv", "table.md",
     }  # fmt: skip
     assert TABLE.main([str(out), "--html", str(config.parent / "pages" / "mine.html"), "--reference", "langdc"]) == 0
     assert (config.parent / "pages" / "mine.html").read_text().startswith("<!doctype html>")
