@@ -45,14 +45,20 @@ def guarded(work: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     With --traceback among the arguments, or LANGDC_TRACEBACK=1, the traceback is printed, too.
     """
     words = [word for word in argv if word != "--traceback"]
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started this, as with >&-
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            # letters that the terminal does not have cost no result
+            stream.reconfigure(errors="replace")
     if flagged := len(words) < len(argv):
         os.environ[TRACEBACK_VARIABLE] = "1"  # for the processes that it starts, too
     try:
         try:
             return work(words)
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here an error of it can still be reported
+            sys.stdout.flush()  # here an error of it can still be reported
     except (Exception, KeyboardInterrupt) as error:
         return _print_error(error)
     finally:
@@ -63,7 +69,7 @@ def guarded(work: Callable[[list[str]], int], argv: Sequence[str]) -> int:
 def _print_error(error: BaseException) -> int:
     """Print an error; returns its exit code."""
     code, message = _code_and_message(error)
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):  # or the interpreter would try again at its end
@@ -136,7 +142,7 @@ def errors_naming(path: Path) -> Iterator[None]:
 def _unread() -> bool:
     """Whether nobody reads the output any more, such as after `| head`."""
     poll = select.poll()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             poll.register(stream.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

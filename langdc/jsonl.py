@@ -57,7 +57,7 @@ def read(path: Path, strict: bool = False) -> list[dict]:
 def parse(line: bytes) -> dict:
     """The object of a line; ValueError says what the line is instead."""
     try:
-        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
+        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=object_of_pairs)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg}, column {error.colno})") from None
     except UnicodeDecodeError as error:
@@ -69,7 +69,8 @@ def parse(line: bytes) -> dict:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict:
+def object_of_pairs(pairs: list[tuple[str, Any]]) -> dict:
+    """A JSON object's names and values; ValueError if a name is given twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -268,3 +269,17 @@ def test_a_name_in_another_encoding_is_written_as_json_writes_it(tmp_path: Path)
     jsonl.write_json(tmp_path / "b", {"x": name})
     assert [line["x"] for line in jsonl.read(tmp_path / "a")] == [name, name]
     assert json.loads((tmp_path / "b").read_text())["x"] == name
+
+
+def test_output_that_is_closed_or_lacks_letters_costs_nothing():
+    run = [sys.executable, "-m", "langdc.cli", "config-schema"]
+    assert subprocess.run(["sh", "-c", f"{shlex.join(run)} >&-"], cwd=ROOT, check=False).returncode == 0
+    code = "from langdc.failures import guarded; raise SystemExit(guarded(lambda _: print('a \u732b') or 0, []))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b"a ?\n")

@@ -71,7 +71,7 @@ def _of_json(path: Path) -> tuple[str, Rows]:
     """Of a list, of {"data": [...]}, or of JSON lines."""
     content = path.read_bytes()
     try:
-        value = json.loads(content.decode("utf-8-sig", "surrogateescape"))
+        value = json.loads(content.decode("utf-8-sig", "surrogateescape"), object_pairs_hook=jsonl.object_of_pairs)
         content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
@@ -83,6 +83,8 @@ def _of_json(path: Path) -> tuple[str, Rows]:
         raise ValueError(f"{path} is not valid JSON ({why}); it was cut off or changed. Fetch it again.") from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply. Fetch it again.") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     items = value.get("data") if isinstance(value, dict) else value
     if not isinstance(items, list):
         raise ValueError(f'{path} holds a {type(value).__name__}; give a list of rows, or {{"data": [...]}}.')
@@ -112,6 +114,8 @@ def _of_table(path: Path) -> Rows:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
+    if any("\udc80" <= letter <= "\udcff" or letter == "\0" for letter in "".join(names)):
+        raise ValueError(f"{path}: its first line is not UTF-8 text; it may be UTF-16. Write it as UTF-8.")
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{path}: two columns have the name {twice[0]!r}. Rename one, or take it out.")
 

@@ -316,3 +316,11 @@ def test_one_of_something_is_no_plural(folder: Path, capsys) -> None:
     assert len(imported(put(folder, rows[1:]))) == 1
     said = capsys.readouterr().out
     assert "questions, 1 row\n" in said and "1 record (1 with video)" in said
+
+
+def test_a_key_given_twice_and_utf_16_are_refused(folder: Path, capsys) -> None:
+    (folder / "twice.json").write_text('[{"video": "a.mp4", "question": "q", "answer": "a", "answer": "b"}]')
+    (folder / "wide.csv").write_bytes("video,question,answer\na.mp4,q,a\n".encode("utf-16"))
+    for name, reason in (("twice.json", "it gives 'answer' twice"), ("wide.csv", "it may be UTF-16")):
+        assert main([str(folder / name), "--out", str(folder / "out.jsonl")]) == 2
+        assert reason in capsys.readouterr().err
