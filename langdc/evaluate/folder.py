@@ -2,8 +2,9 @@
 
 `header.json` says what is evaluated and on what. `results/<entry>/<rank>.jsonl` holds what a process found out about an
 entry: a line per fact, told apart by "type": "model" (how it was loaded), "calibration", "video" (tokens, captions),
-"answer" (one question), "timing" (one video alone), "budget", "finished". Each line has a "key", and the first line
-with a key counts. A process appends to its own file only; readers read all files of a folder.
+"answer" (one question), "timing" (one video alone), "budget", "finished". "video" is a record's id, "file" its media
+file. Each line has a "key", and the first line with a key counts. A process appends to its own file only; readers read
+all files of a folder.
 """
 
 import json
