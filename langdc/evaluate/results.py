@@ -316,7 +316,7 @@ def read_results(directories: Sequence[Path], reference: str | None = None) -> l
     A result whose name occurs in several folders gets its folder's name in front. Raises ValueError if there is none, a
     directory holds no evaluation, or the reference is none of the entries.
     """
-    folders = [EvalFolder.read(directory) for directory in directories]
+    folders = [EvalFolder.read(directory, whole=True) for directory in directories]
     found = [(folder.directory.name, result) for folder in folders for result in _results_of(folder)]
     if not found:
         raise ValueError(f"There are no results in {', '.join(map(str, directories))} yet.")
