@@ -180,13 +180,22 @@ def use_liger(model: PreTrainedModel, wanted: bool | Literal["auto"]) -> bool:
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, of the class that its own files name."""
+    """The tokenizer in a folder, of the class that its own files name; ValueError if its vocabulary is not there."""
+    whole = (folder / "tokenizer.json").is_file() or any(folder.glob("*.model"))
+    if not whole and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise ValueError(
+            f"{folder} holds no tokenizer (no tokenizer.json, nor vocab.json and merges.txt, nor *.model). Copy the "
+            "published files again, all of them."
+        )
     file = folder / "tokenizer_config.json"
     stated = read_settings(file).get("tokenizer_class") if file.is_file() else None
     # AutoTokenizer takes the class of the model type beside it, even where the files say that they stand for themselves
     kind = PreTrainedTokenizerFast if stated in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
     with reading(folder, "a tokenizer"):
-        return kind.from_pretrained(folder, trust_remote_code=False)
+        found = kind.from_pretrained(folder, trust_remote_code=False)
+        if not found.vocab_size:  # transformers makes an empty one of files that it does not read
+            raise ValueError("the vocabulary is empty")
+        return found
 
 
 def load_tokenizer(source: Source | Path) -> PreTrainedTokenizerBase:

@@ -26,6 +26,7 @@ _SHOWN = 16
 _DEPTH = re.compile(r"(num_(hidden_)?|n_)layers?|depth|(en|de)coder_layers")
 _SETTINGS = re.compile(r".*config\.json|.*\.index\.json|chat_template\.json")
 """Files whose content is an object of settings."""
+_QUANTIZED = {"quantization_config", "compression_config"}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -144,14 +145,40 @@ def _check_weights(folder: Path) -> None:
         base = read_settings(adapter).get("base_model_name_or_path")
         raise ValueError(
             f"{folder} holds an adapter {'beside whole weights' if whole else 'alone'}. Merge it into the model that "
-            f"it was trained on ({base}) with PEFT (PeftModel.from_pretrained, merge_and_unload, save_pretrained), and "
-            f"give the merged folder{', or take adapter_config.json away' if whole else ''}."
+            f"it was trained on ({base or 'its base is not named'}) with PEFT (PeftModel.from_pretrained, "
+            "merge_and_unload, save_pretrained), and give the merged folder"
+            f"{', or take adapter_config.json away' if whole else ''}."
         )
     if not whole:
         raise ValueError(
             f"{folder} holds no weights: neither {' nor '.join(_WEIGHTS)}, nor their index with shards. Copy the whole "
             "folder; of a Hugging Face id only safetensors are fetched here (all of it: hf download ID)."
         )
+    config = folder / "config.json"
+    stated = sorted(_QUANTIZED & read_settings(config).keys()) if config.is_file() else []
+    if found := stated or [name for file in whole for name in _quantized(file)]:
+        raise ValueError(
+            f"{folder} holds quantised weights that this loader does not know ({found[0]}; {len(found)} in all). Give "
+            "the published weights in bfloat16, float16 or float32."
+        )
+
+
+def _quantized(file: Path) -> list[str]:
+    """The tensors of a file that are of no use without a scale: integers fp8, fp4, and the scales."""
+    if file.suffix == ".bin":
+        kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in read_tensors(file).items()}
+    else:
+        with safe_open(file, "np") as opened:
+            kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    return [
+        name
+        for name, kind in kinds.items()
+        if name.endswith(("_scale_inv", "weight_scale"))
+        or (
+            re.match(r"q?u?int|float[48]|[IU]\d|F[468](_|$)", kind)
+            and (name.endswith("weight") or not kind.endswith(("32", "64")))  # else an index, such as position_ids
+        )
+    ]
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

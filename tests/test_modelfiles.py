@@ -183,6 +183,12 @@ def drop(part: str) -> Callable[[Path], object]:
     return lambda folder: change(folder, lambda t: [t.pop(name) for name in list(t) if part in name])
 
 
+def cast(folder: Path, dtype: torch.dtype) -> None:
+    """Hold the weights of products in another type."""
+    change(folder, lambda t: t.update({n: v.to(dtype) for n, v in t.items() if n.endswith("proj.weight")}))
+
+
+QUANTISED = "holds quantised weights that this loader does not know"
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list": (write("config.json", "[]"), "config.json holds a list, not an object of settings"),
     "a number": (write("config.json", "5"), "config.json holds a int"),
@@ -196,6 +202,18 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "depth is 1000000000, but there are 81 tensors in all",
     ),
     "tokenizer": (write("tokenizer.json", "{}"), "cannot make a tokenizer of it"),
+    "no vocabulary": (
+        lambda f: (f / "tokenizer.json").unlink(),
+        "holds no tokenizer (no tokenizer.json, nor vocab.json and merges.txt, nor *.model)",
+    ),
+    "empty vocabulary": (
+        lambda f: (
+            (f / "tokenizer.json").unlink(),
+            write("vocab.json", "{}")(f),
+            write("merges.txt", "#version: 0.2")(f),
+        ),
+        "the vocabulary is empty",
+    ),
     "tokenizer's settings": (write("tokenizer_config.json", "[]"), "tokenizer_config.json holds a list"),
     "generation": (write("generation_config.json", "null"), "generation_config.json holds a NoneType"),
     "template file": (write("chat_template.json", '{"chat_template": 5}'), "chat_template is a int, not a text"),
@@ -212,6 +230,23 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "1 of another shape: model.language_model.norm.weight: (0, 1000000000000000000), not (64,)",
     ),
     "adapter": (peft_folder, "holds an adapter alone. Merge it into the model that it was trained on (Qwen/Base)"),
+    "adapter of nothing": (
+        lambda f: (peft_folder(f), edit(f / "adapter_config.json", base_model_name_or_path=None)),
+        "it was trained on (its base is not named)",
+    ),
+    "int8": (lambda f: cast(f, torch.int8), QUANTISED),
+    "uint8": (lambda f: cast(f, torch.uint8), QUANTISED),
+    "int32": (lambda f: cast(f, torch.int32), QUANTISED),
+    "fp8": (lambda f: cast(f, torch.float8_e4m3fn), QUANTISED),
+    "pickled int8": (lambda f: (cast(f, torch.int8), pickled(f)), QUANTISED),
+    "scales": (
+        lambda f: change(f, lambda t: t.update({"model.norm.weight_scale_inv": torch.ones(1)})),
+        f"{QUANTISED} (model.norm.weight_scale_inv; 1 in all)",
+    ),
+    "quantised settings": (
+        lambda f: edit(f / "config.json", quantization_config={"quant_method": "fp8"}),
+        f"{QUANTISED} (quantization_config; 1 in all)",
+    ),
     "adapter within": (
         write("adapter_config.json", '{"base_model_name_or_path": "Qwen/Base"}'),
         "holds an adapter beside whole weights",

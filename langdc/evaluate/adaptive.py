@@ -39,11 +39,12 @@ class _Measure:
 class _Segment:
     """A segment, one of `segments` of its video, with its richness by measure, and its caption and the record's.
 
-    `gap`: its rank by tokens less its rank by richness (the mean rank of several measures), as a fraction of all
-    segments, from -1 to 1.
+    `file`: the media file of `video`, an id. `gap`: its rank by tokens less its rank by richness (the mean rank of
+    several measures), as a fraction of all segments, from -1 to 1.
     """
 
     video: str
+    file: str
     segment: int
     segments: int
     tokens: int
@@ -86,18 +87,18 @@ class Adaptive:
 
 def _segments(video: dict, names: Sequence[str]) -> Iterator[_Segment]:
     """The segments of a video with the measures of these names; none where one of them is unknown."""
-    count = len(video["segment_tokens"])
+    count, file = len(video["segment_tokens"]), video.get("file", video["video"])
     measures = {MEASURES[name]: video.get(name) or [] for name in names}
     if all(len(values) == count for values in measures.values()):
         texts = [video.get(name) or [] for name in ("captions", "targets")]
         for index, tokens in enumerate(video["segment_tokens"]):
             caption, target = (of[index] if len(of) == count else None for of in texts)
             richness = {measure: values[index] for measure, values in measures.items()}
-            yield _Segment(video["video"], index, count, tokens, richness, caption, target)
+            yield _Segment(video["video"], file, index, count, tokens, richness, caption, target)
 
 
 def _measure(segments: Sequence[_Segment], tokens: Sequence[int], name: str) -> _Measure:
-    clusters = [segment.video for segment in segments]
+    clusters = [segment.file for segment in segments]
     values = pd.Series([segment.richness[name] for segment in segments], dtype=float)
     bins = values if values.nunique() <= LEVELS else pd.qcut(values, BINS, labels=False, duplicates="drop")
     means = []

@@ -2,8 +2,9 @@
 
 `header.json` says what is evaluated and on what. `results/<entry>/<rank>.jsonl` holds what a process found out about an
 entry: a line per fact, told apart by "type": "model" (how it was loaded), "calibration", "video" (tokens, captions),
-"answer" (one question), "timing" (one video alone), "budget", "finished". Each line has a "key", and the first line
-with a key counts. A process appends to its own file only; readers read all files of a folder.
+"answer" (one question), "timing" (one video alone), "budget", "finished". "video" is a record's id, "file" its media
+file. Each line has a "key", and the first line with a key counts. A process appends to its own file only; readers read
+all files of a folder.
 """
 
 import json
@@ -25,20 +26,50 @@ logger = get_logger(__name__)
 HEADER = "header.json"
 CONCLUSIONS = ("budget", "finished")
 """Types of lines that follow from the answers."""
+_NONE, _NUMBER = type(None), (int, float)
+_LINES: dict[str, dict[str, Any]] = {
+    "answer": {
+        **dict.fromkeys(("video", "kind", "question", "expected"), str),
+        **dict.fromkeys(("answer", "reason"), (str, _NONE)),
+        **dict.fromkeys(("correct", "failed"), bool),
+        "score": (*_NUMBER, _NONE),
+    },
+    "video": {
+        **dict.fromkeys(("segment_tokens", "densities", "targets"), list),
+        "video": str,
+        "tokens": _NUMBER,
+        "captions": (list, _NONE),
+    },
+    "timing": {"warm": bool, "seconds": dict},
+    "budget": {"match": str, "measure": str, "equal": bool},
+}
+"""What is read of an entry's lines, by type, and of which types it may be."""
+
+
+def _check(value: Any, wanted: Mapping[str, Any], where: object) -> None:
+    """ValueError unless a value is an object with these items."""
+    for name, kinds in wanted.items():
+        if not isinstance(value, dict) or not isinstance(value.get(name, ...), kinds):
+            found = f"{name} is {value[name]!r:.80}" if isinstance(value, dict) and name in value else f"lacks {name}"
+            raise ValueError(f"{where} is damaged ({found}). Restore it, or evaluate again into another folder.")
 
 
 class LineFile:
     """Lines with a "key" each, in the files of a folder; this process appends to `path` and knows the lines of all."""
 
-    def __init__(self, path: Path, alone: bool = False) -> None:
-        self.path, self._alone = path, alone
+    def __init__(self, path: Path, alone: bool = False, kinds: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.path, self._alone, self._kinds = path, alone, kinds  # `kinds` as _LINES
         self.reread()
 
     def reread(self) -> None:
         """Learn what other processes have written since."""
         files = [self.path] if self._alone else sorted(self.path.parent.glob("*.jsonl"))
         self.by_key: dict[str, dict] = {}
-        for line in (line for file in files for line in jsonl.read(file)):
+        for file, line in ((one, line) for one in files for line in jsonl.read(one)):
+            _check(line, {"key": str}, file)
+            if self._kinds is not None:
+                _check(line, {"type": str}, f"{file}, {line['key']},")
+                _check(line, self._kinds.get(line["type"], {}), f"{file}, {line['key']},")
             self.by_key.setdefault(line["key"], line)
 
     @property
@@ -105,14 +136,26 @@ class EvalFolder:
         return cls(directory, header)
 
     @classmethod
-    def read(cls, directory: Path) -> "EvalFolder":
-        """Open an evaluation to read it; ValueError if there is none, or one of version 0.1."""
+    def read(cls, directory: Path, whole: bool = False) -> "EvalFolder":
+        """Open an evaluation; ValueError if there is none, one of version 0.1, or a damaged one.
+
+        `whole`: whether its header must hold all that a report says.
+        """
         path = directory / HEADER
         if not path.is_file():
             raise ValueError(f"{directory} holds no evaluation (no {HEADER}). Give the output folder of `langdc eval`.")
         header = jsonl.read_json(path)
-        if "entries" not in header:
+        if isinstance(header, dict) and "entries" not in header:
             raise ValueError(f"{directory} was made by langdc 0.1, whose evaluations are not read. Evaluate again.")
+        _check(header, {"entries": list, "sessions": list}, path)
+        for entry in header["entries"]:
+            _check(entry, {"name": str, **({"compressor": (dict, _NONE), "control": object} if whole else {})}, path)
+        for session in header["sessions"] or [None]:
+            _check(session, {"commit": (str, _NONE)}, path)
+        if whole:
+            _check(header, {"config": dict, "training": dict, "target_kinds": list}, path)
+            _check(header["config"], {"reference": (str, _NONE), "task": dict}, path)
+            _check(header["config"]["task"], {"name": str}, path)
         return cls(directory, header)
 
     @staticmethod
@@ -135,7 +178,7 @@ class EvalFolder:
 
     def entry_file(self, name: str) -> LineFile:
         """The lines of an entry, as this process writes them."""
-        return self.file(f"results/{name}")
+        return LineFile(self.directory / "results" / name / f"{rank()}.jsonl", kinds=_LINES)
 
     def _files(self, name: str) -> list[Path]:
         return sorted((self.directory / "results" / name).glob("*.jsonl"))

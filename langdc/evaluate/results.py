@@ -103,7 +103,7 @@ class Result:
     def _mean(self, scores: Sequence[float], answers: Sequence[dict]) -> Estimate | None:
         if not answers:
             return None
-        found = statistics.mean(scores, [line["video"] for line in answers], _strata(self.header, answers))
+        found = statistics.mean(scores, _files(answers), _strata(self.header, answers))
         return found if found.clusters > 1 else Estimate(found.value, 0.0, 1.0, found.error, found.n, 1)
 
     @cached_property
@@ -193,7 +193,7 @@ class Result:
         """Video tokens the language model read, per video."""
         if not self.videos:
             return None
-        return statistics.mean([v["tokens"] for v in self.videos], [v["video"] for v in self.videos])
+        return statistics.mean([v["tokens"] for v in self.videos], _files(self.videos))
 
     @property
     def density_correlation(self) -> float:
@@ -305,13 +305,18 @@ def _strata(header: dict, answers: Sequence[dict]) -> Strata | None:
     return None if weights is None else ([line["kind"] for line in answers], weights)
 
 
+def _files(lines: Sequence[dict]) -> list[str]:
+    """The media file of each line, which intervals resample; its record where a line of older versions names none."""
+    return [line.get("file", line["video"]) for line in lines]
+
+
 def read_results(directories: Sequence[Path], reference: str | None = None) -> list[Result]:
     """The results of evaluations, each compared with the reference: the one named, or the first config's.
 
     A result whose name occurs in several folders gets its folder's name in front. Raises ValueError if there is none, a
     directory holds no evaluation, or the reference is none of the entries.
     """
-    folders = [EvalFolder.read(directory) for directory in directories]
+    folders = [EvalFolder.read(directory, whole=True) for directory in directories]
     found = [(folder.directory.name, result) for folder in folders for result in _results_of(folder)]
     if not found:
         raise ValueError(f"There are no results in {', '.join(map(str, directories))} yet.")
@@ -359,9 +364,8 @@ def _compare(results: Sequence[Result], reference: Result) -> None:
     for result, lines in shared.items():
         ours = [line["score"] for line in lines]
         theirs = [asked[_question(line)]["score"] for line in lines]
-        videos = [line["video"] for line in lines]
         strata = _strata(result.header, lines)
-        found.append(statistics.paired_difference(ours, theirs, videos, resamples=resamples, strata=strata))
+        found.append(statistics.paired_difference(ours, theirs, _files(lines), resamples=resamples, strata=strata))
     for result, difference in zip(shared, statistics.corrected(found), strict=True):
         result.difference = difference
 

@@ -136,6 +136,7 @@ class Run:
             "type": "video",
             "key": f"video/{record.id}",
             "video": record.id,
+            **self._file(record),
             "content": content_hash(path) if (path := self.task.path(record)).exists() else None,
             # of a compressor that reads the question, the mean over the questions
             "tokens": _mean([answer.tokens for answer in answers]),
@@ -203,12 +204,20 @@ class Run:
 
     def _questions(self, record: Record) -> Iterator[dict[str, Any]]:
         """The beginnings of a record's answer lines."""
+        file = self._file(record)
         for index, question in enumerate(record.questions):
-            about = {"type": "answer", "key": _key(record, index), "video": record.id, "number": index}
+            about = {"type": "answer", "key": _key(record, index), "video": record.id, **file, "number": index}
             labels = {"labels": question.labels} if question.labels else {}
             judged = {} if (found := self.task.judged(question)) is None else {"judged": found}
             said = {"kind": question.kind, **labels, **judged, "question": question.question}
             yield {**about, **said, "expected": question.answer}
+
+    def _file(self, record: Record) -> dict[str, str]:
+        """The file of a record as "file": records of one file, whole or in clips, are no independent videos."""
+        try:
+            return {"file": str(self.task.path(record).resolve())}
+        except ValueError:  # it cannot be read, or lies outside
+            return {}
 
 
 def _key(record: Record, index: int) -> str:

@@ -219,6 +219,11 @@ class Validation(TrainerCallback):
         """How many replies are right, with an interval over videos; processes share the questions."""
         size, own = self.data.config.train.batch_size, []
         samples = sorted(filter(_scored, self.data.samples), key=lambda sample: sample.where)  # a video's together
+        video = {
+            sample.where: str(min(_videos(group[0]), default=sample.where))
+            for group in _by_video(samples)
+            for sample in group
+        }
         chunks = [samples[first : first + size] for first in range(0, len(samples), size)]
         lm = VideoLM(self.data.model)
         for chunk in chunks[distributed.rank() :: distributed.world_size()]:
@@ -229,11 +234,10 @@ class Validation(TrainerCallback):
             for sample, (text, videos) in zip(chunk, asked, strict=True):
                 several = len(videos) != 1
                 answer = lm.converse(conversation(text, videos=len(videos)), videos) if several else next(replies)
-                video = str(sample.specs[0].path) if sample.specs else sample.where
-                own.append((video, _score(sample.record.questions[0], answer.text)))
+                own.append((video[sample.where], _score(sample.record.questions[0], answer.text)))
             self._alive()
         everyone = sorted(each for part in distributed.gather(own) for each in part)
-        found = mean([score for _, score in everyone], [video for video, _ in everyone])
+        found = mean([score for _, score in everyone], [name for name, _ in everyone])
         return {"eval_accuracy": found.value, "eval_accuracy_low": found.low, "eval_accuracy_high": found.high}
 
     def _opened(self, lm: VideoLM, spec: FrameSpec) -> OpenVideo:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from langdc import cli
 from langdc.evaluate import report
 from langdc.evaluate.page import page
 from langdc.evaluate.results import read_results
@@ -373,3 +374,26 @@ def test_of_many_rows_the_reference_and_those_on_a_front_are_named(tmp_path: Pat
     assert "row 7<" not in plot and "those on a front and the reference are coloured" in text
     few = made_up.write(tmp_path / "few", dict(list(many.items())[: len(PALETTE)]), reference="row 1")
     assert "row 7<" in page(read_results([few])).split("<h2>Accuracy against cost</h2>")[1].split("</svg>")[0]
+
+
+DAMAGED = {
+    "header.json": [
+        "[]", "null", '{"entries": 3}', '{"entries": ["x"]}', '{"entries": [{"name": "pool"}]}', '{"entries": []}',
+        '{"entries": [{"name": 3}], "sessions": [{"commit": null}]}', '{"entries": [], "sessions": []}',
+        '{"entries": [], "sessions": [{"commit": null}], "config": {"reference": null}, "training": {}}',
+    ],
+    "results/pool/0.jsonl": [
+        "{}", '{"key": 3}', '{"type": "answer"}', '{"key": "z"}', '{"key": "z", "type": "answer"}',
+        '{"key": "z", "type": ["answer"]}', '{"key": "z", "type": "video", "video": "v"}',
+        '{"key": "z", "type": "timing", "warm": true, "seconds": 3}', '{"key": "z", "type": "budget"}',
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, each) for name, known in DAMAGED.items() for each in known])
+def test_a_damaged_folder_is_named(run: Path, capsys: pytest.CaptureFixture[str], name: str, content: str):
+    before = (run / name).read_text() if name.endswith("l") else ""
+    (run / name).write_text(f"{before}{content}\n")
+    assert cli.main(["report", str(run), "--no-frames"]) == 2
+    assert f"{run / name}" in capsys.readouterr().err
+    assert not (run / "report.html").exists()

@@ -1,8 +1,10 @@
 """Validation: which records are held out, the exact loss on them, the best step, and the end of what gets no better."""
 
 import json
+from collections import namedtuple
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from langdc import checkpoint, jsonl
 from langdc.config import RunConfig, ValidationConfig, check
 from langdc.data.records import QuestionRecord, Record, read_records, write_records
 from langdc.evaluate.answers import normalise
+from langdc.evaluate.statistics import mean
 from langdc.pipeline import VideoLM
 from langdc.train import output, validation
 from langdc.train.objectives import objectives
@@ -91,6 +94,36 @@ def test_records_that_are_linked_by_videos_stay_together(monkeypatch: pytest.Mon
     samples = [Sample(Record(id=str(n)), None, n, f"line {n}") for n in shown]
     groups = [[sample.index for sample in group] for group in validation._by_video(samples)]
     assert groups == [[0, 2, 3, 5], [1], [4, 6]]
+
+
+def test_the_accuracy_is_over_files_and_not_over_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where records show a file by a link, or several files that another record shows one by one."""
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    shown = [["a.mp4"], ["a.mp4"], ["link.mp4"], ["c.mp4", "b.mp4"], ["b.mp4"], ["c.mp4"], []]
+    asked = SimpleNamespace(answered=True, options=[], answer="dog", prompt=lambda: "?")
+    Spec = namedtuple("Spec", "path")
+    samples = [
+        SimpleNamespace(
+            where=f"own, line {n}",
+            specs=[Spec(tmp_path / name) for name in names],
+            record=SimpleNamespace(questions=[asked]),
+        )
+        for n, names in enumerate(shown)
+    ]
+    dog = SimpleNamespace(text="dog")
+    lm = SimpleNamespace(answer=lambda batch: [dog] * len(batch), converse=lambda *_: dog)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(validation, "VideoLM", lambda model: lm)
+    monkeypatch.setattr(validation.Validation, "_opened", lambda *_: None)
+    monkeypatch.setattr(validation.Validation, "_alive", lambda *_: None)
+    monkeypatch.setattr(validation, "mean", lambda scores, videos: seen.append(videos) or mean(scores, videos))
+    data = SimpleNamespace(
+        samples=samples, model=None, config=SimpleNamespace(train=SimpleNamespace(batch_size=2, validation=True))
+    )
+    assert validation.Validation(None, data)._accuracy()["eval_accuracy"] == 1.0  # pyright: ignore
+    assert len(seen[0]) == 7 and len(set(seen[0])) == 3
 
 
 def test_files_are_held_out_as_they_are(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,35 @@ def test_nothing_but_questions_without_answers(
     page = (tmp_path / "eval" / "report.html").read_text()
     assert "No question has an answer to compare with" in page and "nan" not in page
     assert "accuracy" not in (tmp_path / "eval" / "table.md").read_text().partition("\n")[0]
+
+
+def test_records_of_one_file_are_no_independent_videos(prepared: Path, tmp_path: Path) -> None:
+    """Clips of a file and links to it are one cluster, whatever becomes of them; another file is a second one."""
+    data = _write(tmp_path, ANIMAL, records=2)
+    (tmp_path / "videos" / "link.mp4").symlink_to("v0.mp4")
+    about = [QuestionRecord(**ANIMAL)]
+    clips = [
+        {},
+        {"end": 0.5},
+        {"start": 0.5},
+        {"start": 90.0},
+        {"video": "videos/link.mp4"},
+        {"video": "videos/v1.mp4"},
+    ]
+    made = [Record(**{"id": f"r{n}", "video": "videos/v0.mp4", "questions": about, **c}) for n, c in enumerate(clips)]
+    write_records(data, made)
+    tree = {
+        "task": {"name": "records", "data": str(data)}, "output": str(tmp_path / "run"), "max_new_tokens": 1,
+        "timing_videos": 0, "entries": [{"name": name, "model": str(prepared / "pool")} for name in ("one", "two")],
+        "reference": "one",
+    }  # fmt: skip
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(tree))
+    assert cli.main(["eval", str(tmp_path / "eval.yaml")]) in (0, 1)
+    one, two = read_results([tmp_path / "run"])
+    assert len(one.failures) == 1 and two.difference is not None and one.tokens is not None
+    assert one.accuracy is not None and (one.accuracy.n, one.accuracy.clusters) == (6, 2)
+    assert (two.difference.clusters, one.tokens.clusters) == (2, 2)
+    for line in one.lines:  # as older versions wrote them
+        line.pop("file", None)
+    old = replace(one)
+    assert old.accuracy is not None and old.accuracy.clusters == 6
