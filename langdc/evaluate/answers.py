@@ -17,7 +17,10 @@ OPENED, CLOSED = (
 )
 WORD = r"[^\W\u3040-\u9fff\uac00-\ud7af]"  # a letter or digit of a script that puts spaces between words
 MARKS = r"[ *_\"'`]*"
-NOUN = r"(?:(?:the )?(?:\b(?:options?|choice|letter)\b|选项|選項)\s*:?\s*)?"
+NOUN = (
+    r"(?:(?:(?:the|la|a|die|der) |l')?(?:\b(?:options?|choice|letter"
+    r"|opci[oó]n|op[çc][ãa]o|letr[ae]|lettr[ea]|opzione|lettera|buchstabe)\b|选项|選項)\s*:?\s*)?"
+)
 TICK = r"[-*• ]*(?:[✓✔✅☑]\ufe0f?|\[x\]) *"
 STATED = re.compile(
     r"(?i)(?:(?:\b(?:answers?|ans|correct(?:ion)?|(?:(?:most )?(?:accurate|appropriate|likely|suitable|fitting)|correct"
@@ -28,7 +31,8 @@ STATED = re.compile(
     r"(?: ?(?:\b(?:is|was|be|are|es|est|ist|é|è)\b|'s\b|[是为為選选은는は]|[:=→➜⇒>|\n]|->|[-\u2013] |[\"']:))+ ?"
     r"(?:(?:\b(?:clearly|definitely|indeed|therefore|thus|(?:most )?likely|probably|only|la|le|el|die)\b|\.{3}|…|,)\s*)"
     r"*|(?:\b(?:choos(?:e|ing)|chosen?|pick(?:ing|ed)?|select(?:ing|ed)?|opt for|go(?:ing)? (?:with|for)|say|guess"
-    r"|think|believe|conclude|prefer|favou?r|lean(?:ing)?(?: (?:towards?|to))?|settled? (?:on|for)|answer with)\b"
+    r"|think|believe|conclude|prefer|favou?r|lean(?:ing)?(?: (?:towards?|to))?|settled? (?:on|for)|answer with"
+    r"|(?:(?<=\bI )|(?<=\bI'd )|(?<=would )|(?<=will ))answer)\b"
     rf"(?: that\b)?(?: (?:it's|it is|it must be)\b)?|选择|選擇|[选選])[\s:]*|(?m:^){TICK}){NOUN}{MARKS}"
 )
 """What announces an answer: "Answer: B because ...", "the correct option is (B)", "I would choose B"."""
@@ -116,7 +120,7 @@ def final(text: str) -> str:
     text = without_thinking(text)
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
     text = re.sub(r"\\(?:text|math|mbox|operatorname)\w*\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\\(?:times|cdot)\b", "x", re.sub(r"\\[ ,;:!]", " ", text))
+    text = re.sub(r"\\(?:times|cdot)\b", "x", re.sub(r"\\[ ,;:!()\[\]]", " ", text))
     text = re.sub(r"\{(?:\\?\{)+([^{}]*?)(?:\\?\})+\}", r"{\1}", re.sub(r"<br\s*/?>", "\n", text))
     boxed = r"\\(?:f|frame)?box(?:ed)?\s*(?:\{([^{}]*)\}|(\w))|(?:\x08|\bb)oxed\s*\{([^{}]*)\}"  # "\b" as a backspace
     text = re.sub(boxed, r"\nanswer: \1\2\3 \n", text)

@@ -23,15 +23,18 @@ MENTIONED = re.compile(rf"(?i)(?:\b(?:options?|choice|letter|answer)\b|选项|�
 VERDICT_ENDS = r"(?=\s*(?:[.,;!)\n]|$))"
 RIGHT = re.compile(
     r"(?i)\s(?:(?:is|are|was|(?:would|must|should|has to) be|seems(?: to be)?|appears(?: to be)?|looks)\b(?: (?:the|an?"
-    r"|my|only|clearly|most|very|more|likely|probably|indeed|final))* ?(?:[.!]|$|(?:correct|right|true|best|better"
-    r"|answers?|choice|accurate|appropriate|likely|plausible|reasonable|suitable|convincing|consistent|(?:good )?match"
-    r"|fits?|closest)\b(?! if\b))|(?:it is|fits|remains|is left)\b|(?:as )?the (?:only )?(?:correct|right|best|most)\b"
-    r"|(?:is it|does|matches) ?(?:[.!]|$)"
+    r"|my|only|clearly|exactly|perfectly|most|very|more|likely|probably|indeed|final))* ?(?:[.!]|$|(?:correct|right"
+    r"|true|best|better|answers?|choice|accurate|appropriate|likely|plausible|reasonable|suitable|convincing"
+    r"|consistent|(?:good )?match|fits?|closest)\b(?! if\b))|(?:it is|fits|remains|is left)\b"
+    r"|(?:as )?the (?:only )?(?:correct|right|best|most)\b|(?:is it|does|matches) ?(?:[.!]|$)"
     r"|(?:best|most \w+ly|correctly|accurately|clearly) (?:describes|matches|fits|answers|shows|reflects))"
     rf"|[\s:=,(?\u2013-]*(?:yes|true|correct|right){VERDICT_ENDS}| *[✓✔✅]| *(?:选项|選項)?\s*是?(?:正[确確]|[对對])"
 )
 BAD = re.compile(
-    r"(?i) *[✗✘❌\u00d7]|\s?\b(?:(?:is|are|was|were|would|could|can|may|might|must|should|does|do|did|has|wo|be|seems"
+    r"(?i) *[✗✘❌\u00d7]| would (?:only )?(?:be|have been) (?:the )?(?:correct|right|true|best|answer)(?: \w+)? ?"
+    r"(?:only|if|when|had|unless|at the (?:very )?(?:start|beginning|end))\b"
+    r"|(?!\s?do(?: not|n't) (?:choose|pick|select|answer|go|say))"
+    r"\s?\b(?:(?:is|are|was|were|would|could|can|may|might|must|should|does|do|did|has|wo|be|seems"
     r"|looks|clearly|also|both|all|therefore|just|simply|likely|probably|definitely|obviously|partly|most|very) ?)+"
     r"(?:not|n't|false|impossible|implausible|in(?:accurate|consistent)|(?:ruled )?out|eliminated|excluded|rejected"
     r"|(?:the |an? )?(?:wrong|incorrect|(?:un|less |least )likely))\b|(?<![.:])\s?(?:not\b(?!\W*(?-i:[A-Z])\b)"
@@ -48,6 +51,34 @@ NEGATED = re.compile(
     rf"|necessarily|really|longer|any)(?!\w))*{MARKS}\Z"
 )
 """What stands before a letter that is not the answer."""
+SAME = r"(?:(?!\b(?:but|however|yet|so|thus|therefore|hence|(?-i:[A-Z]))\b)[^.\n!?;])*"  # the rest of a statement
+THINKS = r"(?:(?:say|argue|think|believe|claim|assume|suggest|suppose)s?|(?:answer|guess)(?! ?(?:is|was|to|[:=])))"
+OF_OTHERS = re.compile(
+    r"(?i)(?:\b(?:some|someone|somebody|many|few|others|most(?= (?:people|viewers|of|would|will|may|might|could))"
+    r"|people|viewers?|readers?|users?|author|annotators?|they|friend|students?|chatgpt|gpt-?\w+|gemini)\b"
+    rf"(?: (?!I\b)[\w']+){{0,4}}? (?:{THINKS}|(?:could|may|might|would|will) (?:\w+ )?(?:choose|pick|select|go for))"
+    rf"|\b(?:one|you|he|she|anyone) (?:could|may|might)(?: \w+){{0,2}}? {THINKS}"
+    r"|\b(?:could|may|might) be (?:argued|said)|\b(?:mistake|trap|misconception) (?:is|was|would|could|may|that|to)"
+    rf"|\btempt(?:ing|ed)|\b(?:mistaken|wrong|incorrect|erroneous)ly (?:{THINKS}|choose|pick|select)"
+    r"|\balternatively|\blet me know|\bfeel free"
+    r"|\bwould you like|\b(?:initially|originally|previously|earlier|at first),?(?: I(?: had)?)?"
+    rf" (?:thought|said|believed|answered|chose|picked|guessed|assumed|considered|leaned))\b{SAME}\Z"
+)
+RANKED = re.compile(
+    r"(?i)\b(?:(?:second|third|next|2nd|3rd|another|other|alternat(?:iv)?e|back-?up|fallback|previous|earlier|former"
+    r"|initial|original|prior|secondary|worst|less|least)(?:[ -](?:best|most|likely|probable|possible|plausible"
+    r"|appropriate|suitable|accurate|correct|closest|answers?|choices?|options?|guess|pick|candidate|match|question"
+    r"|place|one))+|runner-up|alternative|followed by)"
+    rf"(?: (?:here|is|was|are|were|would|could|might|may|be))*\b[ :=(]*(?:(?:probab|possib)ly )?{NOUN}{MARKS}\Z"
+    rf"|(?i:\b(?:if\b{SAME} (?:had|were)|had the)\b{SAME} (?:would|could|might)(?: be| have been)? {NOUN}{MARKS}\Z)"
+)
+"""What stands before a letter that others, or an earlier or second thought, would choose: "some say it is A"."""
+YOURS = re.compile(
+    r"(?i)\b(?:(?:your|their|his|her|\w+'s|given|predicted) (?:answer|choice|prediction)(?: (?:is|was))?[ :=]*"
+    rf"|(?:in (?:another|a different)|in the (?:example|previous))\b{SAME}"
+    rf"(?:would|could|might|was)(?: be| have been)? ){NOUN}{MARKS}\Z"
+)
+"""What stands before a letter that is no answer to the question where another letter stands before it."""
 ABOUT = "is|seems|appears|looks|does|doesn't|isn't|has|because|since|as|or|and|nor|but|not|fits|matches|describes|shows"
 ABOUT_A = r"are|was|would|could|can(?! of\b)|can't|cannot|may|might|must|should|according|from|in|on|at|to|by|then|only"
 CAPITAL = r"(?!(?:The|This|In|It|Based|There|He|She|They|Explanation|Reason)\b)[A-Z]\w"
@@ -63,7 +94,7 @@ FILLER = re.compile(
     r"|obvious|sure|definite)ly|of course|only|\d+ ?%)\W*)*"
 )
 """What may stand before a letter that begins a reply."""
-JOINED = re.compile(r"(?i)(?:[ ,/&、和或]|\b(?:and|or|nor|both|either|maybe|possibly|perhaps|options?|choices?)\b)*")
+JOINED = re.compile(r"(?i)(?:[ ,/&、和或]|\(?\b(?:and|or|nor|both|either|maybe|possibly|perhaps|options?|choices?)\b)*")
 """What stands between letters that are mentioned together."""
 ASKED, ALONE = re.compile(r"(?s)\?.*\w"), re.compile(r"[^\w\n]*(?:\n|\Z|because\b)")
 """What follows a letter that is only considered, and one that nothing follows on its line."""
@@ -110,13 +141,16 @@ def choice(text: str, options: Sequence[str]) -> str | None:
     text = re.sub(r"(?i)[\[(\"]((?:final )?answer|答案)[\])\"] ?(?!:)", r"\1: ", text)
     text = re.sub(r"(?m)^A ?: ?(?=\W*[A-Z]\W*$)", "answer: ", text)
     for letter, ordinal in zip(LETTERS[: len(options)], ORDINALS, strict=False):
-        text = re.sub(rf"(?i)\b(?:the )?{ordinal} (?:option|choice)\b", f"option {letter}", text)
+        other = rf"(?! ?(?:[:=]|is|was|would be)[ (*]*(?-i:(?!{letter})[A-Z])\b)"  # "second choice: C" is a rank
+        text = re.sub(rf"(?i)\b(?:the )?{ordinal} (?:option|choice)\b{other}", f"option {letter}", text)
     for letter, option in zip(LETTERS, options, strict=False):  # "B. a blue car - yes" says yes to B
         bare, said = "" if letter in "AI" else f"|{letter}", re.escape(plain(option).strip(" ."))
         echo = rf"(?<!{WORD})(\(?(?i:{letter})[.):]+{bare})[\s*_\"'(,;=\u2013-]*(?i:{said})(?!\w)"
         text = re.sub(echo, r"\1", text) if said else text
     every = _mentions(text, options)
     found = [m for m in every if not BAD.match(text, m.end) and not _ends_with(NEGATED, text, m.start)]
+    found = [m for m in found if not any(_ends_with(one, text, m.start) for one in (OF_OTHERS, RANKED))]
+    found = [m for m in found if m.start == found[0].start or not _ends_with(YOURS, text, m.start)]
     stated = [
         (m.start, m.letters) for m in found if _ends_with(STATED_BEFORE, text, m.start) or RIGHT.match(text, m.end)
     ]
