@@ -27,7 +27,7 @@ from pydantic import (
 
 from langdc import jsonl
 from langdc.configfiles import Dumper, read_tree
-from langdc.registry import Registry, check_keywords, nearest
+from langdc.registry import LIMIT, Registry, check_keywords, nearest
 from langdc.watchdog import SECONDS
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -64,8 +64,8 @@ def _check_unchanged(given: Any, value: Any) -> None:
         raise ValueError("must be a finite number")
     elif isinstance(value, bool) != isinstance(given, bool) and isinstance(value, int | float):
         raise ValueError("must be true or false" if isinstance(value, bool) else "must be a number")
-    elif isinstance(value, int) and abs(value) >= 2**32:
-        raise ValueError("must be less than 2**32")
+    elif isinstance(value, int) and abs(value) >= LIMIT:
+        raise ValueError(f"must be less than {LIMIT}")
     elif isinstance(given, str) and isinstance(value, int | float) and re.match(r"\s*[-+]?0[0-9_]", given):
         raise ValueError("must be a number that does not begin with 0 (an octal one begins with 0o)")
     elif isinstance(value, Path) and str(given) == "":

@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from numbers import Integral, Real
@@ -23,6 +22,8 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
 
 
 Member = TypeVar("Member")
+LIMIT = 2**32
+"""What integers in settings are less than."""
 
 
 class Registry(Generic[Member]):
@@ -128,7 +129,13 @@ def check_keywords(what: str, function: Callable, settings: Mapping[str, Any]) -
 
 
 _LISTS, _MAPPINGS = (list, tuple, set, frozenset, Sequence, Collection), (dict, Mapping)
-_WORDS = {int: "integers", float: "finite numbers", str: "text", Path: "paths", bool: "true and false"}
+_WORDS = {
+    int: f"integers below 2**{LIMIT.bit_length() - 1}",
+    float: "finite numbers",
+    str: "text",
+    Path: "paths",
+    bool: "true and false",
+}
 _WORDS |= {NoneType: "null", **dict.fromkeys(_LISTS, "lists"), **dict.fromkeys(_MAPPINGS, "mappings")}
 
 
@@ -141,8 +148,8 @@ def _fits(given: Any, kind: Any) -> bool | None:
     if origin is Literal:
         return any(type(given) is type(each) and given == each for each in inner)
     if origin in (int, float):
-        real = isinstance(given, Integral if origin is int else Real) and not isinstance(given, bool)
-        return real and abs(given) < math.inf
+        number = isinstance(given, Integral if origin is int else Real) and not isinstance(given, bool)
+        return number and -LIMIT < given < LIMIT if origin is int else number and -1e308 < given < 1e308  # type: ignore
     if origin in _MAPPINGS:
         pairs = zip(inner, (given, given.values()), strict=False) if isinstance(given, Mapping) else ()
         return isinstance(given, Mapping) and all(_fits(v, each) is not False for each, vs in pairs for v in vs)

@@ -121,13 +121,18 @@ class Whole:
 @pytest.mark.parametrize(
     ("name", "good", "wrong", "allowed"),
     [
-        ("sides", ([2, 3], (2,), []), (2, "2", [2.0], ["2"], [True], {1: 1}, None), "lists of integers"),
-        ("keep", (0.5, 1, None), ("0.5", [0.5], True, float("nan"), float("inf")), "finite numbers or null"),
+        (
+            "sides",
+            ([2, 3], (2,), []),
+            (2, "2", [2.0], ["2"], [True], [2**32], {1: 1}, None),
+            "lists of integers below 2**32",
+        ),
+        ("keep", (0.5, 1, None), ("0.5", [0.5], True, float("nan"), float("inf"), 10**400), "finite numbers or null"),
         ("soft", (True,), (1, "true", None), "true and false"),
         ("by", ("frames",), ("Frames", None, ["frames"]), "'frames', 'patches'"),
         ("member", ("x", {"a": 1}, Pool([1]), None), (3, ["x"], True), "text or mappings or Pool or null"),
         ("folder", ("x", Path("x")), (3, None), "paths"),
-        ("steps", ({"a": [1]}, {}), ([1], {"a": 1}, {1: [1]}, {"a": "1"}), "mappings of lists of integers"),
+        ("steps", ({"a": [1]}, {}), ([1], {"a": 1}, {1: [1]}, {"a": "1"}), "mappings of lists of integers below 2**32"),
         ("pair", ([1, "a"],), ([1], [1, 2], "1a"), "lists of text"),
         ("other", (3, "x"), (), ""),
         ("anything", (3, "x", None), (), ""),
