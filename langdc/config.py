@@ -5,6 +5,7 @@ The models here are the vocabulary of every config file; `load` reads one.
 
 import importlib
 import math
+import re
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,8 +26,8 @@ from pydantic import (
 )
 
 from langdc import jsonl
-from langdc.configfiles import read_tree
-from langdc.registry import Registry, check_keywords, nearest
+from langdc.configfiles import Dumper, read_tree
+from langdc.registry import LIMIT, Registry, check_keywords, nearest
 from langdc.watchdog import SECONDS
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -63,6 +64,10 @@ def _check_unchanged(given: Any, value: Any) -> None:
         raise ValueError("must be a finite number")
     elif isinstance(value, bool) != isinstance(given, bool) and isinstance(value, int | float):
         raise ValueError("must be true or false" if isinstance(value, bool) else "must be a number")
+    elif isinstance(value, int) and abs(value) >= LIMIT:
+        raise ValueError(f"must be less than {LIMIT}")
+    elif isinstance(given, str) and isinstance(value, int | float) and re.match(r"\s*[-+]?0[0-9_]", given):
+        raise ValueError("must be a number that does not begin with 0 (an octal one begins with 0o)")
     elif isinstance(value, Path) and str(given) == "":
         raise ValueError("must be a path, and is empty")
 
@@ -214,7 +219,7 @@ class TrainConfig(Settings):
     """Whether media may be outside the folder of their record file."""
     kinds: list[str] | None = Field(None, min_length=1)
     """Only records (or questions) of these kinds; all when null."""
-    steps: int | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0, le=2**31 - 1)
     epochs: float | None = Field(None, gt=0)
     """Exactly one of the two."""
     trainable: list[str] = []
@@ -287,7 +292,7 @@ class RunConfig(Settings):
     """A label for logs and reports."""
     objective: Annotated[Member, AfterValidator(_known_objective)]
     """What is learned: a name, or a name with settings (`langdc.train.objectives`)."""
-    loss_weights: dict[str, float] = {}
+    loss_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Weights of the losses by name; 1 where none is given."""
     model: ModelConfig
     start: Path | None = None
@@ -349,7 +354,7 @@ def check(kind: type[Model], tree: dict, where: str) -> Model:
 
 def save(config: BaseModel, path: Path) -> None:
     """Write the resolved settings; loading the file gives the same config."""
-    jsonl.write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    jsonl.write_text(path, yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False))
 
 
 def _explain(kind: type[BaseModel], item: Any) -> str:

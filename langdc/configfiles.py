@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from langdc import jsonl
+
 CHAIN = "chain.yaml"
 """The file of a recipe's folder that lists its runs."""
 _INSTALLED = Path(__file__).with_name("configs")
@@ -45,13 +47,33 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML as safe_load does; ValueError for a key that is given twice."""
+    """Reads YAML as safe_load does, numbers as YAML 1.2 does; ValueError for a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        names = [self.construct_object(k) if k.tag in self.yaml_constructors else k.value for k in keys]  # 0x1 is 1
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"the key {twice[0]!r} is given twice, the first time in line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes YAML as safe_dump does, with text in quotes that `parse_yaml` would read as a number."""
+
+
+# YAML 1.1 reads 010 as 8, 1:30 as 90 and 1e-3 as text
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if not each[0].endswith((":int", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0o[0-7]+|0x[0-9a-fA-F_]+)",
+    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+for _name, _pattern in _NUMBERS.items():
+    for _each in (_Loader, Dumper):
+        _each.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^({_pattern})$"), list("-+.0123456789"))
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
@@ -81,7 +103,11 @@ def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict:
 def _with_files(tree: dict, beside: Path | None) -> dict:
     """The settings with the path of the DeepSpeed file that they name."""
     given = tree.get("deepspeed")
-    return {**tree, "deepspeed": str(find_config(given, beside))} if isinstance(given, str) else tree
+    if not isinstance(given, str):
+        return tree
+    if not isinstance(jsonl.read_json(path := find_config(given, beside)), dict):
+        raise ValueError(f"deepspeed: {path} holds no JSON mapping of DeepSpeed's settings.")
+    return {**tree, "deepspeed": str(path)}
 
 
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:

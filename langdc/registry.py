@@ -3,9 +3,12 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, get_args
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 from langdc import compat
 
@@ -19,6 +22,8 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
 
 
 Member = TypeVar("Member")
+LIMIT = 2**32
+"""What integers in settings are less than."""
 
 
 class Registry(Generic[Member]):
@@ -51,6 +56,8 @@ class Registry(Generic[Member]):
 
     def get(self, name: str) -> Callable[..., Member]:
         """The member of a name; ValueError with the nearest one if there is none."""
+        if not isinstance(name, str):
+            raise ValueError(f"The name of a {self.kind} is text, not {name!r}.")
         self._load_entry_points()
         if name in self._members:
             return self._members[name]
@@ -75,7 +82,11 @@ class Registry(Generic[Member]):
         """A member from its name, from {"name": ..., settings}, or as it is."""
         if isinstance(given, str):
             return self.build(given)
-        return self.build(**given) if isinstance(given, Mapping) else given
+        if not isinstance(given, Mapping):
+            return given
+        if "name" not in given or not all(isinstance(key, str) for key in given):
+            raise ValueError(f"A {self.kind} is a name, or a mapping of a name and settings; given: {dict(given)!r}.")
+        return self.build(**given)
 
     def build(self, name: str, **settings: Any) -> Member:
         """Make a member; unknown settings raise ValueError and name the allowed ones."""
@@ -97,8 +108,14 @@ class Registry(Generic[Member]):
 
 
 def check_keywords(what: str, function: Callable, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError if `function` lacks one of the keyword arguments or one that it requires is not given."""
-    stated = inspect.signature(function).parameters.items()
+    """Raise ValueError if `function` lacks one of the keyword arguments, or states another type for it.
+
+    The same if one that it requires is not given.
+    """
+    try:
+        stated = inspect.signature(function, eval_str=True).parameters.items()
+    except (NameError, TypeError, AttributeError, SyntaxError):  # names that are imported for type checkers only
+        stated = inspect.signature(function).parameters.items()
     parameters = {name: p for name, p in stated if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name in settings:
         if name not in parameters:
@@ -106,6 +123,56 @@ def check_keywords(what: str, function: Callable, settings: Mapping[str, Any]) -
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in settings]
     if missing:
         raise ValueError(f"The {what} needs the setting{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+    for name, given in settings.items():
+        if _fits(given, kind := parameters[name].annotation) is False:
+            raise ValueError(f"The {what} has {name}={given!r}; allowed are {_in_words(kind)}.")
+
+
+_LISTS, _MAPPINGS = (list, tuple, set, frozenset, Sequence, Collection), (dict, Mapping)
+_WORDS = {
+    int: f"integers below 2**{LIMIT.bit_length() - 1}",
+    float: "finite numbers",
+    str: "text",
+    Path: "paths",
+    bool: "true and false",
+}
+_WORDS |= {NoneType: "null", **dict.fromkeys(_LISTS, "lists"), **dict.fromkeys(_MAPPINGS, "mappings")}
+
+
+def _fits(given: Any, kind: Any) -> bool | None:
+    """Whether a value is of a type as it is, lists and tuples being the same; None for types that are not in a file."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        found = [_fits(given, each) for each in inner]
+        return True in found or (None in found and not isinstance(given, str | Real | list | dict | None))
+    if origin is Literal:
+        return any(type(given) is type(each) and given == each for each in inner)
+    if origin in (int, float):
+        number = isinstance(given, Integral if origin is int else Real) and not isinstance(given, bool)
+        return number and -LIMIT < given < LIMIT if origin is int else number and -1e308 < given < 1e308  # type: ignore
+    if origin in _MAPPINGS:
+        pairs = zip(inner, (given, given.values()), strict=False) if isinstance(given, Mapping) else ()
+        return isinstance(given, Mapping) and all(_fits(v, each) is not False for each, vs in pairs for v in vs)
+    if origin in _LISTS:
+        if isinstance(given, str | Mapping) or not isinstance(given, Collection):
+            return False
+        one_by_one = origin is tuple and inner[1:] != (...,) and inner
+        kinds = inner if one_by_one else (inner or (Any,))[:1] * len(given)
+        return len(kinds) == len(given) and all(_fits(*pair) is not False for pair in zip(given, kinds, strict=True))
+    if origin in (str, Path, bool, NoneType):
+        return isinstance(given, str | Path if origin in (str, Path) else origin)
+    return _fits(given, inner[0]) if origin is Annotated else True if origin in (Any, object) else None
+
+
+def _in_words(kind: Any) -> str:
+    """What values of a type are, as one writes them in a file."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, inner))
+    if origin is Literal:
+        return ", ".join(map(repr, inner))
+    of = f" of {_in_words(inner[-1])}" if inner and inner[-1] not in (..., Any) and origin in _WORDS else ""
+    return _WORDS.get(origin, getattr(origin, "__name__", str(origin))) + of
 
 
 def check_choice(setting: str, given: object, literal: Any) -> None:

@@ -274,3 +274,54 @@ def test_shipped_chains_start_from_what_they_made(folder: str):
 def test_shipped_evaluations_are_valid_with_rows_of_different_names(path: Path):
     names = [entry.name for entry in load(EvalConfig, path).entries]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("pair", ["{1: x, 0x1: y}", "{true: x, yes: y}", "{~: x, null: y}", "{a: x, 'a': y}"])
+def test_a_key_is_given_twice_in_other_spelling_too(pair: str):
+    with pytest.raises(ValueError, match="is given twice"):
+        parse_yaml(pair, "the file")
+
+
+@pytest.mark.parametrize("written", ["010", "1:30", "-010", "0_1", "99999999999999999999", "4294967296"])
+def test_numbers_that_may_be_read_in_two_ways_or_are_too_large_are_refused(file: Path, written: str):
+    for path in ("train.steps", "seed", "train.learning_rate"):
+        if path != "train.learning_rate" or int(written.replace(":", "")) < 2**31:
+            reason = "valid integer|valid number|begin with 0|less than|greater than"
+            with pytest.raises(ValueError, match=rf"{path}: .*({reason})"):
+                load(RunConfig, file, [f"{path}={written}"])
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2e-4", 2e-4),
+        ("1e5", 1e5),
+        ("-1.5E+3", -1500.0),
+        (".5", 0.5),
+        ("0x10", 16),
+        ("0o10", 8),
+        ("0", 0),
+        ("1_000", 1000),
+    ]
+    + [(text, text) for text in ("010", "1:30", "1:30.5", "e5", ".", "1e", "0o8")],
+)
+def test_numbers_are_read_as_yaml_1_2_has_them(written: str, read: object, tmp_path: Path):
+    found = parse_yaml(written, "the value")
+    assert found == read and type(found) is type(read)
+    save(MemberConfig(name="x", text=written, value=read), tmp_path / "saved.yaml")  # type: ignore[call-arg]
+    saved = parse_yaml((tmp_path / "saved.yaml").read_text(), "the file")
+    assert saved == {"name": "x", "text": written, "value": read}
+    assert yaml.safe_load((tmp_path / "saved.yaml").read_text())["text"] == written, "other readers see text as well"
+
+
+def test_weights_of_losses_are_not_negative(file: Path):
+    assert load(RunConfig, file, ["loss_weights={answer: 0}"]).loss_weights == {"answer": 0}
+    with pytest.raises(ValueError, match=r"loss_weights\.answer: .*greater than or equal to 0 \(given: -1\)"):
+        load(RunConfig, file, ["loss_weights={answer: -1}"])
+
+
+@pytest.mark.parametrize("text", ["root:x", "[1]"])
+def test_a_file_for_deepspeed_is_read_with_the_settings(file: Path, tmp_path: Path, text: str):
+    (tmp_path / "zero.json").write_text(text)
+    with pytest.raises(ValueError, match=r"zero\.json (is not valid JSON|holds no JSON mapping)"):
+        load(RunConfig, file, [f"deepspeed={tmp_path}/zero.json"])

@@ -1,8 +1,11 @@
 """Registries: what is built, and errors that say what exists."""
 
 import importlib.metadata
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -95,3 +98,62 @@ def test_check_choice_says_what_is_allowed():
     for wrong in ("Fixed", None, ["fixed"]):
         with pytest.raises(ValueError, match=r"variant=.*; allowed are 'fixed', 'released'\.$"):
             check_choice("variant", wrong, choice)
+
+
+class Whole:
+    """A member from outside, whose class states its types as text."""
+
+    def __init__(
+        self,
+        sides: "list[int]" = [],  # noqa: B006
+        keep: "float | None" = None,
+        soft: "bool" = False,
+        by: "Literal['frames', 'patches']" = "frames",
+        member: "str | dict | Pool | None" = None,
+        folder: "Path" = Path(),
+        steps: "Mapping[str, Sequence[int]]" = {},  # noqa: B006
+        pair: "tuple[int, str]" = (1, "a"),
+        other: "zoo" = None,  # type: ignore
+        anything: "Any" = None,
+    ) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "wrong", "allowed"),
+    [
+        (
+            "sides",
+            ([2, 3], (2,), []),
+            (2, "2", [2.0], ["2"], [True], [2**32], {1: 1}, None),
+            "lists of integers below 2**32",
+        ),
+        ("keep", (0.5, 1, None), ("0.5", [0.5], True, float("nan"), float("inf"), 10**400), "finite numbers or null"),
+        ("soft", (True,), (1, "true", None), "true and false"),
+        ("by", ("frames",), ("Frames", None, ["frames"]), "'frames', 'patches'"),
+        ("member", ("x", {"a": 1}, Pool([1]), None), (3, ["x"], True), "text or mappings or Pool or null"),
+        ("folder", ("x", Path("x")), (3, None), "paths"),
+        ("steps", ({"a": [1]}, {}), ([1], {"a": 1}, {1: [1]}, {"a": "1"}), "mappings of lists of integers below 2**32"),
+        ("pair", ([1, "a"],), ([1], [1, 2], "1a"), "lists of text"),
+        ("other", (3, "x"), (), ""),
+        ("anything", (3, "x", None), (), ""),
+    ],
+)
+def test_settings_are_of_the_types_that_the_class_states(name: str, good: tuple, wrong: tuple, allowed: str):
+    for value in good:
+        check_keywords("compressor 'whole'", Whole, {name: value})
+    for value in wrong:
+        message = re.escape(f"The compressor 'whole' has {name}={value!r}; allowed are {allowed}.")
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            check_keywords("compressor 'whole'", Whole, {name: value})
+
+
+def test_types_that_cannot_be_read_are_not_checked():
+    def function(a: "Nowhere", b: "int") -> None: ...  # type: ignore # noqa: F821
+
+    check_keywords("function", function, {"a": 1, "b": "x"})
+
+
+@pytest.mark.parametrize("given", [{"sides": [2]}, {"name": 3}, {"name": ["pool"]}, {"name": "pool", 1: 2}])
+def test_a_member_in_a_mapping_has_a_name_and_settings(given: dict):
+    with pytest.raises(ValueError, match="compressor is"):
+        zoo().of(given)

@@ -61,7 +61,7 @@ class VideoGPTPlus(Backbone):
                 self.language_model = load_language_model(language_model, attention)
         self.tokenizer = load_tokenizer(language_model if tokenizer is None else tokenizer)
         self._members = (image_encoder, video_encoder)
-        built = [encoders.build(**member).requires_grad_(False).eval() for member in self._members]
+        built = [encoders.of(member).requires_grad_(False).eval() for member in self._members]
         self.encoders = nn.ModuleDict(dict(zip(STREAMS, built, strict=True)))
         widths = self.stream_widths.items()
         self.projectors = nn.ModuleDict({name: build_projector(projector, w, self.width) for name, w in widths})

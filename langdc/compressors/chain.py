@@ -28,7 +28,7 @@ class Chain(TokenCompressor):
         if not members:
             raise ValueError("A chain of no compressors; give at least one, such as {name: vidcom2, keep: 0.25}.")
         given = {} if frames_per_segment is None else {"frames_per_segment": frames_per_segment}
-        built = [m if isinstance(m, TokenCompressor) else compressors.build(**{**given, **m}) for m in members]
+        built = [m if isinstance(m, TokenCompressor) else compressors.of({**given, **m}) for m in members]
         self.members: Any = torch.nn.ModuleList(built)
         for member in built[1:]:
             if "encoder" in member.needs:

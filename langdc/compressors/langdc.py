@@ -82,7 +82,7 @@ class LangDC(TokenCompressor):
         self.projectors = nn.ModuleDict({n: build_projector(projector, wide, inner) for n, wide in streams.items()})
         self.post_projector = build_projector(post_projector, self.captioner.width, width)
         self.segment_marker = Vectors(max_segments, width) if segment_marker else None
-        self.base = compressors.build(**base) if base is not None else None
+        self.base = compressors.of(base) if base is not None else None
         of_base = self.base.needs if self.base is not None else frozenset()
         self.needs, self.needs_with_states = of_base | {"encoder"}, of_base
 

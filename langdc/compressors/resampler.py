@@ -78,7 +78,7 @@ class Resampler(TokenCompressor):
         frames_per_segment: int = 4,
     ) -> None:
         super().__init__()
-        if queries < 1 or depth < 1 or width % heads:
+        if min(queries, depth, heads) < 1 or width % heads:
             raise ValueError(
                 f"queries={queries} and depth={depth} must be at least 1, and heads={heads} must divide width {width}."
             )

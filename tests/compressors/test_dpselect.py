@@ -85,8 +85,8 @@ def test_the_release_rounds_to_the_nearest_number_of_frames(per: str, frames: in
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"per": "token"}, "dpselect per='token'; allowed are 'frame', 'patch'"),
-        ({"variant": "paper"}, "DPSelect variant='paper'; allowed are 'fixed', 'released'"),
+        ({"per": "token"}, "per='token'; allowed are 'frame', 'patch'"),
+        ({"variant": "paper"}, "variant='paper'; allowed are 'fixed', 'released'"),
         ({"window": 0}, "dpselect window 0; .* 1 or more frames"),
     ],
 )

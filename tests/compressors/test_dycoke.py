@@ -48,7 +48,7 @@ def test_every_fourth_frame_is_kept_whatever_the_budget() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "paper"}, "DyCoke variant='paper'; allowed are 'fixed', 'released'"),
+        ({"variant": "paper"}, "variant='paper'; allowed are 'fixed', 'released'"),
         ({"merging_ratio": 0.5}, "merging_ratio=0.5 goes with variant='released'"),
         ({"merging_ratio": 1.5, "variant": "released"}, r"merging_ratio=1.5 .* is in \[0, 1\]"),
     ],

@@ -69,7 +69,7 @@ def test_one_frame_by_hand() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "paper"}, "FastVID variant='paper'; allowed are 'fixed', 'released'"),
+        ({"variant": "paper"}, "variant='paper'; allowed are 'fixed', 'released'"),
         ({"segments": 0}, "segments=0 and stride=4 must be at least 1"),
         ({"stride": 0}, "stride=0 must be at least 1"),
         ({"context": 1.5}, r"context=1.5 and own=0.5 in \[0, 1\]"),

@@ -73,7 +73,7 @@ def test_places_of_the_release_are_made_up() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "paper"}, "HoliTomOuter variant='paper'; allowed are 'fixed', 'released'"),
+        ({"variant": "paper"}, "variant='paper'; allowed are 'fixed', 'released'"),
         ({"max_window": 0}, "max_window=0 and neighbours=7 must be at least 1"),
         ({"neighbours": 0}, "neighbours=0 must be at least 1"),
         ({"own": 1.5}, r"own=1.5 and context=0.0 in \[0, 1\]"),

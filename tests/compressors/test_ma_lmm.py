@@ -72,5 +72,5 @@ def test_the_release_rounds_to_the_nearest_number_of_frames(per: str, frames: in
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ValueError, match="ma_lmm per='token'; allowed are 'frame', 'patch'"):
+    with pytest.raises(ValueError, match="per='token'; allowed are 'frame', 'patch'"):
         compress("ma_lmm", grid_of(noise(2, 2, 2)), keep=0.5, per="token")

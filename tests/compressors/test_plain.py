@@ -101,7 +101,7 @@ def test_less_than_a_token_a_frame_is_the_average_of_fewer_frames() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keep": 0.5, "by": "time"}, "uniform by='time'; allowed are 'frames', 'resolution'"),
+        ({"keep": 0.5, "by": "time"}, "by='time'; allowed are 'frames', 'resolution'"),
         ({}, "neither was given"),
     ],
 )

@@ -62,6 +62,7 @@ def test_what_is_padded_is_not_seen() -> None:
         ({"queries": 0}, "queries=0 and depth=2 must be at least 1"),
         ({"depth": 0}, "depth=0 must be at least 1"),
         ({"heads": 3}, "heads=3 must divide width 8"),
+        ({"heads": 0}, "heads=0 must divide width 8"),
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:

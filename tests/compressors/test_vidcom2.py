@@ -59,5 +59,5 @@ def test_keeping_all_loses_tokens_as_released_only() -> None:
 
 
 def test_bad_variant() -> None:
-    with pytest.raises(ValueError, match="VidCom2 variant='new'; allowed are 'fixed', 'released', 'paper'"):
+    with pytest.raises(ValueError, match="variant='new'; allowed are 'fixed', 'released', 'paper'"):
         compress("vidcom2", grid_of(noise(2, 2, 2)), keep=0.5, variant="new")

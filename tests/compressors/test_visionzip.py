@@ -55,7 +55,7 @@ def test_groups_by_hand() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "paper"}, "VisionZip variant='paper'; allowed are 'fixed', 'released'"),
+        ({"variant": "paper"}, "variant='paper'; allowed are 'fixed', 'released'"),
         ({"dominant": 0.0}, r"dominant=0.0 must be in \(0, 1\]"),
         ({"dominant": 1.1}, r"dominant=1.1 must be in \(0, 1\]"),
         ({"neighbours": 0}, "neighbours=0 at least 1"),
