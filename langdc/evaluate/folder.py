@@ -29,20 +29,15 @@ CONCLUSIONS = ("budget", "finished")
 _NONE, _NUMBER = type(None), (int, float)
 _LINES: dict[str, dict[str, Any]] = {
     "answer": {
-        **dict.fromkeys(("video", "kind", "question", "expected"), str),
-        **dict.fromkeys(("answer", "reason"), (str, _NONE)),
-        **dict.fromkeys(("correct", "failed"), bool),
-        "score": (*_NUMBER, _NONE),
+        "video": str, "kind": str, "question": str, "expected": str, "answer": (str, _NONE), "reason": (str, _NONE),
+        "correct": bool, "failed": bool, "score": (*_NUMBER, _NONE),
     },
     "video": {
-        **dict.fromkeys(("segment_tokens", "densities", "targets"), list),
-        "video": str,
-        "tokens": _NUMBER,
-        "captions": (list, _NONE),
+        "video": str, "tokens": _NUMBER, "captions": (list, _NONE), "segment_tokens": list, "densities": list,
+        "targets": list,
     },
-    "timing": {"warm": bool, "seconds": dict},
-    "budget": {"match": str, "measure": str, "equal": bool},
-}
+    "timing": {"warm": bool, "seconds": dict}, "budget": {"match": str, "measure": str, "equal": bool},
+}  # fmt: skip
 """What is read of an entry's lines, by type, and of which types it may be."""
 
 

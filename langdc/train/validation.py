@@ -219,11 +219,8 @@ class Validation(TrainerCallback):
         """How many replies are right, with an interval over videos; processes share the questions."""
         size, own = self.data.config.train.batch_size, []
         samples = sorted(filter(_scored, self.data.samples), key=lambda sample: sample.where)  # a video's together
-        video = {
-            sample.where: str(min(_videos(group[0]), default=sample.where))
-            for group in _by_video(samples)
-            for sample in group
-        }
+        groups = _by_video(samples)
+        video = {each.where: str(min(_videos(group[0]), default=each.where)) for group in groups for each in group}
         chunks = [samples[first : first + size] for first in range(0, len(samples), size)]
         lm = VideoLM(self.data.model)
         for chunk in chunks[distributed.rank() :: distributed.world_size()]:
