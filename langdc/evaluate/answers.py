@@ -57,7 +57,10 @@ NAMED = rf"no|the|this|that|which|each|every|any|another|other|left|right|{'|'.j
 QUOTES = dict.fromkeys(map(ord, "“”„«»「」『』【】"), '"') | {0x2018: "'", 0x2019: "'"}
 UNITS = (
     "time: 0.001 ms millisecond 1 s sec second 60 min minute 3600 h hr hour 86400 day 604800 week; length: 0.001 mm "
-    "millimeter 0.01 cm centimeter 1 m meter 1000 km kilometer 0.0254 inch inche 0.3048 ft foot feet 1609.344 mi mile; "
+    "millimeter 0.01 cm centimeter 1 m meter 1000 km kilometer 0.0254 inch inche 0.3048 ft foot feet 1609.344 mi mile "
+    "0.9144 yd yard; length/time: 0.44704 mph 0.514444444 knot kn 0.277777778 kmh kph; "
+    "months: 1 month 12 year yr; dollar: 1 dollar usd; euro: 1 euro eur; cent: 1 cent; yen: 1 yen; yuan: 1 yuan; "
+    "frame: 1 frame; gallon: 1 gallon gal; kelvin: 1 kelvin; hertz: 1 hz hertz; watt: 1 watt; volt: 1 volt; "
     "mass: 0.001 mg milligram 1 g gram 1000 kg kilogram kilo 453.59237 lb pound 28.349523 oz ounce; volume: 0.001 ml "
     "milliliter 1 l liter; percent: 1 % percent; celsius: 1 °c celsius; fahrenheit: 1 °f fahrenheit; am: 1 am; pm: 1 pm"
 )
@@ -68,13 +71,14 @@ UNIT = {
     for size, names in re.findall(r"([\d.]+)((?: [^\d ]+)+)", known)
     for name in names.split()
 }
+NO_UNITS = ("total", "altogether", "only", "exactly", "precisely", "approximately", "approx", "roughly", "maybe")
 DIGITS = (
     rf"(?<!{WORD})(?<!\.)(?<!\d[.,:/^])(?<![A-Za-z]-)-?(?:\d+\s+\d+\s*/\s*\d+|\d+\s*/\s*\d+|(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)"
     r"(?![.,:/^]?\d|\^)"
 )
 CLOCK = rf"(?<!{WORD})(?<![.:])-?\d+(?::\d\d?){{1,2}}(?:\.\d+)?(?!{WORD}|:)"
 QUANTITY = re.compile(
-    rf"(?i)({CLOCK}|{DIGITS})(?:\s*({'|'.join(SCALES)}|dozen)\b)?(?:[\s-]*([%°]?[a-z]*(?:/[a-z]+)?))?"
+    rf"(?i)({CLOCK}|{DIGITS})(?:\s*({'|'.join(SCALES)}|dozen)\b)?(?:[\s-]*([%°]?[a-z]*(?:/[a-z]+)?(?:\^?[23](?!\w))?))?"
 )
 """A number, its scale, its unit."""
 ANOTHER = re.compile(
@@ -149,6 +153,8 @@ def quantity(text: str) -> tuple[float, str, float] | None:
     text = re.sub(r"(?:\b(?:not|instead of|rather than)|n't) -?\d[\d.:/]*", " ", text)
     text = re.sub(r"(?i)\b([ap])\.m\.", r"\1m", re.sub(r"(?<=\d)([hm])(?=\d)", r"\1 ", text))
     text = re.sub(r"(?<=\d)( ?)m(?= \d+ ?s\b)|(?<=h)( ?\d+ ?)m\b", r"\1\2min", text)  # 1h20m, 5m30s: m are minutes
+    text = re.sub(r"(?i)(?<=[a-z]) per (?=[a-z])", "/", re.sub(r"(?i)\b(?:square|sq) ([a-z]+)", r"\1^2", text))
+    text = re.sub(r"(?i)\bcubic ([a-z]+)", r"\1^3", text)
     parts = [text[found.end() :] for pattern in (STATED, TOTAL) for found in [*pattern.finditer(text)][::-1]]
     for part in (*parts, text):
         for found in QUANTITY.finditer(part):
@@ -192,11 +198,22 @@ def _value(number: str) -> float | None:
 
 def _unit(name: str) -> tuple[str, float]:
     """The dimension and size of a unit, such as of "minutes" or "km/h"; ("", 1) for other words."""
+    if power := re.fullmatch(r"(.*?[a-z])\^?([23])", name, re.I):
+        kind, size = _unit(power[1])
+        return (f"{kind}^{power[2]}", size ** int(power[2])) if kind else ("", 1.0)
     names = name.lower().replace("tre", "ter").split("/")
     known = [UNIT.get(one) or UNIT.get(one.removesuffix("s"), ("", 1.0)) for one in names]
     if len(known) == 2 and all(kind for kind, _ in known):
         return f"{known[0][0]}/{known[1][0]}", known[0][1] / known[1][1]
-    return known[0]
+    return (f"{known[0][0]}/{names[1]}", known[0][1]) if len(known) == 2 and known[0][0] else known[0]
+
+
+def unknown_unit(text: str) -> str:
+    """The word that ends a reply after its only number and is no known unit, such as "furlongs"; empty without one."""
+    text = with_digits(final(text)).rstrip(" .!")
+    found = [*QUANTITY.finditer(text)]
+    name = found[0][3] if len(found) == 1 and found[0].end() == len(text) else None
+    return name if name and not _unit(name)[0] and name.lower() not in NO_UNITS else ""
 
 
 def is_amount(option: str) -> bool:

@@ -51,7 +51,9 @@ NEGATED = re.compile(
     rf"|necessarily|really|longer|any)(?!\w))*{MARKS}\Z"
 )
 """What stands before a letter that is not the answer."""
-SAME = r"(?:(?!\b(?:but|however|yet|so|thus|therefore|hence|(?-i:[A-Z]))\b)[^.\n!?;])*"  # the rest of a statement
+SAME = (  # the rest of a statement
+    r"(?:(?!\b(?:but|however|yet|so|thus|therefore|hence|(?-i:[A-Z]))\b|, (?:and|it)\b|,[\s*(]*\Z)[^.\n!?;])*"
+)
 THINKS = r"(?:(?:say|argue|think|believe|claim|assume|suggest|suppose)s?|(?:answer|guess)(?! ?(?:is|was|to|[:=])))"
 OF_OTHERS = re.compile(
     r"(?i)(?:\b(?:some|someone|somebody|many|few|others|most(?= (?:people|viewers|of|would|will|may|might|could))"
@@ -70,7 +72,8 @@ RANKED = re.compile(
     r"|appropriate|suitable|accurate|correct|closest|answers?|choices?|options?|guess|pick|candidate|match|question"
     r"|place|one))+|runner-up|alternative|followed by)"
     rf"(?: (?:here|is|was|are|were|would|could|might|may|be))*\b[ :=(]*(?:(?:probab|possib)ly )?{NOUN}{MARKS}\Z"
-    rf"|(?i:\b(?:if\b{SAME} (?:had|were)|had the)\b{SAME} (?:would|could|might)(?: be| have been)? {NOUN}{MARKS}\Z)"
+    rf"|\b(?:if\b{SAME} (?:had|were)(?! to)|had the)\b[^.\n!?;]* (?:would|could|might)(?: be| have been)? "
+    rf"{NOUN}{MARKS}\Z"
 )
 """What stands before a letter that others, or an earlier or second thought, would choose: "some say it is A"."""
 YOURS = re.compile(

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from langdc.evaluate.answers import normalise, number, quantity, without_thinking, words
+from langdc.evaluate.answers import normalise, number, quantity, unknown_unit, without_thinking, words
 from langdc.registry import Registry
 
 ARTICLES = ("a", "an", "the")
@@ -65,7 +65,7 @@ class Numeric(Metric):
     """1 when the reply's number is the answer's: within `tolerance`, in the answer's unit, or `relative` to the answer.
 
     Numbers are read by `answers.quantity`: "-5", "1:30", "one hundred", "1/2", "1.5 km". Units are converted where both
-    name one; where one of them names none, the other's is meant.
+    name one; where one of them names none, the other's is meant. A unit that is not known is no other one.
     """
 
     def __init__(self, tolerance: float = 0.0, relative: float = 0.0) -> None:
@@ -79,8 +79,11 @@ class Numeric(Metric):
         if (said := quantity(text)) is None:
             return None
         (value, kind, size), (_, wanted, unit) = said, quantity(answer) or said
-        if kind and wanted and kind != wanted:
-            return f"{value / size:.12g} {kind}"
+        other = kind if wanted or unknown_unit(answer) else ""
+        if wanted and not kind:
+            other = unknown_unit(text)
+        if other and other != wanted:
+            return f"{value / size:.12g} {other}"
         return f"{value / (unit if kind and wanted else size):.12g}"
 
     def score(self, answer: str, found: str) -> float:

@@ -56,7 +56,16 @@ def test_contains(answer: str, text: str, right: bool) -> None:
         ("3.5", "3,5", False), ("1", "No one is there.", False), ("300", "3 × 10²", True), ("21", "twenty-one", True),
         ("20", "the twenty-first", False), ("6", "half a dozen", True), ("3", "3D", False),
         ("1.5 h", "one and a half hours", True),
-        ("0.3", "0.1 + 0.2 = 0.3", True),
+        ("0.3", "0.1 + 0.2 = 0.3", True), ("5 km/h", "5 mph", False), ("5 mph", "5 km/h", False),
+        ("5 km/h", "It is 5 knots.", False), ("10 mph", "16.09344 km/h", True), ("5 mph", "5 miles per hour", True),
+        ("5 km/h", "5 kilometers per hour", True), ("5 km/h", "5", True), ("5", "5 mph", True),
+        ("5 mph", "5 mph", True), ("5 m", "5 yards", False), ("5 yards", "5 m", False), ("10 yards", "30 feet", True),
+        ("5 euros", "5 dollars", False), ("5 dollars", "$5", True), ("5 s", "5 dollars", False), ("5 m", "5 m²", False),
+        ("5 m", "5 square meters", False), ("5 m", "5 furlongs", False), ("5 furlongs", "5 km", False),
+        ("5 furlongs", "5 furlongs", True), ("5 s", "The answer is 5, as for 3 dogs", True),
+        ("5 m", "5 in total", True), ("5 m", "5 in total.", True), ("5 s", "exactly 5 only", True),
+        ("5 s", "5 frames", False), ("5 dogs", "5 animals", True), ("2 years", "24 months", True),
+        ("5 m", "5 meters per second", False), ("5 m/lap", "5 m", False), ("5 people", "There are 5 people.", True),
     ],
 )  # fmt: skip
 def test_numeric(answer: str, text: str, right: bool) -> None:
