@@ -129,13 +129,7 @@ def check_keywords(what: str, function: Callable, settings: Mapping[str, Any]) -
 
 
 _LISTS, _MAPPINGS = (list, tuple, set, frozenset, Sequence, Collection), (dict, Mapping)
-_WORDS = {
-    int: f"integers below 2**{LIMIT.bit_length() - 1}",
-    float: "finite numbers",
-    str: "text",
-    Path: "paths",
-    bool: "true and false",
-}
+_WORDS = {int: "integers below 2**32", float: "finite numbers", str: "text", Path: "paths", bool: "true and false"}
 _WORDS |= {NoneType: "null", **dict.fromkeys(_LISTS, "lists"), **dict.fromkeys(_MAPPINGS, "mappings")}
 
 

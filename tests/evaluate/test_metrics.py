@@ -92,8 +92,8 @@ def test_numbers_may_be_near(settings: dict, answer: str, text: str, right: bool
         ("exat", "Unknown metric 'exat'. Did you mean 'exact'"),
         ({"name": "numeric", "tolerence": 1}, "no setting 'tolerence'. Did you mean 'tolerance'"),
         ({"name": "numeric", "tolerance": -1}, "tolerance=-1; give a number that is 0 or more"),
-        ({"name": "numeric", "relative": "5 %"}, "relative='5 %'; give a number"),
-        ({"name": "numeric", "relative": float("nan")}, "relative=nan; give a number"),
+        ({"name": "numeric", "relative": "5 %"}, "relative='5 %'; allowed are finite numbers"),
+        ({"name": "numeric", "relative": float("nan")}, "relative=nan; allowed are finite numbers"),
     ],
 )
 def test_settings_that_cannot_work_are_named(given: str | dict, message: str) -> None:
