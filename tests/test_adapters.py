@@ -1,9 +1,11 @@
 """Adapters of the captioner: they change it, and merged they change it alike."""
 
+import pytest
 import torch
 
 from langdc.adapters import adapt, merge
 from langdc.config import LoraConfig
+from langdc.language_models import load_language_model
 from tests import tiny
 
 
@@ -25,3 +27,15 @@ def test_merged_adapters_leave_a_plain_model_that_says_the_same() -> None:
     assert set(captioner.state_dict()) == names
     assert len(changed) == 3 * 7 and set(changed) <= set(text.state_dict())
     torch.testing.assert_close(captioner.supervised(visual, captions).loss, adapted, rtol=1e-5, atol=1e-5)
+
+
+def test_targets_of_adapters_that_match_nothing_are_named():
+    model = load_language_model("tiny:qwen2").base_model
+    with pytest.raises(
+        ValueError, match=r"is called k_projj\. Did you mean 'k_proj'\? There is: .*down_proj, .*v_proj"
+    ):
+        adapt(model, LoraConfig(rank=2, alpha=4, dropout=0, targets=["q_proj", "k_projj"]))
+    with pytest.raises(ValueError, match="is called nothing"):
+        adapt(model, LoraConfig(rank=2, alpha=4, dropout=0, targets=[]))
+    adapt(model, LoraConfig(rank=2, alpha=4, dropout=0, targets=["layers.0.self_attn.q_proj"]))
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 1

@@ -1,13 +1,15 @@
 """Every command that reads a model names the file of it that is damaged, and ends with 2."""
 
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from langdc import cli
+from langdc import cli, modelfiles, tiny
 from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.sources import resolve
 
@@ -54,3 +56,19 @@ def test_every_command_names_the_damaged_file(sample_video: Path, tmp_path: Path
     assert cli.main(words) == 2
     err = capsys.readouterr().err
     assert file.name in err and str(folder) in err and "Traceback" not in err
+
+
+def test_pickles_of_a_training_state_and_of_several_devices(tmp_path: Path):
+    torch.save({"module": {"module.a": torch.ones(2)}}, tmp_path / "state.pt")
+    assert modelfiles.read_tensors(tmp_path / "state.pt")["a"].tolist() == [1, 1]
+    tied = torch.ones(3)
+    torch.save({"a": tied, "b": tied, "c": torch.arange(4).expand(1, -1)}, tmp_path / "tied.bin")
+    assert list(modelfiles.read_tensors(tmp_path / "tied.bin")) == ["a", "b", "c"]
+    (tmp_path / "old.bin").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match=r"old\.bin"):
+        modelfiles.read_tensors(tmp_path / "old.bin")
+
+
+def test_tiny_folders_are_whole():
+    for name in ("qwen2", "qwen2_5_vl"):
+        modelfiles.check_files(tiny.folder(name), weights=True)

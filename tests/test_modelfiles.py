@@ -1,7 +1,6 @@
 """Model folders of others: read as transformers reads them, or refused in one sentence with the file's name."""
 
 import json
-import pickle
 import re
 import shutil
 import zipfile
@@ -14,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPConfig, CLIPModel
 
-from langdc import VideoLM, checkpoint, cli, modelfiles, tiny
-from langdc.adapters import adapt
+from langdc import VideoLM, checkpoint, cli
 from langdc.backbones import backbones
 from langdc.config import LoraConfig, check
 from langdc.encoders import encoders
@@ -390,31 +388,3 @@ def test_a_template_that_fails_or_writes_without_end_is_refused(copy: Callable[[
         (folder / "chat_template.jinja").write_text(template)
         with pytest.raises(ValueError, match=said):
             templated(load_tokenizer(str(folder)), MESSAGES, reply_next=True)
-
-
-def test_targets_of_adapters_that_match_nothing_are_named():
-    model = load_language_model("tiny:qwen2").base_model
-    with pytest.raises(
-        ValueError, match=r"is called k_projj\. Did you mean 'k_proj'\? There is: .*down_proj, .*v_proj"
-    ):
-        adapt(model, LoraConfig(rank=2, alpha=4, dropout=0, targets=["q_proj", "k_projj"]))
-    with pytest.raises(ValueError, match="is called nothing"):
-        adapt(model, LoraConfig(rank=2, alpha=4, dropout=0, targets=[]))
-    adapt(model, LoraConfig(rank=2, alpha=4, dropout=0, targets=["layers.0.self_attn.q_proj"]))
-    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 1
-
-
-def test_pickles_of_a_training_state_and_of_several_devices(tmp_path: Path):
-    torch.save({"module": {"module.a": torch.ones(2)}}, tmp_path / "state.pt")
-    assert modelfiles.read_tensors(tmp_path / "state.pt")["a"].tolist() == [1, 1]
-    tied = torch.ones(3)
-    torch.save({"a": tied, "b": tied, "c": torch.arange(4).expand(1, -1)}, tmp_path / "tied.bin")
-    assert list(modelfiles.read_tensors(tmp_path / "tied.bin")) == ["a", "b", "c"]
-    (tmp_path / "old.bin").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ValueError, match=r"old\.bin"):
-        modelfiles.read_tensors(tmp_path / "old.bin")
-
-
-def test_tiny_folders_are_whole():
-    for name in ("qwen2", "qwen2_5_vl"):
-        modelfiles.check_files(tiny.folder(name), weights=True)
