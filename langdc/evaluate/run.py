@@ -1,7 +1,9 @@
 """One entry of an evaluation at work: its model answers, and each answer is written down at once."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -213,9 +215,11 @@ class Run:
             yield {**about, **said, "expected": question.answer}
 
     def _file(self, record: Record) -> dict[str, str]:
-        """The file of a record as "file": records of one file, whole or in clips, are no independent videos."""
+        """The file of a record as "file", from the task's folder, so that an evaluation may be moved with its data:
+        records of one file, whole or in clips, are no independent videos.
+        """
         try:
-            return {"file": str(self.task.path(record).resolve())}
+            return {"file": os.path.relpath(self.task.path(record).resolve(), (self.task.root or Path()).resolve())}
         except ValueError:  # it cannot be read, or lies outside
             return {}
 

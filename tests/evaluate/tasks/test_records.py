@@ -76,7 +76,7 @@ def test_sample_results_are_those_of_exact_records(tmp_path: Path) -> None:
         ({"metric": "contain"}, r"metric: Unknown metric 'contain'\. Did you mean 'contains'\?"),
         ({"metrics": {"story": {"name": "numeric", "tol": 1}}}, "metrics: story: .*no setting 'tol'"),
         ({"metrics": {"story": {"tolerance": 1}}}, "(?s)metrics: story: .*name"),
-        ({"metrics": {"story": 3}}, "(?s)metrics: story: .*name"),
+        ({"metrics": {"story": 3}}, r"metrics=\{'story': 3\}; allowed are mappings"),
         ({"metrics": {"story": "numeric"}}, r"mine\.jsonl, line 1: no reply can be right.*'story'.*'a dog runs'"),
         ({"metrics": {"which [/b]": "contains"}}, "'which .*have options, which need no metric"),
         ({"metricss": {}}, "no setting 'metricss'. Did you mean 'metrics'"),
