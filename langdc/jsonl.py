@@ -19,9 +19,6 @@ from secrets import token_hex
 from typing import IO, Any
 
 from langdc.failures import errors_naming
-from langdc.log import get_logger
-
-logger = get_logger(__name__)
 
 PARTIAL = ".partial"
 LOCK = ".lock"
@@ -195,7 +192,9 @@ def _locked_file(path: Path) -> IO[bytes] | None:
 
 @cache
 def _warn_unlocked(folder: str, reason: str) -> None:
-    logger.warning(
+    from langdc.log import get_logger  # brings rich
+
+    get_logger(__name__).warning(
         "%s is on a file system without locks (%s): nothing keeps a second process from writing there.", folder, reason
     )
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from langdc import checkpoint
+from langdc import checkpoint, configfiles
 from langdc.backbones import backbones
 from langdc.config import check
 from langdc.endpoint import Endpoint, EndpointError
@@ -45,7 +46,9 @@ def test_no_pickle_runs_code(tmp_path: Path) -> None:
             assert not re.fullmatch(r"(\w+\.)*(cPickle|pickle|dill|joblib|marshal|shelve)\.\w+|.*read_pickle", name), (
                 path
             )
-            assert "allow_pickle" not in given and name not in ("eval", "exec", "yaml.load", "__import__"), path
+            assert "allow_pickle" not in given and name not in ("eval", "exec", "__import__"), path
+            assert name != "yaml.load" or path.name == "configfiles.py", path
+    assert issubclass(configfiles._Loader, yaml.SafeLoader)
 
 
 def with_code(folder: Path, ran: Path, **config: object) -> Path:
@@ -113,8 +116,8 @@ def test_pages_load_nothing_from_elsewhere(page: Path) -> None:
 
 def test_every_template_is_rendered_with_escapes() -> None:
     found = [(path, keywords(call)) for path in SOURCES for name, call in calls(path) if name == "Environment"]
-    assert len(found) > 4
-    assert [path.name for path, given in found if given.get("autoescape") != "True"] == ["export.py"]  # writes Markdown
+    ways = {path.name: given.get("autoescape") for path, given in found}
+    assert ways == {"language_models.py": None, "text.py": "name.endswith('.html')"}  # the first only parses
 
 
 # ---- secrets
