@@ -265,7 +265,12 @@ def test_a_refused_run_leaves_nothing(tmp_path: Path, override: str):
 
 
 @pytest.mark.parametrize(
-    ("limit", "file"), [(200, "config.yaml"), (3000, "checkpoint-1"), (60_000, "model.safetensors")]
+    ("limit", "file"),
+    [
+        (3000, "checkpoint-1"),
+        pytest.param(200, "config.yaml", marks=pytest.mark.slow),
+        pytest.param(60_000, "model.safetensors", marks=pytest.mark.slow),
+    ],
 )
 def test_a_full_disk_is_one_line_with_the_file_and_the_same_command_continues(tmp_path: Path, limit: int, file: str):
     """No file may be larger than a limit, which fails as a full disk does: in settings, by torch, by safetensors."""

@@ -94,7 +94,7 @@ def test_wandb_offline_leaves_the_files_of_every_run(tmp_path, monkeypatch):
     assert all(b"held_out_soft_tokens" in file.read_bytes() for file in kept)
 
 
-@pytest.mark.parametrize("key", ["", "0" * 40])
+@pytest.mark.parametrize("key", ["", pytest.param("0" * 40, marks=pytest.mark.slow)])
 def test_a_tracker_that_cannot_be_used_is_said_before_the_model_is_built(tmp_path, monkeypatch, key: str):
     """Without a login and a terminal to ask on; with a login and without a network."""
     pytest.importorskip("wandb")
