@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from langdc import compat
 
@@ -142,8 +142,8 @@ def _fits(given: Any, kind: Any) -> bool | None:
     if origin is Literal:
         return any(type(given) is type(each) and given == each for each in inner)
     if origin in (int, float):
-        number = isinstance(given, Integral if origin is int else Real) and not isinstance(given, bool)
-        return number and -LIMIT < given < LIMIT if origin is int else number and -1e308 < given < 1e308  # type: ignore
+        number, limit = (Integral, LIMIT) if origin is int else (Real, 1e308)
+        return isinstance(given, number) and not isinstance(given, bool) and -limit < cast(Any, given) < limit
     if origin in _MAPPINGS:
         pairs = zip(inner, (given, given.values()), strict=False) if isinstance(given, Mapping) else ()
         return isinstance(given, Mapping) and all(_fits(v, each) is not False for each, vs in pairs for v in vs)

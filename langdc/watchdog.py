@@ -119,7 +119,7 @@ class Watchdog:
         return (
             f"\nWatchdog: process {rank()} of {world_size()} on {socket.gethostname()} finished nothing for "
             f"{self.seconds:g} seconds, after {self.what}.{waiting} Module entered last: {where}. It ends with status "
-            f"{EXIT_CODE}; the same command goes on from what is complete. Where its threads are:\n"
+            f"{EXIT_CODE}; the same command resumes from what is complete. Stacks of its threads:\n"
         )
 
 

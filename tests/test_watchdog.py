@@ -1,4 +1,4 @@
-"""A hang is told by every process, with its rank and where it is, and ends."""
+"""Every process reports a hang, with its rank and position, and ends."""
 
 import json
 import os

@@ -41,7 +41,7 @@ def epoch_counts(sets: Sequence[DataConfig], sizes: Sequence[int]) -> list[int]:
 
 
 def epoch_samples(sizes: Sequence[int], counts: Sequence[int], seed: int, epoch: int) -> Tensor:
-    """Indices of an epoch's samples, set by set: all samples as often as the count allows, then some that are drawn."""
+    """Sample indices of an epoch, set by set: each sample `count // size` times, the rest drawn by the seed."""
     found, first = [], 0
     for number, (size, count) in enumerate(zip(sizes, counts, strict=True)):
         whole, rest = divmod(count, max(size, 1))
