@@ -37,7 +37,12 @@ def test_it_runs_without_a_model(folder: Path) -> None:
     assert done.stdout.startswith("torch.Size([784, 256])"), done.stderr
 
 
-@pytest.mark.parametrize("command", re.findall(r"^\$ pytest (--pyargs .*)$", PAGE, re.MULTILINE))
+COMMANDS = re.findall(r"^\$ pytest (--pyargs .*)$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "command", [COMMANDS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in COMMANDS[1:])]
+)
 def test_it_passes_the_conformance_tests(folder: Path, command: str) -> None:
     words = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", command)]
     done = run(folder, "-m", "pytest", "-q", *words)

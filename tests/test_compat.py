@@ -133,6 +133,7 @@ def test_an_old_group_of_entry_points_is_read(said: list[str], monkeypatch: pyte
     assert len(said) == 1 and "langdc.hosts" in said[0] and "langdc.backbones" in said[0]
 
 
+@pytest.mark.slow
 def test_a_warning_is_given_once_in_a_process():
     code = "from langdc.hosts import hosts, host_of; from langdc.hosts import hosts; import langdc.hosts.base"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

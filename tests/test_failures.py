@@ -139,7 +139,7 @@ def test_output_that_cannot_be_written_is_one():
     assert done.returncode == 3 and "No space left on device" in one_line(done.stderr)
 
 
-@pytest.mark.parametrize("at_work", [False, True])
+@pytest.mark.parametrize("at_work", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ctrl_c_is_one_line_wherever_it_comes(tmp_path: Path, at_work: bool):
     """While modules are imported, and while processes work for the command, which it reaches as well."""
     words = ["data", "sample", "--out", str(tmp_path / "d"), "--workers=2"] if at_work else ["compressors"]

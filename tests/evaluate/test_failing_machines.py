@@ -73,7 +73,10 @@ class _Limited(io.FileIO):
         return super().write(bytes(data)[:fits])
 
 
-@pytest.mark.parametrize("room", [0, 700, 5000, 9000, 13000, 17000])
+LATER = [pytest.param(room, marks=pytest.mark.slow) for room in (700, 5000, 13000, 17000)]
+
+
+@pytest.mark.parametrize("room", [0, 9000, *LATER])
 def test_a_full_disk(
     place: Place,
     finished: Path,

@@ -145,6 +145,7 @@ def test_a_training_and_an_evaluation_keep_each_other_out(tmp_path: Path, monkey
         pass
 
 
+@pytest.mark.slow
 def test_processes_of_one_run_do_not_shut_each_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = tmp_path / "my.run"
     second = {**os.environ, "RANK": "1", "WORLD_SIZE": "2"}

@@ -87,6 +87,7 @@ def test_videos_show_what_their_records_say(small_set: Path) -> None:
         assert not coloured.any() or difference[coloured].mean() < 40
 
 
+@pytest.mark.slow
 def test_the_set_does_not_depend_on_who_makes_it(small_set: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(dataset, "_CHUNK", 3)
     assert make_dataset(tmp_path / "two", **SMALL, workers=2)

@@ -77,7 +77,7 @@ def disturbed(place: Path, fault: str, way: str) -> dict[str, Any]:
         pytest.param("clock", "resumes", "equal", marks=pytest.mark.slow),
         pytest.param("other-disk", "resumes", "equal", marks=pytest.mark.slow),
         pytest.param("read-only", "resumes", "equal", marks=pytest.mark.slow),
-        ("full-disks", "resumes", "equal"),
+        pytest.param("full-disks", "resumes", "equal", marks=pytest.mark.slow),
         pytest.param("full-disks", "mumbles", "wrong", marks=pytest.mark.slow),
         pytest.param("full-disks", "miscounts", "wrong", marks=pytest.mark.slow),
         pytest.param("power-cuts", "resumes", "equal", marks=pytest.mark.slow),
