@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EINVAL
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from av.error import ArgumentError, FFmpegError, InvalidDataError
 from av.error import EOFError as EndOfFile
+from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
@@ -116,7 +117,7 @@ def opened(path: Path) -> Iterator[Video]:
         advice = 'Fetch it again, or convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".'
         if isinstance(error, InvalidDataError | EndOfFile):
             advice = "It is damaged or no video; fetch it again."
-        elif isinstance(error, ArgumentError):
+        elif error.errno == EINVAL:
             advice = f"It may be a list of other files, which is not read. {advice}"
         raise ValueError(f"{path}: cannot be read as a video ({reason}). {advice}") from error
 
