@@ -97,8 +97,9 @@ class Index:
 @contextmanager
 def container_of(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """An open file and its video; ValueError if it holds none that can be decoded."""
-    # without "file:", what is before a colon counts as a protocol
-    with av.open(f"file:{path}", options=_OPEN, metadata_errors="replace") as container:
+    # without "file:", what is before a colon counts as a protocol; older PyAVs crash where streams that come late (flv)
+    # are given options, too
+    with av.open(f"file:{path}", container_options=_OPEN, metadata_errors="replace") as container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
