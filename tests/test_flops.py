@@ -267,7 +267,7 @@ def test_training_free_methods_by_hand() -> None:
     _, others = zipped._counts(zipped.allowed, frames, places, torch.device("cpu"))
     merging = 2 * frames * places * width * (places + others)
     assert others > 0 and counted_flops(zipped, video) == merging
-    for name in ("random", "uniform", "dpselect", "ma_lmm", "dycoke"):
+    for name in ("random", "uniform", "dpselect", "ma_lmm", "dycoke", "evs"):
         assert counted_flops(build(name, keep=0.25), video) == 0
     assert counted_flops(learned("pool", sides=[3, 2]), tiny.features(count=4)) == 0
 

@@ -43,6 +43,7 @@ TRAINING_FREE: dict[str, dict[str, Any]] = {
     "uniform": {"keep": 0.5},
     "dpselect": {"keep": 0.5},
     "dycoke": {"keep": 0.5},
+    "evs": {"keep": 0.5},
     "fastvid": {"keep": 0.5},
     "holitom_outer": {"keep": 0.5},
     "ma_lmm": {"keep": 0.5},

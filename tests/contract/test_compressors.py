@@ -38,6 +38,8 @@ TRAINING_FREE: dict[str, dict] = {
     "ma_lmm, frames": {"per": "frame", "soft": False},
     "visionzip": {},
     "dycoke": {},
+    "evs": {},
+    "evs, released": {"variant": "released"},
     "fastvid": {},
     "holitom_outer": {},
     "holitom_outer, contexts": {"context": 0.5},

@@ -22,7 +22,9 @@ def cases(name: str, **wanted) -> list:
 
 @pytest.fixture(scope="module")
 def numbers() -> dict[str, dict[str, Tensor]]:
-    return {name: load_file(FOLDER / f"{name}.safetensors") for name in ("vidcom2", "dpselect", "baselines_qwen")}
+    return {
+        name: load_file(FOLDER / f"{name}.safetensors") for name in ("vidcom2", "dpselect", "baselines_qwen", "pruners")
+    }
 
 
 def one_row(values: Tensor) -> VideoFeatures:
@@ -99,3 +101,21 @@ def test_others(numbers, case) -> None:
     found = method([one_row(features)]).tokens[0]
     assert torch.equal(found.source, stored[f"{name}.keep"])
     torch.testing.assert_close(found.values, stored[f"{name}.output"], atol=1e-5, rtol=0)
+
+
+def grid_of(stored: dict[str, Tensor], case: dict) -> FeatureGrid:
+    """The input of a case of `pruners`, in its type, with its side features."""
+    values, *sides = (
+        stored[f"{case['input']}.{name}"].to(getattr(torch, case["dtype"]))
+        for name in (("values", "side") if case.get("side") else ("values",))
+    )
+    return FeatureGrid(values, None, tuple(sides))
+
+
+@pytest.mark.parametrize("case", cases("pruners", method="evs"))
+def test_evs_as_vllm(numbers, case) -> None:
+    stored = numbers["pruners"]
+    grid = grid_of(stored, case)
+    method = build("evs", keep=1 - float(case["pruning_rate"]), variant="released")
+    found = method([VideoFeatures((grid,), {}, torch.arange(len(grid.values)))]).tokens[0]
+    assert torch.equal(found.source, stored[case["id"]].long())
