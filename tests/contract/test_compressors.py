@@ -34,6 +34,7 @@ TRAINING_FREE: dict[str, dict] = {
     "dpselect, patches": {"per": "patch"},
     "vidcom2": {},
     "vidcom2, paper": {"variant": "paper"},
+    "vidcom2, vllm": {"variant": "vllm"},
     "ma_lmm": {},
     "ma_lmm, frames": {"per": "frame", "soft": False},
     "visionzip": {},

@@ -112,10 +112,14 @@ def grid_of(stored: dict[str, Tensor], case: dict) -> FeatureGrid:
     return FeatureGrid(values, None, tuple(sides))
 
 
-@pytest.mark.parametrize("case", cases("pruners", method="evs"))
-def test_evs_as_vllm(numbers, case) -> None:
+VLLM = {"evs": "released", "vidcom2": "vllm"}
+"""The variant of each method that keeps what vLLM keeps."""
+
+
+@pytest.mark.parametrize("case", [case for method in VLLM for case in cases("pruners", method=method)])
+def test_as_vllm(numbers, case) -> None:
     stored = numbers["pruners"]
     grid = grid_of(stored, case)
-    method = build("evs", keep=1 - float(case["pruning_rate"]), variant="released")
+    method = build(case["method"], keep=1 - float(case["pruning_rate"]), variant=VLLM[case["method"]])
     found = method([VideoFeatures((grid,), {}, torch.arange(len(grid.values)))]).tokens[0]
     assert torch.equal(found.source, stored[case["id"]].long())
