@@ -9,7 +9,17 @@ from tests.compressors.grids import compress, grid_of, scenes
 
 BYTES = [1, 1000, 3000]
 """One thing at a time; and parts of which the last is smaller."""
-WITHOUT_WEIGHTS = ("dycoke", "evs", "visionzip", "fastvid", "holitom_outer", "vidcom2", "dpselect", "ma_lmm")
+WITHOUT_WEIGHTS = (
+    "divprune",
+    "dycoke",
+    "evs",
+    "visionzip",
+    "fastvid",
+    "holitom_outer",
+    "vidcom2",
+    "dpselect",
+    "ma_lmm",
+)
 
 
 @pytest.mark.parametrize("size", BYTES)

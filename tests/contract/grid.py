@@ -42,6 +42,7 @@ TRAINING_FREE: dict[str, dict[str, Any]] = {
     "random": {"keep": 0.5},
     "uniform": {"keep": 0.5},
     "dpselect": {"keep": 0.5},
+    "divprune": {"keep": 0.5},
     "dycoke": {"keep": 0.5},
     "evs": {"keep": 0.5},
     "fastvid": {"keep": 0.5},

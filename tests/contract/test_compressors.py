@@ -38,6 +38,8 @@ TRAINING_FREE: dict[str, dict] = {
     "ma_lmm": {},
     "ma_lmm, frames": {"per": "frame", "soft": False},
     "visionzip": {},
+    "divprune": {},
+    "divprune, frames": {"per": "frame"},
     "dycoke": {},
     "evs": {},
     "evs, released": {"variant": "released"},

@@ -123,3 +123,14 @@ def test_as_vllm(numbers, case) -> None:
     method = build(case["method"], keep=1 - float(case["pruning_rate"]), variant=VLLM[case["method"]])
     found = method([VideoFeatures((grid,), {}, torch.arange(len(grid.values)))]).tokens[0]
     assert torch.equal(found.source, stored[case["id"]].long())
+
+
+@pytest.mark.parametrize("case", cases("pruners", method="divprune"))
+def test_divprune(numbers, case) -> None:
+    """The tokens, and the order in which they are chosen; copies of kept ones again, as released."""
+    stored = numbers["pruners"]
+    grid, expected = grid_of(stored, case), stored[case["id"]].long()
+    method = build("divprune", keep=float(case["subset_ratio"]), variant="released")
+    assert torch.equal(method.picks(grid.values.flatten(0, 2)[None], len(expected))[0], expected)
+    found = method([VideoFeatures((grid,), {}, torch.arange(len(grid.values)))]).tokens[0]
+    assert torch.equal(found.source, expected.sort().values)
