@@ -67,7 +67,7 @@ class DivPrune(GridCompressor):
         apart = _nearest(unit)
         for step in range(count):
             pick = picks[:, step] = apart.argmax(1)
-            away = 1 - (unit @ unit[group, pick, :, None])[..., 0]
+            away = 1 - (unit[group, pick, None] @ unit.mT)[:, 0]
             apart = torch.minimum(apart, away) if step else away
             if self.variant == "fixed":
                 apart.scatter_(1, pick[:, None], -torch.inf)
