@@ -1,7 +1,7 @@
 """DivPrune: tokens as far from each other as a greedy choice makes them.
 
 Letters: T frames, P = H*W places of a frame, C width, B groups of n tokens (the video, or its frames), N tokens kept.
-Source: DivPrune (arXiv 2503.02175), section 3, and its released code.
+Source: DivPrune (arXiv 2503.02175), max-min diversity, and its released code.
 """
 
 from typing import Literal

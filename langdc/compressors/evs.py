@@ -1,7 +1,7 @@
 """EVS: the first frame, and what differs most from the same place one frame before.
 
 Letters: T frames, P = H*W places of a frame.
-Source: Efficient Video Sampling (arXiv 2510.14624), section 3, and its code in vLLM, by the paper's authors.
+Source: Efficient Video Sampling (arXiv 2510.14624), and NVIDIA's code of it in vLLM.
 """
 
 import torch
@@ -26,7 +26,7 @@ class EVS(GridCompressor):
     """Keep the first frame whole, and of all later tokens those least like the one before at the same place.
 
     Frames have no budgets of their own: a still one keeps nothing. A budget below one frame is not met. The paper
-    compares pixels; its code compares tokens, as here.
+    compares pixels; NVIDIA's code compares tokens, as here.
     `variant`: "released" keeps the very tokens that vLLM keeps at the pruning rate 1 - keep: it rounds as vLLM does and
     compares in the features' own type (in bfloat16 many tokens are equally new, and the earlier ones stay), with side
     features such as DeepStack's beside the tokens. "fixed", the default, compares the tokens alone, in float32.

@@ -1,4 +1,4 @@
-"""DivPrune token by token: the greedy max-min choice (arXiv 2503.02175, section 3)."""
+"""DivPrune token by token: the greedy max-min choice (arXiv 2503.02175)."""
 
 from tests.reference.vectors import Vector, cosine
 

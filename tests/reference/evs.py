@@ -1,4 +1,4 @@
-"""EVS token by token, on embeddings as vLLM's code has it (arXiv 2510.14624, section 3, which compares pixels)."""
+"""EVS token by token, on embeddings as vLLM's code has it (arXiv 2510.14624 compares pixels)."""
 
 import math
 
