@@ -25,7 +25,7 @@ from langdc.types import FeatureGrid, VideoFeatures
 
 PLACES, WIDTH, KEEP = 196, 3584, 0.25
 HEADS, KEY_HEADS, HEAD_WIDTH, PROMPT = 28, 4, 128, 64
-OTHERS = ("dycoke", "visionzip", "fastvid", "holitom_outer")
+OTHERS = ("dycoke", "evs", "visionzip", "fastvid", "holitom_outer")
 SECONDS, MOST_RUNS = 2.0, 9
 
 

@@ -34,7 +34,7 @@ SIZES = {
 FRAMES_PER_STEP, HEIGHT, WIDTH = 2, 9, 16
 """A step of two frames of 448 x 252 pixels is 144 tokens."""
 SYSTEM, QUESTION, CHUNK_FRAMES, KEEP = 15, 64, 32, 0.25
-BEFORE = ("vidcom2", "dpselect", "dycoke", "visionzip", "fastvid", "holitom_outer")
+BEFORE = ("vidcom2", "dpselect", "dycoke", "evs", "visionzip", "fastvid", "holitom_outer")
 COLUMNS = ("frames", "tokens", "how", "compress s", "first token s", "faster", "share of saving", "peak GiB", "keys")
 
 

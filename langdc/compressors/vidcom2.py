@@ -9,12 +9,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from langdc.compressors.base import Budget, GridCompressor, apportioned, best_of_each, compressors
+from langdc.compressors.base import Budget, GridCompressor, apportioned, best_of_each, compressors, vllm_share
 from langdc.devices import at_once
 from langdc.types import FeatureGrid, VideoTokens
 
-Variant = Literal["fixed", "released", "paper"]
+Variant = Literal["fixed", "released", "paper", "vllm"]
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)  # of the kernels, released code
 TEMPERATURE = 0.01  # section 3.2
 
@@ -26,7 +27,9 @@ class VidCom2(GridCompressor):
     `variant`: "released" does as the released code (Gaussian kernels on the half of the channels that varies least);
     "paper" is the printed rule (cosine, all channels); "fixed", the default, is the released rule with a budget that is
     met exactly: rounding and the cap of a frame lose nothing, and keep=1 keeps all, where the released code drops
-    tokens of frames below the average.
+    tokens of frames below the average. "vllm" keeps the very tokens that vLLM keeps at the pruning rate 1 - keep: it
+    computes in the features' own type, with side features such as DeepStack's beside the tokens, and corrects the
+    released counts by the best or worst tokens of the whole video. It keeps at least T tokens.
     """
 
     variants = Variant
@@ -44,6 +47,8 @@ class VidCom2(GridCompressor):
     def compress(self, grid: FeatureGrid, budget: Budget) -> VideoTokens:
         if self.variant == "fixed" and budget.covers(grid.tokens):
             return self.whole(grid)
+        if self.variant == "vllm":
+            return self.taken(grid, self.as_vllm(grid, budget).nonzero()[:, 0])
         to_video, to_frame = self.likeness(grid)
         kept = best_of_each(-(to_video + to_frame), self.shares(to_video, budget))
         return self.taken(grid, kept.flatten().nonzero()[:, 0])
@@ -66,6 +71,28 @@ class VidCom2(GridCompressor):
         of_frame = frame.square().sum(1, keepdim=True)
         from_video = here + video.square().sum() - 2 * to_video * inverse
         return _kernels(from_video), _kernels(here + of_frame - 2 * to_frame * inverse)
+
+    @torch.no_grad()
+    def as_vllm(self, grid: FeatureGrid, budget: Budget) -> Tensor:
+        """Which tokens vLLM keeps: [T*P] bool. Of equal ones those that torch.topk takes."""
+        frames, places = len(grid.values), grid.values[0, ..., 0].numel()
+        values = torch.cat([grid.values, *grid.extra], -1).flatten(0, 2) if grid.extra else grid.values.flatten(0, 2)
+        quiet = values.var(0, unbiased=False).topk(max(1, values.shape[1] // 2), largest=False).indices
+        unit = normalize(values[:, quiet].unflatten(0, (frames, places)), dim=-1)
+        to_video, to_frame = (_kernels((unit - unit.mean(dim, True)).square().sum(-1)) for dim in ((0, 1), 1))
+        likeness, share = to_video + to_frame, vllm_share(budget, grid.tokens)
+        unusual = -to_video.mean(1)
+        lead = ((unusual - unusual.max()) / TEMPERATURE).softmax(0)
+        wish = (share * (1 + lead - lead.mean())).clamp(max=1.0) * places
+        counts = wish.round().long().clamp(1, places).tolist()
+        kept = torch.zeros_like(likeness, dtype=torch.bool)
+        for row, alike, count in zip(kept, likeness, counts, strict=True):
+            row.index_fill_(0, alike.topk(count, largest=False, sorted=False).indices, True)
+        wanted = budget.of(grid.tokens) if budget.keep is None else int(grid.tokens * share)
+        kept, likeness, over = kept.flatten(), likeness.flatten(), sum(counts) - max(frames, wanted)
+        among = (kept if over > 0 else ~kept).nonzero()[:, 0]
+        changed = likeness[among].topk(abs(over), largest=over > 0, sorted=False).indices
+        return kept.index_fill_(0, among[changed], over < 0)
 
     def shares(self, to_video: Tensor, budget: Budget) -> Tensor:
         """How many tokens each frame keeps: [T]."""
@@ -104,4 +131,4 @@ def _within_frames(values: Tensor, quiet: Tensor) -> tuple[Tensor, Tensor, Tenso
 def _kernels(distance: Tensor) -> Tensor:
     """Sum of Gaussian kernels of squared distances."""
     distance = distance.clamp_min(0)
-    return torch.stack([(-distance / (2 * width)).exp() for width in WIDTHS]).sum(0)
+    return sum(((-distance / (2 * width)).exp() for width in WIDTHS), torch.zeros_like(distance))

@@ -9,6 +9,17 @@ from tests.compressors.grids import compress, grid_of, scenes
 
 BYTES = [1, 1000, 3000]
 """One thing at a time; and parts of which the last is smaller."""
+WITHOUT_WEIGHTS = (
+    "divprune",
+    "dycoke",
+    "evs",
+    "visionzip",
+    "fastvid",
+    "holitom_outer",
+    "vidcom2",
+    "dpselect",
+    "ma_lmm",
+)
 
 
 @pytest.mark.parametrize("size", BYTES)
@@ -45,7 +56,7 @@ def test_lengths(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     torch.testing.assert_close(importance(grid), expected.float())
 
 
-@pytest.mark.parametrize("name", ["dycoke", "visionzip", "fastvid", "holitom_outer", "vidcom2", "dpselect", "ma_lmm"])
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
 def test_gradients_of_the_kept(name: str) -> None:
     """What is trained before a method without weights learns from the tokens that it keeps, also from merged ones."""
     values = scenes(13, 3, 5).requires_grad_()

@@ -1,5 +1,7 @@
 """VidCom2 against its formulas, token by token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -23,6 +25,21 @@ def test_like_the_formulas(variant: str, shape: tuple[int, int, int], keep: floa
         wanted = max(1, int(keep * grid.tokens))
         expected = vidcom2(lists(grid.values), wanted, keep, variant)
         check(compress("vidcom2", grid, keep=keep, variant=variant), grid, expected)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (20, 2, 2)])
+@pytest.mark.parametrize("keep", [0.02, 0.07, 0.31, 0.83, 1.0])
+def test_as_vllm(shape: tuple[int, int, int], keep: float) -> None:
+    """Its side features are looked at, too."""
+    for seed in range(3):
+        grid = replace(grid_of(mild(shape, seed)), extra=(noise(*shape, 4, seed + 2), noise(*shape, 3, seed + 3)))
+        whole = lists(torch.cat([grid.values, *grid.extra], -1))
+        tokens = max(1, int(keep * grid.tokens))
+        for budget, share in (({"keep": keep}, keep), ({"tokens": tokens}, tokens / grid.tokens)):
+            found = compress("vidcom2", grid, variant="vllm", **budget)
+            assert found.source is not None
+            assert found.source.tolist() == vidcom2(whole, tokens, share, "vllm")
+            assert [len(side) for side in found.extra] == [len(found)] * 2
 
 
 def test_tokens_that_do_not_go_evenly() -> None:
@@ -59,5 +76,5 @@ def test_keeping_all_loses_tokens_as_released_only() -> None:
 
 
 def test_bad_variant() -> None:
-    with pytest.raises(ValueError, match="variant='new'; allowed are 'fixed', 'released', 'paper'"):
+    with pytest.raises(ValueError, match="variant='new'; allowed are 'fixed', 'released', 'paper', 'vllm'"):
         compress("vidcom2", grid_of(noise(2, 2, 2)), keep=0.5, variant="new")

@@ -22,7 +22,9 @@ def cases(name: str, **wanted) -> list:
 
 @pytest.fixture(scope="module")
 def numbers() -> dict[str, dict[str, Tensor]]:
-    return {name: load_file(FOLDER / f"{name}.safetensors") for name in ("vidcom2", "dpselect", "baselines_qwen")}
+    return {
+        name: load_file(FOLDER / f"{name}.safetensors") for name in ("vidcom2", "dpselect", "baselines_qwen", "pruners")
+    }
 
 
 def one_row(values: Tensor) -> VideoFeatures:
@@ -99,3 +101,36 @@ def test_others(numbers, case) -> None:
     found = method([one_row(features)]).tokens[0]
     assert torch.equal(found.source, stored[f"{name}.keep"])
     torch.testing.assert_close(found.values, stored[f"{name}.output"], atol=1e-5, rtol=0)
+
+
+def grid_of(stored: dict[str, Tensor], case: dict) -> FeatureGrid:
+    """The input of a case of `pruners`, in its type, with its side features."""
+    values, *sides = (
+        stored[f"{case['input']}.{name}"].to(getattr(torch, case["dtype"]))
+        for name in (("values", "side") if case.get("side") else ("values",))
+    )
+    return FeatureGrid(values, None, tuple(sides))
+
+
+VLLM = {"evs": "released", "vidcom2": "vllm"}
+"""The variant of each method that keeps what vLLM keeps."""
+
+
+@pytest.mark.parametrize("case", [case for method in VLLM for case in cases("pruners", method=method)])
+def test_as_vllm(numbers, case) -> None:
+    stored = numbers["pruners"]
+    grid = grid_of(stored, case)
+    method = build(case["method"], keep=1 - float(case["pruning_rate"]), variant=VLLM[case["method"]])
+    found = method([VideoFeatures((grid,), {}, torch.arange(len(grid.values)))]).tokens[0]
+    assert torch.equal(found.source, stored[case["id"]].long())
+
+
+@pytest.mark.parametrize("case", cases("pruners", method="divprune"))
+def test_divprune(numbers, case) -> None:
+    """The tokens, and the order in which they are chosen; copies of kept ones again, as released."""
+    stored = numbers["pruners"]
+    grid, expected = grid_of(stored, case), stored[case["id"]].long()
+    method = build("divprune", keep=float(case["subset_ratio"]), variant="released")
+    assert torch.equal(method.picks(grid.values.flatten(0, 2)[None], len(expected))[0], expected)
+    found = method([VideoFeatures((grid,), {}, torch.arange(len(grid.values)))]).tokens[0]
+    assert torch.equal(found.source, expected.sort().values)

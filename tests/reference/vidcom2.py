@@ -19,7 +19,9 @@ def kernels(one: Vector, centre: Vector) -> float:
 
 
 def vidcom2(video: Video, wanted: int, share: float, variant: str) -> list[int]:
-    """The flat places that are kept: `wanted` of them, `share` of the video; "released" rounds frame by frame."""
+    """The flat places that are kept: `wanted` of them, `share` of the video; "released" rounds frame by frame, and
+    "vllm" then takes from or adds to the whole video, which keeps at least a token for each frame.
+    """
     alike = cosine if variant == "paper" else kernels
     if variant != "paper":
         video = [[unit(token) for token in frame] for frame in steady_half(video)]
@@ -33,10 +35,16 @@ def vidcom2(video: Video, wanted: int, share: float, variant: str) -> list[int]:
     places = len(video[0])
     shares = [min(1.0, share * (1 + one - 1 / len(video))) * places for one in lead]
     counts = by_remainder(shares, wanted, [places] * len(video))
-    if variant == "released":
+    if variant in ("released", "vllm"):
         counts = [max(1, round(one)) for one in shares]
-    kept = []
+    kept, likeness = [], {}
     for frame, count in enumerate(counts):
-        score = {p: -(to_video[frame][p] + to_frame[frame][p]) for p in range(places)}
-        kept += [frame * places + p for p in best(score, count)]
-    return kept
+        score = {frame * places + p: -(to_video[frame][p] + to_frame[frame][p]) for p in range(places)}
+        kept += best(score, count)
+        likeness |= {place: -value for place, value in score.items()}
+    if variant == "vllm":
+        wanted = max(len(video), wanted)
+        worst = best({place: likeness[place] for place in kept}, max(0, len(kept) - wanted))
+        others = {place: -value for place, value in likeness.items() if place not in kept}
+        kept = [place for place in kept if place not in worst] + best(others, max(0, wanted - len(kept)))
+    return sorted(kept)

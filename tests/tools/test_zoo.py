@@ -14,7 +14,7 @@ def test_every_compressor_is_listed_once() -> None:
 
 def test_entries_tell_sites_needs_variants_and_papers() -> None:
     found = {(entry.name, entry.site): entry for entry in entries()}
-    assert found["vidcom2", "before the LLM"].variants == ("fixed", "released", "paper")
+    assert found["vidcom2", "before the LLM"].variants == ("fixed", "released", "paper", "vllm")
     assert (
         found["flexreduc", "KV cache"].needs == "question"
         and "released-2026" in found["flexreduc", "KV cache"].variants
