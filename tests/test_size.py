@@ -10,8 +10,8 @@ from langdc.train.objectives import objectives
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("langdc", "train", "eval", "data_prep", "scripts")
 PACKAGE = sorted((ROOT / "langdc").rglob("*.py"))
-MAX_LINES = 29_550
-MAX_PUBLIC = 620
+MAX_LINES = 31_600
+MAX_PUBLIC = 680
 
 
 def public(path: Path) -> list[str]:
