@@ -99,7 +99,10 @@ def container_of(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """An open file and its video; ValueError if it holds none that can be decoded."""
     # without "file:", what is before a colon counts as a protocol
     with av.open(f"file:{path}", options=_OPEN, metadata_errors="replace") as container:
-        stream = container.streams.best("video")
+        stream, kind = container.streams.best("video"), container.format.name
+        if kind.endswith("_pipe"):
+            suffix = kind.removesuffix("_pipe")
+            raise ValueError(f"{path}: is an image with the name of a video. Call it .{suffix}, and name it as image.")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
             raise ValueError(f"{path}: holds no video (only: {kinds}). Give a file with pictures.")

@@ -60,9 +60,9 @@ def text_inputs(
 
 def _check_lengths(backbone: Backbone, prompts: list[Prompt], places: list[Tensor], where: Sequence[str] = ()) -> None:
     limit = position_limit(backbone.language_model.config)
-    for number, (prompt, place) in enumerate(zip(prompts, places, strict=True) if limit else ()):
+    for number, (prompt, place) in enumerate(zip(prompts, places, strict=True)):
         length = int(place.max()) + 1 if place.numel() else len(prompt.ids)
-        if length > limit:
+        if limit is not None and length > limit:
             at = f"{where[number]}: a" if where else "A"
             raise ValueError(
                 f"{at} prompt of {len(prompt.ids):,} tokens of text takes {length:,} positions with what it shows, and "

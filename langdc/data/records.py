@@ -35,6 +35,8 @@ LETTERS = string.ascii_uppercase
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 """What follows the options of a multiple-choice question."""
 MARKS = re.compile("<video>|<image>")
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+"""What counts as a still image, by its name; anything else as a video."""
 OUTSIDE = (
     "leads outside the folder of its data, by its path or a symbolic link. To allow it, give --allow-outside (in a "
     "config of a training train.allow_outside: true, of an evaluation allow_outside: true)"
@@ -122,6 +124,12 @@ class Medium(_Strict):
             raise ValueError(
                 f"{', '.join(given)}: only a video has these, and none is named; name one, or leave them out"
             )
+        picture = Path(self.file or "").suffix.lower() in IMAGE_SUFFIXES
+        if self.image is not None and not picture:
+            known = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(f"image names {self.image!r}, which is called like none ({known}); give a video as video")
+        if self.video is not None and picture and self.fps is None:
+            raise ValueError(f"video names {self.video!r}, which is called like an image; give it as image")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise ValueError(f"start {self.start} must come before end {self.end}")
         return self

@@ -36,6 +36,7 @@ _KINDS = {
     "^not UTF-8": "encoding",
     "the marks|shows a medium": "marks",
     "the answer (is blank|'.*' is none)": "answer",
+    "which is called like": "mislabelled",
     "^the id .* is already": "duplicate id",
 }
 _ADVICE = {

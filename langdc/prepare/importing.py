@@ -25,7 +25,7 @@ from langdc.prepare.rows import read
 from langdc.prepare.texts import Parts, Turns, pop
 from langdc.text import counted
 from langdc.tools.options import add_outside
-from langdc.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
+from langdc.video import VIDEO_SUFFIXES, is_image
 
 
 class MissingFile(ValueError):
@@ -156,7 +156,7 @@ class Importer:
         if not isinstance(content, bytes) or not content:
             raise ValueError(f"{where}: the file is empty, or not given as bytes")
         suffix = Path(name).suffix.lower()
-        if suffix not in (IMAGE_SUFFIXES if kind == "image" else VIDEO_SUFFIXES):
+        if not (is_image(name) if kind == "image" else suffix in VIDEO_SUFFIXES):
             suffix = ".jpg" if kind == "image" else ".mp4"
         file = self.unpacked / f"{sha256(content).hexdigest()[:20]}{suffix}"
         if not file.is_file() or file.stat().st_size != len(content):

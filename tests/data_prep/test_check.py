@@ -62,10 +62,10 @@ class Faulty:
             self.wanted[len(self.lines)] = (kind, fatal)
 
     def file(
-        self, name: str, kind: str | None, make: Callable[[Path], object], fatal: bool = True, **record: Any
+        self, name: str, kind: str, make: Callable[[Path], object], fatal: bool = True, field: str = "video"
     ) -> None:
         make(self.root / name)
-        self.line(kind, fatal, video=name, **record)
+        self.line(kind, fatal, **{field: name})
 
     def write(self) -> Path:
         path = self.root / "data.jsonl"
@@ -105,7 +105,8 @@ def faulty(root: Path) -> Faulty:
     data.file("codec.mp4", "codec", changed(2, (b"avc1\0", b"zzzz\0")))
     data.file("movie.jpg", "mislabelled", lambda p: shutil.copy(movie(data.root / "tmp.mp4", 3), p))
     data.file("picture.mp4", "mislabelled", lambda p: Image.new("RGB", (32, 32)).save(p, format="PNG"))
-    data.file("half.png", "truncated", lambda p: [noise(p), p.write_bytes(p.read_bytes()[:700])])
+    data.file("half.png", "truncated", lambda p: [noise(p), p.write_bytes(p.read_bytes()[:700])], field="image")
+    data.line("mislabelled", image="good.mp4")
     data.line("bounds", video="good.mp4", start=1.0, end=9.0)
     data.line(None, video="good.mp4", start=1.0, end=1.5)
     data.line("windows path", video="videos\\good.mp4")
