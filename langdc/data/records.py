@@ -88,6 +88,8 @@ class QuestionRecord(_Strict):
                 f"the answer {self.answer!r} is none of the {len(self.options)} options; give its letter, "
                 f"A to {LETTERS[len(self.options) - 1]}"
             )
+        if len(self.options) == 1:
+            raise ValueError("one option is no choice; give two or more, or none")
         return self
 
     @property

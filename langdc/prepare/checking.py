@@ -37,6 +37,7 @@ _KINDS = {
     "the marks|shows a medium": "marks",
     "the answer (is blank|'.*' is none)": "answer",
     "which is called like": "mislabelled",
+    "one option is no choice": "options",
     "^the id .* is already": "duplicate id",
 }
 _ADVICE = {

@@ -53,9 +53,9 @@ class Importer:
         if isinstance(given, ValueError):
             raise given
         every = texts.columns(given)
-        row = {name: value for name, value in every.items() if value not in ("", [], {})}
+        row = {name: v for name, v in every.items() if v not in ("", [], {}) or (v == "" and name in texts.BOUNDS)}
         parts, identity = Parts(), pop(row, texts.IDS)[1]
-        shape, said, options = texts.read_text(row, parts)
+        shape, said, options = texts.read_text(row, parts, every)
         self.tried[shape] += bool(said)
         said, media = _in_order(said, self._media(row, parts))
         _bound(media, parts.bounds)
@@ -195,6 +195,10 @@ def _bound(media: list[dict], bounds: list[dict[str, float]]) -> None:
         medium |= own
 
 
+def _first(places: list[str]) -> str:
+    return f"{places[0]}{f' and {len(places) - 1:,} more' * bool(places[1:])}"
+
+
 # ---- the command
 
 
@@ -219,12 +223,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     importer = Importer(options.name or name, media, out.parent, out.parent / f"{out.stem}_media")
     importer.allow_outside = options.allow_outside
     reasons: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}  # whether a file is missing, why, which rows
+    unanswered: list[str] = []
 
     def records() -> Iterator[Record]:
         number = -1
         for number, (where, row) in enumerate(track(rows, None, f"Rows of {name}")):
             try:
+                before = importer.unanswered
                 yield importer.record(row, f"{name}/{number}", options.request)
+                unanswered.extend([where] * (importer.unanswered > before))
             except ValueError as error:
                 reasons[isinstance(error, MissingFile)].setdefault(str(error), []).append(where)
         os.sync()  # what was unpacked
@@ -244,11 +251,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"{were} in #2, #3 and so on.")
         if count := importer.unanswered:
             have = f"of {counted(importer.asked, 'question')} {'has' if count == 1 else 'have'} no answer"
-            console.print(f"{count:,} {have}. A training that learns it refuses it.")
+            console.print(f"{count:,} {have}. A training that learns it refuses it: {_first(unanswered)}.")
         gone = "row names a file that is missing and is", "rows name a file that is missing and are"
         bad = "row cannot be used and is", "rows cannot be used and are"
         for what_of, found in ((gone, reasons[True]), (bad, reasons[False])):
-            more = [f"{at[0]}{f' and {len(at) - 1:,} more' * bool(at[1:])}: {reason}" for reason, at in found.items()]
+            more = [f"{_first(at)}: {reason}" for reason, at in found.items()]
             if lines := [shorten(line, SHOWN_LETTERS, placeholder=" ...") for line in more]:
                 console.print(listed(f"{counted(sum(map(len, found.values())), *what_of)} left out", lines))
         if not importer.shapes:

@@ -114,6 +114,10 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
             "'AB' is none of the 3 options",
         ),
         (
+            {"id": "x", "questions": [{"kind": "k", "question": "q", "answer": "A", "options": ["a"]}]},
+            "one option is no choice; give two or more, or none",
+        ),
+        (
             {"id": "x", "questions": [{"kind": "k", "question": "see <video>"}]},
             "the marks <video>, and the record names",
         ),

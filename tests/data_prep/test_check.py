@@ -123,6 +123,7 @@ def faulty(root: Path) -> Faulty:
     data.line("answer", video="good.mp4", questions=[asked(answer="  ")])
     data.line("answer", False, video="good.mp4", questions=[asked(answer="")])
     data.line("options", video="good.mp4", questions=[asked(options=["dog", "Dog ", "cat"], answer="A")])
+    data.line("options", video="good.mp4", questions=[asked(options=["dog"], answer="A")])
     data.line("options", False, video="good.mp4", questions=[asked(options=["dog", "Dog ", "cat"], answer="C")])
     data.line("marks", video="good.mp4", questions=[asked(question="<video> or <video> ?")])
     data.line("record", video="good.mp4", questionz=[])
