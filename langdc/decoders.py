@@ -13,7 +13,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from errno import EINVAL
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -125,8 +124,6 @@ def opened(path: Path) -> Iterator[Video]:
             advice = "It is a list of other files, which is not read. Give the video itself."
         elif isinstance(error, InvalidDataError | EndOfFile):
             advice = "It is damaged or no video; fetch it again."
-        elif error.errno == EINVAL:
-            advice = f"It may be a list of other files, which is not read. {advice}"
         raise ValueError(f"{path}: cannot be read as a video ({reason}). {advice}") from error
 
 

@@ -25,9 +25,7 @@ Render = Callable[[list[dict], bool], str]
 def checked_parts(
     message: dict, kinds: Sequence[str], tokenizer: PreTrainedTokenizerBase, reserved: Sequence[str] = ()
 ) -> list[dict]:
-    """The parts of a message, in whose texts control tokens are marked as text; ValueError for a kind of part or a
-    text that the model cannot take.
-    """
+    """The parts of a message, control tokens in it marked as text; ValueError for what the model cannot take."""
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     for part in parts:
@@ -35,10 +33,9 @@ def checked_parts(
             allowed = " and ".join(filter(None, [", ".join(map(repr, kinds[:-1])), repr(kinds[-1])]))
             raise ValueError(f"A message part has type {part['type']!r}; allowed are {allowed}.")
         for mark in (VIDEO_MARK, TEXT_MARK, *reserved):
-            if mark in (text := part.get("text", "")):
-                named = repr(mark) if mark in reserved else f"U+{ord(mark):04X}"
-                shown = f"{text[:SHOWN_LETTERS]!r}{' ...' * (len(text) > SHOWN_LETTERS)}"
-                raise ValueError(f"The text {shown} holds {named}, which is reserved for videos; remove it.")
+            if mark in part.get("text", ""):
+                named, shown = repr(mark) if mark in reserved else f"U+{ord(mark):04X}", part["text"][:SHOWN_LETTERS]
+                raise ValueError(f"The text {shown!r} holds {named}, which is reserved for videos; remove it.")
     places = control_places(tokenizer)
     return [{**part, "text": places.sub(TEXT_MARK, part["text"])} if "text" in part else part for part in parts]
 

@@ -127,11 +127,9 @@ class Medium(_Strict):
                 f"{', '.join(given)}: only a video has these, and none is named; name one, or leave them out"
             )
         picture = Path(self.file or "").suffix.lower() in IMAGE_SUFFIXES
-        if self.image is not None and not picture:
-            known = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"image names {self.image!r}, which is called like none ({known}); give a video as video")
-        if self.video is not None and picture and self.fps is None:
-            raise ValueError(f"video names {self.video!r}, which is called like an image; give it as image")
+        if self.file and self.fps is None and picture != (self.image is not None):
+            like = "an image; give it as image" if picture else f"no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            raise ValueError(f"{'video' if picture else 'image'} names {self.file!r}, which is called like {like}")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise ValueError(f"start {self.start} must come before end {self.end}")
         return self

@@ -195,10 +195,6 @@ def _bound(media: list[dict], bounds: list[dict[str, float]]) -> None:
         medium |= own
 
 
-def _first(places: list[str]) -> str:
-    return f"{places[0]}{f' and {len(places) - 1:,} more' * bool(places[1:])}"
-
-
 # ---- the command
 
 
@@ -229,9 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         number = -1
         for number, (where, row) in enumerate(track(rows, None, f"Rows of {name}")):
             try:
-                before = importer.unanswered
                 yield importer.record(row, f"{name}/{number}", options.request)
-                unanswered.extend([where] * (importer.unanswered > before))
+                unanswered.extend([where] * (importer.unanswered > len(unanswered)))
             except ValueError as error:
                 reasons[isinstance(error, MissingFile)].setdefault(str(error), []).append(where)
         os.sync()  # what was unpacked
@@ -251,11 +246,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"{were} in #2, #3 and so on.")
         if count := importer.unanswered:
             have = f"of {counted(importer.asked, 'question')} {'has' if count == 1 else 'have'} no answer"
-            console.print(f"{count:,} {have}. A training that learns it refuses it: {_first(unanswered)}.")
+            console.print(f"{count:,} {have}. A training that learns it refuses it; the first is {unanswered[0]}.")
         gone = "row names a file that is missing and is", "rows name a file that is missing and are"
         bad = "row cannot be used and is", "rows cannot be used and are"
         for what_of, found in ((gone, reasons[True]), (bad, reasons[False])):
-            more = [f"{_first(at)}: {reason}" for reason, at in found.items()]
+            more = [f"{at[0]}{f' and {len(at) - 1:,} more' * bool(at[1:])}: {reason}" for reason, at in found.items()]
             if lines := [shorten(line, SHOWN_LETTERS, placeholder=" ...") for line in more]:
                 console.print(listed(f"{counted(sum(map(len, found.values())), *what_of)} left out", lines))
         if not importer.shapes:

@@ -98,7 +98,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         ({"id": "x", "video": "a.mp4", "image": "a.png"}, "not both"),
         (
             {"id": "x", "image": "a.mp4"},
-            "image names 'a.mp4', which is called like none (.bmp, .jpeg, ",
+            "image names 'a.mp4', which is called like no image (.bmp, .jpeg",
         ),
         ({"id": "x", "video": "a.PNG"}, "video names 'a.PNG', which is called like an image; give it as image"),
         ({"id": "x", "media": [{"video": "a.mp4"}, {"image": "b.gif"}]}, "media.1: image names 'b.gif'"),

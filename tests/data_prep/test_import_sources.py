@@ -269,4 +269,7 @@ def test_words_for_nothing_are_text_in_a_table_and_an_empty_cell_is_named(folder
     (folder / "t.csv").write_text(f"video,question,answer,start,end\n{rows}")
     records = imported(folder / "t.csv")
     assert [record.questions[0].answer for record in records] == [*words, ""]
-    assert "1 of 7 questions has no answer. A training that learns it refuses it: line 8." in capsys.readouterr().out
+    assert (
+        "1 of 7 questions has no answer. A training that learns it refuses it; the first is line 8."
+        in capsys.readouterr().out
+    )

@@ -139,8 +139,7 @@ class Benchmark(Task):
             from datasets import Dataset  # heavy, and only benchmarks in tables need it
 
             read = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}[path.suffix]
-            # the words None, NA and nan in a table are text
-            blank = {"keep_default_na": False, "na_values": [""]} if path.suffix == ".csv" else {}
+            blank = {"keep_default_na": False, "na_values": [""]} if path.suffix == ".csv" else {}  # "None" is text
             rows = list(read(str(path), keep_in_memory=True, **blank))
         located = [(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
         for where, row in located:
