@@ -40,12 +40,6 @@ def checked_parts(
     return [{**part, "text": places.sub(TEXT_MARK, part["text"])} if "text" in part else part for part in parts]
 
 
-def _as_text(tokenizer: PreTrainedTokenizerBase, message: dict) -> dict:
-    parts = checked_parts(message, ("text", "video"), tokenizer)
-    pieces = [VIDEO_MARK if part["type"] == "video" else part["text"] for part in parts]
-    return {"role": message["role"], "content": "".join(pieces)}
-
-
 def _pieces(render: Render, messages: list[dict], learn: bool) -> list[tuple[str, bool]]:
     """The laid-out conversation as (text, is a reply to learn)."""
     if not learn:
@@ -75,7 +69,11 @@ def _reply_labels(ids: Tensor, end: list[int]) -> Tensor:
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], end: list[int], learn: bool) -> Prompt:
     """Lay out messages by the tokenizer's chat template; see `langdc.interfaces.Backbone.prompt`."""
-    texts = [_as_text(tokenizer, message) for message in messages]
+    texts = []
+    for message in messages:
+        parts = checked_parts(message, ("text", "video"), tokenizer)
+        pieces = [VIDEO_MARK if part["type"] == "video" else part["text"] for part in parts]
+        texts.append({"role": message["role"], "content": "".join(pieces)})
     return marked_prompt(tokenizer, partial(templated, tokenizer), texts, end, learn)
 
 

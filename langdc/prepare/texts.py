@@ -101,9 +101,8 @@ def _seconds(value: Any, where: str) -> float:
 
 
 def read_text(row: dict, parts: Parts, every: Container[str]) -> tuple[str, Turns, list[str]]:
-    """Shape, turns, and options where there are some, all taken out of the row; `parts` gets what else turns hold.
-
-    `every`: the names of the row's columns, also of blank ones.
+    """Shape, turns, and options where there are some, all taken out of the row; `parts` gets what else turns hold, and
+    `every` names all columns, also blank ones.
     """
     if talk := next((name for name in _TALKS if row.get(name) is not None), None):
         llava = talk == "conversations" and {"video", "image"} & row.keys()
@@ -167,9 +166,7 @@ def _content(content: Any, at: str, parts: Parts) -> str:
 
 
 def _options(row: dict, every: Container[str]) -> tuple[list[str], int | None]:
-    """What there is to choose from, in one column or in several, without letters and in their order; from which number
-    they count, None where only letters tell.
-    """
+    """What there is to choose from, in order and without letters; from which number it counts, None if by letters."""
     name, value = pop(row, _OPTIONS)
     options, first = [as_text(item, f"{name}.{number}") for number, item in enumerate(as_items(value))], 0
     for pattern, start in _OPTION_COLUMNS.items() if value is None else ():

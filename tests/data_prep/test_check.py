@@ -313,8 +313,9 @@ def test_training_refuses_what_was_found_and_learns_the_rest(
     assert manifest.is_file()
     lines = jsonl.read(quarantine)
     jsonl.write_lines(quarantine, [{**lines[0], "line": 3}])
-    with pytest.raises(ValueError, match=r"names line 3 .id 'v1'. of .*, which has no such record"):
-        train(load(RunConfig, config, [f"train.quarantine={quarantine}"]))
+    for more in ([], ["train.streaming=true"]):
+        with pytest.raises(ValueError, match=r"names line 3 .id 'v1'. of .*, which has no such record"):
+            train(load(RunConfig, config, [f"train.quarantine={quarantine}", *more]))
     jsonl.write_lines(quarantine, [{**lines[0], "file": "../other.jsonl"}])
     with pytest.raises(ValueError, match=r"other\.jsonl, which is not there"):
         train(load(RunConfig, config, [f"train.quarantine={quarantine}"]))
