@@ -43,7 +43,7 @@ class Importer:
         self.kind, self.media, self.place, self.unpacked = kind, media, place.resolve(), unpacked
         self.shapes, self.shown, self.unused, self.ids = Counter(), Counter(), Counter(), Counter()
         self.dropped, self.repeated, self.allow_outside = 0, 0, False
-        self.tried, self.asked, self.unanswered = Counter(), 0, 0
+        self.tried, self.asked, self.where, self.unanswered = Counter(), 0, "", list[str]()
 
     def record(self, given: Any, default: str, request: str | None = None) -> Record:
         """The record of a row; `default` is its id if it has none, `request` is asked where the row asks nothing.
@@ -88,7 +88,7 @@ class Importer:
         record = check(Record, {"id": default if identity is None else str(identity), **tree}, "its record")
         self.shapes[shape] += 1
         self.asked += len(record.questions)
-        self.unanswered += sum(not question.answered for question in record.questions)
+        self.unanswered += [self.where for question in record.questions if not question.answered]
         self.shown["with video" if "video" in str(media) else "with images" if media else "of text alone"] += 1
         self.unused.update(unused)
         self.dropped += dropped
@@ -219,16 +219,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     importer = Importer(options.name or name, media, out.parent, out.parent / f"{out.stem}_media")
     importer.allow_outside = options.allow_outside
     reasons: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}  # whether a file is missing, why, which rows
-    unanswered: list[str] = []
 
     def records() -> Iterator[Record]:
         number = -1
-        for number, (where, row) in enumerate(track(rows, None, f"Rows of {name}")):
+        for number, (importer.where, row) in enumerate(track(rows, None, f"Rows of {name}")):
             try:
                 yield importer.record(row, f"{name}/{number}", options.request)
-                unanswered.extend([where] * (importer.unanswered > len(unanswered)))
             except ValueError as error:
-                reasons[isinstance(error, MissingFile)].setdefault(str(error), []).append(where)
+                reasons[isinstance(error, MissingFile)].setdefault(str(error), []).append(importer.where)
         os.sync()  # what was unpacked
         shapes = [f"{shape} ({count:,})" for shape, count in importer.shapes.items()]
         shapes = ", ".join(shapes if shapes[1:] else importer.shapes or +importer.tried) or "nothing that is known"
@@ -244,9 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if count := importer.repeated:
             were = counted(count, "id was there already and ends", "ids were there already and end")
             console.print(f"{were} in #2, #3 and so on.")
-        if count := importer.unanswered:
-            have = f"of {counted(importer.asked, 'question')} {'has' if count == 1 else 'have'} no answer"
-            console.print(f"{count:,} {have}. A training that learns it refuses it; the first is {unanswered[0]}.")
+        if bare := importer.unanswered:
+            have = f"of {counted(importer.asked, 'question')} {'has' if len(bare) == 1 else 'have'} no answer"
+            console.print(f"{len(bare):,} {have}. A training that learns it refuses it; the first is {bare[0]}.")
         gone = "row names a file that is missing and is", "rows name a file that is missing and are"
         bad = "row cannot be used and is", "rows cannot be used and are"
         for what_of, found in ((gone, reasons[True]), (bad, reasons[False])):
