@@ -104,7 +104,7 @@ class Captioner(nn.Module):
             message = {"role": "user", "content": f"{VIDEO_MARK}\n{prompt}"}
             laid_out = templated(self.tokenizer, [message], reply_next=True)
         before, _, after = laid_out.partition(VIDEO_MARK)
-        return ids_of(self.tokenizer, before), ids_of(self.tokenizer, after)
+        return ids_of(self.tokenizer, before, laid_out=True), ids_of(self.tokenizer, after, laid_out=True)
 
     def encode(self, caption: str) -> Tensor:
         """Ids of a caption, without end token, cut to `max_soft_tokens` (with a warning the first time): [n]."""

@@ -8,11 +8,11 @@ are seconds since the first frame.
 
 import importlib
 import importlib.util
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from errno import EINVAL
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ LEVELS = 2  # of 255, that colours of decoders may differ by
 GAP = 8  # packets that are rather decoded than jumped over
 INDEXED_FRAMES = 4_000_000  # of all files whose indices are kept, about 20 bytes each
 
+_LIST = re.compile(  # how lists of HLS, FFmpeg's concat, players, SDP, DASH and SMIL begin
+    rb"(?is)(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat|file '|\[playlist\]|<asx|v=0\s+o=|(<\?xml.*?)?<(MPD|smil)\b)"
+)
 _TO_RGB: dict[str, Any] = {"format": "rgb24", "dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.JPEG}
 if int(av.__version__.partition(".")[0]) >= 17:
     _TO_RGB["threads"] = 1  # older releases have no such keyword and one thread
@@ -114,11 +117,13 @@ def opened(path: Path) -> Iterator[Video]:
             yield Video(path, index, container, stream)
     except (FFmpegError, OSError) as error:
         reason = str(error.strerror if isinstance(error, FFmpegError) else error)
-        advice = 'Fetch it again, or convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".'
-        if isinstance(error, InvalidDataError | EndOfFile):
+        advice, head = 'Fetch it again, or convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".', b""
+        with suppress(OSError), path.open("rb") as file:
+            head = file.read(512)
+        if _LIST.match(head):
+            advice = "It is a list of other files, which is not read. Give the video itself."
+        elif isinstance(error, InvalidDataError | EndOfFile):
             advice = "It is damaged or no video; fetch it again."
-        elif error.errno == EINVAL:
-            advice = f"It may be a list of other files, which is not read. {advice}"
         raise ValueError(f"{path}: cannot be read as a video ({reason}). {advice}") from error
 
 

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,7 @@ FLASH = "flash_attention_2"
 _LARGEST = 10_000_000
 """Limit for the characters of a prompt and for numbers in a chat template, far above what any model reads."""
 VIDEO_MARK = "\ue000"  # a private-use character: stands for a video while a chat template lays out the text
+TEXT_MARK = "\ue001"  # and this one stands inside what is written like a control token and is text
 
 
 def load_language_model(
@@ -250,6 +253,17 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     return sorted({each for each in found if isinstance(each, int)})
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    """Token ids of a text, without added special tokens: [n]."""
-    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+@lru_cache(16)
+def control_places(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """A pattern of the places after the first letter of each control token: a text that is cut there holds none."""
+    tokens = [re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile(rf"(?s)(?<=(?={'|'.join(tokens) or '(?!)'}).)")
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, laid_out: bool = False) -> Tensor:
+    """Token ids of a text, without added special tokens: [n]. What is written like a control token is text, too; in
+    what a chat template has `laid_out`, only where U+E001 marks it.
+    """
+    pieces = text.split(TEXT_MARK) if laid_out else control_places(tokenizer).split(text)
+    found = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+    return torch.tensor(list(chain.from_iterable(found)), dtype=torch.long)

@@ -121,7 +121,7 @@ class VideoModel(nn.Module):
     def inputs(self, batch: VideoBatch, tokens: list[VideoTokens], left: bool = False) -> TextInputs:
         """What the language model reads of a batch; `tokens` of its videos."""
         shown = [[tokens[number] for number in numbers] for numbers in batch.shows]
-        return text_inputs(self.backbone, list(batch.prompts), shown, left, batch.packed)
+        return text_inputs(self.backbone, list(batch.prompts), shown, left, batch.packed, batch.where)
 
     def forward(
         self,

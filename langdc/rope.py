@@ -37,6 +37,14 @@ def yarn(config: Any, factor: float) -> None:
     }
 
 
+def position_limit(config: Any) -> int | None:
+    """How many positions a model was made for, stretched ones included; None where its config does not say."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    stretched = int((rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 1))
+    return max(getattr(text, "max_position_embeddings", None) or 0, stretched) or None
+
+
 class Rope:
     """The rotary embedding of one model, computed by its `rotary_emb`."""
 

@@ -22,6 +22,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from langdc.data.records import IMAGE_SUFFIXES
 from langdc.decoders import ROUNDING_SECONDS, Decoder, Index, Video, decoder_of, opened
 from langdc.jsonl import writing
 from langdc.registry import nearest
@@ -44,7 +45,6 @@ VIDEO_SUFFIXES = (
 )
 """What counts as a video in a folder; a file that is named may be called anything."""
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # others of Pillow run programs, or are seldom looked after
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 RESAMPLES = ("bilinear", "bicubic")
 
 

@@ -312,6 +312,10 @@ def test_pictures_that_are_no_pictures(tmp_path: Path) -> None:
             read_frames(tmp_path / f"v.{kind}")
         pictures[0].save(tmp_path / f"still.{kind}")
         assert len(read_frames(tmp_path / f"still.{kind}")) == 1
+    for kind in ("png", "jpeg", "bmp", "webp"):
+        pictures[0].save(tmp_path / "still.mp4", kind)
+        with pytest.raises(ValueError, match=rf"still\.mp4: is an image with the name of a video\. Call it \.{kind}"):
+            read_frames(tmp_path / "still.mp4")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from langdc.data.records import MARKS
-from langdc.language_models import VIDEO_MARK, ids_of, templated
+from langdc.data.records import MARKS, SHOWN_LETTERS
+from langdc.language_models import TEXT_MARK, VIDEO_MARK, control_places, ids_of, templated
 from langdc.types import Prompt, Slot
 
 IGNORED = -100
@@ -22,25 +22,22 @@ Render = Callable[[list[dict], bool], str]
 """From messages, and whether a reply comes next, to the text that a template makes of them."""
 
 
-def checked_parts(message: dict, kinds: Sequence[str], reserved: Sequence[str]) -> list[dict]:
-    """The parts of a message; ValueError for a kind of part or a text that the model cannot take."""
+def checked_parts(
+    message: dict, kinds: Sequence[str], tokenizer: PreTrainedTokenizerBase, reserved: Sequence[str] = ()
+) -> list[dict]:
+    """The parts of a message, control tokens in it marked as text; ValueError for what the model cannot take."""
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     for part in parts:
         if part["type"] not in kinds:
             allowed = " and ".join(filter(None, [", ".join(map(repr, kinds[:-1])), repr(kinds[-1])]))
             raise ValueError(f"A message part has type {part['type']!r}; allowed are {allowed}.")
-        for mark in reserved:
+        for mark in (VIDEO_MARK, TEXT_MARK, *reserved):
             if mark in part.get("text", ""):
-                named = "U+E000" if mark == VIDEO_MARK else repr(mark)
-                raise ValueError(f"The text {part['text']!r} holds {named}, which is reserved for videos; remove it.")
-    return parts
-
-
-def _as_text(message: dict) -> dict:
-    parts = checked_parts(message, ("text", "video"), (VIDEO_MARK,))
-    pieces = [VIDEO_MARK if part["type"] == "video" else part["text"] for part in parts]
-    return {"role": message["role"], "content": "".join(pieces)}
+                named, shown = repr(mark) if mark in reserved else f"U+{ord(mark):04X}", part["text"][:SHOWN_LETTERS]
+                raise ValueError(f"The text {shown!r} holds {named}, which is reserved for videos; remove it.")
+    places = control_places(tokenizer)
+    return [{**part, "text": places.sub(TEXT_MARK, part["text"])} if "text" in part else part for part in parts]
 
 
 def _pieces(render: Render, messages: list[dict], learn: bool) -> list[tuple[str, bool]]:
@@ -72,7 +69,12 @@ def _reply_labels(ids: Tensor, end: list[int]) -> Tensor:
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], end: list[int], learn: bool) -> Prompt:
     """Lay out messages by the tokenizer's chat template; see `langdc.interfaces.Backbone.prompt`."""
-    return marked_prompt(tokenizer, partial(templated, tokenizer), list(map(_as_text, messages)), end, learn)
+    texts = []
+    for message in messages:
+        parts = checked_parts(message, ("text", "video"), tokenizer)
+        pieces = [VIDEO_MARK if part["type"] == "video" else part["text"] for part in parts]
+        texts.append({"role": message["role"], "content": "".join(pieces)})
+    return marked_prompt(tokenizer, partial(templated, tokenizer), texts, end, learn)
 
 
 def marked_prompt(
@@ -91,7 +93,7 @@ def marked_prompt(
         for number, part in enumerate(text.split(VIDEO_MARK)):
             if number:
                 places.append(sum(map(len, ids)))
-            found = ids_of(tokenizer, part)
+            found = ids_of(tokenizer, part, laid_out=True)
             ids.append(found)
             labels.append(_reply_labels(found, end) if is_reply else torch.full_like(found, IGNORED))
     known = [Slot(0, number) for number in range(len(places))] if slots is None else slots

@@ -16,6 +16,7 @@ from langdc.backbones.splice import joined_sides
 from langdc.chunks import tokens_per_chunk, videos_in_order
 from langdc.interfaces import Backbone, KVCompressor
 from langdc.prefill import PrefillOutput, prefill
+from langdc.rope import position_limit
 from langdc.steps import Reading
 from langdc.types import Prompt, Spliced, TextInputs, VideoTokens
 
@@ -26,10 +27,13 @@ def text_inputs(
     tokens: list[list[VideoTokens]],
     left: bool = False,
     packed: bool = False,
+    where: Sequence[str] = (),
+    evicts: bool = False,
 ) -> TextInputs:
     """Splice prompts with their videos' tokens, number positions, pad to one length; on the `left` for generation.
 
-    `packed`: in few rows, as long as the longest of them.
+    `packed`: in few rows, as long as the longest of them. ValueError for a prompt that is longer than the model's
+    positions; `where` names each. Where a cache `evicts` videos, only the text counts.
     """
     spliced = backbone.splice(prompts, tokens)
     side = "left" if left else "right"
@@ -41,6 +45,7 @@ def text_inputs(
         _restarted(backbone.positions(prompt, shown)[:, 0], item.sequence_id).T
         for prompt, shown, item in zip(prompts, tokens, spliced, strict=True)
     ]
+    _check_lengths(backbone, prompts, [place[:0] for place in places] if evicts else places, where)
     if packed:
         rows = _rows([len(item.embeds) for item in spliced])
         spliced = [_joined([spliced[number] for number in row], row) for row in rows]
@@ -51,6 +56,18 @@ def text_inputs(
     extra = backbone.batch_arguments(spliced, embeds.shape[1], left)
     learned = padded(labels, IGNORED) if labels else None
     return TextInputs(embeds, _mask(spliced, embeds, left), positions, learned, extra, tuple(spliced))
+
+
+def _check_lengths(backbone: Backbone, prompts: list[Prompt], places: list[Tensor], where: Sequence[str] = ()) -> None:
+    limit = position_limit(backbone.language_model.config)
+    for number, (prompt, place) in enumerate(zip(prompts, places, strict=True)):
+        length = int(place.max()) + 1 if place.numel() else len(prompt.ids)
+        if limit is not None and length > limit:
+            at = f"{where[number]}: a" if where else "A"
+            raise ValueError(
+                f"{at} prompt of {len(prompt.ids):,} tokens of text takes {length:,} positions with what it shows, and "
+                f"the language model has {limit:,}. Shorten the text, or show less."
+            )
 
 
 def _rows(lengths: list[int]) -> list[list[int]]:
@@ -138,6 +155,8 @@ def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[V
     if len(order) == len(prompts) or slides(backbone):
         batch = text_inputs(backbone, prompts, tokens, left=True)
         return _continued(backbone, batch.arguments, cache, batch.positions.amax((0, 2)))
+    places = [backbone.positions(prompt, shown)[:, 0] for prompt, shown in zip(prompts, tokens, strict=True)]
+    _check_lengths(backbone, prompts, places)
     chosen = [begins.index(begin) for begin in order]
     beginnings = [Prompt(prompts[n].ids[: _cut(prompts[n])], slots=prompts[n].slots) for n in chosen]
     heads = text_inputs(backbone, beginnings, [tokens[n] for n in chosen], left=True)
@@ -146,7 +165,6 @@ def read_together(backbone: Backbone, prompts: list[Prompt], tokens: list[list[V
     cache.batch_select_indices(of)
     rest = [Prompt(prompt.ids[_cut(prompt) :]) for prompt in prompts]
     tails = text_inputs(backbone, rest, [[]] * len(prompts), left=True)
-    places = [backbone.positions(prompt, shown)[:, 0] for prompt, shown in zip(prompts, tokens, strict=True)]
     for row, (whole, tail) in enumerate(zip(places, rest, strict=True)):
         tails.positions[:, row, -len(tail.ids) :] = whole[:, -len(tail.ids) :].to(tails.positions.device)
     arguments = {**tails.arguments, "attention_mask": torch.cat([heads.mask[of], tails.mask], 1)}
@@ -186,7 +204,7 @@ def read_prompt(
     """Read a prompt in the chunks that the KV compressor asks for, or in one piece. `frames`: how many each video has,
     1 for an image, which is read like text; `steps`: in how many its tokens come, by default the backbone's rule.
     """
-    inputs = text_inputs(backbone, [prompt], [tokens])
+    inputs = text_inputs(backbone, [prompt], [tokens], evicts=compressor is not None)
     spliced = inputs.spliced[0]
     own, padding = backbone.arguments(spliced), spliced.padding
     if padding is not None and compressor is not None:

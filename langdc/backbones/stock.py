@@ -230,19 +230,21 @@ class StockBackbone(Backbone):
     def prompt(
         self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = (), segment_steps: int = 1
     ) -> Prompt:
-        reserved = (VIDEO_MARK, *self.placeholders.values())
-        parts = [part for m in messages for part in checked_parts(m, ("text", "video", "image"), reserved)]
-        shown = [part["type"] for part in parts if part["type"] != "text"]
+        allowed, reserved = ("text", "video", "image"), [*self.placeholders.values()]
+        laid_out = [{**m, "content": checked_parts(m, allowed, self.tokenizer, reserved)} for m in messages]
+        shown = [part["type"] for m in laid_out for part in m["content"] if part["type"] != "text"]
         if len(shown) != len(media):
             raise ValueError(f"The messages show {len(shown)} videos and images, {len(media)} were given.")
         kinds = ["image" if video.is_image else kind for kind, video in zip(shown, media, strict=True)]
-        renamed = _renamed(messages, kinds)
+        names = iter(kinds)  # a video of one frame is an "image"
+        for message in laid_out:
+            message["content"] = [p if p["type"] == "text" else {"type": next(names)} for p in message["content"]]
         slots = [slot for number, video in enumerate(media) for slot in self.slots(number, video, segment_steps)]
 
         def render(messages: list[dict], reply_next: bool) -> str:
             return self.marked(templated(self.tokenizer, messages, reply_next), media, segment_steps)
 
-        return marked_prompt(self.tokenizer, render, renamed, self.end_ids, learn, slots)
+        return marked_prompt(self.tokenizer, render, laid_out, self.end_ids, learn, slots)
 
     def marked(self, text: str, media: Sequence[VideoFeatures], segment_steps: int) -> str:
         """The template's text with a mark for every slot."""
@@ -256,19 +258,6 @@ class StockBackbone(Backbone):
 
     def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
         return splice_all(self.model.get_input_embeddings(), prompts, tokens)
-
-
-def _renamed(messages: list[dict], kinds: list[str]) -> list[dict]:
-    """Messages with content as lists of parts, in which a video of one frame is an "image"."""
-    names = iter(kinds)
-
-    def part(given: dict) -> dict:
-        return given if given["type"] == "text" else {"type": next(names)}
-
-    def content(given: str | list[dict]) -> list[dict]:
-        return [{"type": "text", "text": given}] if isinstance(given, str) else list(map(part, given))
-
-    return [{**message, "content": content(message["content"])} for message in messages]
 
 
 def _set_layers(config: Any, count: int, kinds: list[str] | None) -> None:

@@ -35,6 +35,8 @@ LETTERS = string.ascii_uppercase
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 """What follows the options of a multiple-choice question."""
 MARKS = re.compile("<video>|<image>")
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+"""What counts as a still image, by its name; anything else as a video."""
 OUTSIDE = (
     "leads outside the folder of its data, by its path or a symbolic link. To allow it, give --allow-outside (in a "
     "config of a training train.allow_outside: true, of an evaluation allow_outside: true)"
@@ -86,6 +88,8 @@ class QuestionRecord(_Strict):
                 f"the answer {self.answer!r} is none of the {len(self.options)} options; give its letter, "
                 f"A to {LETTERS[len(self.options) - 1]}"
             )
+        if len(self.options) == 1:
+            raise ValueError("one option is no choice; give two or more, or none")
         return self
 
     @property
@@ -122,6 +126,10 @@ class Medium(_Strict):
             raise ValueError(
                 f"{', '.join(given)}: only a video has these, and none is named; name one, or leave them out"
             )
+        picture = Path(self.file or "").suffix.lower() in IMAGE_SUFFIXES
+        if self.file and self.fps is None and picture != (self.image is not None):
+            like = "an image; give it as image" if picture else f"no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            raise ValueError(f"{'video' if picture else 'image'} names {self.file!r}, which is called like {like}")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise ValueError(f"start {self.start} must come before end {self.end}")
         return self

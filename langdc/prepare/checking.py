@@ -30,11 +30,14 @@ _SHOWN = 5
 _LISTED = 2000
 _TABLES, _PACKED = (".csv", ".tsv", ".parquet", ".tar", ".tgz"), (b"PAR1", b"PK\3\4")
 _NAMED_BELOW = (b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff", b"[")  # beginnings of files that `_read` says more of
+_CONTROL, _LONG = re.compile(r"<\|\w+\|>"), 20_000  # characters of a text that are hardly meant
 _WINDOWS = re.compile(r"[A-Za-z]:|.*\\")
 _KINDS = {
     "^not UTF-8": "encoding",
     "the marks|shows a medium": "marks",
     "the answer (is blank|'.*' is none)": "answer",
+    "which is called like": "mislabelled",
+    "one option is no choice": "options",
     "^the id .* is already": "duplicate id",
 }
 _ADVICE = {
@@ -198,6 +201,13 @@ def _of_text(entry: _Entry, allow_outside: bool) -> Iterable[_Fault]:
     if without:
         more = f", nor have {len(without) - 1} more" * bool(without[1:])
         yield entry.fault("answer", f"the question {without[0][:60]!r} has no answer{more}", False)
+    said = [text for question in entry.record.questions for text in (question.prompt(), question.answer)]
+    said += [turn.content for turn in entry.record.messages] + [each.caption for each in entry.record.segments]
+    if (longest := max(map(len, said), default=0)) > _LONG:
+        yield entry.fault("long text", f"a text has {longest:,} characters; more tokens than a model holds fail", False)
+    if control := dict.fromkeys(_CONTROL.findall("\n".join(said))):
+        reason = f"{', '.join(control)[:SHOWN_LETTERS]} in a text: read as ordinary letters, not as a control token"
+        yield entry.fault("control token", reason, False)
     for medium in entry.record.shown:
         path, kind, reason = _place(entry.file.parent, medium, allow_outside)
         if path is not None:

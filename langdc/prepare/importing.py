@@ -25,7 +25,7 @@ from langdc.prepare.rows import read
 from langdc.prepare.texts import Parts, Turns, pop
 from langdc.text import counted
 from langdc.tools.options import add_outside
-from langdc.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
+from langdc.video import VIDEO_SUFFIXES, is_image
 
 
 class MissingFile(ValueError):
@@ -43,7 +43,7 @@ class Importer:
         self.kind, self.media, self.place, self.unpacked = kind, media, place.resolve(), unpacked
         self.shapes, self.shown, self.unused, self.ids = Counter(), Counter(), Counter(), Counter()
         self.dropped, self.repeated, self.allow_outside = 0, 0, False
-        self.tried, self.asked, self.unanswered = Counter(), 0, 0
+        self.tried, self.asked, self.where, self.unanswered = Counter(), 0, "", list[str]()
 
     def record(self, given: Any, default: str, request: str | None = None) -> Record:
         """The record of a row; `default` is its id if it has none, `request` is asked where the row asks nothing.
@@ -53,9 +53,9 @@ class Importer:
         if isinstance(given, ValueError):
             raise given
         every = texts.columns(given)
-        row = {name: value for name, value in every.items() if value not in ("", [], {})}
+        row = {name: v for name, v in every.items() if v not in ("", [], {}) or (v == "" and name in texts.BOUNDS)}
         parts, identity = Parts(), pop(row, texts.IDS)[1]
-        shape, said, options = texts.read_text(row, parts)
+        shape, said, options = texts.read_text(row, parts, every)
         self.tried[shape] += bool(said)
         said, media = _in_order(said, self._media(row, parts))
         _bound(media, parts.bounds)
@@ -88,7 +88,7 @@ class Importer:
         record = check(Record, {"id": default if identity is None else str(identity), **tree}, "its record")
         self.shapes[shape] += 1
         self.asked += len(record.questions)
-        self.unanswered += sum(not question.answered for question in record.questions)
+        self.unanswered += [self.where for question in record.questions if not question.answered]
         self.shown["with video" if "video" in str(media) else "with images" if media else "of text alone"] += 1
         self.unused.update(unused)
         self.dropped += dropped
@@ -156,7 +156,7 @@ class Importer:
         if not isinstance(content, bytes) or not content:
             raise ValueError(f"{where}: the file is empty, or not given as bytes")
         suffix = Path(name).suffix.lower()
-        if suffix not in (IMAGE_SUFFIXES if kind == "image" else VIDEO_SUFFIXES):
+        if not (is_image(name) if kind == "image" else suffix in VIDEO_SUFFIXES):
             suffix = ".jpg" if kind == "image" else ".mp4"
         file = self.unpacked / f"{sha256(content).hexdigest()[:20]}{suffix}"
         if not file.is_file() or file.stat().st_size != len(content):
@@ -222,11 +222,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def records() -> Iterator[Record]:
         number = -1
-        for number, (where, row) in enumerate(track(rows, None, f"Rows of {name}")):
+        for number, (importer.where, row) in enumerate(track(rows, None, f"Rows of {name}")):
             try:
                 yield importer.record(row, f"{name}/{number}", options.request)
             except ValueError as error:
-                reasons[isinstance(error, MissingFile)].setdefault(str(error), []).append(where)
+                reasons[isinstance(error, MissingFile)].setdefault(str(error), []).append(importer.where)
         os.sync()  # what was unpacked
         shapes = [f"{shape} ({count:,})" for shape, count in importer.shapes.items()]
         shapes = ", ".join(shapes if shapes[1:] else importer.shapes or +importer.tried) or "nothing that is known"
@@ -242,9 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if count := importer.repeated:
             were = counted(count, "id was there already and ends", "ids were there already and end")
             console.print(f"{were} in #2, #3 and so on.")
-        if count := importer.unanswered:
-            have = f"of {counted(importer.asked, 'question')} {'has' if count == 1 else 'have'} no answer"
-            console.print(f"{count:,} {have}. A training that learns it refuses it.")
+        if bare := importer.unanswered:
+            have = f"of {counted(importer.asked, 'question')} {'has' if len(bare) == 1 else 'have'} no answer"
+            console.print(f"{len(bare):,} {have}. A training that learns it refuses it; the first is {bare[0]}.")
         gone = "row names a file that is missing and is", "rows name a file that is missing and are"
         bad = "row cannot be used and is", "rows cannot be used and are"
         for what_of, found in ((gone, reasons[True]), (bad, reasons[False])):

@@ -27,6 +27,7 @@ from langdc.features import FeatureStore
 from langdc.jsonl import check_output, write_text
 from langdc.log import screen
 from langdc.model import VideoModel
+from langdc.rope import position_limit
 from langdc.text import render
 from langdc.tools.options import add_quarantine
 from langdc.train import chain, output
@@ -244,7 +245,7 @@ def _notes(data: TrainingData, sample: Sample, media: Sequence[dict], prompts: S
         whole, read = ("".join(text.split()).lower() for text in (segment.caption, compressor.text(ids)))
         if whole != read and whole.startswith(read):
             found.append(f"segment {number}: the caption is cut to {len(ids)} tokens: {segment.caption[:80]!r}")
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    most = position_limit(config)
     for prompt in prompts:
         if not prompt["learned"]:
             found.append("nothing of a prompt is learned: no token of it has a label")

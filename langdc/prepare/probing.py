@@ -26,7 +26,7 @@ _IMAGE = re.compile(rb"\x89PNG|\xff\xd8\xff|BM|RIFF....WEBP", re.S)
 _DAMAGED = re.compile("concealing|error while decoding|Invalid NAL", re.I)
 _KINDS = {
     "is empty": "empty",
-    "holds no video": "no video",
+    "holds no video|list of other files": "no video",
     "truncated": "truncated",
     "lies outside the video|has no duration": "bounds",
     "unknown codec|codec that PyAV|[Dd]ecoder not found": "codec",

@@ -11,6 +11,7 @@ from langdc.config import MemberConfig, RunConfig
 from langdc.data.records import Record
 from langdc.interfaces import Backbone
 from langdc.model import VideoModel
+from langdc.rope import position_limit
 from langdc.train.objectives import objectives
 from langdc.train.samples import Sample, usable, with_targets
 from langdc.types import Context, FeatureGrid, Frames, FrameSpec, VideoBatch
@@ -32,8 +33,7 @@ class Prompts:
         settings = {name: value for name, value in model.backbone if name != "quantize"}  # which needs weights
         with torch.device("meta"):
             self.model = VideoModel(model.model_copy(update={"backbone": MemberConfig(**settings)}))
-        text = self.model.backbone.language_model.config.get_text_config()
-        self.limit = getattr(text, "max_position_embeddings", None)
+        self.limit = position_limit(self.model.backbone.language_model.config)
         self.unused = 0
         """Records of which the objective makes no sample."""
         self.text_only = False

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from langdc import jsonl
+from langdc.prepare.texts import BOUNDS
 from langdc.video import VIDEO_SUFFIXES, is_image
 
 Rows = Iterator[tuple[str, Any]]
@@ -125,7 +126,7 @@ def _cells(row: dict) -> dict:
         raise ValueError("it has another number of cells than the first line has names")
     if any("\udc80" <= letter <= "\udcff" for letter in "".join(row.values())):
         raise ValueError("not UTF-8 text")
-    return row
+    return {name: cell for name, cell in row.items() if cell or name.strip().casefold() not in BOUNDS}
 
 
 def _text_file(suffix: str, content: bytes) -> dict:

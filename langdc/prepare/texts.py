@@ -4,7 +4,7 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -30,6 +30,7 @@ MEDIA = {
 }
 FILES = ("file_name", "filename", "file", "path", "media", "video_id")
 _BOUNDS = (("start", "end"), ("start_time", "end_time"), ("video_start", "video_end"))
+BOUNDS = frozenset(name for names in _BOUNDS for name in names)
 IDS = ("id", "question_id", "sample_id", "uid", "key", "__key__")
 KINDS = ("kind", "task", "category", "task_type", "question_type")
 _TEXTS = (*_TALKS, *_ASKED, *_CAPTIONS)
@@ -37,6 +38,8 @@ _NAMES = [*_TEXTS, *_ANSWERS, *_OPTIONS, *FILES, *IDS, *KINDS, "timestamp", "con
 _NAMES += [name for names in (*MEDIA.values(), *_BOUNDS) for name in names]
 _NAMES += [pattern.format(n, n + 1, LETTERS[n].lower(), LETTERS[n]) for n in range(26) for pattern in _OPTION_COLUMNS]
 _KNOWN = {name.casefold(): name for name in _NAMES} | {name: name for name in _NAMES}
+_TIME = re.compile(r"\d+(:[0-5]?\d){1,2}(\.\d*)?|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.I | re.A)
+_LETTERED = re.compile(r"\s*\(?([A-Za-z])([.):])(?!(?:[A-Za-z]\.)+$)(.*)", re.DOTALL)  # not "a.m."
 _CLOSE = 0.75  # likeness from which on another name may be meant
 _ROLES = {role: role for role in ("user", "assistant", "system")}
 _ROLES |= {"human": "user", "gpt": "assistant", "model": "assistant"}
@@ -92,14 +95,15 @@ def clip_bounds(row: dict) -> dict[str, float]:
 
 def _seconds(value: Any, where: str) -> float:
     """Of a number, or of text like "1:02.5"."""
-    try:
-        return sum(float(part) * 60**power for power, part in enumerate(reversed(str(value).split(":"))))
-    except ValueError:
-        raise ValueError(f"{where}: {value!r} is no time; give seconds, or h:mm:ss") from None
+    if not _TIME.fullmatch(str(value).strip()):
+        raise ValueError(f"{where}: {value!r} is no time; give seconds from 0 on, or h:mm:ss")
+    return sum(float(part) * 60**power for power, part in enumerate(reversed(str(value).split(":"))))
 
 
-def read_text(row: dict, parts: Parts) -> tuple[str, Turns, list[str]]:
-    """Shape, turns, and options where there are some, all taken out of the row; `parts` gets what else turns hold."""
+def read_text(row: dict, parts: Parts, every: Container[str]) -> tuple[str, Turns, list[str]]:
+    """Shape, turns, and options where there are some, all taken out of the row; `parts` gets what else turns hold, and
+    `every` names all columns, also blank ones.
+    """
     if talk := next((name for name in _TALKS if row.get(name) is not None), None):
         llava = talk == "conversations" and {"video", "image"} & row.keys()
         turns = _turns(as_items(row.pop(talk)), talk, parts)
@@ -109,7 +113,7 @@ def read_text(row: dict, parts: Parts) -> tuple[str, Turns, list[str]]:
     if any(row.get(name) is not None for name in _ASKED):
         name, value = pop(row, _ASKED)
         text = "\n".join(filter(None, (as_text(value, name), optional(row, "input") if name == "instruction" else "")))
-        options, first = _options(row)
+        options, first = _options(row, every)
         answer = _answer(row, options, first)
         shape = "multiple choice" if options else "questions"
         return shape, [("user", text), *([("assistant", answer)] if answer else [])], options
@@ -161,22 +165,31 @@ def _content(content: Any, at: str, parts: Parts) -> str:
     return "".join(pieces)
 
 
-def _options(row: dict) -> tuple[list[str], int | None]:
-    """What there is to choose from, in one column or in several, without letters; from which number they count."""
+def _options(row: dict, every: Container[str]) -> tuple[list[str], int | None]:
+    """What there is to choose from, in order and without letters; from which number it counts, None if by letters."""
     name, value = pop(row, _OPTIONS)
     options, first = [as_text(item, f"{name}.{number}") for number, item in enumerate(as_items(value))], 0
     for pattern, start in _OPTION_COLUMNS.items() if value is None else ():
         names = [pattern.format(n, n + 1, LETTERS[n].lower(), LETTERS[n]) for n in range(26)]
         there = [name for name in names if row.get(name) is not None]
-        if there[1:] and there[0] == names[0]:
+        if there and names[0] in every and names[1] in every:
             if there != names[: len(there)]:
-                raise ValueError(f"{there[-1]}: an option before it is missing")
+                raise ValueError(f"{there[-1]}: an option before it is missing or blank")
             options, first = [as_text(row.pop(name), name) for name in there], start
     if len(options) == 1:
-        raise ValueError(f"{name}: one option; give a list of two or more")
-    lettered = zip(LETTERS, options, strict=False)
-    found = [re.fullmatch(rf"\s*\(?{letter}[.):]\s*(.+)", text, re.DOTALL) for letter, text in lettered]
-    return [each[1].strip() for each in found if each] if all(found) else options, first
+        raise ValueError(f"{name or 'options'}: one option; give a list of two or more")
+    found = [each for each in map(_LETTERED.fullmatch, options) if each]
+    letters, known = [each[1].upper() for each in found], [*LETTERS[: len(options)]]
+    if options and len(found) == len(options):
+        if sorted(letters) == known:
+            ordered = letters == known
+            options = [text.strip() for _, text in sorted(zip(letters, (each[3] for each in found), strict=True))]
+            first = first if ordered else None
+        elif all(each[2] == ")" or ("A" in letters and each[3][:1].isspace()) for each in found):  # not "J. Watt"
+            raise ValueError(f"{name or 'options'}: their letters are {', '.join(letters)}; give {', '.join(known)}")
+    if blank := [letter for letter, text in zip(LETTERS, options, strict=False) if not text.strip()]:
+        raise ValueError(f"{name or 'options'}: option {blank[0]} is blank; write it, or take it out")
+    return options, first
 
 
 def _answer(row: dict, options: list[str], first: int | None) -> str:
@@ -187,7 +200,7 @@ def _answer(row: dict, options: list[str], first: int | None) -> str:
     if not options or not name:
         return text
     if first is None and text.strip() in map(str, range(len(options) + 1)):
-        raise ValueError(f"{name}: {text!r} is a number, and the columns of the options have letters; give the letter")
+        raise ValueError(f"{name}: {text!r} is a number, and the options have letters; give the letter")
     letters = []
     for index, (letter, option) in enumerate(zip(LETTERS, options, strict=False), first or 0):
         ways = rf"\(?{letter}[.):]?|{index}|(\(?{letter}[.):]\s*)?{re.escape(option.strip())}"

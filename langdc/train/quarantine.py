@@ -1,10 +1,11 @@
 """Records that `langdc data check` found unfit: refused before the first step, or left out where the run says so."""
 
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from langdc import jsonl
 from langdc.config import TrainConfig
-from langdc.data.records import Record, listed, read_readable, read_records
+from langdc.data.records import Record, listed, read_records
 from langdc.log import get_logger
 
 logger = get_logger(__name__)
@@ -36,32 +37,29 @@ def check_list(train: TrainConfig) -> None:
 
 
 def read_kept(file: Path, train: TrainConfig) -> list[Record]:
-    """The records of a data file without those that `train.quarantine` lists, of which the log says how many.
+    """The records of a data file without those that `train.quarantine` lists; ValueError as in `left_out`."""
+    return read_records(file, without={one["line"] for one in left_out(file, train)})
+
+
+def left_out(file: Path, train: TrainConfig) -> list[dict]:
+    """What `train.quarantine` lists of a file, of which the log says how many.
 
     A list has lines {"file": relative to the list's folder, "line", "id"}. ValueError for one that does not fit the
     data, and, where none is given, for records that the check of this file has listed beside it.
     """
-    found = left_out(file, train)
-    if found:
-        records, mistakes = read_readable(file)
-        known = {**dict.fromkeys(mistakes), **{record.line: record.id for record in records}}
+    if train.quarantine is not None:
+        found = _entries(train.quarantine, file)
+        numbers = {one["line"] for one in found}
+        with file.open("rb") if found else nullcontext(()) as lines:
+            known = {number: _id(line) for number, line in enumerate(lines, 1) if number in numbers and line.strip()}
         for one in found:
             if one["line"] not in known or known[one["line"]] not in (None, one.get("id")):
                 raise ValueError(
                     f"{train.quarantine} names line {one['line']} (id {one.get('id')!r}) of {file}, which has no such "
                     "record. Run `langdc data check` again."
                 )
-    if train.quarantine is not None:
         logger.info("%s: %d records are left out by %s.", file, len(found), train.quarantine)
-    return read_records(file, without={one["line"] for one in found})
-
-
-def left_out(file: Path, train: TrainConfig) -> list[dict]:
-    """What `train.quarantine` lists of a file, as {"line", "id"}; ValueError where there is no such setting, and the
-    check of the file has listed some beside it.
-    """
-    if train.quarantine is not None:
-        return _entries(train.quarantine, file)
+        return found
     beside = folder_of(file) / FILE
     found = _entries(beside, file) if beside.is_file() and file.is_file() else []
     if found and beside.stat().st_mtime < file.stat().st_mtime:
@@ -73,6 +71,12 @@ def left_out(file: Path, train: TrainConfig) -> list[dict]:
             + f"\nCorrect them and check again, or train on the rest: train.quarantine={beside}"
         )
     return []
+
+
+def _id(line: bytes) -> str | None:
+    """What a line names as its id; None where it cannot be read."""
+    with suppress(ValueError):
+        return name if isinstance(name := jsonl.parse(line).get("id"), str) else None
 
 
 def _entries(path: Path, file: Path) -> list[dict]:

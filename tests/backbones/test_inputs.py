@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from langdc.backbones.chat import conversation
-from langdc.backbones.inputs import read_together
+from langdc.backbones.inputs import read_prompt, read_together
 from langdc.decode import write
+from langdc.kvcompressors import kvcompressors
+from langdc.rope import position_limit, yarn
 from tests import tiny
 
 QUESTIONS = ["what shape is the red object ?", "how many ?", "how does the blue object move ?"]
@@ -59,3 +61,31 @@ def test_text_alone_and_single_questions_share_nothing(backbone) -> None:
     videos = [[tiny.video_tokens(4, number)] for number in range(3)]
     prompts = [backbone.prompt(conversation(question)) for question in QUESTIONS]
     assert lengths_read(backbone, prompts, videos) == [(3, max(len(prompt.ids) for prompt in prompts) + 4)]
+
+
+@torch.no_grad()
+def test_a_prompt_longer_than_the_positions_is_not_read(backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 200
+    monkeypatch.setattr(backbone.language_model.config, "max_position_embeddings", limit)
+    long = backbone.prompt(conversation("red " * limit))
+    fits, video = backbone.prompt(conversation("red")), tiny.video_tokens(12)
+    said = (
+        rf"prompt of {len(long.ids):,} tokens of text takes {len(long.ids) + 12:,} positions .* has {limit:,}\. Shorten"
+    )
+    for prompts in ([long], [fits, long]):
+        with pytest.raises(ValueError, match=said):
+            lengths_read(backbone, prompts, [[video]] * len(prompts))
+    kv = kvcompressors.build("snapkv", keep=0.5)
+    with pytest.raises(ValueError, match="Shorten"):
+        read_prompt(backbone, long, [video], kv, [2])
+    many = tiny.video_tokens(limit)
+    with pytest.raises(ValueError, match="Shorten"):
+        read_together(backbone, [fits], [[many]])
+    assert read_prompt(backbone, fits, [many], kv, [2]).calls, "a cache that is thinned out may read more"
+
+
+def test_stretched_positions_count() -> None:
+    config = tiny.model("pool").backbone.language_model.config.__class__(max_position_embeddings=100)
+    assert position_limit(config) == 100
+    yarn(config, 4)
+    assert position_limit(config) == 400

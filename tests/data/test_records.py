@@ -96,6 +96,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         ),
         ({"id": "x", "segments": [{"caption": "a", "density": -1}]}, "greater than or equal to 0"),
         ({"id": "x", "video": "a.mp4", "image": "a.png"}, "not both"),
+        (
+            {"id": "x", "image": "a.mp4"},
+            "image names 'a.mp4', which is called like no image (.bmp, .jpeg",
+        ),
+        ({"id": "x", "video": "a.PNG"}, "video names 'a.PNG', which is called like an image; give it as image"),
+        ({"id": "x", "media": [{"video": "a.mp4"}, {"image": "b.gif"}]}, "media.1: image names 'b.gif'"),
         ({"id": "x", "video": "a.mp4", "start": 2.0, "end": 1.0}, "must come before end"),
         ('{"id": "x", "video": "a.mp4", "start": NaN}', "start:"),
         ({"id": "x", "image": "a.png", "end": 1.0}, "end: only a video has these"),
@@ -106,6 +112,10 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         (
             {"id": "x", "questions": [{"kind": "k", "question": "q", "answer": "AB", "options": ["a", "b", "c"]}]},
             "'AB' is none of the 3 options",
+        ),
+        (
+            {"id": "x", "questions": [{"kind": "k", "question": "q", "answer": "A", "options": ["a"]}]},
+            "one option is no choice; give two or more, or none",
         ),
         (
             {"id": "x", "questions": [{"kind": "k", "question": "see <video>"}]},

@@ -62,10 +62,10 @@ class Faulty:
             self.wanted[len(self.lines)] = (kind, fatal)
 
     def file(
-        self, name: str, kind: str | None, make: Callable[[Path], object], fatal: bool = True, **record: Any
+        self, name: str, kind: str, make: Callable[[Path], object], fatal: bool = True, field: str = "video"
     ) -> None:
         make(self.root / name)
-        self.line(kind, fatal, video=name, **record)
+        self.line(kind, fatal, **{field: name})
 
     def write(self) -> Path:
         path = self.root / "data.jsonl"
@@ -105,7 +105,8 @@ def faulty(root: Path) -> Faulty:
     data.file("codec.mp4", "codec", changed(2, (b"avc1\0", b"zzzz\0")))
     data.file("movie.jpg", "mislabelled", lambda p: shutil.copy(movie(data.root / "tmp.mp4", 3), p))
     data.file("picture.mp4", "mislabelled", lambda p: Image.new("RGB", (32, 32)).save(p, format="PNG"))
-    data.file("half.png", "truncated", lambda p: [noise(p), p.write_bytes(p.read_bytes()[:700])])
+    data.file("half.png", "truncated", lambda p: [noise(p), p.write_bytes(p.read_bytes()[:700])], field="image")
+    data.line("mislabelled", image="good.mp4")
     data.line("bounds", video="good.mp4", start=1.0, end=9.0)
     data.line(None, video="good.mp4", start=1.0, end=1.5)
     data.line("windows path", video="videos\\good.mp4")
@@ -122,6 +123,7 @@ def faulty(root: Path) -> Faulty:
     data.line("answer", video="good.mp4", questions=[asked(answer="  ")])
     data.line("answer", False, video="good.mp4", questions=[asked(answer="")])
     data.line("options", video="good.mp4", questions=[asked(options=["dog", "Dog ", "cat"], answer="A")])
+    data.line("options", video="good.mp4", questions=[asked(options=["dog"], answer="A")])
     data.line("options", False, video="good.mp4", questions=[asked(options=["dog", "Dog ", "cat"], answer="C")])
     data.line("marks", video="good.mp4", questions=[asked(question="<video> or <video> ?")])
     data.line("record", video="good.mp4", questionz=[])
@@ -311,8 +313,9 @@ def test_training_refuses_what_was_found_and_learns_the_rest(
     assert manifest.is_file()
     lines = jsonl.read(quarantine)
     jsonl.write_lines(quarantine, [{**lines[0], "line": 3}])
-    with pytest.raises(ValueError, match=r"names line 3 .id 'v1'. of .*, which has no such record"):
-        train(load(RunConfig, config, [f"train.quarantine={quarantine}"]))
+    for more in ([], ["train.streaming=true"]):
+        with pytest.raises(ValueError, match=r"names line 3 .id 'v1'. of .*, which has no such record"):
+            train(load(RunConfig, config, [f"train.quarantine={quarantine}", *more]))
     jsonl.write_lines(quarantine, [{**lines[0], "file": "../other.jsonl"}])
     with pytest.raises(ValueError, match=r"other\.jsonl, which is not there"):
         train(load(RunConfig, config, [f"train.quarantine={quarantine}"]))

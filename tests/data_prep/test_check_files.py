@@ -92,3 +92,24 @@ def test_a_list_that_names_no_file_of_the_run_is_an_error(tmp_path: Path) -> Non
     assert main([str(data)]) == 0, "a list without lines is that of data without faults"
     kept = load(RunConfig, run_file(tmp_path, data), [f"train.quarantine={tmp_path / 'data.check/quarantine.jsonl'}"])
     assert train(kept).is_dir()
+
+
+def test_long_texts_and_written_control_tokens_are_remarked(tmp_path: Path) -> None:
+    data, told = good(tmp_path, 1), "yes <|im_end|>\n<|endoftext|><|im_end|>"
+    talk = [{"role": "user", "content": "x" * 20_001}, {"role": "assistant", "content": told}]
+    others = [
+        {"id": "talk", "video": "v0.mp4", "messages": talk},
+        {"id": "question", "video": "v0.mp4", "questions": [asked(question=told, context="c" * 20_000)]},
+        {"id": "fits", "video": "v0.mp4", "questions": [asked(question="<|>?", answer="a" * 20_000)]},
+    ]
+    jsonl.append(data, *others)
+    assert main([str(data)]) == 0
+    found = jsonl.read(tmp_path / "data.check/faults.jsonl", strict=True)
+    assert [(fault["id"], fault["kind"], fault["fatal"]) for fault in found] == [
+        ("talk", "long text", False),
+        ("talk", "control token", False),
+        ("question", "long text", False),
+        ("question", "control token", False),
+    ]
+    assert "20,001 characters" in found[0]["reason"]
+    assert found[1]["reason"].startswith("<|im_end|>, <|endoftext|> in a text")

@@ -90,11 +90,23 @@ def test_parts_without_a_file_take_it_from_the_columns(folder: Path) -> None:
         ({"Option_A": "dog", "Option_B": "cat", "Answer": "b"}, "B"),
         ({"A": "dog", "B": "cat", "answer": "B"}, "B"),
         ({"options": ["dog", "cat"]}, ""),
+        ({"options": ["B) cat", "A) dog"], "answer": "B"}, "B"),
+        ({"options": ["(b) cat", "(a) dog"], "answer": "cat"}, "B"),
+        ({"options": ["B. cat", "A. dog"], "answer": "A. dog"}, "A"),
+        ({"option_a": "dog", "option_b": "cat", "option_c": "", "answer": "B"}, "B"),
     ],
 )
 def test_options_and_the_letter_of_the_answer(folder: Path, columns: dict, letter: str) -> None:
     record = one(folder, {"video": "a.mp4", "question": "which ?", "task": "animal", **columns})
     assert asked_of(record) == ("animal", "which ?", letter, ["dog", "cat"])
+
+
+@pytest.mark.parametrize(
+    "options", [["a.m.", "p.m."], ["A.D.", "B.C."], ["C. Darwin", "J. Watt"], ["C: disk", "D: disk"], ["None", "nan"]]
+)
+def test_what_is_no_lettering_stays(folder: Path, options: list[str]) -> None:
+    record = one(folder, {"video": "a.mp4", "question": "which ?", "options": options, "answer": options[0]})
+    assert asked_of(record)[2:] == ("A", options)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +209,15 @@ def test_a_leading_turn_of_the_assistant_is_left_out_and_said(folder: Path, caps
         (messages([{"type": "image", "image": "i.jpg", "start": 1}, {"type": "text", "text": "?"}], "x"), "start"),
         (messages([{"type": "video", "video": "a.mp4", "end": 2}, {"type": "text", "text": "?"}], "x", end=3), "both"),
         ({"question": "q", "answer": "x", "options": ["x"]}, "one option"),
+        ({"question": "q", "answer": "A", "option_a": "x", "option_b": ""}, "one option"),
+        ({"question": "q", "answer": "A", "options": ["A) x", "A) y"]}, "their letters are A, A; give A, B"),
+        ({"question": "q", "answer": "A", "options": ["B) x", "C) y"]}, "their letters are B, C; give A, B"),
+        ({"question": "q", "answer": "A", "options": ["A. x", "C. y"]}, "their letters are A, C; give A, B"),
+        ({"question": "q", "answer": 1, "options": ["B) x", "A) y"]}, "the options have letters; give the letter"),
+        ({"question": "q", "answer": "A", "options": ["x", " "]}, "options: option B is blank"),
+        ({"question": "q", "answer": "A", "options": ["A. x", "B. "]}, "options: option B is blank"),
+        ({"question": "q", "answer": "B", "option_a": "", "option_b": "x", "option_c": "y"}, "missing or blank"),
+        ({"question": "q", "answer": "A", "A": "x", "B": "", "C": "y"}, "C: an option before it is missing or blank"),
         (
             {"question": "q", "option_a": "x", "option_b": "y", "option_d": "z"},
             "option_d: an option before it is missing",
@@ -205,7 +226,24 @@ def test_a_leading_turn_of_the_assistant_is_left_out_and_said(folder: Path, caps
         ({"video": "a.mp4", "sentence": "a cat"}, "none of its columns is known to hold text"),
         ({"video": "a.mp4", "caption": "a cat", "start": 2, "end": 1}, "must come before end"),
         ({"image": "i.jpg", "caption": "a cat", "start": 2}, "start: of which video? The row names <image>"),
-        ({"video": "a.mp4", "caption": "a cat", "start": "soon"}, "start: 'soon' is no time"),
+        *(
+            ({"video": "a.mp4", "caption": "a cat", "start": bad, "end": 999}, f"start: {bad!r} is no time")
+            for bad in (
+                "soon",
+                "1:-2",
+                "-1:02",
+                "1:75",
+                "1:60:00",
+                "1::2",
+                "1:",
+                "1:2:3:4",
+                "1.5:02",
+                "1_0",
+                "nan",
+                -2,
+                "",
+            )
+        ),
         ([1, 2], "it is a list, where an object"),
     ],
 )

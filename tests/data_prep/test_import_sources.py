@@ -261,3 +261,15 @@ def test_a_killed_import_leaves_nothing_and_the_same_command_gives_the_same_file
     assert (killed / "o.jsonl").read_bytes() == (whole / "o.jsonl").read_bytes()
     media = [{file.name: file.read_bytes() for file in (side / "o_media").iterdir()} for side in (whole, killed)]
     assert media[0] == media[1] and len(media[0]) == 200
+
+
+def test_words_for_nothing_are_text_in_a_table_and_an_empty_cell_is_named(folder: Path, capsys) -> None:
+    words = ["None", "nan", "NA", "null", "N/A", "NaN"]
+    rows = "".join(f"a.mp4,how many ?,{word},,\n" for word in [*words, ""])
+    (folder / "t.csv").write_text(f"video,question,answer,start,end\n{rows}")
+    records = imported(folder / "t.csv")
+    assert [record.questions[0].answer for record in records] == [*words, ""]
+    assert (
+        "1 of 7 questions has no answer. A training that learns it refuses it; the first is line 8."
+        in capsys.readouterr().out
+    )

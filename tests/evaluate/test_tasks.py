@@ -2,12 +2,14 @@
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.evaluate import tasks
 from langdc.evaluate.answers import normalise
+from langdc.evaluate.tasks.base import Benchmark
 from langdc.sample.questions import TARGET_KINDS
 
 
@@ -64,3 +66,10 @@ def test_replies_are_right_when_they_are_the_answer(tmp_path: Path, expected: st
     said = task.parse(question, text)
     assert (said is not None and task.score(question, said) == 1) is right
     assert (normalise(expected) == normalise(text)) is right
+
+
+def test_words_for_nothing_are_text_in_a_table_of_a_benchmark(tmp_path: Path):
+    words = ["None", "nan", "NA", "null"]
+    (tmp_path / "t.csv").write_text("question,answer\n" + "".join(f"how many ?,{word}\n" for word in [*words, ""]))
+    rows = Benchmark.rows(SimpleNamespace(root=tmp_path), "t.csv", ("question", "answer"))  # pyright: ignore
+    assert [row["answer"] for _, row in rows] == [*words, None]

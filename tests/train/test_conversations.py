@@ -112,3 +112,12 @@ def test_what_cannot_be_learned_is_named(tmp_path: Path) -> None:
     model.compressor.needs = frozenset({"projected", "question"})
     with pytest.raises(ValueError, match="is a conversation of several questions"):
         data_of(model, tmp_path, record())
+
+
+def test_a_record_longer_than_the_positions_is_named_with_its_numbers(tmp_path: Path) -> None:
+    model, _ = grid.build("qwen2_5_vl", "vidcom2")
+    long = record(1, [("user", "red " * 9000), ("assistant", "a ring")])
+    batch = small.batch_of(data_of(model, tmp_path, record(), long), 0, 1)["batch"]
+    said = r"talks\.jsonl: line 2 \(id 'c1'\): a prompt of 9,\d+ tokens of text takes 9,\d+ positions .* has 8,192\."
+    with pytest.raises(ValueError, match=said):
+        model(batch)

@@ -138,8 +138,9 @@ class Benchmark(Task):
         else:
             from datasets import Dataset  # heavy, and only benchmarks in tables need it
 
-            kind = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}[path.suffix]
-            rows = list(kind(str(path), keep_in_memory=True))
+            read = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}[path.suffix]
+            blank = {"keep_default_na": False, "na_values": [""]} if path.suffix == ".csv" else {}  # "None" is text
+            rows = list(read(str(path), keep_in_memory=True, **blank))
         located = [(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
         for where, row in located:
             if lacking := [column for column in columns if column not in row]:

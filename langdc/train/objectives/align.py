@@ -92,7 +92,7 @@ class Align(Objective):
         return error / size, 2.0 * words * inner * (inner + outer)
 
     def _segment_ids(self, model: Any, number: int) -> Tensor:
-        return ids_of(model.backbone.tokenizer, self.segment_text.replace("{number}", str(number)))
+        return ids_of(model.backbone.tokenizer, self.segment_text.replace("{number}", str(number)), laid_out=True)
 
     @staticmethod
     def _embed(model: Any, ids: Tensor) -> Tensor:
