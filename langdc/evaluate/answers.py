@@ -71,7 +71,29 @@ UNIT = {
     for size, names in re.findall(r"([\d.]+)((?: [^\d ]+)+)", known)
     for name in names.split()
 }
-NO_UNITS = ("total", "altogether", "only", "exactly", "precisely", "approximately", "approx", "roughly", "maybe")
+NO_UNITS = re.compile(
+    r"(?i)(?:total|altogether|only|exactly|precisely|approx(?:imately)?|roughly|maybe|i[nfst]?|on|at|of|to|as|by|for|from"
+    r"|with|and|or|but|so|are|was|were|because|since|while|when|which|that|who|per|there|here|we|apart|each|more|different"
+    r"|long|tall|wide|high|deep|away|full|whole|entire|consecutive)"
+)
+"""What may follow a number that has no unit."""
+POINT = (
+    r"(?:(?:frames?|scene|clip|shot|part|step|segment|image|video|question) #?\d+(?:-\d+)?"
+    r"|(?:1[89]|20)\d\d(?![ ,]\d| [a-z]+s\b)"
+    r"|\d+(?::\d\d){1,2}(?:\.\d+)?(?: ?[ap]m\b)?)"
+)
+POINTS = rf"{POINT}(?:(?: ?[-\u2013~] ?| (?:to|and|or) ){POINT})*"
+LASTS = r"\d+(?:\.\d+)?(?:[ -]?(?:s|secs?|seconds?|min|minutes?)| frames?)\b"
+TIMED = re.compile(
+    rf"(?:^|(?<=[.!?:] ))(?:(?:at|in|from|by|since|after|before|between|during|until)(?: [a-z]+){{0,2}} {POINTS},? "
+    rf"|{POINTS} ?[:\u2013-] |(?:at|after|based on|(?:at|in|during|within|across|over|from|on) the)"
+    rf"(?: (?:the|about|around|first|last))* {LASTS}(?: marks?)?,? )(?!(?:or|and|to)\b|-?{POINT}|-?{LASTS})"
+    rf"|[\[(]{POINTS}[\])]:?",
+    re.I | re.M,
+)
+"""When something was seen, before what was seen: "At 00:12, I see", "[0:05-0:10]", "In 2019 there were"."""
+LISTED = re.compile(rf"(?:{TIMED.pattern}|^[^\w\n]{{0,9}}\d\d?[.)] )", TIMED.flags)
+"""The same, and what numbers an item of a list: there the count is what is said of all."""
 DIGITS = (
     rf"(?<!{WORD})(?<!\.)(?<!\d[.,:/^])(?<![A-Za-z]-)-?(?:\d+\s+\d+\s*/\s*\d+|\d+\s*/\s*\d+|(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)"
     r"(?![.,:/^]?\d|\^)"
@@ -95,7 +117,7 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", re.sub(r"(?<=\d)(?=[²³¹⁰⁴-⁹])", "^", text))  # 1½ is not 11/2
     text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
     text = unicodedata.normalize("NFKC", text).translate(QUOTES | {0x2212: "-", 0x2044: "/"})
-    text = re.sub(r"(?<=\d),(?=(?:\d\d,)*\d{3}(?!\d))", "", re.sub(r"(?<!\w)(?<!\w )\u2013(?=\.?\d)", "-", text))
+    text = re.sub(r"(?<=\d),(?=(?:\d\d,){0,4}\d{3}(?!\d))", "", re.sub(r"(?<!\w)(?<!\w )\u2013(?=\.?\d)", "-", text))
     return re.sub(r"(?<=\d)\s+(?=[%°])", "", text)
 
 
@@ -113,10 +135,15 @@ def words(text: str) -> list[str]:
 
 def without_thinking(text: str) -> str:
     """A reply without its thinking (<think> and similar), which the prompt may have begun and which may be cut off."""
-    answered = r"(?=<answer>[^<]*</answer>\s*\Z)"  # which may end it, too
-    text = re.sub(rf"{OPENED}.*?(?:{CLOSED}|{answered})", " ", text, flags=re.S | re.I)
-    text = re.split(CLOSED, text, flags=re.I)[-1]
-    return re.sub(rf"{OPENED}.*", " ", text, flags=re.S | re.I)
+    parts = re.split(f"({OPENED}|{CLOSED})", text, flags=re.I)
+    kept, thinks = parts[:1], False
+    for mark, part in zip(parts[1::2], parts[2::2], strict=True):
+        closes = re.fullmatch(CLOSED, mark, re.I)
+        kept = kept if thinks or not closes else []
+        thinks = not closes
+        kept += [] if thinks else [part]
+    answered = re.search(r"(?i)<answer>[^<]*</answer>\s*\Z", parts[-1]) if thinks else None  # which may end it, too
+    return " ".join([*kept, answered[0] if answered else ""])
 
 
 def final(text: str) -> str:
@@ -125,11 +152,12 @@ def final(text: str) -> str:
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
     text = re.sub(r"\\(?:text|math|mbox|operatorname)\w*\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\(?:times|cdot)\b", "x", re.sub(r"\\[ ,;:!()\[\]]", " ", text))
-    text = re.sub(r"\{(?:\\?\{)+([^{}]*?)(?:\\?\})+\}", r"{\1}", re.sub(r"<br\s*/?>", "\n", text))
+    text = re.sub(r"(?<![{\\])\{(?:\\?\{)+([^{}]*?)(?:\\?\})+\}", r"{\1}", re.sub(r"<br\s*/?>", "\n", text))
     boxed = r"\\(?:f|frame)?box(?:ed)?\s*(?:\{([^{}]*)\}|(\w))|(?:\x08|\bb)oxed\s*\{([^{}]*)\}"  # "\b" as a backspace
     text = re.sub(boxed, r"\nanswer: \1\2\3 \n", text)
     text = re.sub(r"<(?:final_?)?(?:answer|conclusion)>", "\nanswer: ", text, flags=re.I)
-    text = re.sub(r"<([A-Z])>(?!.*</\1>)", r"(\1)", text, flags=re.S)
+    closed = "".join(re.findall(r"</([A-Z])>", text))
+    text = re.sub(r"<([A-Z])>", lambda found: found[0] if found[1] in closed else f"({found[1]})", text)
     text = TAG.sub(" ", plain(text)).replace("$", " ").strip()
     text = re.sub(r"([(\[{])\s+(\w)\s+([)\]}])", r"\1\2\3", text)
     return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))
@@ -145,8 +173,14 @@ def quantity(text: str) -> tuple[float, str, float] | None:
     """The quantity that a reply says: its value in the first unit of its dimension, the dimension, its own unit's size.
 
     "1.5 min" is (90, "time", 60), "1:30" (90, "time", 1), "3 dogs" (3, "", 1). What is announced as the answer or the
-    total counts before what comes first. None without a number, and where it is one of two, as in "2 or 3".
+    total counts before what comes first; a time at which something was seen counts if there is no other number, the
+    items of a numbered list do not. None without a number, and where it is one of two, as in "2 or 3".
     """
+    return found[0] if (found := _said(text)) else None
+
+
+def _said(text: str) -> tuple[tuple[float, str, float], str] | None:
+    """The quantity that a reply says, and the word that follows the number."""
     text = with_digits(final(text))
     power = r"(?<![\w.])(?:(\d+(?:\.\d+)?) ?[x\u00d7*·] ?)?10 ?\^ ?\{?([+-]?\d+)\}?"
     text = re.sub(power, lambda found: f"{found[1] or 1}e{found[2]}", text)
@@ -155,16 +189,21 @@ def quantity(text: str) -> tuple[float, str, float] | None:
     text = re.sub(r"(?<=\d)( ?)m(?= \d+ ?s\b)|(?<=h)( ?\d+ ?)m\b", r"\1\2min", text)  # 1h20m, 5m30s: m are minutes
     text = re.sub(r"(?i)(?<=[a-z]) per (?=[a-z])", "/", re.sub(r"(?i)\b(?:square|sq) ([a-z]+)", r"\1^2", text))
     text = re.sub(r"(?i)\bcubic ([a-z]+)", r"\1^3", text)
-    parts = [text[found.end() :] for pattern in (STATED, TOTAL) for found in [*pattern.finditer(text)][::-1]]
-    for part in (*parts, text):
+    if len(LISTED.findall(text)) > 1:
+        text, whole = LISTED.sub("", text), re.sub(rf"{LISTED.pattern}.*", "", text, flags=LISTED.flags)
+    else:
+        untimed = TIMED.sub("", text)
+        text = whole = untimed if QUANTITY.search(untimed) else text
+    parts = [pattern.split(text)[:0:-1] for pattern in (STATED, TOTAL)]
+    for part in (*parts[0], *parts[1], whole):
         for found in QUANTITY.finditer(part):
-            glued = re.match(r"(?i)[a-z]", part[found.end(2 if found[2] else 1) :])
-            if glued and not _unit(found[3])[0]:  # "3D", "2nd"
+            glued = re.match(r"(?i)[a-z]", part[found.end(2 if found[2] else 1) :][:1])
+            if glued and (not _unit(found[3])[0] or found[3] == "M"):  # "3D", "2nd"; "3M" may be millions
                 continue
             if (said := _quantity(part, found)) is None or not math.isfinite(said[0]):
                 return None
             other = ANOTHER.match(part, said[3])
-            return None if other and _value(other[1]) != _value(found[1]) else said[:3]
+            return None if other and _value(other[1]) != _value(found[1]) else (said[:3], found[3] or "")
     return None
 
 
@@ -209,11 +248,9 @@ def _unit(name: str) -> tuple[str, float]:
 
 
 def unknown_unit(text: str) -> str:
-    """The word that ends a reply after its only number and is no known unit, such as "furlongs"; empty without one."""
-    text = with_digits(final(text)).rstrip(" .!")
-    found = [*QUANTITY.finditer(text)]
-    name = found[0][3] if len(found) == 1 and found[0].end() == len(text) else None
-    return name if name and not _unit(name)[0] and name.lower() not in NO_UNITS else ""
+    """The word that follows a reply's number and is no known unit, such as "furlongs"; empty without one."""
+    name = found[1] if (found := _said(text)) else ""
+    return name if name and not _unit(name)[0] and not NO_UNITS.fullmatch(name) else ""
 
 
 def is_amount(option: str) -> bool:
@@ -229,6 +266,8 @@ def with_digits(text: str) -> str:
         nonlocal text
         text = re.sub(rf"(?i)\b{pattern}\b", lambda found: f"{value(found):.12g}", text)
 
+    text = re.sub(r"(?<=\d)(?: ?k|K)\b(?<!4K)(?<!8K)(?! (?:resolution|video|footage|run|race)\b)", " thousand", text)
+    text = re.sub(r"(?<=\d)M(?= (?:[a-z]+s|people)\b)", " million", text)
     text = re.sub(rf"(?i)\b({NAMED})[ -]one\b|\bone (?=(?:can|could|would|must|should|another)\b)", r"\1 it ", text)
     ones, tens, parts = ("|".join(each) for each in (SMALL[1:10], TENS, PARTS))
     sub(
