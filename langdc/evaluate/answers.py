@@ -25,13 +25,14 @@ TICK = r"[-*• ]*(?:[✓✔✅☑]\ufe0f?|\[x\]) *"
 STATED = re.compile(
     r"(?i)(?:(?:\b(?:answers?|ans|correct(?:ion)?|(?:(?:most )?(?:accurate|appropriate|likely|suitable|fitting)|correct"
     r"|best|right|final|closest|my|the) (?:option|choice|pick|letter|one|match|fit|description)"
-    r"|(?:option|choice|selection|pick|verdict|conclusion)(?= (?:is|was|would|must|has)\b)"
+    r"|(?:option|choice|selection|pick|verdict|conclusion)(?= (?:is|was|would|must|has)\b|[\"'] ?:)"
     r"|respuesta|r[ée]ponse|antwort|resposta|risposta|ответ)\b|答案|选项|選項|答え|正解|정답)"
     rf"(?:(?!(?<!{WORD})[A-HJ-Z](?!{WORD}))[^.\n:=?!]){{0,40}}?"  # "to this question"
     r"(?: ?(?:\b(?:is|was|be|are|es|est|ist|é|è)\b|'s\b|[是为為選选은는は]|[:=→➜⇒>|\n]|->|[-\u2013] |[\"']:))+ ?"
     r"(?:(?:\b(?:clearly|definitely|indeed|therefore|thus|(?:most )?likely|probably|only|la|le|el|die)\b|\.{3}|…|,)\s*)"
     r"*|(?:\b(?:choos(?:e|ing)|chosen?|pick(?:ing|ed)?|select(?:ing|ed)?|opt for|go(?:ing)? (?:with|for)|say|guess"
     r"|think|believe|conclude|prefer|favou?r|lean(?:ing)?(?: (?:towards?|to))?|settled? (?:on|for)|answer with"
+    r"|switch(?:ing|ed)? to|chang(?:e|ing|ed) (?:my|the) (?:answer|choice|mind)(?: from [A-Z])? to"
     r"|(?:(?<=\bI )|(?<=\bI'd )|(?<=would )|(?<=will ))answer)\b"
     rf"(?: that\b)?(?: (?:it's|it is|it must be)\b)?|选择|選擇|[选選])[\s:]*|(?m:^){TICK}){NOUN}{MARKS}"
 )
@@ -72,9 +73,8 @@ UNIT = {
     for name in names.split()
 }
 NO_UNITS = re.compile(
-    r"(?i)(?:total|altogether|only|exactly|precisely|approx(?:imately)?|roughly|maybe|i[nfst]?|on|at|of|to|as|by|for|from"
-    r"|with|and|or|but|so|are|was|were|because|since|while|when|which|that|who|per|there|here|we|apart|each|more|different"
-    r"|long|tall|wide|high|deep|away|full|whole|entire|consecutive)"
+    r"(?i)total|altogether|only|exactly|precisely|approx(?:imately)?|roughly|maybe|i[nfst]?|on|at|of|to|as|by|for|from"
+    r"|with|and|or|but|so|are|was|were|because|since|while|when|which|that|who|there|here|apart|each|more|whole|long|away"
 )
 """What may follow a number that has no unit."""
 POINT = (
@@ -169,18 +169,14 @@ def number(text: str) -> float | None:
     return None if found is None else found[0] / found[2]
 
 
-def quantity(text: str) -> tuple[float, str, float] | None:
+def quantity(text: str) -> tuple[float, str, float, str] | None:
     """The quantity that a reply says: its value in the first unit of its dimension, the dimension, its own unit's size.
 
-    "1.5 min" is (90, "time", 60), "1:30" (90, "time", 1), "3 dogs" (3, "", 1). What is announced as the answer or the
+    Last, the word behind the number if it may be a unit that is not known. "1.5 min" is (90, "time", 60, ""), "1:30"
+    (90, "time", 1, ""), "3 dogs" (3, "", 1, "dogs"). What is announced as the answer or the
     total counts before what comes first; a time at which something was seen counts if there is no other number, the
     items of a numbered list do not. None without a number, and where it is one of two, as in "2 or 3".
     """
-    return found[0] if (found := _said(text)) else None
-
-
-def _said(text: str) -> tuple[tuple[float, str, float], str] | None:
-    """The quantity that a reply says, and the word that follows the number."""
     text = with_digits(final(text))
     power = r"(?<![\w.])(?:(\d+(?:\.\d+)?) ?[x\u00d7*·] ?)?10 ?\^ ?\{?([+-]?\d+)\}?"
     text = re.sub(power, lambda found: f"{found[1] or 1}e{found[2]}", text)
@@ -203,7 +199,8 @@ def _said(text: str) -> tuple[tuple[float, str, float], str] | None:
             if (said := _quantity(part, found)) is None or not math.isfinite(said[0]):
                 return None
             other = ANOTHER.match(part, said[3])
-            return None if other and _value(other[1]) != _value(found[1]) else (said[:3], found[3] or "")
+            word = "" if said[1] or NO_UNITS.fullmatch(found[3] or "") else found[3] or ""
+            return None if other and _value(other[1]) != _value(found[1]) else (*said[:3], word)
     return None
 
 
@@ -245,12 +242,6 @@ def _unit(name: str) -> tuple[str, float]:
     if len(known) == 2 and all(kind for kind, _ in known):
         return f"{known[0][0]}/{known[1][0]}", known[0][1] / known[1][1]
     return (f"{known[0][0]}/{names[1]}", known[0][1]) if len(known) == 2 and known[0][0] else known[0]
-
-
-def unknown_unit(text: str) -> str:
-    """The word that follows a reply's number and is no known unit, such as "furlongs"; empty without one."""
-    name = found[1] if (found := _said(text)) else ""
-    return name if name and not _unit(name)[0] and not NO_UNITS.fullmatch(name) else ""
 
 
 def is_amount(option: str) -> bool:
