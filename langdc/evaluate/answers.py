@@ -78,14 +78,14 @@ NO_UNITS = re.compile(
 )
 """What may follow a number that has no unit."""
 POINT = (
-    r"(?:(?:frames?|scene|clip|shot|part|step|segment|image|video|question) #?\d+(?:-\d+)?"
-    r"|(?:1[89]|20)\d\d(?![ ,]\d| [a-z]+s\b)"
-    r"|\d+(?::\d\d){1,2}(?:\.\d+)?(?: ?[ap]m\b)?)"
+    r"(?:(?:frames?|scene|clip|shot|part|step|segment|image|video|question) #?\d+(?:(?:-| to )\d+)?"
+    r"|(?:\d\d? [a-z]{3,9} )?(?:1[89]|20)\d\d(?![ ,]\d| [a-z]+s\b)"
+    r"|\d+(?::\d\d){1,2}(?:\.\d+)?(?: ?[ap]m\b)?|\d\d? ?[ap]m\b)"
 )
 POINTS = rf"{POINT}(?:(?: ?[-\u2013~] ?| (?:to|and|or) ){POINT})*"
 LASTS = r"\d+(?:\.\d+)?(?:[ -]?(?:s|secs?|seconds?|min|minutes?)| frames?)\b"
 TIMED = re.compile(
-    rf"(?:^|(?<=[.!?:] ))(?:(?:at|in|from|by|since|after|before|between|during|until)(?: [a-z]+){{0,2}} {POINTS},? "
+    rf"(?:^|(?<=[.!?:] ))(?:(?:at|in|on|from|by|since|after|before|between|during|until)(?: [a-z]+){{0,2}} {POINTS},? "
     rf"|{POINTS} ?[:\u2013-] |(?:at|after|based on|(?:at|in|during|within|across|over|from|on) the)"
     rf"(?: (?:the|about|around|first|last))* {LASTS}(?: marks?)?,? )(?!(?:or|and|to)\b|-?{POINT}|-?{LASTS})"
     rf"|[\[(]{POINTS}[\])]:?",
@@ -135,14 +135,12 @@ def words(text: str) -> list[str]:
 
 def without_thinking(text: str) -> str:
     """A reply without its thinking (<think> and similar), which the prompt may have begun and which may be cut off."""
-    parts = re.split(f"({OPENED}|{CLOSED})", text, flags=re.I)
-    kept, thinks = parts[:1], False
-    for mark, part in zip(parts[1::2], parts[2::2], strict=True):
-        closes = re.fullmatch(CLOSED, mark, re.I)
-        kept = kept if thinks or not closes else []
-        thinks = not closes
-        kept += [] if thinks else [part]
-    answered = re.search(r"(?i)<answer>[^<]*</answer>\s*\Z", parts[-1]) if thinks else None  # which may end it, too
+    kept, thought = [""], [""]
+    for part in re.split(CLOSED, text, flags=re.I):
+        kept = kept if thought else []  # what closes without a beginning was thought from the start
+        before, *thought = re.split(OPENED, part, maxsplit=1, flags=re.I)
+        kept.append(before)
+    answered = re.search(r"(?i)<answer>[^<]*</answer>\s*\Z", thought[0]) if thought else None  # which may end it, too
     return " ".join([*kept, answered[0] if answered else ""])
 
 
@@ -156,8 +154,7 @@ def final(text: str) -> str:
     boxed = r"\\(?:f|frame)?box(?:ed)?\s*(?:\{([^{}]*)\}|(\w))|(?:\x08|\bb)oxed\s*\{([^{}]*)\}"  # "\b" as a backspace
     text = re.sub(boxed, r"\nanswer: \1\2\3 \n", text)
     text = re.sub(r"<(?:final_?)?(?:answer|conclusion)>", "\nanswer: ", text, flags=re.I)
-    closed = "".join(re.findall(r"</([A-Z])>", text))
-    text = re.sub(r"<([A-Z])>", lambda found: found[0] if found[1] in closed else f"({found[1]})", text)
+    text = re.sub(r"<([A-Z])>(?!.{0,200}</\1>)", r"(\1)", text, flags=re.S)
     text = TAG.sub(" ", plain(text)).replace("$", " ").strip()
     text = re.sub(r"([(\[{])\s+(\w)\s+([)\]}])", r"\1\2\3", text)
     return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))

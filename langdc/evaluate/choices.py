@@ -9,7 +9,6 @@ from langdc.evaluate import answers
 from langdc.evaluate.answers import MARKS, NOUN, ORDINALS, SMALL, STATED, TOTAL, WORD, normalise, plain, with_digits
 
 CROSS = r"[-*• ]*(?:[✗✘❌☐]\ufe0f?|\[ \]) *"
-STATED_BEFORE = re.compile(rf"{STATED.pattern}\Z")
 CONCLUDED = re.compile(
     r"(?i)(?:\b(?:so|thus|therefore|hence|leav(?:es|ing)(?: us)?(?: with)?(?: only)?|actually|wait|no|but|rather"
     r"|instead|finally|definitely|certainly|probably|matches|(?:points?|corresponds?) to|supports?|indicates?|suggests?"
@@ -67,7 +66,7 @@ THINKS = (
 PERSON = (
     r"\b(?:some|someone|somebody|every(?:one|body)|many|few|others|most(?= (?:people|viewers|of|would|will|may|might"
     r"|could))|people|they|(?:viewer|reader|user|author|annotator|friend|student|teacher|expert|colleague|classmate"
-    r"|reviewer|brother|sister|mother|father|wife|husband)s?|chatgpt|gpt-?\w+|gemini)\b"
+    r"|reviewer|model|llm|brother|sister|mother|father|wife|husband)s?|chatgpt|gpt-?\w+|gemini)\b"
 )
 OF_OTHERS = re.compile(
     rf"(?i)(?:(?:{PERSON}'?s? (?:answer|choice|guess|pick|opinion|view) (?:is|was|would)\b"
@@ -77,8 +76,8 @@ OF_OTHERS = re.compile(
     rf"|\btempt(?:ing|ed)|\b(?:mistaken|wrong|incorrect|erroneous)ly (?:{THINKS}|choose|pick|select)|\balternatively"
     r"|\blet me know|\bfeel free|\bwould you like"
     rf"|\b(?:initially|originally|previously|earlier|at first),?(?: I(?: had)?)? (?:{THINKS}|considered|leaned))\b"
-    rf"{SAME}|\baccording to (?:\w+ ){{0,2}}?{PERSON},?[^.,\n!?;¦]{{0,30}}|(?:\b(?:al)?though|(?<![\w,;] )\b(?:while"
-    r"|granted,?|whereas|(?:at first|on the surface)(?: (?:glance|sight|look))?,?))"
+    rf"{SAME}|(?:\baccording to (?:\w+ ){{0,2}}?{PERSON}|{PERSON}'s (?:opinion|view)),?[^.,\n!?;¦]{{0,30}}"
+    r"|(?:\b(?:al)?though|(?<![\w,;] )\b(?:while|granted,?|whereas|(?:at first|on the surface)(?: (?:glance|look))?,?))"
     rf"(?: (?:the|it|may|might|could|be|is|was))* ?{NOUN}{MARKS})\Z"
 )
 RANKED = re.compile(
@@ -114,15 +113,15 @@ FILLER = re.compile(
 """What may stand before a letter that begins a reply."""
 JOINED = re.compile(r"(?i)(?:[ ,/&、和或]|\(?\b(?:and|or|nor|both|either|maybe|possibly|perhaps|options?|choices?)\b)*")
 """What stands between letters that are mentioned together."""
-ALONE = re.compile(r"[^\w\n]*(?:\n|\Z|because\b)")
+ALONE = re.compile(r"[^\w\n?]*(?:\n|\Z|because\b)")
 TOLD = re.compile(
     r"(?is)\s(?:is|are|was|were|has|could|can|may|might|would|seems?|looks?)\b|\?.*\w|\W*\d+ ?%.{1,40}\d ?%"
 )
 """What follows a letter that is alone on its line, and one that is only considered, although it comes first."""
 AGREES = re.compile(r"(?i)\b(?:correct|true|yes|accurate|matches|fits|plausible|consistent|supported)\b|[✓✔✅]")
 DISAGREES = re.compile(
-    r"(?i)\b(?:incorrect|wrong|false|no|not|cannot|inaccurate|implausible|unlikely|never|neither|nothing|absent"
-    r"|unsupported|inconsistent|mismatch)\b|n't\b|[✗✘❌]"
+    r"(?i)\b(?:(?:in|un)(?:correct|accurate|consistent|likely|supported)|wrong|false|no|not|cannot|implausible|never)\b"
+    r"|\bpart(?:ly|ially)\b|n't\b|[✗✘❌]"
 )
 TIED = re.compile(r"(?i)\s[^.\n!?;]{1,30}\b(?:as well|too|equally)\b")  # "A fits, but B fits as well"
 BREAK = re.compile(r"(?:\A|[).!?:;,\n\u2013\u2014→⇒∴>~-])[ #>*•]{0,8}\Z")  # where a sentence, or a part of one, begins
@@ -131,7 +130,7 @@ PLACE = r"[1-9](?:st|nd|rd|th)|" + "|".join(PLACES).replace(" ", "[ -]")
 NUMBER = rf"(?:[1-9]|{'|'.join(SMALL[1:10])})\b"
 BY_PLACE = re.compile(
     rf"(?i)(?<!\bmy )(?<!your )(?<!his )(?<!her )(?<!their )(?<!(?<!it)(?<!that)'s )\b(?:the )?({PLACE})(?: (?:"
-    r"(?:answer )?(?:option|choice)|(one))\b(?! ?[:=])(?=(?: (?:is|was|would be) [(*]*((?-i:[A-Z]))\b)?)"
+    r"(?:answer )?(?:option|choice)|(one))\b(?! ?[:=]| (?:he|she|they|of)\b)(?=(?: (?:is|was) [(*]*((?-i:[A-Z]))\b)?)"
     rf"|(?=,? (?:or|and|nor) (?:the )?(?:{PLACE}) (?:option|choice)))"
     rf"|\b(?:option|choice) (number |no\. ?|#)?({NUMBER})(?![.:]\d| ?(?:[,&/-]|and|or) ?{NUMBER})"
 )
@@ -140,36 +139,35 @@ ONE_BEFORE = re.compile(
     r"(?i)(?:\A\W*|\b(?:answer|choice|option) (?:is|was|would be|must be|but)|\bI(?:'d|'ll| would| will)?"
     r" (?:say|think|guess|believe|pick|choose|select|prefer|go (?:with|for))(?: (?:that )?(?:it is|it's))?) ?\Z"
 )
-ONE_AFTER = re.compile(
-    r"(?i)( (?:is|was)(?: (?:the|not))* (?:correct|right|best|wrong|incorrect)(?: (?:answer|one))?)?\W*?(?:[.!;\n]|\Z)"
-)
+ONE_AFTER = re.compile(r"(?i)( is(?: the| not)* (?:correct|right|best|wrong)(?: (?:answer|one))?)?\W*?(?:[.!;\n]|\Z)")
 """What stands around "the second one" where it is an option."""
 LOOKED_BACK = 120  # characters before a letter, so that a long reply does not take long
 DENIED = re.compile(
-    r"\d (?:or|to|and)$| (?:not|(?:is|are|was|were|does|do|did|ca|could|would|should|has|wo)nt|no|nor|neither|without"
+    r" or$|\d (?:to|and)$| (?:not|(?:is|are|was|were|does|do|did|ca|could|would|should|has|wo)nt|no|nor|neither|without"
     r"|than|never|cannot|if|whether|unlike|instead of)(?: (?!(?:but|rather|instead|its|so|doubt)\b|¦)\S+){0,3}$"
 )
 DENIED_AFTER = re.compile(
-    r" (?:or|to|and) \d| (?:(?:option|is|are|was|were|does|do|can|could|would|should|be) )*"
+    r" or\b| (?:to|and) \d| (?:(?:option|is|are|was|were|does|do|can|could|would|should|be) )*"
     r"(?:not|isnt|arent|wasnt|doesnt|cannot|wrong|incorrect|false|absent)\b"
 )
 """What stands before and after an option's words that are not the answer; ¦ is the end of a clause."""
 
 
 class _Mention(NamedTuple):
-    """Letters that a reply mentions together, and their place in it; `marked`: written as "(B)" or "B."."""
+    """Letters that a reply mentions together, and their place in it, written as "(B)" or "B.", announced as chosen."""
 
     letters: set[str]
     start: int
     end: int
     marked: bool
+    stated: bool
 
 
 def choice(text: str, options: Sequence[str]) -> str | None:
     """The letter that a reply to a multiple-choice question chose, or None.
 
     In this order: the last stated conclusion ("answer: B", "I choose B", "B is correct", "so it is B."), of a list of
-    all options the one that is said to be right, the beginning of the reply, its last sentence if that is a letter, a
+    options the one that alone is said to be right, the beginning of the reply, its last sentence if that is a letter, a
     letter after "option", one marked letter ("(B)", "B."), one option's words. Letters and words that are said to be
     wrong do not count. Where two different letters fit equally well, and where the letter is none of the options',
     nothing was chosen. "a dog" is the option that says so and not a choice of A; "a" alone is A.
@@ -187,8 +185,7 @@ def choice(text: str, options: Sequence[str]) -> str | None:
         echo = rf"(?<!{WORD})(\(?(?i:{letter})[.):]+{bare})[\s*_\"'(,;=\u2013-]*(?i:{said})(?!\w)"
         text = re.sub(echo, r"\1", text) if said else text
     every = _mentions(text, options)
-    found = [m for m in every if not BAD.match(text, m.end)]
-    found = [m for m in found if not _ends_with(text, m.start, NEGATED, OF_OTHERS, RANKED)]
+    found = [m for m in every if not (BAD.match(text, m.end) or _ends_with(text, m.start, NEGATED, OF_OTHERS, RANKED))]
     found = [m for m in found if m.start == found[0].start or not _ends_with(text, m.start, YOURS)]
     begin = [m for m in found[:1] if FILLER.fullmatch(text, 0, m.start) and not TOLD.match(text, m.end)]
     first = {min(m.letters): m for m in every[::-1] if m.marked and len(m.letters) == 1}
@@ -201,15 +198,15 @@ def choice(text: str, options: Sequence[str]) -> str | None:
     is_list = order == known and not (begin and ALONE.match(text, begin[0].end))
     is_list |= 1 < len(listed) == len(judged) and order == "".join(sorted(order))  # a verdict on each of some options
     stated = [m for m in found if RIGHT.match(text, m.end) and not (is_list and m in listed)]
-    stated += [m for m in found if _ends_with(text, m.start, STATED_BEFORE)]
+    stated += [m for m in found if m.stated]
     ending = [m for m in found if text[m.end - 1] == "." or ENDS.match(text, m.end)]
     stated += [m for m in ending if _ends_with(text, m.start, CONCLUDED)]
     announced = [m.end() for m in STATED.finditer(text) if not _ends_with(text, m.end(), NEGATED, OF_OTHERS, RANKED)]
-    stated += [_Mention({x}, place, place, False) for place in announced if (x := _begins_with(text, place, options))]
+    said = [(place, letter) for place in announced if (letter := _begins_with(text, place, options))]
+    stated += [_Mention({letter}, place, place, marked=False, stated=True) for place, letter in said]
     stated.sort(key=lambda m: m.start)
     last = stated[-2 if stated and TIED.match(text, stated[-1].end) else -1 :]
     alone = [m for m in found if ALONE.match(text, m.end) and _ends_with(text, m.start, BREAK)]
-    alone = [m for m in alone if len(every) == 1 or not text.startswith("?", m.end)]
     if is_list:
         ranks = [last, [m for m in alone if m.start > listed[-1].start][-1:], right]
         if not any(ranks):
@@ -254,14 +251,15 @@ def _mentions(text: str, options: Sequence[str]) -> list[_Mention]:
     spans = (m.span() for each in worded for m in re.finditer(rf"(?i)(?<!\w){re.escape(each)}(?!\w)", text))
     inside = {place for span in spans for place in range(*span)}
     opening, closing = r"[(\[{\"'*_`]{0,9}", r"[)\]}\"'*_`]{0,9}[.):]?"
+    announced = {m.end() for m in STATED.finditer(text)}
     after_it = rf"(?!{WORD}|['&-]{WORD}|[+#]|\.?[A-Za-z]\.)"
     for m in re.finditer(rf"(?<!{WORD})(?<!{WORD}\.)({opening})([A-Z{letters.lower()}])({closing}){after_it}", text):
         letter, after = m[2], text[m.end() : m.end() + LOOKED_BACK]
         named = MENTIONED.search(text, max(m.start() - LOOKED_BACK, 0), m.start())  # "Option A: ..." begins there
         ends = m[3].endswith(".") or bool(ENDS.match(after))
-        in_place = "(" in m[1] or _ends_with(text, named.start() if named else m.start(), BREAK)
+        in_place = "(" in m[1] or m[3].endswith(")") or _ends_with(text, named.start() if named else m.start(), BREAK)
         marked = (m[3].endswith((".", ")", ":")) and in_place) or ("*" in m[1] and "*" in m[3])
-        stated = _ends_with(text, m.start(), STATED_BEFORE)
+        stated = any(place in announced for place in range(m.start(), m.start(2) + 1))
         article = letter in "AIai" and not m[3] and (stated or not named or letter != "A") and not RIGHT.match(after)
         alone = not m.start() and ALONE.match(after)
         small = "(" in m[1] or stated or bool(named) or (not m.start() and (marked or not after.strip(" .*_")))
@@ -272,11 +270,11 @@ def _mentions(text: str, options: Sequence[str]) -> list[_Mention]:
             or (letter.upper() not in known and not alone and not (stated and (marked or ends)))
         ):
             continue
-        new, last = _Mention({known.get(letter.upper(), letter)}, *m.span(), marked), found[-1] if found else None
+        last = found[-1] if found else None
+        new = _Mention({known.get(letter.upper(), letter)}, *m.span(), marked, stated)
         apart = last is None or last.letters & new.letters or text[last.end - 1] in ".:"
         if last is not None and not apart and JOINED.fullmatch(text, last.end, new.start):
-            new = _Mention(last.letters | new.letters, last.start, new.end, last.marked or new.marked)
-            found.pop()
+            new = found.pop()._replace(letters=last.letters | new.letters, end=new.end, marked=marked or last.marked)
         found.append(new)
     return found
 
