@@ -25,13 +25,14 @@ TICK = r"[-*• ]*(?:[✓✔✅☑]\ufe0f?|\[x\]) *"
 STATED = re.compile(
     r"(?i)(?:(?:\b(?:answers?|ans|correct(?:ion)?|(?:(?:most )?(?:accurate|appropriate|likely|suitable|fitting)|correct"
     r"|best|right|final|closest|my|the) (?:option|choice|pick|letter|one|match|fit|description)"
-    r"|(?:option|choice|selection|pick|verdict|conclusion)(?= (?:is|was|would|must|has)\b)"
+    r"|(?:option|choice|selection|pick|verdict|conclusion)(?= (?:is|was|would|must|has)\b|[\"'] ?:)"
     r"|respuesta|r[ée]ponse|antwort|resposta|risposta|ответ)\b|答案|选项|選項|答え|正解|정답)"
     rf"(?:(?!(?<!{WORD})[A-HJ-Z](?!{WORD}))[^.\n:=?!]){{0,40}}?"  # "to this question"
     r"(?: ?(?:\b(?:is|was|be|are|es|est|ist|é|è)\b|'s\b|[是为為選选은는は]|[:=→➜⇒>|\n]|->|[-\u2013] |[\"']:))+ ?"
     r"(?:(?:\b(?:clearly|definitely|indeed|therefore|thus|(?:most )?likely|probably|only|la|le|el|die)\b|\.{3}|…|,)\s*)"
     r"*|(?:\b(?:choos(?:e|ing)|chosen?|pick(?:ing|ed)?|select(?:ing|ed)?|opt for|go(?:ing)? (?:with|for)|say|guess"
     r"|think|believe|conclude|prefer|favou?r|lean(?:ing)?(?: (?:towards?|to))?|settled? (?:on|for)|answer with"
+    r"|switch(?:ing|ed)? to|chang(?:e|ing|ed) (?:my|the) (?:answer|choice|mind)(?: from [A-Z])? to"
     r"|(?:(?<=\bI )|(?<=\bI'd )|(?<=would )|(?<=will ))answer)\b"
     rf"(?: that\b)?(?: (?:it's|it is|it must be)\b)?|选择|選擇|[选選])[\s:]*|(?m:^){TICK}){NOUN}{MARKS}"
 )
@@ -71,7 +72,28 @@ UNIT = {
     for size, names in re.findall(r"([\d.]+)((?: [^\d ]+)+)", known)
     for name in names.split()
 }
-NO_UNITS = ("total", "altogether", "only", "exactly", "precisely", "approximately", "approx", "roughly", "maybe")
+NO_UNITS = re.compile(
+    r"(?i)total|altogether|only|exactly|precisely|approx(?:imately)?|roughly|maybe|i[nfst]?|on|at|of|to|as|by|for|from"
+    r"|with|and|or|but|so|are|was|were|because|since|while|when|which|that|who|there|here|apart|each|more|whole|long|away"
+)
+"""What may follow a number that has no unit."""
+POINT = (
+    r"(?:(?:frames?|scene|clip|shot|part|step|segment|image|video|question) #?\d+(?:(?:-| to )\d+)?"
+    r"|(?:\d\d? [a-z]{3,9} )?(?:1[89]|20)\d\d(?![ ,]\d| [a-z]+s\b)"
+    r"|\d+(?::\d\d){1,2}(?:\.\d+)?(?: ?[ap]m\b)?|\d\d? ?[ap]m\b)"
+)
+POINTS = rf"{POINT}(?:(?: ?[-\u2013~] ?| (?:to|and|or) ){POINT})*"
+LASTS = r"\d+(?:\.\d+)?(?:[ -]?(?:s|secs?|seconds?|min|minutes?)| frames?)\b"
+TIMED = re.compile(
+    rf"(?:^|(?<=[.!?:] ))(?:(?:at|in|on|from|by|since|after|before|between|during|until)(?: [a-z]+){{0,2}} {POINTS},? "
+    rf"|{POINTS} ?[:\u2013-] |(?:at|after|based on|(?:at|in|during|within|across|over|from|on) the)"
+    rf"(?: (?:the|about|around|first|last))* {LASTS}(?: marks?)?,? )(?!(?:or|and|to)\b|-?{POINT}|-?{LASTS})"
+    rf"|[\[(]{POINTS}[\])]:?",
+    re.I | re.M,
+)
+"""When something was seen, before what was seen: "At 00:12, I see", "[0:05-0:10]", "In 2019 there were"."""
+LISTED = re.compile(rf"(?:{TIMED.pattern}|^[^\w\n]{{0,9}}\d\d?[.)] )", TIMED.flags)
+"""The same, and what numbers an item of a list: there the count is what is said of all."""
 DIGITS = (
     rf"(?<!{WORD})(?<!\.)(?<!\d[.,:/^])(?<![A-Za-z]-)-?(?:\d+\s+\d+\s*/\s*\d+|\d+\s*/\s*\d+|(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)"
     r"(?![.,:/^]?\d|\^)"
@@ -95,7 +117,7 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", re.sub(r"(?<=\d)(?=[²³¹⁰⁴-⁹])", "^", text))  # 1½ is not 11/2
     text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
     text = unicodedata.normalize("NFKC", text).translate(QUOTES | {0x2212: "-", 0x2044: "/"})
-    text = re.sub(r"(?<=\d),(?=(?:\d\d,)*\d{3}(?!\d))", "", re.sub(r"(?<!\w)(?<!\w )\u2013(?=\.?\d)", "-", text))
+    text = re.sub(r"(?<=\d),(?=(?:\d\d,){0,4}\d{3}(?!\d))", "", re.sub(r"(?<!\w)(?<!\w )\u2013(?=\.?\d)", "-", text))
     return re.sub(r"(?<=\d)\s+(?=[%°])", "", text)
 
 
@@ -113,10 +135,13 @@ def words(text: str) -> list[str]:
 
 def without_thinking(text: str) -> str:
     """A reply without its thinking (<think> and similar), which the prompt may have begun and which may be cut off."""
-    answered = r"(?=<answer>[^<]*</answer>\s*\Z)"  # which may end it, too
-    text = re.sub(rf"{OPENED}.*?(?:{CLOSED}|{answered})", " ", text, flags=re.S | re.I)
-    text = re.split(CLOSED, text, flags=re.I)[-1]
-    return re.sub(rf"{OPENED}.*", " ", text, flags=re.S | re.I)
+    kept, thought = [""], [""]
+    for part in re.split(CLOSED, text, flags=re.I):
+        kept = kept if thought else []  # what closes without a beginning was thought from the start
+        before, *thought = re.split(OPENED, part, maxsplit=1, flags=re.I)
+        kept.append(before)
+    answered = re.search(r"(?i)<answer>[^<]*</answer>\s*\Z", thought[0]) if thought else None  # which may end it, too
+    return " ".join([*kept, answered[0] if answered else ""])
 
 
 def final(text: str) -> str:
@@ -125,11 +150,11 @@ def final(text: str) -> str:
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
     text = re.sub(r"\\(?:text|math|mbox|operatorname)\w*\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\(?:times|cdot)\b", "x", re.sub(r"\\[ ,;:!()\[\]]", " ", text))
-    text = re.sub(r"\{(?:\\?\{)+([^{}]*?)(?:\\?\})+\}", r"{\1}", re.sub(r"<br\s*/?>", "\n", text))
+    text = re.sub(r"(?<![{\\])\{(?:\\?\{)+([^{}]*?)(?:\\?\})+\}", r"{\1}", re.sub(r"<br\s*/?>", "\n", text))
     boxed = r"\\(?:f|frame)?box(?:ed)?\s*(?:\{([^{}]*)\}|(\w))|(?:\x08|\bb)oxed\s*\{([^{}]*)\}"  # "\b" as a backspace
     text = re.sub(boxed, r"\nanswer: \1\2\3 \n", text)
     text = re.sub(r"<(?:final_?)?(?:answer|conclusion)>", "\nanswer: ", text, flags=re.I)
-    text = re.sub(r"<([A-Z])>(?!.*</\1>)", r"(\1)", text, flags=re.S)
+    text = re.sub(r"<([A-Z])>(?!.{0,200}</\1>)", r"(\1)", text, flags=re.S)
     text = TAG.sub(" ", plain(text)).replace("$", " ").strip()
     text = re.sub(r"([(\[{])\s+(\w)\s+([)\]}])", r"\1\2\3", text)
     return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))
@@ -141,11 +166,13 @@ def number(text: str) -> float | None:
     return None if found is None else found[0] / found[2]
 
 
-def quantity(text: str) -> tuple[float, str, float] | None:
+def quantity(text: str) -> tuple[float, str, float, str] | None:
     """The quantity that a reply says: its value in the first unit of its dimension, the dimension, its own unit's size.
 
-    "1.5 min" is (90, "time", 60), "1:30" (90, "time", 1), "3 dogs" (3, "", 1). What is announced as the answer or the
-    total counts before what comes first. None without a number, and where it is one of two, as in "2 or 3".
+    Last, the word behind the number if it may be a unit that is not known. "1.5 min" is (90, "time", 60, ""), "1:30"
+    (90, "time", 1, ""), "3 dogs" (3, "", 1, "dogs"). What is announced as the answer or the
+    total counts before what comes first; a time at which something was seen counts if there is no other number, the
+    items of a numbered list do not. None without a number, and where it is one of two, as in "2 or 3".
     """
     text = with_digits(final(text))
     power = r"(?<![\w.])(?:(\d+(?:\.\d+)?) ?[x\u00d7*·] ?)?10 ?\^ ?\{?([+-]?\d+)\}?"
@@ -155,16 +182,22 @@ def quantity(text: str) -> tuple[float, str, float] | None:
     text = re.sub(r"(?<=\d)( ?)m(?= \d+ ?s\b)|(?<=h)( ?\d+ ?)m\b", r"\1\2min", text)  # 1h20m, 5m30s: m are minutes
     text = re.sub(r"(?i)(?<=[a-z]) per (?=[a-z])", "/", re.sub(r"(?i)\b(?:square|sq) ([a-z]+)", r"\1^2", text))
     text = re.sub(r"(?i)\bcubic ([a-z]+)", r"\1^3", text)
-    parts = [text[found.end() :] for pattern in (STATED, TOTAL) for found in [*pattern.finditer(text)][::-1]]
-    for part in (*parts, text):
+    if len(LISTED.findall(text)) > 1:
+        text, whole = LISTED.sub("", text), re.sub(rf"{LISTED.pattern}.*", "", text, flags=LISTED.flags)
+    else:
+        untimed = TIMED.sub("", text)
+        text = whole = untimed if QUANTITY.search(untimed) else text
+    parts = [pattern.split(text)[:0:-1] for pattern in (STATED, TOTAL)]
+    for part in (*parts[0], *parts[1], whole):
         for found in QUANTITY.finditer(part):
-            glued = re.match(r"(?i)[a-z]", part[found.end(2 if found[2] else 1) :])
-            if glued and not _unit(found[3])[0]:  # "3D", "2nd"
+            glued = re.match(r"(?i)[a-z]", part[found.end(2 if found[2] else 1) :][:1])
+            if glued and (not _unit(found[3])[0] or found[3] == "M"):  # "3D", "2nd"; "3M" may be millions
                 continue
             if (said := _quantity(part, found)) is None or not math.isfinite(said[0]):
                 return None
             other = ANOTHER.match(part, said[3])
-            return None if other and _value(other[1]) != _value(found[1]) else said[:3]
+            word = "" if said[1] or NO_UNITS.fullmatch(found[3] or "") else found[3] or ""
+            return None if other and _value(other[1]) != _value(found[1]) else (*said[:3], word)
     return None
 
 
@@ -208,14 +241,6 @@ def _unit(name: str) -> tuple[str, float]:
     return (f"{known[0][0]}/{names[1]}", known[0][1]) if len(known) == 2 and known[0][0] else known[0]
 
 
-def unknown_unit(text: str) -> str:
-    """The word that ends a reply after its only number and is no known unit, such as "furlongs"; empty without one."""
-    text = with_digits(final(text)).rstrip(" .!")
-    found = [*QUANTITY.finditer(text)]
-    name = found[0][3] if len(found) == 1 and found[0].end() == len(text) else None
-    return name if name and not _unit(name)[0] and name.lower() not in NO_UNITS else ""
-
-
 def is_amount(option: str) -> bool:
     """Whether an option is only a number, with or without a unit."""
     found = QUANTITY.fullmatch(plain(option).strip(" ."))
@@ -229,6 +254,8 @@ def with_digits(text: str) -> str:
         nonlocal text
         text = re.sub(rf"(?i)\b{pattern}\b", lambda found: f"{value(found):.12g}", text)
 
+    text = re.sub(r"(?<=\d)(?: ?k|K)\b(?<!4K)(?<!8K)(?! (?:resolution|video|footage|run|race)\b)", " thousand", text)
+    text = re.sub(r"(?<=\d)M(?= (?:[a-z]+s|people)\b)", " million", text)
     text = re.sub(rf"(?i)\b({NAMED})[ -]one\b|\bone (?=(?:can|could|would|must|should|another)\b)", r"\1 it ", text)
     ones, tens, parts = ("|".join(each) for each in (SMALL[1:10], TENS, PARTS))
     sub(

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from langdc.evaluate.answers import normalise, number, quantity, unknown_unit, without_thinking, words
+from langdc.evaluate.answers import normalise, number, quantity, without_thinking, words
 from langdc.registry import Registry
 
 ARTICLES = ("a", "an", "the")
@@ -78,10 +78,10 @@ class Numeric(Metric):
         """The number in the answer's unit; with the name of its dimension where that is another one."""
         if (said := quantity(text)) is None:
             return None
-        (value, kind, size), (_, wanted, unit) = said, quantity(answer) or said
-        other = kind if wanted or unknown_unit(answer) else ""
+        (value, kind, size, word), (_, wanted, unit, unknown) = said, quantity(answer) or said
+        other = kind if wanted or unknown else ""
         if wanted and not kind:
-            other = unknown_unit(text)
+            other = word
         if other and other != wanted:
             return f"{value / size:.12g} {other}"
         return f"{value / (unit if kind and wanted else size):.12g}"

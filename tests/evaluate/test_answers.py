@@ -306,10 +306,17 @@ def test_options_of_all_sorts(options: list[str], replies: dict[str, str | None]
     assert {text: choice(text, options) for text in replies} == replies
 
 
-@pytest.mark.parametrize("text", ["\n" * 4000, "answer " * 2000, "A, B, " * 300, "**" * 3000, "answer: " * 1000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n" * 4000, "answer " * 2000, "A, B, " * 300, "**" * 3000, "answer: " * 1000, "A is wrong. " * 2000,
+        "{" * 100_000, "<think>" * 9000, "so 3D " * 9000, "no " * 20_000,
+    ],
+)  # fmt: skip
 def test_long_replies_without_an_answer(text: str) -> None:
     """A pattern that backtracks would not end."""
     assert choice(text, SCENES) is None
+    assert number(text) is None
 
 
 def test_options_that_are_letters_or_numbers() -> None:

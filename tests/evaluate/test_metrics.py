@@ -65,6 +65,9 @@ def test_contains(answer: str, text: str, right: bool) -> None:
         ("5 furlongs", "5 furlongs", True), ("5 s", "The answer is 5, as for 3 dogs", True),
         ("5 m", "5 in total", True), ("5 m", "5 in total.", True), ("5 s", "exactly 5 only", True),
         ("5 s", "5 frames", False), ("5 dogs", "5 animals", True), ("2 years", "24 months", True),
+        ("5 m", "It is 5 furlongs long.", False), ("5 m", "It is 5 in length.", True),
+        ("5", "It is 5 furlongs long.", True),
+        ("3", "There are 3 widgets there", True), ("5 s", "It took 5 as I count.", True),
         ("5 m", "5 meters per second", False), ("5 m/lap", "5 m", False), ("5 people", "There are 5 people.", True),
     ],
 )  # fmt: skip
