@@ -85,8 +85,8 @@ POINT = (
 POINTS = rf"{POINT}(?:(?: ?[-\u2013~] ?| (?:to|and|or) ){POINT})*"
 LASTS = r"\d+(?:\.\d+)?(?:[ -]?(?:s|secs?|seconds?|min|minutes?)| frames?)\b"
 TIMED = re.compile(
-    rf"(?:^|(?<=[.!?:] ))(?:(?:at|in|on|from|by|since|after|before|between|during|until)(?: [a-z]+){{0,2}} {POINTS},? "
-    rf"|{POINTS} ?[:\u2013-] |(?:at|after|based on|(?:at|in|during|within|across|over|from|on) the)"
+    rf"(?:^|(?<=[.!?:] ))(?:(?:at|around|in|on|from|by|since|after|before|between|during|until)(?: [a-z]+){{0,2}} {POINTS}"
+    rf",? |{POINTS} ?[:\u2013-] |(?:at|after|based on|(?:at|in|during|within|across|over|from|on) the)"
     rf"(?: (?:the|about|around|first|last))* {LASTS}(?: marks?)?,? )(?!(?:or|and|to)\b|-?{POINT}|-?{LASTS})"
     rf"|[\[(]{POINTS}[\])]:?",
     re.I | re.M,
@@ -98,6 +98,10 @@ DIGITS = (
     rf"(?<!{WORD})(?<!\.)(?<!\d[.,:/^])(?<![A-Za-z]-)-?(?:\d+\s+\d+\s*/\s*\d+|\d+\s*/\s*\d+|(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)"
     r"(?![.,:/^]?\d|\^)"
 )
+SOURCE = re.compile(
+    r"(?:^|(?<=[.!?:] ))(?:based on|according to|as seen in|in|from) (?:the|this) [a-z]+,? (?=[a-z]+ \d)", re.I | re.M
+)
+"""What a sentence may begin with before it says when: "Based on the video, at 0:12 there are"."""
 CLOCK = rf"(?<!{WORD})(?<![.:])-?\d+(?::\d\d?){{1,2}}(?:\.\d+)?(?!{WORD}|:)"
 QUANTITY = re.compile(
     rf"(?i)({CLOCK}|{DIGITS})(?:\s*({'|'.join(SCALES)}|dozen)\b)?(?:[\s-]*([%°]?[a-z]*(?:/[a-z]+)?(?:\^?[23](?!\w))?))?"
@@ -185,7 +189,7 @@ def quantity(text: str) -> tuple[float, str, float, str] | None:
     if len(LISTED.findall(text)) > 1:
         text, whole = LISTED.sub("", text), re.sub(rf"{LISTED.pattern}.*", "", text, flags=LISTED.flags)
     else:
-        untimed = TIMED.sub("", text)
+        untimed = TIMED.sub("", SOURCE.sub("", text))
         text = whole = untimed if QUANTITY.search(untimed) else text
     parts = [pattern.split(text)[:0:-1] for pattern in (STATED, TOTAL)]
     for part in (*parts[0], *parts[1], whole):
