@@ -102,7 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="small sizes")
     parser.add_argument("--scale", type=float, default=1, help="factor of the limits of the steps")
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also for the steps, where a shell started this with `&`
     options.out = options.out.resolve()
     try:
