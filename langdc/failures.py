@@ -142,7 +142,7 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
     """The exit code and the message of an error; "" if nobody reads the output any more."""
     text, names = str(error).strip() or type(error).__name__, {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, KeyboardInterrupt):
-        number = signal.Signals(*error.args or (signal.SIGINT,))
+        number = signal.Signals(error.args[0] if isinstance(error, Ended) else signal.SIGINT)
         what = "Interrupted" if number == signal.SIGINT else f"Ended by {number.name}"
         return 128 + number, f"{what}. The same command resumes from what is complete."
     if (code := getattr(error, "exit_code", None)) is not None:

@@ -1,8 +1,10 @@
 """Hostile models, pages and keys, as SECURITY.md says."""
 
 import json
+import pickle
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -35,10 +37,20 @@ class Evil:
 
 @sentence("Weights are read as safetensors")
 def test_no_pickle_runs_code(tmp_path: Path) -> None:
-    torch.save({"x": Evil(tmp_path / "ran")}, tmp_path / "w.bin")
-    with pytest.raises(ValueError, match="whose code would run"):
-        read_tensors(tmp_path / "w.bin")
-    assert not (tmp_path / "ran").exists()
+    file, evil = tmp_path / "w.bin", {"x": Evil(tmp_path / "ran")}
+    with tarfile.open(tmp_path / "old.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("storages"))
+    writers = {
+        "would run on loading, such as ": lambda: torch.save(evil, file),
+        "would run on loading": lambda: file.write_bytes(pickle.dumps(evil, protocol=2)),
+        "only running code can read": lambda: (tmp_path / "old.tar").rename(file),
+    }
+    for said, write in writers.items():
+        write()
+        with pytest.raises(ValueError, match=said) as caught:
+            read_tensors(file)
+        assert not re.search("weights_only|two options|likely succeed|\x1b", str(caught.value)), "torch's advice"
+        assert not (tmp_path / "ran").exists()
     for path in SOURCES:
         for name, call in calls(path):
             given = keywords(call)

@@ -8,14 +8,14 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from langdc.config import Settings
 
-class InternVideo2Config(BaseModel):
+
+class InternVideo2Config(Settings):
     """Sizes of the encoder; the defaults are the published 1B model for 4 frames of 224 pixels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: int = Field(default=1408, gt=0)
     depth: int = Field(default=40, gt=0)
@@ -24,7 +24,9 @@ class InternVideo2Config(BaseModel):
     image_size: int = Field(default=224, gt=0)
     patch_size: int = Field(default=14, gt=0)
     frames: int = Field(default=4, gt=0)
-    skip_last: int = 1  # VideoGPT+ and LangDC read the output before the last block, without a final norm
+    skip_last: int = Field(
+        default=1, ge=0
+    )  # VideoGPT+ and LangDC read the output before the last block, without a final norm
     init_scale: float = 1e-5  # of the LayerScale gains
 
     @property
