@@ -24,9 +24,7 @@ class InternVideo2Config(Settings):
     image_size: int = Field(default=224, gt=0)
     patch_size: int = Field(default=14, gt=0)
     frames: int = Field(default=4, gt=0)
-    skip_last: int = Field(
-        default=1, ge=0
-    )  # VideoGPT+ and LangDC read the output before the last block, without a final norm
+    skip_last: int = 1  # VideoGPT+ and LangDC read the output before the last block, without a final norm
     init_scale: float = 1e-5  # of the LayerScale gains
 
     @property
