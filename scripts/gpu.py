@@ -1,12 +1,14 @@
 """python scripts/gpu.py [--budget 480] [--only ask,train] [--out runs/gpu] [--device cpu --tiny]
 
 Check and measure on the GPU of this machine: `pytest -m gpu`, answers, training steps, long videos, compressors, LoRA,
-the sample. The steps are ordered by worth; each is a process that is ended at its own limit, or where the budget ends.
+the sample. The steps are ordered by worth; each is a process that is ended at its own limit, or at its share of the
+budget and what those before it left over. What the budget is too short for is said first.
 gpu.json and gpu.md in --out are written anew after each step, so a run that is cut off keeps what it has; STEP.log has
 what a step said. --tiny with --device cpu tries every step with small sizes; its figures mean nothing.
 """
 
 import argparse
+import itertools
 import math
 import os
 import signal
@@ -28,7 +30,9 @@ from langdc.failures import guarded  # noqa: E402
 from langdc.jsonl import write_json, write_text  # noqa: E402
 
 LIMITS = {"card": 40, "tests": 110, "ask": 130, "train": 130, "read": 130, "lora": 60, "methods": 40, "sample": 150}
-"""Seconds of each step, in the order in which they run."""
+"""The most seconds of each step, in the order in which they run."""
+SHARE = 0.6
+"""How much of its limit each step is sure of; the last steps are left out if the budget is too short for that."""
 LEAST, GRACE = 10, 5
 """Seconds below which no step is started, and seconds to end by itself after its limit."""
 
@@ -118,13 +122,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {"command": command, "budget": options.budget}
     found["steps"] = {name: dict(waiting if name in names else left_out) for name in LIMITS}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LANGDC_TEST_DEVICE": options.device}
-    began = time.monotonic()
-    for step in chosen:
+    began, short = time.monotonic(), f"the budget of {options.budget:g} s is too short"
+    sums = list(itertools.accumulate(step.limit for step in chosen))
+    kept = [step for step, total in zip(chosen, sums, strict=True) if SHARE * total <= options.budget]
+    sure = min(1.0, options.budget / sum(step.limit for step in kept or chosen))
+    for step in chosen[len(kept) :]:
+        found["steps"][step.name]["reason"] = short
+        print(f"{step.name}: not run, {short}", flush=True)
+    for number, step in enumerate(kept, 1):
         if step.name not in names:
             found["steps"][step.name]["reason"] = "the card step failed"
             continue
-        left = options.budget - (time.monotonic() - began)
-        if left < LEAST:
+        later = sure * sum(each.limit for each in kept[number:])
+        left = options.budget - (time.monotonic() - began) - later
+        if left < min(LEAST, SHARE * step.limit):
             found["steps"][step.name]["reason"] = "the budget is spent"
         else:
             print(f"{step.name}: at most {min(step.limit, left):.0f} s", flush=True)
