@@ -16,7 +16,7 @@ from langdc.backbones import backbones
 from langdc.config import check
 from langdc.endpoint import Endpoint, EndpointError
 from langdc.evaluate.settings import JudgeConfig
-from langdc.language_models import open_tokenizer
+from langdc.language_models import load_tokenizer, open_tokenizer, templated
 from langdc.modelfiles import read_tensors
 from tests import stock
 from tests.evaluate import runs
@@ -112,6 +112,15 @@ def test_a_template_reaches_nothing_of_python(tmp_path: Path) -> None:
     with pytest.raises((ValueError, jinja2.exceptions.SecurityError)):
         text = open_tokenizer(folder).apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
         raise AssertionError(text)
+
+
+@sentence("**The time that a chat template takes.**")
+@pytest.mark.parametrize("many", ["range(100001)", "range(10**9)", "range(0, 10**12, 10**9)", "'a' * 10000001"])
+def test_a_template_does_not_count_far(tmp_path: Path, many: str) -> None:
+    folder = shutil.copytree(stock.folder("qwen2_5_vl"), tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(f"{{% for each in {many} %}}x{{% endfor %}}")
+    with pytest.raises(ValueError, match="chat template"):
+        templated(load_tokenizer(str(folder)), [{"role": "user", "content": "x"}], True)
 
 
 # ---- pages
