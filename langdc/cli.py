@@ -74,8 +74,8 @@ def _check_names(command: str, arguments: list[str]) -> None:
     models = [given.get("--model"), given.get("--checkpoint"), *(lead[:1] if command == "export" else [])]
     configs = [given.get(name) for name in ("--config", "--train", "--stage", "--eval")]
     configs += lead if command in ("train", "eval", "plan", "data preview") else []
-    for model in models if "--endpoint" not in given else []:
-        if model and not model.startswith("-") and ":" not in model:
+    for model in models:
+        if model and not model.startswith("-") and ":" not in model and "--endpoint" not in given:
             check_source(model)
     for config in configs:
         if config and not config.startswith("-") and "=" not in config:

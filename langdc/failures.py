@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from langdc.distributed import is_main_process, rank
@@ -61,15 +60,17 @@ def guarded(work: Callable[[list[str]], int], argv: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")
     if flagged := len(words) < len(argv):
         os.environ[TRACEBACK_VARIABLE] = "1"  # for the processes that it starts, too
+    taken = _take_signals()
     try:
-        with _ended_by_signals():
-            try:
-                return work(words)
-            finally:
-                sys.stdout.flush()  # here an error of it can still be reported
+        try:
+            return work(words)
+        finally:
+            sys.stdout.flush()  # here an error of it can still be reported
     except (Exception, KeyboardInterrupt) as error:
         return _print_error(error)
     finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
         if flagged:
             os.environ.pop(TRACEBACK_VARIABLE, None)
 
@@ -78,44 +79,38 @@ class Ended(KeyboardInterrupt):
     """A signal asked the command to end; `args` are its number."""
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Ended`, as Ctrl-C raises KeyboardInterrupt; not where something else is done on them.
+def _take_signals() -> list[signal.Signals]:
+    """Let SIGTERM and SIGHUP raise `Ended`, as Ctrl-C raises KeyboardInterrupt, unless they do something else already.
 
     Of a launcher's processes only the main one does it: the others end at once, also while they wait for each other.
     """
-    own, taken = os.getpid(), threading.current_thread() is threading.main_thread() and is_main_process()
+    own, able = os.getpid(), threading.current_thread() is threading.main_thread() and is_main_process()
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def end(number: int, frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL)  # the second one ends at once
         if os.getpid() == own:
             raise Ended(number)
         os.kill(os.getpid(), number)  # a worker that was forked
 
-    free = (number for number in ENDING if taken and signal.getsignal(number) == signal.SIG_DFL)
-    before = {number: signal.signal(number, end) for number in free}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    taken = [number for number in ENDING if able and signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    return taken
 
 
 def run_command(command: Sequence[str], launcher: bool = False, **options: Any) -> int:
     """Run a command of ours, and pass SIGTERM and SIGHUP on to it, or to what a `launcher` began; its exit code."""
     process = subprocess.Popen(command, **options)
     try:
-        code = process.wait()
+        process.wait()
     except Ended as ended:
         import psutil
 
         below = psutil.Process(process.pid).children(recursive=True) if launcher else []
-        ranks = [each for each in below if "--local_rank=" in str(each.as_dict(["cmdline"]))]
-        for each in ranks or [*below, process]:
+        for each in [each for each in below if "--local_rank=" in str(each.as_dict(["cmdline"]))] or [*below, process]:
             with suppress(psutil.Error):
                 each.send_signal(*ended.args)
-        code = process.wait()
-    return code if code >= 0 else 128 - code
+    return code if (code := process.wait()) >= 0 else 128 - code
 
 
 def _print_error(error: BaseException) -> int:
@@ -142,8 +137,8 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
     """The exit code and the message of an error; "" if nobody reads the output any more."""
     text, names = str(error).strip() or type(error).__name__, {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, KeyboardInterrupt):
-        number = signal.Signals(error.args[0] if isinstance(error, Ended) else signal.SIGINT)
-        what = "Interrupted" if number == signal.SIGINT else f"Ended by {number.name}"
+        number = error.args[0] if isinstance(error, Ended) else signal.SIGINT
+        what = "Interrupted" if number == signal.SIGINT else f"Ended by {signal.Signals(number).name}"
         return 128 + number, f"{what}. The same command resumes from what is complete."
     if (code := getattr(error, "exit_code", None)) is not None:
         return code, f"{text}. The same command resumes from there."

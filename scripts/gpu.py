@@ -1,8 +1,8 @@
 """python scripts/gpu.py [--budget 480] [--only ask,train] [--out runs/gpu] [--device cpu --tiny]
 
 Check and measure on the GPU of this machine: `pytest -m gpu`, answers, training steps, long videos, compressors, LoRA,
-the sample. The steps are ordered by worth; each is a process that is ended at its own limit, or at its share of the
-budget and what those before it left over. What the budget is too short for is said first.
+the sample. The steps are ordered by worth; each is a process that is ended when its own seconds, and what those before
+it left of the budget, are over. What the budget is too short for is said first.
 gpu.json and gpu.md in --out are written anew after each step, so a run that is cut off keeps what it has; STEP.log has
 what a step said. --tiny with --device cpu tries every step with small sizes; its figures mean nothing.
 """
@@ -29,17 +29,15 @@ from benchmarks.gpu.page import page, table, tables  # noqa: E402
 from langdc.failures import guarded  # noqa: E402
 from langdc.jsonl import write_json, write_text  # noqa: E402
 
-LIMITS = {"card": 40, "tests": 110, "ask": 130, "train": 130, "read": 130, "lora": 60, "methods": 40, "sample": 150}
-"""The most seconds of each step, in the order in which they run."""
-SHARE = 0.6
-"""How much of its limit each step is sure of; the last steps are left out if the budget is too short for that."""
+LIMITS = {"card": 25, "tests": 65, "ask": 80, "train": 80, "read": 80, "lora": 35, "methods": 25, "sample": 90}
+"""Seconds of each step, in the order in which they run; each also has what those before it left of the budget."""
 LEAST, GRACE = 10, 5
 """Seconds below which no step is started, and seconds to end by itself after its limit."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A process: its arguments to Python, the most seconds it may take, and the file it writes."""
+    """A process: its arguments to Python, the seconds that are kept for it, and the file it writes."""
 
     name: str
     words: list[str]
@@ -122,28 +120,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {"command": command, "budget": options.budget}
     found["steps"] = {name: dict(waiting if name in names else left_out) for name in LIMITS}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LANGDC_TEST_DEVICE": options.device}
-    began, short = time.monotonic(), f"the budget of {options.budget:g} s is too short"
-    sums = list(itertools.accumulate(step.limit for step in chosen))
-    kept = [step for step, total in zip(chosen, sums, strict=True) if SHARE * total <= options.budget]
-    sure = min(1.0, options.budget / sum(step.limit for step in kept or chosen))
+    began, sums = time.monotonic(), list(itertools.accumulate(step.limit for step in chosen))
+    kept = [step for step, total in zip(chosen, sums, strict=True) if total <= max(options.budget, sums[0])]
     for step in chosen[len(kept) :]:
-        found["steps"][step.name]["reason"] = short
-        print(f"{step.name}: not run, {short}", flush=True)
-    for number, step in enumerate(kept, 1):
+        found["steps"][step.name]["reason"] = reason = f"the budget of {options.budget:g} s is too short"
+        print(f"{step.name}: not run, {reason}", flush=True)
+    for step, total in zip(kept, sums, strict=False):
         if step.name not in names:
             found["steps"][step.name]["reason"] = "the card step failed"
             continue
-        later = sure * sum(each.limit for each in kept[number:])
-        left = options.budget - (time.monotonic() - began) - later
-        if left < min(LEAST, SHARE * step.limit):
+        left = options.budget - (time.monotonic() - began) - (sums[len(kept) - 1] - total)
+        if left < min(LEAST, step.limit / 2):
             found["steps"][step.name]["reason"] = "the budget is spent"
         else:
-            print(f"{step.name}: at most {min(step.limit, left):.0f} s", flush=True)
+            print(f"{step.name}: at most {left:.0f} s", flush=True)
             measured = found["steps"]["card"]["tables"].get("ceilings", [])
             if measured and step.name not in ("card", "tests"):
                 each = 1e12 * measured[0]["TFLOP/s"], 1e9 * measured[0]["GB/s"]
                 step.words.extend(["--ceilings", *map(str, each)])
-            found["steps"][step.name] = run(step, min(step.limit, left), environment)
+            found["steps"][step.name] = run(step, left, environment)
             if step.name == "card" and found["steps"]["card"]["status"] == "failed":
                 names = {"card"}  # there is nothing to measure on
             print("  {status} {reason} ({seconds:.0f} s)".format(**found["steps"][step.name]), flush=True)

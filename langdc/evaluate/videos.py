@@ -100,7 +100,6 @@ class VideoCache:
     _decoding: dict[str, Future[tuple[Frames, float]]] = field(default_factory=dict, init=False)
     _next: Iterator[tuple[str, Future[tuple[Frames, float]]]] = field(default=iter(()), init=False)
     readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READERS), init=False)
-    """They wait for videos until they are shut down."""
 
     def decode_ahead(self, lm: VideoLM, key: str, records: Iterable[Record], path_of: Callable[[Record], Path]) -> None:
         """Decode a few of the videos that will be opened in this order, always before they are opened."""

@@ -48,8 +48,8 @@ class GracefulShutdown(TrainerCallback):
             # on the CPU, so that asking does not wait for what an accelerator still computes
             self._group = dist.new_group(backend="gloo")
         main = threading.current_thread() is threading.main_thread()
-        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
-        numbers = [number for number in SIGNALS if main and not (number == signal.SIGHUP and ignored)]
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        numbers = [number for number in SIGNALS if main and not (number == signal.SIGHUP and nohup)]
         before = {number: signal.signal(number, self._receive) for number in numbers}
         try:
             yield
