@@ -20,8 +20,7 @@ _WEIGHTS = "*.safetensors"
 _BLOCK_BYTES = 1 << 16
 _SETTLED_SECONDS = 2.0
 """A file that is older has another time when it is written again."""
-_KEPT_SECONDS = 90 * 24 * 3600.0
-"""Remembered hashes that are older are deleted when another one is written; most files are gone by then."""
+_KEPT_SECONDS = 90 * 24 * 3600.0  # older remembered hashes are deleted when another one is written
 _PUBLISHED = re.compile(r"[0-9a-f]{64}")
 
 

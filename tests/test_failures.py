@@ -193,8 +193,10 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 
 def test_a_forked_worker_ends_by_the_signal_and_says_nothing():
-    own = f"{GUARDED}def work(words):\n    child = os.fork()\n    time.sleep(1 if child else 60)\n    os.kill(child, 15)\n"
-    process = started(code=f"{own}    return os.waitpid(child, 0)[1]\nsys.exit(guarded(work, []))")
+    own = f"{GUARDED}def work(words):\n    child = os.fork()\n    time.sleep(1 if child else 60)\n"
+    process = started(
+        code=f"{own}    os.kill(child, 15)\n    return os.waitpid(child, 0)[1]\nsys.exit(guarded(work, []))"
+    )
     assert process.communicate(timeout=60)[1] == "" and process.returncode == signal.SIGTERM
 
 
