@@ -56,6 +56,9 @@ class _Loader(yaml.SafeLoader):
             raise ValueError(f"the key {twice[0]!r} is given twice, the first time in line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        return super().construct_object(node, deep=True)  # which refuses a value that holds itself
+
 
 class Dumper(yaml.SafeDumper):
     """Writes YAML as safe_dump does, with text in quotes that `parse_yaml` would read as a number."""

@@ -4,18 +4,24 @@ import errno
 import os
 import re
 import select
+import signal
+import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from langdc.distributed import is_main_process, rank
 from langdc.text import plain
 
 MISTAKE, UNREADABLE, BUG, INTERRUPTED, UNREAD = 2, 3, 70, 130, 141
 """Exit codes of errors without an `exit_code` of their own. A command that ends by itself has 0 or 1."""
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a command as Ctrl-C does, with 128 and their number as its exit code."""
 TRACEBACK_VARIABLE = "LANGDC_TRACEBACK"
 """Environment variable that, if it is set, does what --traceback does."""
 
@@ -54,6 +60,7 @@ def guarded(work: Callable[[list[str]], int], argv: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")
     if flagged := len(words) < len(argv):
         os.environ[TRACEBACK_VARIABLE] = "1"  # for the processes that it starts, too
+    taken = _take_signals()
     try:
         try:
             return work(words)
@@ -62,8 +69,48 @@ def guarded(work: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         return _print_error(error)
     finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
         if flagged:
             os.environ.pop(TRACEBACK_VARIABLE, None)
+
+
+class Ended(KeyboardInterrupt):
+    """A signal asked the command to end; `args` are its number."""
+
+
+def _take_signals() -> list[signal.Signals]:
+    """Let SIGTERM and SIGHUP raise `Ended`, as Ctrl-C raises KeyboardInterrupt, unless they do something else already.
+
+    Of a launcher's processes only the main one does it: the others end at once, also while they wait for each other.
+    """
+    own, able = os.getpid(), threading.current_thread() is threading.main_thread() and is_main_process()
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second one ends at once
+        if os.getpid() == own:
+            raise Ended(number)
+        os.kill(os.getpid(), number)  # a worker that was forked
+
+    taken = [number for number in ENDING if able and signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    return taken
+
+
+def run_command(command: Sequence[str], launcher: bool = False, **options: Any) -> int:
+    """Run a command of ours, and pass SIGTERM and SIGHUP on to it, or to what a `launcher` began; its exit code."""
+    process = subprocess.Popen(command, **options)
+    try:
+        process.wait()
+    except Ended as ended:
+        import psutil
+
+        below = psutil.Process(process.pid).children(recursive=True) if launcher else []
+        for each in [each for each in below if "--local_rank=" in str(each.as_dict(["cmdline"]))] or [*below, process]:
+            with suppress(psutil.Error):
+                each.send_signal(*ended.args)
+    return code if (code := process.wait()) >= 0 else 128 - code
 
 
 def _print_error(error: BaseException) -> int:
@@ -90,7 +137,9 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
     """The exit code and the message of an error; "" if nobody reads the output any more."""
     text, names = str(error).strip() or type(error).__name__, {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "Interrupted. The same command resumes from what is complete."
+        number = error.args[0] if isinstance(error, Ended) else signal.SIGINT
+        what = "Interrupted" if number == signal.SIGINT else f"Ended by {signal.Signals(number).name}"
+        return 128 + number, f"{what}. The same command resumes from what is complete."
     if (code := getattr(error, "exit_code", None)) is not None:
         return code, f"{text}. The same command resumes from there."
     if isinstance(error, BrokenPipeError) and _unread():

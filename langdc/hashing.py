@@ -20,6 +20,7 @@ _WEIGHTS = "*.safetensors"
 _BLOCK_BYTES = 1 << 16
 _SETTLED_SECONDS = 2.0
 """A file that is older has another time when it is written again."""
+_KEPT_SECONDS = 90 * 24 * 3600.0  # older remembered hashes are deleted when another one is written
 _PUBLISHED = re.compile(r"[0-9a-f]{64}")
 
 
@@ -73,8 +74,12 @@ def _remembered(key: str, compute: Callable[[], str]) -> str:
     found = file.read_text() if file.is_file() else ""
     if not found:  # never written, or lost in a power cut
         found = compute()
-        with suppress(OSError), writing(file, shared=True, sync=False) as partial:
-            partial.write_text(found)
+        with suppress(OSError):
+            with writing(file, shared=True, sync=False) as partial:
+                partial.write_text(found)
+            for other in file.parent.iterdir():
+                if other.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                    other.unlink()
     return found
 
 

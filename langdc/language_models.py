@@ -23,9 +23,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
-from langdc import devices
 from langdc.hashing import mark_read
 from langdc.log import get_logger
 from langdc.modelfiles import read_config, read_settings, reading, refuse_tensors, weight_files
@@ -61,6 +61,11 @@ def load_pretrained(kind: Any, found: Path | Architecture, unread: tuple[str, ..
     tensors left over are named in a warning. Those that begin as `unread` may be missing or left over. With torch's
     default device "meta" no weights are read.
     """
+    kernel = settings.get("attn_implementation", "eager")
+    if kernel not in (allowed := ["eager", *ALL_ATTENTION_FUNCTIONS]):
+        raise ValueError(
+            f"attention={kernel!r}; allowed are {', '.join(n for n in allowed if not re.match('paged|langdc', n))}."
+        )
     config = settings.pop("config", None) or (read_config(found) if isinstance(found, Path) else found.sizes())
     make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
     dtype = None if settings.get("dtype") == "auto" else settings.get("dtype")
@@ -119,9 +124,6 @@ def four_bits(quantize: str, found: Path | Architecture, skipped: Sequence[str] 
         raise ValueError("quantize: nf4 needs a checkpoint directory; random weights are of no use in 4 bits.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("quantize: nf4 needs the package bitsandbytes (pip install 'langdc[qlora]'), or leave it out.")
-    where: Any = torch.get_default_device()
-    if where.type == "cpu" and devices.has_accelerator():
-        where = torch.accelerator.current_device_index()
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -133,7 +135,7 @@ def four_bits(quantize: str, found: Path | Architecture, skipped: Sequence[str] 
     return {
         "dtype": torch.get_default_dtype(),  # of embeddings and norms; products are in bfloat16
         "quantization_config": settings,
-        "device_map": {"": where},
+        "device_map": {"": torch.get_default_device()},
     }
 
 

@@ -72,22 +72,25 @@ def progress(
     shown, finished, started = is_main_process() and total != 0, threading.Event(), time.monotonic()
     done = _megabytes(folder) if folder is not None else done
     goal = done + total if folder is not None and total is not None else total
+    said, at = -1.0, started  # how much the last line said, and when
 
     def line() -> None:
+        nonlocal said, at
+        said, at = state.completed, time.monotonic()
         taken = _pace(state.completed - done, goal and goal - state.completed, time.monotonic() - started)
         of = "" if goal is None else f" of {goal:,.0f}"
         get_logger(__name__).info("%s: %s%s, %s", state.description, f"{state.completed:,.0f}", of, taken)
 
     def watch() -> None:
-        while not finished.wait(LINE_SECONDS if bar.disable else 1.0):
+        while not finished.wait(min(LINE_SECONDS, 1.0)):
             if folder is not None:
                 advance(max(0.0, _megabytes(folder) - state.completed))
-            if shown and bar.disable:
+            if shown and bar.disable and time.monotonic() >= at + LINE_SECONDS:
                 line()
 
     def advance(more: float = 1, now: bool = False, description: str | None = None) -> None:
         bar.update(state.id, advance=more, description=description)
-        if now and bar.disable:
+        if now and bar.disable and state.completed != said:
             line()
         if more:
             beat(state.description)

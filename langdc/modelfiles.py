@@ -224,13 +224,14 @@ def _unpickle(file: Path) -> Any:
             raise ValueError("its tensors are compressed, which torch does not do")
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest is torch's advice to let the code run
         raise ValueError(
-            f"{file} is no plain file of tensors: it is cut off, or holds objects whose code would run on loading "
-            f"({reason}). Copy it again, or save its tensors as safetensors where you trust it."
+            f"{file} is no plain file of tensors: it is cut off, or holds objects whose code would run on loading"
+            f"{f', such as {named[1]}' if named else ''}. Copy it again, or get it as safetensors."
         ) from None
     except (RuntimeError, EOFError, OSError, BadZipFile, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{file} is no whole file of weights ({error}). Copy it again.") from None
+        reason = "a layout that only running code can read" if "weights_only" in str(error) else str(error) or "cut off"
+        raise ValueError(f"{file} is no whole file of weights ({reason}). Copy it again.") from None
 
 
 def _is_filled(tensor: Tensor) -> bool:

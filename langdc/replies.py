@@ -24,6 +24,8 @@ _OF_GREEDY = {
     *("do_sample", "temperature", "top_k", "top_p", "num_beams", "use_cache", "transformers_version"),
 }
 """Settings of generation that `langdc.decode.write` follows, or that say nothing where nothing is drawn."""
+_ZERO_COUNTS = {"max_time", "guidance_scale"}
+"""Settings in which 0 does not stand for none."""
 _MOST_TOKENS = 8192
 """The longest reply for which room is made before it is written; longer ones grow as transformers' `generate` does."""
 
@@ -90,7 +92,7 @@ def _greedy(backbone: Backbone, options: dict[str, Any]) -> GenerationConfig | N
     config = deepcopy(backbone.generation_config)
     others = config.update(**options)
     stated = config.to_diff_dict().items()
-    more = {name for name, value in stated if value and not name.startswith("_")} - _OF_GREEDY
+    more = {name for name, value in stated if (value or name in _ZERO_COUNTS) and name[0] != "_"} - _OF_GREEDY
     drawn = config.do_sample or config.num_beams not in (None, 1) or config.use_cache is False
     penalty = config.repetition_penalty
     refused = penalty is not None and penalty <= 0  # `generate` says why

@@ -1,12 +1,14 @@
 """python scripts/gpu.py [--budget 480] [--only ask,train] [--out runs/gpu] [--device cpu --tiny]
 
 Check and measure on the GPU of this machine: `pytest -m gpu`, answers, training steps, long videos, compressors, LoRA,
-the sample. The steps are ordered by worth; each is a process that is ended at its own limit, or where the budget ends.
+the sample. The steps are ordered by worth; each is a process that is ended when its own seconds, and what those before
+it left of the budget, are over. What the budget is too short for is said first.
 gpu.json and gpu.md in --out are written anew after each step, so a run that is cut off keeps what it has; STEP.log has
 what a step said. --tiny with --device cpu tries every step with small sizes; its figures mean nothing.
 """
 
 import argparse
+import itertools
 import math
 import os
 import signal
@@ -27,15 +29,15 @@ from benchmarks.gpu.page import page, table, tables  # noqa: E402
 from langdc.failures import guarded  # noqa: E402
 from langdc.jsonl import write_json, write_text  # noqa: E402
 
-LIMITS = {"card": 40, "tests": 110, "ask": 130, "train": 130, "read": 130, "lora": 60, "methods": 40, "sample": 150}
-"""Seconds of each step, in the order in which they run."""
+LIMITS = {"card": 25, "tests": 65, "ask": 80, "train": 80, "read": 80, "lora": 35, "methods": 25, "sample": 90}
+"""Seconds of each step, in the order in which they run; each also has what those before it left of the budget."""
 LEAST, GRACE = 10, 5
 """Seconds below which no step is started, and seconds to end by itself after its limit."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A process: its arguments to Python, the most seconds it may take, and the file it writes."""
+    """A process: its arguments to Python, the seconds that are kept for it, and the file it writes."""
 
     name: str
     words: list[str]
@@ -102,7 +104,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="small sizes")
     parser.add_argument("--scale", type=float, default=1, help="factor of the limits of the steps")
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also for the steps, where a shell started this with `&`
     options.out = options.out.resolve()
     try:
@@ -119,21 +120,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {"command": command, "budget": options.budget}
     found["steps"] = {name: dict(waiting if name in names else left_out) for name in LIMITS}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LANGDC_TEST_DEVICE": options.device}
-    began = time.monotonic()
-    for step in chosen:
+    began, sums = time.monotonic(), list(itertools.accumulate(step.limit for step in chosen))
+    kept = [step for step, total in zip(chosen, sums, strict=True) if total <= max(options.budget, sums[0])]
+    for step in chosen[len(kept) :]:
+        found["steps"][step.name]["reason"] = reason = f"the budget of {options.budget:g} s is too short"
+        print(f"{step.name}: not run, {reason}", flush=True)
+    for step, total in zip(kept, sums, strict=False):
         if step.name not in names:
             found["steps"][step.name]["reason"] = "the card step failed"
             continue
-        left = options.budget - (time.monotonic() - began)
-        if left < LEAST:
+        left = options.budget - (time.monotonic() - began) - (sums[len(kept) - 1] - total)
+        if left < min(LEAST, step.limit / 2):
             found["steps"][step.name]["reason"] = "the budget is spent"
         else:
-            print(f"{step.name}: at most {min(step.limit, left):.0f} s", flush=True)
+            print(f"{step.name}: at most {left:.0f} s", flush=True)
             measured = found["steps"]["card"]["tables"].get("ceilings", [])
             if measured and step.name not in ("card", "tests"):
                 each = 1e12 * measured[0]["TFLOP/s"], 1e9 * measured[0]["GB/s"]
                 step.words.extend(["--ceilings", *map(str, each)])
-            found["steps"][step.name] = run(step, min(step.limit, left), environment)
+            found["steps"][step.name] = run(step, left, environment)
             if step.name == "card" and found["steps"]["card"]["status"] == "failed":
                 names = {"card"}  # there is nothing to measure on
             print("  {status} {reason} ({seconds:.0f} s)".format(**found["steps"][step.name]), flush=True)

@@ -8,7 +8,6 @@ With --full: also two other poolings, the dual form, ablations, a pool given Lan
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from langdc.failures import guarded
+from langdc.failures import guarded, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 console = Console(markup=False, emoji=False)
@@ -100,7 +99,7 @@ def run(steps: list[Step]) -> float:
         console.print(f"\n{head}", style="bold")
         console.print(f"$ python {' '.join(step.command)}", style="cyan", soft_wrap=True, highlight=False)
         started = time.monotonic()
-        code = subprocess.run([sys.executable, *step.command], cwd=ROOT, check=False).returncode
+        code = run_command([sys.executable, *step.command], cwd=ROOT)
         if code:
             console.print(f"{step.title} ended with exit code {code}; mend it and start again.", style="red")
             raise SystemExit(code)

@@ -1,14 +1,17 @@
 """Settings: strict, all mistakes at once, overrides, configs by name, and a saved config that loads equal."""
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pydantic
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from langdc.config import MemberConfig, ModelConfig, RunConfig, check, load, save
+import langdc.encoders.internvideo2  # noqa: F401  (its settings)
+from langdc.config import MemberConfig, ModelConfig, RunConfig, Settings, check, load, save
 from langdc.configfiles import SHIPPED, _shipped_configs, find_config, parse_yaml
 from langdc.evaluate.settings import EvalConfig
 from langdc.tools.schema import schema
@@ -32,6 +35,9 @@ BAD_VALUES = (
     "{[a]: 1}",
     "*x",
     "!!x 1",
+    # values that hold themselves
+    "&x [*x]",
+    "&x {a: [*x]}",
 )
 
 
@@ -95,6 +101,21 @@ def test_settings_of_an_objective_are_checked_when_the_file_is_read():
 def test_a_run_has_exactly_one_length(length: dict):
     (line,) = mistakes({**RUN, "train": {**TRAIN, **length}})
     assert "exactly one of steps and epochs" in line
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan", "1e400"])
+def test_a_number_of_no_settings_is_nan_or_infinite(value: object):
+    """All config models, with any value for each field whose type has a number in it."""
+    kinds, checked = [Settings], set()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        for name, field in kind.model_fields.items():
+            if re.search(r"\b(float|int)\b", str(field.annotation)):
+                with pytest.raises(ValidationError) as caught:
+                    kind.model_validate({name: value})
+                assert name in [error["loc"][0] for error in caught.value.errors() if error["loc"]], (kind, name)
+                checked.add(name)
+    assert checked >= {"learning_rate", "seed", "init_scale", "repeat", "tolerance", "watchdog"}
 
 
 def test_settings_do_not_change_after_loading(file: Path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import pytest
@@ -139,23 +140,77 @@ def test_output_that_cannot_be_written_is_one():
     assert done.returncode == 3 and "No space left on device" in one_line(done.stderr)
 
 
+SIGNALS = {
+    signal.SIGINT: "Interrupted.",
+    signal.SIGTERM: "Ended by SIGTERM.",
+    signal.SIGHUP: "Ended by SIGHUP.",
+}
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize("at_work", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_ctrl_c_is_one_line_wherever_it_comes(tmp_path: Path, at_work: bool):
-    """While modules are imported, and while processes work for the command, which it reaches as well."""
+def test_a_signal_is_one_line_wherever_it_comes(tmp_path: Path, at_work: bool, number: signal.Signals):
+    """While modules are imported, and while processes work for the command, which Ctrl-C reaches as well."""
     words = ["data", "sample", "--out", str(tmp_path / "d"), "--workers=2"] if at_work else ["compressors"]
-    command = [sys.executable, "-m", "langdc.cli", *words]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = started(*words)
     maps, deadline = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 100
     while time.monotonic() < deadline:
         if any((tmp_path / "d").glob("videos/*.mp4")) if at_work else "libtorch" in maps.read_text():
             break
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid, number)
     said = process.communicate(timeout=120)[1]
-    # Python ends itself by the signal where it came inside of code that is made at import, as of data classes
-    assert process.returncode in (failures.INTERRUPTED, -signal.SIGINT), said
-    assert said.splitlines()[-1] == "Interrupted. The same command resumes from what is complete."
+    # Python ends itself by Ctrl-C where it came inside of code that is made at import, as of data classes
+    assert process.returncode in (128 + number, -signal.SIGINT if number == signal.SIGINT else None), said
+    assert said.splitlines()[-1] == f"{SIGNALS[number]} The same command resumes from what is complete."
     assert "Traceback" not in said, said
+    assert f"\n| {128 + number} | " in (ROOT / "docs/failures.md").read_text()
+
+
+def started(*words: str, code: str = "", **options: Any) -> subprocess.Popen:
+    """A command, or Python code, in a session of its own."""
+    command = [sys.executable, *(["-c", code] if code else ["-m", "langdc.cli"]), *words]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
+
+
+GUARDED = "import os, subprocess, sys, time; from langdc.failures import guarded, run_command\n"
+WAITS = "lambda words: print('x', file=sys.stderr, flush=True) or time.sleep(60) or 0"
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As nohup does with SIGHUP."""
+    own = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {GUARDED}sys.exit(guarded({WAITS}, []))"
+    process = started(code=own)
+    assert process.stderr is not None and process.stderr.readline() == "x\n"
+    os.kill(process.pid, signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.communicate(timeout=60)[1].startswith("Ended by SIGTERM") and process.returncode == 143
+
+
+def test_a_forked_worker_ends_by_the_signal_and_says_nothing():
+    own = f"{GUARDED}def work(words):\n    child = os.fork()\n    time.sleep(1 if child else 60)\n"
+    process = started(
+        code=f"{own}    os.kill(child, 15)\n    return os.waitpid(child, 0)[1]\nsys.exit(guarded(work, []))"
+    )
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == signal.SIGTERM
+
+
+@pytest.mark.parametrize("launcher", [False, True])
+def test_a_signal_reaches_the_command_that_is_waited_for(launcher: bool):
+    """Also the processes of a launcher that hands nothing on, which ends with the code of the last one."""
+    inner = f"{GUARDED}sys.exit(guarded({WAITS}, []))"
+    between = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {inner!r}, '--local_rank=0']))"
+    command = f"[sys.executable, '-c', {between if launcher else inner!r}]"
+    process = started(code=f"{GUARDED}sys.exit(guarded(lambda words: run_command({command}, {launcher}), []))")
+    assert process.stderr is not None and process.stderr.readline() == "x\n"
+    os.kill(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert said.startswith("Ended by SIGTERM") and process.returncode == 143
 
 
 def test_errors_of_the_system_get_the_name_of_the_file(tmp_path: Path):

@@ -230,3 +230,17 @@ def test_a_file_is_read_once_while_it_stays_the_same(plain: Path, hashed: list, 
     hashed.clear()
     monkeypatch.setattr(hashing, "_SETTLED_SECONDS", 1000)  # it may be written again within the same tick of the clock
     assert seen_hash(file) == seen_hash(file) == changed and len(hashed) == 2
+
+
+def test_old_hashes_go_when_another_one_is_written(plain: Path, hashed: list) -> None:
+    file, kept = plain / "model.safetensors", plain.parent / "cache/langdc/hashes"
+    seen_hash(file)
+    (first,) = kept.iterdir()
+    (kept / "12345678.partial").touch()  # of a process that was killed
+    for path in kept.iterdir():
+        os.utime(path, (0, path.stat().st_mtime - hashing._KEPT_SECONDS - 5))
+    assert seen_hash(file) and len(hashed) == 1, "an old one is still read"
+    file.write_bytes(LARGE[::-1])
+    seen_hash(file)
+    (second,) = kept.iterdir()
+    assert second != first and len(hashed) == 2

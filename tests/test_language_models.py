@@ -15,6 +15,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from langdc import devices
 from langdc.language_models import fastest_attention, four_bits, load_language_model, use_liger
+from langdc.pipeline import VideoLM
 from tests import tiny
 
 CUDA = devices.ACCELERATORS[0]
@@ -60,8 +61,18 @@ def test_four_bits_are_asked_of_transformers_as_qlora_has_them(folder, tmp_path,
     wanted = asked["quantization_config"]
     assert (wanted.load_in_4bit, wanted.bnb_4bit_quant_type, wanted.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert wanted.bnb_4bit_compute_dtype == torch.bfloat16
-    assert asked["device_map"] == {"": 1} and str(asked["source"]) == folder
+    assert asked["device_map"] == {"": torch.device("cpu")} and str(asked["source"]) == folder
+    with devices.making(torch.device("cuda:1"), None):
+        assert four_bits("nf4", tmp_path)["device_map"] == {"": torch.device("cuda:1")}, "where it was asked for"
     assert model.base_model.is_loaded_in_4bit
+
+
+@pytest.mark.parametrize("attention", [3, True, [], "", "nowhere"])
+def test_an_attention_that_is_none_is_no_fault_of_the_files(folder, attention: Any) -> None:
+    with pytest.raises(ValueError, match=r"^attention=.*; allowed are eager, .*sdpa[^|]*$"):
+        load_language_model(folder, attention)
+    with pytest.raises(ValueError, match=r"attention=.*; allowed are "):
+        VideoLM.from_pretrained("tiny:qwen2_vl", backbone={"attention": attention})
 
 
 def test_skipped_modules_stay_whole_wherever_they_are(tmp_path, monkeypatch) -> None:

@@ -3,9 +3,12 @@
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -49,6 +52,31 @@ def test_lines_without_a_terminal_also_while_one_item_takes_long(lines: list[str
     told = len(lines)
     time.sleep(0.2)
     assert len(lines) == told, "none afterwards"
+
+
+def test_a_line_at_once_and_one_of_the_clock_say_nothing_twice(lines: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Lines come 30 s after the last one. `script`: when, and what is then done, while the thread waits a second."""
+    clock, watches, stop = [0.0], [], threading.Event()
+    script = {29.5: lambda: advance(10, now=True), 60.5: lambda: advance(0, now=True), 70.5: lambda: advance(9)}
+
+    class Thread:
+        def __init__(self, target: Any, **_: Any) -> None:
+            self.start = lambda: watches.append(target)
+
+    def wait(seconds: float) -> bool:
+        clock[0] += seconds / 2
+        script.get(clock[0], lambda: None)()
+        clock[0] += seconds / 2
+        return clock[0] >= 95
+
+    monkeypatch.setattr(log, "LINE_SECONDS", 30.0)
+    monkeypatch.setattr(stop, "wait", wait)
+    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(log, "threading", SimpleNamespace(Thread=Thread, Event=lambda: stop))
+    with progress("Steps", 100) as advance:
+        watches[0]()
+    assert [line.partition(" of ")[0] for line in lines] == ["Steps: 10", "Steps: 10", "Steps: 19"]
+    assert [line.rpartition(", ")[2] for line in lines] == ["0:04:26 left", "0:09:00 left", "0:06:24 left"]
 
 
 def test_lines_where_the_end_is_not_known(lines: list[str]):

@@ -133,6 +133,7 @@ OTHERS = {
     "beams": {"num_beams": 2, "eos_token_id": [1]},
     "no repeats": {"no_repeat_ngram_size": 1},
     "no cache": {"use_cache": False},
+    "no time": {"max_time": 0},
 }
 
 
@@ -144,6 +145,7 @@ def test_other_options_are_those_of_generate(more: dict) -> None:
     expected = generated(backbone, given, **more)
     torch.manual_seed(3)
     assert replied(backbone, given, **more) == expected
+    assert "max_time" not in more or {count for _, count in expected} == {1}
 
 
 def test_unknown_options_are_refused() -> None:

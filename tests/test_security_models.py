@@ -1,8 +1,10 @@
 """Hostile models, pages and keys, as SECURITY.md says."""
 
 import json
+import pickle
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from langdc.backbones import backbones
 from langdc.config import check
 from langdc.endpoint import Endpoint, EndpointError
 from langdc.evaluate.settings import JudgeConfig
-from langdc.language_models import open_tokenizer
+from langdc.language_models import load_tokenizer, open_tokenizer, templated
 from langdc.modelfiles import read_tensors
 from tests import stock
 from tests.evaluate import runs
@@ -35,10 +37,20 @@ class Evil:
 
 @sentence("Weights are read as safetensors")
 def test_no_pickle_runs_code(tmp_path: Path) -> None:
-    torch.save({"x": Evil(tmp_path / "ran")}, tmp_path / "w.bin")
-    with pytest.raises(ValueError, match="whose code would run"):
-        read_tensors(tmp_path / "w.bin")
-    assert not (tmp_path / "ran").exists()
+    file, evil = tmp_path / "w.bin", {"x": Evil(tmp_path / "ran")}
+    with tarfile.open(tmp_path / "old.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("storages"))
+    writers = {
+        "would run on loading, such as ": lambda: torch.save(evil, file),
+        "would run on loading": lambda: file.write_bytes(pickle.dumps(evil, protocol=2)),
+        "only running code can read": lambda: (tmp_path / "old.tar").rename(file),
+    }
+    for said, write in writers.items():
+        write()
+        with pytest.raises(ValueError, match=said) as caught:
+            read_tensors(file)
+        assert not re.search("weights_only|two options|likely succeed|\x1b", str(caught.value)), "torch's advice"
+        assert not (tmp_path / "ran").exists()
     for path in SOURCES:
         for name, call in calls(path):
             given = keywords(call)
@@ -100,6 +112,15 @@ def test_a_template_reaches_nothing_of_python(tmp_path: Path) -> None:
     with pytest.raises((ValueError, jinja2.exceptions.SecurityError)):
         text = open_tokenizer(folder).apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
         raise AssertionError(text)
+
+
+@sentence("**The time that a chat template takes.**")
+@pytest.mark.parametrize("many", ["range(100001)", "range(10**9)", "range(0, 10**12, 10**9)", "'a' * 10000001"])
+def test_a_template_does_not_count_far(tmp_path: Path, many: str) -> None:
+    folder = shutil.copytree(stock.folder("qwen2_5_vl"), tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(f"{{% for each in {many} %}}x{{% endfor %}}")
+    with pytest.raises(ValueError, match="chat template"):
+        templated(load_tokenizer(str(folder)), [{"role": "user", "content": "x"}], True)
 
 
 # ---- pages

@@ -8,14 +8,14 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from langdc.config import Settings
 
-class InternVideo2Config(BaseModel):
+
+class InternVideo2Config(Settings):
     """Sizes of the encoder; the defaults are the published 1B model for 4 frames of 224 pixels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: int = Field(default=1408, gt=0)
     depth: int = Field(default=40, gt=0)

@@ -37,14 +37,17 @@ _LINES: dict[str, dict[str, Any]] = {
         "targets": list,
     },
     "timing": {"warm": bool, "seconds": dict}, "budget": {"match": str, "measure": str, "equal": bool},
+    "verdict": {"right": bool, "score": range(6)}, "encoding": {"seconds": dict},
+    "session": {"seconds": _NUMBER, "stages": dict},
 }  # fmt: skip
-"""What is read of an entry's lines, by type, and of which types it may be."""
+"""What is read of a line, by its type, and of which types or values it may be."""
 
 
 def _check(value: Any, wanted: Mapping[str, Any], where: object) -> None:
     """ValueError unless a value is an object with these items."""
     for name, kinds in wanted.items():
-        if not isinstance(value, dict) or not isinstance(value.get(name, ...), kinds):
+        given = value.get(name, ...) if isinstance(value, dict) else ...
+        if not (given in kinds if isinstance(kinds, range) else isinstance(given, kinds)):
             found = f"{name} is {value[name]!r:.80}" if isinstance(value, dict) and name in value else f"lacks {name}"
             raise ValueError(f"{where} is damaged ({found}). Restore it, or evaluate again into another folder.")
 
@@ -52,8 +55,8 @@ def _check(value: Any, wanted: Mapping[str, Any], where: object) -> None:
 class LineFile:
     """Lines with a "key" each, in the files of a folder; this process appends to `path` and knows the lines of all."""
 
-    def __init__(self, path: Path, alone: bool = False, kinds: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        self.path, self._alone, self._kinds = path, alone, kinds  # `kinds` as _LINES
+    def __init__(self, path: Path, alone: bool = False) -> None:
+        self.path, self._alone = path, alone
         self.reread()
 
     def reread(self) -> None:
@@ -62,9 +65,8 @@ class LineFile:
         self.by_key: dict[str, dict] = {}
         for file, line in ((one, line) for one in files for line in jsonl.read(one)):
             _check(line, {"key": str}, file)
-            if self._kinds is not None:
-                _check(line, {"type": str}, f"{file}, {line['key']},")
-                _check(line, self._kinds.get(line["type"], {}), f"{file}, {line['key']},")
+            _check(line, {"type": str}, f"{file}, {line['key']},")
+            _check(line, _LINES.get(line["type"], {}), f"{file}, {line['key']},")
             self.by_key.setdefault(line["key"], line)
 
     @property
@@ -173,7 +175,7 @@ class EvalFolder:
 
     def entry_file(self, name: str) -> LineFile:
         """The lines of an entry, as this process writes them."""
-        return LineFile(self.directory / "results" / name / f"{rank()}.jsonl", kinds=_LINES)
+        return LineFile(self.directory / "results" / name / f"{rank()}.jsonl")
 
     def _files(self, name: str) -> list[Path]:
         return sorted((self.directory / "results" / name).glob("*.jsonl"))

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from langdc import jsonl
 from langdc.endpoint import SHOWN_LETTERS, Endpoint, EndpointError, Transient
 from langdc.evaluate.answers import without_thinking
 from langdc.evaluate.folder import EvalFolder, LineFile
@@ -107,9 +106,18 @@ class Verdict:
 
         `judge`: its settings. A question that failed or got no words for an answer is wrong and scores 0 unjudged.
         """
-        known = {line["key"]: cls(line["right"], line["score"]) for line in jsonl.read(directory / VERDICTS)}
         cases = [Case.of(line) for line in lines if Case.judged(line)]
-        return [cls() if case is None else known.get(case.key(judge)) for case in cases]
+        known = cls.kept(LineFile(directory / VERDICTS, alone=True), {c.key(judge): c for c in cases if c is not None})
+        return [cls() if case is None else known.get(case) for case in cases]
+
+    @classmethod
+    def kept(cls, file: LineFile, cases: Mapping[str, Case]) -> "dict[Case, Verdict]":
+        """The verdicts in a file on cases, which are given by key; ValueError if one is on another case."""
+        lines = {case: file.by_key[key] for key, case in cases.items() if key in file}
+        for case, line in lines.items():
+            if line["type"] != "verdict" or line != {**line, **asdict(case)}:
+                raise ValueError(f"{file.path}, {line['key']}, is on another reply than {case}. Restore or delete it.")
+        return {case: cls(line["right"], line["score"]) for case, line in lines.items()}
 
 
 class Judge:
@@ -153,8 +161,8 @@ class Judge:
 
     def verdicts(self, cases: Iterable[Case]) -> dict[Case, Verdict]:
         """Judge cases, each once: from the file, else by the endpoint; those without a verdict are `failed`."""
-        known, by_key = self.verdicts_file.by_key, {self.key(case): case for case in cases}
-        found = {case: Verdict(known[k]["right"], known[k]["score"]) for k, case in by_key.items() if k in known}
+        by_key = {self.key(case): case for case in cases}
+        found = Verdict.kept(self.verdicts_file, by_key)
         with ThreadPoolExecutor(self.config.workers) as pool:
             try:
                 asked = {pool.submit(self._asked, c): (key, c) for key, c in by_key.items() if c not in found}

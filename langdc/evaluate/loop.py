@@ -112,6 +112,8 @@ def _ask(config: EvalConfig, task: Task, folder: EvalFolder, videos: list, load:
             spent = {"seconds": time.perf_counter() - started, "stages": timer.seconds, **counts}
             key = f"session/{len(folder.header['sessions'])}/{rank()}"
             folder.file("sessions").append([{"type": "session", "key": key, **spent}])
+            for one in caches:
+                one.readers.shutdown(wait=False, cancel_futures=True)
 
 
 def _groups(entries: Sequence[EntryConfig]) -> Iterator[list[EntryConfig]]:

@@ -99,7 +99,7 @@ class VideoCache:
     _unreadable: dict[str, str] = field(default_factory=dict, init=False)
     _decoding: dict[str, Future[tuple[Frames, float]]] = field(default_factory=dict, init=False)
     _next: Iterator[tuple[str, Future[tuple[Frames, float]]]] = field(default=iter(()), init=False)
-    _readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READERS), init=False)
+    readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READERS), init=False)
 
     def decode_ahead(self, lm: VideoLM, key: str, records: Iterable[Record], path_of: Callable[[Record], Path]) -> None:
         """Decode a few of the videos that will be opened in this order, always before they are opened."""
@@ -118,7 +118,7 @@ class VideoCache:
             name = f"{key}/{record.id}"
             if self.stored is None and name not in self._held and name not in self._unreadable:
                 with suppress(ValueError):  # a record without a video fails when it is opened
-                    yield name, self._readers.submit(decoded, record, path_of(record))
+                    yield name, self.readers.submit(decoded, record, path_of(record))
 
     def open(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str] = frozenset()) -> Any:
         """The video of a record, open for a model whose preprocessing has that `key`.

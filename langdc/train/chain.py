@@ -5,7 +5,7 @@ starts from the one before; the first starts from the published parts.
 """
 
 import os
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +17,7 @@ from langdc import compat, distributed
 from langdc import config as settings
 from langdc.config import RunConfig
 from langdc.configfiles import CHAIN, find_config, parse_yaml
+from langdc.failures import ENDING, Ended, run_command
 from langdc.log import get_logger
 from langdc.train import output, stopping
 
@@ -159,9 +160,9 @@ def _make(there: Callable[[], bool], command: Sequence[str]) -> None:
         shown = f"python -m {' '.join(command)}"
         logger.info("First: %s", shown)
         alone = distributed.without_launcher(os.environ)
-        code = subprocess.run([sys.executable, "-m", *command], env=alone, check=False).returncode
-        if code == 130:
-            raise KeyboardInterrupt
+        code = run_command([sys.executable, "-m", *command], env=alone)
+        if code - 128 in (signal.SIGINT, *ENDING):
+            raise Ended(code - 128)
         if code == stopping.EXIT_CODE:
             raise stopping.Stopped(f"{shown} stopped")
         if code or not there():

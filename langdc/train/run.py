@@ -12,7 +12,6 @@ import gc
 import math
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from langdc import checkpoint, devices, distributed, jsonl
 from langdc.config import RunConfig
 from langdc.distributed import is_main_process
-from langdc.failures import TRACEBACK_VARIABLE, guarded
+from langdc.failures import TRACEBACK_VARIABLE, guarded, run_command
 from langdc.features import FeatureStore
 from langdc.hashing import tensor_hash, tensors_hash
 from langdc.log import get_logger, progress
@@ -216,7 +215,7 @@ def _run(argv: list[str], stage: str | None) -> int:
     if options.processes is not None:  # the same on several, with the `deepspeed` launcher
         launcher = ["deepspeed.launcher.runner", "--num_accelerators", str(options.processes), "--module"]
         words = [*launcher, "langdc.train", *names, *overrides, *["--traceback"] * (TRACEBACK_VARIABLE in os.environ)]
-        return subprocess.run([sys.executable, "-m", *words], check=False).returncode
+        return run_command([sys.executable, "-m", *words], launcher=True)
     directory = chain.run(chain.read(names, overrides), train)
     figures = jsonl.read_json(directory / output.FINISHED)
     if is_main_process():

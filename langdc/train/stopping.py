@@ -18,7 +18,7 @@ logger = get_logger(__name__)
 
 EXIT_CODE = 75
 """How a run ends that was asked to stop and has saved: EX_TEMPFAIL, "try again"."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECOND_SIGNAL_SECONDS = 2.0
 """Ctrl-C again, more than so many seconds after the first, ends at once; launchers repeat it sooner by themselves."""
 
@@ -30,7 +30,7 @@ class Stopped(Exception):
 
 
 class GracefulShutdown(TrainerCallback):
-    """While `listening`, SIGTERM and SIGINT to any process stop all of them after the same step, with a checkpoint.
+    """While `listening`, one of SIGNALS to any process stops all of them after the same step, with a checkpoint.
 
     Must stand before callbacks that amend what is saved and logged.
     """
@@ -47,7 +47,9 @@ class GracefulShutdown(TrainerCallback):
         if dist.is_initialized() and dist.get_world_size() > 1:
             # on the CPU, so that asking does not wait for what an accelerator still computes
             self._group = dist.new_group(backend="gloo")
-        numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        main = threading.current_thread() is threading.main_thread()
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        numbers = [number for number in SIGNALS if main and not (number == signal.SIGHUP and nohup)]
         before = {number: signal.signal(number, self._receive) for number in numbers}
         try:
             yield

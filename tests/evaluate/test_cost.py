@@ -59,7 +59,7 @@ def test_what_the_loop_takes_itself_is_what_no_stage_accounts_for(tmp_path: Path
     two = {"seconds": 10.0, "stages": {"prefill": 9.5}, "videos": 3, "decoded": 5}
     folder = EvalFolder(tmp_path, {})
     assert folder.loop_cost() == ""
-    folder.file("sessions").append([{"key": "1", **one}, {"key": "2", **two}])
+    folder.file("sessions").append([{"type": "session", "key": "1", **one}, {"type": "session", "key": "2", **two}])
     found = folder.loop_cost()
     assert "7 videos were decoded and encoded 9 times in all" in found
     assert "the loop spent 5.0 % of 20.0 s outside" in found

@@ -17,7 +17,7 @@ from langdc.train import output
 
 
 def _line(key: str, **more) -> dict:
-    return {"type": "answer", "key": key, **more}
+    return {"type": "other", "key": key, **more}
 
 
 @pytest.mark.parametrize("torn", [b'{"type": "answer", "ke', b'{"broken": \n', b"\xff"])

@@ -1,6 +1,7 @@
 """The judge, asked over real HTTP at a small server that can misbehave in every way an endpoint does."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -215,6 +216,52 @@ def test_a_killed_run_goes_on_where_its_verdicts_end(endpoint, tmp_path: Path):
     assert len(_judge(server.url, tmp_path).verdicts(cases)) == 6
     assert len(server.requests) == 6 + 3
     assert len(jsonl.read(path)) == 6
+
+
+DAMAGE = {
+    "no verdict": ({"right": None}, "is damaged (right is None)"),
+    "a word": ({"right": "yes"}, "is damaged (right is 'yes')"),
+    "a score beyond 5": ({"score": 7}, "is damaged (score is 7)"),
+    "no score": ({"score": "4"}, "is damaged (score is '4')"),
+    "another reply": ({"prediction": "a horse"}, "is on another reply than"),
+    "another answer": ({"answer": "pony"}, "is on another reply than"),
+    "no key": ({"key": 3}, "is damaged (key is 3)"),
+    "another kind of line": ({"type": "timing", "warm": True, "seconds": {}}, "is on another reply than"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_verdict_is_named_and_not_counted(endpoint, tmp_path: Path, kind: str):
+    change, said = DAMAGE[kind]
+    server = endpoint(YES)
+    judge = _judge(server.url, tmp_path)
+    judge.verdicts([CASE])
+    path = tmp_path / "verdicts.jsonl"
+    (line,) = jsonl.read(path)
+    jsonl.write_lines(path, [line | change])
+    answer = {"type": "answer", "answer": CASE.prediction, "question": CASE.question, "expected": CASE.answer}
+    for read in (
+        lambda: _judge(server.url, tmp_path).verdicts([CASE]),
+        lambda: Verdict.of_answers(tmp_path, judge.config.model_dump(), [answer]),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)) as caught:
+            read()
+        assert str(path) in str(caught.value)
+    assert len(server.requests) == 1
+
+
+def test_lines_that_were_cut_or_are_another_runs(endpoint, tmp_path: Path):
+    """A last line that a kill cut off is asked again; a broken one before is named; others say nothing of this run."""
+    server = endpoint(YES)
+    _judge(server.url, tmp_path).verdicts([CASE])
+    path = tmp_path / "verdicts.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40] + b"\n" + whole)
+    with pytest.raises(ValueError, match=r"verdicts\.jsonl, line 1, is not valid JSON"):
+        _judge(server.url, tmp_path)
+    path.write_bytes(whole + whole[:40])
+    assert _judge(server.url, tmp_path, model="other").verdicts([CASE]) == {CASE: Verdict(True, 4)}
+    assert len(server.requests) == 2 and len(jsonl.read(path)) == 2
 
 
 def test_verdicts_that_cannot_be_kept_stop_the_asking(endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

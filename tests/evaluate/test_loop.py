@@ -1,9 +1,13 @@
 """The loop answers every question once, can be cut off anywhere, counts failures, and decodes each video once."""
 
+import gc
 import importlib
 import json
 import shutil
+import threading
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.identity import identity, plugin_sources
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.models import weights_identity
+from langdc.evaluate.run import Run
 from langdc.evaluate.settings import EvalConfig
 from tests.evaluate import runs
 
@@ -53,6 +58,24 @@ def test_every_question_has_a_line_in_every_row(prepared: Path, finished: Path):
     for said, segment, recall in zip(video["captions"], records[0].segments, video["cue_recall"], strict=True):
         cues = [*segment.subjects, *segment.attributes, *segment.actions]
         assert recall == (sum(cue in said.split() for cue in cues) / len(cues) if cues else None)
+
+
+def test_no_thread_outlives_an_evaluation(prepared: Path, tmp_path: Path, monkeypatch):
+    """Also where nothing collects the cache that the threads decode for, and where it ends by an error."""
+    before, entries = set(threading.enumerate()), [{"name": "pool 3", "model": str(prepared / "pool")}]
+    gc.disable()
+    try:
+        for error in (None, OSError("no more")):
+            config = runs.config(prepared, output=str(tmp_path / str(error)), entries=entries, limit=3)
+            with pytest.raises(OSError, match="no more") if error else nullcontext():
+                evaluate(config, _task(config))
+            monkeypatch.setattr(Run, "time", Mock(side_effect=OSError("no more")))
+        left = set(threading.enumerate()) - before
+        for thread in left:
+            thread.join(60)
+        assert not [thread for thread in left if thread.is_alive()]
+    finally:
+        gc.enable()
 
 
 def test_controls_keep_as_many_tokens_as_they_should(finished: Path):

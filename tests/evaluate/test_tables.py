@@ -387,13 +387,14 @@ DAMAGED = {
         '{"key": "z", "type": ["answer"]}', '{"key": "z", "type": "video", "video": "v"}',
         '{"key": "z", "type": "timing", "warm": true, "seconds": 3}', '{"key": "z", "type": "budget"}',
     ],
+    "sessions/0.jsonl": ['{"key": "z", "type": "session", "seconds": 3}'],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "content"), [(name, each) for name, known in DAMAGED.items() for each in known])
 def test_a_damaged_folder_is_named(run: Path, capsys: pytest.CaptureFixture[str], name: str, content: str):
-    before = (run / name).read_text() if name.endswith("l") else ""
-    (run / name).write_text(f"{before}{content}\n")
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text(f"{(run / name).read_text() if name.startswith('results') else ''}{content}\n")
     assert cli.main(["report", str(run), "--no-frames"]) == 2
     assert f"{run / name}" in capsys.readouterr().err
     assert not (run / "report.html").exists()

@@ -51,6 +51,7 @@ def test_a_step_that_fails_or_hangs_ends_alone_and_keeps_its_lines(run, tmp_path
         step(tmp_path, "ask", f"{child} import time; time.sleep(60)", limit=2, times=lines),
         step(tmp_path, "train", "raise MemoryError('out of it')"),
         step(tmp_path, "read", "print('fine')"),
+        budget=42,
     )
     assert code == 1
     states = {name: (each["status"], each["reason"]) for name, each in found["steps"].items()}
@@ -63,21 +64,34 @@ def test_a_step_that_fails_or_hangs_ends_alone_and_keeps_its_lines(run, tmp_path
     assert not (tmp_path / "alive").exists()  # what a step started ended with it
 
 
-def test_steps_get_the_ceilings_and_the_budget_ends_the_run(run, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(gpu, "LEAST", 1.0)
+def test_the_default_budget_is_enough_for_all_steps() -> None:
+    assert sum(gpu.LIMITS.values()) == 480
+
+
+def test_steps_get_the_ceilings_and_their_share_and_what_is_left_out_is_said(run, tmp_path: Path, capsys) -> None:
     ceilings = [{"TFLOP/s": 2.0, "GB/s": 3.0}]
     told = tmp_path / "told"
     found, code, page = run(
-        step(tmp_path, "card", "", ceilings=ceilings),
+        step(tmp_path, "card", "", limit=6, ceilings=ceilings),
         step(
-            tmp_path, "ask", f"import sys, time; open({str(told)!r}, 'w').write(' '.join(sys.argv[1:])); time.sleep(60)"
+            tmp_path,
+            "ask",
+            f"import sys, time; open({str(told)!r}, 'w').write(' '.join(sys.argv[1:])); time.sleep(60)",
+            limit=9,
         ),
-        step(tmp_path, "train", ""),
-        budget=5,
+        step(tmp_path, "train", "import time; time.sleep(60)", limit=4),
+        step(tmp_path, "read", ""),
+        budget=20,
     )
     assert told.read_text() == "--ceilings 2000000000000.0 3000000000.0"
-    assert code == 1 and found["steps"]["ask"]["status"] == "cut off" and found["seconds"] < 20
-    assert found["steps"]["train"]["reason"] == "the budget is spent" and "the budget is spent" in page
+    steps, said = found["steps"], capsys.readouterr().out
+    assert code == 1 and found["seconds"] < 40
+    assert [steps[name]["status"] for name in ("card", "ask", "train", "read")] == ["done", *["cut off"] * 2, "not run"]
+    limits = {name: pytest.approx(steps[name]["limit"], abs=1) for name in ("card", "ask", "train")}
+    left = 20 - steps["card"]["seconds"]
+    assert limits == {"card": 20 - 13, "ask": left - 4, "train": 4}, "what is kept for it, and what those before left"
+    assert steps["read"]["reason"] == "the budget of 20 s is too short" and steps["read"]["reason"] in page
+    assert said.startswith("read: not run, the budget of 20 s is too short\ncard: at most 7 s\n")
 
 
 def test_all_steps_done_is_exit_code_0(run, tmp_path: Path) -> None:
@@ -97,7 +111,7 @@ def test_failed_tests_are_named(run, tmp_path: Path) -> None:
 
 def test_steps_are_chosen_by_name(tmp_path: Path, capsys) -> None:
     options = argparse.Namespace(only="read,tests", out=tmp_path, device="cpu", tiny=True, scale=2.0)
-    assert [(step.name, step.limit) for step in gpu.steps(options)] == [("card", 80), ("tests", 220), ("read", 260)]
+    assert [(step.name, step.limit) for step in gpu.steps(options)] == [("card", 50), ("tests", 130), ("read", 160)]
     with pytest.raises(SystemExit):
         gpu.main(["--only", "reed", "--out", str(tmp_path)])
     assert "There is no step reed; there is card, tests" in capsys.readouterr().err

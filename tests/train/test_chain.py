@@ -9,6 +9,7 @@ import yaml
 from langdc import compat, jsonl
 from langdc import config as settings
 from langdc.config import RunConfig
+from langdc.failures import Ended
 from langdc.train import chain, output
 
 MODEL = {"backbone": "videogpt_plus", "compressor": {"name": "pool"}}
@@ -137,10 +138,9 @@ def test_the_sample_recipe_makes_what_it_lacks(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RANK", "0")
     commands: list[list[str]] = []
 
-    class Done:
-        returncode = 0
+    codes = [0]
 
-    def ran(command: list[str], env: dict[str, str], **_: object) -> Done:
+    def ran(command: list[str], env: dict[str, str]) -> int:
         assert "RANK" not in env
         commands.append(command[2:])
         if "langdc.cli" in command:
@@ -150,9 +150,9 @@ def test_the_sample_recipe_makes_what_it_lacks(tmp_path: Path, monkeypatch: pyte
         else:
             for link in chain.read(command[3:]):
                 finished(link.config)
-        return Done()
+        return codes[-1]
 
-    monkeypatch.setattr(chain.subprocess, "run", ran)
+    monkeypatch.setattr(chain, "run_command", ran)
     names = chain.prepared("stage3")
     recipe = [link.name for link in chain.read([chain.SAMPLE])]
     assert names == recipe[-1:] and len(recipe) == 6
@@ -160,9 +160,12 @@ def test_the_sample_recipe_makes_what_it_lacks(tmp_path: Path, monkeypatch: pyte
     assert commands[1] == ["langdc.train", *recipe[:-1]]
     chain.prepared("stage3")
     assert len(commands) == 2, "nothing is made twice"
-    monkeypatch.setattr(Done, "returncode", 3)
+    codes.append(3)
     monkeypatch.setattr(chain.Link, "finished", property(lambda self: None))
     with pytest.raises(ValueError, match="ended with status 3"):
+        chain.prepared("stage2")
+    codes.append(143)
+    with pytest.raises(Ended, match="15"):
         chain.prepared("stage2")
 
 

@@ -107,6 +107,22 @@ def test_in_float16_gradients_may_overflow_and_losses_may_not(tmp_path: Path):
         trainer.finite.check()
 
 
+@pytest.mark.parametrize("gradient", [False, True])
+def test_with_a_loss_scale_a_loss_that_is_not_finite_stops_at_the_next_step(tmp_path: Path, gradient: bool):
+    """A gradient that overflows is left to the scaler, torch's own, which works on a CPU, too."""
+    trainer = trainer_of(tmp_path / "x")
+    trainer.args.fp16 = True
+    scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu")  # pyright: ignore[reportAttributeAccessIssue]
+    spoil(trainer, 3, float("nan"), gradient)
+    if gradient:
+        trainer.train()
+        assert trainer.state.global_step == 9 and scaler.get_scale() == 2**16 / 2**7
+        return
+    with pytest.raises(ValueError, match=f"The loss is NaN or infinite at step 3.*{LAYER}"):
+        trainer.train()
+    assert trainer.state.global_step == 3 and scaler.get_scale() >= 2**14
+
+
 def test_a_norm_that_deepspeed_gives_is_read_at_once(tmp_path: Path):
     trainer = trainer_of(tmp_path)
     with pytest.raises(ValueError, match="its gradients are NaN or infinite at step 1"):

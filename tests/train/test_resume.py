@@ -79,8 +79,8 @@ def test_another_number_of_processes_resumes(trained: Recipes, tmp_path: Path, k
 
 @pytest.mark.parametrize(
     ("number", "count", "zero"),
-    [(signal.SIGTERM, 1, None), (signal.SIGINT, 1, None), (signal.SIGINT, 2, 3)],
-    ids=["term-one", "int-one", "int-two-zero3"],
+    [(signal.SIGTERM, 1, None), (signal.SIGINT, 1, None), (signal.SIGHUP, 1, None), (signal.SIGINT, 2, 3)],
+    ids=["term-one", "int-one", "hup-one", "int-two-zero3"],
 )
 def test_a_signal_to_one_process_saves_and_stops_all(
     trained: Recipes, tmp_path: Path, number: int, count: int, zero: int | None

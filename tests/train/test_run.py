@@ -312,11 +312,11 @@ def test_no_config_is_a_mistake(capsys):
 def test_several_processes_are_started_by_the_launcher(monkeypatch: pytest.MonkeyPatch, words: list[str]):
     started: list[list[str]] = []
 
-    def ran(command: list[str], **_: Any) -> Any:
+    def ran(command: list[str], launcher: bool) -> int:
         started.append(command[1:])
-        return subprocess.CompletedProcess(command, 7)
+        return 7 if launcher else 0
 
-    monkeypatch.setattr(run.subprocess, "run", ran)
+    monkeypatch.setattr(run, "run_command", ran)
     assert main(words) == 7
     launcher = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--module", "langdc.train"]
     assert started == [[*launcher, "a.yaml", "seed=1"]]
