@@ -86,7 +86,8 @@ POINTS = rf"{POINT}(?:(?: ?[-\u2013~] ?| (?:to|and|or) ){POINT})*"
 LASTS = r"\d+(?:\.\d+)?(?:[ -]?(?:s|secs?|seconds?|min|minutes?)| frames?)\b"
 TIMED = re.compile(
     rf"(?:^|(?<=[.!?:] ))(?:(?:at|around|in|on|from|by|since|after|before|between|during|until)"
-    rf"(?: [a-z]+){{0,2}} {POINTS},? |{POINTS} ?[:\u2013-] |(?:at|after|based on|(?:at|in|during|within|across|over|from|on) the)"
+    rf"(?: [a-z]+){{0,2}} {POINTS},? "
+    rf"|{POINTS} ?[:\u2013-] |(?:at|after|based on|(?:at|in|during|within|across|over|from|on) the)"
     rf"(?: (?:the|about|around|first|last))* {LASTS}(?: marks?)?,? )(?!(?:or|and|to)\b|-?{POINT}|-?{LASTS})"
     rf"|[\[(]{POINTS}[\])]:?",
     re.I | re.M,
