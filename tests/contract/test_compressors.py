@@ -41,6 +41,7 @@ TRAINING_FREE: dict[str, dict] = {
     "fastvid": {},
     "holitom_outer": {},
     "holitom_outer, contexts": {"context": 0.5},
+    "cdpruner": {},
     "chain": {"members": [{"name": "dpselect", "keep": 0.5}, {"name": "vidcom2", "keep": 0.5}]},
 }
 

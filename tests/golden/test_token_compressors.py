@@ -1,6 +1,7 @@
 """Token compressors against numbers from the authors' code (torch 2.13, float32, CPU)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,10 @@ def cases(name: str, **wanted) -> list:
 
 @pytest.fixture(scope="module")
 def numbers() -> dict[str, dict[str, Tensor]]:
-    return {name: load_file(FOLDER / f"{name}.safetensors") for name in ("vidcom2", "dpselect", "baselines_qwen")}
+    return {
+        name: load_file(FOLDER / f"{name}.safetensors")
+        for name in ("vidcom2", "dpselect", "baselines_qwen", "cdpruner")
+    }
 
 
 def one_row(values: Tensor) -> VideoFeatures:
@@ -99,3 +103,12 @@ def test_others(numbers, case) -> None:
     found = method([one_row(features)]).tokens[0]
     assert torch.equal(found.source, stored[f"{name}.keep"])
     torch.testing.assert_close(found.values, stored[f"{name}.output"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", cases("cdpruner"))
+def test_cdpruner(numbers, case) -> None:
+    """The released rule on features that are both the projected tokens and those that are compared with the words."""
+    features, words, mask = (numbers["cdpruner"][f"{case['id']}.{part}"] for part in ("features", "words", "mask"))
+    video = replace(one_row(features.float()), question=words.float())
+    found = build("cdpruner", tokens=case["tokens"], variant="released")([video]).tokens[0]
+    assert torch.equal(found.source, mask.flatten().nonzero()[:, 0])
