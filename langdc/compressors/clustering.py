@@ -94,17 +94,19 @@ def thinned(
     neighbours: int,
     share: float | None,
     as_topk: bool,
+    few: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """Density peaks among some places of B groups, `count` [B] each (on the CPU), as a mask [B,P]; and what they are
     when merged, in parts [n,C]. `values` gives [b,P,C] for `step` groups [b]; the others as in `peaks` and `merged`.
+    `few`: no more neighbours than peaks make a density, as released code has it.
     """
     kept, parts = torch.zeros_like(among), []
     having = count.nonzero()[:, 0]
     for some in having.split(step) if len(having) else ():
         group, counts = values(some), count[some]
         some, wanted = (part.to(among.device, non_blocking=True) for part in (some, counts))
-        apart, near = distances(group), wanted.clamp(max=neighbours)
-        chosen = peaks(apart, among[some], wanted, near, neighbours, as_topk)
+        apart, near = distances(group), wanted if few else among[some].sum(1)
+        chosen = peaks(apart, among[some], wanted, near.clamp(max=neighbours), neighbours, as_topk)
         kept[some] = chosen
         parts.append(merged(group, apart, among[some], chosen, counts, share))
     return kept, parts

@@ -112,7 +112,9 @@ def test_streaming_and_stopping(backbone: StockBackbone, name: str) -> None:
     assert stopped[0].tolist() == whole[0, : whole[0].tolist().index(first) + 1].tolist()
 
 
-@pytest.mark.parametrize("method", ["vidcom2", "dpselect", "visionzip", "dycoke", "fastvid", "holitom_outer", "random"])
+@pytest.mark.parametrize(
+    "method", ["vidcom2", "dpselect", "visionzip", "dycoke", "fastvid", "holitom_outer", "flashvid", "random"]
+)
 def test_compressed_prompts_are_shorter_and_stand_where_they_stood(backbone: StockBackbone, method: str) -> None:
     media = MEDIA["a picture between videos"]
     squeeze = compressors.build(method, keep=0.5, frames_per_segment=1)

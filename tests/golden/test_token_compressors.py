@@ -23,10 +23,8 @@ def cases(name: str, **wanted) -> list:
 
 @pytest.fixture(scope="module")
 def numbers() -> dict[str, dict[str, Tensor]]:
-    return {
-        name: load_file(FOLDER / f"{name}.safetensors")
-        for name in ("vidcom2", "dpselect", "baselines_qwen", "cdpruner")
-    }
+    names = ("vidcom2", "dpselect", "baselines_qwen", "cdpruner", "flashvid")
+    return {name: load_file(FOLDER / f"{name}.safetensors") for name in names}
 
 
 def one_row(values: Tensor) -> VideoFeatures:
@@ -112,3 +110,24 @@ def test_cdpruner(numbers, case) -> None:
     video = replace(one_row(features.float()), question=words.float())
     found = build("cdpruner", tokens=case["tokens"], variant="released")([video]).tokens[0]
     assert torch.equal(found.source, mask.flatten().nonzero()[:, 0])
+
+
+CHOICES = {
+    "alpha": "selected", "temporal_threshold": "alike", "min_segment_num": "segments", "segment_threshold": "change",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", cases("flashvid"))
+def test_flashvid(numbers, case) -> None:
+    """Rows of an index that is given twice come in any order."""
+    parts = ("features", "attention", "index", "tokens")
+    features, attention, index, tokens = (numbers["flashvid"][f"{case['id']}.{part}"] for part in parts)
+    settings = {CHOICES[name]: value for name, value in case["settings"].items() if name in CHOICES}
+    settings["events"] = case["settings"]["token_selection_method"] == "attn_div_v2"
+    grid = FeatureGrid(features.float()[:, None], attention.float()[:, None])
+    video = VideoFeatures((grid,), {}, torch.arange(len(features)))
+    found = build("flashvid", keep=case["ratio"], variant="released", **settings)([video]).tokens[0]
+    assert found.source.tolist() == index.tolist()
+    assert (found.source.diff() == 0).sum() == case["repeated"]
+    rows = [(1000 * index.float() + values[:, 0]).argsort() for values in (found.values, tokens)]
+    torch.testing.assert_close(found.values[rows[0], ::4], tokens[rows[1]], atol=1e-5, rtol=0)
