@@ -64,7 +64,10 @@ class OpenVideo:
                 "video was opened. Open it again without 'same'."
             )
         needs = self.lm.compressor.needs - {"question"}
-        return self.lm.model.backbone.project([self.encoder], [self.times], needs)[0]
+        with Counted() as counted:
+            found = self.lm.model.backbone.project([self.encoder], [self.times], needs)[0]
+        self.projecting = counted.total
+        return found
 
     @property
     def tokens(self) -> VideoTokens:
@@ -202,10 +205,6 @@ class VideoLM:
         waiting = list({(id(v), q): (v, q) for v, q in keys if q not in v.compressed}.values())
         if waiting:
             with StageTimer(self.device) as timer, stage("compress"):
-                for video, _ in waiting:
-                    with Counted() as projecting:
-                        _ = video.features
-                    video.projecting = max(video.projecting, projecting.total)  # nothing is computed a second time
                 features = [video.features for video, _ in waiting]
                 if guided:
                     ids = [ids_of(self.model.backbone.tokenizer, (question or "").strip()) for _, question in waiting]

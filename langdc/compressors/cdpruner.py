@@ -7,15 +7,7 @@ Source: CDPruner (arXiv 2506.10967), section 3, and its released code.
 import torch
 from torch import Tensor
 
-from langdc.compressors.base import (
-    Budget,
-    GridCompressor,
-    Variant,
-    compressors,
-    frames_at_once,
-    joined,
-    spread_evenly,
-)
+from langdc.compressors.base import Budget, GridCompressor, Variant, compressors, frames_at_once, joined, spread_evenly
 from langdc.devices import at_once
 from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 
@@ -33,7 +25,7 @@ class CDPruner(GridCompressor):
     CLIP alone, and takes r from the embeddings of CLIP's two towers. Other encoders have no text tower, so here the
     projected tokens are compared with the question's input embeddings on every backbone.
     `variant`: "released" turns the sign of r, as the release does with CLIP's, whose patches are least like the words
-    that name them; "fixed", the default, does not, as the paper prints it. Once every token left is in the span of
+    that name them; "fixed", the default, does not, as the paper has it. Once every token left is in the span of
     those kept, the release gets numbers that are not finite and keeps fewer than asked; both variants then keep the
     most relevant of the rest.
     """
@@ -41,15 +33,6 @@ class CDPruner(GridCompressor):
     needs = frozenset({"projected", "question"})
     variants = Variant
     paper = "arXiv 2506.10967"
-
-    def __init__(
-        self,
-        keep: float | None = None,
-        tokens: int | None = None,
-        variant: Variant = "fixed",
-        frames_per_segment: int = 4,
-    ) -> None:
-        super().__init__(keep, tokens, frames_per_segment, variant)
 
     def one(self, video: VideoFeatures) -> VideoTokens:
         if video.question is None or not len(video.question):

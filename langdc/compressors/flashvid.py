@@ -39,12 +39,11 @@ class FlashVID(GridCompressor):
     first token. A frame's trees become density peaks, each the mean of those nearest to it.
     For Qwen2.5-VL and Qwen3-VL the release sets events=False and segments=4. It keeps 1.25 times the share asked for
     here, and drops more inside the language model (0.3 of it goes on at layer 20), which is left out.
-    `variant`: "released" rounds up in every frame, so that more is kept than asked; divides a tree's sum by the number
-    of its first token and that one's own children, so that deep trees grow long; merges none of several pairs equal to
-    the last one allowed; clusters a frame that is a segment with its selected tokens again; has no more
-    neighbours than clusters in a density, which says nothing of one or two clusters; and with `events` may select
-    tokens twice, where the product is negative. "fixed", the default, has none of that: the budget is met, and
-    a negative product counts as 0. The release's random tie-break is left out of both.
+    `variant`: "released" rounds up in every frame, so that more is kept than asked; divides a tree's sum by one more
+    than its first token's own children, so that deep trees grow long; merges none of several pairs equal to the last
+    one allowed; clusters a lone frame's selected tokens again; has no more neighbours in a density than clusters, so
+    that of one or two it says nothing; with `events` may select tokens twice, where products are negative. "fixed",
+    the default, meets the budget and has none of that. The release's random tie-break is left out of both.
     """
 
     needs = frozenset({"projected", "saliency"})
@@ -78,31 +77,34 @@ class FlashVID(GridCompressor):
         frames, places, device = *values.shape[:2], values.device
         means, _, apart = changes(values.detach(), self.segments, self.change)
         segment = pad(apart.long().cumsum(0), (1, 0))  # [T], on the CPU, as all counts
+        of, lengths = segment.to(device, non_blocking=True), torch.bincount(segment)
         kept = spread_evenly(budget.of(grid.tokens), frames, places, segment.device)
         if released:
             kept = (torch.full_like(kept, places).double() * budget.share(grid.tokens)).ceil().long()
         chosen = (kept.double() * self.selected).ceil().long()
-        index = self._farthest(values.detach(), importance(grid), segment, means, int(chosen.max()))
-        real = torch.arange(index.shape[1]) < chosen[:, None]
-        taken = torch.zeros(frames, places, dtype=torch.bool, device=device).scatter_(1, index, real.to(device))
-        lengths = torch.bincount(segment)
-        least = torch.zeros_like(lengths).index_add_(0, segment, kept)
-        parent = self._parents(values.detach(), taken, segment, lengths * places - least)
-        itself = torch.arange(frames * places, device=device)
+        index = self._farthest(values.detach(), importance(grid), of, means, int(chosen.max()))
+        real = (torch.arange(index.shape[1]) < chosen[:, None]).to(device, non_blocking=True)
+        taken = torch.zeros(frames, places, dtype=torch.bool, device=device).scatter_(1, index, real)
+        allowed = lengths * places - torch.bincount(segment, kept).long()
+        parent = root = self._parents(values.detach(), taken, of, lengths, allowed)
+        for _ in range((frames - 1).bit_length()):  # to the first token of the tree; each turn goes twice as far
+            root = root[root]
+        ones, itself = torch.ones_like(root), torch.arange(len(root), device=device)
+        size = torch.zeros_like(root).index_add_(0, parent if released else root, ones).clamp(min=1)
         among = (parent == itself).view(frames, places) & ~taken
         if released:  # a frame that is a segment
-            among |= (lengths[segment] == 1)[:, None].to(device)
-        root, size = self._roots(parent, frames)
-        of_frame = root.new_zeros(frames).index_add_(0, root // places, torch.ones_like(root))
+            among |= (lengths[segment] == 1)[:, None].to(device, non_blocking=True)
+        of_frame = root.new_zeros(frames).index_add_(0, root // places, ones)
         of_frame, number = torch.stack([of_frame, among.sum(1)]).cpu()
-        counts = self._counts(number, kept - chosen, segment)
-        trees = partial(_sums, values, root.argsort(stable=True), root, of_frame)
-        centres, parts = thinned(
-            lambda some: trees(some) / size.view(frames, places, 1)[some.to(device)],
-            among, counts, frames_at_once(values), NEIGHBOURS, None, released, few=released,
-        )  # fmt: skip
-        selected = (index + torch.arange(frames, device=device)[:, None] * places).flatten()
-        selected = selected[real.flatten().nonzero()[:, 0].to(device)]
+        wanted, there = (torch.bincount(segment, n) for n in (kept - chosen, number))
+        share = number * (wanted / there.clamp(min=1))[segment]
+        counts = torch.minimum(share.ceil().long(), number)
+        if not released:
+            counts = apportioned(share, int(wanted.sum()), number)
+        means_of = partial(_means, values, root.argsort(stable=True), root, size, of_frame)
+        step = frames_at_once(values)
+        centres, parts = thinned(means_of, among, counts, step, NEIGHBOURS, None, released, few=released)
+        selected = (index + torch.arange(frames, device=device)[:, None] * places)[real]
         source, turn = torch.cat([selected, centres.flatten().nonzero()[:, 0]]).sort(stable=True)
         tokens, rows = self.taken(grid, source), turn.argsort()[len(selected) :]
         for part, at in zip(parts, rows.split([len(part) for part in parts]), strict=True):
@@ -110,16 +112,15 @@ class FlashVID(GridCompressor):
         return tokens
 
     @torch.no_grad()
-    def _farthest(self, values: Tensor, weight: Tensor, segment: Tensor, means: Tensor, most: int) -> Tensor:
-        """The `most` tokens of each frame that are far apart, in the order of their choice: [T,K]. `weight` [T,P]."""
-        fixed, found = self.variant == "fixed", []
-        whole = torch.zeros(int(segment[-1]) + 1, means.shape[1], device=means.device)
-        whole.index_add_(0, segment.to(means.device), means)
-        whole /= torch.bincount(segment)[:, None].to(means.device)
-        step = frames_at_once(values)
-        for tokens, weights, of in zip(values.split(step), weight.split(step), segment.split(step), strict=True):
+    def _farthest(self, values: Tensor, weight: Tensor, of: Tensor, means: Tensor, most: int) -> Tensor:
+        """The `most` tokens of each frame that are far apart, in the order of their choice: [T,K]. `weight` [T,P]; `of`
+        [T]: the segment of each frame; `means` [T,C]: of frames.
+        """
+        fixed, found, step = self.variant == "fixed", [], frames_at_once(values)
+        event = torch.zeros_like(means).index_add_(0, of, means)[of]  # a sum: lengths change no order in a frame
+        for tokens, weights, events in zip(values.split(step), weight.split(step), event.split(step), strict=True):
             if self.events:
-                product = (tokens.float() @ whole[of.to(means.device)][..., None])[..., 0]
+                product = (tokens.float() @ events[..., None])[..., 0]
                 weights = weights * (product.clamp(min=0) if fixed else product)
             units, frame = normalize(tokens.float(), dim=-1), torch.arange(len(tokens), device=values.device)
             apart = (1 - units @ units.mT) * weights[:, None]  # of one that is kept (row) from a new one (column)
@@ -135,57 +136,36 @@ class FlashVID(GridCompressor):
         return torch.cat(found)
 
     @torch.no_grad()
-    def _parents(self, values: Tensor, taken: Tensor, segment: Tensor, allowed: Tensor) -> Tensor:
+    def _parents(self, values: Tensor, taken: Tensor, of: Tensor, lengths: Tensor, allowed: Tensor) -> Tensor:
         """The flat index of the token that each one joins, of the frame before, or its own: [T*P]. `taken` [T,P]: those
-        that neither join nor are joined; `allowed` [S], on the CPU: how many of a segment join at most.
+        that neither join nor are joined; `of` [T]; `lengths` and `allowed` [S], on the CPU: how many frames a segment
+        has, and how many of its tokens join at most.
         """
         frames, places = taken.shape
         alike, place = torch.full(taken.shape, -1.0, device=values.device), torch.zeros_like(taken, dtype=torch.long)
-        for later in torch.arange(1, frames).split(frames_at_once(values)) if frames > 1 else ():
-            start, end = int(later[0]), int(later[-1]) + 1
-            units = normalize(values[start - 1 : end].float(), dim=-1)
-            near = (units[1:] @ units[:-1].mT).masked_fill_(taken[start - 1 : end - 1, None], -1.0)
-            alike[start:end], place[start:end] = near.max(-1)
-        first = torch.cat([torch.ones(1, dtype=torch.bool), segment.diff() > 0]).to(values.device)
-        alike = alike.masked_fill_(taken | first[:, None], -1.0).flatten()
-        of = segment.to(values.device).repeat_interleave(places)
+        for start in range(1, frames, step := frames_at_once(values)):
+            units = normalize(values[start - 1 : start + step].float(), dim=-1)
+            near = (units[1:] @ units[:-1].mT).masked_fill_(taken[start - 1 :][: len(units) - 1, None], -1.0)
+            alike[start : start + step], place[start : start + step] = near.max(-1)
+        first = of.diff(prepend=of[:1] - 1) > 0
+        alike, of = alike.masked_fill_(taken | first[:, None], -1.0).flatten(), of.repeat_interleave(places)
         order = alike.argsort(descending=True, stable=True)
         order = order[of[order].argsort(stable=True)]  # segment by segment, the most similar first
-        starts = ((torch.bincount(segment) * places).cumsum(0) - torch.bincount(segment) * places).to(values.device)
-        limit, rank = allowed.to(values.device), order.argsort() - starts[of]
+        counts = torch.stack([(lengths.cumsum(0) - lengths) * places, allowed])
+        starts, limit = counts.to(values.device, non_blocking=True)
         joins = alike > self.alike
         if self.variant == "released":
             over = torch.zeros_like(limit).index_add_(0, of, joins.long()) > limit
-            last = alike[order[starts + (limit - 1).clamp(min=0)]]
-            joins &= (alike > last[of]) | ~over[of]
+            joins &= (alike > alike[order[starts + (limit - 1).clamp(min=0)]][of]) | ~over[of]
         else:
-            joins &= rank < limit[of]
+            joins &= order.argsort() - starts[of] < limit[of]
         itself = torch.arange(frames * places, device=values.device)
         return torch.where(joins, itself - itself % places - places + place.flatten(), itself)
 
-    def _roots(self, parent: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-        """The first token of each one's tree [T*P], and what the sum of the tree that begins there is divided by."""
-        root = parent
-        for _ in range((frames - 1).bit_length()):  # each turn goes twice as far back
-            root = root[root]
-        counted = parent if self.variant == "released" else root
-        number = torch.zeros(len(root), device=root.device).index_add_(0, counted, torch.ones_like(root).float())
-        return root, number.clamp(min=1)
 
-    def _counts(self, number: Tensor, others: Tensor, segment: Tensor) -> Tensor:
-        """How many density peaks of its `number` trees each frame keeps [T], where its budget is `others` [T]."""
-        wanted, there = (
-            torch.zeros(int(segment[-1]) + 1).double().index_add_(0, segment, n.double()) for n in (others, number)
-        )
-        share = number * (wanted / there.clamp(min=1))[segment]
-        if self.variant == "released":
-            return torch.minimum(share.ceil().long(), number)
-        return apportioned(share, int(others.sum()), number)
-
-
-def _sums(values: Tensor, order: Tensor, root: Tensor, of_frame: Tensor, some: Tensor) -> Tensor:
-    """Sums of the trees that begin in frames `some` [B] (ascending, on the CPU): [B,P,C] in float32. `order` [T*P]: the
-    tokens by the `root` of their tree, `of_frame` [T], on the CPU: how many of them have it in each frame.
+def _means(values: Tensor, order: Tensor, root: Tensor, size: Tensor, of_frame: Tensor, some: Tensor) -> Tensor:
+    """Sums of the trees that begin in frames `some` [B] (ascending, on the CPU), divided by `size` [T*P]: [B,P,C] in
+    float32. `order` [T*P]: tokens by the `root` of their tree; `of_frame` [T], on the CPU: how many have it in a frame.
     """
     places, width = values.shape[1:]
     total = torch.zeros(len(some) * places, width, device=values.device)
@@ -196,4 +176,5 @@ def _sums(values: Tensor, order: Tensor, root: Tensor, of_frame: Tensor, some: T
         row, token = (part[at].to(values.device, non_blocking=True) for part in (slot, inside))
         token = order[token]
         total.index_add_(0, row * places + root[token] % places, values.flatten(0, 1)[token].float())
-    return total.unflatten(0, (-1, places))
+    some = some.to(values.device, non_blocking=True)
+    return total.unflatten(0, (-1, places)) / size.view(-1, places, 1)[some]
