@@ -25,7 +25,12 @@ from langdc.types import FeatureGrid, VideoFeatures
 
 PLACES, WIDTH, KEEP = 196, 3584, 0.25
 HEADS, KEY_HEADS, HEAD_WIDTH, PROMPT = 28, 4, 128, 64
+<<<<<<< HEAD
 OTHERS = ("dycoke", "evs", "visionzip", "fastvid", "holitom_outer")
+=======
+QUESTION = 20
+OTHERS = ("dycoke", "visionzip", "fastvid", "holitom_outer", "flashvid", "cdpruner")
+>>>>>>> guided
 SECONDS, MOST_RUNS = 2.0, 9
 
 
@@ -67,14 +72,15 @@ COLUMNS = ("method", "shape", "reference s", "ours s", "faster", "reference MiB"
 
 
 def video(frames: int, places: int, width: int, device: str, dtype: torch.dtype) -> VideoFeatures:
-    """Features of a video that changes slowly, with a cut now and then."""
+    """Features of a video that changes slowly, with a cut now and then, and a question."""
     dice = torch.Generator().manual_seed(0)
     values = torch.randn(frames, places, width, generator=dice)
     for frame in range(1, frames):
         if frame % 16:
             values[frame] = 0.9 * values[frame - 1] + 0.44 * values[frame]
     grid = FeatureGrid(values.to(device, dtype)[:, None])
-    return VideoFeatures((grid,), {}, torch.arange(frames) / 2)
+    question = torch.randn(QUESTION, width, generator=dice).to(device, dtype)
+    return VideoFeatures((grid,), {}, torch.arange(frames) / 2, question)
 
 
 def token_cases(

@@ -52,6 +52,8 @@ class OpenVideo:
     times: Tensor
     seconds: dict[str, float] = field(default_factory=dict)
     compressed: dict[str | None, CompressedVideo] = field(default_factory=dict)
+    projecting: float = 0.0
+    """FLOPs of the backbone's projectors, which all questions about it share."""
 
     @cached_property
     def features(self) -> VideoFeatures:
@@ -62,7 +64,10 @@ class OpenVideo:
                 "video was opened. Open it again without 'same'."
             )
         needs = self.lm.compressor.needs - {"question"}
-        return self.lm.model.backbone.project([self.encoder], [self.times], needs)[0]
+        with Counted() as counted:
+            found = self.lm.model.backbone.project([self.encoder], [self.times], needs)[0]
+        self.projecting = counted.total
+        return found
 
     @property
     def tokens(self) -> VideoTokens:
@@ -199,15 +204,17 @@ class VideoLM:
         keys = [(video, question if guided else None) for video, question in batch]
         waiting = list({(id(v), q): (v, q) for v, q in keys if q not in v.compressed}.values())
         if waiting:
-            with StageTimer(self.device) as timer, stage("compress"), Counted() as counted:
+            with StageTimer(self.device) as timer, stage("compress"):
                 features = [video.features for video, _ in waiting]
                 if guided:
                     ids = [ids_of(self.model.backbone.tokenizer, (question or "").strip()) for _, question in waiting]
                     features = self.model.with_questions(features, ids)
-                found = self.model.compress(features, compressor=self.compressor)
+                with Counted() as counted:
+                    found = self.model.compress(features, compressor=self.compressor)
             for number, (video, question) in enumerate(waiting):
                 share = _size(features[number]) / sum(map(_size, features))
-                flops = counted.total * share + (work_flops(found.work[number]) if found.work else 0.0)
+                flops = video.projecting + counted.total * share
+                flops += work_flops(found.work[number]) if found.work else 0.0
                 said = None if found.ids is None else [self.compressor.text(ids) for ids in found.ids[number]]
                 seconds = timer.seconds["compress"] / len(waiting)
                 video.compressed[question] = CompressedVideo(found.tokens[number], said, seconds, flops)

@@ -327,6 +327,17 @@ def test_a_picture(tmp_path: Path) -> None:
     assert image.ask(QUESTION, max_new_tokens=1).flops["encode"] == counted()
 
 
+def test_a_compressor_that_reads_the_question() -> None:
+    """The projector counts for every question about a video, together or one after the other."""
+    lm = VideoLM(model("llava_onevision"), build("cdpruner", keep=0.25))
+    check_stages(lm)
+    alone = lm.open(clip()).ask(QUESTION, max_new_tokens=1).flops["compress"]
+    again = lm.open(clip())
+    together = lm.answer([(again, QUESTION), (again, "how many ?")], max_new_tokens=1)
+    later = again.ask("what is it ?", max_new_tokens=1)
+    assert [answer.flops["compress"] for answer in (*together, later)] == [alone] * 3
+
+
 def test_a_question_costs_the_same_alone_and_in_a_batch() -> None:
     lm = VideoLM(model("videogpt_plus"))
     alone = lm.open(clip()).ask(QUESTION, max_new_tokens=4).flops

@@ -4,10 +4,12 @@ Letters: B groups (frames or windows), P places of a group, K centres, C width.
 Source: density peaks by nearest neighbours (DPC-KNN), as FastVID (arXiv 2503.11187) and HoliTom (2505.21334) use it.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from langdc.compressors.base import best_of_each
+from langdc.compressors.base import best_of_each, frames_at_once
 
 
 def distances(values: Tensor) -> Tensor:
@@ -67,9 +69,12 @@ def mixed(own: Tensor, total: Tensor, number: Tensor, share: Tensor | float) -> 
     return torch.where(number > 0, share * own + (1 - share) * total / number.clamp(min=1), own)
 
 
-def merged(values: Tensor, apart: Tensor, among: Tensor, centres: Tensor, counts: Tensor, share: float) -> Tensor:
+def merged(
+    values: Tensor, apart: Tensor, among: Tensor, centres: Tensor, counts: Tensor, share: float | None
+) -> Tensor:
     """The centres of groups [B,P,C] in their order, each mixed with the tokens nearest to it: [K,C] in float32.
-    `counts` [B], on the CPU: how many centres each group has, so that nothing waits for the device.
+    `counts` [B], on the CPU: how many centres each group has, so that nothing waits for the device. `share`: the
+    centre's own; None: that of any other.
     """
     most = int(counts.max())
     place = listed(centres, most)
@@ -77,4 +82,43 @@ def merged(values: Tensor, apart: Tensor, among: Tensor, centres: Tensor, counts
     total, number = sums(values, place, nearest, among & ~centres)
     own = values.gather(1, place[..., None].expand_as(total)).float()
     real = (torch.arange(most) < counts[:, None]).flatten().nonzero()[:, 0]
-    return mixed(own, total, number, share).flatten(0, 1)[real.to(values.device, non_blocking=True)]
+    part = share if share is not None else 1 / (number[..., None] + 1)
+    return mixed(own, total, number, part).flatten(0, 1)[real.to(values.device, non_blocking=True)]
+
+
+def thinned(
+    values: Callable[[Tensor], Tensor],
+    among: Tensor,
+    count: Tensor,
+    step: int,
+    neighbours: int,
+    share: float | None,
+    as_topk: bool,
+    few: bool = True,
+) -> tuple[Tensor, list[Tensor]]:
+    """Density peaks among some places of B groups, `count` [B] each (on the CPU), as a mask [B,P]; and what they are
+    when merged, in parts [n,C]. `values` gives [b,P,C] for `step` groups [b]; the others as in `peaks` and `merged`.
+    `few`: no more neighbours than peaks make a density, as released code has it.
+    """
+    kept, parts = torch.zeros_like(among), []
+    having = count.nonzero()[:, 0]
+    for some in having.split(step) if len(having) else ():
+        group, counts = values(some), count[some]
+        some, wanted = (part.to(among.device, non_blocking=True) for part in (some, counts))
+        apart, near = distances(group), wanted if few else among[some].sum(1)
+        chosen = peaks(apart, among[some], wanted, near.clamp(max=neighbours), neighbours, as_topk)
+        kept[some] = chosen
+        parts.append(merged(group, apart, among[some], chosen, counts, share))
+    return kept, parts
+
+
+def changes(values: Tensor, segments: int, change: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of frames [T,C] of [T,P,C]; how like the one before each is [T-1], on the CPU; and where a video is cut
+    [T-1]: at the `segments` - 1 largest changes and at every similarity below `change`.
+    """
+    means = torch.cat([frames.float().mean(1) for frames in values.split(frames_at_once(values))])
+    whole = torch.nn.functional.normalize(means, dim=-1)
+    alike = (whole[:-1] * whole[1:]).sum(1).cpu()
+    apart = alike < change
+    apart[alike.topk(min(segments - 1, len(alike)), largest=False).indices] = True
+    return means, alike, apart

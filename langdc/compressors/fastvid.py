@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from langdc.compressors.base import Budget, SaliencyCompressor, Variant, best_of_each, compressors, frames_at_once
-from langdc.compressors.clustering import distances, listed, mixed, peaks
+from langdc.compressors.clustering import changes, distances, listed, mixed, peaks
 from langdc.devices import at_once
 from langdc.types import FeatureGrid, VideoTokens
 
@@ -87,11 +87,7 @@ class FastVID(SaliencyCompressor):
 
     def cuts(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Which segment, and which stretch (counted through the video), each frame belongs to: [T] twice."""
-        means = [frames.float().mean(1) for frames in values.split(frames_at_once(values))]
-        whole = functional.normalize(torch.cat(means), dim=-1)
-        alike = (whole[:-1] * whole[1:]).sum(1).cpu()
-        apart = alike < self.change
-        apart[alike.topk(min(self.segments - 1, len(alike)), largest=False).indices] = True
+        _, alike, apart = changes(values, self.segments, self.change)
         parted = apart | (alike < self.still)
         return tuple(functional.pad(cut.long().cumsum(0), (1, 0)) for cut in (apart, parted))  # pyright: ignore[reportReturnType]
 

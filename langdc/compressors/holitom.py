@@ -5,7 +5,7 @@ Source: HoliTom (arXiv 2505.21334), sections 3.2-3.3, and its release for Qwen m
 """
 
 import math
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from langdc.compressors.base import (
     cosine,
     frames_at_once,
 )
-from langdc.compressors.clustering import distances, merged, peaks
+from langdc.compressors.clustering import thinned
 from langdc.types import FeatureGrid, VideoTokens
 
 
@@ -69,12 +69,15 @@ class HoliTomOuter(SaliencyCompressor):
         sizes = torch.cat([still.sum(1), (~still).sum(1)[window]]).cpu()
         counts = self._counts(sizes, len(still), budget, grid.tokens)  # on the CPU, as what follows from them
         step, lengths = frames_at_once(values), torch.bincount(window.cpu())
-        once, means = self._thinned(lambda some: _means(values, some, lengths), still, counts[: len(still)], step)
+        peaked = partial(
+            thinned, step=step, neighbours=self.neighbours, share=self.own, as_topk=self.variant == "released"
+        )
+        once, means = peaked(lambda some: _means(values, some, lengths), still, counts[: len(still)])
         score = self.token_saliency(grid)
         among, count = ~still[window], counts[len(still) :]
         salient = (count.double() * (1 - self.context)).round().long()
         dominant = best_of_each(score.masked_fill(~among, -torch.inf), salient)
-        centres, mixed = self._thinned(lambda some: values[some], among & ~dominant, count - salient, step)
+        centres, mixed = peaked(lambda some: values[some], among & ~dominant, count - salient)
         return self._tokens(grid, window, (dominant, centres, once), [*mixed, *means])
 
     def windows(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,23 +101,6 @@ class HoliTomOuter(SaliencyCompressor):
         share = min(budget.share(total) / (int(sizes.sum()) / total), 1.0)
         rounded = [(round if i < windows else math.ceil)(n * share) for i, n in enumerate(sizes.tolist())]
         return torch.tensor(rounded)
-
-    def _thinned(
-        self, values: Callable[[Tensor], Tensor], among: Tensor, count: Tensor, step: int
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Density peaks of B groups, `count` [B] each (on the CPU), as a mask [B,P]; and their merged values, in parts
-        [n,C]. `values` gives [b,P,C] for `step` groups [b].
-        """
-        kept, parts, released = torch.zeros_like(among), [], self.variant == "released"
-        having = count.nonzero()[:, 0]
-        for some in having.split(step) if len(having) else ():
-            group, counts = values(some), count[some]
-            some, wanted = (part.to(among.device, non_blocking=True) for part in (some, counts))
-            apart, near = distances(group), wanted.clamp(max=self.neighbours)
-            chosen = peaks(apart, among[some], wanted, near, self.neighbours, as_topk=released)
-            kept[some] = chosen
-            parts.append(merged(group, apart, among[some], chosen, counts, self.own))
-        return kept, parts
 
     def _tokens(
         self, grid: FeatureGrid, window: Tensor, masks: tuple[Tensor, Tensor, Tensor], merged: list[Tensor]

@@ -32,6 +32,8 @@ WITHOUT_WEIGHTS = (
         ("fastvid", {"segments": 1, "change": -1.0, "still": 2.0, "stride": 2}),
         ("holitom_outer", {}),
         ("holitom_outer", {"context": 0.5, "still": 0.5}),
+        ("flashvid", {}),
+        ("flashvid", {"segments": 1, "change": -1.0, "alike": 0.3, "events": False}),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -56,7 +58,13 @@ def test_lengths(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     torch.testing.assert_close(importance(grid), expected.float())
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+=======
+@pytest.mark.parametrize(
+    "name", ["dycoke", "visionzip", "fastvid", "holitom_outer", "flashvid", "vidcom2", "dpselect", "ma_lmm"]
+)
+>>>>>>> guided
 def test_gradients_of_the_kept(name: str) -> None:
     """What is trained before a method without weights learns from the tokens that it keeps, also from merged ones."""
     values = scenes(13, 3, 5).requires_grad_()

@@ -47,6 +47,8 @@ TRAINING_FREE: dict[str, dict[str, Any]] = {
     "evs": {"keep": 0.5},
     "fastvid": {"keep": 0.5},
     "holitom_outer": {"keep": 0.5},
+    "cdpruner": {"keep": 0.5},
+    "flashvid": {"keep": 0.5},
     "ma_lmm": {"keep": 0.5},
     "visionzip": {"keep": 0.5},
     "chain": {"members": [{"name": "dpselect", "keep": 0.5}, {"name": "vidcom2", "keep": 0.5}]},

@@ -46,6 +46,9 @@ TRAINING_FREE: dict[str, dict] = {
     "fastvid": {},
     "holitom_outer": {},
     "holitom_outer, contexts": {"context": 0.5},
+    "cdpruner": {},
+    "flashvid": {},
+    "flashvid, no events": {"events": False, "segments": 4},
     "chain": {"members": [{"name": "dpselect", "keep": 0.5}, {"name": "vidcom2", "keep": 0.5}]},
 }
 

@@ -1,6 +1,7 @@
 """Token compressors against numbers from the authors' code (torch 2.13, float32, CPU)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,14 @@ def cases(name: str, **wanted) -> list:
 
 @pytest.fixture(scope="module")
 def numbers() -> dict[str, dict[str, Tensor]]:
+<<<<<<< HEAD
     return {
         name: load_file(FOLDER / f"{name}.safetensors") for name in ("vidcom2", "dpselect", "baselines_qwen", "pruners")
     }
+=======
+    names = ("vidcom2", "dpselect", "baselines_qwen", "cdpruner", "flashvid")
+    return {name: load_file(FOLDER / f"{name}.safetensors") for name in names}
+>>>>>>> guided
 
 
 def one_row(values: Tensor) -> VideoFeatures:
@@ -103,6 +109,7 @@ def test_others(numbers, case) -> None:
     torch.testing.assert_close(found.values, stored[f"{name}.output"], atol=1e-5, rtol=0)
 
 
+<<<<<<< HEAD
 def grid_of(stored: dict[str, Tensor], case: dict) -> FeatureGrid:
     """The input of a case of `pruners`, in its type, with its side features."""
     values, *sides = (
@@ -134,3 +141,33 @@ def test_divprune(numbers, case) -> None:
     assert torch.equal(method.picks(grid.values.flatten(0, 2)[None], len(expected))[0], expected)
     found = method([VideoFeatures((grid,), {}, torch.arange(len(grid.values)))]).tokens[0]
     assert torch.equal(found.source, expected.sort().values)
+=======
+@pytest.mark.parametrize("case", cases("cdpruner"))
+def test_cdpruner(numbers, case) -> None:
+    """The released rule on features that are both the projected tokens and those that are compared with the words."""
+    features, words, mask = (numbers["cdpruner"][f"{case['id']}.{part}"] for part in ("features", "words", "mask"))
+    video = replace(one_row(features.float()), question=words.float())
+    found = build("cdpruner", tokens=case["tokens"], variant="released")([video]).tokens[0]
+    assert torch.equal(found.source, mask.flatten().nonzero()[:, 0])
+
+
+CHOICES = {
+    "alpha": "selected", "temporal_threshold": "alike", "min_segment_num": "segments", "segment_threshold": "change",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", cases("flashvid"))
+def test_flashvid(numbers, case) -> None:
+    """Rows of an index that is given twice come in any order."""
+    parts = ("features", "attention", "index", "tokens")
+    features, attention, index, tokens = (numbers["flashvid"][f"{case['id']}.{part}"] for part in parts)
+    settings = {CHOICES[name]: value for name, value in case["settings"].items() if name in CHOICES}
+    settings["events"] = case["settings"]["token_selection_method"] == "attn_div_v2"
+    grid = FeatureGrid(features.float()[:, None], attention.float()[:, None])
+    video = VideoFeatures((grid,), {}, torch.arange(len(features)))
+    found = build("flashvid", keep=case["ratio"], variant="released", **settings)([video]).tokens[0]
+    assert found.source.tolist() == index.tolist()
+    assert (found.source.diff() == 0).sum() == case["repeated"]
+    rows = [(1000 * index.float() + values[:, 0]).argsort() for values in (found.values, tokens)]
+    torch.testing.assert_close(found.values[rows[0], ::4], tokens[rows[1]], atol=1e-5, rtol=0)
+>>>>>>> guided
