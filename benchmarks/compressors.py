@@ -25,12 +25,8 @@ from langdc.types import FeatureGrid, VideoFeatures
 
 PLACES, WIDTH, KEEP = 196, 3584, 0.25
 HEADS, KEY_HEADS, HEAD_WIDTH, PROMPT = 28, 4, 128, 64
-<<<<<<< HEAD
-OTHERS = ("dycoke", "evs", "visionzip", "fastvid", "holitom_outer")
-=======
 QUESTION = 20
-OTHERS = ("dycoke", "visionzip", "fastvid", "holitom_outer", "flashvid", "cdpruner")
->>>>>>> guided
+OTHERS = ("dycoke", "evs", "visionzip", "fastvid", "holitom_outer", "flashvid", "cdpruner")
 SECONDS, MOST_RUNS = 2.0, 9
 
 

@@ -113,11 +113,8 @@ def test_streaming_and_stopping(backbone: StockBackbone, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-<<<<<<< HEAD
-    "method", ["vidcom2", "dpselect", "divprune", "visionzip", "dycoke", "evs", "fastvid", "holitom_outer", "random"]
-=======
-    "method", ["vidcom2", "dpselect", "visionzip", "dycoke", "fastvid", "holitom_outer", "flashvid", "random"]
->>>>>>> guided
+    "method",
+    ["vidcom2", "dpselect", "divprune", "visionzip", "dycoke", "evs", "fastvid", "holitom_outer", "flashvid", "random"],
 )
 def test_compressed_prompts_are_shorter_and_stand_where_they_stood(backbone: StockBackbone, method: str) -> None:
     media = MEDIA["a picture between videos"]

@@ -16,6 +16,7 @@ WITHOUT_WEIGHTS = (
     "visionzip",
     "fastvid",
     "holitom_outer",
+    "flashvid",
     "vidcom2",
     "dpselect",
     "ma_lmm",
@@ -58,13 +59,7 @@ def test_lengths(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     torch.testing.assert_close(importance(grid), expected.float())
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
-=======
-@pytest.mark.parametrize(
-    "name", ["dycoke", "visionzip", "fastvid", "holitom_outer", "flashvid", "vidcom2", "dpselect", "ma_lmm"]
-)
->>>>>>> guided
 def test_gradients_of_the_kept(name: str) -> None:
     """What is trained before a method without weights learns from the tokens that it keeps, also from merged ones."""
     values = scenes(13, 3, 5).requires_grad_()

@@ -23,14 +23,8 @@ def cases(name: str, **wanted) -> list:
 
 @pytest.fixture(scope="module")
 def numbers() -> dict[str, dict[str, Tensor]]:
-<<<<<<< HEAD
-    return {
-        name: load_file(FOLDER / f"{name}.safetensors") for name in ("vidcom2", "dpselect", "baselines_qwen", "pruners")
-    }
-=======
-    names = ("vidcom2", "dpselect", "baselines_qwen", "cdpruner", "flashvid")
+    names = ("vidcom2", "dpselect", "baselines_qwen", "pruners", "cdpruner", "flashvid")
     return {name: load_file(FOLDER / f"{name}.safetensors") for name in names}
->>>>>>> guided
 
 
 def one_row(values: Tensor) -> VideoFeatures:
@@ -109,7 +103,6 @@ def test_others(numbers, case) -> None:
     torch.testing.assert_close(found.values, stored[f"{name}.output"], atol=1e-5, rtol=0)
 
 
-<<<<<<< HEAD
 def grid_of(stored: dict[str, Tensor], case: dict) -> FeatureGrid:
     """The input of a case of `pruners`, in its type, with its side features."""
     values, *sides = (
@@ -141,7 +134,8 @@ def test_divprune(numbers, case) -> None:
     assert torch.equal(method.picks(grid.values.flatten(0, 2)[None], len(expected))[0], expected)
     found = method([VideoFeatures((grid,), {}, torch.arange(len(grid.values)))]).tokens[0]
     assert torch.equal(found.source, expected.sort().values)
-=======
+
+
 @pytest.mark.parametrize("case", cases("cdpruner"))
 def test_cdpruner(numbers, case) -> None:
     """The released rule on features that are both the projected tokens and those that are compared with the words."""
@@ -170,4 +164,3 @@ def test_flashvid(numbers, case) -> None:
     assert (found.source.diff() == 0).sum() == case["repeated"]
     rows = [(1000 * index.float() + values[:, 0]).argsort() for values in (found.values, tokens)]
     torch.testing.assert_close(found.values[rows[0], ::4], tokens[rows[1]], atol=1e-5, rtol=0)
->>>>>>> guided
