@@ -254,7 +254,7 @@ class Backbone(nn.Module, ABC):
 
     def positions(self, prompt: Prompt, tokens: list[VideoTokens]) -> Tensor:
         """Where a spliced prompt's tokens stand [A,1,M]; default: one after the other, on one axis."""
-        length = len(prompt.ids) + sum(len(tokens[slot.video]) for slot in prompt.slots)
+        length = len(prompt.ids) + sum(map(len, tokens))
         return torch.arange(length, device=prompt.ids.device)[None, None]
 
     @abstractmethod

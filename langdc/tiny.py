@@ -30,6 +30,10 @@ question red right ring scene second seconds segment shape short slow small squa
 three to top triangle two up video was what where which white with words yellow yes you user system assistant"""
 _MEDIA = ("image", "video")
 _MARKS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+_INTERNVL_MARKS = {
+    "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}  # fmt: skip
 _TEMPLATE = """\
 {%- macro content(given) -%}
 {%- if given is string -%}{{ given }}
@@ -76,6 +80,14 @@ _LLAVA = {
     "vision_feature_layer": -1, "vision_feature_select_strategy": "full", "image_grid_pinpoints": [[32, 32]],
     "tie_word_embeddings": False,
 }
+_INTERNVL = {
+    "model_type": "internvl", "text_config": {**_TEXT, "model_type": "qwen3", "head_dim": 16}, "downsample_ratio": 0.5,
+    "vision_config": {
+        "model_type": "internvl_vision", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "image_size": 32, "patch_size": 4, "layer_scale_init_value": 1.0,
+    },
+    "image_seq_length": 16, "tie_word_embeddings": False,
+}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**_TEXT, "model_type": "qwen2", "tie_word_embeddings": True},
     "qwen2_vl": _qwen_vl("qwen2_vl", embed_dim=32, mlp_ratio=2, hidden_size=64),
@@ -86,12 +98,14 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     ),
     "llava_onevision": _LLAVA,
     "llava_video": _LLAVA,
+    "internvl": _INTERNVL,
 }
 _PROCESSORS = {  # classes of transformers: the processor, and its parts for images and videos
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
     "llava_onevision": ("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor", "LlavaOnevisionVideoProcessor"),
+    "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor", "InternVLVideoProcessor"),
 }
 _PROCESSORS["llava_video"] = _PROCESSORS["llava_onevision"]
 # fmt: on
@@ -149,7 +163,9 @@ def _config(name: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     if name == "qwen2":
         return transformers.AutoConfig.for_model(**settings, **text)
     settings["text_config"] = {**settings["text_config"], **text}
-    if name.startswith("llava"):
+    if name == "internvl":
+        marks = {"image_token_id": ids("<IMG_CONTEXT>")}
+    elif name.startswith("llava"):
         marks = {f"{kind}_token_index": ids(f"<{kind}>") for kind in _MEDIA}
     else:
         marks = {f"{mark}_token_id": ids(f"<|{mark}|>") for mark in ("vision_start", "vision_end")}
@@ -167,12 +183,15 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     llava = name.startswith("llava")
     system = "you are helpful" if name in ("qwen2", "qwen2_vl", "qwen2_5_vl") else ""
     image, video = (f"<{kind}>" if llava else f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in _MEDIA)
+    marks: Any = [*_MARKS, *(f"<{kind}>" for kind in _MEDIA if llava)]
+    if name == "internvl":
+        image, video, marks = "<IMG_CONTEXT>\\n", "<video>\\n", _INTERNVL_MARKS
     return Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=[tuple(pair) for pair in model["merges"]],  # pyright: ignore[reportArgumentType]
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        extra_special_tokens=[*_MARKS, *(f"<{kind}>" for kind in _MEDIA if llava)],
+        extra_special_tokens=marks,
         chat_template=_TEMPLATE.replace("VIDEO", video).replace("IMAGE", image).replace("SYSTEM", system),
     )
 
@@ -180,6 +199,9 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 def _processor(name: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     processor, image, video = (getattr(transformers, kind) for kind in _PROCESSORS[name])
     template = tokenizer.chat_template
+    if name == "internvl":
+        settings = {"size": {"height": 32, "width": 32}}
+        return processor(image(**settings, max_patches=4), tokenizer, video(**settings), 16, template)
     if not name.startswith("llava"):
         settings = {**_PATCHES, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 8192}}
         return processor(image(**settings), tokenizer, video(**settings), chat_template=template)

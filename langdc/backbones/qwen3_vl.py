@@ -11,6 +11,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from langdc.backbones.base import backbones
 from langdc.backbones.qwen2_vl import Qwen2VL
 from langdc.backbones.splice import joined_sides
+from langdc.backbones.stock import segments_of
 from langdc.language_models import VIDEO_MARK
 from langdc.types import Slot, Spliced, VideoFeatures
 
@@ -35,21 +36,20 @@ class Qwen3VL(Qwen2VL):
         return smart_resize(frames, height, width, steps, side, *self._size.values())
 
     def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
-        steps, height, width = video.grid
-        segments = [None] if video.is_image else list(range(-(-steps // segment_steps)))
+        _, height, width = video.grid
+        segments = segments_of(video, segment_steps)
         return [Slot(0, number, segment, (0,), height, width, segment_steps) for segment in segments]
 
     def marked(self, text: str, media: Sequence[VideoFeatures], segment_steps: int) -> str:
-        videos = iter([self._stamped(video, segment_steps) for video in media if not video.is_image])
         placeholder = self.placeholders["video"]
         if self.numbering == "trained":
             text = text.replace(f"{START}{placeholder}{END}", placeholder)
-        first, *rest = text.split(placeholder)
-        text = first + "".join(next(videos, "") + part for part in rest)
-        return text.replace(self.placeholders["image"], VIDEO_MARK)
+        return super().marked(text, media, segment_steps)
 
-    def _stamped(self, video: VideoFeatures, segment_steps: int) -> str:
-        """The text of a video: before each segment's tokens its time, the mean of its first and last frame's."""
+    def written(self, video: VideoFeatures, segment_steps: int) -> str:
+        """Before each segment's tokens its time, the mean of its first and last frame's."""
+        if video.is_image:
+            return VIDEO_MARK
         times = video.seconds.tolist()
         times += times[-1:] * (-len(times) % self.frames_per_step)
         size = self.frames_per_step * segment_steps

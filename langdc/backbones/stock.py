@@ -1,6 +1,7 @@
 """What stock vision-language models share as backbones. Letters: T steps of time, H W token grid, D backbone width."""
 
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -246,9 +247,12 @@ class StockBackbone(Backbone):
 
     def marked(self, text: str, media: Sequence[VideoFeatures], segment_steps: int) -> str:
         """The template's text with a mark for every slot."""
-        for placeholder in self.placeholders.values():
-            text = text.replace(placeholder, VIDEO_MARK)
-        return text
+        shown = iter([self.written(video, segment_steps) for video in media])
+        return re.sub("|".join(map(re.escape, self.placeholders.values())), lambda _: next(shown, VIDEO_MARK), text)
+
+    def written(self, video: VideoFeatures, segment_steps: int) -> str:
+        """What stands for one video or image in a prompt: text with a mark for every slot."""
+        return VIDEO_MARK
 
     def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
         """The slots of one video, without their positions."""
@@ -256,6 +260,11 @@ class StockBackbone(Backbone):
 
     def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
         return splice_all(self.model.get_input_embeddings(), prompts, tokens)
+
+
+def segments_of(video: VideoFeatures, segment_steps: int) -> Sequence[int | None]:
+    """The segments of a video, where each has a slot of its own; an image has one slot for all its tokens."""
+    return [None] if video.is_image else range(-(-video.grid[0] // segment_steps))
 
 
 def _renamed(messages: list[dict], kinds: list[str]) -> list[dict]:

@@ -19,7 +19,7 @@ from tests import stock
 
 SAME = {"qwen2_vl": {"positions": "transformers"}, "qwen2_5_vl": {"positions": "transformers"},
         "qwen3_vl": {"positions": "transformers"}, "llava_onevision": {},
-        "llava_video": {"grid": "onevision"}}  # fmt: skip
+        "llava_video": {"grid": "onevision"}, "internvl": {}}  # fmt: skip
 MEDIA = {
     "one video": [stock.clip()],
     "two videos": [stock.clip(1), stock.clip(2, height=32, width=24)],
@@ -65,6 +65,18 @@ def test_identity_is_the_stock_model(backbone: StockBackbone, name: str, mix: st
     torch.testing.assert_close(reading.logits, stock.stock_logits(backbone, inputs), atol=2e-5, rtol=1e-5)
     written = Continuation(reading).generate(max_new_tokens=8, eos_token_id=[], pad_token_id=0)
     assert written[0].tolist() == stock.stock_reply(backbone, inputs, max_new_tokens=8, eos_token_id=[], pad_token_id=0)
+
+
+@pytest.mark.parametrize("mix", MEDIA)
+def test_a_prompt_has_the_ids_of_the_stock_processor(backbone: StockBackbone, name: str, mix: str) -> None:
+    media = MEDIA[mix]
+    ids = stock.stock_inputs(backbone, name, media)["input_ids"][0]
+    marks = backbone.tokenizer.convert_tokens_to_ids([*backbone.placeholders.values()])
+    shown = torch.isin(ids, torch.tensor(marks))
+    videos, tokens = tokens_of(backbone, media)
+    prompt = backbone.prompt(stock.conversation(media), media=videos)
+    assert torch.equal(ids[~shown], prompt.ids)
+    assert torch.equal(shown, backbone.splice([prompt], [tokens])[0].video)
 
 
 @pytest.mark.parametrize(

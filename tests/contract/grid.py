@@ -24,6 +24,7 @@ STOCK_POSITIONS: dict[str, dict[str, Any]] = {
     "qwen3_vl": {"positions": "transformers"},
     "llava_onevision": {},
     "llava_video": {"grid": "onevision"},
+    "internvl": {},
 }
 """Settings with which a stock backbone numbers positions as transformers does."""
 BACKBONES = (*STOCK_POSITIONS, "videogpt_plus")
