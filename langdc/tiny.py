@@ -88,6 +88,13 @@ _INTERNVL = {
     },
     "image_seq_length": 16, "tie_word_embeddings": False,
 }
+_VIDEO_LLAMA = {
+    "model_type": "video_llama_3", "text_config": {**_TEXT, "model_type": "qwen2"}, "tie_word_embeddings": False,
+    "vision_config": {
+        "model_type": "video_llama_3_vision", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "patch_size": 4,
+    },
+}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**_TEXT, "model_type": "qwen2", "tie_word_embeddings": True},
     "qwen2_vl": _qwen_vl("qwen2_vl", embed_dim=32, mlp_ratio=2, hidden_size=64),
@@ -99,6 +106,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "llava_onevision": _LLAVA,
     "llava_video": _LLAVA,
     "internvl": _INTERNVL,
+    "video_llama_3": _VIDEO_LLAMA,
 }
 _PROCESSORS = {  # classes of transformers: the processor, and its parts for images and videos
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
@@ -106,6 +114,7 @@ _PROCESSORS = {  # classes of transformers: the processor, and its parts for ima
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
     "llava_onevision": ("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor", "LlavaOnevisionVideoProcessor"),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor", "InternVLVideoProcessor"),
+    "video_llama_3": ("VideoLlama3Processor", "VideoLlama3ImageProcessor", "VideoLlama3VideoProcessor"),
 }
 _PROCESSORS["llava_video"] = _PROCESSORS["llava_onevision"]
 # fmt: on
@@ -168,7 +177,8 @@ def _config(name: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     elif name.startswith("llava"):
         marks = {f"{kind}_token_index": ids(f"<{kind}>") for kind in _MEDIA}
     else:
-        marks = {f"{mark}_token_id": ids(f"<|{mark}|>") for mark in ("vision_start", "vision_end")}
+        around = () if name == "video_llama_3" else ("vision_start", "vision_end")
+        marks = {f"{mark}_token_id": ids(f"<|{mark}|>") for mark in around}
         marks |= {f"{mark}_token_id": ids(f"<|{mark}_pad|>") for mark in _MEDIA}
     return transformers.AutoConfig.for_model(**settings, **marks)
 
@@ -186,6 +196,8 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     marks: Any = [*_MARKS, *(f"<{kind}>" for kind in _MEDIA if llava)]
     if name == "internvl":
         image, video, marks = "<IMG_CONTEXT>\\n", "<video>\\n", _INTERNVL_MARKS
+    elif name == "video_llama_3":
+        image, video = "<|image_pad|>\\n", "<|video_pad|>\\n"
     return Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=[tuple(pair) for pair in model["merges"]],  # pyright: ignore[reportArgumentType]
@@ -202,6 +214,9 @@ def _processor(name: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     if name == "internvl":
         settings = {"size": {"height": 32, "width": 32}}
         return processor(image(**settings, max_patches=4), tokenizer, video(**settings), 16, template)
+    if name == "video_llama_3":
+        settings = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 16384}}
+        return processor(image(**settings), tokenizer, video(**settings), chat_template=template)
     if not name.startswith("llava"):
         settings = {**_PATCHES, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 8192}}
         return processor(image(**settings), tokenizer, video(**settings), chat_template=template)

@@ -15,7 +15,7 @@ from langdc.backbones.stock import StockBackbone
 from langdc.types import Frames
 from langdc.video import write_video
 
-NAMES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "llava_video", "internvl")
+NAMES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "llava_video", "internvl", "video_llama_3")
 FPS = 2.0
 
 

@@ -41,7 +41,7 @@ logger = get_logger(__name__)
 PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 SEEN = (("size", "min_pixels", "max_pixels"), ("image_mean",), ("image_std",))
 """Preprocessor settings that decide what an encoder sees, each with names that may replace it."""
-ENCODER_PARTS = ("visual", "vision_tower", "multi_modal_projector")
+ENCODER_PARTS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "projector")
 """Modules that `quantize` leaves whole."""
 TYPES = {"auto": "auto", **devices.TYPES}
 

@@ -19,7 +19,8 @@ from tests import stock
 
 SAME = {"qwen2_vl": {"positions": "transformers"}, "qwen2_5_vl": {"positions": "transformers"},
         "qwen3_vl": {"positions": "transformers"}, "llava_onevision": {},
-        "llava_video": {"grid": "onevision"}, "internvl": {}}  # fmt: skip
+        "llava_video": {"grid": "onevision"}, "internvl": {},
+        "video_llama_3": {}}  # fmt: skip
 MEDIA = {
     "one video": [stock.clip()],
     "two videos": [stock.clip(1), stock.clip(2, height=32, width=24)],

@@ -25,6 +25,7 @@ STOCK_POSITIONS: dict[str, dict[str, Any]] = {
     "llava_onevision": {},
     "llava_video": {"grid": "onevision"},
     "internvl": {},
+    "video_llama_3": {},
 }
 """Settings with which a stock backbone numbers positions as transformers does."""
 BACKBONES = (*STOCK_POSITIONS, "videogpt_plus")
