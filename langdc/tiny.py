@@ -103,6 +103,12 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "qwen3_vl", {"mrope_interleaved": True}, {"head_dim": 16},
         deepstack_visual_indexes=[0, 1], num_position_embeddings=64,
     ),
+    "qwen3_5": _qwen_vl(
+        "qwen3_5", {"mrope_interleaved": True, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]},
+        {"head_dim": 16, "layer_types": [*["linear_attention"] * 2, "full_attention"], "linear_num_key_heads": 2,
+         "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16},
+        num_position_embeddings=64,
+    ),
     "llava_onevision": _LLAVA,
     "llava_video": _LLAVA,
     "internvl": _INTERNVL,
@@ -112,6 +118,7 @@ _PROCESSORS = {  # classes of transformers: the processor, and its parts for ima
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
+    "qwen3_5": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
     "llava_onevision": ("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor", "LlavaOnevisionVideoProcessor"),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor", "InternVLVideoProcessor"),
     "video_llama_3": ("VideoLlama3Processor", "VideoLlama3ImageProcessor", "VideoLlama3VideoProcessor"),
@@ -151,6 +158,7 @@ def _write(name: str, seed: int, directory: Path) -> None:
     tokenizer, model_class = _tokenizer(name), "Qwen2ForCausalLM"
     if name in _PROCESSORS:
         model_class = _PROCESSORS[name][0].replace("Processor", "ForConditionalGeneration")
+        model_class = model_class.replace("Qwen3VL", "Qwen3_5") if name == "qwen3_5" else model_class
     # on a CPU, drawn and in float32, whatever is being made by whoever asks for it
     whole = torch._C.DisableTorchFunction()
     with whole, devices.making(None, torch.float32), torch.random.fork_rng(devices=[]):
