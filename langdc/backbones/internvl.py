@@ -10,11 +10,9 @@ from transformers.models.internvl.video_processing_internvl import InternVLVideo
 
 from langdc.backbones.base import backbones
 from langdc.backbones.llava_onevision import LlavaOnevision
-from langdc.backbones.stock import segments_of
+from langdc.backbones.stock import StockBackbone
 from langdc.language_models import VIDEO_MARK
-from langdc.types import FeatureGrid, Frames, Slot, VideoFeatures, VideoTokens
-
-START, END = "<img>", "</img>"
+from langdc.types import FeatureGrid, Frames, VideoFeatures
 
 
 @backbones.register("internvl")
@@ -30,6 +28,7 @@ class InternVL(LlavaOnevision):
     placeholders: ClassVar[Mapping[str, str]] = {"video": "<video>", "image": "<IMG_CONTEXT>"}
     image_processor_class = GotOcr2ImageProcessor
     video_processor_class = InternVLVideoProcessor
+    append_newline_tokens = StockBackbone.append_newline_tokens
 
     @property
     def side(self) -> int:
@@ -65,14 +64,8 @@ class InternVL(LlavaOnevision):
             tokens, saliency = tokens.flatten(0, 1)[None], None if saliency is None else saliency.flatten(0, 1)[None]
         return FeatureGrid(tokens, saliency)
 
-    def append_newline_tokens(self, tokens: VideoTokens, video: VideoFeatures) -> VideoTokens:
-        return tokens
-
-    def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
-        return [Slot(0, number, segment) for segment in segments_of(video, segment_steps)]
-
     def written(self, video: VideoFeatures, segment_steps: int) -> str:
-        place = f"{START}{VIDEO_MARK}{END}"
+        place = f"<img>{VIDEO_MARK}</img>"
         if video.is_image:
             return place
         return "\n".join(f"Frame{first + 1}: {place}" for first in range(0, video.grid[0], segment_steps))

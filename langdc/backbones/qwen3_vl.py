@@ -11,7 +11,6 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from langdc.backbones.base import backbones
 from langdc.backbones.qwen2_vl import Qwen2VL
 from langdc.backbones.splice import joined_sides
-from langdc.backbones.stock import segments_of
 from langdc.language_models import VIDEO_MARK
 from langdc.types import Slot, Spliced, VideoFeatures
 
@@ -36,8 +35,8 @@ class Qwen3VL(Qwen2VL):
         return smart_resize(frames, height, width, steps, side, *self._size.values())
 
     def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
-        _, height, width = video.grid
-        segments = segments_of(video, segment_steps)
+        steps, height, width = video.grid
+        segments = [None] if video.is_image else list(range(-(-steps // segment_steps)))
         return [Slot(0, number, segment, (0,), height, width, segment_steps) for segment in segments]
 
     def marked(self, text: str, media: Sequence[VideoFeatures], segment_steps: int) -> str:

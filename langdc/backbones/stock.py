@@ -255,16 +255,12 @@ class StockBackbone(Backbone):
         return VIDEO_MARK
 
     def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
-        """The slots of one video, without their positions."""
-        return [Slot(0, number)]
+        """The slots of one video, without their positions: one, or one per segment where text stands between them."""
+        marks = self.written(video, segment_steps).count(VIDEO_MARK)
+        return [Slot(0, number, segment if marks > 1 else None) for segment in range(marks)]
 
     def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
         return splice_all(self.model.get_input_embeddings(), prompts, tokens)
-
-
-def segments_of(video: VideoFeatures, segment_steps: int) -> Sequence[int | None]:
-    """The segments of a video, where each has a slot of its own; an image has one slot for all its tokens."""
-    return [None] if video.is_image else range(-(-video.grid[0] // segment_steps))
 
 
 def _renamed(messages: list[dict], kinds: list[str]) -> list[dict]:

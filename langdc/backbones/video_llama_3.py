@@ -11,11 +11,11 @@ from transformers.models.video_llama_3.image_processing_video_llama_3 import Vid
 from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor, smart_resize
 
 from langdc.backbones.base import backbones
-from langdc.backbones.stock import StockBackbone, segments_of
+from langdc.backbones.stock import StockBackbone
 from langdc.encoders.base import encoding
 from langdc.language_models import VIDEO_MARK
 from langdc.timing import stage
-from langdc.types import FeatureGrid, Frames, Grids, Slot, VideoFeatures, VideoTokens
+from langdc.types import FeatureGrid, Frames, Grids, VideoFeatures, VideoTokens
 
 
 @backbones.register("video_llama_3")
@@ -136,9 +136,6 @@ class VideoLlama3(StockBackbone):
         if uncompressed and not video.is_image and tokens.extra:
             tokens = tokens.take(tokens.extra[0][:, 0].nonzero()[:, 0])
         return replace(tokens, extra=())
-
-    def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
-        return [Slot(0, number, segment) for segment in segments_of(video, segment_steps)]
 
     def written(self, video: VideoFeatures, segment_steps: int) -> str:
         if video.is_image:
