@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 from transformers import PretrainedConfig
 
-from langdc.interfaces import Backbone
+from langdc.interfaces import Backbone, recurrent_layers
 from langdc.types import Grids, LanguageWork
 
 aten = torch.ops.aten
@@ -31,13 +31,22 @@ aten = torch.ops.aten
 
 
 def language_model_flops(config: PretrainedConfig, read: int, cached: float = 0, predictions: int = 1) -> float:
-    """A gated dense decoder that reads `read` tokens after `cached` others (on average); `predictions`: of logits."""
+    """A gated dense decoder that reads `read` tokens after `cached` others (on average); `predictions`: of logits.
+    Layers of linear attention are the gated delta rule (arXiv 2412.06464), token by token; then full ones have a gate.
+    """
     width = config.hidden_size
     head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
     queries, keys = config.num_attention_heads * head_width, config.num_key_value_heads * head_width
-    weights = width * (2 * queries + 2 * keys + 3 * config.intermediate_size)
-    attention = 2 * queries * (read + cached)
-    return 2.0 * read * config.num_hidden_layers * (weights + attention) + 2.0 * predictions * width * config.vocab_size
+    linear = recurrent_layers(config)
+    weights = width * ((3 if linear else 2) * queries + 2 * keys)
+    mixing = (config.num_hidden_layers - linear) * (weights + 2 * queries * (read + cached))
+    if linear:
+        heads, keys = config.linear_num_value_heads, config.linear_num_key_heads * config.linear_key_head_dim
+        values = heads * config.linear_value_head_dim
+        weights = width * (2 * keys + 3 * values + 2 * heads) + config.linear_conv_kernel_dim * (2 * keys + values)
+        mixing += linear * (weights + 3 * values * config.linear_key_head_dim)
+    mixing += config.num_hidden_layers * 3 * width * config.intermediate_size
+    return 2.0 * read * mixing + 2.0 * predictions * width * config.vocab_size
 
 
 def work_flops(work: Sequence[LanguageWork]) -> float:

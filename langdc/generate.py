@@ -62,7 +62,7 @@ class Continuation(PreTrainedModel, GenerationMixin):
         output, rows = self.output, len(input_ids)
         if first:
             if rows > 1:
-                output.cache.batch_repeat_interleave(rows)
+                output.cache.reorder_cache(torch.zeros(rows, dtype=torch.long))  # pyright: ignore[reportArgumentType]
             logits = output.logits[:, None].expand(rows, -1, -1)
         else:
             logits = output.lm_head(self._states(input_ids[:, -1:]))

@@ -130,6 +130,11 @@ class KVCompressor(ABC):
         return old
 
 
+def recurrent_layers(config: Any) -> int:
+    """How many layers carry a state from token to token in place of keys, which no mask divides."""
+    return [*(getattr(config, "layer_types", None) or ())].count("linear_attention")
+
+
 class Backbone(nn.Module, ABC):
     """One video language model's habits: how it encodes, prompts, numbers positions. Wraps a stock model, unchanged."""
 
@@ -185,7 +190,8 @@ class Backbone(nn.Module, ABC):
         """Bytes that all layers together hold of one token: a key and a value per key head."""
         config: Any = self.text_model.config
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * width * self.language_model.dtype.itemsize
+        layers = config.num_hidden_layers - recurrent_layers(config)
+        return 2 * layers * config.num_key_value_heads * width * self.language_model.dtype.itemsize
 
     # ---- from a file to features
 
@@ -254,7 +260,7 @@ class Backbone(nn.Module, ABC):
 
     def positions(self, prompt: Prompt, tokens: list[VideoTokens]) -> Tensor:
         """Where a spliced prompt's tokens stand [A,1,M]; default: one after the other, on one axis."""
-        length = len(prompt.ids) + sum(len(tokens[slot.video]) for slot in prompt.slots)
+        length = len(prompt.ids) + sum(map(len, tokens))
         return torch.arange(length, device=prompt.ids.device)[None, None]
 
     @abstractmethod

@@ -5,12 +5,13 @@ A layer's tensors have room for what comes, so nothing is copied to append, and 
 Letters: A rotary axes, B batch, G key heads, H heads (of queries or keys), K keys cached, n tokens, E head width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from langdc.rope import Rope
 
@@ -107,13 +108,17 @@ class _KVLayer(DynamicLayer):
 class KVCache(Cache):
     """The cache of one prompt: `announce` sets the next positions, the model's layers add keys, `keep` evicts.
 
-    `room`: how many tokens there will be in all, if that is known.
+    `room`: how many tokens there will be in all, if that is known. `kinds`: of layers; those of linear attention hold a
+    state and no keys, and are not among the `keyed`.
     """
 
     layers: list[_KVLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, layers: int, rope: Rope, room: int = 0) -> None:
-        super().__init__(layers=[_KVLayer() for _ in range(layers)])
+    def __init__(self, layers: int, rope: Rope, room: int = 0, kinds: Sequence[str] = ()) -> None:
+        made = {number: LinearAttentionLayer() for number, kind in enumerate(kinds) if kind == "linear_attention"}
+        self.keyed = [_KVLayer() for _ in range(layers - len(made))]
+        rest = iter(self.keyed)
+        super().__init__(layers=[made.get(number) or next(rest) for number in range(layers)])
         self.rope, self.room = rope, room
         self.new_keys: Tensor | None = None
         """The keys that were added last, as the model rotated them."""
@@ -121,12 +126,12 @@ class KVCache(Cache):
     @property
     def lengths(self) -> tuple[int, ...]:
         """Number of keys in each layer."""
-        return tuple(layer.get_seq_length() for layer in self.layers)
+        return tuple(layer.get_seq_length() for layer in self.keyed)
 
     @property
     def held_bytes(self) -> int:
         """Bytes of storage of keys and values, room for more included, shared storage counted once."""
-        tensors = [t for layer in self.layers for t in (layer.keys, layer.values) if t is not None]
+        tensors = [t for layer in self.keyed for t in (layer.keys, layer.values) if t is not None]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(storages.values())
 
@@ -138,26 +143,26 @@ class KVCache(Cache):
         rows = positions.new_full(positions.shape[-1:], -1) if rows is None else rows
         places = torch.cat([positions, rows.expand(1, 1, -1)]).transpose(1, 2)  # [A+1,n,1]
         if not continuous:
-            for layer in self.layers:
+            for layer in self.keyed:
                 layer.coming, layer.turn = places, None
             return
-        offsets = places.new_zeros(len(self.layers), len(places))
+        offsets = places.new_zeros(len(self.keyed), len(places))
         offsets[:, :axes] = (positions[0, 0, 0] - 1 - self._last_times()).reshape(-1, 1)
         coming = places - offsets[:, :, None, None]
         cos, sin = self.rope.angles(-offsets[:, :-1].T[:, None])
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.keyed):
             layer.coming, layer.turn = coming[number], (cos[:, number, None], sin[:, number, None])
 
     def _last_times(self) -> Tensor:
         """The largest time of each layer's last keys [L]; -1 where there are none."""
-        shown = [layer.positions for layer in self.layers if layer.positions is not None]
+        shown = [layer.positions for layer in self.keyed if layer.positions is not None]
         if not shown:
             return torch.tensor(-1)
         return torch.stack([p[0, 0, -1] if p.shape[1] == 1 else p[0, :, -1].max() for p in shown])
 
     def close_gaps(self, time: int) -> None:
         """Move every layer's keys so that the next token, at `time`, follows the last one directly with offset 0."""
-        for layer, last in zip(self.layers, self._last_times().tolist(), strict=True):
+        for layer, last in zip(self.keyed, self._last_times().tolist(), strict=True):
             assert layer.positions is not None
             if time - 1 != last:
                 distance = torch.zeros(len(layer.positions), 1, 1, dtype=torch.long)
@@ -193,7 +198,7 @@ class KVCache(Cache):
     def fit(self) -> None:
         """Free the room for more, when nothing more is read: `held_bytes` are those of the keys then."""
         self.new_keys = None
-        for layer in self.layers:
+        for layer in self.keyed:
             layer.fit()
 
 

@@ -72,7 +72,7 @@ def prefill(
     Where nothing is evicted, and no `chunk_tokens` are given, everything is read at once. The device is waited for
     before the first chunk, and after a chunk only where scores decide how many keys each layer keeps.
     """
-    _check(text_model, embeds, positions, video)
+    _check(text_model, embeds, positions, video, compressor is not None)
     chunks = ()
     if compressor is not None or chunk_tokens is not None:
         anchor = None if anchor is None else anchor.cpu()
@@ -89,13 +89,13 @@ def prefill(
         logits = lm_head(reader.read(chunks, close_gaps=reply_axes == "time"))
     reader.cache.fit()
     offset_axes = len(positions) if reader.continuous else 0
-    held = [layer.rows for layer in reader.cache.layers if layer.rows is not None]
+    held = [layer.rows for layer in reader.cache.keyed if layer.rows is not None]
     kept_rows = tuple(rows[0] if len(rows) == 1 else rows for rows in held)
     costs = (tuple(reader.calls), kept_rows, reader.scoring_flops)
     return PrefillOutput(text_model, lm_head, reader.cache, logits, reader.next_position, offset_axes, *costs)
 
 
-def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video: Tensor) -> None:
+def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video: Tensor, evicting: bool) -> None:
     if embeds.ndim != 2 or not len(embeds):
         raise ValueError(
             f"A prompt of shape {tuple(embeds.shape)} was given; chunked prefill takes one prompt at a time, as [M,D]. "
@@ -108,9 +108,10 @@ def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video
     if not torch.isfinite(embeds).all():
         raise ValueError("The prompt's embeddings hold NaN or infinity; look at the video's features.")
     kinds = set(getattr(text_model.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    if kinds - {"full_attention", *["linear_attention"] * (not evicting)}:
         raise ValueError(
-            f"The model has layers of kind {', '.join(sorted(kinds))}; keys can be evicted only from full ones."
+            f"The model has layers of kind {', '.join(sorted(kinds))}; keys can be evicted only from full ones. Leave "
+            "out the KV compressor; with sliding windows, also options of generation beside max_new_tokens."
         )
 
 
@@ -122,7 +123,8 @@ class _ChunkedPrefill:
     ) -> None:
         self.text_model, self.embeds, self.positions, self.arguments = text_model, embeds, positions, arguments
         self.rope = Rope(text_model.rotary_emb)  # pyright: ignore[reportArgumentType]
-        self.cache = KVCache(text_model.config.num_hidden_layers, self.rope)
+        config = text_model.config
+        self.cache = KVCache(config.num_hidden_layers, self.rope, kinds=getattr(config, "layer_types", None) or ())
         self.compressor: KVCompressor | None = None
         self.calls: list[tuple[int, float]] = []
         self.scoring_flops = 0.0

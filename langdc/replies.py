@@ -13,7 +13,7 @@ from langdc.backbones.inputs import read_prompt, read_together, slides
 from langdc.decode import write
 from langdc.flops import reading_flops
 from langdc.generate import Continuation, ScoreCheck
-from langdc.interfaces import Backbone, KVCompressor
+from langdc.interfaces import Backbone, KVCompressor, recurrent_layers
 from langdc.prefill import PrefillOutput
 from langdc.steps import Reading
 from langdc.timing import StageTimer, stage
@@ -50,7 +50,7 @@ def reply(
         )
     options = {"eos_token_id": backbone.end_ids, "pad_token_id": backbone.tokenizer.pad_token_id, **options}
     options["eos_token_id"] = _as_list(options["eos_token_id"])
-    greedy = _greedy(backbone, options)
+    greedy = None if recurrent_layers(backbone.text_model.config) else _greedy(backbone, options)
     if greedy is None and len(prompts) > 1:
         each = zip(prompts, tokens, frames, strict=True)
         return [reply(backbone, [one], [shown], [counts], kv, options)[0] for one, shown, counts in each]

@@ -30,6 +30,10 @@ question red right ring scene second seconds segment shape short slow small squa
 three to top triangle two up video was what where which white with words yellow yes you user system assistant"""
 _MEDIA = ("image", "video")
 _MARKS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+_INTERNVL_MARKS = {
+    "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}  # fmt: skip
 _TEMPLATE = """\
 {%- macro content(given) -%}
 {%- if given is string -%}{{ given }}
@@ -76,6 +80,21 @@ _LLAVA = {
     "vision_feature_layer": -1, "vision_feature_select_strategy": "full", "image_grid_pinpoints": [[32, 32]],
     "tie_word_embeddings": False,
 }
+_INTERNVL = {
+    "model_type": "internvl", "text_config": {**_TEXT, "model_type": "qwen3", "head_dim": 16}, "downsample_ratio": 0.5,
+    "vision_config": {
+        "model_type": "internvl_vision", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "image_size": 32, "patch_size": 4, "layer_scale_init_value": 1.0,
+    },
+    "image_seq_length": 16, "tie_word_embeddings": False,
+}
+_VIDEO_LLAMA = {
+    "model_type": "video_llama_3", "text_config": {**_TEXT, "model_type": "qwen2"}, "tie_word_embeddings": False,
+    "vision_config": {
+        "model_type": "video_llama_3_vision", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "patch_size": 4,
+    },
+}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**_TEXT, "model_type": "qwen2", "tie_word_embeddings": True},
     "qwen2_vl": _qwen_vl("qwen2_vl", embed_dim=32, mlp_ratio=2, hidden_size=64),
@@ -84,14 +103,25 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "qwen3_vl", {"mrope_interleaved": True}, {"head_dim": 16},
         deepstack_visual_indexes=[0, 1], num_position_embeddings=64,
     ),
+    "qwen3_5": _qwen_vl(
+        "qwen3_5", {"mrope_interleaved": True, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]},
+        {"head_dim": 16, "layer_types": [*["linear_attention"] * 2, "full_attention"], "linear_num_key_heads": 2,
+         "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16},
+        num_position_embeddings=64,
+    ),
     "llava_onevision": _LLAVA,
     "llava_video": _LLAVA,
+    "internvl": _INTERNVL,
+    "video_llama_3": _VIDEO_LLAMA,
 }
 _PROCESSORS = {  # classes of transformers: the processor, and its parts for images and videos
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
+    "qwen3_5": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
     "llava_onevision": ("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor", "LlavaOnevisionVideoProcessor"),
+    "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor", "InternVLVideoProcessor"),
+    "video_llama_3": ("VideoLlama3Processor", "VideoLlama3ImageProcessor", "VideoLlama3VideoProcessor"),
 }
 _PROCESSORS["llava_video"] = _PROCESSORS["llava_onevision"]
 # fmt: on
@@ -128,6 +158,7 @@ def _write(name: str, seed: int, directory: Path) -> None:
     tokenizer, model_class = _tokenizer(name), "Qwen2ForCausalLM"
     if name in _PROCESSORS:
         model_class = _PROCESSORS[name][0].replace("Processor", "ForConditionalGeneration")
+        model_class = model_class.replace("Qwen3VL", "Qwen3_5") if name == "qwen3_5" else model_class
     # on a CPU, drawn and in float32, whatever is being made by whoever asks for it
     whole = torch._C.DisableTorchFunction()
     with whole, devices.making(None, torch.float32), torch.random.fork_rng(devices=[]):
@@ -149,10 +180,13 @@ def _config(name: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     if name == "qwen2":
         return transformers.AutoConfig.for_model(**settings, **text)
     settings["text_config"] = {**settings["text_config"], **text}
-    if name.startswith("llava"):
+    if name == "internvl":
+        marks = {"image_token_id": ids("<IMG_CONTEXT>")}
+    elif name.startswith("llava"):
         marks = {f"{kind}_token_index": ids(f"<{kind}>") for kind in _MEDIA}
     else:
-        marks = {f"{mark}_token_id": ids(f"<|{mark}|>") for mark in ("vision_start", "vision_end")}
+        around = () if name == "video_llama_3" else ("vision_start", "vision_end")
+        marks = {f"{mark}_token_id": ids(f"<|{mark}|>") for mark in around}
         marks |= {f"{mark}_token_id": ids(f"<|{mark}_pad|>") for mark in _MEDIA}
     return transformers.AutoConfig.for_model(**settings, **marks)
 
@@ -167,12 +201,17 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     llava = name.startswith("llava")
     system = "you are helpful" if name in ("qwen2", "qwen2_vl", "qwen2_5_vl") else ""
     image, video = (f"<{kind}>" if llava else f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in _MEDIA)
+    marks: Any = [*_MARKS, *(f"<{kind}>" for kind in _MEDIA if llava)]
+    if name == "internvl":
+        image, video, marks = "<IMG_CONTEXT>\\n", "<video>\\n", _INTERNVL_MARKS
+    elif name == "video_llama_3":
+        image, video = "<|image_pad|>\\n", "<|video_pad|>\\n"
     return Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=[tuple(pair) for pair in model["merges"]],  # pyright: ignore[reportArgumentType]
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        extra_special_tokens=[*_MARKS, *(f"<{kind}>" for kind in _MEDIA if llava)],
+        extra_special_tokens=marks,
         chat_template=_TEMPLATE.replace("VIDEO", video).replace("IMAGE", image).replace("SYSTEM", system),
     )
 
@@ -180,6 +219,12 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 def _processor(name: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     processor, image, video = (getattr(transformers, kind) for kind in _PROCESSORS[name])
     template = tokenizer.chat_template
+    if name == "internvl":
+        settings = {"size": {"height": 32, "width": 32}}
+        return processor(image(**settings, max_patches=4), tokenizer, video(**settings), 16, template)
+    if name == "video_llama_3":
+        settings = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 16384}}
+        return processor(image(**settings), tokenizer, video(**settings), chat_template=template)
     if not name.startswith("llava"):
         settings = {**_PATCHES, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 8192}}
         return processor(image(**settings), tokenizer, video(**settings), chat_template=template)

@@ -15,7 +15,10 @@ from langdc.backbones.stock import StockBackbone
 from langdc.types import Frames
 from langdc.video import write_video
 
-NAMES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "llava_video")
+NAMES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "llava_video", "internvl", "video_llama_3", "qwen3_5")
+RECURRENT = ("qwen3_5",)
+"""Those with layers that carry a state: one question a sequence, no keys evicted, replies one by one."""
+KEYED = tuple(name for name in NAMES if name not in RECURRENT)
 FPS = 2.0
 
 

@@ -100,7 +100,7 @@ def outside(steps: Steps) -> Counter[str]:
     return seen.calls
 
 
-@pytest.fixture(params=[*stock.NAMES, "videogpt_plus"])
+@pytest.fixture(params=[*stock.KEYED, "videogpt_plus"])
 def backbone(request) -> Backbone:
     if request.param == "videogpt_plus":
         return tiny.model("pool").backbone

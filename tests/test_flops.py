@@ -293,7 +293,8 @@ def check_stages(lm: VideoLM) -> None:
     assert answer.flops == pytest.approx(counts, rel=WITHIN)
 
 
-@pytest.mark.parametrize("backbone", backbones.names())
+# Qwen3.5's reference kernels compute in blocks of 64 tokens what is charged token by token; see its own test
+@pytest.mark.parametrize("backbone", [name for name in backbones.names() if name not in stock.RECURRENT])
 def test_every_stage_of_an_answer(backbone: str) -> None:
     torch.manual_seed(0)
     chosen = MemberConfig(name="resampler", queries=3, heads=2)

@@ -20,7 +20,7 @@ BENCHMARKS = ("videomme", "mlvu", "longvideobench", "lvbench")
 FILES = {
     *(f"retake/{task}_{backbone}.yaml" for task in BENCHMARKS for backbone in ("qwen2_vl", "llava_video")),
     *(f"flexreduc/{task}_qwen2_5_vl.yaml" for task in BENCHMARKS),
-    *(f"vidcom2/keep{keep}_{backbone}.yaml" for keep in (15, 25) for backbone in stock.NAMES),
+    *(f"vidcom2/keep{keep}_{backbone}.yaml" for keep in (15, 25) for backbone in stock.NAMES[:5]),
 }
 RETAKE_4_FPS = ("videomme_qwen2_vl", "mlvu_qwen2_vl")
 PLAIN = "backbone: {name: qwen2_5_vl, frames: 8}\ncompressor: {name: vidcom2, keep: 0.25}\n"

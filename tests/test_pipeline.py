@@ -118,7 +118,7 @@ def test_settings_that_cannot_work(settings: dict, said: str) -> None:
 def test_directories_without_a_model_that_is_served(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(
-        ValueError, match=r"'bert' model; no backbone serves it\. Served are: llava_onevision, qwen2_5_vl"
+        ValueError, match=r"'bert' model; no backbone serves it\. Served are: internvl, llava_onevision, qwen2_5_vl"
     ):
         VideoLM.from_pretrained(tmp_path)
 

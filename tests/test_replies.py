@@ -23,7 +23,7 @@ GIVEN = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": [], "pad_tok
 Asked = tuple[list, list, list]
 
 
-@pytest.fixture(scope="module", params=[*stock.NAMES, "videogpt_plus"])
+@pytest.fixture(scope="module", params=[*stock.KEYED, "videogpt_plus"])
 def backbone(request) -> Backbone:
     if request.param == "videogpt_plus":
         return tiny.model("pool").backbone

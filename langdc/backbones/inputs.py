@@ -14,7 +14,7 @@ from langdc.attention import using
 from langdc.backbones.chat import IGNORED
 from langdc.backbones.splice import joined_sides
 from langdc.chunks import tokens_per_chunk, videos_in_order
-from langdc.interfaces import Backbone, KVCompressor
+from langdc.interfaces import Backbone, KVCompressor, recurrent_layers
 from langdc.prefill import PrefillOutput, prefill
 from langdc.rope import position_limit
 from langdc.steps import Reading
@@ -36,6 +36,12 @@ def text_inputs(
     positions; `where` names each. Where a cache `evicts` videos, only the text counts.
     """
     spliced = backbone.splice(prompts, tokens)
+    shared = packed or any(item.sequence_id is not None for item in spliced)
+    if shared and recurrent_layers(backbone.text_model.config):
+        raise ValueError(
+            "The language model has layers of linear_attention, which carry what they read of one question to the "
+            "next. Ask one question a sequence: train.questions_per_video: 1, train.packing: false."
+        )
     side = "left" if left else "right"
 
     def padded(tensors: list[Tensor], value: float) -> Tensor:

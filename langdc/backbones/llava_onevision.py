@@ -40,10 +40,14 @@ class LlavaOnevision(StockBackbone):
         return nn.ModuleDict({"video": self._inner.multi_modal_projector})
 
     @property
+    def pixel_side(self) -> int:
+        """Pixels on a side of a frame."""
+        return _side(self.model.config.vision_config.image_size)
+
+    @property
     def patch_side(self) -> int:
         """Patches on a side of a frame."""
-        config = self.model.config.vision_config
-        return config.image_size // config.patch_size
+        return self.pixel_side // _side(self.model.config.vision_config.patch_size)
 
     @property
     def side(self) -> int:
@@ -63,8 +67,7 @@ class LlavaOnevision(StockBackbone):
         return size["height"], size["width"]
 
     def _processor_settings(self) -> dict[str, Any]:
-        side = self.model.config.vision_config.image_size
-        size = {"height": side, "width": side}
+        size = {"height": self.pixel_side, "width": self.pixel_side}
         return {"size": size, "image_grid_pinpoints": self.model.config.image_grid_pinpoints}
 
     def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
@@ -106,7 +109,7 @@ class LlavaOnevision(StockBackbone):
 
     def _read(self, pixels: Tensor, saliency: bool) -> tuple[Tensor, Tensor | None]:
         config = self.model.config
-        states = self.vision(pixels, output_hidden_states=True).hidden_states
+        states = self._states(pixels)
         named = config.vision_feature_layer
         layers = [named] if isinstance(named, int) else named
         chosen = torch.cat([states[layer] for layer in layers], -1)
@@ -115,8 +118,16 @@ class LlavaOnevision(StockBackbone):
             return chosen[:, first:], None
         layer = layers[-1] % len(states)
         with stage("saliency"):
-            attended = attention_received(self.vision.encoder.layers[layer - 1], states[layer - 1])
+            attended = attention_received(self._blocks[layer - 1], states[layer - 1])
         return chosen[:, first:], attended[:, first:]
+
+    @property
+    def _blocks(self) -> Any:
+        return self.vision.encoder.layers
+
+    def _states(self, pixels: Tensor) -> Sequence[Tensor]:
+        """What goes into the encoder's first block, and what comes out of each."""
+        return self.vision(pixels, output_hidden_states=True).hidden_states
 
     def project(self, encoded: Sequence[Grids], seconds: list[Tensor], need: frozenset[str]) -> list[VideoFeatures]:
         if "projected" not in need or not encoded:
@@ -125,9 +136,13 @@ class LlavaOnevision(StockBackbone):
         frames = torch.cat([grid.values.flatten(1, 2) for grid in grids]).to(self.model.device, self.model.dtype)
         # one call where it learns, so that ranks make the same calls; else in parts, which take less memory
         at_once = len(frames) if torch.is_grad_enabled() else FRAMES_AT_ONCE
-        projected = torch.cat([self._inner.multi_modal_projector(part) for part in frames.split(at_once)])
+        projected = torch.cat([self._projected(part) for part in frames.split(at_once)])
         main = map(self._main, grids, projected.split([len(grid.values) for grid in grids]))
         return [VideoFeatures((one,), all, times) for one, all, times in zip(main, encoded, seconds, strict=True)]
+
+    def _projected(self, patches: Tensor) -> Tensor:
+        """Patches [T,H'*W',C] in backbone width."""
+        return self._inner.multi_modal_projector(patches)
 
     def _main(self, grid: FeatureGrid, projected: Tensor) -> FeatureGrid:
         """The grid that the language model reads, of projected patches [T,H'*W',D]; an image's crops become one row."""
@@ -147,8 +162,8 @@ class LlavaOnevision(StockBackbone):
         return self._inner.apply_pooling(projected).unflatten(1, (self.side, self.side))
 
     def encode_blank(self, encoded: Grids) -> int:
-        grid, side = encoded["video"], self.model.config.vision_config.image_size
-        frame = torch.zeros(1, 3, side, side, device=self.vision.device)
+        grid = encoded["video"]
+        frame = torch.zeros(1, 3, self.pixel_side, self.pixel_side, device=self.vision.device)
         self.read_pixels([frame], grid.saliency is not None)
         return len(grid.values)
 
@@ -179,3 +194,7 @@ class LlavaOnevision(StockBackbone):
         segment = tokens.segment.repeat_interleave(count + 1)
         anchor, padding = marks(tokens.anchor), marks(tokens.padding)
         return replace(tokens, values=values, segment=segment, source=None, anchor=anchor, padding=padding)
+
+
+def _side(size: int | Sequence[int]) -> int:
+    return size if isinstance(size, int) else size[0]

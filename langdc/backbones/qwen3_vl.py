@@ -40,16 +40,15 @@ class Qwen3VL(Qwen2VL):
         return [Slot(0, number, segment, (0,), height, width, segment_steps) for segment in segments]
 
     def marked(self, text: str, media: Sequence[VideoFeatures], segment_steps: int) -> str:
-        videos = iter([self._stamped(video, segment_steps) for video in media if not video.is_image])
         placeholder = self.placeholders["video"]
         if self.numbering == "trained":
             text = text.replace(f"{START}{placeholder}{END}", placeholder)
-        first, *rest = text.split(placeholder)
-        text = first + "".join(next(videos, "") + part for part in rest)
-        return text.replace(self.placeholders["image"], VIDEO_MARK)
+        return super().marked(text, media, segment_steps)
 
-    def _stamped(self, video: VideoFeatures, segment_steps: int) -> str:
-        """The text of a video: before each segment's tokens its time, the mean of its first and last frame's."""
+    def written(self, video: VideoFeatures, segment_steps: int) -> str:
+        """Before each segment's tokens its time, the mean of its first and last frame's."""
+        if video.is_image:
+            return VIDEO_MARK
         times = video.seconds.tolist()
         times += times[-1:] * (-len(times) % self.frames_per_step)
         size = self.frames_per_step * segment_steps

@@ -1,6 +1,7 @@
 """What stock vision-language models share as backbones. Letters: T steps of time, H W token grid, D backbone width."""
 
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -40,7 +41,7 @@ logger = get_logger(__name__)
 PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 SEEN = (("size", "min_pixels", "max_pixels"), ("image_mean",), ("image_std",))
 """Preprocessor settings that decide what an encoder sees, each with names that may replace it."""
-ENCODER_PARTS = ("visual", "vision_tower", "multi_modal_projector")
+ENCODER_PARTS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "projector")
 """Modules that `quantize` leaves whole."""
 TYPES = {"auto": "auto", **devices.TYPES}
 
@@ -248,13 +249,17 @@ class StockBackbone(Backbone):
 
     def marked(self, text: str, media: Sequence[VideoFeatures], segment_steps: int) -> str:
         """The template's text with a mark for every slot."""
-        for placeholder in self.placeholders.values():
-            text = text.replace(placeholder, VIDEO_MARK)
-        return text
+        shown = iter([self.written(video, segment_steps) for video in media])
+        return re.sub("|".join(map(re.escape, self.placeholders.values())), lambda _: next(shown, VIDEO_MARK), text)
+
+    def written(self, video: VideoFeatures, segment_steps: int) -> str:
+        """What stands for one video or image in a prompt: text with a mark for every slot."""
+        return VIDEO_MARK
 
     def slots(self, number: int, video: VideoFeatures, segment_steps: int) -> list[Slot]:
-        """The slots of one video, without their positions."""
-        return [Slot(0, number)]
+        """The slots of one video, without their positions: one, or one per segment where text stands between them."""
+        marks = self.written(video, segment_steps).count(VIDEO_MARK)
+        return [Slot(0, number, segment if marks > 1 else None) for segment in range(marks)]
 
     def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
         return splice_all(self.model.get_input_embeddings(), prompts, tokens)

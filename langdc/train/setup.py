@@ -145,19 +145,20 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
     flash-attn reads padding masks only: not the mask of several questions that share a video, nor what a run in float16
     does in float32 before its first step. "auto" takes it for language models of a compressor that is trained alone.
     """
-    packing = config.train.packing
-    if config.attention == FLASH and objective.reads and (packing or config.train.questions_per_video > 1):
-        which = "train.packing" if packing else "train.questions_per_video > 1"
+    packing, several = config.train.packing, objective.reads and config.train.questions_per_video > 1
+    which = "train.packing" if packing else "train.questions_per_video > 1"
+    if config.attention == FLASH and objective.reads and (packing or several):
         raise ValueError(
             f"attention: {FLASH} cannot be used with {which}, since what shares a row needs a mask of its own. Use "
             "auto, which takes it where it can, sdpa, or leave the setting out."
         )
     if packing and not objective.reads:
         raise ValueError(f"train.packing: the objective {config.objective.name!r} does not call the language model.")
-    if packing and (kinds := _other_attention(model.backbone)):
+    kinds = _other_attention(model.backbone)
+    if (packing and kinds) or (several and "linear_attention" in kinds):
         raise ValueError(
-            f"train.packing: the language model of {config.model.backbone.name!r} has layers of {', '.join(kinds)}, "
-            "which cannot keep the samples of a row apart. Set it to false; train.group_by_length pads less, too."
+            f"{which}: the language model of {config.model.backbone.name!r} has layers of {', '.join(kinds)}, "
+            "which cannot keep apart what shares a row. Leave it out; train.group_by_length pads less, too."
         )
     fast, reason = fastest_attention(config.precision != "float32", model.device)
     alone = {id(part) for part in _pretrained(model.compressor)} if not objective.reads else set()

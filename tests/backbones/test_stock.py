@@ -19,7 +19,8 @@ from tests import stock
 
 SAME = {"qwen2_vl": {"positions": "transformers"}, "qwen2_5_vl": {"positions": "transformers"},
         "qwen3_vl": {"positions": "transformers"}, "llava_onevision": {},
-        "llava_video": {"grid": "onevision"}}  # fmt: skip
+        "llava_video": {"grid": "onevision"}, "internvl": {},
+        "video_llama_3": {}, "qwen3_5": {"positions": "transformers"}}  # fmt: skip
 MEDIA = {
     "one video": [stock.clip()],
     "two videos": [stock.clip(1), stock.clip(2, height=32, width=24)],
@@ -67,6 +68,18 @@ def test_identity_is_the_stock_model(backbone: StockBackbone, name: str, mix: st
     assert written[0].tolist() == stock.stock_reply(backbone, inputs, max_new_tokens=8, eos_token_id=[], pad_token_id=0)
 
 
+@pytest.mark.parametrize("mix", MEDIA)
+def test_a_prompt_has_the_ids_of_the_stock_processor(backbone: StockBackbone, name: str, mix: str) -> None:
+    media = MEDIA[mix]
+    ids = stock.stock_inputs(backbone, name, media)["input_ids"][0]
+    marks = backbone.tokenizer.convert_tokens_to_ids([*backbone.placeholders.values()])
+    shown = torch.isin(ids, torch.tensor(marks))
+    videos, tokens = tokens_of(backbone, media)
+    prompt = backbone.prompt(stock.conversation(media), media=videos)
+    assert torch.equal(ids[~shown], prompt.ids)
+    assert torch.equal(shown, backbone.splice([prompt], [tokens])[0].video)
+
+
 @pytest.mark.parametrize(
     ("options", "length"),
     [
@@ -78,6 +91,8 @@ def test_identity_is_the_stock_model(backbone: StockBackbone, name: str, mix: st
 def test_generation_options_are_the_stock_models(
     backbone: StockBackbone, name: str, options: dict, length: int
 ) -> None:
+    if name == "internvl" and "num_beams" in options and not hasattr(backbone.model, "_supports_mm_encoder_outputs"):
+        pytest.skip("transformers 5.17 shows each beam frames of its neighbours where pixels are one row of frames")
     media = MEDIA["one video"]
     inputs = stock.stock_inputs(backbone, name, media)
     options = {"do_sample": False, "eos_token_id": 299, "pad_token_id": 0, **options}
@@ -133,7 +148,9 @@ def test_compressed_prompts_are_shorter_and_stand_where_they_stood(backbone: Sto
 
 
 @pytest.mark.parametrize("method", ["pivotkv", "flexreduc", "snapkv", "streaming", "random"])
-def test_keys_are_dropped_on_every_backbone(backbone: StockBackbone, method: str) -> None:
+def test_keys_are_dropped_on_every_backbone(backbone: StockBackbone, name: str, method: str) -> None:
+    if name in stock.RECURRENT:
+        pytest.skip("layers that carry a state have no keys; it is refused, as tests/backbones/test_qwen3_5.py shows")
     media = [stock.clip(1), stock.clip(5, count=1), stock.clip(2)]
     whole = read(backbone, media)
     found = read(backbone, media, kv=kvcompressors.build(method, keep=0.5, chunk_frames=4))

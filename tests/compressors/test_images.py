@@ -29,7 +29,7 @@ def test_all_crops_of_an_image_are_one_segment(member: str, frames_per_segment: 
         torch.testing.assert_close(one.values, other.values, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "llava_video"])
+@pytest.mark.parametrize("name", ["llava_onevision", "llava_video", "internvl", "video_llama_3"])
 def test_langdc_learns_one_caption_from_an_image(name: str) -> None:
     model, _ = grid.build(name, "langdc", frames_per_segment=1)
     videos = model.backbone.features_of([stock.clip(3, count=1)], frozenset({"projected", "encoder"}))

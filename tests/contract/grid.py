@@ -24,9 +24,14 @@ STOCK_POSITIONS: dict[str, dict[str, Any]] = {
     "qwen3_vl": {"positions": "transformers"},
     "llava_onevision": {},
     "llava_video": {"grid": "onevision"},
+    "internvl": {},
+    "video_llama_3": {},
+    "qwen3_5": {"positions": "transformers"},
 }
 """Settings with which a stock backbone numbers positions as transformers does."""
 BACKBONES = (*STOCK_POSITIONS, "videogpt_plus")
+SHARING = tuple(name for name in BACKBONES if name not in stock.RECURRENT)
+"""Those on which several questions or samples may share a sequence."""
 MEMBERS: dict[str, dict[str, Any]] = {
     "identity": {},
     "vidcom2": {"keep": 0.5},

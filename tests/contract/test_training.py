@@ -104,7 +104,7 @@ def test_asking_reads_what_training_reads(name: str, member: str) -> None:
             torch.testing.assert_close(reading.logits[0], found.logits[number], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", grid.BACKBONES)
+@pytest.mark.parametrize("name", grid.SHARING)
 @pytest.mark.parametrize("member", ["identity", "resampler"])
 def test_questions_that_share_a_video_have_the_losses_of_separate_prompts(name: str, member: str) -> None:
     model, _ = grid.build(name, member)
@@ -121,7 +121,7 @@ def test_questions_that_share_a_video_have_the_losses_of_separate_prompts(name: 
     assert float(shared) == pytest.approx(float(apart), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", grid.BACKBONES)
+@pytest.mark.parametrize("name", grid.SHARING)
 @pytest.mark.parametrize("member", ["identity", "resampler", "langdc"])
 def test_packed_samples_have_the_losses_of_separate_rows(name: str, member: str) -> None:
     """Different videos, questions that share one, and a text, none of which attends to another."""
