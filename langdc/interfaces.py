@@ -31,6 +31,27 @@ from langdc.types import (
 )
 
 
+class FrameSelector(ABC):
+    """Before encoding, chooses the frames of a video that are read for a question, among small ones at a low rate."""
+
+    paper: ClassVar[str] = ""
+    """Where the method was published."""
+    fps: float = 1.0
+    """How many frames a second it sees, evenly spaced; those of a video that has fewer."""
+    most: int = 1024
+    """How many it sees of a video at most."""
+    side: int = 224
+    """The shorter side in pixels that they are resized to."""
+    blind: bool = False
+    """Whether it looks at neither frames nor question: none are decoded for it, and the backbone's own are read."""
+
+    @abstractmethod
+    def select(self, frames: Frames, question: str, budget: int) -> Tensor:
+        """Which of T frames, more than `budget`, are read: [n], ascending, n from 1 to `budget`. Their pixels are where
+        the model is.
+        """
+
+
 class TokenCompressor(nn.Module, ABC):
     """Features in, fewer tokens out, before the language model. A method without weights writes `one` and nothing else.
 
