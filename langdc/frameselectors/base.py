@@ -80,7 +80,7 @@ class ImageTextScorer:
         if not hasattr(MODEL_MAPPING.get(type(config), None), "get_text_features"):
             raise ValueError(
                 f"{model} is a {config.model_type!r} model, which embeds no texts beside images. Give one that does, "
-                "such as openai/clip-vit-base-patch32."
+                "such as openai/clip-vit-large-patch14."
             )
         self.folder, self.tokenizer = found, open_tokenizer(found)
         with reading(found, "an image processor"):

@@ -25,11 +25,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frames")
     asked = [QuestionRecord(kind="what", question=question, answer="it") for question in QUESTIONS]
     (folder / "videos").mkdir()
-    for name, colours in {"v0": "ggggggrr", "v1": "rrgggggg"}.items():
+    records = []
+    for name, colours in {"v0": "ggggggrr", "v1": "rrgggggg", "v2": "ggrrgggg"}.items():
         imagetext.scenes(folder / "videos" / f"{name}.mp4", colours)
-    write_records(
-        folder / "test.jsonl", [Record(id=name, video=f"videos/{name}.mp4", questions=asked) for name in ("v0", "v1")]
-    )
+        records.append(Record(id=name, video=f"videos/{name}.mp4", questions=asked))
+    write_records(folder / "test.jsonl", records[:2])
+    write_records(folder / "others.jsonl", records[2:])
     imagetext.folder(folder / "clip")
     return folder
 
@@ -41,11 +42,13 @@ def config(place: Path, output: Path, **changes) -> EvalConfig:
         {"name": "chosen", "frames": chosen, **common},
         {"name": "chosen half", "frames": chosen, "compressor": {"name": "uniform", "keep": 0.5}, **common},
         {"name": "spread", "frames": {**chosen, "name": "aks"}, **common},
+        {"name": "matched", "frames": chosen, "compressor": {"name": "random"}, "match": "chosen half", **common},
         {"name": "control", "frames": {"name": "uniform"}, **common},
         {"name": "whole", **common},
     ]
-    task = {"name": "open_ended", "data": str(place / "test.jsonl")}
+    task = {"name": "records", "data": str(place / "test.jsonl")}
     tree = {"task": task, "entries": entries, "output": str(output), "max_new_tokens": 2, "device": "cpu"}
+    tree["calibration"] = {"data": str(place / "others.jsonl")}
     return check(EvalConfig, {**tree, "timing_videos": 1, "warmup_videos": 0, **changes}, "test")
 
 
@@ -61,11 +64,13 @@ def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> EvalFolde
 def test_each_question_has_frames_of_its_own(finished: EvalFolder) -> None:
     lines = finished.file("encoding").lines
     keys = {line["key"] for line in lines}
-    # 4 questions of each selector, which the two entries with the same one share; a video each for the others together
+    # 4 questions of each selector, which the entries with the same one share; a video each for the others together
     assert len(keys) == len(lines) == 4 + 4 + 2
     assert sum("select" in line["seconds"] for line in lines) == 8
     sessions = finished.file("sessions").lines
-    assert sum(line["decoded"] for line in sessions) == 10
+    assert sum(line["decoded"] for line in sessions) == 10 + 1
+    (set_on,) = finished.file("calibration").lines
+    assert "select" in set_on["seconds"] and set_on["key"] not in keys
 
 
 def test_choosing_is_in_every_answer_and_in_the_report(finished: EvalFolder) -> None:
@@ -73,7 +78,7 @@ def test_choosing_is_in_every_answer_and_in_the_report(finished: EvalFolder) -> 
         answers = [line for line in finished.lines(name) if line["type"] == "answer"]
         assert len(answers) == 4 and all(line["flops"]["select"] > 0 for line in answers)
     assert all("select" not in line.get("flops", {}) for line in [*finished.lines("control"), *finished.lines("whole")])
-    found = {one.name: one for one in results.load([finished.directory])}
+    found = {one.name: one for one in results.read_results([finished.directory])}
     assert found["chosen"].stages["select"].median > 0 and "select" not in found["whole"].stages
     assert found["chosen"].flops["total"] > found["chosen"].flops["select"] + found["chosen"].flops["encode"]
     assert "choose frames" in page(list(found.values()))
@@ -87,9 +92,14 @@ def test_the_control_answers_as_without_a_selector(finished: EvalFolder) -> None
     assert one == other and len(one) == 4
 
 
+def test_a_budget_is_set_on_chosen_frames(finished: EvalFolder) -> None:
+    (budget,) = [line for line in finished.lines("matched") if line["type"] == "budget"]
+    assert budget["equal"]
+
+
 def test_an_answer_is_that_of_asking_alone(finished: EvalFolder, place: Path) -> None:
     (entry, *_) = config(place, Path("out")).entries
-    task = tasks.build("open_ended", data=str(place / "test.jsonl"))
+    task = tasks.build("records", data=str(place / "test.jsonl"))
     lm = VideoLM.from_pretrained(entry.model, backbone=entry.backbone.model_dump(), frames=entry.frames.model_dump())
     for record in task.records:
         for number, question in enumerate(record.questions):
@@ -104,6 +114,7 @@ def test_what_was_cut_off_is_resumed(finished: EvalFolder, place: Path, tmp_path
     file = next(path for path in copy.rglob("*.jsonl") if "chosen half" in str(path) or "chosen_half" in str(path))
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
     again = run(config(place, copy))
+    assert again.file("sessions").lines[-1]["decoded"] == 4
     kept = [[(line["key"], line.get("answer")) for line in each.lines("chosen half")] for each in (finished, again)]
     assert sorted(kept[0], key=str) == sorted(kept[1], key=str)
 
