@@ -37,19 +37,17 @@ class FrameSelector(ABC):
     paper: ClassVar[str] = ""
     """Where the method was published."""
     fps: float = 1.0
-    """How many frames a second it sees, evenly spaced; those of a video that has fewer."""
+    """How many frames a second it sees, evenly spaced; at most those that the video has."""
     most: int = 1024
-    """How many it sees of a video at most."""
+    """How many at most."""
     side: int = 224
-    """The shorter side in pixels that they are resized to."""
+    """Their shorter side in pixels."""
     blind: bool = False
     """Whether it looks at neither frames nor question: none are decoded for it, and the backbone's own are read."""
 
     @abstractmethod
     def select(self, frames: Frames, question: str, budget: int) -> Tensor:
-        """Which of T frames, more than `budget`, are read: [n], ascending, n from 1 to `budget`. Their pixels are where
-        the model is.
-        """
+        """Which of T frames, on the model's device, are read: [n], ascending, n from 1 to `budget`."""
 
 
 class TokenCompressor(nn.Module, ABC):

@@ -46,17 +46,14 @@ class CompressedVideo:
 
 @dataclass(eq=False)
 class OpenVideo:
-    """A video that was decoded and encoded once; compressed when first asked about, or per question where needed.
-
-    `seconds` and `flops`: what that took by stage, but for the encoders' FLOPs.
-    """
+    """A video that was decoded and encoded once; compressed when first asked about, or per question where needed."""
 
     lm: "VideoLM"
     frames: Frames | None
     encoder: Mapping[str, FeatureGrid]
     times: Tensor
     seconds: dict[str, float] = field(default_factory=dict)
-    flops: Mapping[str, float] = field(default_factory=dict)
+    flops: Mapping[str, float] = field(default_factory=dict)  # of choosing frames
     compressed: dict[str | None, CompressedVideo] = field(default_factory=dict)
 
     @cached_property
@@ -104,16 +101,13 @@ class VideoLM:
     ) -> None:
         self.model = model
         self.compressor = compressor if compressor is not None else model.compressor
-        self.kv = kv
-        self.frames = frames
+        self.kv, self.frames = kv, frames
+        self.chooses = frames is not None and not frames.blind  # so that a video is opened for a question
         model.check_serves(self.compressor)
         clips = model.backbone.frames_per_segment > model.backbone.frames_per_step
         if self.chooses and (clips or type(self.compressor).text is not TokenCompressor.text):
             what = type(model.backbone if clips else self.compressor).__name__
-            raise ValueError(
-                f"{what} reads a video in equal parts, each with frames of its own, and chosen frames may all lie in "
-                "one. Leave out frames, or take 'uniform'."
-            )
+            raise ValueError(f"{what} reads equal parts of a video; chosen frames may lie in one. Leave out frames.")
 
     @classmethod
     def from_pretrained(
@@ -152,11 +146,6 @@ class VideoLM:
         return cls(model, compressor, None if kv is None else kvcompressors.of(kv), frames=chooser).to(where)
 
     @property
-    def chooses(self) -> bool:
-        """Whether the frames that it reads depend on the question, so that a video is opened for one."""
-        return self.frames is not None and not self.frames.blind
-
-    @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return self.model.device
@@ -176,23 +165,20 @@ class VideoLM:
         return self.model.backbone.frame_spec(path, start, end, fps)
 
     def _chosen(self, spec: FrameSpec, question: str) -> FrameSpec:
-        """As many of the frames that the selector chooses as are in a spec; the same spec if it has none to choose."""
+        """At most as many frames as a spec has, those that the selector chooses; the same spec if there are no more."""
         assert self.frames is not None
         info, budget = probe(spec.path, spec.fps), spec.segments * spec.frames_per_segment
         seconds = (info.seconds if spec.end is None else spec.end) - (spec.start or 0.0)
         count = min(self.frames.most, round(seconds * min(self.frames.fps, info.fps)))
         if count <= budget:
             return spec
-        scale = self.frames.side / min(info.height, info.width)
-        size = round(info.height * scale), round(info.width * scale)
+        smaller = self.frames.side / min(info.height, info.width)
+        size = round(info.height * smaller), round(info.width * smaller)
         low = read_spec(replace(spec, segments=1, frames_per_segment=count, size=size, resample="bicubic"))
-        seen = Frames(low.pixels.to(self.device, non_blocking=True), low.seconds)
-        places = self.frames.select(seen, question, budget).tolist()
+        places = self.frames.select(Frames(low.pixels.to(self.device), low.seconds), question, budget).tolist()
         if not 1 <= len(places) <= budget or sorted({*places} & {*range(count)}) != places:
-            raise ValueError(
-                f"{type(self.frames).__name__} chose the frames {places} of {count}; it must choose 1 to {budget} of "
-                "them, in ascending order and each once."
-            )
+            what = f"{type(self.frames).__name__} chose the frames {places} of {count}"
+            raise ValueError(f"{what}; it must choose 1 to {budget} of them, in ascending order and each once.")
         return replace(spec, segments=1, frames_per_segment=len(places), times=tuple(low.seconds[places].tolist()))
 
     def open(
@@ -211,13 +197,12 @@ class VideoLM:
         A folder of images counts as a video of `fps` frames per second. Where `same` has no encoder attention and the
         compressor needs it, the frames are encoded again. `need`: what other compressors need that will take it over.
         `decoded`: its frames, where they were decoded before, and the seconds that took. `question`: what its frames
-        are chosen for, if this model chooses them; whatever is asked later is answered by these frames. Raises
-        ValueError if the file cannot be read.
+        are chosen for, if they are. Raises ValueError if the file cannot be read.
         """
         if same is not None:
             if same.frames is not None and self.lacks_saliency(same.encoder):
                 before = {name: same.seconds[name] for name in ("select", "decode") if name in same.seconds}
-                return self._encoded(same.frames, before, need, same.flops)
+                return replace(self._encoded(same.frames, before, need), flops=same.flops)
             # without what this compressor does not use, nor its seconds
             encoded, seconds = same.encoder, dict(same.seconds)
             if "saliency" not in self.compressor.needs:
@@ -237,16 +222,14 @@ class VideoLM:
                     spec = self._chosen(spec, question)
                 flops["select"] = counted.total
             frames = read_spec(spec)
-        return self._encoded(frames, timer.seconds, need, flops)
+        return replace(self._encoded(frames, timer.seconds, need), flops=flops)
 
     @torch.no_grad()
-    def _encoded(
-        self, frames: Frames, seconds: dict[str, float], need: frozenset[str], flops: Mapping[str, float] = {}
-    ) -> OpenVideo:
+    def _encoded(self, frames: Frames, seconds: dict[str, float], need: frozenset[str]) -> OpenVideo:
         with StageTimer(self.device) as timer, stage("encode"):
             encoded = self.model.backbone.encode([frames], self.compressor.needs | need)[0]
         require_finite(encoded)
-        return OpenVideo(self, frames, encoded, frames.seconds, {**seconds, **timer.seconds}, flops)
+        return OpenVideo(self, frames, encoded, frames.seconds, {**seconds, **timer.seconds})
 
     def lacks_saliency(self, encoded: Mapping[str, FeatureGrid]) -> bool:
         """Whether these grids have no encoder attention although the compressor needs it."""

@@ -111,10 +111,11 @@ class Run:
 
     def answer(self, records: Sequence[Record]) -> None:
         """Ask all questions about some videos, in one batch; one by one where the batch fails."""
-        opened, asked, each = [], [], None if self.lm.chooses else 1  # question, or one opening for all
+        opened, asked = [], []
         for record in records:
             try:
-                videos = [self._open(record, question) for question in record.questions[:each]]
+                own = record.questions if self.lm.chooses else record.questions[:1]  # else opened for all at once
+                videos = [self._open(record, question) for question in own]
             except ValueError as error:
                 self._fail(record, error)
                 continue

@@ -123,21 +123,14 @@ class VideoCache:
                     yield name, self._readers.submit(decoded, record, path_of(record))
 
     def open(
-        self,
-        lm: VideoLM,
-        key: str,
-        record: Record,
-        path: Any,
-        need: frozenset[str] = frozenset(),
-        question: str | None = None,
+        self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str] = frozenset(), question: str = ""
     ) -> Any:
         """The video of a record, open for a model whose preprocessing, and choice of frames, has that `key`.
 
         `need`: what other entries of this model need of it; `question`: what the model chooses frames for. Raises
         ValueError if it cannot be read.
         """
-        question = question if lm.chooses else None
-        name = f"{key}/{record.id}" if question is None else f"{key}/{record.id}/{text_hash(question)[:16]}"
+        name = f"{key}/{record.id}" + f"/{text_hash(question)[:16]}" * lm.chooses
         if name in self._unreadable:
             raise ValueError(self._unreadable[name])
         if name not in self._held or lm.lacks_saliency(self._held[name].encoder):
@@ -148,7 +141,7 @@ class VideoCache:
                 self._unreadable[name] = str(error)
                 raise
             line = {"type": "encoding", "key": name, "video": record.id, "seconds": dict(video.seconds)}
-            if not record.segments and question is None and video.frames is not None:  # stored ones come without pixels
+            if not (record.segments or lm.chooses) and video.frames is not None:  # stored outputs come without pixels
                 line |= richness(video.frames, lm.model.backbone.frames_per_segment)
             self.file.append([line])
             first = self.file.by_key[name]["seconds"]
@@ -177,10 +170,9 @@ class VideoCache:
         return len(self._opened)
 
     def _read_or_decoded(
-        self, lm: VideoLM, key: str, name: str, part: Record, path: Any, need: frozenset[str], question: str | None
+        self, lm: VideoLM, key: str, name: str, part: Record, path: Any, need: frozenset[str], question: str
     ) -> Any:
-        # a missing file fails alone, when it is opened; chosen frames are not stored
-        if self.stored is not None and question is None and Path(path).exists():
+        if self.stored and not lm.chooses and Path(path).exists():  # a missing file fails alone, when it is opened
             saliency = lm.model.backbone.has_saliency and "saliency" in lm.compressor.needs | need
             found = self.stored.find(lm, key, lm.frame_spec(path, part.start, part.end, part.fps), saliency)
             if found is not None:

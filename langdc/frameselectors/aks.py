@@ -3,15 +3,13 @@
 Source: Adaptive Keyframe Sampling (arXiv 2502.21271), its rule "ADA"; frame_select.py of its release (ncTimTang/AKS).
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
-from langdc.frameselectors.base import ScoredSelector, best, frameselectors
+from langdc.frameselectors.base import ScoredSelector, Scorer, best, frameselectors
 from langdc.registry import check_choice
-from langdc.types import Frames
 
 Variant = Literal["fixed", "released"]
 
@@ -33,7 +31,7 @@ class AKS(ScoredSelector):
 
     def __init__(
         self,
-        scorer: dict[str, Any] | Callable[[Frames, str], Tensor],
+        scorer: Scorer,
         fps: float = 1.0,
         most: int = 1024,
         variant: Variant = "fixed",
@@ -47,22 +45,17 @@ class AKS(ScoredSelector):
         self.variant, self.threshold, self.depth = variant, threshold, depth
 
     def choose(self, scores: np.ndarray, budget: int) -> list[int]:
-        low, high = scores.min(), scores.max()
-        scores = (scores - low) / (high - low if high > low else 1.0)  # equal ones divide by zero in the release
-        parts = self._parts(scores, 0, len(scores), budget, budget, 0)
-        return [start + int(place) for start, part, count in parts for place in best(part, int(count))]
+        spread = np.ptp(scores) or 1.0  # the release divides by zero
+        return list(self._kept((scores - scores.min()) / spread, 0, budget, budget, self.depth))
 
-    def _parts(
-        self, scores: np.ndarray, start: int, stop: int, count: float, budget: int, depth: int
-    ) -> Iterator[tuple[int, np.ndarray, float]]:
-        """The parts between two frames that are split no further: where they start, their scores, frames to keep."""
-        part = scores[start:stop]
+    def _kept(self, part: np.ndarray, start: int, count: float, budget: int, depth: int) -> Iterator[int]:
+        """The places kept of a part that begins at `start`, `count` of them; it may be split `depth` times."""
         if not len(part):
             return
         stands_out = part[best(part, budget)].mean() - part.mean() > self.threshold
-        if stands_out or depth >= self.depth or (self.variant == "fixed" and count == 1):
-            yield start, part, count
+        if stands_out or depth == 0 or (self.variant == "fixed" and count == 1):
+            yield from (start + best(part, int(count))).tolist()
             return
-        middle, first = start + len(part) // 2, count / 2 if self.variant == "released" else count // 2
-        yield from self._parts(scores, start, middle, first, budget, depth + 1)
-        yield from self._parts(scores, middle, stop, count - first, budget, depth + 1)
+        half, first = len(part) // 2, count / 2 if self.variant == "released" else count // 2
+        yield from self._kept(part[:half], start, first, budget, depth - 1)
+        yield from self._kept(part[half:], start + half, count - first, budget, depth - 1)

@@ -1,7 +1,7 @@
 """What frame selectors share: scores of frames for a question. Letters: T frames."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -21,9 +21,9 @@ from langdc.sources import resolve
 from langdc.types import Frames
 
 logger = get_logger(__name__)
-
 frameselectors: Registry[FrameSelector] = Registry("frameselector", FrameSelector)
 
+Scorer = dict[str, Any] | Callable[[Frames, str], Tensor]
 _AT_ONCE = 64
 """Frames that are embedded in one call."""
 _loaded: WeakValueDictionary[Path, nn.Module] = WeakValueDictionary()  # shared by the entries of an evaluation
@@ -32,17 +32,15 @@ _loaded: WeakValueDictionary[Path, nn.Module] = WeakValueDictionary()  # shared 
 class ScoredSelector(FrameSelector):
     """Chooses by a score per frame: a method writes `choose`.
 
-    `scorer`: {"model": ...}, an image-text model (`ImageTextScorer`), or a function of frames and a question that gives
-    scores [T]. No backbone has both an image tower and its text tower: those of VideoGPT+ and LLaVA were published as
-    parts of such models, without the text tower, and those of Qwen have none. So the model is always named.
+    `scorer`: {"model": ...} of an image-text model (`ImageTextScorer`), or a function of frames and a question that
+    gives scores [T]. It is always named: no backbone has both an image tower and its text tower (VideoGPT+ and LLaVA
+    took the former alone from such models, Qwen trained its own).
     """
 
-    def __init__(
-        self, scorer: dict[str, Any] | Callable[[Frames, str], Tensor], fps: float = 1.0, most: int = 1024
-    ) -> None:
+    def __init__(self, scorer: Scorer, fps: float = 1.0, most: int = 1024) -> None:
         if fps <= 0 or most < 1:
             raise ValueError(f"fps={fps}, most={most}: give more than 0 frames per second, and at most 1 or more.")
-        if isinstance(scorer, Mapping):
+        if isinstance(scorer, dict):
             check_keywords("scorer", ImageTextScorer, scorer)
             scorer = ImageTextScorer(**scorer)
         self.scorer, self.fps, self.most = scorer, fps, most
@@ -69,8 +67,8 @@ def best(scores: np.ndarray, count: int) -> np.ndarray:
 class ImageTextScorer:
     """How near each frame is to a question: the cosine of their embeddings [T], by an image-text model in float32.
 
-    `model`: the folder or hub id of a model of transformers with an image and a text tower, such as CLIP or SigLIP. A
-    question longer than its text tower reads is cut off at the end, which is said once. ValueError for other models.
+    `model`: the folder or hub id of a model of transformers with both towers, such as CLIP or SigLIP; ValueError for
+    others. A question that is longer than its text tower reads is cut off at the end, which is said once.
     """
 
     def __init__(self, model: str) -> None:
@@ -78,37 +76,30 @@ class ImageTextScorer:
         assert isinstance(found, Path)  # only settings name an architecture
         config: Any = read_config(found)
         if not hasattr(MODEL_MAPPING.get(type(config), None), "get_text_features"):
-            raise ValueError(
-                f"{model} is a {config.model_type!r} model, which embeds no texts beside images. Give one that does, "
-                "such as openai/clip-vit-large-patch14."
-            )
+            what = f"{model} is a {config.model_type!r} model, which embeds no texts beside images"
+            raise ValueError(f"{what}. Give one that does, such as openai/clip-vit-base-patch32.")
         self.folder, self.tokenizer = found, open_tokenizer(found)
         with reading(found, "an image processor"):
             self.processor = AutoImageProcessor.from_pretrained(found, trust_remote_code=False)
-        self.longest: int = config.text_config.max_position_embeddings
         self.side: int = getattr(config.vision_config, "image_size", 224)
-        # SigLIP was trained with padding
-        self.padding = "max_length" if config.model_type.startswith("siglip") else False
+        self.longest: int = config.text_config.max_position_embeddings
+        self.padding = "max_length" if config.model_type.startswith("siglip") else False  # as they were trained
         self._model: Any = None
-        self._told = False
 
     @torch.no_grad()
     def __call__(self, frames: Frames, question: str) -> Tensor:
-        device = frames.pixels.device
         if self._model is None:
-            loaded = _loaded.get(self.folder)
-            self._model = loaded or load_pretrained(AutoModel, self.folder, dtype=torch.float32).eval()
-            _loaded[self.folder] = self._model
-        self._model.to(device)
+            self._model = _loaded.get(self.folder) or load_pretrained(AutoModel, self.folder, dtype=torch.float32)
+            _loaded[self.folder] = self._model.eval()
+        device, longest = frames.pixels.device, self.longest
+        model, options = self._model.to(device), {"padding": self.padding, "return_tensors": "pt"}
         length = len(self.tokenizer(question)["input_ids"])
-        if length > self.longest and not self._told:
+        if length > longest and not getattr(self, "_told", False):
             self._told = True
-            logger.warning("%s reads %d tokens; longer questions are cut off: %r", self.folder, self.longest, question)
-        cut = {"truncation": True, "max_length": self.longest, "padding": self.padding, "return_tensors": "pt"}
-        text = self._model.get_text_features(**self.tokenizer([question], **cut).to(device)).pooler_output
-        scores = []
+            logger.warning("%s reads %d tokens; longer questions are cut off: %r", self.folder, longest, question)
+        ids = self.tokenizer([question], truncation=True, max_length=longest, **options).to(device)
+        text, scores = normalize(model.get_text_features(**ids).pooler_output[0], dim=-1), []
         for some in frames.pixels.split(_AT_ONCE):
             values = self.processor(images=list(some), return_tensors="pt")["pixel_values"].to(device)
-            images = self._model.get_image_features(pixel_values=values).pooler_output
-            scores.append(normalize(images, dim=-1) @ normalize(text[0], dim=-1))
+            scores.append(normalize(model.get_image_features(pixel_values=values).pooler_output, dim=-1) @ text)
         return torch.cat(scores)

@@ -27,9 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(name, site, needs, " ".join(variants) or "-", paper)
     console = screen(soft_wrap=False)
     console.print(table)
-    console.print(
-        f"{len(found)} methods. Try a compressor: langdc ask VIDEO QUESTION --model DIR --compressor NAME --keep 0.25"
-    )
+    ask = "langdc ask VIDEO QUESTION --model DIR --compressor NAME --keep 0.25"
+    console.print(f"{len(found)} methods. Try a compressor: {ask}")
     return 0
 
 
@@ -52,9 +51,7 @@ def _entries() -> list[_Entry]:
 
 
 def _frame_entry(name: str, kind: Any) -> _Entry:
-    scored = "scorer" in inspect.signature(kind).parameters
-    needs = ["question"] * (not kind.blind) + ["image-text model"] * scored
-    return _Entry(name, "before encoding", ", ".join(needs) or "-", *_published(kind))
+    return _Entry(name, "before encoding", "-" if kind.blind else "question, image-text model", *_published(kind))
 
 
 def _token_entry(name: str, kind: Any) -> _Entry:

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from langdc import VideoLM
+from langdc.compressors.plain import Identity
 from langdc.features import FeatureStore, read_spec
+from langdc.frameselectors import build
 from langdc.frameselectors.plain import Top
 from langdc.types import Frames, FrameSpec
 from langdc.video import read_frames
@@ -117,8 +119,16 @@ def test_a_question_is_needed_and_segments_are_refused(plain: VideoLM, mp4: Path
     with pytest.raises(ValueError, match=r"give it: open\(path, question="):
         choosing(plain).open(mp4)
     for name in tiny.COMPRESSORS:
-        with pytest.raises(ValueError, match="VideoGPTPlus reads a video in equal parts"):
+        with pytest.raises(ValueError, match="VideoGPTPlus reads equal parts of a video"):
             choosing(VideoLM(tiny.model(name)))
+
+    class Writer(Identity):
+        def text(self, ids: torch.Tensor) -> str:
+            return "a segment"
+
+    VideoLM(plain.model, Writer(), frames=build("uniform"))
+    with pytest.raises(ValueError, match="Writer reads equal parts of a video"):
+        VideoLM(plain.model, Writer(), frames=Top(redness))
 
 
 # ---- to an answer
