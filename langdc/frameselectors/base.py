@@ -2,13 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import MODEL_MAPPING, AutoImageProcessor, AutoModel
 
@@ -26,7 +26,6 @@ frameselectors: Registry[FrameSelector] = Registry("frameselector", FrameSelecto
 Scorer = dict[str, Any] | Callable[[Frames, str], Tensor]
 _AT_ONCE = 64
 """Frames that are embedded in one call."""
-_loaded: WeakValueDictionary[Path, nn.Module] = WeakValueDictionary()  # shared by the entries of an evaluation
 
 
 class ScoredSelector(FrameSelector):
@@ -84,15 +83,12 @@ class ImageTextScorer:
         self.side: int = getattr(config.vision_config, "image_size", 224)
         self.longest: int = config.text_config.max_position_embeddings
         self.padding = "max_length" if config.model_type.startswith("siglip") else False  # as they were trained
-        self._model: Any = None
+        self.model = _towers(found)  # not by the first question, which would be charged for it
 
     @torch.no_grad()
     def __call__(self, frames: Frames, question: str) -> Tensor:
-        if self._model is None:
-            self._model = _loaded.get(self.folder) or load_pretrained(AutoModel, self.folder, dtype=torch.float32)
-            _loaded[self.folder] = self._model.eval()
         device, longest = frames.pixels.device, self.longest
-        model, options = self._model.to(device), {"padding": self.padding, "return_tensors": "pt"}
+        model, options = self.model.to(device), {"padding": self.padding, "return_tensors": "pt"}
         length = len(self.tokenizer(question)["input_ids"])
         if length > longest and not getattr(self, "_told", False):
             self._told = True
@@ -103,3 +99,9 @@ class ImageTextScorer:
             values = self.processor(images=list(some), return_tensors="pt")["pixel_values"].to(device)
             scores.append(normalize(model.get_image_features(pixel_values=values).pooler_output, dim=-1) @ text)
         return torch.cat(scores)
+
+
+@lru_cache(maxsize=1)
+def _towers(folder: Path) -> Any:
+    """The model in a folder, which the entries of an evaluation share."""
+    return load_pretrained(AutoModel, folder, dtype=torch.float32).eval()

@@ -121,11 +121,11 @@ def test_a_long_question_is_cut_off_and_said_once(tmp_path: Path, caplog: pytest
     assert [record.message.count("reads 12 tokens") for record in caplog.records] == [1]
 
 
-def test_models_are_shared_while_they_are_in_use(tmp_path: Path) -> None:
-    folder = str(imagetext.folder(tmp_path))
-    one, other = ImageTextScorer(folder), ImageTextScorer(folder)
-    assert torch.equal(one(noise(3), QUESTION), other(noise(3), QUESTION))
-    assert one._model is other._model
+def test_entries_share_a_model_and_folders_do_not(tmp_path: Path) -> None:
+    folders = [imagetext.folder(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    one, again, other = (ImageTextScorer(str(folder)) for folder in (folders[0], folders[0], folders[1]))
+    assert one.model is again.model
+    assert not torch.equal(one(noise(3), QUESTION), other(noise(3), QUESTION))
 
 
 def test_other_models_are_refused() -> None:
