@@ -81,6 +81,8 @@ def _spec_key(spec: FrameSpec) -> str:
     digest.update(f"{spec.segments} {spec.frames_per_segment} {spec.start} {spec.end}".encode())
     if spec.size is not None:
         digest.update(f"{spec.size} {spec.resample}".encode())
+    if spec.times is not None:
+        digest.update(f"times {spec.times}".encode())
     return digest.hexdigest()
 
 

@@ -31,6 +31,25 @@ from langdc.types import (
 )
 
 
+class FrameSelector(ABC):
+    """Before encoding, chooses the frames of a video that are read for a question, among small ones at a low rate."""
+
+    paper: ClassVar[str] = ""
+    """Where the method was published."""
+    fps: float = 1.0
+    """How many frames a second it sees, evenly spaced; at most those that the video has."""
+    most: int = 1024
+    """How many at most."""
+    side: int = 224
+    """Their shorter side in pixels."""
+    blind: bool = False
+    """Whether it looks at neither frames nor question: none are decoded for it, and the backbone's own are read."""
+
+    @abstractmethod
+    def select(self, frames: Frames, question: str, budget: int) -> Tensor:
+        """Which of T frames, on the model's device, are read: [n], ascending, n from 1 to `budget`."""
+
+
 class TokenCompressor(nn.Module, ABC):
     """Features in, fewer tokens out, before the language model. A method without weights writes `one` and nothing else.
 

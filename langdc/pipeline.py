@@ -21,8 +21,9 @@ from langdc.backbones.inputs import read_prompt
 from langdc.config import MemberConfig, check
 from langdc.features import read_spec
 from langdc.flops import Counted, encoder_flops, work_flops
+from langdc.frameselectors import frameselectors
 from langdc.generate import require_finite
-from langdc.interfaces import KVCompressor, TokenCompressor
+from langdc.interfaces import FrameSelector, KVCompressor, TokenCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
 from langdc.model import VideoModel, build_compressor
@@ -30,6 +31,7 @@ from langdc.prefill import PrefillOutput
 from langdc.replies import reply
 from langdc.timing import StageTimer, note, stage
 from langdc.types import Answer, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
+from langdc.video import is_image, probe
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,7 @@ class OpenVideo:
     encoder: Mapping[str, FeatureGrid]
     times: Tensor
     seconds: dict[str, float] = field(default_factory=dict)
+    flops: Mapping[str, float] = field(default_factory=dict)  # of choosing frames
     compressed: dict[str | None, CompressedVideo] = field(default_factory=dict)
     projecting: float = 0.0
     """FLOPs of the backbone's projectors, which all questions about it share."""
@@ -90,15 +93,26 @@ class OpenVideo:
 
 
 class VideoLM:
-    """A model, ready to be asked: `compressor` replaces the one it was trained with, `kv` thins out its cache."""
+    """A model, ready to be asked: `compressor` replaces the one it was trained with, `kv` thins out its cache, `frames`
+    chooses the frames that it reads for a question.
+    """
 
     def __init__(
-        self, model: VideoModel, compressor: TokenCompressor | None = None, kv: KVCompressor | None = None
+        self,
+        model: VideoModel,
+        compressor: TokenCompressor | None = None,
+        kv: KVCompressor | None = None,
+        frames: FrameSelector | None = None,
     ) -> None:
         self.model = model
         self.compressor = compressor if compressor is not None else model.compressor
-        self.kv = kv
+        self.kv, self.frames = kv, frames
+        self.chooses = frames is not None and not frames.blind  # so that a video is opened for a question
         model.check_serves(self.compressor)
+        clips = model.backbone.frames_per_segment > model.backbone.frames_per_step
+        if self.chooses and (clips or type(self.compressor).text is not TokenCompressor.text):
+            what = type(model.backbone if clips else self.compressor).__name__
+            raise ValueError(f"{what} reads equal parts of a video; chosen frames may lie in one. Leave out frames.")
 
     @classmethod
     def from_pretrained(
@@ -109,9 +123,11 @@ class VideoLM:
         backbone: Mapping[str, Any] | None = None,
         device: str | torch.device | None = "auto",
         dtype: str | torch.dtype = "auto",
+        frames: FrameSelector | Mapping[str, Any] | str | None = None,
     ) -> "VideoLM":
-        """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`: a name, {"name": ...,
-        settings} or object. `backbone`: a stock model's settings: {"frames": 64}, and a "name" where several fit.
+        """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`, `frames`: a name,
+        {"name": ..., settings} or object. `backbone`: a stock model's settings: {"frames": 64}, and a "name" where
+        several fit.
 
         `device`: "auto" is the accelerator where there is one; "cpu", "cuda:1", ... `dtype`: "float32", "bfloat16",
         "float16"; "auto" is bfloat16 on an accelerator, and as the checkpoint says on a CPU.
@@ -131,7 +147,8 @@ class VideoLM:
                     f"The compressor {type(compressor).__name__} has weights of its own, which {directory} does not "
                     "hold: they would be random. Give the checkpoint that it was trained in, without a compressor."
                 )
-        return cls(model, compressor, None if kv is None else kvcompressors.of(kv)).to(where)
+        chooser = None if frames is None else frameselectors.of(frames)
+        return cls(model, compressor, None if kv is None else kvcompressors.of(kv), frames=chooser).to(where)
 
     @property
     def device(self) -> torch.device:
@@ -152,6 +169,23 @@ class VideoLM:
         """Which frames this model reads of a file, or of a folder of frames with `fps` of them a second."""
         return self.model.backbone.frame_spec(path, start, end, fps)
 
+    def _chosen(self, spec: FrameSpec, question: str) -> FrameSpec:
+        """At most as many frames as a spec has, those that the selector chooses; the same spec if there are no more."""
+        assert self.frames is not None
+        info, budget = probe(spec.path, spec.fps), spec.segments * spec.frames_per_segment
+        seconds = (info.seconds if spec.end is None else spec.end) - (spec.start or 0.0)
+        count = min(self.frames.most, round(seconds * min(self.frames.fps, info.fps)))
+        if count <= budget:
+            return spec
+        smaller = self.frames.side / min(info.height, info.width)
+        size = round(info.height * smaller), round(info.width * smaller)
+        low = read_spec(replace(spec, segments=1, frames_per_segment=count, size=size, resample="bicubic"))
+        places = self.frames.select(Frames(low.pixels.to(self.device), low.seconds), question, budget).tolist()
+        if not 1 <= len(places) <= budget or sorted({*places} & {*range(count)}) != places:
+            what = f"{type(self.frames).__name__} chose the frames {places} of {count}"
+            raise ValueError(f"{what}; it must choose 1 to {budget} of them, in ascending order and each once.")
+        return replace(spec, segments=1, frames_per_segment=len(places), times=tuple(low.seconds[places].tolist()))
+
     def open(
         self,
         path: str | Path,
@@ -161,29 +195,39 @@ class VideoLM:
         fps: float | None = None,
         need: frozenset[str] = frozenset(),
         decoded: tuple[Frames, float] | None = None,
+        question: str | None = None,
     ) -> OpenVideo:
         """Decode and encode a video or image once; `same` takes over another model's outputs of identical encoders.
 
         A folder of images counts as a video of `fps` frames per second. Where `same` has no encoder attention and the
         compressor needs it, the frames are encoded again. `need`: what other compressors need that will take it over.
-        `decoded`: its frames, where they were decoded before, and the seconds that took. Raises ValueError if the file
-        cannot be read.
+        `decoded`: its frames, where they were decoded before, and the seconds that took. `question`: what its frames
+        are chosen for, if they are. Raises ValueError if the file cannot be read.
         """
         if same is not None:
             if same.frames is not None and self.lacks_saliency(same.encoder):
-                return self._encoded(same.frames, {"decode": same.seconds.get("decode", 0.0)}, need)
+                before = {name: same.seconds[name] for name in ("select", "decode") if name in same.seconds}
+                return replace(self._encoded(same.frames, before, need), flops=same.flops)
             # without what this compressor does not use, nor its seconds
             encoded, seconds = same.encoder, dict(same.seconds)
             if "saliency" not in self.compressor.needs:
                 encoded = {name: replace(grid, saliency=None) for name, grid in encoded.items()}
                 seconds.pop("saliency", None)
-            return OpenVideo(self, same.frames, encoded, same.times, seconds)
+            return OpenVideo(self, same.frames, encoded, same.times, seconds, same.flops)
         if decoded is not None:
             note("decode", decoded[1])
             return self._encoded(decoded[0], {"decode": decoded[1]}, need)
+        flops: dict[str, float] = {}
         with StageTimer(self.device) as timer, stage("decode"):
-            frames = read_spec(self.frame_spec(path, start, end, fps))
-        return self._encoded(frames, timer.seconds, need)
+            spec = self.frame_spec(path, start, end, fps)
+            if self.chooses and not is_image(path):
+                if question is None:
+                    raise ValueError("This model chooses frames for a question; give it: open(path, question=...).")
+                with stage("select"), Counted() as counted, torch.no_grad():
+                    spec = self._chosen(spec, question)
+                flops["select"] = counted.total
+            frames = read_spec(spec)
+        return replace(self._encoded(frames, timer.seconds, need), flops=flops)
 
     @torch.no_grad()
     def _encoded(self, frames: Frames, seconds: dict[str, float], need: frozenset[str]) -> OpenVideo:
@@ -236,7 +280,7 @@ class VideoLM:
         """Answer a question about a file; None asks the language model alone, without a video."""
         if path is None:
             return self._reply([self.prompt(question)], [[]], [[]], **generation)[0]
-        return self.open(path).ask(question, **generation)
+        return self.open(path, question=question).ask(question, **generation)
 
     def converse(self, messages: list[dict], videos: Sequence[OpenVideo], **generation: Any) -> Answer:
         """Reply to chat messages about any number of videos and images, in the order of their {"type": "video"} parts.
@@ -268,7 +312,7 @@ class VideoLM:
                 tokens_before=_size(video.features),
                 segment_tokens=found.tokens.per_segment(video.segments),
                 seconds={**before, "compress": found.seconds, **answered.seconds},
-                flops={"encode": encoding, "compress": found.flops, **answered.flops},
+                flops={**video.flops, "encode": encoding, "compress": found.flops, **answered.flops},
                 captions=found.captions,
             )
             answers.append(answer)

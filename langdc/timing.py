@@ -17,9 +17,9 @@ import torch
 
 from langdc.devices import synchronize
 
-STAGES = ("read", "decode", "preprocess", "encode", "saliency", "compress", "prefill", "generate")
-"""What answering a question is made of. "read": stored encoder outputs, in place of decoding and encoding; "saliency":
-what an encoder attends to, for the methods that choose by it."""
+STAGES = ("read", "select", "decode", "preprocess", "encode", "saliency", "compress", "prefill", "generate")
+"""What answering a question is made of. "read": stored encoder outputs, in place of decoding and encoding; "select":
+choosing frames for the question; "saliency": what an encoder attends to, for the methods that choose by it."""
 
 _listening: ContextVar[tuple["StageTimer", ...]] = ContextVar("listening", default=())
 # seconds of the stages inside the one that is under way

@@ -41,7 +41,7 @@ class FrameSpec:
 
     `start` and `end` in seconds; `size`: height and width that frames are resized to while reading, the file's own
     where None; `resample`: "bilinear" or "bicubic"; `fps`: frames per second, of a folder of frames only; `decoder`:
-    that of a video, as `langdc.video.read_frames` takes it.
+    that of a video, as `langdc.video.read_frames` takes it; `times`: the seconds of the frames, where they were chosen.
     """
 
     path: Path
@@ -53,6 +53,7 @@ class FrameSpec:
     resample: str = "bilinear"
     fps: float | None = None
     decoder: str = "pyav"
+    times: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,8 +154,10 @@ def read_frames(
     resample: str = "bilinear",
     decoder: str = "pyav",
     fps: float | None = None,
+    times: Sequence[float] | None = None,
 ) -> Frames:
-    """Read frames of a video: `frames` uniformly, or `frames_per_segment` in each of `segments`, or all of them.
+    """Read frames of a video: `frames` uniformly, or `frames_per_segment` in each of `segments`, or all of them; with
+    `times`, in place of those, the frames that are shown nearest to these seconds, in this order.
 
     `start` and `end` (seconds since the first frame, end excluded) cut a clip first. `size` (height, width) resizes
     with antialiasing, `resample` being "bilinear" or "bicubic". A clip shorter than asked repeats frames, as does an
@@ -172,23 +174,28 @@ def read_frames(
     if resample not in RESAMPLES:
         raise ValueError(f"Unknown resample {resample!r}.{nearest(resample, RESAMPLES)}")
     with _opened(path, fps) as video:
-        times = video.index.times
-        clip = _clip(path, video.index, times, start, end)
-        each = frames_per_segment or frames or len(clip)
-        picked = [clip[place] for place in _segment_indices(len(clip), segments or 1, each)]
+        known = video.index.times
+        clip = _clip(path, video.index, known, start, end)
+        if times is None:
+            each = frames_per_segment or frames or len(clip)
+            picked = [clip[place] for place in _segment_indices(len(clip), segments or 1, each)]
+        else:
+            _require_positive(times=len(times))
+            shown = np.array([known[number] for number in clip])
+            picked = [clip[int(np.abs(shown - seconds).argmin())] for seconds in times]
         wanted = sorted(set(picked))
         images = [_resize(image, size, resample) for image in decode(video, wanted)]
     changed = next((n for n, image in enumerate(images) if image.shape != images[0].shape), None)
     if changed is not None:
         one, two = (f"{images[n].shape[1]}x{images[n].shape[2]}" for n in (0, changed))
         raise ValueError(
-            f"{path}: pictures are {one} pixels, and {two} at {times[wanted[changed]]:.3f} s. Frames of one video have "
+            f"{path}: pictures are {one} pixels, and {two} at {known[wanted[changed]]:.3f} s. Frames of one video have "
             'one size; convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".'
         )
     pixels = torch.stack(images)
     if len(wanted) < len(picked):
         pixels = pixels[[wanted.index(number) for number in picked]]
-    return Frames(pixels, torch.tensor([times[number] for number in picked], dtype=torch.float32))
+    return Frames(pixels, torch.tensor([known[number] for number in picked], dtype=torch.float32))
 
 
 def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float) -> None:

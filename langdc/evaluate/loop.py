@@ -153,9 +153,10 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable)
     mine = [by_id[name] for name in broadcast(pending)[rank() :: world_size()]]  # all share out the main process's list
     timed = config.warmup_videos + config.timing_videos if config.timing_videos else 0
     names = ", ".join(run.entry.name for run in runs)[:40]
+    alike = not all(run.lm.chooses for run in runs)  # some read the same frames for all questions
     with progress(f"{names}: videos", len(mine)) as advance:
         for first in range(0, len(mine), config.batch_size):
-            if first - config.batch_size < timed <= first:  # what is timed has the machine to itself
+            if alike and first - config.batch_size < timed <= first:  # what is timed has the machine to itself
                 session.cache.decode_ahead(lm, key, mine[first:], task.path)
             records = mine[first : first + config.batch_size]
             for run in runs:

@@ -14,6 +14,7 @@ from langdc.data.records import OUTSIDE, Record, leads_outside, read_records
 from langdc.evaluate.controls import OnPool
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
+from langdc.frameselectors import frameselectors
 from langdc.kvcompressors import kvcompressors
 from langdc.log import get_logger
 from langdc.model import build_compressor
@@ -50,7 +51,8 @@ def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
                 f"Entry {entry.name!r}: {entry.compressor.name} chooses among tokens of a grid, and this model reads "
                 f"those of {type(own).__name__}. Give the directory of a model trained with 'pool'."
             )
-    return type(lm)(lm.model, compressor, kv)
+    frames = None if entry.frames is None else frameselectors.of(entry.frames.model_dump())
+    return type(lm)(lm.model, compressor, kv, frames=frames)
 
 
 def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Path]]:

@@ -56,7 +56,7 @@ def _own(result: Result) -> dict:
 
 def _is_uncompressed(result: Result) -> bool:
     settings, own = result.settings, _own(result)
-    if settings["control"] or settings.get("kv"):
+    if settings["control"] or settings.get("kv") or settings.get("frames"):
         return False
     name = _compressor(settings).get("name")
     return name == "identity" or (name is None and (own["name"] in (None, "identity") or own.get("grid", False)))

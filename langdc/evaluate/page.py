@@ -32,6 +32,7 @@ COSTS: dict[str, Callable[[Result], float]] = {
 
 STAGES = {
     "read": "read features",
+    "select": "choose frames",
     "decode": "decode",
     "preprocess": "preprocess",
     "encode": "encode",

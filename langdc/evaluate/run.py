@@ -3,18 +3,19 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from langdc.data.records import Record
+from langdc.data.records import QuestionRecord, Record
 from langdc.density import cue_recall, densities
 from langdc.evaluate import controls, matching
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.evaluate.videos import CalibrationSet, VideoCache
-from langdc.hashing import content_hash
+from langdc.hashing import content_hash, json_hash
 from langdc.log import get_logger
 from langdc.pipeline import VideoLM
 from langdc.types import Answer
@@ -63,7 +64,8 @@ class Run:
                 f"Entry {self.entry.name!r} matches what {self.entry.match!r} took, and that entry has no figure of it "
                 "for these videos. Look at its failures."
             )
-        videos = self.calibration.open(matching.with_parts(lm, self.entry, tokens=1), key)
+        with_parts = matching.with_parts(lm, self.entry, tokens=1)
+        videos = self.calibration.open(with_parts, self._preprocessing(with_parts, key))
         found = matching.calibrate(lm, self.entry, fmean(took.values()), videos, self.config.batch_size)
         self.out.append([{"type": "calibration", "key": "calibration", **found}])
 
@@ -80,7 +82,11 @@ class Run:
             tokens = self.out.by_key["calibration"]["tokens"] if self.entry.calibrated else None
             self.lm = matching.with_parts(lm, self.entry, tokens)
         self.lm.compressor.to(lm.device)
-        self.preprocessing, self.need = key, need
+        self.preprocessing, self.need = self._preprocessing(self.lm, key), need
+
+    def _preprocessing(self, lm: VideoLM, key: str) -> str:
+        """`key` with what else decides which frames are read."""
+        return f"{key} {json_hash(self.entry.model_dump(mode='json')['frames'])[:16]}" if lm.chooses else key
 
     def describe_model(self) -> None:
         """Write down what the entry runs."""
@@ -105,29 +111,34 @@ class Run:
 
     def answer(self, records: Sequence[Record]) -> None:
         """Ask all questions about some videos, in one batch; one by one where the batch fails."""
-        opened = []
+        opened, asked = [], []
         for record in records:
             try:
-                opened.append((record, self._open(record)))
+                own = record.questions if self.lm.chooses else record.questions[:1]  # else opened for all at once
+                videos = [self._open(record, question) for question in own]
             except ValueError as error:
                 self._fail(record, error)
+                continue
+            opened.append(record)
+            asked += zip(cycle(videos), record.questions, strict=False)
         if not opened:
             return
         try:
-            batch = [(video, self.task.prompt(question)) for record, video in opened for question in record.questions]
+            batch = [(video, self.task.prompt(question)) for video, question in asked]
             answers = iter(self.lm.answer(batch, max_new_tokens=self.config.max_new_tokens))
         except ValueError as error:
             if len(opened) == 1:
-                self._fail(opened[0][0], error)
+                self._fail(opened[0], error)
             else:
-                for record, _ in opened:
+                for record in opened:
                     self.answer([record])
             return
-        for record, _ in opened:
+        for record in opened:
             self._write(record, [next(answers) for _ in record.questions])
 
-    def _open(self, record: Record) -> Any:
-        return self.cache.open(self.lm, self.preprocessing, record, self.task.path(record), self.need)
+    def _open(self, record: Record, asked: QuestionRecord) -> Any:
+        path = self.task.path(record)
+        return self.cache.open(self.lm, self.preprocessing, record, path, self.need, asked.question)
 
     def _write(self, record: Record, answers: list[Answer]) -> None:
         first, segments = answers[0], record.segments
@@ -179,7 +190,8 @@ class Run:
         for index, record in enumerate(readable):
             question = self.task.prompt(record.questions[0])
             try:
-                answer = self._open(record).ask(question, max_new_tokens=self.config.max_new_tokens)
+                video = self._open(record, record.questions[0])
+                answer = video.ask(question, max_new_tokens=self.config.max_new_tokens)
             except ValueError as error:  # its file has gone since it was answered
                 logger.warning("%s: %s is not timed: %s", self.entry.name, record.id, error)
                 continue

@@ -62,6 +62,8 @@ class EntryConfig(Settings):
     """Replaces the model's own compressor; on a trained pool it works on the pool's tokens."""
     kv: MemberConfig | None = None
     """Drops keys in the language model's cache."""
+    frames: MemberConfig | None = None
+    """Chooses the frames that are read for each question."""
     control: Literal["random_tokens", "random_tokens_mean", "uniform_frames", "caption_text"] | None = None
     match: str | None = None
     """The entry whose cost this one has: a control copies its token counts; the `tokens` of `kv`, or else of
@@ -91,8 +93,8 @@ class EntryConfig(Settings):
             raise ValueError("this control copies a token count; name the entry that has it: match")
         if not counted and self.match is not None and (self.control or not (self.compressor or self.kv)):
             raise ValueError("match belongs to a compressor, a kv, or a control that copies a token count")
-        if self.control is not None and self.kv is not None:
-            raise ValueError("a control takes no kv; make it an entry of its own")
+        if self.control is not None and (self.kv or self.frames):
+            raise ValueError("a control takes no kv and no frames; make it an entry of its own")
         budgeted = self.kv or self.compressor
         given = BUDGET & set(budgeted.settings) if self.calibrated and budgeted else set()
         if given:

@@ -18,6 +18,7 @@ from langdc.evaluate.controls import fingerprint
 from langdc.evaluate.folder import LineFile
 from langdc.evaluate.richness import richness
 from langdc.features import FeatureStore, FrameSpec, preprocessing_hash, read_spec
+from langdc.hashing import text_hash
 from langdc.log import get_logger
 from langdc.pipeline import VideoLM
 from langdc.timing import StageTimer, stage
@@ -36,6 +37,7 @@ class _EncodedVideo:
     encoder: Mapping[str, FeatureGrid]
     times: Tensor
     seconds: dict[str, float]
+    flops: Mapping[str, float] = field(default_factory=dict)
     frames: None = None
 
     @property
@@ -120,27 +122,30 @@ class VideoCache:
                 with suppress(ValueError):  # a record without a video fails when it is opened
                     yield name, self.readers.submit(decoded, record, path_of(record))
 
-    def open(self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str] = frozenset()) -> Any:
-        """The video of a record, open for a model whose preprocessing has that `key`.
+    def open(
+        self, lm: VideoLM, key: str, record: Record, path: Any, need: frozenset[str] = frozenset(), question: str = ""
+    ) -> Any:
+        """The video of a record, open for a model whose preprocessing, and choice of frames, has that `key`.
 
-        `need`: what other entries of this model need of it. Raises ValueError if it cannot be read.
+        `need`: what other entries of this model need of it; `question`: what the model chooses frames for. Raises
+        ValueError if it cannot be read.
         """
-        name = f"{key}/{record.id}"
+        name = f"{key}/{record.id}" + f"/{text_hash(question)[:16]}" * lm.chooses
         if name in self._unreadable:
             raise ValueError(self._unreadable[name])
         if name not in self._held or lm.lacks_saliency(self._held[name].encoder):
             self._opened.add(name)
             try:
-                video = self._read_or_decoded(lm, key, name, self.clip(record), path, need)
+                video = self._read_or_decoded(lm, key, name, self.clip(record), path, need, question)
             except ValueError as error:
                 self._unreadable[name] = str(error)
                 raise
             line = {"type": "encoding", "key": name, "video": record.id, "seconds": dict(video.seconds)}
-            if not record.segments and video.frames is not None:  # stored outputs come without pixels
+            if not (record.segments or lm.chooses) and video.frames is not None:  # stored outputs come without pixels
                 line |= richness(video.frames, lm.model.backbone.frames_per_segment)
             self.file.append([line])
             first = self.file.by_key[name]["seconds"]
-            self._held[name] = _EncodedVideo(video.encoder, video.times, {**video.seconds, **first})
+            self._held[name] = _EncodedVideo(video.encoder, video.times, {**video.seconds, **first}, video.flops)
             if self.named:
                 self.names[fingerprint(video.encoder)] = record.id
             held = sum(one.bytes for one in self._held.values())
@@ -150,8 +155,8 @@ class VideoCache:
         return lm.open(path, same=cast(Any, self._held[name]))
 
     def richness_of(self, key: str, record: Record) -> dict[str, list[float]]:
-        """Motion and edge entropy of each segment of an opened video whose record has no segments."""
-        line = self.file.by_key[f"{key}/{record.id}"]
+        """Motion and edge entropy of each segment of an opened video whose record has none; none of chosen frames."""
+        line = self.file.by_key.get(f"{key}/{record.id}", {})
         return {name: line[name] for name in ("motion", "edges") if name in line}
 
     @staticmethod
@@ -164,8 +169,10 @@ class VideoCache:
         """Number of distinct videos opened in this session, per preprocessing."""
         return len(self._opened)
 
-    def _read_or_decoded(self, lm: VideoLM, key: str, name: str, part: Record, path: Any, need: frozenset[str]) -> Any:
-        if self.stored is not None and Path(path).exists():  # a missing file fails alone, when it is opened
+    def _read_or_decoded(
+        self, lm: VideoLM, key: str, name: str, part: Record, path: Any, need: frozenset[str], question: str
+    ) -> Any:
+        if self.stored and not lm.chooses and Path(path).exists():  # a missing file fails alone, when it is opened
             saliency = lm.model.backbone.has_saliency and "saliency" in lm.compressor.needs | need
             found = self.stored.find(lm, key, lm.frame_spec(path, part.start, part.end, part.fps), saliency)
             if found is not None:
@@ -174,7 +181,7 @@ class VideoCache:
         self.decoded += 1
         waiting = self._decoding.pop(name, None)
         if waiting is None:
-            return lm.open(path, part.start, part.end, fps=part.fps, need=need)
+            return lm.open(path, part.start, part.end, fps=part.fps, need=need, question=question)
         self._decoding.update(islice(self._next, 1))
         return lm.open(path, part.start, part.end, fps=part.fps, need=need, decoded=waiting.result())
 
@@ -190,12 +197,13 @@ class CalibrationSet:
         """The readable ones, open for a model, with one question each in turn; ValueError if none can be read."""
         found = []
         for index, (record, path) in enumerate(self.videos):
+            asked = record.questions[index % len(record.questions)].question
             try:
-                video = self.cache.open(lm, key, record, path)
+                video = self.cache.open(lm, key, record, path, question=asked)
             except ValueError as error:
                 logger.warning("calibration: %s left out: %s", record.id, error)
                 continue
-            found.append((video, record.questions[index % len(record.questions)].question))
+            found.append((video, asked))
         if not found:
             raise ValueError("calibration.data: none of its videos can be read; their reasons are in the log.")
         return found

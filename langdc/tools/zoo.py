@@ -1,4 +1,4 @@
-"""`langdc compressors`: a table of all compressors with what they need and where they were published."""
+"""`langdc compressors`: a table of compressors and frame selectors, what they need and where they were published."""
 
 import argparse
 import inspect
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from rich.table import Table
 
 from langdc.compressors import compressors
+from langdc.frameselectors import frameselectors
 from langdc.kvcompressors import kvcompressors
 from langdc.kvcompressors.scorers import scorers
 from langdc.log import screen
@@ -26,9 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(name, site, needs, " ".join(variants) or "-", paper)
     console = screen(soft_wrap=False)
     console.print(table)
-    console.print(
-        f"{len(found)} compressors. Try one: langdc ask VIDEO QUESTION --model DIR --compressor NAME --keep 0.25"
-    )
+    ask = "langdc ask VIDEO QUESTION --model DIR --compressor NAME --keep 0.25"
+    console.print(f"{len(found)} methods. Try a compressor: {ask}")
     return 0
 
 
@@ -43,10 +43,15 @@ class _Entry(NamedTuple):
 
 
 def _entries() -> list[_Entry]:
-    """All compressors: before the language model, learned, in its cache; each group by name."""
+    """All frame selectors, then compressors: before the language model, learned, in its cache; each group by name."""
+    frames = [_frame_entry(name, frameselectors.get(name)) for name in frameselectors.names()]
     before = [_token_entry(name, compressors.get(name)) for name in compressors.names()]
     cache = [_kv_entry(name, kvcompressors.get(name)) for name in kvcompressors.names()]
-    return sorted(before, key=lambda entry: entry.site) + cache
+    return frames + sorted(before, key=lambda entry: entry.site) + cache
+
+
+def _frame_entry(name: str, kind: Any) -> _Entry:
+    return _Entry(name, "before encoding", "-" if kind.blind else "question, image-text model", *_published(kind))
 
 
 def _token_entry(name: str, kind: Any) -> _Entry:

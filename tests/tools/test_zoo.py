@@ -4,12 +4,15 @@ import inspect
 
 from langdc.cli import main
 from langdc.compressors import compressors
+from langdc.frameselectors import frameselectors
 from langdc.kvcompressors import kvcompressors
 from langdc.tools.zoo import _entries as entries
 
+ZOOS = (frameselectors, compressors, kvcompressors)
 
-def test_every_compressor_is_listed_once() -> None:
-    assert sorted(entry.name for entry in entries()) == sorted(compressors.names() + kvcompressors.names())
+
+def test_every_member_is_listed_once() -> None:
+    assert sorted(entry.name for entry in entries()) == sorted(name for zoo in ZOOS for name in zoo.names())
 
 
 def test_entries_tell_sites_needs_variants_and_papers() -> None:
@@ -23,7 +26,10 @@ def test_entries_tell_sites_needs_variants_and_papers() -> None:
     assert found["visionzip", "before the LLM"].needs == "encoder attention"
     assert found["langdc", "learned"].needs == found["resampler", "learned"].needs == "training"
     assert found["ma_lmm", "before the LLM"].needs == "-"
-    members = [zoo.get(name) for zoo in (compressors, kvcompressors) for name in zoo.names()]
+    assert found["aks", "before encoding"].needs == "question, image-text model"
+    assert found["aks", "before encoding"].variants == ("fixed", "released")
+    assert found["uniform", "before encoding"].needs == "-"
+    members = [zoo.get(name) for zoo in ZOOS for name in zoo.names()]
     assert all((inspect.getdoc(member) or "").partition("\n")[0].endswith((".", ",", ";", ":")) for member in members)
     published = {entry.name for entry in entries() if entry.paper != "-"}
     assert {"identity", "random", "uniform", "chain"}.isdisjoint(published) and len(published) >= 15
