@@ -22,9 +22,10 @@ from langdc.config import MemberConfig, check
 from langdc.features import read_spec
 from langdc.flops import Counted, encoder_flops, work_flops
 from langdc.generate import require_finite
-from langdc.interfaces import KVCompressor, TokenCompressor
+from langdc.interfaces import KVCompressor, LayerCompressor, TokenCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
+from langdc.layercompressors import layercompressors
 from langdc.model import VideoModel, build_compressor
 from langdc.prefill import PrefillOutput
 from langdc.replies import reply
@@ -85,14 +86,20 @@ class OpenVideo:
 
 
 class VideoLM:
-    """A model, ready to be asked: `compressor` replaces the one it was trained with, `kv` thins out its cache."""
+    """A model, ready to be asked: `compressor` replaces the one it was trained with, `layers` drops tokens between the
+    layers of its language model, `kv` thins out its cache.
+    """
 
     def __init__(
-        self, model: VideoModel, compressor: TokenCompressor | None = None, kv: KVCompressor | None = None
+        self,
+        model: VideoModel,
+        compressor: TokenCompressor | None = None,
+        kv: KVCompressor | None = None,
+        layers: LayerCompressor | None = None,
     ) -> None:
         self.model = model
         self.compressor = compressor if compressor is not None else model.compressor
-        self.kv = kv
+        self.kv, self.layers = kv, layers
         model.check_serves(self.compressor)
 
     @classmethod
@@ -104,8 +111,9 @@ class VideoLM:
         backbone: Mapping[str, Any] | None = None,
         device: str | torch.device | None = "auto",
         dtype: str | torch.dtype = "auto",
+        layers: LayerCompressor | Mapping[str, Any] | str | None = None,
     ) -> "VideoLM":
-        """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`: a name, {"name": ...,
+        """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`, `layers`: a name, {"name": ...,
         settings} or object. `backbone`: a stock model's settings: {"frames": 64}, and a "name" where several fit.
 
         `device`: "auto" is the accelerator where there is one; "cpu", "cuda:1", ... `dtype`: "float32", "bfloat16",
@@ -126,7 +134,8 @@ class VideoLM:
                     f"The compressor {type(compressor).__name__} has weights of its own, which {directory} does not "
                     "hold: they would be random. Give the checkpoint that it was trained in, without a compressor."
                 )
-        return cls(model, compressor, None if kv is None else kvcompressors.of(kv)).to(where)
+        inside = None if layers is None else layercompressors.of(layers)
+        return cls(model, compressor, None if kv is None else kvcompressors.of(kv), inside).to(where)
 
     @property
     def device(self) -> torch.device:
@@ -276,13 +285,13 @@ class VideoLM:
     ) -> list[Answer]:
         options = {"max_new_tokens": 64, "do_sample": False, **generation}
         frames = [[len(video.times) for video in shown] for shown in videos]
-        return reply(self.model.backbone, prompts, tokens, frames, self.kv, options)
+        return reply(self.model.backbone, prompts, tokens, frames, self.kv, options, self.layers)
 
     @torch.no_grad()
     def read(self, prompt: Prompt, videos: list[OpenVideo]) -> PrefillOutput:
         """Read a prompt about videos, in chunks if keys are dropped."""
         tokens, frames = [video.tokens for video in videos], [len(video.times) for video in videos]
-        return read_prompt(self.model.backbone, prompt, tokens, self.kv, frames)
+        return read_prompt(self.model.backbone, prompt, tokens, self.kv, frames, layers=self.layers)
 
 
 def _size(video: VideoFeatures) -> int:

@@ -1,0 +1,67 @@
+"""DART: after an early layer, the video rows go on that are least like a few pivots.
+
+Letters: G key heads, E head width, D width, m video rows. Source: DART (arXiv 2502.11494), section 3, and its released
+code.
+"""
+
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+from langdc.interfaces import Rows
+from langdc.layercompressors.base import BudgetedLayers, going_on, layercompressors, part_of
+from langdc.registry import check_choice
+
+Variant = Literal["fixed", "released"]
+
+
+@layercompressors.register("dart")
+class Dart(BudgetedLayers):
+    """Before layer `layer` (by default 2 of 32) take as pivots the `pivots` video rows and as many of the question that
+    have the largest keys (sum of absolute values, rotated) in the layer before. They go on, and for each pivot in turn
+    the video rows that are least like it (cosine after the model's last norm) and not yet taken, as many for each.
+
+    `variant`: "released" takes the pivots in the order of a Python set of their row numbers, and keeps a multiple of
+    their number; "fixed", the default, takes video then question, the largest first, and meets the budget.
+    """
+
+    paper = "arXiv 2502.11494"
+    needs = frozenset({"keys", "normed"})
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        tokens: int | None = None,
+        variant: Variant = "fixed",
+        layer: int | None = None,
+        pivots: int = 4,
+    ) -> None:
+        super().__init__(keep, tokens)
+        check_choice("dart variant", variant, Variant)
+        if pivots < 1:
+            raise ValueError(f"pivots={pivots}: give at least 1; 4 is usual.")
+        self.variant, self.layer, self.pivots = variant, layer, pivots
+
+    def begin(self, rows: Rows) -> list[int]:
+        layer = self.layer if self.layer is not None else part_of(rows.layers, 2, 32)
+        self.left = self.counts(rows, [layer])
+        return [layer - 1] if self.left else []
+
+    def keep(self, layer: int, rows: Rows) -> Rows:
+        assert rows.keys is not None and rows.normed is not None
+        video, question, left = rows.video, rows.question, self.left[0]
+        size = rows.keys.float().abs().sum((0, 2))
+        own = video[size[video].argsort(descending=True, stable=True)[: min(self.pivots, left)]]
+        asked = question[size[question].argsort(descending=True, stable=True)[: self.pivots]]
+        pivots = torch.cat([own, asked])
+        if self.variant == "released":
+            pivots = torch.tensor(list(set(pivots.tolist())), device=pivots.device)
+        each, rest = divmod(left - len(own), len(pivots))
+        free = torch.isin(video, own, invert=True)
+        units = functional.normalize(rows.normed.float(), dim=-1)
+        for number, pivot in enumerate(pivots):
+            count = each + (number < rest and self.variant == "fixed")
+            unlike = (-(units[video] @ units[pivot])).masked_fill(~free, -torch.inf)
+            free[unlike.argsort(descending=True, stable=True)[:count]] = False
+        return going_on(rows, video[~free])

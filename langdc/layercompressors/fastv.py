@@ -1,0 +1,33 @@
+"""FastV: after an early layer, only the video rows that the last row attends to go on.
+
+Letters: m video rows. Source: FastV (arXiv 2403.06764), section 4, and its released code for key-value caches.
+"""
+
+from langdc.interfaces import Rows
+from langdc.layercompressors.base import BudgetedLayers, best_of_video, going_on, layercompressors, part_of
+
+
+@layercompressors.register("fastv")
+class FastV(BudgetedLayers):
+    """Before layer `layer` (K of the paper; by default 2 of 32) keep the rows with the most attention of the last row
+    in the layer before it, averaged over heads.
+
+    The paper's R is 1 - the fraction that goes on; `keep` counts the layers before, too. The release takes the mean
+    over heads in the model's type, where equals are common; here it is in float32, and of equals the earlier wins.
+    """
+
+    paper = "arXiv 2403.06764"
+    needs = frozenset({"last"})
+
+    def __init__(self, keep: float | None = None, tokens: int | None = None, layer: int | None = None) -> None:
+        super().__init__(keep, tokens)
+        self.layer = layer
+
+    def begin(self, rows: Rows) -> list[int]:
+        layer = self.layer if self.layer is not None else part_of(rows.layers, 2, 32)
+        self.left = self.counts(rows, [layer])
+        return [layer - 1] if self.left else []
+
+    def keep(self, layer: int, rows: Rows) -> Rows:
+        assert rows.attention is not None
+        return going_on(rows, best_of_video(rows, rows.attention[0, rows.video], self.left[0]))

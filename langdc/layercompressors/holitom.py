@@ -1,0 +1,60 @@
+"""HoliTom inside the language model: rows that the last row hardly attends to are merged into those it does.
+
+Letters: D width, m video rows, k of them kept. Source: HoliTom (arXiv 2505.21334), section 3.4, and its released code.
+"""
+
+import torch
+from torch import Tensor
+
+from langdc.devices import at_once
+from langdc.interfaces import Rows
+from langdc.layercompressors.base import BudgetedLayers, best_of_video, going_on, layercompressors, part_of
+
+
+@layercompressors.register("holitom_inner")
+class HoliTomInner(BudgetedLayers):
+    """Before layer `layer` (by default 18 of 28) keep the rows with the most attention of the last row in the layer
+    before it; merge every other one into the kept row that it is most like.
+
+    As released, a row is merged as (kept + row) / 2, one after the other, so the last one weighs half. The release lets
+    the layer before attend in both directions where it runs by sdpa; here it is causal, as the model was trained. With
+    `holitom_outer` before the language model this is the whole method.
+    """
+
+    paper = "arXiv 2505.21334"
+    needs = frozenset({"last"})
+
+    def __init__(self, keep: float | None = None, tokens: int | None = None, layer: int | None = None) -> None:
+        super().__init__(keep, tokens)
+        self.layer = layer
+
+    def begin(self, rows: Rows) -> list[int]:
+        layer = self.layer if self.layer is not None else part_of(rows.layers, 18, 28)
+        self.left = self.counts(rows, [layer])
+        return [layer - 1] if self.left else []
+
+    def keep(self, layer: int, rows: Rows) -> Rows:
+        assert rows.attention is not None
+        best = best_of_video(rows, rows.attention[0, rows.video], self.left[0])
+        others = torch.ones(len(rows.index), dtype=torch.bool, device=best.device)
+        others[best] = False
+        dropped = rows.video[others[rows.video]]
+        states = rows.states.clone()
+        states[best] = halved_into(rows.states[best], rows.states[dropped])
+        return going_on(Rows(states, rows.index, rows.video_id, rows.layers), best)
+
+
+def halved_into(kept: Tensor, others: Tensor) -> Tensor:
+    """Rows `kept` [k,D], each with the `others` [m,D] that are most like it merged in, one by one, by halves."""
+    if not len(others):
+        return kept
+    units = torch.nn.functional.normalize(kept.float(), dim=-1)
+    parts = others.split(at_once(4 * len(kept), kept.device))  # all pairs at once would be many
+    into = torch.cat([(part.float() @ units.T).argmax(1) for part in parts])
+    count = torch.bincount(into, minlength=len(kept))
+    order = into.argsort(stable=True)  # by target, then in their order
+    place = torch.arange(len(others), device=into.device) - (count.cumsum(0) - count)[into[order]]
+    weight = torch.exp2((place - count[into[order]]).double()).float()
+    merged = kept.float() * torch.exp2(-count.double()).float()[:, None]
+    merged.index_add_(0, into[order], others[order].float() * weight[:, None])
+    return merged.to(kept.dtype)
