@@ -113,8 +113,9 @@ class VideoLM:
         dtype: str | torch.dtype = "auto",
         layers: LayerCompressor | Mapping[str, Any] | str | None = None,
     ) -> "VideoLM":
-        """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`, `layers`: a name, {"name": ...,
-        settings} or object. `backbone`: a stock model's settings: {"frames": 64}, and a "name" where several fit.
+        """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`, `layers`: a name,
+        {"name": ..., settings} or object. `backbone`: a stock model's settings: {"frames": 64}, and a "name" where
+        several fit.
 
         `device`: "auto" is the accelerator where there is one; "cpu", "cuda:1", ... `dtype`: "float32", "bfloat16",
         "float16"; "auto" is bfloat16 on an accelerator, and as the checkpoint says on a CPU.

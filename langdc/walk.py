@@ -68,6 +68,7 @@ class Walk:
                 rows = replace(rows, states=states)
                 continue
             with Counted() as counted:
+                assert self._rows is not None
                 rows = replace(self._rows, states=states, normed=self.model.norm(states) if "normed" in needs else None)
                 if "next" in needs:
                     rows = replace(rows, attention=self._of_next(number + 1, rows, turned))

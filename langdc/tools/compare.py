@@ -29,6 +29,8 @@ from langdc.types import Answer
 from langdc.video import jpeg_url
 
 _SHOWN_STEPS, _STEPS_PER_ROW, _HEIGHT, _DARK = 16, 8, 96, 0.22
+_INSIDE: Mapping[str, Any] = {"layers": layercompressors, "kv": kvcompressors}
+"""What works inside the language model, by the keyword of `VideoLM`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,9 +95,9 @@ def member_of(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:
     A name of several is a token compressor; "kv:random" is the other.
     """
     kind, colon, rest = name.partition(":")
-    if colon and kind in INSIDE:
+    if colon and kind in _INSIDE:
         return {kind: {"name": rest, **budget}}
-    for kind, zoo in INSIDE.items():
+    for kind, zoo in _INSIDE.items():
         if name in zoo.names() and name not in compressors.names():
             return {kind: {"name": name, **budget}}
     compressors.get(name)  # its error says what there is
@@ -105,7 +107,7 @@ def member_of(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:
 def _training_free() -> list[str]:
     """All compressors that take a budget and need no training, as names of `member_of`."""
     budgeted = [n for n in compressors.names() if "keep" in inspect.signature(compressors.get(n)).parameters]
-    inside = [(kind, name) for kind, zoo in INSIDE.items() for name in zoo.names()]
+    inside = [(kind, name) for kind, zoo in _INSIDE.items() for name in zoo.names()]
     return budgeted + [f"{kind}:{name}" if name in compressors.names() else name for kind, name in inside]
 
 
@@ -119,7 +121,7 @@ def _compare(
     for name in names:
         try:
             chosen = member_of(name, budget)
-            inside = {kind: zoo.build(**chosen[kind]) for kind, zoo in INSIDE.items() if kind in chosen}
+            inside = {kind: zoo.build(**chosen[kind]) for kind, zoo in _INSIDE.items() if kind in chosen}
             if inside:
                 other = VideoLM(lm.model, **inside)
             else:
@@ -148,11 +150,8 @@ def _kept(lm: VideoLM, video: OpenVideo, question: str) -> Tensor | None:
     shape = features.projected[0].values.shape[:3]
     if len(lm.compress([(video, question)])[0].tokens) > len(source) + 1:
         return None  # newlines stand between the tokens
-    share = (
-        _shares(lm, video, question, len(source))
-        if lm.kv is not None or lm.layers is not None
-        else torch.ones(len(source))
-    )
+    inside = lm.kv is not None or lm.layers is not None
+    share = _shares(lm, video, question, len(source)) if inside else torch.ones(len(source))
     mask = torch.zeros(shape.numel())
     first = source.cpu() < shape.numel()  # later streams have grids of their own
     mask[source.cpu()[first]] = share[first]

@@ -5,11 +5,14 @@ import inspect
 from langdc.cli import main
 from langdc.compressors import compressors
 from langdc.kvcompressors import kvcompressors
+from langdc.layercompressors import layercompressors
 from langdc.tools.zoo import _entries as entries
 
 
 def test_every_compressor_is_listed_once() -> None:
-    assert sorted(entry.name for entry in entries()) == sorted(compressors.names() + kvcompressors.names())
+    assert sorted(entry.name for entry in entries()) == sorted(
+        compressors.names() + layercompressors.names() + kvcompressors.names()
+    )
 
 
 def test_entries_tell_sites_needs_variants_and_papers() -> None:
@@ -23,7 +26,7 @@ def test_entries_tell_sites_needs_variants_and_papers() -> None:
     assert found["visionzip", "before the LLM"].needs == "encoder attention"
     assert found["langdc", "learned"].needs == found["resampler", "learned"].needs == "training"
     assert found["ma_lmm", "before the LLM"].needs == "-"
-    members = [zoo.get(name) for zoo in (compressors, kvcompressors) for name in zoo.names()]
+    members = [zoo.get(name) for zoo in (compressors, layercompressors, kvcompressors) for name in zoo.names()]
     assert all((inspect.getdoc(member) or "").partition("\n")[0].endswith((".", ",", ";", ":")) for member in members)
     published = {entry.name for entry in entries() if entry.paper != "-"}
     assert {"identity", "random", "uniform", "chain"}.isdisjoint(published) and len(published) >= 15
