@@ -18,10 +18,11 @@ Variant = Literal["fixed", "released"]
 
 @layercompressors.register("dart")
 class Dart(BudgetedLayers):
-    """Before layer `layer` (by default 2 of 32) take as pivots the `pivots` video rows and as many of the question that
-    have the largest keys (sum of absolute values, rotated) in the layer before. They go on, and for each pivot in turn
-    the video rows that are least like it (cosine after the model's last norm) and not yet taken, as many for each.
+    """Before layer `layer` keep a few rows of the video as pivots, and those least like pivots.
 
+    Pivots are the `pivots` rows of the video, and as many of the question, that have the largest keys (sum of absolute
+    values, rotated) in the layer before. For each pivot in turn the rows go on that are least like it (cosine after the
+    model's last norm) and not yet taken, as many for each. `layer`: by default 2 of 32.
     `variant`: "released" takes the pivots in the order of a Python set of their row numbers, and keeps a multiple of
     their number; "fixed", the default, takes video then question, the largest first, and meets the budget.
     """

@@ -9,10 +9,10 @@ from langdc.layercompressors.base import BudgetedLayers, best_of_video, going_on
 
 @layercompressors.register("fastv")
 class FastV(BudgetedLayers):
-    """Before layer `layer` (K of the paper; by default 2 of 32) keep the rows with the most attention of the last row
-    in the layer before it, averaged over heads.
+    """Before layer `layer` keep the rows of the video with the most attention of the last row.
 
-    The paper's R is 1 - the fraction that goes on; `keep` counts the layers before, too. The release takes the mean
+    That is what the last row paid in the layer before, averaged over heads. `layer`: K of the paper, by default 2 of
+    32. The paper's R is 1 - the fraction that goes on; `keep` counts the layers before, too. The release takes the mean
     over heads in the model's type, where equals are common; here it is in float32, and of equals the earlier wins.
     """
 

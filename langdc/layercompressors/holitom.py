@@ -13,10 +13,10 @@ from langdc.layercompressors.base import BudgetedLayers, best_of_video, going_on
 
 @layercompressors.register("holitom_inner")
 class HoliTomInner(BudgetedLayers):
-    """Before layer `layer` (by default 18 of 28) keep the rows with the most attention of the last row in the layer
-    before it; merge every other one into the kept row that it is most like.
+    """Before layer `layer` keep the rows with the most attention of the last row, and merge the others into them.
 
-    As released, a row is merged as (kept + row) / 2, one after the other, so the last one weighs half. The release lets
+    Attention is that of the layer before, averaged over heads; each other row goes into the kept one that it is most
+    like (cosine). `layer`: by default 18 of 28. As released, a row is merged as (kept + row) / 2, one after the other, so the last one weighs half. The release lets
     the layer before attend in both directions where it runs by sdpa; here it is causal, as the model was trained. With
     `holitom_outer` before the language model this is the whole method.
     """

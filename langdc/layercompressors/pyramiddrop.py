@@ -11,10 +11,10 @@ from langdc.layercompressors.base import BudgetedLayers, best_of_video, going_on
 
 @layercompressors.register("pyramiddrop")
 class PyramidDrop(BudgetedLayers):
-    """Before the layers at the fractions `at` of the depth, keep the rows to which the last row would pay most in that
-    layer, averaged over heads. Every stage keeps the same fraction of the rows before it, as the budget allows.
+    """At several depths, keep the rows of the video with the most attention of the last row.
 
-    The release keeps half of the rows at each stage, a mean of 0.469. It numbers positions anew at every stage; here
+    That is what the last row would pay in the layer that follows, averaged over heads; `at`: the fractions of the depth.
+    Every stage keeps the same fraction of the rows before it, as the budget allows. The release keeps half of the rows at each stage, a mean of 0.469. It numbers positions anew at every stage; here
     rows keep theirs, since a new number has no meaning on three axes.
     """
 

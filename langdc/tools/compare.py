@@ -19,7 +19,9 @@ from torch.nn import functional
 from langdc.compressors import compressors
 from langdc.config import MemberConfig
 from langdc.jsonl import check_output, write_text
+from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
+from langdc.layercompressors import layercompressors
 from langdc.log import screen
 from langdc.model import build_compressor
 from langdc.pipeline import OpenVideo, VideoLM
