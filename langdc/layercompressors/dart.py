@@ -22,9 +22,9 @@ class Dart(BudgetedLayers):
 
     Pivots are the `pivots` rows of the video, and as many of the question, that have the largest keys (sum of absolute
     values, rotated) in the layer before. For each pivot in turn the rows go on that are least like it (cosine after the
-    model's last norm) and not yet taken, as many for each. `layer`: by default 2 of 32.
-    `variant`: "released" takes the pivots in the order of a Python set of their row numbers, and keeps a multiple of
-    their number; "fixed", the default, takes video then question, the largest first, and meets the budget.
+    model's last norm) and not yet taken, as many for each. `layer`: by default 2 of 32. `variant`: "released" takes the
+    pivots in the order of a Python set of their row numbers, and keeps a multiple of their number; "fixed", the
+    default, takes video then question, the largest first, and meets the budget.
     """
 
     paper = "arXiv 2502.11494"

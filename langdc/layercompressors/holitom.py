@@ -16,9 +16,9 @@ class HoliTomInner(BudgetedLayers):
     """Before layer `layer` keep the rows with the most attention of the last row, and merge the others into them.
 
     Attention is that of the layer before, averaged over heads; each other row goes into the kept one that it is most
-    like (cosine). `layer`: by default 18 of 28. As released, a row is merged as (kept + row) / 2, one after the other, so the last one weighs half. The release lets
-    the layer before attend in both directions where it runs by sdpa; here it is causal, as the model was trained. With
-    `holitom_outer` before the language model this is the whole method.
+    like (cosine). `layer`: by default 18 of 28. As released, a row is merged as (kept + row) / 2, one after the other,
+    so the last one weighs half. The release lets the layer before attend in both directions where it runs by sdpa; here
+    it is causal, as the model was trained. With `holitom_outer` before the language model this is the whole method.
     """
 
     paper = "arXiv 2505.21334"

@@ -13,9 +13,10 @@ from langdc.layercompressors.base import BudgetedLayers, best_of_video, going_on
 class PyramidDrop(BudgetedLayers):
     """At several depths, keep the rows of the video with the most attention of the last row.
 
-    That is what the last row would pay in the layer that follows, averaged over heads; `at`: the fractions of the depth.
-    Every stage keeps the same fraction of the rows before it, as the budget allows. The release keeps half of the rows at each stage, a mean of 0.469. It numbers positions anew at every stage; here
-    rows keep theirs, since a new number has no meaning on three axes.
+    That is what the last row would pay in the layer that follows, averaged over heads; `at`: the fractions of the
+    depth. Every stage keeps the same fraction of the rows before it, as the budget allows. The release keeps half of
+    the rows at each stage, a mean of 0.469. It numbers positions anew at every stage; here rows keep theirs, since a
+    new number has no meaning on three axes.
     """
 
     paper = "arXiv 2410.17247"
