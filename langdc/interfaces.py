@@ -141,15 +141,17 @@ class KVCompressor(ABC):
 class Rows:
     """What a layer of the language model made of n rows of a prompt: `states` [n,D].
 
-    `index` [n]: which rows of the prompt they are, ascending; `video_id` [n]: -1 at text; `layers`: how many the model
-    has. The rest where `LayerCompressor.needs` names it: `attention` [q,n] in float32, what each of q rows paid to each
-    row, averaged over query heads; `keys` [G,n,E] of the layer, rotated; `normed` [n,D]: states after the last norm.
+    `index` [n]: which rows of the prompt they are, ascending; `video_id` [n]: -1 at text, and at the last row, which
+    asks; `layers`: how many the model has; `shown`: how many rows of the whole prompt are video. The rest where
+    `LayerCompressor.needs` names it: `attention` [q,n] in float32, what each of q rows paid to each row, averaged over
+    query heads; `keys` [G,n,E] of the layer, rotated; `normed` [n,D]: states after the last norm.
     """
 
     states: Tensor
     index: Tensor
     video_id: Tensor
     layers: int
+    shown: int
     attention: Tensor | None = None
     keys: Tensor | None = None
     normed: Tensor | None = None
@@ -161,9 +163,8 @@ class Rows:
 
     @property
     def question(self) -> Tensor:
-        """The places of the text after the last video [q]; of the last row where there is none."""
-        places = torch.arange(len(self.index), device=self.index.device)
-        return places[max(int(self.video[-1]) + 1, 0) if self.video_id[-1] < 0 else -1 :]
+        """The places of the text after the last video [q]."""
+        return torch.arange(int(self.video[-1]) + 1, len(self.index), device=self.index.device)
 
     def take(self, places: Tensor) -> Self:
         """The rows at `places` [m], ascending, with nothing that only this layer knows."""
@@ -174,7 +175,8 @@ class Rows:
 class LayerCompressor(ABC):
     """Inside the language model: after chosen layers have run, says which rows of the video go on to the next ones.
 
-    Text always goes on, and so does the last row. What goes on keeps its position; layers that have run keep all keys.
+    Text always goes on. What goes on keeps its position; layers that have run keep all keys. Prompts are read in one
+    piece, and so are all videos in it, but where a KV compressor asks for chunks: then each chunk by itself.
     """
 
     paper: ClassVar[str] = ""
@@ -189,7 +191,7 @@ class LayerCompressor(ABC):
 
     @abstractmethod
     def keep(self, layer: int, rows: Rows) -> Rows:
-        """The rows that go on, as `rows.take` gives them; `states` may be others, such as means of merged ones."""
+        """The rows that go on, as `rows.take` gives them; `states` may be changed, such as to means of merged ones."""
 
 
 class Backbone(nn.Module, ABC):

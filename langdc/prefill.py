@@ -69,9 +69,9 @@ def prefill(
     `video` [M]: true at video tokens, each run of them one video; or video ids, where text stands between the frames
     of a video, and -1 at text. `chunk_tokens`: video tokens per chunk (see `tokens_per_chunk`); None: a whole video.
     `frame_tokens`: tokens per frame, where all frames have the same number. `anchor` [M]: tokens to keep first.
-    `arguments`: further arguments of the text model for given rows. `layers`: drops rows between layers, in every chunk
-    of a video, or in all videos at once. `reply_axes`: the axes in which written tokens
-    follow a compacted video directly, "time" or "all" (one released model). ValueError for inputs that do not fit.
+    `arguments`: further arguments of the text model for given rows. `layers`: drops rows between layers, in each chunk
+    by itself, or in all videos at once. `reply_axes`: the axes in which written tokens follow a compacted video
+    directly, "time" or "all" (one released model). ValueError for inputs that do not fit.
     Where nothing is evicted, and no `chunk_tokens` are given, everything is read at once. The device is waited for
     before the first chunk, and after a chunk only where scores decide how many keys each layer keeps.
     """
@@ -176,10 +176,12 @@ class _ChunkedPrefill:
         self.cache.announce(positions, self.continuous, rows=rows)
         if self._chunk is not None and self.compressor is not None and self.compressor.position_free:
             self._unturning = self.rope.angles(-positions, self.rope.scaling**2)
-        if self.layers is not None and (self.video_id[rows] >= 0).any():
+        self._walk, video_id = None, self.video_id[rows]
+        video_id[-1] = -1  # the last row asks
+        if self.layers is not None and (video_id >= 0).any():
             self._walk = Walk(self.text_model, self.layers, self.cache, self, self.arguments)
-            shown = Rows(self.embeds[rows], rows, self.video_id[rows], len(self.cache.layers))
-            state = self._walk.read(shown, positions)
+            given = Rows(self.embeds[rows], rows, video_id, len(self.cache.layers), int((self.video_id >= 0).sum()))
+            state = self._walk.read(given, positions)
             self.calls += self._walk.work
             self.scoring_flops += self._walk.scoring_flops
             return state[None]
@@ -218,7 +220,7 @@ class _ChunkedPrefill:
         chunk, compressor = self._chunk, self.compressor
         if chunk is not None and compressor is not None:
             came = None if self._walk is None else self._walk.came[layer]
-            count = len(chunk) if came is None else int((came < len(chunk)).sum())
+            count = len(chunk) if came is None else len(came) - chunk.question_window  # which is text
             span = slice(chunk.past[layer], chunk.past[layer] + count)
             asking = slice(count, None) if chunk.question_window else slice(0, count)
             asked, key, value = query[:, :, asking], key[:, :, span], value[:, :, span]

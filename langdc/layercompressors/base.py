@@ -1,5 +1,6 @@
 """The zoo of layer compressors, and what they share. Letters: D width, L layers, n rows, m of them video."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -14,8 +15,8 @@ layercompressors: Registry[LayerCompressor] = Registry("layercompressor", LayerC
 class BudgetedLayers(LayerCompressor):
     """A layer compressor with a budget of the video's rows that a layer reads, on average over all layers.
 
-    `keep`: the fraction of them, or `tokens`: their number. A budget that covers the video changes nothing. ValueError
-    for one that is used up by the layers that read all.
+    `keep`: the fraction of them, or `tokens`: their number, of all videos of the prompt together. A budget that covers
+    them changes nothing. ValueError for one that is used up by the layers that read all.
     """
 
     def __init__(self, keep: float | None = None, tokens: int | None = None) -> None:
@@ -26,17 +27,19 @@ class BudgetedLayers(LayerCompressor):
         Each stage keeps the same fraction of the stage before, the largest with which the budget is not exceeded.
         """
         total, layers = len(rows.video), rows.layers
-        if not total or self.budget.covers(total):
+        if self.budget.covers(rows.shown):
             return []
         if first[0] < 1 or first[-1] >= layers or list(first) != sorted(set(first)):
             raise ValueError(f"Rows are dropped before layers {list(first)}; give ascending ones of 1 to {layers - 1}.")
         lengths = [stop - start for start, stop in zip(first, [*first[1:], layers], strict=True)]
-        allowed = self.budget.share(total) * total * layers - first[0] * total
+        budget = self.budget.share(rows.shown) * total
+        allowed = budget * layers - first[0] * total
         if allowed < layers - first[0]:
+            least = (first[0] * total + layers - first[0]) / layers / total
             raise ValueError(
                 f"{type(self).__name__} lets {first[0]} of {layers} layers read all {total} tokens of a video, on "
-                f"average {first[0] * total / layers:.0f}; a budget of {self.budget.of(total)} is less. Set keep to at "
-                f"least {(first[0] * total + layers - first[0]) / layers / total:.3f}, or drop after an earlier layer."
+                f"average {first[0] * total / layers:.0f}; a budget of {budget:.0f} is less. Set keep to at least "
+                f"{math.ceil(least * 1000) / 1000}, or drop after an earlier layer."
             )
         low, high = 0.0, 1.0
         for _ in range(50):
@@ -58,10 +61,9 @@ def part_of(layers: int, layer: int, of: int) -> int:
 
 
 def going_on(rows: Rows, video: Tensor) -> Rows:
-    """Text, the last row, and the rows at the places `video` [m]."""
+    """Text, and the rows at the places `video` [m]."""
     mask = rows.video_id < 0
     mask[video] = True
-    mask[-1] = True
     return rows.take(mask.nonzero()[:, 0])
 
 

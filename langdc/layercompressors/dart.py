@@ -61,8 +61,8 @@ class Dart(BudgetedLayers):
         each, rest = divmod(left - len(own), len(pivots))
         free = torch.isin(video, own, invert=True)
         units = functional.normalize(rows.normed.float(), dim=-1)
-        for number, pivot in enumerate(pivots):
+        for number, like in enumerate(units[pivots] @ units[video].T):
             count = each + (number < rest and self.variant == "fixed")
-            unlike = (-(units[video] @ units[pivot])).masked_fill(~free, -torch.inf)
-            free[unlike.argsort(descending=True, stable=True)[:count]] = False
+            order = like.masked_fill(~free, torch.inf).argsort(stable=True)
+            free[order[:count]] = False
         return going_on(rows, video[~free])

@@ -3,6 +3,8 @@
 Letters: D width, m video rows, k of them kept. Source: HoliTom (arXiv 2505.21334), section 3.4, and its released code.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ class HoliTomInner(BudgetedLayers):
         dropped = rows.video[others[rows.video]]
         states = rows.states.clone()
         states[best] = halved_into(rows.states[best], rows.states[dropped])
-        return going_on(Rows(states, rows.index, rows.video_id, rows.layers), best)
+        return going_on(replace(rows, states=states), best)
 
 
 def halved_into(kept: Tensor, others: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ Letters: D width, m video rows, q rows of the question, r of them recycled, C cl
 Source: SparseVLM (arXiv 2410.04417), sections 3.2-3.4, and its released code (versions 1.0 and 1.5 for images).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -67,7 +69,7 @@ class SparseVLM(BudgetedLayers):
         centres, means = clusters(rows.states[dropped[:some]], count)
         states = rows.states.clone()
         states[dropped[centres]] = means
-        return going_on(Rows(states, rows.index, rows.video_id, rows.layers), torch.cat([best, dropped[centres]]))
+        return going_on(replace(rows, states=states), torch.cat([best, dropped[centres]]))
 
     def _kept(self, layer: int, rows: int) -> int:
         """How many rows are kept as they are, so that recycled ones fit into the budget."""
