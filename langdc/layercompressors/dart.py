@@ -1,7 +1,7 @@
 """DART: after an early layer, the video rows go on that are least like a few pivots.
 
 Letters: G key heads, E head width, D width, m video rows. Source: DART (arXiv 2502.11494), section 3, and its released
-code.
+code as a fork has it, whose choice of rows was run beside ours; its models, for an old transformers, were not.
 """
 
 from typing import Literal

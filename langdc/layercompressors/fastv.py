@@ -1,6 +1,7 @@
 """FastV: after an early layer, only the video rows that the last row attends to go on.
 
-Letters: m video rows. Source: FastV (arXiv 2403.06764), section 4, and its released code for key-value caches.
+Letters: m video rows. Source: FastV (arXiv 2403.06764), section 4, and its released code for key-value caches,
+whose ranking was run beside ours; its model, for an old transformers, was not.
 """
 
 from langdc.interfaces import Rows

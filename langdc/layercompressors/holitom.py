@@ -1,6 +1,7 @@
 """HoliTom inside the language model: rows that the last row hardly attends to are merged into those it does.
 
-Letters: D width, m video rows, k of them kept. Source: HoliTom (arXiv 2505.21334), section 3.4, and its released code.
+Letters: D width, m video rows, k of them kept. Source: HoliTom (arXiv 2505.21334), section 3.4, and its released code,
+whose ranking and merging were run beside ours; its model, for an old transformers, was not.
 """
 
 from dataclasses import replace

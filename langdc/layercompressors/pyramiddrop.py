@@ -1,6 +1,7 @@
 """PyramidDrop: at several depths, the video rows that the last row attends to least stop.
 
-Source: PyramidDrop (arXiv 2410.17247), section 3, and its released code.
+Source: PyramidDrop (arXiv 2410.17247), section 3, and its released code, whose ranking was run beside ours; its model,
+for an old transformers, was not.
 """
 
 from itertools import pairwise

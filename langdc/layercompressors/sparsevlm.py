@@ -1,7 +1,8 @@
 """SparseVLM: at several depths, the video rows go on that the question attends to; some of the others are merged.
 
 Letters: D width, m video rows, q rows of the question, r of them recycled, C clusters.
-Source: SparseVLM (arXiv 2410.04417), sections 3.2-3.4, and its released code (versions 1.0 and 1.5 for images).
+Source: SparseVLM (arXiv 2410.04417), sections 3.2-3.4, and its released code (versions 1.0 and 1.5 for images),
+whose ranking and merging were run beside ours; its model, for an old transformers, was not.
 """
 
 from dataclasses import replace
