@@ -1,7 +1,5 @@
 """What every layer compressor of the zoo promises, with other sites beside it, and against the whole stock model."""
 
-from contextlib import ExitStack
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from langdc.interfaces import LayerCompressor, Rows
 from langdc.kvcompressors import build as build_kv
 from langdc.kvcompressors import kvcompressors
 from langdc.layercompressors import build, layercompressors
+from tests.hidden import Noted, all_but
 
 TOKENS = FRAMES * FRAME
 VARIANTS: dict[str, dict] = {
@@ -39,44 +38,12 @@ def test_every_member_is_held_to_the_contract() -> None:
     assert {variant.split(",")[0] for variant in VARIANTS} == set(layercompressors.names())
 
 
-class Noted(LayerCompressor):
-    """Another one, whose merged states are noted."""
-
-    def __init__(self, inner: LayerCompressor) -> None:
-        self.inner, self.needs = inner, inner.needs
-        self.merged: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def begin(self, rows: Rows):
-        return self.inner.begin(rows)
-
-    def keep(self, layer: int, rows: Rows) -> Rows:
-        kept = self.inner.keep(layer, rows)
-        changed = (kept.states != rows.states[torch.searchsorted(rows.index, kept.index)]).any(1)
-        self.merged[layer] = kept.index[changed], kept.states[changed]
-        return kept
-
-
 @torch.no_grad()
-def slowly(kind: str, embeds: Tensor, positions: Tensor, hidden: list[Tensor], merged: dict) -> Tensor:
-    """The logits [n,V] of the whole stock model, which reads all rows in every layer; per layer, no query attends to
-    the rows `hidden` [n], and after a layer some states are those of `merged` rows.
-    """
-    model, length = small(kind), len(embeds)
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    with ExitStack() as stack:
-        for number, layer in enumerate(model.text_model.layers):
-            mask = causal & ~hidden[number] | torch.eye(length, dtype=torch.bool)  # the hidden ones see themselves
-
-            def masked(module, args, options, mask=mask):
-                return args, options | {"attention_mask": mask[None, None]}
-
-            def replaced(module, args, output, number=number):
-                if number in merged:
-                    output[0, merged[number][0]] = merged[number][1]
-
-            stack.callback(layer.register_forward_pre_hook(masked, with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(replaced).remove)
-        given = positions if len(positions) > 1 else positions[0]
+def slowly(kind: str, embeds: Tensor, positions: Tensor, kept, length: int, merged: dict) -> Tensor:
+    """The logits [n,V] of the whole stock model, with the rows hidden that no layer of the compressed one kept."""
+    model = small(kind)
+    given = positions if len(positions) > 1 else positions[0]
+    with all_but(model.text_model, kept, length, len(embeds) - length, merged):
         states = model.text_model(inputs_embeds=embeds[None], position_ids=given, use_cache=False).last_hidden_state
     return model.lm_head(states[0])
 
@@ -86,9 +53,8 @@ def test_prompt_and_reply_are_those_of_the_stock_model_with_rows_hidden(layer_ca
     """The caches of all layers, their positions, and the reply after them."""
     words, compressor = prompt(kind), Noted(layer_candidate.make(keep=0.75))
     found = in_one_piece(kind, compressor, words)
-    hidden = [torch.ones(len(words.embeds), dtype=torch.bool).index_fill(0, rows, False) for rows in found.kept_rows]
-    assert any(mask.any() for mask in hidden)
-    expected = slowly(kind, words.embeds, words.positions, hidden, compressor.merged)
+    kept, length = found.kept_rows, len(words.embeds)
+    expected = slowly(kind, words.embeds, words.positions, kept, length, compressor.merged)
     torch.testing.assert_close(found.logits, expected[-1:], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found.logits, plain(kind, words), atol=1e-2)
     first, step = found.logits, found.next_position
@@ -103,8 +69,7 @@ def test_prompt_and_reply_are_those_of_the_stock_model_with_rows_hidden(layer_ca
     ids = written.sequences[0]
     replied = small(kind).text_model.get_input_embeddings()(ids)
     later = torch.cat([words.positions, step + torch.arange(len(ids))], 2)
-    hidden = [torch.cat([mask, torch.zeros(len(ids), dtype=torch.bool)]) for mask in hidden]
-    expected = slowly(kind, torch.cat([words.embeds, replied]), later, hidden, compressor.merged)
+    expected = slowly(kind, torch.cat([words.embeds, replied]), later, kept, length, compressor.merged)
     assert torch.equal(written.logits[0], first)
     torch.testing.assert_close(torch.cat(written.logits), expected[-6:-1], atol=1e-4, rtol=1e-4)
 
