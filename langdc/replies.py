@@ -71,12 +71,8 @@ def reply(
             calls, scoring = output.calls, output.scoring_flops
         else:
             length = len(prompt.ids) + sum(map(len, shown))
-            keys, kv_bytes, calls, scoring = (
-                [length],
-                length * backbone.key_bytes,
-                [(length, 0, backbone.text_model.config.num_hidden_layers)],
-                0.0,
-            )
+            depth = backbone.language_model.config.get_text_config().num_hidden_layers
+            keys, kv_bytes, calls, scoring = [length], length * backbone.key_bytes, [(length, 0, depth)], 0.0
         answer = Answer(
             text,
             seconds=dict(seconds),
