@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -53,6 +54,21 @@ class BudgetedLayers(LayerCompressor):
             more = min(spare // lengths[stage], most - found[stage])
             found[stage], spare = found[stage] + more, spare - more * lengths[stage]
         return found
+
+
+class OneLayer(BudgetedLayers):
+    """Drops rows once, before `layer`, by default as deep as `usual` says: a layer, of how many."""
+
+    usual: ClassVar[tuple[int, int]] = (2, 32)
+
+    def __init__(self, keep: float | None = None, tokens: int | None = None, layer: int | None = None) -> None:
+        super().__init__(keep, tokens)
+        self.layer = layer
+
+    def begin(self, rows: Rows) -> list[int]:
+        layer = self.layer if self.layer is not None else part_of(rows.layers, *self.usual)
+        self.left = self.counts(rows, [layer])
+        return [layer - 1] if self.left else []
 
 
 def part_of(layers: int, layer: int, of: int) -> int:

@@ -10,14 +10,14 @@ import torch
 from torch.nn import functional
 
 from langdc.interfaces import Rows
-from langdc.layercompressors.base import BudgetedLayers, going_on, layercompressors, part_of
+from langdc.layercompressors.base import OneLayer, going_on, layercompressors
 from langdc.registry import check_choice
 
 Variant = Literal["fixed", "released"]
 
 
 @layercompressors.register("dart")
-class Dart(BudgetedLayers):
+class Dart(OneLayer):
     """Before layer `layer` keep a few rows of the video as pivots, and those least like pivots.
 
     Pivots are the `pivots` rows of the video, and as many of the question, that have the largest keys (sum of absolute
@@ -38,16 +38,11 @@ class Dart(BudgetedLayers):
         layer: int | None = None,
         pivots: int = 4,
     ) -> None:
-        super().__init__(keep, tokens)
+        super().__init__(keep, tokens, layer)
         check_choice("dart variant", variant, Variant)
         if pivots < 1:
             raise ValueError(f"pivots={pivots}: give at least 1; 4 is usual.")
-        self.variant, self.layer, self.pivots = variant, layer, pivots
-
-    def begin(self, rows: Rows) -> list[int]:
-        layer = self.layer if self.layer is not None else part_of(rows.layers, 2, 32)
-        self.left = self.counts(rows, [layer])
-        return [layer - 1] if self.left else []
+        self.variant, self.pivots = variant, pivots
 
     def keep(self, layer: int, rows: Rows) -> Rows:
         assert rows.keys is not None and rows.normed is not None

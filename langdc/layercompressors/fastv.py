@@ -5,11 +5,11 @@ whose ranking was run beside ours; its model, for an old transformers, was not.
 """
 
 from langdc.interfaces import Rows
-from langdc.layercompressors.base import BudgetedLayers, best_of_video, going_on, layercompressors, part_of
+from langdc.layercompressors.base import OneLayer, best_of_video, going_on, layercompressors
 
 
 @layercompressors.register("fastv")
-class FastV(BudgetedLayers):
+class FastV(OneLayer):
     """Before layer `layer` keep the rows of the video with the most attention of the last row.
 
     That is what the last row paid in the layer before, averaged over heads. `layer`: K of the paper, by default 2 of
@@ -19,15 +19,6 @@ class FastV(BudgetedLayers):
 
     paper = "arXiv 2403.06764"
     needs = frozenset({"last"})
-
-    def __init__(self, keep: float | None = None, tokens: int | None = None, layer: int | None = None) -> None:
-        super().__init__(keep, tokens)
-        self.layer = layer
-
-    def begin(self, rows: Rows) -> list[int]:
-        layer = self.layer if self.layer is not None else part_of(rows.layers, 2, 32)
-        self.left = self.counts(rows, [layer])
-        return [layer - 1] if self.left else []
 
     def keep(self, layer: int, rows: Rows) -> Rows:
         assert rows.attention is not None

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from langdc.devices import at_once
 from langdc.interfaces import Rows
-from langdc.layercompressors.base import BudgetedLayers, best_of_video, going_on, layercompressors, part_of
+from langdc.layercompressors.base import OneLayer, best_of_video, going_on, layercompressors
 
 
 @layercompressors.register("holitom_inner")
-class HoliTomInner(BudgetedLayers):
+class HoliTomInner(OneLayer):
     """Before layer `layer` keep the rows with the most attention of the last row, and merge the others into them.
 
     Attention is that of the layer before, averaged over heads; each other row goes into the kept one that it is most
@@ -26,15 +26,7 @@ class HoliTomInner(BudgetedLayers):
 
     paper = "arXiv 2505.21334"
     needs = frozenset({"last"})
-
-    def __init__(self, keep: float | None = None, tokens: int | None = None, layer: int | None = None) -> None:
-        super().__init__(keep, tokens)
-        self.layer = layer
-
-    def begin(self, rows: Rows) -> list[int]:
-        layer = self.layer if self.layer is not None else part_of(rows.layers, 18, 28)
-        self.left = self.counts(rows, [layer])
-        return [layer - 1] if self.left else []
+    usual = (18, 28)
 
     def keep(self, layer: int, rows: Rows) -> Rows:
         assert rows.attention is not None
