@@ -19,7 +19,7 @@ from langdc.flops import Counted
 from langdc.interfaces import LayerCompressor, Rows
 from langdc.kvcache import KVCache
 
-KNOWN = ("llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
+KNOWN = ("llama", "mistral", "phi3", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
 """Text models that do nothing between embeddings, layers and the last norm, but for DeepStack."""
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel
 
 from benchmarks.memory import most_live_bytes
 from langdc import devices
@@ -11,10 +12,12 @@ from langdc.conformance.prompts import FRAME, QUESTION, TEXT, WIDTH, prompt, sma
 from langdc.conformance.test_layercompressor import in_one_piece
 from langdc.interfaces import LayerCompressor, Rows
 from langdc.layercompressors import build, layercompressors
-from langdc.walk import paid_attention
+from langdc.prefill import prefill
+from langdc.walk import KNOWN, paid_attention
 from tests import tiny
 from tests.backbones.test_videogpt_plus import build as videogpt_plus
 from tests.backbones.test_videogpt_plus import conversation
+from tests.hidden import all_but
 from tests.reference.layers import paid
 from tests.test_prefill import _Work as Work
 
@@ -120,6 +123,26 @@ def test_scoring_is_counted() -> None:
     with FlopCounterMode(display=False) as plain:
         in_one_piece("one axis", Seen())
     assert found.scoring_flops == counter.get_total_flops() - plain.get_total_flops() == 2 * 2 * 4 * 60 * 16
+
+
+@pytest.mark.parametrize("kind", [name for name in KNOWN if not name.endswith("text")])
+@torch.no_grad()
+def test_known_language_models(kind: str) -> None:
+    """All layers walked through are the stock model, of those that the conformance tests do not have."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        kind, **sizes, num_key_value_heads=2, head_dim=16, vocab_size=96, pad_token_id=0, initializer_range=0.3
+    )
+    model, words = AutoModel.from_config(config, attn_implementation="sdpa").eval(), prompt("one axis")
+    expected = model(inputs_embeds=words.embeds[None], position_ids=words.positions[0]).last_hidden_state[0, -1:]
+    given = (words.embeds, words.positions, words.video)
+    found = prefill(model, torch.nn.Identity(), *given, None, layers=Seen("question", "keys", "normed", "next"))
+    torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
+    dropped = prefill(model, torch.nn.Identity(), *given, None, layers=member("pyramiddrop"))
+    with all_but(model, dropped.kept_rows, len(words.embeds), 0):
+        slowly = model(inputs_embeds=words.embeds[None], position_ids=words.positions[0]).last_hidden_state[0, -1:]
+    torch.testing.assert_close(dropped.logits, slowly, atol=1e-5, rtol=1e-5)
 
 
 def test_language_models_that_do_more_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
