@@ -142,9 +142,10 @@ class Rows:
     """What a layer of the language model made of n rows of a prompt: `states` [n,D].
 
     `index` [n]: which rows of the prompt they are, ascending; `video_id` [n]: -1 at text, and at the last row, which
-    asks; `layers`: how many the model has; `shown`: how many rows of the whole prompt are video. The rest where
-    `LayerCompressor.needs` names it: `attention` [q,n] in float32, what each of q rows paid to each row, averaged over
-    query heads; `keys` [G,n,E] of the layer, rotated; `normed` [n,D]: states after the last norm.
+    asks; `layers`: how many the model has; `shown`: how many rows of the whole prompt are video; `asking`: how many
+    rows follow the last video. The rest where `LayerCompressor.needs` names it: `attention` [q,n] in float32, what each
+    of q rows paid to each row, averaged over query heads; `keys` [G,n,E] of the layer, rotated; `normed` [n,D]: states
+    after the last norm.
     """
 
     states: Tensor
@@ -152,6 +153,7 @@ class Rows:
     video_id: Tensor
     layers: int
     shown: int
+    asking: int
     attention: Tensor | None = None
     keys: Tensor | None = None
     normed: Tensor | None = None
@@ -164,7 +166,7 @@ class Rows:
     @property
     def question(self) -> Tensor:
         """The places of the text after the last video [q]."""
-        return torch.arange(int(self.video[-1]) + 1, len(self.index), device=self.index.device)
+        return torch.arange(len(self.index) - self.asking, len(self.index), device=self.index.device)
 
     def take(self, places: Tensor) -> Self:
         """The rows at `places` [m], ascending, with nothing that only this layer knows."""

@@ -170,17 +170,22 @@ class _ChunkedPrefill:
     def _rows(self, start: int, stop: int) -> Tensor:
         return torch.arange(start, stop, device=self.embeds.device)
 
+    def _given(self, rows: Tensor) -> Rows:
+        """What a layer compressor gets of rows of the prompt; the last one asks."""
+        video_id, shown = self.video_id[rows], int((self.video_id >= 0).sum())
+        video_id[-1] = -1
+        last = int(self._rows(0, len(rows)).masked_fill(video_id < 0, -1).max())
+        return Rows(self.embeds[rows], rows, video_id, len(self.cache.layers), shown, len(rows) - 1 - last)
+
     def _forward(self, rows: Tensor, positions: Tensor | None = None, last: int = -1) -> Tensor:
         """Run the text model on rows of the prompt; returns the state [1,D] of the row with index `last` among them."""
         positions = self.positions[:, :, rows] if positions is None else positions
         self.cache.announce(positions, self.continuous, rows=rows)
         if self._chunk is not None and self.compressor is not None and self.compressor.position_free:
             self._unturning = self.rope.angles(-positions, self.rope.scaling**2)
-        self._walk, video_id = None, self.video_id[rows]
-        video_id[-1] = -1  # the last row asks
-        if self.layers is not None and (video_id >= 0).any():
+        self._walk, given = None, self._given(rows) if self.layers is not None else None
+        if self.layers is not None and given is not None and len(given.video):
             self._walk = Walk(self.text_model, self.layers, self.cache, self, self.arguments)
-            given = Rows(self.embeds[rows], rows, video_id, len(self.cache.layers), int((self.video_id >= 0).sum()))
             state = self._walk.read(given, positions)
             self.calls += self._walk.work
             self.scoring_flops += self._walk.scoring_flops

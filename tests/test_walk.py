@@ -108,6 +108,25 @@ def test_only_what_is_needed_is_computed() -> None:
         assert rows.question.tolist() == list(range(60 - QUESTION, 60)) and rows.shown == 48
 
 
+def test_the_question_stays_the_same_where_text_stands_between_frames() -> None:
+    """The last frame is dropped whole, and the text before it is no question."""
+    words = prompt("sections")
+    video = words.video.clone()
+    video[TEXT + 39] = False
+
+    class Last(Seen):
+        def keep(self, layer: int, rows: Rows) -> Rows:
+            super().keep(layer, rows)
+            return rows.take((rows.index < TEXT + 40).logical_or(rows.video_id < 0).nonzero()[:, 0])
+
+    dropping = Last("question")
+    in_one_piece("sections", dropping, type(words)(words.embeds, words.positions, video.long() - 1))
+    for rows in dropping.given.values():
+        assert rows.index[rows.question].tolist() == list(range(60 - QUESTION, 60))
+        assert len(rows.attention) == QUESTION
+    assert len(dropping.given[1].index) == 60 - FRAME
+
+
 def test_attention_of_the_next_layer_is_what_it_will_pay() -> None:
     before, after = Seen("last", "next"), Seen("last")
     in_one_piece("interleaved", before)

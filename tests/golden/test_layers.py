@@ -27,13 +27,13 @@ def numbers() -> dict[str, Tensor]:
 
 def recorded(numbers: dict[str, Tensor], case: dict, asking: int) -> Rows:
     """The rows of a prompt after layer 0, with the attention of the last `asking` of them."""
-    before, shown, _ = case["shape"]
+    before, shown, after = case["shape"]
     states, query, key = (numbers[f"{case['prompt']}.{part}"].float() for part in ("states", "query", "key"))
     video_id = torch.full([len(states)], -1)
     video_id[before : before + shown] = 0
     query = torch.cat([query.new_zeros(len(query), before + shown, query.shape[-1]), query], 1)
     attention = paid_attention(query[None], key[None], torch.arange(len(states))[-asking:])
-    return Rows(states, torch.arange(len(states)), video_id, 32, shown, attention, key, states)
+    return Rows(states, torch.arange(len(states)), video_id, 32, shown, after, attention, key, states)
 
 
 def cases(*methods: str) -> list:

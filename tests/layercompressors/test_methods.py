@@ -26,7 +26,7 @@ def rows_of(shape: tuple[int, int, int], layers: int = LAYERS) -> Rows:
     length = before + shown + after
     video_id = torch.full([length], -1)
     video_id[before : before + shown] = 0
-    return Rows(noise(length, WIDTH).float(), torch.arange(length), video_id, layers, shown)
+    return Rows(noise(length, WIDTH).float(), torch.arange(length), video_id, layers, shown, after)
 
 
 def layer_of(rows: Rows) -> tuple[Tensor, Tensor]:
