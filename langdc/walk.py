@@ -22,6 +22,8 @@ from langdc.kvcache import KVCache
 KNOWN = ("llama", "mistral", "phi3", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
 """Text models that do nothing between embeddings, layers and the last norm, but for DeepStack."""
 
+NEEDS = frozenset({"last", "question", "next", "keys", "normed"})
+
 
 class Walk:
     """Reads rows of a prompt. `work`: per run of layers the rows read, the keys cached before on average, and how many
@@ -41,6 +43,10 @@ class Walk:
             raise ValueError(
                 f"The language model is a {kind!r}; {type(compressor).__name__} works between the layers of "
                 f"{', '.join(KNOWN)}. Take a compressor before the language model or of its cache."
+            )
+        if unknown := compressor.needs - NEEDS:
+            raise ValueError(
+                f"{type(compressor).__name__} needs {sorted(unknown)}; there is {', '.join(sorted(NEEDS))}."
             )
         self.model: Any = text_model
         self.compressor, self.cache, self.observer, self.arguments = compressor, cache, observer, arguments

@@ -134,6 +134,11 @@ def test_attention_of_the_next_layer_is_what_it_will_pay() -> None:
     torch.testing.assert_close(before.given[0].attention, after.given[1].attention)
 
 
+def test_needs_that_do_not_exist() -> None:
+    with pytest.raises(ValueError, match=r"Seen needs \['lats'\]; there is keys, last, next, normed, question"):
+        in_one_piece("one axis", Seen("lats"))
+
+
 def test_scoring_is_counted() -> None:
     """The attention of the last row: of each of 4 heads to 60 keys of 16."""
     small("one axis")

@@ -154,6 +154,17 @@ def test_dropped_keys_are_not_counted(prepared: Path):
     assert thinned.kv_text_bytes == whole.kv_text_bytes
 
 
+def test_the_part_inside_the_model_has_the_budget(prepared: Path):
+    """The compressor before it keeps its own."""
+    parts = {"compressor": {"name": "holitom_outer", "keep": 0.5}, "layers": {"name": "holitom_inner", "layer": 1}}
+    row = EntryConfig.model_validate({"name": "both", "model": "m", "match": "other", **parts})
+    lm = VideoLM.from_pretrained(prepared / "pool")
+    video = with_parts(lm, row, 30).open(prepared / "data" / "videos" / "v0.mp4")
+    answer, text = video.ask("what moves ?", max_new_tokens=1), len(lm.prompt("what moves ?", video).ids)
+    assert 30 < answer.tokens <= 16 * 13 // 2 and answer.keys_per_layer[0] == text + answer.tokens
+    assert text + 29 < sum(answer.keys_per_layer) / 3 <= text + 30
+
+
 def test_a_method_chooses_among_the_pools_own_tokens():
     model = tiny.model("pool")
     video = tiny.features()
