@@ -30,8 +30,8 @@ class SparseVLM(BudgetedLayers):
     before, recycled ones counted, as `keep` allows.
 
     The release puts the merged rows behind all kept ones and numbers positions anew; here rows keep theirs. Its random
-    tie-break is left out. It takes the softmax in the model's type; here it is in float32. It counts what a layer leaves,
-    not what it reads: its budget of 192 is a mean of 206 rows read.
+    tie-break is left out. It takes the softmax in the model's type; here it is in float32. It counts what a layer
+    leaves, not what it reads: its budget of 192 is a mean of 206 rows read.
     """
 
     paper = "arXiv 2410.04417"
