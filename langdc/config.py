@@ -127,6 +127,8 @@ class MethodConfig(Settings):
     """Before the language model."""
     kv: MemberConfig | None = None
     """In its cache."""
+    layers: MemberConfig | None = None
+    """Between its layers."""
 
     @model_validator(mode="after")
     def _names_no_weights(self) -> "MethodConfig":

@@ -61,13 +61,14 @@ def _writing_flops(config: PretrainedConfig, cached: float, steps: int) -> float
 
 
 def reading_flops(
-    backbone: Backbone, calls: Sequence[tuple[int, float]], held: float, steps: int, scoring: float = 0.0
+    backbone: Backbone, calls: Sequence[tuple[int, float, int]], held: float, steps: int, scoring: float = 0.0
 ) -> dict[str, float]:
-    """Reading a prompt up to the first token, and `steps` more calls of the model. `calls`: tokens read and keys cached
-    before, of each; `held`: keys per layer after the prompt; `scoring`: what a KV compressor took to choose them.
+    """Reading a prompt up to the first token, and `steps` more calls of the model. `calls`: tokens read, keys cached
+    before and layers, of each; `held`: keys per layer after the prompt; `scoring`: what compressors took to choose.
     """
     config = backbone.language_model.config.get_text_config()
-    read = sum(language_model_flops(config, new, past, predictions=0) for new, past in calls)
+    each = (language_model_flops(config, new, past, predictions=0) * layers for new, past, layers in calls)
+    read = sum(each) / config.num_hidden_layers
     prefill = read + language_model_flops(config, 0) + scoring
     return {"prefill": prefill, "generate": _writing_flops(config, held, steps)}
 

@@ -5,9 +5,10 @@ An mp4 file becomes `Frames`; a `Backbone` encodes them to `VideoFeatures`; a `T
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,8 @@ class FrameSelector(ABC):
     paper: ClassVar[str] = ""
     """Where the method was published."""
     fps: float = 1.0
-    """How many frames a second it sees, evenly spaced; at most those that the video has."""
     most: int = 1024
-    """How many at most."""
+    """How many frames a second it sees, evenly spaced, and how many in all; at most those that the video has."""
     side: int = 224
     """Their shorter side in pixels."""
     blind: bool = False
@@ -133,6 +133,12 @@ class KVCompressor(ABC):
         """Gets a chunk's keys and values [1,G,Q,E], and queries [1,h,n,E]: the question window's, else its own."""
         return
 
+    def spread(self, places: Tensor, length: int) -> None:
+        """Called after `observe` where a layer compressor let only the rows at `places` [m] of a chunk of `length` come
+        to the layer. `kept` is for the whole chunk; those that did not come are left out of what it says.
+        """
+        return
+
     def question_positions(self, chunk: Chunk, positions: Tensor) -> Tensor:
         """Positions [A,1,n] of the question window, of the prompt's [A,1,M]; default: directly after the chunk."""
         window, last = positions[:, :, -chunk.question_window :], positions[0, 0, chunk.rows.stop - 1]
@@ -152,6 +158,64 @@ class KVCompressor(ABC):
 def recurrent_layers(config: Any) -> int:
     """How many layers carry a state from token to token in place of keys, which no mask divides."""
     return [*(getattr(config, "layer_types", None) or ())].count("linear_attention")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a layer of the language model made of n rows of a prompt: `states` [n,D].
+
+    `index` [n]: which rows of the prompt they are, ascending; `video_id` [n]: -1 at text and at the last row; `layers`:
+    how many the model has; `shown`: how many rows of the prompt are video; `asking`: how many follow the last video.
+    The rest where `LayerCompressor.needs` names it: `attention` [q,n] in float32, what each of q rows paid to each,
+    averaged over query heads; `keys` [G,n,E] of the layer, rotated; `normed` [n,D]: states after the last norm.
+    """
+
+    states: Tensor
+    index: Tensor
+    video_id: Tensor
+    layers: int
+    shown: int
+    asking: int
+    attention: Tensor | None = None
+    keys: Tensor | None = None
+    normed: Tensor | None = None
+
+    @property
+    def video(self) -> Tensor:
+        """Which rows are video, as places among the n: [m]."""
+        return (self.video_id >= 0).nonzero()[:, 0]
+
+    @property
+    def question(self) -> Tensor:
+        """The places of the text after the last video [q]."""
+        return torch.arange(len(self.index) - self.asking, len(self.index), device=self.index.device)
+
+    def take(self, places: Tensor) -> Self:
+        """The rows at `places` [m], ascending, with nothing that only this layer knows."""
+        taken = {name: getattr(self, name)[places] for name in ("states", "index", "video_id")}
+        return replace(self, **taken, attention=None, keys=None, normed=None)
+
+
+class LayerCompressor(ABC):
+    """Inside the language model: after chosen layers have run, says which rows of the video go on to the next ones.
+
+    Text always goes on. What goes on keeps its position; layers that have run keep all keys. Prompts are read in one
+    piece, and so are all videos in it, but where a KV compressor asks for chunks: then each chunk by itself.
+    """
+
+    paper: ClassVar[str] = ""
+    """Where the method was published."""
+    needs: frozenset[str] = frozenset()
+    """What it reads beside states: the attention that the "last" row pays, or each row of the "question"; with "next",
+    that which they would pay in the layer that follows; "keys"; "normed"."""
+
+    @abstractmethod
+    def begin(self, rows: Rows) -> Collection[int]:
+        """Get ready for a prompt, given as it enters the model; after which layers (from 0) `keep` is called."""
+
+    @abstractmethod
+    def keep(self, layer: int, rows: Rows) -> Rows:
+        """The rows that go on, as `rows.take` gives them; `states` may be changed, such as to means of merged ones."""
 
 
 class Backbone(nn.Module, ABC):

@@ -153,6 +153,12 @@ class KVCache(Cache):
         for number, layer in enumerate(self.keyed):
             layer.coming, layer.turn = coming[number], (cos[:, number, None], sin[:, number, None])
 
+    def narrow(self, start: int, places: Tensor) -> None:
+        """Only the announced tokens at `places` [n] come to the layers from `start` on."""
+        for layer in self.layers[start:]:
+            assert layer.coming is not None
+            layer.coming = layer.coming.index_select(1, places.to(layer.coming.device))
+
     def _last_times(self) -> Tensor:
         """The largest time of each layer's last keys [L]; -1 where there are none."""
         shown = [layer.positions for layer in self.keyed if layer.positions is not None]

@@ -23,9 +23,10 @@ from langdc.features import read_spec
 from langdc.flops import Counted, encoder_flops, work_flops
 from langdc.frameselectors import frameselectors
 from langdc.generate import require_finite
-from langdc.interfaces import FrameSelector, KVCompressor, TokenCompressor
+from langdc.interfaces import FrameSelector, KVCompressor, LayerCompressor, TokenCompressor
 from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
+from langdc.layercompressors import layercompressors
 from langdc.model import VideoModel, build_compressor
 from langdc.prefill import PrefillOutput
 from langdc.replies import reply
@@ -93,8 +94,8 @@ class OpenVideo:
 
 
 class VideoLM:
-    """A model, ready to be asked: `compressor` replaces the one it was trained with, `kv` thins out its cache, `frames`
-    chooses the frames that it reads for a question.
+    """A model, ready to be asked: `compressor` replaces the one it was trained with, `layers` drops tokens between the
+    layers of its language model, `kv` thins out its cache, `frames` chooses the frames that it reads for a question.
     """
 
     def __init__(
@@ -102,11 +103,12 @@ class VideoLM:
         model: VideoModel,
         compressor: TokenCompressor | None = None,
         kv: KVCompressor | None = None,
+        layers: LayerCompressor | None = None,
         frames: FrameSelector | None = None,
     ) -> None:
         self.model = model
         self.compressor = compressor if compressor is not None else model.compressor
-        self.kv, self.frames = kv, frames
+        self.kv, self.layers, self.frames = kv, layers, frames
         self.chooses = frames is not None and not frames.blind  # so that a video is opened for a question
         model.check_serves(self.compressor)
         clips = model.backbone.frames_per_segment > model.backbone.frames_per_step
@@ -123,11 +125,12 @@ class VideoLM:
         backbone: Mapping[str, Any] | None = None,
         device: str | torch.device | None = "auto",
         dtype: str | torch.dtype = "auto",
+        layers: LayerCompressor | Mapping[str, Any] | str | None = None,
         frames: FrameSelector | Mapping[str, Any] | str | None = None,
     ) -> "VideoLM":
-        """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `kv`, `frames`: a name,
-        {"name": ..., settings} or object. `backbone`: a stock model's settings: {"frames": 64}, and a "name" where
-        several fit.
+        """Load a checkpoint, ours or a stock model's: a folder or hub id. `compressor`, `layers`, `kv`, `frames`: a
+        name, {"name": ..., settings} or object. `backbone`: a stock model's settings: {"frames": 64}, and a "name"
+        where several fit.
 
         `device`: "auto" is the accelerator where there is one; "cpu", "cuda:1", ... `dtype`: "float32", "bfloat16",
         "float16"; "auto" is bfloat16 on an accelerator, and as the checkpoint says on a CPU.
@@ -147,8 +150,9 @@ class VideoLM:
                     f"The compressor {type(compressor).__name__} has weights of its own, which {directory} does not "
                     "hold: they would be random. Give the checkpoint that it was trained in, without a compressor."
                 )
+        inside = None if layers is None else layercompressors.of(layers)
         chooser = None if frames is None else frameselectors.of(frames)
-        return cls(model, compressor, None if kv is None else kvcompressors.of(kv), frames=chooser).to(where)
+        return cls(model, compressor, None if kv is None else kvcompressors.of(kv), inside, chooser).to(where)
 
     @property
     def device(self) -> torch.device:
@@ -327,13 +331,13 @@ class VideoLM:
     ) -> list[Answer]:
         options = {"max_new_tokens": 64, "do_sample": False, **generation}
         frames = [[len(video.times) for video in shown] for shown in videos]
-        return reply(self.model.backbone, prompts, tokens, frames, self.kv, options)
+        return reply(self.model.backbone, prompts, tokens, frames, self.kv, options, self.layers)
 
     @torch.no_grad()
     def read(self, prompt: Prompt, videos: list[OpenVideo]) -> PrefillOutput:
         """Read a prompt about videos, in chunks if keys are dropped."""
         tokens, frames = [video.tokens for video in videos], [len(video.times) for video in videos]
-        return read_prompt(self.model.backbone, prompt, tokens, self.kv, frames)
+        return read_prompt(self.model.backbone, prompt, tokens, self.kv, frames, layers=self.layers)
 
 
 def _size(video: VideoFeatures) -> int:

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from langdc.attention import Observer, using
 from langdc.chunks import PerVideo, chunks_of
 from langdc.flops import Counted
-from langdc.interfaces import KVCompressor
+from langdc.interfaces import KVCompressor, LayerCompressor, Rows
 from langdc.kvcache import KVCache
 from langdc.rope import Rope
 from langdc.types import Chunk, Plan
+from langdc.walk import Walk
 
 Arguments = Callable[[Tensor], Mapping[str, Any]]
 """From rows of the prompt to further keyword arguments of the text model for them, such as DeepStack features."""
@@ -35,12 +36,12 @@ class PrefillOutput:
     next_position: Tensor
     offset_axes: int = 0
     """How many axes of later tokens are offset per layer; 0 where the cache has no gaps left."""
-    calls: tuple[tuple[int, float], ...] = ()
-    """Per call of the text model: tokens read, and keys cached before it, on average over layers."""
+    calls: tuple[tuple[int, float, int], ...] = ()
+    """Per call of the text model: tokens read, keys cached before on average, and by how many of its layers."""
     kept_rows: tuple[Tensor, ...] = ()
     """Per layer, the rows of the prompt whose keys it holds: [K], or [G,K] where key heads differ."""
     scoring_flops: float = 0.0
-    """FLOPs of the compressor's scores."""
+    """FLOPs of the compressors' scores."""
 
     @property
     def keys_per_layer(self) -> list[int]:
@@ -60,6 +61,7 @@ def prefill(
     frame_tokens: PerVideo = None,
     anchor: Tensor | None = None,
     arguments: Arguments | None = None,
+    layers: LayerCompressor | None = None,
     reply_axes: Literal["time", "all"] = "time",
 ) -> PrefillOutput:
     """Read a prompt `embeds` [M,D] at `positions` [A,1,M].
@@ -67,8 +69,9 @@ def prefill(
     `video` [M]: true at video tokens, each run of them one video; or video ids, where text stands between the frames
     of a video, and -1 at text. `chunk_tokens`: video tokens per chunk (see `tokens_per_chunk`); None: a whole video.
     `frame_tokens`: tokens per frame, where all frames have the same number. `anchor` [M]: tokens to keep first.
-    `arguments`: further arguments of the text model for given rows. `reply_axes`: the axes in which written tokens
-    follow a compacted video directly, "time" or "all" (one released model). ValueError for inputs that do not fit.
+    `arguments`: further arguments of the text model for given rows. `layers`: drops rows between layers, in each chunk
+    by itself, or in all videos at once. `reply_axes`: the axes in which written tokens follow a compacted video
+    directly, "time" or "all" (one released model). ValueError for inputs that do not fit.
     Where nothing is evicted, and no `chunk_tokens` are given, everything is read at once. The device is waited for
     before the first chunk, and after a chunk only where scores decide how many keys each layer keeps.
     """
@@ -78,11 +81,17 @@ def prefill(
         anchor = None if anchor is None else anchor.cpu()
         chunks = tuple(chunks_of(video.cpu(), chunk_tokens, frame_tokens, anchor))
     reader = _ChunkedPrefill(text_model, embeds, positions, arguments)
+    reader.layers, reader.video_id = layers, video.long() - 1 if video.dtype == torch.bool else video
     if compressor is not None and chunks:
         config = text_model.config
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
         if compressor.active:
             reader.compressor = compressor
+            if compressor.continuous and layers is not None:
+                raise ValueError(
+                    f"{type(compressor).__name__} moves keys together in time, which it cannot where "
+                    f"{type(layers).__name__} drops rows before. Set its compact_positions to false."
+                )
         else:
             chunks = ()
     with torch.no_grad(), using(text_model):
@@ -126,10 +135,13 @@ class _ChunkedPrefill:
         config = text_model.config
         self.cache = KVCache(config.num_hidden_layers, self.rope, kinds=getattr(config, "layer_types", None) or ())
         self.compressor: KVCompressor | None = None
-        self.calls: list[tuple[int, float]] = []
+        self.layers: LayerCompressor | None = None
+        self.video_id = positions.new_full(embeds.shape[:1], -1)
+        self.calls: list[tuple[int, float, int]] = []
         self.scoring_flops = 0.0
         self._scoring: dict[tuple, float] = {}
         self._chunk: Chunk | None = None
+        self._walk: Walk | None = None
         self._unturning = None
 
     @property
@@ -145,7 +157,7 @@ class _ChunkedPrefill:
     def read(self, chunks: tuple[Chunk, ...], close_gaps: bool) -> Tensor:
         """Read the whole prompt: the last token's state [1,D]. `close_gaps`: text after a video needs no offset."""
         at, state = 0, self.embeds[:0]
-        self.cache.room = len(self.embeds) if self.compressor is None else 0
+        self.cache.room = len(self.embeds) if self.compressor is None and self.layers is None else 0
         for chunk in chunks:
             if chunk.rows.start > at:
                 state = self._forward(self._rows(at, chunk.rows.start))
@@ -160,13 +172,27 @@ class _ChunkedPrefill:
     def _rows(self, start: int, stop: int) -> Tensor:
         return torch.arange(start, stop, device=self.embeds.device)
 
+    def _given(self, rows: Tensor) -> Rows:
+        """What a layer compressor gets of rows of the prompt; the last one asks."""
+        video_id, shown = self.video_id[rows], int((self.video_id >= 0).sum())
+        video_id[-1] = -1
+        last = int(self._rows(0, len(rows)).masked_fill(video_id < 0, -1).max())
+        return Rows(self.embeds[rows], rows, video_id, len(self.cache.layers), shown, len(rows) - 1 - last)
+
     def _forward(self, rows: Tensor, positions: Tensor | None = None, last: int = -1) -> Tensor:
         """Run the text model on rows of the prompt; returns the state [1,D] of the row with index `last` among them."""
         positions = self.positions[:, :, rows] if positions is None else positions
-        self.calls.append((len(rows), sum(self.cache.lengths) / len(self.cache.lengths)))
         self.cache.announce(positions, self.continuous, rows=rows)
         if self._chunk is not None and self.compressor is not None and self.compressor.position_free:
             self._unturning = self.rope.angles(-positions, self.rope.scaling**2)
+        self._walk, given = None, self._given(rows) if self.layers is not None else None
+        if self.layers is not None and given is not None and len(given.video):
+            self._walk = Walk(self.text_model, self.layers, self.cache, self, self.arguments)
+            state = self._walk.read(given, positions)
+            self.calls += self._walk.work
+            self.scoring_flops += self._walk.scoring_flops
+            return state[None]
+        self.calls.append((len(rows), sum(self.cache.lengths) / len(self.cache.lengths), len(self.cache.layers)))
         more = self.arguments(rows) if self.arguments else {}
         states = forward_text(self.text_model, self.embeds[None, rows], positions, self.cache, self, **more)
         return states[0, last][None]
@@ -187,6 +213,8 @@ class _ChunkedPrefill:
         state = self._forward(rows, positions, len(chunk) - 1)
         self._chunk = None
         for layer, rows in enumerate(self.compressor.kept(chunk)):
+            if self._walk is not None:
+                rows = _those_that_came(rows, self._walk.came[layer], chunk.past[layer])
             old = self.cache.layers[layer].positions
             assert old is not None
             new = self.compressor.positions(chunk, layer, old)
@@ -198,21 +226,38 @@ class _ChunkedPrefill:
         """Let the compressor observe a chunk; returns the queries at the layer's own positions."""
         chunk, compressor = self._chunk, self.compressor
         if chunk is not None and compressor is not None:
-            span = slice(chunk.past[layer], chunk.past[layer] + len(chunk))
-            asking = slice(len(chunk), None) if chunk.question_window else slice(0, len(chunk))
+            came = None if self._walk is None else self._walk.came[layer]
+            count = len(chunk) if came is None else len(came) - chunk.question_window  # which is text
+            span = slice(chunk.past[layer], chunk.past[layer] + count)
+            asking = slice(count, None) if chunk.question_window else slice(0, count)
             asked, key, value = query[:, :, asking], key[:, :, span], value[:, :, span]
             if compressor.position_free:
                 assert self._unturning is not None and self.cache.new_keys is not None
                 cos, sin = (part.to(query.device) for part in self._unturning)
+                cos, sin = (cos, sin) if came is None else (cos[:, came], sin[:, came])
                 asked = self.rope.turn(asked, cos[:, asking], sin[:, asking])
-                new = slice(len(chunk))
+                new = slice(count)
                 key = self.rope.turn(self.cache.new_keys[:, :, new], cos[:, new], sin[:, new])
             # operations are counted where the shapes are new; counting takes longer than they do
             shapes = (layer, asked.shape, key.shape)
             with nullcontext() if shapes in self._scoring else Counted() as counted:
                 compressor.observe(layer, asked, key, value)
+            if came is not None:
+                compressor.spread(came[:count], len(chunk))
             self.scoring_flops += self._scoring.setdefault(shapes, counted.total if counted else 0.0)
         return self.cache.apply_offset(layer, query)
+
+
+def _those_that_came(rows: Tensor, came: Tensor | None, past: int) -> Tensor:
+    """Of rows [m] or [G,m] of a cache as if all of a chunk had come to the layer, those that did, as they stand in it.
+    `came` [n]: which of the chunk's did, after the `past` older keys; None: all.
+    """
+    if came is None:
+        return rows
+    held = torch.cat([torch.arange(past, device=came.device), came + past])
+    places = torch.searchsorted(held, rows.contiguous()).clamp(max=len(held) - 1)
+    there = held[places] == rows
+    return places[there] if rows.ndim == 1 else places[there].view(len(rows), -1)
 
 
 def forward_text(

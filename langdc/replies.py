@@ -13,7 +13,7 @@ from langdc.backbones.inputs import read_prompt, read_together, slides
 from langdc.decode import write
 from langdc.flops import reading_flops
 from langdc.generate import Continuation, ScoreCheck
-from langdc.interfaces import Backbone, KVCompressor, recurrent_layers
+from langdc.interfaces import Backbone, KVCompressor, LayerCompressor, recurrent_layers
 from langdc.prefill import PrefillOutput
 from langdc.steps import Reading
 from langdc.timing import StageTimer, stage
@@ -38,6 +38,7 @@ def reply(
     frames: Sequence[Sequence[int]],
     kv: KVCompressor | None,
     options: dict[str, Any],
+    layers: LayerCompressor | None = None,
 ) -> list[Answer]:
     """Read prompts and write the replies, with each one's share of the seconds. `frames`: how many were read of each
     video; `options`: of transformers' `generate`, which writes one by one where they ask for more than greedy replies.
@@ -53,10 +54,10 @@ def reply(
     greedy = None if recurrent_layers(backbone.text_model.config) else _greedy(backbone, options)
     if greedy is None and len(prompts) > 1:
         each = zip(prompts, tokens, frames, strict=True)
-        return [reply(backbone, [one], [shown], [counts], kv, options)[0] for one, shown, counts in each]
+        return [reply(backbone, [one], [shown], [counts], kv, options, layers)[0] for one, shown, counts in each]
     with StageTimer(backbone.language_model.device) as timer:
         with stage("prefill"):
-            read = _read(backbone, prompts, tokens, frames, kv, greedy is not None)
+            read = _read(backbone, prompts, tokens, frames, kv, layers, greedy is not None)
             held = [(each.keys_per_layer, each.cache.held_bytes) for each in read if isinstance(each, PrefillOutput)]
         with stage("generate"):
             ids, finite = _written(backbone, read, greedy, options)
@@ -72,7 +73,8 @@ def reply(
             calls, scoring = output.calls, output.scoring_flops
         else:
             length = len(prompt.ids) + sum(map(len, shown))
-            keys, kv_bytes, calls, scoring = [length], length * backbone.key_bytes, [(length, 0)], 0.0
+            depth = backbone.language_model.config.get_text_config().num_hidden_layers
+            keys, kv_bytes, calls, scoring = [length], length * backbone.key_bytes, [(length, 0, depth)], 0.0
         answer = Answer(
             text,
             seconds=dict(seconds),
@@ -80,7 +82,7 @@ def reply(
             kv_bytes=kv_bytes,
             kv_text_bytes=len(prompt.ids) * backbone.key_bytes,
             reply_tokens=len(row),
-            keys_per_layer=keys if kv is not None else None,
+            keys_per_layer=keys if kv is not None or layers is not None else None,
             peak_bytes=peak,
         )
         answers.append(answer)
@@ -107,14 +109,15 @@ def _read(
     tokens: list[list[VideoTokens]],
     frames: Sequence[Sequence[int]],
     kv: KVCompressor | None,
+    layers: LayerCompressor | None,
     greedy: bool,
 ) -> list[PrefillOutput] | list[Reading]:
     """Prompts read one by one, if they are to be evicted from, padded inside or a single one; else as one batch."""
     padded = any(each.padding is not None for shown in tokens for each in shown)
-    if kv is None and greedy and not padded and (len(prompts) > 1 or slides(backbone)):
+    if kv is None and layers is None and greedy and not padded and (len(prompts) > 1 or slides(backbone)):
         return [read_together(backbone, prompts, tokens)]
     given = zip(prompts, tokens, frames, strict=True)
-    return [read_prompt(backbone, prompt, shown, kv, counts) for prompt, shown, counts in given]
+    return [read_prompt(backbone, prompt, shown, kv, counts, layers=layers) for prompt, shown, counts in given]
 
 
 def _written(

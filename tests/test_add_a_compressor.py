@@ -15,9 +15,17 @@ PAGE = (ROOT / "docs" / "add_a_compressor.md").read_text()
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("third_party")
-    first, second = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    first, second, third = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (made / "my_compressor.py").write_text(first)
     (made / "try_it.py").write_text(second)
+    (made / "my_layers.py").write_text(third)
+    package = made / "my_layers-1.0.dist-info"  # as installed, with its entry point
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: my_layers\nVersion: 1.0\n")
+    section = re.search(r'entry-points\.("langdc\.layercompressors")\]\n(.*?)```', PAGE, re.DOTALL)
+    assert section is not None
+    lines = section[2].replace('"', "")
+    (package / "entry_points.txt").write_text(f"[langdc.layercompressors]\n{lines}")
     return made
 
 
@@ -30,6 +38,13 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
 
 def test_it_is_short(folder: Path) -> None:
     assert len((folder / "my_compressor.py").read_text().splitlines()) < 60
+
+
+def test_a_layer_compressor_is_short_and_found_by_its_entry_point(folder: Path) -> None:
+    assert len((folder / "my_layers.py").read_text().splitlines()) < 40
+    code = "from langdc.layercompressors import layercompressors as zoo; print(zoo.build('longest', keep=0.5).paper)"
+    done = run(folder, "-c", code)
+    assert done.stdout == "yours\n", done.stderr
 
 
 def test_it_runs_without_a_model(folder: Path) -> None:

@@ -23,12 +23,14 @@ from langdc.config import MemberConfig
 from langdc.flops import Counted, encoder_flops, language_model_flops, uncounted, work_flops
 from langdc.interfaces import Backbone
 from langdc.kvcompressors import kvcompressors
+from langdc.layercompressors import layercompressors
 from langdc.model import VideoModel, build_compressor
 from langdc.pipeline import VideoLM
 from langdc.train.trainable import unfreeze
 from langdc.types import FeatureGrid, Frames, LanguageWork, VideoFeatures
 from tests import stock, tiny
 from tests.contract.test_kvcompressors import VARIANTS
+from tests.contract.test_layercompressors import VARIANTS as LAYER_VARIANTS
 from tests.train import small
 
 WITHIN = 0.02  # rotary tables are products of small matrices, which the closed form leaves out
@@ -318,6 +320,15 @@ def test_a_kv_compressor_reading_in_chunks(variant: str) -> None:
     with counting() as counted:
         answer = lm.ask(None, "how many ?", max_new_tokens=1)
     assert answer.flops["prefill"] == pytest.approx(counted(), rel=WITHIN)
+
+
+@pytest.mark.parametrize("variant", LAYER_VARIANTS)
+def test_a_layer_compressor(variant: str) -> None:
+    settings = {"keep": 0.75, **LAYER_VARIANTS[variant]}
+    layers = layercompressors.build(variant.split(",")[0], **settings)
+    check_stages(VideoLM(model("qwen2_5_vl"), build("identity"), layers=layers))
+    kv = kvcompressors.build("snapkv", keep=0.5, chunk_frames=4)
+    check_stages(VideoLM(model("qwen3_vl"), build("identity"), kv, layers))
 
 
 def test_a_picture(tmp_path: Path) -> None:

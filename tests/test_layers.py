@@ -19,7 +19,13 @@ ROWS = (
     (*APPLICATIONS, "langdc.cli"),
     ("langdc.train", "langdc.evaluate", "langdc.prepare", "langdc.convert", "langdc.tools", "langdc.conformance"),
     ("langdc.hosts", "langdc.model", "langdc.replies", "langdc.pipeline", "langdc.checkpoint", "langdc.sample"),
-    ("langdc.backbones", "langdc.compressors", "langdc.frameselectors", "langdc.kvcompressors"),
+    (
+        "langdc.backbones",
+        "langdc.compressors",
+        "langdc.frameselectors",
+        "langdc.layercompressors",
+        "langdc.kvcompressors",
+    ),
     (
         "langdc.adapters",
         "langdc.attention",
@@ -46,6 +52,7 @@ ROWS = (
         "langdc.tiny",
         "langdc.video",
         "langdc.videoindex",
+        "langdc.walk",
     ),
     (
         "langdc.budget",
@@ -67,7 +74,13 @@ ROWS = (
         "langdc.watchdog",
     ),
 )
-ZOOS = ("langdc.backbones", "langdc.compressors", "langdc.frameselectors", "langdc.kvcompressors")
+ZOOS = (
+    "langdc.backbones",
+    "langdc.compressors",
+    "langdc.frameselectors",
+    "langdc.layercompressors",
+    "langdc.kvcompressors",
+)
 FRONT_DOOR = "langdc"  # langdc/__init__.py hands out VideoLM, so it reaches to the top
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

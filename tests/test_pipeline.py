@@ -11,6 +11,7 @@ from PIL import Image
 from langdc import VideoLM, checkpoint
 from langdc.generate import Continuation
 from langdc.interfaces import TokenCompressor
+from langdc.layercompressors import layercompressors
 from langdc.pipeline import OpenVideo
 from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
 from tests import stock, tiny
@@ -84,8 +85,21 @@ def test_two_models_with_other_compressors_live_side_by_side(mp4: Path) -> None:
     assert plain.model.backbone.text_model.config._attn_implementation == "sdpa"
 
 
+def test_a_layer_compressor_by_name_settings_or_object(mp4: Path) -> None:
+    folder = stock.folder("qwen2_vl")
+    texts = set()
+    for given in ({"name": "dart", "keep": 0.5}, layercompressors.build("dart", keep=0.5)):
+        lm = VideoLM.from_pretrained(folder, layers=given, backbone={"frames": 8})
+        answer = lm.ask(mp4, QUESTION, max_new_tokens=6)
+        assert answer.keys_per_layer[0] > answer.keys_per_layer[1] == answer.keys_per_layer[2]
+        texts.add(answer.text)
+    assert len(texts) == 1
+    with pytest.raises(ValueError, match="A budget is either keep"):
+        VideoLM.from_pretrained(folder, layers="dart")
+
+
 def test_several_questions_at_once(mp4: Path) -> None:
-    for settings in ({}, {"kv": {"name": "pivotkv", "keep": 0.5}}):
+    for settings in ({}, {"kv": {"name": "pivotkv", "keep": 0.5}}, {"layers": {"name": "fastv", "keep": 0.5}}):
         lm = VideoLM.from_pretrained(stock.folder("llava_onevision"), backbone={"frames": 8}, **settings)
         video = lm.open(mp4)
         asked = [QUESTION, "how many of them ?", QUESTION]

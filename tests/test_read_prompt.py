@@ -9,6 +9,7 @@ from langdc.backbones.chat import conversation
 from langdc.backbones.inputs import read_prompt, text_inputs
 from langdc.generate import Continuation
 from langdc.kvcompressors import build
+from langdc.layercompressors import layercompressors
 from langdc.types import Prompt, Slot, VideoTokens
 from tests import tiny
 
@@ -62,6 +63,20 @@ def test_an_image_is_read_like_text(backbone) -> None:
     prompt, videos = asked(backbone, 2), [tiny.video_tokens(PLACES), tokens(1)]
     reading = read_prompt(backbone, prompt, videos, build("random", keep=0.25, chunk_frames=4), [1, FRAMES])
     assert set(reading.keys_per_layer) == {len(prompt.ids) + PLACES + FRAMES * PLACES // 4}
+
+
+@pytest.mark.parametrize("name", layercompressors.names())
+def test_layer_compressors_leave_an_image_alone(backbone, name: str) -> None:
+    """It is text; what goes on of the videos has one budget together."""
+    prompt, layers = asked(backbone, 3), layercompressors.build(name, keep=0.75)
+    videos = [tokens(0), tiny.video_tokens(PLACES), tokens(1)]
+    rows = read_prompt(backbone, prompt, videos, None, [FRAMES, 1, FRAMES], layers=layers).kept_rows
+    image = range(prompt.slots[0].position + FRAMES * PLACES, prompt.slots[0].position + (FRAMES + 1) * PLACES)
+    assert all(set(image) <= set(of.tolist()) for of in rows)
+    kept = sum(map(len, rows)) / len(rows) - len(prompt.ids) - PLACES
+    assert 0.7 * 2 * FRAMES * PLACES < kept <= 0.75 * 2 * FRAMES * PLACES
+    alone = read_prompt(backbone, asked(backbone), [tiny.video_tokens(PLACES)], None, [1], layers=layers)
+    assert set(alone.keys_per_layer) == {len(prompt.ids) + PLACES} and len(alone.calls) == 1
 
 
 def test_anchors_of_the_tokens_reach_the_compressor(backbone) -> None:
@@ -129,7 +144,7 @@ def test_padding_is_hidden_from_the_prompt_and_seen_by_the_reply(backbone) -> No
     options = {"eos_token_id": [], "pad_token_id": 0, "output_logits": True, "return_dict_in_generate": True}
     written = Continuation(reading).generate(max_new_tokens=4, **options)
     torch.testing.assert_close(torch.cat(written.logits), torch.cat(expected), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="cannot be read with a KV compressor"):
+    with pytest.raises(ValueError, match="cannot be read with a KV or layer compressor"):
         read_prompt(backbone, prompt, videos, build("random", keep=0.5), [FRAMES])
 
 

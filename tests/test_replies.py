@@ -14,6 +14,7 @@ from langdc.backbones.inputs import read_prompt, read_together
 from langdc.generate import Continuation
 from langdc.interfaces import Backbone
 from langdc.kvcompressors import kvcompressors
+from langdc.layercompressors import layercompressors
 from tests import stock, tiny
 
 NEW = 6
@@ -46,18 +47,18 @@ def asked(backbone: Backbone) -> Asked:
     return prompts, [[tokens[video]] for video in order], [[len(CLIPS[video])] for video in order]
 
 
-def generated(backbone: Backbone, given: Asked, kv=None, **more: Any) -> list[tuple[str, int]]:
+def generated(backbone: Backbone, given: Asked, kv=None, layers=None, **more: Any) -> list[tuple[str, int]]:
     """What transformers' `generate` writes after each prompt alone, and in how many tokens."""
     found = []
     for prompt, shown, frames in zip(*given, strict=True):
-        read = read_prompt(backbone, prompt, shown, kv, frames)
+        read = read_prompt(backbone, prompt, shown, kv, frames, layers=layers)
         ids = Continuation(read, backbone.generation_config).generate(**{**GIVEN, **more})[0]
         found.append((str(backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip(), len(ids)))
     return found
 
 
-def replied(backbone: Backbone, given: Asked, kv=None, **more: Any) -> list[tuple[str, int]]:
-    answers = replies.reply(backbone, *given, kv, {**GIVEN, **more})
+def replied(backbone: Backbone, given: Asked, kv=None, layers=None, **more: Any) -> list[tuple[str, int]]:
+    answers = replies.reply(backbone, *given, kv, {**GIVEN, **more}, layers)
     return [(answer.text, answer.reply_tokens) for answer in answers]
 
 
@@ -93,6 +94,17 @@ def test_after_eviction(backbone: Backbone, name: str, unused) -> None:
     expected = generated(backbone, given, kv)
     unused()
     assert replied(backbone, given, kv) == expected
+
+
+@pytest.mark.parametrize(("name", "kv"), [("fastv", None), ("pyramiddrop", "snapkv"), ("sparsevlm", None)])
+def test_after_layers_that_read_fewer_rows(backbone: Backbone, name: str, kv: str | None, unused) -> None:
+    """Every layer, and every prompt, holds another number of keys, here too; also beside a compressor of the cache."""
+    given = asked(backbone)
+    cache = kv and kvcompressors.of({"name": kv, "keep": 0.5, "chunk_frames": 4})
+    layers = layercompressors.of({"name": name, "keep": 0.6})
+    expected = generated(backbone, given, cache, layers)
+    unused()
+    assert replied(backbone, given, cache, layers) == expected
 
 
 @pytest.mark.parametrize("numbering", ["trained", "transformers"])

@@ -14,7 +14,7 @@ from langdc.attention import using
 from langdc.backbones.chat import IGNORED
 from langdc.backbones.splice import joined_sides
 from langdc.chunks import tokens_per_chunk, videos_in_order
-from langdc.interfaces import Backbone, KVCompressor, recurrent_layers
+from langdc.interfaces import Backbone, KVCompressor, LayerCompressor, recurrent_layers
 from langdc.prefill import PrefillOutput, prefill
 from langdc.rope import position_limit
 from langdc.steps import Reading
@@ -206,6 +206,7 @@ def read_prompt(
     compressor: KVCompressor | None,
     frames: Sequence[int],
     steps: Sequence[int] | None = None,
+    layers: LayerCompressor | None = None,
 ) -> PrefillOutput:
     """Read a prompt in the chunks that the KV compressor asks for, or in one piece. `frames`: how many each video has,
     1 for an image, which is read like text; `steps`: in how many its tokens come, by default the backbone's rule.
@@ -213,14 +214,15 @@ def read_prompt(
     inputs = text_inputs(backbone, [prompt], [tokens], evicts=compressor is not None)
     spliced = inputs.spliced[0]
     own, padding = backbone.arguments(spliced), spliced.padding
-    if padding is not None and compressor is not None:
+    if padding is not None and (compressor is not None or layers is not None):
         raise ValueError(
-            "A prompt with padding, which LangDC has with soft_token='released', cannot be read with a KV compressor; "
-            "leave out one of them, or set soft_token to 'at' or 'predicting'."
+            "A prompt with padding, which LangDC has with soft_token='released', cannot be read with a KV or layer "
+            "compressor; leave out one of them, or set soft_token to 'at' or 'predicting'."
         )
     steps = [-(-count // backbone.frames_per_step) for count in frames] if steps is None else steps
     images = [number for number, count in enumerate(frames) if count == 1]
-    unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if compressor else spliced.video
+    among = compressor is not None or layers is not None
+    unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if among else spliced.video
     numbers = spliced.video_id.masked_fill(unread, -1)
     shown = videos_in_order(numbers.cpu()) if compressor else []
     released = compressor is not None and compressor.released
@@ -242,6 +244,7 @@ def read_prompt(
         frame_tokens=[len(tokens[v]) // steps[v] if len(tokens[v]) % steps[v] <= 1 else None for v in shown],
         anchor=anchor if anchor.any() else None,
         arguments=own if padding is None else lambda rows: {**(own(rows) if own else {}), "padding": padding},
+        layers=layers,
         reply_axes=backbone.released_axes if released else "time",
     )
 

@@ -26,8 +26,9 @@ from langdc.evaluate.tasks import Task, tasks
 from langdc.frameselectors import frameselectors
 from langdc.hashing import file_hash, json_hash
 from langdc.kvcompressors import kvcompressors
+from langdc.layercompressors import layercompressors
 
-ZOOS = (compressors, kvcompressors, frameselectors, backbones, tasks, encoders)
+ZOOS = (compressors, kvcompressors, layercompressors, frameselectors, backbones, tasks, encoders)
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "safetensors", "av", "decord", "numpy", "scipy")
 
 
@@ -35,7 +36,8 @@ def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
     """What must stay the same for an evaluation to be resumed."""
     entries = config.all_entries
     files = {str(model): model_files(model) for model in dict.fromkeys(entry.model for entry in entries)}
-    others = [entry.model_dump(mode="json", include={"backbone", "compressor", "kv", "frames"}) for entry in entries]
+    parts = {"backbone", "compressor", "layers", "kv", "frames"}
+    others = [entry.model_dump(mode="json", include=parts) for entry in entries]
     dtype = devices.dtype_named(config.dtype, devices.named(config.device))  # what "auto" is here
     found: dict[str, Any] = {
         "config": {

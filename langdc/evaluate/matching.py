@@ -16,6 +16,7 @@ from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.frameselectors import frameselectors
 from langdc.kvcompressors import kvcompressors
+from langdc.layercompressors import layercompressors
 from langdc.log import get_logger
 from langdc.model import build_compressor
 from langdc.pipeline import VideoLM
@@ -38,11 +39,14 @@ def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
     Raises ValueError for a model whose own compressor leaves nothing to choose from.
     """
     own, budget = lm.model.compressor, {} if tokens is None else {"tokens": tokens}
-    compressor, kv = own, None
+    compressor, kv, layers = own, None, None
     if entry.kv is not None:
         kv = kvcompressors.build(entry.kv.name, **entry.kv.settings, **budget)
+    if entry.layers is not None:
+        settings = {**entry.layers.settings, **(budget if entry.budgeted == "layers" else {})}
+        layers = layercompressors.build(entry.layers.name, **settings)
     if entry.compressor is not None:
-        settings = {**entry.compressor.settings, **(budget if kv is None else {})}
+        settings = {**entry.compressor.settings, **(budget if entry.budgeted == "compressor" else {})}
         compressor = build_compressor(MemberConfig(name=entry.compressor.name, **settings), lm.model.backbone)
         if hasattr(own, "grids"):
             compressor = OnPool(own, compressor)
@@ -52,7 +56,7 @@ def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
                 f"those of {type(own).__name__}. Give the directory of a model trained with 'pool'."
             )
     frames = None if entry.frames is None else frameselectors.of(entry.frames.model_dump())
-    return type(lm)(lm.model, compressor, kv, frames=frames)
+    return type(lm)(lm.model, compressor, kv, layers, frames)
 
 
 def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Path]]:
@@ -128,13 +132,13 @@ def calibrate(
     """
     one = _asked(lm, videos[:1], batch)[0]
     unit = (one.kv_bytes - one.kv_text_bytes) / one.tokens  # bytes held of a token
-    target = target if entry.kv is None else target / unit
+    target = target if entry.measure == "tokens" else target / unit
     text = round(one.kv_text_bytes / unit)  # a budget of keys may count them
 
     def kept(tokens: int) -> float:
         beat(f"a budget before {tokens} tokens, tried for {entry.name}")
         answers = _asked(with_parts(lm, entry, tokens), videos, batch)
-        return fmean(a.tokens if entry.kv is None else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers)
+        return fmean(a.tokens if entry.measure == "tokens" else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers)
 
     most = max(sum(grid.tokens for grid in video.encoder.values()) for video, _ in videos)
     best, tried = _search(target, text + most, kept)

@@ -46,7 +46,7 @@ AT_A_BUDGET: dict[str, Callable[[dict], bool]] = {
 
 def _keep(settings: dict) -> float | None:
     """The fraction that an entry's settings keep; None where they name none."""
-    return ((settings.get("kv") or {}) or _compressor(settings)).get("keep")
+    return (settings.get("kv") or settings.get("layers") or _compressor(settings)).get("keep")
 
 
 def _own(result: Result) -> dict:
@@ -56,7 +56,7 @@ def _own(result: Result) -> dict:
 
 def _is_uncompressed(result: Result) -> bool:
     settings, own = result.settings, _own(result)
-    if settings["control"] or settings.get("kv") or settings.get("frames"):
+    if settings["control"] or any(settings.get(part) for part in ("layers", "kv", "frames")):
         return False
     name = _compressor(settings).get("name")
     return name == "identity" or (name is None and (own["name"] in (None, "identity") or own.get("grid", False)))

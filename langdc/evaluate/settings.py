@@ -60,14 +60,16 @@ class EntryConfig(Settings):
     """For stock models: the backbone and its settings."""
     compressor: MemberConfig | None = None
     """Replaces the model's own compressor; on a trained pool it works on the pool's tokens."""
+    layers: MemberConfig | None = None
+    """Drops tokens between the language model's layers."""
     kv: MemberConfig | None = None
     """Drops keys in the language model's cache."""
     frames: MemberConfig | None = None
     """Chooses the frames that are read for each question."""
     control: Literal["random_tokens", "random_tokens_mean", "uniform_frames", "caption_text"] | None = None
     match: str | None = None
-    """The entry whose cost this one has: a control copies its token counts; the `tokens` of `kv`, or else of
-    `compressor`, are set such that the same is held in the cache, or read, on average."""
+    """The entry whose cost this one has: a control copies its token counts; the `tokens` of `kv`, else of
+    `layers`, else of `compressor`, are set such that the same is held in the cache, or read, on average."""
     limit: int | None = Field(None, gt=0)
     """Ask about the first videos only, for slow entries; others are compared with it on these alone."""
 
@@ -84,18 +86,23 @@ class EntryConfig(Settings):
     @property
     def measure(self) -> str:
         """What its budget is measured in: "tokens" or "kv_bytes"."""
-        return "tokens" if self.kv is None else "kv_bytes"
+        return "kv_bytes" if self.kv or self.layers else "tokens"
+
+    @property
+    def budgeted(self) -> Literal["kv", "layers", "compressor"] | None:
+        """The part that has the budget."""
+        return "kv" if self.kv else "layers" if self.layers else "compressor" if self.compressor else None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "EntryConfig":
         counted = self.control not in (None, "caption_text")
         if counted and self.match is None:
             raise ValueError("this control copies a token count; name the entry that has it: match")
-        if not counted and self.match is not None and (self.control or not (self.compressor or self.kv)):
-            raise ValueError("match belongs to a compressor, a kv, or a control that copies a token count")
-        if self.control is not None and (self.kv or self.frames):
-            raise ValueError("a control takes no kv and no frames; make it an entry of its own")
-        budgeted = self.kv or self.compressor
+        if not counted and self.match is not None and (self.control or not self.budgeted):
+            raise ValueError("match belongs to a compressor, layers, a kv, or a control that copies a token count")
+        if self.control is not None and (self.layers or self.kv or self.frames):
+            raise ValueError("a control takes no layers, kv or frames; make it an entry of its own")
+        budgeted = getattr(self, self.budgeted or "compressor")
         given = BUDGET & set(budgeted.settings) if self.calibrated and budgeted else set()
         if given:
             raise ValueError(f"match sets the budget, so leave out {' and '.join(sorted(given))}")
@@ -114,18 +121,19 @@ class _SweepModel(Settings):
 
 
 class _SweepMethod(Settings):
-    """A method of a sweep: a compressor, a KV compressor, or one after the other, without a budget."""
+    """A method of a sweep: a compressor, a layer or KV compressor, or one after the other, without a budget."""
 
     name: str | None = None
     compressor: MemberConfig | None = None
+    layers: MemberConfig | None = None
     kv: MemberConfig | None = None
-    """Has the budget where both are given."""
+    """The last one given has the budget."""
 
     @model_validator(mode="after")
     def _without_budget(self) -> "_SweepMethod":
-        budgeted = self.kv or self.compressor
+        budgeted = self.kv or self.layers or self.compressor
         if budgeted is None:
-            raise ValueError("a method is a compressor, a kv, or both; give a name such as vidcom2 or kv:pivotkv")
+            raise ValueError("a method is a compressor, layers or a kv; give a name such as vidcom2 or kv:pivotkv")
         if given := BUDGET & set(budgeted.settings):
             raise ValueError(f"the sweep sets the budget, so leave out {' and '.join(sorted(given))}")
         return self
@@ -133,12 +141,12 @@ class _SweepMethod(Settings):
     @property
     def label(self) -> str:
         """What its entries are called: its name, else what it is made of."""
-        parts = [part for part in (self.compressor, self.kv) if part is not None]
+        parts = [part for part in (self.compressor, self.layers, self.kv) if part is not None]
         return self.name or " ".join(" ".join([p.name, *map(str, p.settings.values())]) for p in parts)
 
     def at(self, keep: float) -> dict[str, MemberConfig]:
         """Its parts with a budget."""
-        parts = {kind: part for kind in ("compressor", "kv") if (part := getattr(self, kind)) is not None}
+        parts = {kind: part for kind in ("compressor", "layers", "kv") if (part := getattr(self, kind)) is not None}
         last = list(parts)[-1]
         return {**parts, last: parts[last].model_copy(update={"keep": keep})}
 
@@ -146,8 +154,8 @@ class _SweepMethod(Settings):
 def _by_name(given: Any) -> Any:
     if not isinstance(given, str):
         return given
-    kind, name = ("kv", given.removeprefix("kv:")) if given.startswith("kv:") else ("compressor", given)
-    return {kind: {"name": name}}
+    kind, colon, name = given.partition(":")
+    return {kind: {"name": name}} if colon and kind in ("kv", "layers") else {"compressor": {"name": given}}
 
 
 CONTROLS = {
@@ -156,7 +164,7 @@ CONTROLS = {
     "lower resolution": {"compressor": {"name": "uniform", "by": "resolution"}},
     "random keys": {"kv": {"name": "random"}},
 }
-"""Controls at every budget; the last one beside methods in the cache."""
+"""Controls at every budget; the last one beside methods inside the language model."""
 
 
 class _SweepConfig(Settings):
@@ -166,7 +174,7 @@ class _SweepConfig(Settings):
     methods: list[Annotated[_SweepMethod, BeforeValidator(_by_name, json_schema_input_type=str | _SweepMethod)]] = (
         Field(min_length=1)
     )
-    """A string is the name of a compressor, or kv: and that of a KV compressor."""
+    """A string is the name of a compressor, or kv: or layers: and that of one in the cache or between layers."""
     budgets: list[float] = Field(min_length=1)
     """Fractions kept."""
     controls: bool = True
@@ -211,7 +219,7 @@ class _SweepConfig(Settings):
         if self.controls:
             yield EntryConfig(name=f"{begin}uncompressed", compressor=MemberConfig(name="identity"), **common)
             controls = [_SweepMethod(name=name, **parts) for name, parts in CONTROLS.items()]  # type: ignore[arg-type]
-            methods = [*controls[: 4 if any(method.kv for method in methods) else 3], *methods]
+            methods = [*controls[: 4 if any(method.kv or method.layers for method in methods) else 3], *methods]
         for keep in self.budgets:
             for method in methods:
                 yield EntryConfig(name=f"{begin}{method.label} {100 * keep:g}%", **{**common, **method.at(keep)})

@@ -80,6 +80,11 @@ class BestKeysKV(BudgetedKV):
             self._scores = []
         self._scores.append(self.score(query, key))
 
+    def spread(self, places: Tensor, length: int) -> None:
+        scores = self._scores[-1]
+        self._scores[-1] = scores.new_full((*scores.shape[:-1], length), -torch.inf)
+        self._scores[-1][..., places] = scores
+
     def score(self, query: Tensor, key: Tensor) -> Tensor:
         """The scorer's scores of a layer's keys [1,G,n,E] for the queries [1,h,Q,E]: [G,n]."""
         return self.scorer(query, key)

@@ -85,8 +85,10 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"A budget {budget} needs a compressor: add --compressor NAME. See: langdc compressors")
     chosen = member_of(options.compressor, budget) if options.compressor else {}
     if options.kv:
-        if "kv" in chosen:
-            raise ValueError(f"--compressor {options.compressor} works in the cache already; leave out --kv.")
+        if chosen and "compressor" not in chosen:
+            raise ValueError(
+                f"--compressor {options.compressor} works inside the language model already; leave out --kv."
+            )
         chosen["kv"] = {"name": options.kv, **budget}
     return {**chosen, "backbone": shared.backbone(options)}
 

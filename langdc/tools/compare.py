@@ -21,6 +21,7 @@ from langdc.config import MemberConfig
 from langdc.jsonl import check_output, write_text
 from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
+from langdc.layercompressors import layercompressors
 from langdc.log import screen
 from langdc.model import build_compressor
 from langdc.pipeline import OpenVideo, VideoLM
@@ -30,6 +31,8 @@ from langdc.types import Answer
 from langdc.video import jpeg_url
 
 _SHOWN_STEPS, _STEPS_PER_ROW, _HEIGHT, _DARK = 16, 8, 96, 0.22
+_INSIDE: Mapping[str, Any] = {"layers": layercompressors, "kv": kvcompressors}
+"""What works inside the language model, by the keyword of `VideoLM`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,14 +92,16 @@ class _Compared:
 
 
 def member_of(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:
-    """{"compressor": ...} or {"kv": ...} for a name of either zoo; ValueError if there is none.
+    """{"compressor": ...}, {"layers": ...} or {"kv": ...} for a name of a zoo; ValueError if there is none.
 
-    A name of both is a token compressor; "kv:random" is the other.
+    A name of several is a token compressor; "kv:random" is the other.
     """
-    if name.startswith("kv:"):
-        return {"kv": {"name": name.removeprefix("kv:"), **budget}}
-    if name in kvcompressors.names() and name not in compressors.names():
-        return {"kv": {"name": name, **budget}}
+    kind, colon, rest = name.partition(":")
+    if colon and kind in _INSIDE:
+        return {kind: {"name": rest, **budget}}
+    for kind, zoo in _INSIDE.items():
+        if name in zoo.names() and name not in compressors.names():
+            return {kind: {"name": name, **budget}}
     compressors.get(name)  # its error says what there is
     return {"compressor": {"name": name, **budget}}
 
@@ -104,7 +109,8 @@ def member_of(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:
 def _training_free() -> list[str]:
     """All compressors that take a budget and need no training, as names of `member_of`."""
     budgeted = [n for n in compressors.names() if "keep" in inspect.signature(compressors.get(n)).parameters]
-    return budgeted + [f"kv:{name}" if name in compressors.names() else name for name in kvcompressors.names()]
+    inside = [(kind, name) for kind, zoo in _INSIDE.items() for name in zoo.names()]
+    return budgeted + [f"{kind}:{name}" if name in compressors.names() else name for kind, name in inside]
 
 
 def _compare(
@@ -117,8 +123,9 @@ def _compare(
     for name in names:
         try:
             chosen = member_of(name, budget)
-            if "kv" in chosen:
-                other = VideoLM(lm.model, kv=kvcompressors.build(**chosen["kv"]))
+            inside = {kind: zoo.build(**chosen[kind]) for kind, zoo in _INSIDE.items() if kind in chosen}
+            if inside:
+                other = VideoLM(lm.model, **inside)
             else:
                 other = VideoLM(lm.model, build_compressor(MemberConfig(**chosen["compressor"]), lm.model.backbone))
             yield _asked(name, other, video, question, **generation)
@@ -145,7 +152,8 @@ def _kept(lm: VideoLM, video: OpenVideo, question: str) -> Tensor | None:
     shape = features.projected[0].values.shape[:3]
     if len(lm.compress([(video, question)])[0].tokens) > len(source) + 1:
         return None  # newlines stand between the tokens
-    share = _shares(lm, video, question, len(source)) if lm.kv is not None else torch.ones(len(source))
+    inside = lm.kv is not None or lm.layers is not None
+    share = _shares(lm, video, question, len(source)) if inside else torch.ones(len(source))
     mask = torch.zeros(shape.numel())
     first = source.cpu() < shape.numel()  # later streams have grids of their own
     mask[source.cpu()[first]] = share[first]

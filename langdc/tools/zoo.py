@@ -11,6 +11,7 @@ from langdc.compressors import compressors
 from langdc.frameselectors import frameselectors
 from langdc.kvcompressors import kvcompressors
 from langdc.kvcompressors.scorers import scorers
+from langdc.layercompressors import layercompressors
 from langdc.log import screen
 
 _NEEDS = {"question": "question", "saliency": "encoder attention"}
@@ -43,11 +44,14 @@ class _Entry(NamedTuple):
 
 
 def _entries() -> list[_Entry]:
-    """All frame selectors, then compressors: before the language model, learned, in its cache; each group by name."""
+    """All frame selectors, then compressors: before the language model, learned, between its layers, in its cache; each
+    group by name.
+    """
     frames = [_frame_entry(name, frameselectors.get(name)) for name in frameselectors.names()]
     before = [_token_entry(name, compressors.get(name)) for name in compressors.names()]
+    layers = [_layer_entry(name, layercompressors.get(name)) for name in layercompressors.names()]
     cache = [_kv_entry(name, kvcompressors.get(name)) for name in kvcompressors.names()]
-    return frames + sorted(before, key=lambda entry: entry.site) + cache
+    return frames + sorted(before, key=lambda entry: entry.site) + layers + cache
 
 
 def _frame_entry(name: str, kind: Any) -> _Entry:
@@ -59,6 +63,11 @@ def _token_entry(name: str, kind: Any) -> _Entry:
     stated = kind.needs if isinstance(getattr(kind, "needs", None), frozenset) else frozenset()  # some know it later
     needs = ["training"] * learned + [text for need, text in _NEEDS.items() if need in stated]
     return _Entry(name, "learned" if learned else "before the LLM", ", ".join(needs) or "-", *_published(kind))
+
+
+def _layer_entry(name: str, kind: Any) -> _Entry:
+    needs = ["question"] * ("question" in kind.needs) + ["attention"] * bool(kind.needs & {"last", "question"})
+    return _Entry(name, "LLM layers", ", ".join(needs) or "-", *_published(kind))
 
 
 def _kv_entry(name: str, kind: Any) -> _Entry:

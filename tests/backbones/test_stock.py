@@ -11,11 +11,14 @@ from langdc import compressors
 from langdc.backbones import backbones
 from langdc.backbones.inputs import read_prompt
 from langdc.backbones.stock import StockBackbone
+from langdc.flops import language_model_flops, reading_flops
 from langdc.generate import Continuation
 from langdc.kvcompressors import kvcompressors
+from langdc.layercompressors import layercompressors
 from langdc.prefill import PrefillOutput
 from langdc.types import Frames, VideoTokens
 from tests import stock
+from tests.hidden import Noted, all_but
 
 SAME = {"qwen2_vl": {"positions": "transformers"}, "qwen2_5_vl": {"positions": "transformers"},
         "qwen3_vl": {"positions": "transformers"}, "llava_onevision": {},
@@ -50,11 +53,11 @@ def tokens_of(backbone: StockBackbone, media: list[Frames], compressor=None) -> 
     return videos, [backbone.append_newline_tokens(squeeze.one(video), video) for video in videos]
 
 
-def read(backbone: StockBackbone, media: list[Frames], compressor=None, kv=None) -> PrefillOutput:
+def read(backbone: StockBackbone, media: list[Frames], compressor=None, kv=None, layers=None) -> PrefillOutput:
     videos, tokens = tokens_of(backbone, media, compressor)
     prompt = backbone.prompt(stock.conversation(media), media=videos)
     steps = [video.projected[0].values.shape[0] for video in videos]
-    return read_prompt(backbone, prompt, tokens, kv, [len(frames) for frames in media], steps)
+    return read_prompt(backbone, prompt, tokens, kv, [len(frames) for frames in media], steps, layers)
 
 
 @pytest.mark.parametrize("mix", MEDIA)
@@ -158,6 +161,32 @@ def test_keys_are_dropped_on_every_backbone(backbone: StockBackbone, name: str, 
         assert keys < before
     assert found.cache.held_bytes < whole.cache.held_bytes
     assert torch.isfinite(found.logits).all()
+    assert len(Continuation(found).generate(max_new_tokens=4, eos_token_id=[], pad_token_id=0)[0]) == 4
+
+
+@pytest.mark.parametrize("method", layercompressors.names())
+def test_rows_are_dropped_between_layers_on_every_backbone(backbone: StockBackbone, name: str, method: str) -> None:
+    """Of the videos; what goes on is what the stock model makes of it with all others hidden."""
+    media = [stock.clip(1), stock.clip(5, count=1), stock.clip(2)]
+    settings = {"layer": 1} if method == "holitom_inner" else {}
+    whole = read(backbone, media)
+    same = read(backbone, media, layers=layercompressors.build(method, keep=1.0, **settings))
+    assert torch.equal(same.logits, whole.logits) and same.calls == whole.calls
+    inner = Noted(layercompressors.build(method, keep=0.5, **settings))
+    found = read(backbone, media, layers=inner)
+    keys, total = found.keys_per_layer, whole.keys_per_layer[0]
+    shown = [
+        len(tokens) for tokens, frames in zip(tokens_of(backbone, media)[1], media, strict=True) if len(frames) > 1
+    ]
+    assert 0.4 * sum(shown) < sum(keys) / len(keys) - (total - sum(shown)) <= 0.5 * sum(shown)
+    assert [n for n, cached, layers in found.calls for _ in range(layers) if cached == 0] == keys and keys[0] == total
+    first, more = (reading_flops(backbone, one.calls, 0, 0)["prefill"] for one in (found, whole))
+    config = backbone.language_model.config.get_text_config()
+    each = [language_model_flops(config, n, predictions=0) / config.num_hidden_layers for n in keys]
+    assert first == pytest.approx(sum(each) + language_model_flops(config, 0)) and first < more
+    with all_but(backbone.text_model, found.kept_rows, total, 0, inner.merged):
+        expected = stock.stock_logits(backbone, stock.stock_inputs(backbone, name, media))
+    torch.testing.assert_close(found.logits, expected, atol=1e-4, rtol=1e-4)
     assert len(Continuation(found).generate(max_new_tokens=4, eos_token_id=[], pad_token_id=0)[0]) == 4
 
 

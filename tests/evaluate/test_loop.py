@@ -302,7 +302,7 @@ def test_a_control_on_the_wrong_model_says_so(prepared: Path, tmp_path: Path):
     [
         ([{"name": "a", "model": "m"}, {"name": "a", "model": "m"}], "names of entries must differ"),
         ([{"name": "a", "model": "m", "control": "uniform_frames"}], "name the entry that has it: match"),
-        ([{"name": "a", "model": "m", "match": "b"}], "match belongs to a compressor, a kv, or a control"),
+        ([{"name": "a", "model": "m", "match": "b"}], "match belongs to a compressor, layers, a kv, or a control"),
         ([{"name": "a", "model": "m", "control": "uniform_frames", "match": "b"}], "entries before it"),
         ([{"name": "../a", "model": "m"}], "pattern"),
     ],

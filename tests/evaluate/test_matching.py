@@ -52,6 +52,8 @@ def matched(prepared: Path, others: Path, tmp_path_factory: pytest.TempPathFacto
         {"name": "snapkv", "kv": {"name": "snapkv"}, "limit": 2},
         {"name": "both", "compressor": {"name": "uniform", "keep": 0.5}, "kv": {"name": "pivotkv"}, "limit": 1},
         {"name": "control", "control": "random_tokens"},
+        {"name": "most", "compressor": {"name": "vidcom2", "keep": 0.6}, "match": None},
+        {"name": "fastv", "layers": {"name": "fastv"}, "match": "most", "limit": 2},
     ]
     config = _config(prepared, others, out, *more)
     return evaluate(config, _task(config)).directory
@@ -99,6 +101,32 @@ def test_bytes_in_the_cache_are_matched_on_the_common_videos(matched: Path, row:
     assert read == {16 * 13 if row == "snapkv" else 8 * 13}  # all of the pool's tokens, or those of every other frame
 
 
+def test_bytes_of_rows_dropped_between_layers_are_matched(matched: Path):
+    own, other = _answers(matched, "fastv"), _answers(matched, "most")
+    budget = _line(matched, "fastv", "budget")
+    assert budget["measure"] == "kv_bytes" and budget["equal"] and len(own) == 2 * len(other) // 3
+    assert {line["tokens"] for line in own.values()} == {16 * 13}  # all are read by the first layer
+
+
+def test_a_cost_below_that_of_the_layers_that_read_all_is_told(prepared: Path, others: Path, tmp_path: Path):
+    config = _config(prepared, others, tmp_path / "eval", {"name": "fastv", "layers": {"name": "fastv"}})
+    with pytest.raises(ValueError, match=r"lets 1 of 3 layers read all 208 tokens .* Set keep to at least 0.337"):
+        evaluate(config, _task(config))
+
+
+def test_a_budget_that_cannot_be_met_fails_its_questions_alone(prepared: Path, tmp_path: Path):
+    pool = str(prepared / "pool")
+    entries = [
+        {"name": "half", "model": pool, "layers": {"name": "pyramiddrop", "keep": 0.6}},
+        {"name": "few", "model": pool, "layers": {"name": "fastv", "keep": 0.1}},
+    ]
+    config = runs.config(prepared, entries=entries, reference=None, output=str(tmp_path / "eval"), timing_videos=0)
+    folder = evaluate(config, _task(config)).directory
+    failed = {name: {line["failed"] for line in _answers(folder, name).values()} for name in ("half", "few")}
+    assert failed == {"half": {False}, "few": {True}}
+    assert all("Set keep to at least" in line["reason"] for line in _answers(folder, "few").values())
+
+
 def test_bytes_are_those_that_a_cache_holds(prepared: Path):
     lm = VideoLM.from_pretrained(prepared / "pool")
     video = lm.open(prepared / "data" / "videos" / "v0.mp4")
@@ -124,6 +152,17 @@ def test_dropped_keys_are_not_counted(prepared: Path):
     assert held is not None and max(held) < 60 < read
     assert thinned.kv_bytes / whole.kv_bytes == pytest.approx(sum(held) / len(held) / read)
     assert thinned.kv_text_bytes == whole.kv_text_bytes
+
+
+def test_the_part_inside_the_model_has_the_budget(prepared: Path):
+    """The compressor before it keeps its own."""
+    parts = {"compressor": {"name": "holitom_outer", "keep": 0.5}, "layers": {"name": "holitom_inner", "layer": 1}}
+    row = EntryConfig.model_validate({"name": "both", "model": "m", "match": "other", **parts})
+    lm = VideoLM.from_pretrained(prepared / "pool")
+    video = with_parts(lm, row, 30).open(prepared / "data" / "videos" / "v0.mp4")
+    answer, text = video.ask("what moves ?", max_new_tokens=1), len(lm.prompt("what moves ?", video).ids)
+    assert 30 < answer.tokens <= 16 * 13 // 2 and answer.keys_per_layer[0] == text + answer.tokens
+    assert text + 29 < sum(answer.keys_per_layer) / 3 <= text + 30
 
 
 def test_a_method_chooses_among_the_pools_own_tokens():
@@ -243,8 +282,10 @@ def test_budgets_are_compared_on_what_both_were_asked():
         ({"compressor": {"name": "random", "keep": 0.5}}, "match sets the budget, so leave out keep"),
         ({"kv": {"name": "snapkv", "tokens": 9}}, "match sets the budget, so leave out tokens"),
         ({"kv": {"name": "snapkv"}, "control": "random_tokens"}, "takes no kv"),
-        ({}, "match belongs to a compressor, a kv, or a control"),
-        ({"control": "caption_text"}, "match belongs to a compressor, a kv, or a control"),
+        ({"layers": {"name": "fastv"}, "control": "random_tokens"}, "takes no kv and no layers"),
+        ({"layers": {"name": "fastv", "keep": 0.5}}, "match sets the budget, so leave out keep"),
+        ({}, "match belongs to a compressor, layers, a kv, or a control"),
+        ({"control": "caption_text"}, "match belongs to a compressor, layers, a kv, or a control"),
     ],
 )
 def test_rows_that_cannot_be_matched_are_refused(prepared: Path, others: Path, tmp_path: Path, row, message):

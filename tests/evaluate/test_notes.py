@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from langdc import jsonl
-from langdc.config import check
+from langdc.config import MemberConfig, check
 from langdc.evaluate import tasks
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.models import OwnCompressor
@@ -58,6 +58,17 @@ def test_a_sweep_lacks_nothing(tmp_path: Path):
     assert missing_controls(rows) == [] and not any("Controls" in note for note in notes(rows))
     assert "Controls missing" not in as_markdown(rows) + page(rows)
     assert {line["controls_missing"] for line in csv.DictReader(io.StringIO(as_csv(rows)))} == {""}
+
+
+def test_layer_compressors_in_a_sweep_are_methods_inside_the_model(tmp_path: Path):
+    method = {"name": "both", "compressor": {"name": "dycoke", "keep": 0.5}, "layers": {"name": "dart", "layer": 1}}
+    config = _config(sweep=_sweep(methods=["layers:fastv", method], budgets=[0.5]))
+    found = {row.name: row for row in config.all_entries}
+    assert list(found)[-2:] == ["fastv 50%", "both 50%"] and "random keys 50%" in found
+    assert found["fastv 50%"].layers == MemberConfig(name="fastv", keep=0.5)
+    both = found["both 50%"]
+    assert both.layers == MemberConfig(name="dart", layer=1, keep=0.5) and both.compressor.settings == {"keep": 0.5}
+    assert missing_controls(_asked(tmp_path / "run", config)) == []
 
 
 def test_a_sweep_told_to_leave_them_out_says_so_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

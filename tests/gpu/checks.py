@@ -18,7 +18,7 @@ from langdc import steps
 from langdc.conformance import prompts
 from langdc.conformance.candidates import Candidate
 from langdc.conformance.test_compressor import _training
-from langdc.interfaces import KVCompressor
+from langdc.interfaces import KVCompressor, LayerCompressor, Rows
 from langdc.model import VideoModel
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.types import Chunk, Context, VideoFeatures
@@ -134,6 +134,34 @@ def reading(kind: str, device: torch.device, candidate: Candidate | None = None)
     plain = error(_plain(kind, device, LOW), _plain(kind, device, torch.float32))
     measured = error(found.logits, exact.logits)
     assert 0 < measured <= 2 * plain, f"{measured:.4f} where the plain model has {plain:.4f}"
+
+
+def layers(candidate: Candidate, device: torch.device) -> None:
+    """Most rows that go on after each layer are those of float32; logits after a prompt of which these go on."""
+    exact, own = (_between(device, dtype, candidate.make(keep=0.75)) for dtype in (torch.float32, LOW))
+    assert own.keys_per_layer == exact.keys_per_layer
+    assert _common(own.kept_rows, exact.kept_rows) >= COMMON_KEYS
+    found, wanted = (_between(device, dtype, _Given(exact.kept_rows)).logits for dtype in (LOW, torch.float32))
+    plain = error(_plain("sections", device, LOW), _plain("sections", device, torch.float32))
+    assert 0 < error(found, wanted) <= 2 * plain
+
+
+def _between(device: torch.device, dtype: torch.dtype, compressor: LayerCompressor) -> Any:
+    model, words = _placed_model("sections", device, dtype)
+    return prompts.read("sections", None, words, model, layers=compressor, chunk_tokens=None, frame_tokens=None)
+
+
+class _Given(LayerCompressor):
+    """Lets the rows [n] go on that each layer has."""
+
+    def __init__(self, rows: Sequence[Tensor]) -> None:
+        self.rows = rows
+
+    def begin(self, rows: Rows) -> list[int]:
+        return list(range(rows.layers - 1))
+
+    def keep(self, layer: int, rows: Rows) -> Rows:
+        return rows.take(torch.isin(rows.index, self.rows[layer + 1]).nonzero()[:, 0])
 
 
 def _placed_model(kind: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from langdc.conformance.prompts import KINDS
 from tests.contract import grid
 from tests.contract.test_compressors import candidates
 from tests.contract.test_kvcompressors import CANDIDATES
+from tests.contract.test_layercompressors import CANDIDATES as LAYER_CANDIDATES
 from tests.contract.test_training import FAST
 from tests.gpu import checks
 
@@ -35,6 +36,11 @@ def test_chunked_reading(kind: str, device: torch.device) -> None:
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=str)
 def test_kv_compressors(candidate: Candidate, device: torch.device) -> None:
     checks.reading("sections", device, candidate)
+
+
+@pytest.mark.parametrize("candidate", LAYER_CANDIDATES, ids=str)
+def test_layer_compressors(candidate: Candidate, device: torch.device) -> None:
+    checks.layers(candidate, device)
 
 
 @pytest.mark.parametrize(("name", "member"), [pytest.param(*pair, id="-".join(pair)) for pair in FAST])

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from langdc.cli import main
+from langdc.layercompressors import layercompressors
 from langdc.tools.compare import _strip as strip
 from tests import stock
 
@@ -34,7 +35,9 @@ def test_every_compressor_gets_a_line_and_a_strip(mp4: Path, tmp_path: Path, cap
     for name in ("identity", "random", "uniform", "vidcom2", "dpselect", "fastvid", "pivotkv", "flexreduc"):
         assert re.search(rf"^{name}\s+\d+\s+\d+", said, re.MULTILINE), said
         assert f"<h2>{name} " in text
-    assert text.count("data:image/jpeg;base64,") == text.count("<h2>") - 1, "all but ma_lmm, whose tokens are new"
+    assert text.count("data:image/jpeg;base64,") == text.count("<h2>") - 1 - len(layercompressors.names()), (
+        "all but ma_lmm, whose tokens are new, and those that let one of three layers read all"
+    )
     assert "http" not in text.replace("http-equiv", "")
 
 
@@ -58,6 +61,23 @@ def test_a_strip_is_dark_where_patches_were_dropped() -> None:
     lit = image[:, :, 0] > 100
     assert lit[: height // 2, :width].all() and not lit[height // 2 :, :width].any()
     assert lit[:, width + 2 * width // 3 + 2 :].all() and not lit[:, width : width + 2 * width // 3 - 2].any()
+
+
+def test_layer_compressors_by_name_and_what_one_cannot_meet(mp4: Path, tmp_path: Path, capsys) -> None:
+    page = tmp_path / "out.html"
+    more = ("--keep", "0.6", "--compressors", "fastv", "layers:pyramiddrop", "holitom_inner", "--out", str(page))
+    assert command("compare", mp4, *more) == 0
+    said, text = " ".join(capsys.readouterr().out.split()), page.read_text()
+    assert re.search(r"fastv \d+ \d+", said) and re.search(r"layers:pyramiddrop \d+ \d+", said), said
+    assert text.count("data:image/jpeg;base64,") == 3  # with the uncompressed
+    assert "HoliTomInner lets 2 of 3 layers read all" in said
+
+
+def test_ask_drops_rows_between_layers(mp4: Path, capsys) -> None:
+    assert command("ask", mp4, "--compressor", "fastv", "--keep", "0.5") == 0
+    assert "keys per layer" in capsys.readouterr().out
+    assert command("ask", mp4, "--compressor", "fastv", "--keep", "0.1") == 2
+    assert "Set keep to at least" in " ".join(capsys.readouterr().err.split())
 
 
 def test_pictures_of_the_page_can_be_opened(mp4: Path, tmp_path: Path) -> None:
@@ -90,6 +110,8 @@ def test_ask_drops_keys_by_name_or_beside_another(mp4: Path, capsys) -> None:
         (("--compressor", "vidcom2"), "A budget is either keep"),
         (("--compressor", "vidcom2", "--keep", "1.5"), "not in (0, 1]"),
         (("--compressor", "pivotkv", "--kv", "snapkv", "--keep", "0.5"), "leave out --kv"),
+        (("--compressor", "fastv", "--kv", "snapkv", "--keep", "0.5"), "leave out --kv"),
+        (("--compressor", "layers:fast", "--keep", "0.5"), "Did you mean 'fastv'"),
         (("--backbone", "llava_video"), "this backbone is for"),
     ],
 )

@@ -6,9 +6,10 @@ from langdc.cli import main
 from langdc.compressors import compressors
 from langdc.frameselectors import frameselectors
 from langdc.kvcompressors import kvcompressors
+from langdc.layercompressors import layercompressors
 from langdc.tools.zoo import _entries as entries
 
-ZOOS = (frameselectors, compressors, kvcompressors)
+ZOOS = (frameselectors, compressors, layercompressors, kvcompressors)
 
 
 def test_every_member_is_listed_once() -> None:

@@ -1,0 +1,89 @@
+"""The zoo of layer compressors, and what they share. Letters: D width, L layers, n rows, m of them video."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from langdc.budget import Budget
+from langdc.interfaces import LayerCompressor, Rows
+from langdc.registry import Registry
+
+layercompressors: Registry[LayerCompressor] = Registry("layercompressor", LayerCompressor)
+
+
+class BudgetedLayers(LayerCompressor):
+    """A layer compressor with a budget of the video's rows that a layer reads, on average over all layers.
+
+    `keep`: the fraction of them, or `tokens`: their number, of all videos of the prompt together. A budget that covers
+    them changes nothing. ValueError for one that is used up by the layers that read all.
+    """
+
+    def __init__(self, keep: float | None = None, tokens: int | None = None) -> None:
+        self.budget = Budget(keep, tokens)
+
+    def counts(self, rows: Rows, first: Sequence[int]) -> list[int]:
+        """How many rows of the video the layers read from each of the layers `first` on; none if nothing is dropped.
+        Each stage keeps the same fraction of the stage before, the largest with which the budget is not exceeded.
+        """
+        total, layers = len(rows.video), rows.layers
+        if self.budget.covers(rows.shown):
+            return []
+        if first[0] < 1 or first[-1] >= layers or list(first) != sorted(set(first)):
+            raise ValueError(f"Rows are dropped before layers {list(first)}; give ascending ones of 1 to {layers - 1}.")
+        lengths = [stop - start for start, stop in zip(first, [*first[1:], layers], strict=True)]
+        budget = self.budget.share(rows.shown) * total
+        allowed = budget * layers - first[0] * total
+        if allowed < layers - first[0]:
+            least = (first[0] * total + layers - first[0]) / layers / total
+            raise ValueError(
+                f"{type(self).__name__} lets {first[0]} of {layers} layers read all {total} tokens of a video, on "
+                f"average {first[0] * total / layers:.0f}; a budget of {budget:.0f} is less. Set keep to at least "
+                f"{math.ceil(least * 1000) / 1000}, or drop after an earlier layer."
+            )
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            share = (low + high) / 2
+            used = sum(length * max(1.0, total * share**stage) for stage, length in enumerate(lengths, 1))
+            low, high = (share, high) if used <= allowed else (low, share)
+        found = [max(1, int(total * low**stage + 1e-6)) for stage in range(1, len(first) + 1)]
+        spare = int(allowed - sum(n * length for n, length in zip(found, lengths, strict=True)) + 1e-6)
+        for stage in reversed(range(len(found))):  # what rounding down left
+            most = total if stage == 0 else found[stage - 1]
+            more = min(spare // lengths[stage], most - found[stage])
+            found[stage], spare = found[stage] + more, spare - more * lengths[stage]
+        return found
+
+
+class OneLayer(BudgetedLayers):
+    """Drops rows once, before `layer`, by default as deep as `usual` says: a layer, of how many."""
+
+    usual: ClassVar[tuple[int, int]] = (2, 32)
+
+    def __init__(self, keep: float | None = None, tokens: int | None = None, layer: int | None = None) -> None:
+        super().__init__(keep, tokens)
+        self.layer = layer
+
+    def begin(self, rows: Rows) -> list[int]:
+        layer = self.layer if self.layer is not None else part_of(rows.layers, *self.usual)
+        self.left = self.counts(rows, [layer])
+        return [layer - 1] if self.left else []
+
+
+def part_of(layers: int, layer: int, of: int) -> int:
+    """The layer of `layers` that is as deep as `layer` of `of`, the first one excepted."""
+    return min(max(1, round(layer * layers / of)), layers - 1)
+
+
+def going_on(rows: Rows, video: Tensor) -> Rows:
+    """Text, and the rows at the places `video` [m]."""
+    mask = rows.video_id < 0
+    mask[video] = True
+    return rows.take(mask.nonzero()[:, 0])
+
+
+def best_of_video(rows: Rows, score: Tensor, count: int) -> Tensor:
+    """The places of the `count` video rows with the highest `score` [m], ascending; of equals, the earlier wins."""
+    order = score.argsort(descending=True, stable=True)[:count]
+    return rows.video[order.sort().values]

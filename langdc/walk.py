@@ -1,0 +1,172 @@
+"""One call of a language model, layer by layer, with a layer compressor that drops rows on the way.
+
+The layers are those of the stock model, which is called as it is everywhere else.
+Letters: A rotary axes, D width, h query heads, G key heads, E head width, K keys cached, n rows, q rows that ask.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from langdc.attention import Observer
+from langdc.devices import at_once
+from langdc.flops import Counted
+from langdc.interfaces import LayerCompressor, Rows
+from langdc.kvcache import KVCache
+
+KNOWN = ("llama", "mistral", "phi3", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
+"""Text models that do nothing between embeddings, layers and the last norm, but for DeepStack."""
+
+NEEDS = frozenset({"last", "question", "next", "keys", "normed"})
+
+
+class Walk:
+    """Reads rows of a prompt. `work`: per run of layers the rows read, the keys cached before on average, and how many
+    layers; `scoring_flops`: what the compressor took.
+    """
+
+    def __init__(
+        self,
+        text_model: PreTrainedModel,
+        compressor: LayerCompressor,
+        cache: KVCache,
+        observer: Observer,
+        arguments: Callable[[Tensor], Mapping[str, Any]] | None,
+    ) -> None:
+        kind = text_model.config.model_type
+        if kind not in KNOWN:
+            raise ValueError(
+                f"The language model is a {kind!r}; {type(compressor).__name__} works between the layers of "
+                f"{', '.join(KNOWN)}. Take a compressor before the language model or of its cache."
+            )
+        if unknown := compressor.needs - NEEDS:
+            raise ValueError(
+                f"{type(compressor).__name__} needs {sorted(unknown)}; there is {', '.join(sorted(NEEDS))}."
+            )
+        self.model: Any = text_model
+        self.compressor, self.cache, self.observer, self.arguments = compressor, cache, observer, arguments
+        self.work: list[tuple[int, float, int]] = []
+        self.came: list[Tensor | None] = []
+        """Per layer so far, which of the rows came to it [n]; None: all."""
+        self.scoring_flops = 0.0
+        self._rows: Rows | None = None  # of the layer at work, where something of it is needed
+
+    def read(self, rows: Rows, positions: Tensor) -> Tensor:
+        """Read `rows` at `positions` [A,1,n]: the last one's state [D]."""
+        came, needs = None, self.compressor.needs
+        at = frozenset(self.compressor.begin(rows))
+        if not at <= set(range(rows.layers)):
+            name = type(self.compressor).__name__
+            raise ValueError(f"{name} drops rows after layers {sorted(at)}; there are 0 to {rows.layers - 1}.")
+        at -= {rows.layers - 1}  # nothing follows
+        turned = self.model.rotary_emb(rows.states[None], positions if len(positions) > 1 else positions[0])
+        extra = self._extra(rows.index)
+        for number, layer in enumerate(self.model.layers):
+            self._note_work(len(rows.index), self.cache.layers[number].get_seq_length())
+            self.came.append(came)
+            self._rows = rows if number in at else None
+            options = {"past_key_values": self.cache, "use_cache": True, "observer": self}
+            states = layer(rows.states[None], attention_mask=None, position_embeddings=turned, **options)[0]
+            if number < len(extra.get("deepstack_visual_embeds", ())):
+                states[extra["visual_pos_masks"][0]] += extra["deepstack_visual_embeds"][number].to(states)
+            if number not in at:
+                rows = replace(rows, states=states)
+                continue
+            with Counted() as counted:
+                assert self._rows is not None
+                rows = replace(self._rows, states=states, normed=self.model.norm(states) if "normed" in needs else None)
+                if "next" in needs:
+                    rows = replace(rows, attention=self._of_next(number + 1, rows, turned))
+                kept = self.compressor.keep(number, rows)
+            self.scoring_flops += counted.total
+            places = self._checked(rows, kept, number)
+            rows = replace(rows.take(places), states=kept.states)
+            came = places if came is None else came[places]
+            turned = tuple(part[:, places] for part in turned)
+            self.cache.narrow(number + 1, places)
+            extra = self._extra(rows.index)
+        return self.model.norm(rows.states[-1])
+
+    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What the observer behind this one returns; notes what the compressor needs of a layer."""
+        query = self.observer.before_attention(layer, query, key, value)
+        if self._rows is not None:
+            if "keys" in self.compressor.needs:
+                self._rows = replace(self._rows, keys=key[0, :, -query.shape[2] :])
+            if "next" not in self.compressor.needs and self.compressor.needs & {"last", "question"}:
+                with Counted() as counted:
+                    self._rows = replace(self._rows, attention=self._paid(query, key, self._rows))
+                self.scoring_flops += counted.total
+        return query
+
+    def _paid(self, query: Tensor, key: Tensor, rows: Rows) -> Tensor:
+        places = torch.arange(len(rows.index), device=rows.index.device)
+        return paid_attention(query, key, rows.question if "question" in self.compressor.needs else places[-1:])
+
+    def _of_next(self, number: int, rows: Rows, turned: Any) -> Tensor:
+        """The attention that these rows would pay in the next layer; its attention is left before it computes more."""
+        layer, probe = self.model.layers[number], _Probe()
+        with suppress(_Seen):
+            states = layer.input_layernorm(rows.states[None])
+            layer.self_attn(states, position_embeddings=turned, attention_mask=None, observer=probe)
+        past, key = self.cache.layers[number].keys, probe.key
+        return self._paid(probe.query, key if past is None else torch.cat([past, key], 2), rows)
+
+    def _extra(self, index: Tensor) -> Mapping[str, Any]:
+        return self.arguments(index) if self.arguments else {}
+
+    def _note_work(self, read: int, cached: int) -> None:
+        if self.work and self.work[-1][:2] == (read, cached):
+            self.work[-1] = (read, cached, self.work[-1][2] + 1)
+        else:
+            self.work.append((read, cached, 1))
+
+    def _checked(self, rows: Rows, kept: Rows, layer: int) -> Tensor:
+        """The places of the rows kept; ValueError if they are not what a layer compressor may keep."""
+        places = torch.searchsorted(rows.index, kept.index).clamp(max=len(rows.index) - 1)
+        text = rows.video_id < 0
+        fine = (rows.index[places] == kept.index).all() & (text[places].sum() == text.sum())
+        fine &= (kept.index.diff() > 0).all()
+        if len(kept.states) != len(kept.index) or not fine:
+            raise ValueError(
+                f"{type(self.compressor).__name__} kept {len(kept.index)} of {len(rows.index)} rows after layer "
+                f"{layer}: they must be some of them, in their order, with all text and the last."
+            )
+        return places
+
+
+class _Seen(Exception):
+    """Leaves an attention layer once its queries and keys are known."""
+
+
+class _Probe:
+    query: Tensor
+    key: Tensor
+
+    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Note rotated queries and keys, and leave."""
+        self.query, self.key = query, key
+        raise _Seen
+
+
+def paid_attention(query: Tensor, key: Tensor, asking: Tensor) -> Tensor:
+    """Attention [q,n] that the rows `asking` [q] of queries [1,h,n,E], the last n of keys [1,G,K,E], paid to these n,
+    causal, averaged over heads, in float32. Some heads are computed at a time.
+    """
+    count, keys = query.shape[2], key.shape[2]
+    groups = key.shape[1]
+    asked = query[0][:, asking].unflatten(0, (groups, -1))  # [G,h/G,q,E]
+    hidden = torch.arange(keys, device=key.device) > (asking + keys - count)[:, None]
+    total = torch.zeros(len(asking), count, device=key.device)
+    step = at_once(4 * keys * asked.shape[1:3].numel(), key.device)
+    for some in torch.arange(groups).split(step):
+        part = slice(int(some[0]), int(some[-1]) + 1)
+        scores = torch.einsum("gjqe,gke->gjqk", asked[part], key[0, part]).float() * query.shape[-1] ** -0.5
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        total += weights[..., keys - count :].sum((0, 1))
+    return total / query.shape[1]

@@ -1,0 +1,179 @@
+"""Each layer compressor against its literal version, and how a budget becomes numbers of rows."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from langdc.interfaces import Rows
+from langdc.layercompressors import build, layercompressors
+from langdc.layercompressors.base import BudgetedLayers
+from langdc.walk import paid_attention
+from tests.reference import layers as reference
+
+SHAPES = [(0, 9, 3), (3, 24, 6), (1, 40, 1), (7, 61, 9)]
+"""Rows before the video, of it, and after it."""
+LAYERS, WIDTH, HEADS, GROUPS, HEAD = 32, 12, 4, 2, 8
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rows_of(shape: tuple[int, int, int], layers: int = LAYERS) -> Rows:
+    before, shown, after = shape
+    length = before + shown + after
+    video_id = torch.full([length], -1)
+    video_id[before : before + shown] = 0
+    return Rows(noise(length, WIDTH).float(), torch.arange(length), video_id, layers, shown, after)
+
+
+def layer_of(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Queries [h,n,E] and keys [G,n,E] that tell rows apart."""
+    return 2 * noise(HEADS, len(rows.index), HEAD, seed=1), 2 * noise(GROUPS, len(rows.index), HEAD, seed=2)
+
+
+def seen(rows: Rows, query: Tensor, key: Tensor, asking: Tensor) -> Rows:
+    attention = paid_attention(query[None].float(), key[None].float(), asking)
+    return replace(rows, attention=attention, keys=key.float(), normed=noise(len(rows.index), 9, seed=3).float())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("name", "settings"), [("fastv", {"layer": 1}), ("pyramiddrop", {"at": (0.1,)})])
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
+def test_by_the_last_row(shape, name: str, settings: dict, keep: float) -> None:
+    rows, member = rows_of(shape), build(name, keep=keep, **settings)
+    (at,) = member.begin(rows)
+    query, key = layer_of(rows)
+    found = member.keep(at, seen(rows, query, key, torch.arange(len(rows.index))[-1:]))
+    count = int((keep * LAYERS - at - 1) * shape[1] / (LAYERS - at - 1) + 1e-6)
+    text = (rows.video_id < 0).nonzero()[:, 0].tolist()
+    expected = reference.by_last_row(query, key, rows.video.tolist(), count)
+    assert found.index.tolist() == sorted(text + expected)
+    assert torch.equal(found.states, rows.states[found.index]) and found.attention is None
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("recycle", [True, False])
+@pytest.mark.parametrize("count", [1, 4, 20, 39])
+def test_sparsevlm(shape, recycle: bool, count: int) -> None:
+    rows, count = rows_of(shape), min(count, shape[1] - 1)
+    member = build("sparsevlm", keep=0.5, stages=[count], after=[0], recycle=recycle)
+    assert member.begin(rows) == [0]
+    query, key = layer_of(rows)
+    asking = reference.raters(rows.states.double().tolist(), rows.video.tolist(), rows.question.tolist())
+    assert rows.question[member.raters].tolist() == asking
+    found = member.keep(0, seen(rows, query, key, rows.question))
+    expected = rows.states.double().tolist()
+    kept, means = reference.sparsevlm(expected, query, key, rows.video.tolist(), asking, count)
+    text = (rows.video_id < 0).nonzero()[:, 0].tolist()
+    assert found.index.tolist() == sorted(text + kept + (list(means) if recycle else []))
+    states = [means[i] if recycle and i in means else expected[i] for i in found.index.tolist()]
+    torch.testing.assert_close(found.states.double(), torch.tensor(states).double(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "sparsevlm", "holitom_inner"])
+def test_of_equals_the_earlier_go_on(name: str) -> None:
+    rows, member = rows_of((2, 24, 3)), build(name, keep=0.9, **({"recycle": False} if name == "sparsevlm" else {}))
+    at = member.begin(rows)[0]
+    found = member.keep(at, replace(rows, attention=torch.ones(3, len(rows.index))))
+    count = len(found.index) - 5
+    assert 0 < count < 24 and found.index.tolist() == [*range(2 + count), 26, 27, 28]
+
+
+def test_rows_that_all_questions_like_the_same_rate_all() -> None:
+    rows = rows_of((2, 9, 4))
+    rows.states[rows.question] = rows.states[-1].clone()
+    member = build("sparsevlm", keep=0.5)
+    member.begin(rows)
+    assert member.raters.all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
+def test_holitom(shape, keep: float) -> None:
+    rows, member = rows_of(shape), build("holitom_inner", keep=keep, layer=1)
+    (at,) = member.begin(rows)
+    query, key = layer_of(rows)
+    found = member.keep(at, seen(rows, query, key, torch.arange(len(rows.index))[-1:]))
+    states = rows.states.double().tolist()
+    merged = reference.halved(states, query, key, rows.video.tolist(), member.left[0])
+    text = (rows.video_id < 0).nonzero()[:, 0].tolist()
+    assert found.index.tolist() == sorted(text + list(merged))
+    expected = torch.tensor([merged.get(i, states[i]) for i in found.index.tolist()]).double()
+    torch.testing.assert_close(found.states.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("variant", ["fixed", "released"])
+@pytest.mark.parametrize(("keep", "pivots"), [(0.2, 4), (0.5, 4), (0.9, 4), (0.6, 1), (0.5, 7)])
+def test_dart(shape, variant: str, keep: float, pivots: int) -> None:
+    rows, member = rows_of(shape), build("dart", keep=keep, layer=1, variant=variant, pivots=pivots)
+    (at,) = member.begin(rows)
+    query, key = layer_of(rows)
+    given = seen(rows, query, key, rows.question)
+    found = member.keep(at, given)
+    normed, video, question = given.normed.double().tolist(), rows.video.tolist(), rows.question.tolist()
+    kept = reference.dart(normed, key, video, question, member.left[0], pivots, variant == "released")
+    text = (rows.video_id < 0).nonzero()[:, 0].tolist()
+    assert found.index.tolist() == sorted(text + kept)
+    assert len(kept) == member.left[0] or variant == "released"
+
+
+def test_released_numbers_of_rows() -> None:
+    """576 rows of 32 layers, as the authors' scripts have it."""
+    rows = rows_of((1, 576, 2))
+    pyramid = build("pyramiddrop", tokens=270)
+    assert pyramid.begin(rows) == [7, 15, 23] and list(pyramid.left.values()) == [288, 144, 72]
+    fastv = build("fastv", keep=(2 + 30 / 2) / 32)
+    assert fastv.begin(rows) == [1] and fastv.left == [288]
+    assert build("sparsevlm", keep=0.5).begin(rows) == [2, 6, 15]
+    assert build("dart", keep=0.5).begin(rows) == [1]
+    assert build("holitom_inner", keep=0.9).begin(rows_of((1, 576, 2), layers=28)) == [17]
+
+
+@pytest.mark.parametrize("first", [[1], [2, 3], [1, 5, 9, 11]])
+@pytest.mark.parametrize("keep", [0.2, 0.35, 0.61, 0.999])
+def test_numbers_of_rows_use_up_the_budget(first: list[int], keep: float) -> None:
+    rows = rows_of((1, 37, 2), layers=12)
+
+    class Any(BudgetedLayers):
+        begin = keep = None
+
+    Any.__abstractmethods__ = frozenset()
+    if keep * 12 <= first[0]:
+        with pytest.raises(ValueError, match=r"average .*Set keep to at least 0.\d+, or drop after an earlier layer"):
+            Any(keep).counts(rows, first)
+        return
+    counts = Any(keep).counts(rows, first)
+    lengths = [stop - start for start, stop in zip(first, [*first[1:], 12], strict=True)]
+    spare = keep * 12 * 37 - 37 * first[0] - sum(n * length for n, length in zip(counts, lengths, strict=True))
+    assert -1e-6 <= spare < lengths[0] or counts[0] == 37
+    assert counts[0] <= 37 and sorted(counts, reverse=True) == counts and counts[-1] >= 1
+
+
+@pytest.mark.parametrize("name", layercompressors.names())
+def test_a_budget_of_which_nothing_is_left(name: str) -> None:
+    member = build(name, tokens=1)
+    with pytest.raises(ValueError, match="Set keep to at least"):
+        member.begin(rows_of((1, 24, 3), layers=4))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("fastv", {"layer": 0}, "ascending ones of 1 to 31"),
+        ("fastv", {"layer": 32}, "ascending ones of 1 to 31"),
+        ("pyramiddrop", {"at": (0.5, 0.25)}, "ascending fractions"),
+        ("pyramiddrop", {"at": ()}, "ascending fractions"),
+        ("sparsevlm", {"stages": (3, 2)}, "there are 3 stages"),
+        ("sparsevlm", {"after": (5, 2)}, "ascending ones"),
+        ("dart", {"pivots": 0}, "at least 1"),
+        ("dart", {"variant": "old"}, "variant=.old.; allowed"),
+        ("fastv", {"tokens": 3}, "both"),
+    ],
+)
+def test_bad_settings(name: str, settings: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        build(name, keep=0.5, **settings).begin(rows_of((1, 24, 3)))
