@@ -130,6 +130,6 @@ def test_other_weights_of_the_scorer_are_another_evaluation(place: Path, tmp_pat
 
 
 def test_controls_take_no_selector(place: Path) -> None:
-    with pytest.raises(ValueError, match="a control takes no kv and no frames"):
+    with pytest.raises(ValueError, match="a control takes no layers, kv or frames"):
         entry = {"name": "text", "model": "m", "control": "caption_text", "frames": {"name": "uniform"}}
         config(place, Path("out"), entries=[entry])

@@ -281,8 +281,8 @@ def test_budgets_are_compared_on_what_both_were_asked():
     [
         ({"compressor": {"name": "random", "keep": 0.5}}, "match sets the budget, so leave out keep"),
         ({"kv": {"name": "snapkv", "tokens": 9}}, "match sets the budget, so leave out tokens"),
-        ({"kv": {"name": "snapkv"}, "control": "random_tokens"}, "takes no kv"),
-        ({"layers": {"name": "fastv"}, "control": "random_tokens"}, "takes no kv and no layers"),
+        ({"kv": {"name": "snapkv"}, "control": "random_tokens"}, "takes no layers, kv or frames"),
+        ({"layers": {"name": "fastv"}, "control": "random_tokens"}, "takes no layers, kv or frames"),
         ({"layers": {"name": "fastv", "keep": 0.5}}, "match sets the budget, so leave out keep"),
         ({}, "match belongs to a compressor, layers, a kv, or a control"),
         ({"control": "caption_text"}, "match belongs to a compressor, layers, a kv, or a control"),
