@@ -68,18 +68,14 @@ def _run(words: list[str], **more: str) -> int:
 
 def _check_names(command: str, arguments: list[str]) -> None:
     """ValueError for a model or a config that is not there, before the seconds that it takes to import torch."""
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    given = dict(itertools.pairwise([*words, "--"]))
-    lead = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    models = [given.get("--model"), given.get("--checkpoint"), *(lead[:1] if command == "export" else [])]
-    configs = [given.get(name) for name in ("--config", "--train", "--stage", "--eval")]
-    configs += lead if command in ("train", "eval", "plan", "data preview") else []
-    for model in models:
-        if model and not model.startswith("-") and ":" not in model and "--endpoint" not in given:
-            check_source(model)
-    for config in configs:
-        if config and not config.startswith("-") and "=" not in config:
-            find_config(config)
+    given = dict(itertools.pairwise(arguments))
+    first = next(iter(arguments), "--")
+    model = given.get("--model", first if command == "export" else "--")
+    config = given.get("--config", first if command in ("train", "eval", "plan") else "--")
+    if "/" in model and ":" not in model and "--endpoint" not in given:
+        check_source(model)
+    if not config.startswith("-") and "=" not in config:
+        find_config(config)
 
 
 def door(words: str, **more: str) -> Callable[..., int]:

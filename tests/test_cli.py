@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,43 +85,6 @@ def test_a_terminal_is_told_what_is_loaded_before_it_is(monkeypatch, capsys):
 
 def test_an_endpoint_names_its_models_as_it_likes():
     assert cli._check_names("data caption", ["v", "--endpoint", "http://h/v1", "--model", "/served/eye"]) is None
-
-
-WRONG_NAMES = (
-    "ask v.mp4 why --model nowhere",
-    "ask v.mp4 why --model=nowhere",
-    "ask v.mp4 why --model no/where/at/all",
-    "compare v.mp4 why --model nowhere",
-    "export nowhere out",
-    "train nowhere",
-    "train --config=nowhere",
-    "train sample/langdc/stage1 train.steps=3 nowhere",
-    "eval nowhere",
-    "plan nowhere --memory 40",
-    "data preview nowhere",
-    "data preview sample/langdc/stage1 --checkpoint nowhere",
-    "data features --eval nowhere",
-    "data check x.jsonl --config nowhere",
-)
-
-
-@pytest.mark.parametrize("words", WRONG_NAMES)
-def test_a_model_or_a_config_that_is_not_there_is_said_before_anything_heavy_is_imported(monkeypatch, capsys, words):
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: pytest.fail(f"{name} is imported"))
-    assert main(words.split()) == 2
-    assert re.match("error: There is no (file|checkpoint directory) '?no/?where", capsys.readouterr().err)
-
-
-def test_names_that_only_a_command_can_judge_are_left_to_it():
-    sound = (
-        ("ask", ["v.mp4", "q", "--model", "sample:langdc"]),
-        ("ask", ["v.mp4", "q", "--model", "Qwen/Qwen2.5-VL-7B-Instruct"]),
-        ("ask", ["v.mp4", "q", "--model"]),
-        ("train", ["sample/langdc/stage1", "a.b=c=d", "--processes", "2", "--quarantine", "q.jsonl"]),
-        ("data preview", ["sample/langdc/stage1", "--ids", "a", "b"]),
-    )
-    for command, arguments in sound:
-        assert cli._check_names(command, arguments) is None
 
 
 def test_text_of_users_is_no_markup(capsys):
