@@ -25,7 +25,6 @@ ASK_THE_MACHINE = {
     "langdc/distributed.py",
     "langdc/evaluate/identity.py",  # names the hardware in a header
     "langdc/evaluate/loop.py",
-    "langdc/language_models.py",  # 4-bit weights are made where they stay
     "langdc/pipeline.py",
     "langdc/prepare/features.py",
     "langdc/prepare/preview.py",

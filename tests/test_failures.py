@@ -171,9 +171,12 @@ def test_a_signal_is_one_line_wherever_it_comes(tmp_path: Path, at_work: bool, n
 
 
 def started(*words: str, code: str = "", **options: Any) -> subprocess.Popen:
-    """A command, or Python code, in a session of its own."""
+    """A command, or Python code, in a session of its own; SIGHUP is not ignored there, even if it is here."""
     command = [sys.executable, *(["-c", code] if code else ["-m", "langdc.cli"]), *words]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
+    options |= {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(
+        command, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL), **options
+    )
 
 
 GUARDED = "import os, subprocess, sys, time; from langdc.failures import guarded, run_command\n"

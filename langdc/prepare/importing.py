@@ -151,13 +151,13 @@ class Importer:
 
     def _unpack(self, kind: str, name: str, content: bytes, where: str) -> str:
         """Write a medium under a name made of its content; its suffix says whether it is a video or an image."""
-        if self.unpacked is None:
-            return "not unpacked"
-        if not isinstance(content, bytes) or not content:
-            raise ValueError(f"{where}: the file is empty, or not given as bytes")
         suffix = Path(name).suffix.lower()
         if not (is_image(name) if kind == "image" else suffix in VIDEO_SUFFIXES):
             suffix = ".jpg" if kind == "image" else ".mp4"
+        if self.unpacked is None:
+            return f"not unpacked{suffix}"
+        if not isinstance(content, bytes) or not content:
+            raise ValueError(f"{where}: the file is empty, or not given as bytes")
         file = self.unpacked / f"{sha256(content).hexdigest()[:20]}{suffix}"
         if not file.is_file() or file.stat().st_size != len(content):
             file.parent.mkdir(parents=True, exist_ok=True)

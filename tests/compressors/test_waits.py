@@ -59,7 +59,7 @@ def video(frames: int) -> VideoFeatures:
     for frame in range(1, frames):
         if frame % 7 and frame % 11:
             values[frame] = 0.97 * values[frame - 1] + 0.2 * values[frame]
-    return VideoFeatures((FeatureGrid(values),), {}, torch.arange(frames) / 2)
+    return VideoFeatures((FeatureGrid(values),), {}, torch.arange(frames) / 2, torch.randn(5, 16, generator=dice))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,8 @@ def test_where_a_judge_is_asked_its_word_counts(tmp_path: Path):
     header.write_text(json.dumps({**json.loads(header.read_text()), "judge": judge}))
     cases = {case for line in rows[0].lines if (case := Case.of(line)) is not None}
     judging = Judge(check(JudgeConfig, {"url": "http://x", **judge}, "test"), tmp_path / "other.jsonl")
-    lines = [{"key": judging.key(case), "right": True, "score": 5} for case in cases]
+    said = {"type": "verdict", "right": True, "score": 5}
+    lines = [{"key": judging.key(case), **said, **asdict(case)} for case in cases]
     for known in (lines[:1], lines):
         assert read_results([tmp_path / "run"])[0].flag == "not calibrated yet"
         (tmp_path / "run" / VERDICTS).write_text("".join(json.dumps(line) + "\n" for line in known))
