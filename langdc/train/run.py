@@ -155,6 +155,7 @@ def _save(
         line = next(line for line in jsonl.read(directory / output.LOG) if line["step"] == step)
         found = {name: value for name, value in line.items() if name.startswith("eval_")}
         figures["best"] = _write(run, data, directory / output.BEST, {"steps": step, "loss": line["loss"], **found})
+    jsonl.flush(*directory.glob("*.jsonl"))  # or a power cut leaves a finished run without the end of its log
     jsonl.write_json(directory / output.FINISHED, figures)
 
 

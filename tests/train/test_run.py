@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -45,8 +46,14 @@ def figures(directory: Path) -> dict[str, Any]:
     return json.loads((directory / output.FINISHED).read_text())
 
 
-def test_a_run_leaves_a_checkpoint_and_its_figures(tmp_path: Path):
+def test_a_run_leaves_a_checkpoint_and_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The run counts as finished once its log is on the disk."""
+    synced, sync = list[str](), os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (synced.append(Path(f"/proc/self/fd/{number}").readlink().name), sync(number))
+    )
     directory = train(answers(tmp_path / "x"))
+    assert synced[-3:] == ["log.jsonl", f"{output.FINISHED}.partial", "x"]
     found, lines = figures(directory), jsonl.read(directory / "log.jsonl")
     assert found["steps"] == 5 and [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     assert found["samples"] == 10 and found["flops"] == lines[-1]["flops"] > 0
