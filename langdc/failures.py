@@ -104,13 +104,26 @@ def run_command(command: Sequence[str], launcher: bool = False, **options: Any) 
     try:
         process.wait()
     except Ended as ended:
-        import psutil
-
-        below = psutil.Process(process.pid).children(recursive=True) if launcher else []
-        for each in [each for each in below if "--local_rank=" in str(each.as_dict(["cmdline"]))] or [*below, process]:
-            with suppress(psutil.Error):
-                each.send_signal(*ended.args)
+        for number in _ranks_below(process.pid) if launcher else [process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(number, *ended.args)
+    except KeyboardInterrupt:  # which the terminal sent to the command as well
+        process.wait()
+        raise
     return code if (code := process.wait()) >= 0 else 128 - code
+
+
+def _ranks_below(launcher: int) -> list[int]:
+    """The processes that a launcher began, without what they forked, such as data loaders; itself if there are none."""
+    import psutil
+
+    found: dict[int, int] = {}  # by process its parent
+    with suppress(psutil.Error):
+        for each in psutil.Process(launcher).children(recursive=True):
+            with suppress(psutil.Error):  # it ended meanwhile
+                if "--local_rank=" in " ".join(each.cmdline()):
+                    found[each.pid] = each.ppid()
+    return [number for number, parent in found.items() if parent not in found] or [launcher]
 
 
 def _print_error(error: BaseException) -> int:

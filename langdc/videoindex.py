@@ -102,8 +102,7 @@ def container_of(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     with av.open(f"file:{path}", container_options=_OPEN, metadata_errors="replace") as container:
         stream, kind = container.streams.best("video"), container.format.name
         if kind.endswith("_pipe"):
-            suffix = kind.removesuffix("_pipe")
-            raise ValueError(f"{path}: is an image with the name of a video. Call it .{suffix}, and name it as image.")
+            raise ValueError(f"{path}: is an image ({kind[:-5]}) with the name of a video. Give it as image, renamed.")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
             raise ValueError(f"{path}: holds no video (only: {kinds}). Give a file with pictures.")

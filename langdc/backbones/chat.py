@@ -35,7 +35,7 @@ def checked_parts(
         for mark in (VIDEO_MARK, TEXT_MARK, *reserved):
             if mark in part.get("text", ""):
                 named, shown = repr(mark) if mark in reserved else f"U+{ord(mark):04X}", part["text"][:SHOWN_LETTERS]
-                raise ValueError(f"The text {shown!r} holds {named}, which is reserved for videos; remove it.")
+                raise ValueError(f"The text {shown!r} holds {named}, which has a meaning of its own; remove it.")
     places = control_places(tokenizer)
     return [{**part, "text": places.sub(TEXT_MARK, part["text"])} if "text" in part else part for part in parts]
 

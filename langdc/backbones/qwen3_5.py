@@ -7,7 +7,7 @@ from langdc.backbones.qwen3_vl import Qwen3VL
 @backbones.register("qwen3_5")
 class Qwen35(Qwen3VL):
     """Qwen3.5, dense; settings as for Qwen3-VL. A state cannot be evicted from, nor divided among questions: KV
-    compressors, packing and several questions a sequence are refused, and replies are written one by one.
+    and layer compressors, packing and several questions a sequence are refused; replies are written one by one.
     """
 
     model_types = ("qwen3_5",)

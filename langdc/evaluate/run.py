@@ -145,6 +145,7 @@ class Run:
         recall = None  # the share of each segment's cues that its caption mentions
         if first.captions is not None and len(first.captions) == len(segments):
             recall = [cue_recall(*pair) for pair in zip(first.captions, segments, strict=True)]
+        per_segment = [answer.segment_tokens for answer in answers]
         video = {
             "type": "video",
             "key": f"video/{record.id}",
@@ -153,8 +154,8 @@ class Run:
             "content": content_hash(path) if (path := self.task.path(record)).exists() else None,
             # of a compressor that reads the question, the mean over the questions
             "tokens": _mean([answer.tokens for answer in answers]),
-            "segment_tokens": [_mean(each) for each in zip(*(a.segment_tokens for a in answers), strict=True)],
-            "densities": densities(segments),
+            "segment_tokens": [_mean(each) for each in zip(*per_segment, strict=not self.lm.chooses)],
+            "densities": [] if self.lm.chooses else densities(segments),  # chosen frames have segments of their own
             "targets": [segment.caption for segment in segments],
             **self.cache.richness_of(self.preprocessing, record),
             "captions": first.captions,

@@ -1,8 +1,13 @@
-"""Frame selectors, one file per method: before encoding, they choose the frames that are read for a question."""
+"""Frame selectors, one file per method, all imported: before encoding, they choose the frames read for a question."""
 
-from langdc.frameselectors import aks, plain
+from importlib import import_module
+from pkgutil import iter_modules
+
 from langdc.frameselectors.base import frameselectors
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 build = frameselectors.build
 
-__all__ = ["aks", "build", "frameselectors", "plain"]
+__all__ = ["build", "frameselectors"]

@@ -46,7 +46,13 @@ class AKS(ScoredSelector):
 
     def choose(self, scores: np.ndarray, budget: int) -> list[int]:
         spread = np.ptp(scores) or 1.0  # the release divides by zero
-        return list(self._kept((scores - scores.min()) / spread, 0, budget, budget, self.depth))
+        found = list(self._kept((scores - scores.min()) / spread, 0, budget, budget, self.depth))
+        if not found:
+            raise ValueError(
+                f"aks 'released' keeps no frame of a budget of {budget} after {self.depth} splits. Set depth to at "
+                f"most {budget.bit_length() - 1}, or variant to fixed."
+            )
+        return found
 
     def _kept(self, part: np.ndarray, start: int, count: float, budget: int, depth: int) -> Iterator[int]:
         """The places kept of a part that begins at `start`, `count` of them; it may be split `depth` times."""

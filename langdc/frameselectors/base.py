@@ -74,7 +74,8 @@ class ImageTextScorer:
         found = resolve(model, weights=True)
         assert isinstance(found, Path)  # only settings name an architecture
         config: Any = read_config(found)
-        if not hasattr(MODEL_MAPPING.get(type(config), None), "get_text_features"):
+        towers = MODEL_MAPPING.get(type(config), None)
+        if not all(hasattr(towers, f"get_{part}_features") for part in ("text", "image")):
             what = f"{model} is a {config.model_type!r} model, which embeds no texts beside images"
             raise ValueError(f"{what}. Give one that does, such as openai/clip-vit-base-patch32.")
         self.folder, self.tokenizer = found, open_tokenizer(found)

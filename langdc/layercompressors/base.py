@@ -71,7 +71,7 @@ class OneLayer(BudgetedLayers):
         return [layer - 1] if self.left else []
 
 
-def part_of(layers: int, layer: int, of: int) -> int:
+def part_of(layers: int, layer: float, of: int) -> int:
     """The layer of `layers` that is as deep as `layer` of `of`, the first one excepted."""
     return min(max(1, round(layer * layers / of)), layers - 1)
 

@@ -7,7 +7,7 @@ for an old transformers, was not.
 from itertools import pairwise
 
 from langdc.interfaces import Rows
-from langdc.layercompressors.base import BudgetedLayers, best_of_video, going_on, layercompressors
+from langdc.layercompressors.base import BudgetedLayers, best_of_video, going_on, layercompressors, part_of
 
 
 @layercompressors.register("pyramiddrop")
@@ -32,7 +32,7 @@ class PyramidDrop(BudgetedLayers):
         self.at = tuple(at)
 
     def begin(self, rows: Rows) -> list[int]:
-        first = sorted({max(1, round(part * rows.layers)) for part in self.at})
+        first = sorted({part_of(rows.layers, part, 1) for part in self.at})
         self.left = dict(zip((layer - 1 for layer in first), self.counts(rows, first), strict=False))
         return list(self.left)
 

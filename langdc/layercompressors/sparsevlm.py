@@ -46,10 +46,14 @@ class SparseVLM(BudgetedLayers):
         after: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(keep, tokens)
+        if stages is not None and (not stages or min(stages) < 1):
+            raise ValueError(f"stages={list(stages)}: give at least 1 row for each stage.")
         self.recycle, self.stages, self.after = recycle, stages, after
 
     def begin(self, rows: Rows) -> list[int]:
-        after = self.after or tuple(sorted({part_of(rows.layers, layer + 1, 32) - 1 for layer in (2, 6, 15)}))
+        after = self.after
+        if after is None:
+            after = tuple(sorted({part_of(rows.layers, layer + 1, 32) - 1 for layer in (2, 6, 15)}))
         counts = self.counts(rows, [layer + 1 for layer in after])
         if self.stages is not None and len(self.stages) != len(after):
             raise ValueError(f"stages={list(self.stages)}: there are {len(after)} stages, after layers {list(after)}.")
@@ -68,6 +72,8 @@ class SparseVLM(BudgetedLayers):
         if not self.recycle or not len(dropped):
             return going_on(rows, best)
         some, count = recycled(len(dropped))
+        if self.stages is None:
+            count = min(count, self.left[layer] - kept)
         centres, means = clusters(rows.states[dropped[:some]], count)
         states = rows.states.clone()
         states[dropped[centres]] = means
@@ -78,7 +84,7 @@ class SparseVLM(BudgetedLayers):
         if self.stages is not None:
             return min(self.stages[list(self.left).index(layer)], rows)
         kept = left = self.left[layer]
-        while self.recycle and kept > 0 and kept < rows and kept + recycled(rows - kept)[1] > left:
+        while self.recycle and 0 < kept < rows and kept + recycled(rows - kept)[1] > left:
             kept -= 1
         return kept
 

@@ -104,7 +104,7 @@ def test_a_question_about_a_video_follows_it_on_a_line_of_its_own() -> None:
 
 
 def test_the_reserved_character_and_unknown_parts_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"U\+E000, which is reserved"):
+    with pytest.raises(ValueError, match=r"U\+E000, which has a meaning of its own"):
         lay_out([{"role": "user", "content": f"red {VIDEO_MARK}"}], learn=False)
     with pytest.raises(ValueError, match="type 'audio'; allowed are 'text' and 'video'"):
         lay_out([{"role": "user", "content": [{"type": "audio"}]}], learn=False)
