@@ -227,6 +227,8 @@ class VideoLM:
             if self.chooses and not is_image(path):
                 if question is None:
                     raise ValueError("This model chooses frames for a question; give it: open(path, question=...).")
+                if not question.strip():
+                    raise ValueError("The question is empty; ask something.")
                 with stage("select"), Counted() as counted, torch.no_grad():
                     spec = self._chosen(spec, question)
                 flops["select"] = counted.total

@@ -66,7 +66,11 @@ class Run:
             )
         with_parts = matching.with_parts(lm, self.entry, tokens=1)
         videos = self.calibration.open(with_parts, self._preprocessing(with_parts, key))
-        found = matching.calibrate(lm, self.entry, fmean(took.values()), videos, self.config.batch_size)
+        try:
+            found = matching.calibrate(lm, self.entry, fmean(took.values()), videos, self.config.batch_size)
+        except ValueError as error:
+            what = f"Entry {self.entry.name!r} cannot be given the budget of {self.entry.match!r}"
+            raise ValueError(f"{what}: {error}") from error
         self.out.append([{"type": "calibration", "key": "calibration", **found}])
 
     def set_model(self, lm: VideoLM, key: str, need: frozenset[str]) -> None:

@@ -46,8 +46,10 @@ class SparseVLM(BudgetedLayers):
         after: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(keep, tokens)
-        if stages is not None and (not stages or min(stages) < 1):
-            raise ValueError(f"stages={list(stages)}: give at least 1 row for each stage.")
+        if after is not None and not after:
+            raise ValueError("after=[]: name at least one layer, or leave it out.")
+        if stages is not None and any(count < 0 for count in stages):
+            raise ValueError(f"stages={list(stages)}: a number of rows kept is 0 or more.")
         self.recycle, self.stages, self.after = recycle, stages, after
 
     def begin(self, rows: Rows) -> list[int]:

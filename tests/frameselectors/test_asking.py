@@ -118,6 +118,8 @@ def test_what_selectors_must_not_choose(plain: VideoLM, mp4: Path, places: list[
 def test_a_question_is_needed_and_segments_are_refused(plain: VideoLM, mp4: Path) -> None:
     with pytest.raises(ValueError, match=r"give it: open\(path, question="):
         choosing(plain).open(mp4)
+    with pytest.raises(ValueError, match="The question is empty"):
+        choosing(plain).open(mp4, question=" ")
     for name in tiny.COMPRESSORS:
         with pytest.raises(ValueError, match="VideoGPTPlus reads equal parts of a video"):
             choosing(VideoLM(tiny.model(name)))

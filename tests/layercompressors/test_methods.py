@@ -177,3 +177,11 @@ def test_a_budget_of_which_nothing_is_left(name: str) -> None:
 def test_bad_settings(name: str, settings: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         build(name, keep=0.5, **settings).begin(rows_of((1, 24, 3)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"), [({"after": []}, "at least one layer"), ({"stages": [-5, 2]}, "0 or more")]
+)
+def test_stages_of_sparsevlm_that_cannot_be(settings: dict, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        build("sparsevlm", keep=0.5, **settings)
