@@ -292,6 +292,12 @@ class EvalConfig(Settings):
                 raise ValueError(
                     f"entry {entry.name!r} matches {entry.match!r}, which must be one of the entries before it"
                 )
+            matched = next((other for other in entries[:index] if other.name == entry.match), None)
+            if matched is not None and matched.measure == "kv_bytes" and entry.measure == "tokens":
+                raise ValueError(
+                    f"entry {entry.name!r} matches {matched.name!r}, which reads all tokens and saves bytes of the "
+                    "cache; let it match an entry with a compressor alone, or give it layers or a kv"
+                )
             if entry.calibrated and self.calibration is None:
                 raise ValueError(
                     f"entry {entry.name!r} needs a budget that matches {entry.match!r}; say on which other videos to "

@@ -294,6 +294,18 @@ def test_rows_that_cannot_be_matched_are_refused(prepared: Path, others: Path, t
         _config(prepared, others, tmp_path, {"name": "other", **row})
 
 
+@pytest.mark.parametrize(
+    "inside", [{"layers": {"name": "fastv", "keep": 0.5}}, {"kv": {"name": "snapkv", "keep": 0.5}}]
+)
+@pytest.mark.parametrize("other", [{"compressor": {"name": "random"}}, {"control": "random_tokens"}])
+def test_tokens_read_cannot_match_bytes_of_the_cache(prepared: Path, others: Path, tmp_path: Path, inside, other):
+    """All tokens are read there, so that everything would be kept."""
+    rows = [{"name": "inside", "model": "m", **inside}, {"name": "other", "model": "m", "match": "inside", **other}]
+    settings = {"reference": None, "output": str(tmp_path), "calibration": {"data": str(others)}}
+    with pytest.raises(ValueError, match="which reads all tokens and saves bytes of the cache"):
+        runs.config(prepared, entries=rows, **settings)
+
+
 def test_a_match_needs_videos_to_set_it_on(prepared: Path, tmp_path: Path):
     rows = _rows(prepared, {"name": "random", "compressor": {"name": "random"}})
     with pytest.raises(ValueError, match=r"say on which other videos to set it, such as calibration: \{data"):
