@@ -199,8 +199,8 @@ class Rows:
 class LayerCompressor(ABC):
     """Inside the language model: after chosen layers have run, says which rows of the video go on to the next ones.
 
-    Text always goes on. What goes on keeps its position; layers that have run keep all keys. Prompts are read in one
-    piece, and so are all videos in it, but where a KV compressor asks for chunks: then each chunk by itself.
+    All text is passed on. Rows that are passed on keep their positions; layers that have run keep all keys. A prompt is
+    read in one piece; where a KV compressor asks for chunks, each chunk is compressed by itself.
     """
 
     paper: ClassVar[str] = ""

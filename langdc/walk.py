@@ -57,7 +57,7 @@ class Walk:
         self._rows: Rows | None = None  # of the layer at work, where something of it is needed
 
     def read(self, rows: Rows, positions: Tensor) -> Tensor:
-        """Read `rows` at `positions` [A,1,n]: the last one's state [D]."""
+        """Read `rows` at `positions` [A,1,n]; returns the state [D] of the last row."""
         came, needs = None, self.compressor.needs
         at = frozenset(self.compressor.begin(rows))
         if not at <= set(range(rows.layers)):

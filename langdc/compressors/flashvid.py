@@ -38,7 +38,7 @@ class FlashVID(GridCompressor):
     the frame before join the most similar, the most similar first, while enough are left. A tree is its mean, at its
     first token. A frame's trees become density peaks, each the mean of those nearest to it.
     For Qwen2.5-VL and Qwen3-VL the release sets events=False and segments=4. It keeps 1.25 times the share asked for
-    here, and drops more inside the language model (0.3 of it goes on at layer 20), which is left out.
+    here, and keeps 0.3 of that from layer 20 of the language model on, which is left out.
     `variant`: "released" rounds up in every frame, so that more is kept than asked; divides a tree's sum by one more
     than its first token's own children, so that deep trees grow long; merges none of several pairs equal to the last
     one allowed; clusters a lone frame's selected tokens again; has no more neighbours in a density than clusters, so

@@ -25,7 +25,7 @@ class SparseVLM(BudgetedLayers):
     By default that is after layers 2, 6 and 15 of 32, or as deep in others; `after` names them. Attention is that of
     the layer, averaged over heads and raters. Raters are the rows of the question whose embeddings are, on average over
     the video, more like it than the average. `recycle`: 0.3 of the rows dropped, the best of them, are clustered by
-    density peaks, a cluster for 10; its mean goes on at the place of its centre. `stages`: how many rows are kept at
+    density peaks, one cluster for 10 rows; a cluster's mean replaces its centre. `stages`: how many rows are kept at
     each depth, as the release has them for 576 tokens and three budgets; by default the same fraction of the rows
     before, recycled ones counted, as `keep` allows.
 
