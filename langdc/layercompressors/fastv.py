@@ -13,7 +13,7 @@ class FastV(OneLayer):
     """Before layer `layer` keep the rows of the video with the most attention of the last row.
 
     That is what the last row paid in the layer before, averaged over heads. `layer`: K of the paper, by default 2 of
-    32. The paper's R is the fraction dropped at that layer; `keep` is a mean over all layers. The release takes the mean
+    32. The paper's R is the fraction dropped at that layer; `keep` is a mean over all layers. The release averages
     over heads in the model's type, where equals are common; here it is in float32, and of equals the earlier wins.
     """
 
