@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from langdc.frameselectors.base import ScoredSelector, Scorer, best, frameselectors
 from langdc.registry import check_choice
+from langdc.types import Frames
 
 Variant = Literal["fixed", "released"]
 
@@ -44,15 +46,18 @@ class AKS(ScoredSelector):
             raise ValueError(f"depth={depth}; give 0 or more.")
         self.variant, self.threshold, self.depth = variant, threshold, depth
 
-    def choose(self, scores: np.ndarray, budget: int) -> list[int]:
-        spread = np.ptp(scores) or 1.0  # the release divides by zero
-        found = list(self._kept((scores - scores.min()) / spread, 0, budget, budget, self.depth))
-        if not found:
+    def select(self, frames: Frames, question: str, budget: int) -> Tensor:
+        found = super().select(frames, question, budget)
+        if not len(found):
             raise ValueError(
                 f"aks 'released' keeps no frame of a budget of {budget} after {self.depth} splits. Set depth to at "
                 f"most {budget.bit_length() - 1}, or variant to fixed."
             )
         return found
+
+    def choose(self, scores: np.ndarray, budget: int) -> list[int]:
+        spread = np.ptp(scores) or 1.0  # the release divides by zero
+        return list(self._kept((scores - scores.min()) / spread, 0, budget, budget, self.depth))
 
     def _kept(self, part: np.ndarray, start: int, count: float, budget: int, depth: int) -> Iterator[int]:
         """The places kept of a part that begins at `start`, `count` of them; it may be split `depth` times."""

@@ -70,6 +70,16 @@ def test_aks_keeps_the_scene_that_stands_out_and_spreads_otherwise() -> None:
     assert [place // 8 for place in spread] == list(range(8))
 
 
+def test_aks_released_says_what_to_set_where_it_keeps_nothing() -> None:
+    selector = build("aks", variant="released", depth=7, scorer=lambda frames, _: torch.arange(len(frames)) % 2)
+    with pytest.raises(
+        ValueError, match=r"keeps no frame of a budget of 4 after 7 splits\. Set depth to at most 2, or"
+    ):
+        selector.select(noise(64), QUESTION, 4)
+    lower = build("aks", variant="released", depth=2, scorer=lambda frames, _: torch.arange(len(frames)) % 2)
+    assert 0 < len(lower.select(noise(64), QUESTION, 4)) <= 4
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
