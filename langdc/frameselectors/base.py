@@ -50,7 +50,11 @@ class ScoredSelector(FrameSelector):
             return torch.arange(len(frames))
         scores = self.scorer(frames, question).double().cpu().numpy()
         if scores.shape != (len(frames),) or not np.isfinite(scores).all():
-            raise ValueError(f"The scorer gave scores {scores.shape} or NaN; {len(frames)} finite ones are needed.")
+            fine = np.isfinite(scores).sum()
+            raise ValueError(
+                f"The scorer gave scores of shape {scores.shape}, {fine} of them finite; {len(frames)} finite ones are "
+                "needed, one for each frame."
+            )
         return torch.tensor(sorted(self.choose(scores, budget)), dtype=torch.long)
 
     @abstractmethod
@@ -84,6 +88,7 @@ class ImageTextScorer:
         self.side: int = getattr(config.vision_config, "image_size", 224)
         self.longest: int = config.text_config.max_position_embeddings
         self.padding = "max_length" if config.model_type.startswith("siglip") else False  # as they were trained
+        self._told = False
         self.model = _towers(found)  # not by the first question, which would be charged for it
 
     @torch.no_grad()
@@ -91,7 +96,7 @@ class ImageTextScorer:
         device, longest = frames.pixels.device, self.longest
         model, options = self.model.to(device), {"padding": self.padding, "return_tensors": "pt"}
         length = len(self.tokenizer(question)["input_ids"])
-        if length > longest and not getattr(self, "_told", False):
+        if length > longest and not self._told:
             self._told = True
             logger.warning("%s reads %d tokens; longer questions are cut off: %r", self.folder, longest, question)
         ids = self.tokenizer([question], truncation=True, max_length=longest, **options).to(device)

@@ -156,9 +156,10 @@ def _set_kernels(model: VideoModel, config: RunConfig, objective: Objective) -> 
         raise ValueError(f"train.packing: the objective {config.objective.name!r} does not call the language model.")
     kinds = _other_attention(model.backbone)
     if (packing and kinds) or (several and "linear_attention" in kinds):
+        advice = "; train.group_by_length pads less, too" if packing else ""
         raise ValueError(
             f"{which}: the language model of {config.model.backbone.name!r} has layers of {', '.join(kinds)}, "
-            "which cannot keep apart what shares a row. Leave it out; train.group_by_length pads less, too."
+            f"which cannot keep apart what shares a row. Leave it out{advice}."
         )
     fast, reason = fastest_attention(config.precision != "float32", model.device)
     alone = {id(part) for part in _pretrained(model.compressor)} if not objective.reads else set()
