@@ -116,9 +116,8 @@ class Verdict:
         lines = {case: file.by_key[key] for key, case in cases.items() if key in file}
         for case, line in lines.items():
             if line["type"] != "verdict" or line != {**line, **asdict(case)}:
-                raise ValueError(
-                    f"{file.path}, {line['key']}, is on another reply than that to {case.question!r}. Restore or delete it."
-                )
+                where = f"{file.path}, {line['key']},"
+                raise ValueError(f"{where} is on another reply than that to {case.question!r}. Restore or delete it.")
         return {case: cls(line["right"], line["score"]) for case, line in lines.items()}
 
 
