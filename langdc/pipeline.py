@@ -58,6 +58,8 @@ class OpenVideo:
     compressed: dict[str | None, CompressedVideo] = field(default_factory=dict)
     projecting: float = 0.0
     """FLOPs of the backbone's projectors, which all questions about it share."""
+    chosen_for: str | None = None
+    """The question that its frames were chosen for, if they were."""
 
     @cached_property
     def features(self) -> VideoFeatures:
@@ -88,7 +90,13 @@ class OpenVideo:
         return -(-self.features.grid[0] // self.lm.compressor.frames_per_segment)
 
     def ask(self, question: str, **generation: Any) -> Answer:
-        """Answer a question, with what every stage took; options are those of transformers (max_new_tokens, ...)."""
+        """Answer a question, with what every stage took; options are those of transformers (max_new_tokens, ...).
+        ValueError for another question than the one that its frames were chosen for.
+        """
+        if self.chosen_for not in (None, question):
+            raise ValueError(
+                f"The frames of this video were chosen for {self.chosen_for!r}; open it again for {question!r}."
+            )
         devices.reset_peak(self.lm.device)
         return self.lm.answer([(self, question)], **generation)[0]
 
@@ -209,19 +217,20 @@ class VideoLM:
         are chosen for, if they are. Raises ValueError if the file cannot be read.
         """
         if same is not None:
+            chosen = {"flops": same.flops, "chosen_for": same.chosen_for}
             if same.frames is not None and self.lacks_saliency(same.encoder):
                 before = {name: same.seconds[name] for name in ("select", "decode") if name in same.seconds}
-                return replace(self._encoded(same.frames, before, need), flops=same.flops)
+                return replace(self._encoded(same.frames, before, need), **chosen)
             # without what this compressor does not use, nor its seconds
             encoded, seconds = same.encoder, dict(same.seconds)
             if "saliency" not in self.compressor.needs:
                 encoded = {name: replace(grid, saliency=None) for name, grid in encoded.items()}
                 seconds.pop("saliency", None)
-            return OpenVideo(self, same.frames, encoded, same.times, seconds, same.flops)
+            return OpenVideo(self, same.frames, encoded, same.times, seconds, **chosen)
         if decoded is not None:
             note("decode", decoded[1])
             return self._encoded(decoded[0], {"decode": decoded[1]}, need)
-        flops: dict[str, float] = {}
+        flops, chosen_for = dict[str, float](), None
         with StageTimer(self.device) as timer, stage("decode"):
             spec = self.frame_spec(path, start, end, fps)
             if self.chooses and not is_image(path):
@@ -231,9 +240,9 @@ class VideoLM:
                     raise ValueError("The question is empty; ask something.")
                 with stage("select"), Counted() as counted, torch.no_grad():
                     spec = self._chosen(spec, question)
-                flops["select"] = counted.total
+                flops["select"], chosen_for = counted.total, question
             frames = read_spec(spec)
-        return replace(self._encoded(frames, timer.seconds, need), flops=flops)
+        return replace(self._encoded(frames, timer.seconds, need), flops=flops, chosen_for=chosen_for)
 
     @torch.no_grad()
     def _encoded(self, frames: Frames, seconds: dict[str, float], need: frozenset[str]) -> OpenVideo:

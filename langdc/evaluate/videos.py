@@ -38,6 +38,7 @@ class _EncodedVideo:
     times: Tensor
     seconds: dict[str, float]
     flops: Mapping[str, float] = field(default_factory=dict)
+    chosen_for: str | None = None
     frames: None = None
 
     @property
@@ -145,7 +146,8 @@ class VideoCache:
                 line |= richness(video.frames, lm.model.backbone.frames_per_segment)
             self.file.append([line])
             first = self.file.by_key[name]["seconds"]
-            self._held[name] = _EncodedVideo(video.encoder, video.times, {**video.seconds, **first}, video.flops)
+            seconds = {**video.seconds, **first}
+            self._held[name] = _EncodedVideo(video.encoder, video.times, seconds, video.flops, video.chosen_for)
             if self.named:
                 self.names[fingerprint(video.encoder)] = record.id
             held = sum(one.bytes for one in self._held.values())

@@ -161,3 +161,6 @@ def test_another_model_takes_over_frames_and_their_cost(plain: VideoLM, mp4: Pat
     other = plain.open(mp4, same=video)
     assert torch.equal(other.times, video.times) and other.seconds["select"] == video.seconds["select"]
     assert set(other.ask(QUESTION, max_new_tokens=1).flops) >= {"select", "encode"}
+    for opened in (video, other):
+        with pytest.raises(ValueError, match=r"were chosen for .*; open it again for 'how many [?]'"):
+            opened.ask("how many ?")
