@@ -2,19 +2,20 @@
 
 Every part that was loaded from published weights is written as a directory of its own, which transformers loads alone;
 the whole is a checkpoint of this project and may be moved. The adapter is merged, or with --adapter written as a PEFT
-directory for the published language model.
+directory for the published language model. With --for vllm it says how vLLM serves it.
 """
 
 import argparse
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -25,6 +26,7 @@ from langdc import adapters, checkpoint
 from langdc.config import LoraConfig, ModelConfig, check
 from langdc.convert.commands import add_verify_option, check_place, check_saved, open_output
 from langdc.convert.files import write_part
+from langdc.convert.vllm import check_processor, served
 from langdc.devices import TYPES
 from langdc.hashing import tensor_hash
 from langdc.log import progress, screen
@@ -54,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="directory to make")
     parser.add_argument("--adapter", action="store_true", help="write the adapter as it is, for the published model")
     parser.add_argument("--dtype", choices=TYPES, help="type to store (default: that of each part in use)")
+    parser.add_argument("--for", dest="server", choices=["vllm"], help="say with which flags vLLM serves it")
     add_verify_option(parser)
     options = parser.parse_args(argv)
-    made = export(options.checkpoint, options.out, options.adapter, TYPES.get(options.dtype))
+    made = export(options.checkpoint, options.out, options.adapter, TYPES.get(options.dtype), options.server)
     console = screen()
     for note in made.notes:
         console.print(note)
@@ -67,13 +70,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dtype | None = None) -> _Exported:
+def export(
+    source: str | Path,
+    out: Path,
+    adapter: bool = False,
+    dtype: torch.dtype | None = None,
+    server: Literal["vllm"] | None = None,
+) -> _Exported:
     """Write `out`, whole or not at all: parts as directories of their own, the rest beside them, a model card.
 
-    `adapter` keeps the adapter apart, and the language model where it is. ValueError for a checkpoint that has none, or
-    whose language model was trained itself.
+    `adapter` keeps the adapter apart, and the language model where it is. `server`: what the card says how to serve it
+    with. ValueError for a checkpoint that has no adapter, whose language model was trained itself, or that is not
+    served.
     """
     check_place(out)
+    if adapter and server:
+        raise ValueError("--for vllm serves the whole model, with its adapter merged; leave out --adapter.")
     manifest = checkpoint.read_manifest(checkpoint.locate(source))
     with progress(f"Loading {source}"):
         model = checkpoint.load(source, plain=True)
@@ -88,7 +100,9 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
                 part.config.dtype = dtype
-    made = _Exported()
+    made, flags, serving = _Exported(), list[str](), list[str]()
+    if server is not None:
+        flags, made.notes = served(model)
     left = [_name_of(model.backbone.language_model, model)] if adapter else []
     sizes = [p.nbytes for name, p in model.named_parameters() if not name.startswith(tuple(left))]
     with open_output(out, sum(sizes) / 1e6) as beside:
@@ -96,6 +110,11 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
         settings, folders = _placed(manifest["model"], parts, beside)
         for name, folder in folders.items():
             _write_part(model.get_submodule(name), Path(resolve(parts[name])), folder)  # pyright: ignore
+        if flags:
+            (folder,) = folders.values()
+            check_processor(folder)
+            serving = [shlex.join(["vllm", "serve", f"./{folder.name}", *flags]), *made.notes]
+            made.notes.insert(0, shlex.join(["vllm", "serve", str(out / folder.name), *flags]))
         _copy_tokenizers(settings, beside)
         if not adapter:
             settings["backbone"].pop("quantize", None)
@@ -112,7 +131,7 @@ def export(source: str | Path, out: Path, adapter: bool = False, dtype: torch.dt
             _export_adapter(model, lora, beside / _ADAPTER, made)
         classes = {folder.name: type(model.get_submodule(name)).__name__ for name, folder in folders.items()}
         # what the directory is, its parts' origins, how it is loaded
-        told = {"title": out.name, "manifest": manifest, "parts": classes, "adapter": adapter}
+        told = {"title": out.name, "manifest": manifest, "parts": classes, "adapter": adapter, "serving": serving}
         (beside / "README.md").write_text(render("langdc", "convert/card.md", **told))
     return made
 

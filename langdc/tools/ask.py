@@ -28,13 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="langdc ask", description=__doc__)
     parser.add_argument("video", nargs="?", help="a video or image file")
     parser.add_argument("question", nargs="?", help="the question")
-    parser.add_argument("--model", help="a checkpoint: a folder, a Hugging Face id, or sample:langdc")
     parser.add_argument("--sample", action="store_true", help="try the small model that ships, on a video drawn now")
     parser.add_argument("--seed", type=int, default=0, help="which video --sample draws (default: 0)")
-    parser.add_argument("--compressor", help="a compressor by name, before the LLM or in its cache (see: compressors)")
-    parser.add_argument("--kv", help="a second one, in the cache, with the same budget")
-    parser.add_argument("--config", metavar="FILE", help="all of these from a file, such as retake/mlvu_qwen2_vl")
-    shared.add_method(parser)
+    add_model(parser)
     options = parser.parse_args(argv)
     if options.sample:
         return _ask_about_sample(options)
@@ -50,9 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def add_model(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """The model that is asked, and its method."""
+    said = "a checkpoint: a folder, a Hugging Face id, or sample:langdc"
+    parser.add_argument("--model", required=required, help=said)
+    parser.add_argument("--compressor", help="a compressor by name, before the LLM or in its cache (see: compressors)")
+    parser.add_argument("--kv", help="a second one, in the cache, with the same budget")
+    parser.add_argument("--config", metavar="FILE", help="all of these from a file, such as retake/mlvu_qwen2_vl")
+    shared.add_method(parser)
+
+
 def _ask(options: argparse.Namespace, model: str, video: Path, question: str, truth: list[str] | None = None) -> None:
     shared.check_text(question)
-    lm = VideoLM.from_pretrained(model, **_method(options), **shared.place(options))
+    lm = VideoLM.from_pretrained(model, **method(options), **shared.place(options))
     _show(lm.ask(video, question, max_new_tokens=options.max_new_tokens), truth)
 
 
@@ -72,11 +78,11 @@ def _ask_about_sample(options: argparse.Namespace) -> int:
     return 0
 
 
-def _method(options: argparse.Namespace) -> dict[str, Any]:
-    """Keywords of `VideoLM.from_pretrained`."""
+def method(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given by `add_model`, but for the model, as keywords of `VideoLM.from_pretrained`."""
     if options.config:
         names = ("compressor", "kv", "keep", "tokens", "backbone", "frames", "sample")
-        given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
+        given = [f"--{name}" for name in names if getattr(options, name, None) not in (None, False)]
         if given:
             raise ValueError(f"--config {options.config} sets the whole method; leave out {', '.join(given)}.")
         return load(MethodConfig, options.config).arguments

@@ -1,0 +1,94 @@
+"""`langdc embed`: what a language model reads of a video and a question, for a server.."""
+
+import argparse
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from langdc import jsonl
+from langdc.backbones.inputs import text_inputs
+from langdc.log import screen
+from langdc.pipeline import VideoLM
+from langdc.tools import options as shared
+from langdc.tools.ask import add_model, method
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the embeddings of a templated prompt; 0 when they are written."""
+    parser = argparse.ArgumentParser(prog="langdc embed", description=__doc__)
+    parser.add_argument("video", help="a video or image file")
+    parser.add_argument("question", help="the question")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to make")
+    said = "also write FILE.json, the body of a request to vLLM's /v1/completions"
+    parser.add_argument("--for", dest="server", choices=["vllm"], help=said)
+    add_model(parser, required=True)
+    options = parser.parse_args(argv)
+    out = options.out
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out}: give a name that ends in .safetensors.")
+    files = [out, *([out.with_suffix(".json")] if options.server else [])]
+    for file in files:
+        jsonl.check_output(file)
+    shared.check_text(options.question)
+    chosen = method(options)
+    lm = VideoLM.from_pretrained(options.model, **chosen, **shared.place(options))
+    found = prompt_embeds(lm, options.video, options.question).cpu()
+    compressor = chosen.get("compressor") or lm.model.config.compressor.model_dump(mode="json")
+    about = {"model": options.model, "question": options.question, "compressor": json.dumps(compressor)}
+    jsonl.make_folder(out.parent)
+    with jsonl.writing(out) as partial:
+        save_file({"prompt_embeds": found}, partial, {**about, "n": str(len(found)), "positions": "0 to n - 1"})
+    if options.server:
+        body = {"prompt_embeds": serialised(found), "max_tokens": options.max_new_tokens, "temperature": 0}
+        jsonl.write_json(files[1], {**body, "stop_token_ids": lm.model.backbone.end_ids})
+    screen().print(f"{', '.join(map(str, files))}: {len(found):,} x {found.shape[1]:,}, {found.dtype}")
+    return 0
+
+
+@torch.no_grad()
+def prompt_embeds(lm: VideoLM, path: str | Path, question: str) -> Tensor:
+    """The embeddings of a question's whole templated prompt, the video's tokens among them: [n,D] in the model's type.
+
+    ValueError where they alone would not give the same answer: rows are not numbered one after the other, some are
+    padding, or the language model gets more than its input.
+    """
+    for what in (lm.kv, lm.layers):
+        if what is not None:
+            raise ValueError(
+                f"{type(what).__name__} works inside the language model, which a server runs. Leave it out."
+            )
+    video = lm.open(path, question=question)
+    tokens = lm.compress([(video, question)])[0].tokens
+    backbone = lm.model.backbone
+    inputs = text_inputs(backbone, [lm.prompt(question, video)], [[tokens]])
+    name, places = type(backbone).__name__, inputs.positions
+    if inputs.extra:
+        raise ValueError(
+            f"{name} gives its language model more of this video than its input ({', '.join(inputs.extra)}), and "
+            "embeddings are all that a server takes. Have vLLM compress it (docs/serving.md), or take a model without."
+        )
+    if inputs.spliced[0].padding is not None:
+        raise ValueError(
+            "Some rows of this prompt are padding, which LangDC has with soft_token='released'; a server would read "
+            "them. Take a checkpoint with soft_token 'at' or 'predicting'."
+        )
+    if not (places == torch.arange(places.shape[2], device=places.device)).all():
+        raise ValueError(
+            f"{name} numbers a video's tokens by time, row and column; a server numbers embeddings one after the "
+            "other. Have vLLM compress the video (docs/serving.md), or take a model with one axis of positions; where "
+            "a compressor makes new tokens, one that was trained with the backbone's new_tokens: words fits, too."
+        )
+    return inputs.embeds[0].clone()
+
+
+def serialised(embeds: Tensor) -> str:
+    """A tensor [n,D] as vLLM's API takes it: what torch saves of it, in base64."""
+    file = io.BytesIO()
+    torch.save(embeds, file)
+    return base64.b64encode(file.getvalue()).decode()
