@@ -94,12 +94,8 @@ def export(
         _check_adapter_alone(model, lora, source)
     else:
         adapters.merge(model.backbone.text_model)
-    if dtype is not None:  # all weights get the values and the type that are stored
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
-        for part in model.modules():
-            if isinstance(part, PreTrainedModel):
-                part.config.dtype = dtype
+    if dtype is not None:
+        _cast(model, dtype)
     made, flags, serving = _Exported(), list[str](), list[str]()
     if server is not None:
         flags, made.notes = served(model)
@@ -134,6 +130,15 @@ def export(
         told = {"title": out.name, "manifest": manifest, "parts": classes, "adapter": adapter, "serving": serving}
         (beside / "README.md").write_text(render("langdc", "convert/card.md", **told))
     return made
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give all weights the values and the type that are stored."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config.dtype = dtype
 
 
 def _name_of(part: nn.Module, model: nn.Module) -> str:

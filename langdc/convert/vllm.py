@@ -42,6 +42,10 @@ def served(model: VideoModel) -> tuple[list[str], list[str]]:
             f"This checkpoint was tuned with one time before {compressor.frames_per_segment} steps; vLLM writes one "
             "before each. Start a run from it without the compressor's frames_per_segment, and export that."
         )
+    if not isinstance(backbone.source, str):
+        raise ValueError(
+            "The model began with random weights, so no files of a processor belong to it; vLLM needs them."
+        )
     if model.config.backbone.settings.get("tokenizer") is not None:
         raise ValueError(
             "The backbone's tokenizer is not that of its source, and vLLM reads one folder. Copy the tokenizer's files "

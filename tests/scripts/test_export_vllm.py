@@ -21,21 +21,29 @@ from tests import stock
 
 EVS = {"name": "evs", "keep": 0.25, "variant": "released"}
 VIDCOM2 = {"name": "vidcom2", "keep": 0.9, "variant": "vllm"}
+SIZES = json.loads((Path(stock.folder("qwen2_5_vl")) / "config.json").read_text())
+DRAWN = {"source": {"config": SIZES, "init": "random"}}
 
 
 def tuned(directory: Path, family: str, compressor: dict[str, Any], **settings: Any) -> Path:
     """A checkpoint of a stock model with an adapter that changes it."""
     backbone = {"name": family, "source": stock.folder(family), "frames": 8, **settings}
+    torch.manual_seed(0)
     model = VideoModel(check(ModelConfig, {"backbone": backbone, "compressor": compressor}, "test"))
     lora = check(LoraConfig, {"rank": 2, "alpha": 4}, "lora")
     adapters.adapt(model.backbone.text_model, lora)
     changed = [name for name, _ in model.named_parameters() if ".lora_" in name]
-    torch.manual_seed(0)
     with torch.no_grad():
         for name in changed:
             parameter = model.get_parameter(name)
             parameter += 0.05 * torch.randn(parameter.shape)
-    checkpoint.save(model, directory, tensors=checkpoint.own_tensors(model, changed), lora=lora, info={"stage": "test"})
+    checkpoint.save(
+        model,
+        directory,
+        tensors=checkpoint.own_tensors(model, {*changed, *checkpoint.unpublished(model)}),
+        lora=lora,
+        info={"stage": "test"},
+    )
     return directory
 
 
@@ -119,6 +127,7 @@ def test_the_rate_is_that_of_the_recorded_tokens(tmp_path: Path, capsys) -> None
         ("qwen3_vl", {**EVS, "frames_per_segment": 2}, {}, "one before each"),
         ("qwen2_5_vl", EVS, {"frames": 1024}, "768 frames"),
         ("qwen2_5_vl", EVS, {"tokenizer": stock.folder("qwen2_5_vl")}, "vLLM reads one folder"),
+        ("qwen2_5_vl", EVS, {**DRAWN, "tokenizer": stock.folder("qwen2_5_vl")}, "random weights"),
     ],
 )
 def test_what_is_not_served(tmp_path: Path, capsys, family: str, compressor: dict, settings: dict, said: str) -> None:
