@@ -4,6 +4,7 @@ Recorded are queries [S,h,E] of S tokens of a reply and the keys [G,K,E] that th
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_the_fixed_variant_reads_what_the_last_token_did_where_its_attention_is_
     assert [
         [row for row in rows if before <= row < before + video] for rows in read_by(member, stored, case, video)
     ] == sets
-    gone = [set(one) - set(two) for one, two in zip(sets, sets[1:], strict=False)]
+    gone = [set(one) - set(two) for one, two in pairwise(sets)]
     assert any(lost & set(later) for n, lost in enumerate(gone) for later in sets[n + 2 :])  # some come back
 
 
