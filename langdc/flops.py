@@ -67,13 +67,15 @@ def reading_flops(
     held: float,
     steps: int,
     scoring: float = 0.0,
+    unread: int = 0,
     choosing: float = 0.0,
 ) -> dict[str, float]:
     """Reading a prompt up to the first token, and `steps` more calls of the model. `calls`: tokens read, keys cached
-    before and layers, of each; `held`: keys per layer after the prompt, those left out that steps do not read;
-    `scoring`, `choosing`: what compressors took to choose, in the prompt and in these steps.
+    before and layers, of each; `held`: keys per layer after the prompt; `scoring`: what compressors took to choose;
+    `unread`: keys that steps left out, over all of them and all layers, and `choosing`: what it took to choose these.
     """
     config = backbone.language_model.config.get_text_config()
+    held -= unread / config.num_hidden_layers / max(1, steps)
     each = (language_model_flops(config, new, past, predictions=0) * layers for new, past, layers in calls)
     read = sum(each) / config.num_hidden_layers
     prefill = read + language_model_flops(config, 0) + scoring

@@ -69,23 +69,21 @@ def reply(
     per_token = token_bytes(backbone.text_model.config, backbone.language_model.dtype)
     answers = []
     for number, (prompt, shown, text, row) in enumerate(zip(prompts, tokens, texts, ids, strict=True)):
+        unread, choosing = 0, 0.0
         if held:
             (keys, kv_bytes), output = held[number], read[number]
             assert isinstance(output, PrefillOutput)
-            calls, scoring, steps = output.calls, output.scoring_flops, output.steps
+            calls, scoring = output.calls, output.scoring_flops
+            if output.steps is not None:
+                unread, choosing = output.steps.unread, output.steps.flops
         else:
             length = len(prompt.ids) + sum(map(len, shown))
             depth = backbone.language_model.config.get_text_config().num_hidden_layers
             keys, kv_bytes, calls, scoring = [length], length * per_token, [(length, 0, depth)], 0.0
-            steps = None
-        later, mean = len(row) - 1, sum(keys) / len(keys)
-        choosing = 0.0
-        if steps is not None and later:
-            mean, choosing = mean - steps.unread / later / len(keys), steps.flops
         answer = Answer(
             text,
             seconds=dict(seconds),
-            flops=reading_flops(backbone, calls, mean, later, scoring, choosing),
+            flops=reading_flops(backbone, calls, sum(keys) / len(keys), len(row) - 1, scoring, unread, choosing),
             kv_bytes=kv_bytes,
             kv_text_bytes=len(prompt.ids) * per_token,
             reply_tokens=len(row),

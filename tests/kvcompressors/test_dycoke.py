@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from langdc.attention import using
 from langdc.conformance.prompts import FRAME, FRAMES, KINDS, LAYERS, QUESTION, TEXT, prompt, read, small
 from langdc.generate import Continuation
 from langdc.kvcompressors import build
 from langdc.layercompressors import layercompressors
 from tests.reference.dycoke import read_of_video
+from tests.test_prefill import _Work
 
 TOKENS, LENGTH, NEW = FRAMES * FRAME, TEXT + FRAMES * FRAME + QUESTION, 8
 OPTIONS = {"do_sample": False, "eos_token_id": [], "pad_token_id": 0, "output_logits": True}
@@ -91,6 +93,18 @@ def test_the_oracle_sees_choices_that_stay_and_keys_that_come_back() -> None:
         stayed += sum(one == two for one, two in pairwise(sets))
         back += sum(bool(set(c) & set(a) - set(b)) for a, b, c in zip(sets, sets[1:], sets[2:], strict=False))
     assert stayed and back
+
+
+@pytest.mark.parametrize("variant", ["fixed", "released"])
+def test_a_token_waits_for_nothing(variant: str) -> None:
+    """As released: to know whether the choice stays."""
+    reading = read("sections", build("dycoke_decoding", keep=0.6, variant=variant))
+    writing, ids = Continuation(reading), torch.tensor([[1]])
+    with torch.no_grad(), using(reading.text_model):
+        writing._states(ids)
+        with _Work() as work:
+            writing._states(ids)
+    assert bool(work.waits) == (variant == "released")
 
 
 def test_what_it_says_to_settings_that_leave_nothing() -> None:
