@@ -161,7 +161,8 @@ class TestDecodingKVCompressor:
         words = prompt("sections", frames=1)
         low = type(words)(words.embeds.bfloat16(), words.positions, words.video)
         found = read("sections", kv_candidate.make(keep=0.6), low, model=small("sections", dtype=torch.bfloat16))
-        assert torch.isfinite(reply(found)).all() and found.cache.layers[0].keys.dtype == torch.bfloat16
+        keys = found.cache.layers[0].keys
+        assert torch.isfinite(reply(found)).all() and keys is not None and keys.dtype == torch.bfloat16
 
     def test_several_rows_are_refused(self, kv_candidate: Candidate) -> None:
         with pytest.raises(ValueError, match="Set num_beams and num_return_sequences to 1"):
