@@ -29,8 +29,8 @@ _MASK_BLOCK = 512
 class Observer(Protocol):
     """Sees the queries, keys and values of each layer before they attend."""
 
-    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """From queries [1,h,Q,E] and all keys and values [1,G,K,E] to the queries to use."""
+    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From queries [1,h,Q,E] and all keys and values [1,G,K,E] to those to use."""
         ...
 
 
@@ -128,7 +128,8 @@ def _attend(
             "only where a layer attends to all of them."
         )
     if observer is not None:
-        query = observer.before_attention(int(module.layer_idx), query, key, value)  # pyright: ignore[reportArgumentType]
+        number = int(module.layer_idx)  # pyright: ignore[reportArgumentType]
+        query, key, value = observer.before_attention(number, query, key, value)
     hidden = None if padding is None else padding[: key.shape[2]]
     return _causal_attention(query, key, value, scaling, hidden).transpose(1, 2), None
 

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 from transformers import PretrainedConfig
 
-from langdc.interfaces import Backbone, recurrent_layers
+from langdc.interfaces import Backbone
+from langdc.kvcache import recurrent_layers
 from langdc.types import Grids, LanguageWork
 
 aten = torch.ops.aten
@@ -61,16 +62,24 @@ def _writing_flops(config: PretrainedConfig, cached: float, steps: int) -> float
 
 
 def reading_flops(
-    backbone: Backbone, calls: Sequence[tuple[int, float, int]], held: float, steps: int, scoring: float = 0.0
+    backbone: Backbone,
+    calls: Sequence[tuple[int, float, int]],
+    held: float,
+    steps: int,
+    scoring: float = 0.0,
+    unread: int = 0,
+    choosing: float = 0.0,
 ) -> dict[str, float]:
     """Reading a prompt up to the first token, and `steps` more calls of the model. `calls`: tokens read, keys cached
-    before and layers, of each; `held`: keys per layer after the prompt; `scoring`: what compressors took to choose.
+    before and layers, of each; `held`: keys per layer after the prompt; `scoring`: what compressors took to choose;
+    `unread`: keys that steps left out, over all of them and all layers, and `choosing`: what it took to choose these.
     """
     config = backbone.language_model.config.get_text_config()
+    held -= unread / config.num_hidden_layers / max(1, steps)
     each = (language_model_flops(config, new, past, predictions=0) * layers for new, past, layers in calls)
     read = sum(each) / config.num_hidden_layers
     prefill = read + language_model_flops(config, 0) + scoring
-    return {"prefill": prefill, "generate": _writing_flops(config, held, steps)}
+    return {"prefill": prefill, "generate": _writing_flops(config, held, steps) + choosing}
 
 
 # ---- whatever is computed, by torch's counter

@@ -60,6 +60,11 @@ class Continuation(PreTrainedModel, GenerationMixin):
     def forward(self, input_ids: Tensor, first: bool = False, **kwargs: Any) -> CausalLMOutputWithPast:
         """Logits [B,1,V] after the tokens [B,n], the last of which is new; after the prompt where it is the `first`."""
         output, rows = self.output, len(input_ids)
+        if rows > 1 and output.steps is not None:
+            raise ValueError(
+                f"{rows} rows are written at once, and {type(output.steps.compressor).__name__} chooses what one token "
+                "reads. Set num_beams and num_return_sequences to 1."
+            )
         if first:
             if rows > 1:
                 output.cache.reorder_cache(torch.zeros(rows, dtype=torch.long))  # pyright: ignore[reportArgumentType]
@@ -76,9 +81,10 @@ class Continuation(PreTrainedModel, GenerationMixin):
         self.position = self.position + 1
         return forward_text(output.text_model, embeds, positions, output.cache, self)
 
-    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """New queries at the layer's own positions; see `langdc.attention.Observer`."""
-        return self.output.cache.apply_offset(layer, query)
+    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """New queries at the layer's own positions, and what they attend to; see `langdc.attention.Observer`."""
+        query, steps = self.output.cache.apply_offset(layer, query), self.output.steps
+        return query, *((key, value) if steps is None else steps.read(layer, query, key, value))
 
 
 class ScoreCheck(LogitsProcessor):

@@ -124,6 +124,10 @@ class KVCompressor(ABC):
     """False when the budget covers the prompt: nothing is observed, dropped or moved."""
     keeps_old: bool = False
     """Whether keys of earlier chunks are never dropped or moved, so that none of them need be touched."""
+    decoding: bool = False
+    """Whether it chooses what replies read, by `step`. Their prompt is read in one piece and all its keys are held: of
+    the other methods only `begin` is called.
+    """
 
     @abstractmethod
     def begin(self, plan: Plan) -> None:
@@ -144,20 +148,23 @@ class KVCompressor(ABC):
         window, last = positions[:, :, -chunk.question_window :], positions[0, 0, chunk.rows.stop - 1]
         return window - (window[0, 0, 0] - last - 1)
 
-    @abstractmethod
     def kept(self, chunk: Chunk) -> list[Tensor]:
         """Per layer, the rows to keep, ascending: [n], or [G,n] where key heads differ. They index the layer's whole
         cache: `chunk.past[layer]` older keys, then the chunk, then the question window.
         """
+        raise NotImplementedError(f"{type(self).__name__} overrides neither `kept`, nor `step` with `decoding`.")
 
     def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
         """New positions of the keys of a layer's whole cache [A,1 or G,K]; default: the `old` ones."""
         return old
 
+    def step(self, layer: int, query: Tensor, key: Tensor) -> Tensor | None:
+        """Which keys of a layer a token of a reply attends to: [n], ascending; None, the default: all.
 
-def recurrent_layers(config: Any) -> int:
-    """How many layers carry a state from token to token in place of keys, which no mask divides."""
-    return [*(getattr(config, "layer_types", None) or ())].count("linear_attention")
+        Called in each layer in turn with the token's query [1,h,1,E] and the keys [1,G,K,E], its own last. Each reply
+        has a shallow copy of the compressor, made after `begin`.
+        """
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,14 +274,6 @@ class Backbone(nn.Module, ABC):
     def generation_config(self) -> GenerationConfig:
         """The model's own settings of generation; override this for others."""
         return self.language_model.generation_config or GenerationConfig()
-
-    @property
-    def key_bytes(self) -> int:
-        """Bytes that all layers together hold of one token: a key and a value per key head."""
-        config: Any = self.text_model.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        layers = config.num_hidden_layers - recurrent_layers(config)
-        return 2 * layers * config.num_key_value_heads * width * self.language_model.dtype.itemsize
 
     # ---- from a file to features
 

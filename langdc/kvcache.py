@@ -21,6 +21,18 @@ _BLOCK = 4096
 """Keys moved at once, so that no second copy of a layer is needed."""
 
 
+def recurrent_layers(config: Any) -> int:
+    """How many layers carry a state from token to token in place of keys, which no mask divides."""
+    return [*(getattr(config, "layer_types", None) or ())].count("linear_attention")
+
+
+def token_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes that all layers of a text model together hold of one token: a key and a value per key head."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = config.num_hidden_layers - recurrent_layers(config)
+    return 2 * layers * config.num_key_value_heads * width * dtype.itemsize
+
+
 class _KVLayer(DynamicLayer):
     """One layer's keys and values [B,G,K,E], with their `positions` [A,1 or G,K] and their `rows` [1 or G,K] of the
     prompt (-1: no row). All are views of what is filled of the layer's tensors, whose tokens come before their heads.

@@ -5,6 +5,7 @@ Letters: A rotary axes, B batch, M prompt+video length, D width, n tokens, G key
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,6 +27,28 @@ Arguments = Callable[[Tensor], Mapping[str, Any]]
 
 
 @dataclass(eq=False)
+class ReplySteps:
+    """What a KV compressor lets the tokens of one reply read. `unread`: how many keys it left out, over all tokens and
+    layers; `flops`: what it took to choose.
+    """
+
+    compressor: KVCompressor
+    unread: int = 0
+    flops: float = 0.0
+
+    def read(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a layer's keys and values [1,G,K,E], those that a token with this query [1,h,1,E] attends to."""
+        with Counted() as counted:
+            rows = self.compressor.step(layer, query, key)
+        self.flops += counted.total
+        if rows is None:
+            return key, value
+        self.unread += key.shape[2] - len(rows)
+        rows = rows.to(key.device, non_blocking=True)
+        return key.index_select(2, rows), value.index_select(2, rows)
+
+
+@dataclass(eq=False)
 class PrefillOutput:
     """A prompt that was read: its `cache`, the `logits` [1,V] after its last token, and the `next_position` [A,1,1]."""
 
@@ -42,6 +65,8 @@ class PrefillOutput:
     """Per layer, the rows of the prompt whose keys it holds: [K], or [G,K] where key heads differ."""
     scoring_flops: float = 0.0
     """FLOPs of the compressors' scores."""
+    steps: ReplySteps | None = None
+    """Where a KV compressor chooses what the tokens of a reply read."""
 
     @property
     def keys_per_layer(self) -> list[int]:
@@ -72,8 +97,9 @@ def prefill(
     `arguments`: further arguments of the text model for given rows. `layers`: drops rows between layers, in each chunk
     by itself, or in all videos at once. `reply_axes`: the axes in which written tokens follow a compacted video
     directly, "time" or "all" (one released model). ValueError for inputs that do not fit.
-    Where nothing is evicted, and no `chunk_tokens` are given, everything is read at once. The device is waited for
-    before the first chunk, and after a chunk only where scores decide how many keys each layer keeps.
+    Where nothing is evicted, and no `chunk_tokens` are given, everything is read at once; for a compressor with
+    `decoding` too. The device is waited for before the first chunk, and after a chunk only where scores decide how many
+    keys each layer keeps.
     """
     _check(text_model, embeds, positions, video, compressor is not None)
     chunks = ()
@@ -81,26 +107,24 @@ def prefill(
         anchor = None if anchor is None else anchor.cpu()
         chunks = tuple(chunks_of(video.cpu(), chunk_tokens, frame_tokens, anchor))
     reader = _ChunkedPrefill(text_model, embeds, positions, arguments)
-    reader.layers, reader.video_id = layers, video.long() - 1 if video.dtype == torch.bool else video
+    reader.layers, reader.video_id, steps = layers, video.long() - 1 if video.dtype == torch.bool else video, None
     if compressor is not None and chunks:
         config = text_model.config
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
-        if compressor.active:
+        if compressor.active and layers is not None:
+            _check_beside(compressor, layers)
+        if compressor.active and compressor.decoding:
+            steps = ReplySteps(copy(compressor))
+        elif compressor.active:
             reader.compressor = compressor
-            if compressor.continuous and layers is not None:
-                raise ValueError(
-                    f"{type(compressor).__name__} moves keys together in time, which it cannot where "
-                    f"{type(layers).__name__} drops rows before. Set its compact_positions to false."
-                )
-        else:
-            chunks = ()
+        chunks = chunks if reader.compressor is not None else ()
     with torch.no_grad(), using(text_model):
         logits = lm_head(reader.read(chunks, close_gaps=reply_axes == "time"))
     reader.cache.fit()
     offset_axes = len(positions) if reader.continuous else 0
     held = [layer.rows for layer in reader.cache.keyed if layer.rows is not None]
     kept_rows = tuple(rows[0] if len(rows) == 1 else rows for rows in held)
-    costs = (tuple(reader.calls), kept_rows, reader.scoring_flops)
+    costs = (tuple(reader.calls), kept_rows, reader.scoring_flops, steps)
     return PrefillOutput(text_model, lm_head, reader.cache, logits, reader.next_position, offset_axes, *costs)
 
 
@@ -121,6 +145,20 @@ def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video
         raise ValueError(
             f"The model has layers of kind {', '.join(sorted(kinds))}; keys can be evicted only from full ones. Leave "
             "out the KV compressor; with sliding windows, also options of generation beside max_new_tokens."
+        )
+
+
+def _check_beside(compressor: KVCompressor, layers: LayerCompressor) -> None:
+    mine, other = type(compressor).__name__, type(layers).__name__
+    if compressor.decoding:
+        raise ValueError(
+            f"{mine} chooses in one layer what the next ones read of a video, and {other} leaves them other keys. "
+            "Leave out one of them."
+        )
+    if compressor.continuous:
+        raise ValueError(
+            f"{mine} moves keys together in time, which it cannot where {other} drops rows before. Set its "
+            "compact_positions to false."
         )
 
 
@@ -222,9 +260,9 @@ class _ChunkedPrefill:
             self.cache.keep(layer, rows, None if new is old else new, start)
         return state
 
-    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Let the compressor observe a chunk; returns the queries at the layer's own positions."""
-        chunk, compressor = self._chunk, self.compressor
+    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Let the compressor observe a chunk; returns the queries at the layer's own positions, and all keys."""
+        chunk, compressor, whole = self._chunk, self.compressor, (key, value)
         if chunk is not None and compressor is not None:
             came = None if self._walk is None else self._walk.came[layer]
             count = len(chunk) if came is None else len(came) - chunk.question_window  # which is text
@@ -245,7 +283,7 @@ class _ChunkedPrefill:
             if came is not None:
                 compressor.spread(came[:count], len(chunk))
             self.scoring_flops += self._scoring.setdefault(shapes, counted.total if counted else 0.0)
-        return self.cache.apply_offset(layer, query)
+        return self.cache.apply_offset(layer, query), *whole
 
 
 def _those_that_came(rows: Tensor, came: Tensor | None, past: int) -> Tensor:

@@ -13,7 +13,8 @@ from langdc.backbones.inputs import read_prompt, read_together, slides
 from langdc.decode import write
 from langdc.flops import reading_flops
 from langdc.generate import Continuation, ScoreCheck
-from langdc.interfaces import Backbone, KVCompressor, LayerCompressor, recurrent_layers
+from langdc.interfaces import Backbone, KVCompressor, LayerCompressor
+from langdc.kvcache import recurrent_layers, token_bytes
 from langdc.prefill import PrefillOutput
 from langdc.steps import Reading
 from langdc.timing import StageTimer, stage
@@ -65,22 +66,26 @@ def reply(
     _require_finite_scores(finite, (each for shown in tokens for each in shown))
     seconds = {name: taken / len(prompts) for name, taken in timer.seconds.items()}
     peak = devices.peak_bytes(backbone.language_model.device)
+    per_token = token_bytes(backbone.text_model.config, backbone.language_model.dtype)
     answers = []
     for number, (prompt, shown, text, row) in enumerate(zip(prompts, tokens, texts, ids, strict=True)):
+        unread, choosing = 0, 0.0
         if held:
             (keys, kv_bytes), output = held[number], read[number]
             assert isinstance(output, PrefillOutput)
             calls, scoring = output.calls, output.scoring_flops
+            if output.steps is not None:
+                unread, choosing = output.steps.unread, output.steps.flops
         else:
             length = len(prompt.ids) + sum(map(len, shown))
             depth = backbone.language_model.config.get_text_config().num_hidden_layers
-            keys, kv_bytes, calls, scoring = [length], length * backbone.key_bytes, [(length, 0, depth)], 0.0
+            keys, kv_bytes, calls, scoring = [length], length * per_token, [(length, 0, depth)], 0.0
         answer = Answer(
             text,
             seconds=dict(seconds),
-            flops=reading_flops(backbone, calls, sum(keys) / len(keys), len(row) - 1, scoring),
+            flops=reading_flops(backbone, calls, sum(keys) / len(keys), len(row) - 1, scoring, unread, choosing),
             kv_bytes=kv_bytes,
-            kv_text_bytes=len(prompt.ids) * backbone.key_bytes,
+            kv_text_bytes=len(prompt.ids) * per_token,
             reply_tokens=len(row),
             keys_per_layer=keys if kv is not None or layers is not None else None,
             peak_bytes=peak,
@@ -128,7 +133,8 @@ def _written(
 ) -> tuple[list[list[int]], bool]:
     """The ids of the replies, their ends included, and whether all scores were finite."""
     alone = [each for each in read if isinstance(each, PrefillOutput)]
-    if greedy is None or any(each.offset_axes for each in alone):  # each layer's tokens stand elsewhere
+    # each layer's tokens stand elsewhere, or attend to other keys
+    if greedy is None or any(each.offset_axes or each.steps is not None for each in alone):
         return _generated(backbone, alone, options)
     readings = [Reading(e.cache, e.logits, e.next_position) if isinstance(e, PrefillOutput) else e for e in read]
     ends = options["eos_token_id"]

@@ -92,9 +92,9 @@ class Walk:
             extra = self._extra(rows.index)
         return self.model.norm(rows.states[-1])
 
-    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the observer behind this one returns; notes what the compressor needs of a layer."""
-        query = self.observer.before_attention(layer, query, key, value)
+        query, key, value = self.observer.before_attention(layer, query, key, value)
         if self._rows is not None:
             if "keys" in self.compressor.needs:
                 self._rows = replace(self._rows, keys=key[0, :, -query.shape[2] :])
@@ -102,7 +102,7 @@ class Walk:
                 with Counted() as counted:
                     self._rows = replace(self._rows, attention=self._paid(query, key, self._rows))
                 self.scoring_flops += counted.total
-        return query
+        return query, key, value
 
     def _paid(self, query: Tensor, key: Tensor, rows: Rows) -> Tensor:
         places = torch.arange(len(rows.index), device=rows.index.device)
@@ -148,7 +148,7 @@ class _Probe:
     query: Tensor
     key: Tensor
 
-    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Note rotated queries and keys, and leave."""
         self.query, self.key = query, key
         raise _Seen

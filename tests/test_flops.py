@@ -322,6 +322,19 @@ def test_a_kv_compressor_reading_in_chunks(variant: str) -> None:
     assert answer.flops["prefill"] == pytest.approx(counted(), rel=WITHIN)
 
 
+@pytest.mark.parametrize("settings", [{"keep": 0.75}, {"keep": 0.2, "variant": "released"}])
+def test_keys_that_a_reply_does_not_read(settings: dict) -> None:
+    """The whole of DyCoke; the tokens of a reply cost less than with all keys."""
+    whole, kv = build("dycoke", keep=0.5), kvcompressors.build("dycoke_decoding", **settings)
+    lm = VideoLM(model("qwen2_5_vl"), whole, kv)
+    check_stages(lm)
+    cost, plain = (
+        each.open(clip()).ask(QUESTION, max_new_tokens=4) for each in (lm, VideoLM(model("qwen2_5_vl"), whole))
+    )
+    assert cost.flops["prefill"] == plain.flops["prefill"] and cost.kv_bytes == plain.kv_bytes
+    assert cost.flops["generate"] != plain.flops["generate"]
+
+
 @pytest.mark.parametrize("variant", LAYER_VARIANTS)
 def test_a_layer_compressor(variant: str) -> None:
     settings = {"keep": 0.75, **LAYER_VARIANTS[variant]}

@@ -107,6 +107,22 @@ def test_after_layers_that_read_fewer_rows(backbone: Backbone, name: str, kv: st
     assert replied(backbone, given, cache, layers) == expected
 
 
+def test_a_compressor_that_chooses_what_each_token_reads(backbone: Backbone, unused) -> None:
+    """Several prompts are read before the first reply is written; each is continued with its own choice."""
+    given = asked(backbone)
+    kv = kvcompressors.build("dycoke_decoding", keep=0.75)
+    assert replied(backbone, given, kv) == generated(backbone, given, kv)
+    (answer,) = replies.reply(backbone, *(part[:1] for part in given), kv, GIVEN)
+    (plain,) = replies.reply(backbone, *(part[:1] for part in given), None, GIVEN)
+    assert answer.kv_bytes == plain.kv_bytes
+    assert len(answer.keys_per_layer) == backbone.text_model.config.num_hidden_layers
+    with pytest.raises(ValueError, match=r"2 rows are written at once, and DyCokeDecoding .* Set num_beams"):
+        replies.reply(backbone, *(part[:1] for part in given), kv, {**GIVEN, "num_beams": 2, "eos_token_id": [0]})
+    expected = replied(backbone, given)
+    unused()
+    assert replied(backbone, given, kvcompressors.build("dycoke_decoding", keep=1.0)) == expected
+
+
 @pytest.mark.parametrize("numbering", ["trained", "transformers"])
 def test_replies_stand_after_all_of_a_prompt(numbering: str) -> None:
     """With the numbers of transformers a video of many steps ends after its question, also where several share it."""

@@ -16,6 +16,7 @@ from langdc import checkpoint, devices
 from langdc.config import MemberConfig, check
 from langdc.flops import Counted, encoder_flops, language_model_flops, work_flops
 from langdc.interfaces import TokenCompressor
+from langdc.kvcache import token_bytes
 from langdc.model import VideoModel, build_compressor
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.types import Frames, VideoBatch
@@ -137,7 +138,8 @@ def _floors(place: Place, model: VideoModel, member: TokenCompressor, frames: li
     layers: Any = backbone.text_model.layers
     weights = weight_bytes(backbone.lm_head, *layers)
     read = place.floor(count * language_model_flops(config, length), weights)
-    token = place.floor(count * language_model_flops(config, 1, length), weights + count * length * backbone.key_bytes)
+    held = length * token_bytes(backbone.text_model.config, backbone.language_model.dtype)
+    token = place.floor(count * language_model_flops(config, 1, length), weights + count * held)
     return {"compress": 1e3 * compress, "first": 1e3 * (encode + compress + read), "token": 1e3 * token}
 
 

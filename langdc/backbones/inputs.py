@@ -14,7 +14,8 @@ from langdc.attention import using
 from langdc.backbones.chat import IGNORED
 from langdc.backbones.splice import joined_sides
 from langdc.chunks import tokens_per_chunk, videos_in_order
-from langdc.interfaces import Backbone, KVCompressor, LayerCompressor, recurrent_layers
+from langdc.interfaces import Backbone, KVCompressor, LayerCompressor
+from langdc.kvcache import recurrent_layers
 from langdc.prefill import PrefillOutput, prefill
 from langdc.rope import position_limit
 from langdc.steps import Reading

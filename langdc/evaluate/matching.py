@@ -130,6 +130,11 @@ def calibrate(
     `target`: the video tokens that a video has, or the bytes held of a prompt's video. What counts is what the language
     model really read or held. Returns the number of `tokens`, with target and finding, both in tokens.
     """
+    if entry.kv is not None and kvcompressors.get(entry.kv.name).decoding:
+        raise ValueError(
+            f"Entry {entry.name!r}: {entry.kv.name} frees no keys of a prompt, so no budget of it holds the bytes of "
+            f"{entry.match!r}. Leave out match and give it keep."
+        )
     one = _asked(lm, videos[:1], batch)[0]
     unit = (one.kv_bytes - one.kv_text_bytes) / one.tokens  # bytes held of a token
     target = target if entry.measure == "tokens" else target / unit

@@ -73,7 +73,8 @@ def _layer_entry(name: str, kind: Any) -> _Entry:
 def _kv_entry(name: str, kind: Any) -> _Entry:
     scorer = inspect.signature(kind).parameters.get("scorer")
     guided = scorer is not None and isinstance(scorer.default, str) and scorers.of(scorer.default).question_window > 0
-    return _Entry(name, "KV cache", "question" if guided else "-", *_published(kind))
+    site = "KV cache, replies" if kind.decoding else "KV cache"
+    return _Entry(name, site, "question" if guided else "-", *_published(kind))
 
 
 def _published(kind: Any) -> tuple[tuple[str, ...], str]:

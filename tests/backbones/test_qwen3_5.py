@@ -14,6 +14,7 @@ from langdc.backbones.stock import StockBackbone
 from langdc.config import RunConfig, check
 from langdc.flops import language_model_flops
 from langdc.generate import Continuation
+from langdc.kvcache import token_bytes
 from langdc.kvcompressors import kvcompressors
 from langdc.pipeline import VideoLM
 from langdc.train.objectives import objectives
@@ -39,7 +40,8 @@ def test_the_tiny_model_has_layers_of_both_kinds(backbone: StockBackbone) -> Non
     reading = read(backbone, [stock.clip()])
     assert [hasattr(layer, "recurrent_states") for layer in reading.cache.layers] == [True, True, False]
     assert len(reading.keys_per_layer) == 1
-    assert reading.cache.held_bytes == reading.keys_per_layer[0] * backbone.key_bytes
+    per_token = token_bytes(backbone.text_model.config, torch.float32)
+    assert reading.cache.held_bytes == reading.keys_per_layer[0] * per_token
 
 
 def test_questions_about_one_video_are_answered_as_each_alone(backbone: StockBackbone) -> None:

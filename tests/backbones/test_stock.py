@@ -13,7 +13,7 @@ from langdc.backbones.inputs import read_prompt
 from langdc.backbones.stock import StockBackbone
 from langdc.flops import language_model_flops, reading_flops
 from langdc.generate import Continuation
-from langdc.interfaces import recurrent_layers
+from langdc.kvcache import recurrent_layers
 from langdc.kvcompressors import kvcompressors
 from langdc.layercompressors import layercompressors
 from langdc.prefill import PrefillOutput

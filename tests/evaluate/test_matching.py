@@ -115,6 +115,12 @@ def test_a_cost_below_that_of_the_layers_that_read_all_is_told(prepared: Path, o
         evaluate(config, _task(config))
 
 
+def test_a_method_that_frees_no_keys_cannot_be_matched_by_bytes(prepared: Path, others: Path, tmp_path: Path):
+    config = _config(prepared, others, tmp_path / "eval", {"name": "later", "kv": {"name": "dycoke_decoding"}})
+    with pytest.raises(ValueError, match=r"'later': dycoke_decoding frees no keys .* Leave out match and give it keep"):
+        evaluate(config, _task(config))
+
+
 def test_a_budget_that_cannot_be_met_fails_its_questions_alone(prepared: Path, tmp_path: Path):
     pool = str(prepared / "pool")
     entries = [

@@ -18,6 +18,7 @@ from langdc import steps
 from langdc.conformance import prompts
 from langdc.conformance.candidates import Candidate
 from langdc.conformance.test_compressor import _training
+from langdc.conformance.test_kvcompressor import reply
 from langdc.interfaces import KVCompressor, LayerCompressor, Rows
 from langdc.model import VideoModel
 from langdc.pipeline import OpenVideo, VideoLM
@@ -231,6 +232,16 @@ class _Replayed(_Recorded):
 
     def positions(self, chunk: Chunk, layer: int, old: Tensor) -> Tensor:
         return self.moved[chunk.rows.start, layer]
+
+
+def choosing(candidate: Candidate, device: torch.device) -> None:
+    """A reply in float32 of which each token reads what it chose is that of a CPU; in bfloat16 it is finite."""
+    found = [
+        reply(_read("sections", where, torch.float32, candidate.make(keep=0.6)))
+        for where in (device, torch.device("cpu"))
+    ]
+    assert found[0].argmax(1).tolist() == found[1].argmax(1).tolist()
+    assert torch.isfinite(reply(_read("sections", device, LOW, candidate.make(keep=0.6)))).all()
 
 
 # ---- training

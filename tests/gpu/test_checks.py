@@ -9,7 +9,7 @@ from langdc.compressors.plain import Identity
 from langdc.conformance.candidates import Candidate
 from langdc.types import VideoTokens
 from tests.contract.test_compressors import candidates
-from tests.contract.test_kvcompressors import CANDIDATES
+from tests.contract.test_kvcompressors import CANDIDATES, CHOOSING
 from tests.contract.test_layercompressors import CANDIDATES as LAYER_CANDIDATES
 from tests.gpu import checks
 
@@ -27,6 +27,7 @@ def test_one_member_of_each_kind() -> None:
         checks.compressor(named(name, candidates()), CPU)
     checks.reading("one axis", CPU)
     checks.reading("sections", CPU, named("flexreduc", CANDIDATES))
+    checks.choosing(CHOOSING[0], CPU)
     checks.layers(named("holitom_inner, early", LAYER_CANDIDATES), CPU)
     checks.training_step("qwen2_5_vl", "resampler", CPU)
     checks.captions(CPU)

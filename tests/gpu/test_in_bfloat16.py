@@ -10,7 +10,7 @@ from langdc.conformance.candidates import Candidate
 from langdc.conformance.prompts import KINDS
 from tests.contract import grid
 from tests.contract.test_compressors import candidates
-from tests.contract.test_kvcompressors import CANDIDATES
+from tests.contract.test_kvcompressors import CANDIDATES, CHOOSING
 from tests.contract.test_layercompressors import CANDIDATES as LAYER_CANDIDATES
 from tests.contract.test_training import FAST
 from tests.gpu import checks
@@ -36,6 +36,11 @@ def test_chunked_reading(kind: str, device: torch.device) -> None:
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=str)
 def test_kv_compressors(candidate: Candidate, device: torch.device) -> None:
     checks.reading("sections", device, candidate)
+
+
+@pytest.mark.parametrize("candidate", CHOOSING, ids=str)
+def test_kv_compressors_of_replies(candidate: Candidate, device: torch.device) -> None:
+    checks.choosing(candidate, device)
 
 
 @pytest.mark.parametrize("candidate", LAYER_CANDIDATES, ids=str)

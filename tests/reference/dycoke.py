@@ -27,3 +27,16 @@ def released(video: Video, share: float) -> list[int]:
         change = {p: -cosine(video[t][p], video[before][p]) for p in range(len(video[t]))}
         kept[t] = best(change, int(share * len(change)))
     return [t * len(video[0]) + p for t in kept for p in kept[t]]
+
+
+def read_of_video(attention: list[list[float]], count: int, released: bool) -> list[list[int]]:
+    """Which keys of a video each token of a reply reads (section 3.3), from the attention that it pays to each of them:
+    the best `count`, or those of the last token where its attention was like this (as released: all).
+    """
+    found, chosen = [], []
+    for number, paid in enumerate(attention):
+        alike = number > 0 and cosine(paid, attention[number - 1]) >= 0.9
+        if not alike:
+            chosen = best(dict(enumerate(paid)), count)
+        found.append(list(range(len(paid))) if alike and released else chosen)
+    return found

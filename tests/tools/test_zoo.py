@@ -24,6 +24,7 @@ def test_entries_tell_sites_needs_variants_and_papers() -> None:
         and "released-2026" in found["flexreduc", "KV cache"].variants
     )
     assert found["pivotkv", "KV cache"].needs == "-"
+    assert found["dycoke_decoding", "KV cache, replies"].variants == ("fixed", "released")
     assert found["visionzip", "before the LLM"].needs == "encoder attention"
     assert found["langdc", "learned"].needs == found["resampler", "learned"].needs == "training"
     assert found["ma_lmm", "before the LLM"].needs == "-"
