@@ -24,8 +24,8 @@ class Dart(OneLayer):
     values, rotated) in the layer before. For each pivot in turn the rows go on that are least like it (cosine after the
     model's last norm) and not yet taken, as many for each. `layer`: by default 2 of 32. `variant`: "released" takes the
     pivots in the order of a Python set of their row numbers, and keeps a multiple of their number; "fixed", the
-    default, takes video then question, the largest first, and meets the budget. The release by eager attention, which is
-    no variant here, lets the rows that are left attend to later ones.
+    default, takes video then question, the largest first, and meets the budget. By eager attention, the release lets
+    the rows that are left attend to later ones; here they never do.
     """
 
     paper = "arXiv 2502.11494"

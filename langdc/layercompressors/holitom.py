@@ -20,8 +20,8 @@ class HoliTomInner(OneLayer):
 
     Attention is that of the layer before, averaged over heads; each other row goes into the kept one that it is most
     like (cosine). `layer`: by default 18 of 28. As released, a row is merged as (kept + row) / 2, one after the other,
-    so the last one weighs half. The release, which runs by sdpa alone, lets the layer before attend in both directions;
-    here it is causal, as the model was trained. With `holitom_outer` before the language model this is the whole method.
+    so the last one weighs half. The release runs by sdpa alone, and lets the layer before attend in both directions;
+    here it is causal, as the model was trained. With `holitom_outer` before the language model it is the whole method.
     """
 
     paper = "arXiv 2505.21334"
