@@ -1,8 +1,8 @@
-"""Layer compressors through a language model: rows kept, and logits after the prompt, of the authors' models.
+"""Layer and token compressors through a language model: rows kept, and logits after the prompt, of the authors' models.
 
 Weights and prompts come from numpy's `RandomState`, whose numbers never change. Where a member differs from the release
 on purpose, the test has the release's habit in its place, so that nothing else differs.
-Letters: n rows, L layers.
+Letters: n rows, D width, E head width.
 """
 
 import json
@@ -19,24 +19,25 @@ from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
-from langdc import attention
+from langdc import attention, compressors
 from langdc.interfaces import LayerCompressor, Rows
 from langdc.layercompressors import build, sparsevlm
 from langdc.layercompressors.base import going_on
 from langdc.prefill import PrefillOutput, prefill
+from langdc.types import FeatureGrid, VideoFeatures
 
 FOLDER = Path(__file__).parent
-CASES = json.loads((FOLDER / "e2e_layers.json").read_text())
+CASES = json.loads((FOLDER / "e2e_models.json").read_text())
 WIDTH, VOCABULARY = 32, 48
 
 
 @cache
 def stored() -> dict[str, Tensor]:
-    return load_file(FOLDER / "e2e_layers.safetensors")
+    return load_file(FOLDER / "e2e_models.safetensors")
 
 
-def cases(method: str) -> list:
-    return [pytest.param(name, id=name) for name, case in CASES.items() if case["method"] == method]
+def cases(*methods: str) -> list:
+    return [pytest.param(name, id=name) for name, case in CASES.items() if case["method"] in methods]
 
 
 def fill(modules: tuple[nn.Module, ...], seed: int) -> None:
@@ -83,11 +84,16 @@ def model(case: dict) -> tuple[nn.Module, nn.Module]:
     return text, head
 
 
+def prompt(name: str) -> Tensor:
+    """Embeddings [n,D]."""
+    noise = np.random.RandomState(CASES[name]["prompt"]).standard_normal((sum(CASES[name]["shape"]), WIDTH))
+    return torch.from_numpy(noise.astype("float32"))
+
+
 def read(name: str, member: LayerCompressor, renumbered: bool = False) -> PrefillOutput:
     case = CASES[name]
     before, shown, after = case["shape"]
     length = before + shown + after
-    noise = np.random.RandomState(case["prompt"]).standard_normal((length, WIDTH))
     video = torch.zeros(length, dtype=torch.bool)
     video[before : before + shown] = True
     positions = torch.arange(length)[None]
@@ -101,8 +107,7 @@ def read(name: str, member: LayerCompressor, renumbered: bool = False) -> Prefil
     if renumbered:
         turn = text.rotary_emb.forward
         text.rotary_emb.forward = lambda *given: tuple(map(Renumbered, turn(*given)))
-    embeds = torch.from_numpy(noise.astype("float32"))
-    return prefill(text, head, embeds, positions[:, None], video, layers=member)
+    return prefill(text, head, prompt(name), positions[:, None], video, layers=member)
 
 
 class Renumbered:
@@ -213,3 +218,20 @@ def test_sparsevlm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read(name, build("sparsevlm", keep=keep, stages=tuple(stages), after=after), renumbered=True)
     assert chosen == [stored()[f"{name}.kept{stage}"].tolist() for stage in range(3)]
     torch.testing.assert_close(found.logits, stored()[f"{name}.logits"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", cases("divprune", "cdpruner"))
+def test_token_compressors(name: str) -> None:
+    """CDPruner's words are the question, as they are here."""
+    case, embeds = CASES[name], prompt(name)
+    before, shown, after = case["shape"]
+    parts = embeds[:before], embeds[before : before + shown], embeds[before + shown :]
+    features = FeatureGrid(parts[1].unflatten(0, (case["frames"], 1, -1)))
+    video = VideoFeatures((features,), {}, torch.arange(case["frames"]), question=parts[2])
+    found = compressors.build(case["method"], variant="released", **case["settings"])([video]).tokens[0]
+    rows = [torch.arange(before), before + found.source, before + shown + torch.arange(after)]
+    assert torch.equal(torch.cat(rows), stored()[f"{name}.kept0"].long())
+    embeds = torch.cat([parts[0], found.values, parts[2]])
+    nothing = torch.zeros(len(embeds), dtype=torch.bool)
+    reading = prefill(*model(case), embeds, torch.arange(len(embeds))[None, None], nothing)
+    torch.testing.assert_close(reading.logits, stored()[f"{name}.logits"], atol=1e-5, rtol=0)
