@@ -7,6 +7,7 @@ Letters: n rows, D width, E head width.
 
 import json
 from functools import cache
+from itertools import count
 from math import ceil
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def fill(modules: tuple[nn.Module, ...], seed: int) -> None:
 MODELS = {
     "dart": (Qwen2VLTextModel, Qwen2VLTextConfig),
     "flashvid": (Qwen2Model, Qwen2Config),
+    "holitom": (Qwen2Model, Qwen2Config),
     "holitom_inner": (Qwen2Model, Qwen2Config),
 }
 
@@ -157,20 +159,44 @@ def test_fastv_is_what_flashvid_does_inside_the_language_model(name: str) -> Non
     check(read(name, build("fastv", **settings)), name, [settings["layer"]])
 
 
-@pytest.mark.parametrize("name", cases("holitom_inner"))
-def test_holitom_inner(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With attention in both directions in the layer before, as the release has it."""
-    case = CASES[name]
-    settings = one_layer(name, round(case["shape"][1] * (1 - case["settings"]["r"])))
-    causal, layer = attention._causal_attention, iter(range(case["layers"]))
+def in_both_directions(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one layer attend so, as HoliTom's release does in the layer before it drops rows."""
+    causal, layer = attention._causal_attention, count()
 
-    def both_ways(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, hidden=None) -> Tensor:
-        if next(layer) != settings["layer"] - 1:
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, hidden=None) -> Tensor:
+        if next(layer) != which:
             return causal(query, key, value, scale, hidden)
         return nn.functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True)
 
-    monkeypatch.setattr(attention, "_causal_attention", both_ways)
+    monkeypatch.setattr(attention, "_causal_attention", attend)
+
+
+@pytest.mark.parametrize("name", cases("holitom_inner"))
+def test_holitom_inner(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = one_layer(name, round(CASES[name]["shape"][1] * (1 - CASES[name]["settings"]["r"])))
+    in_both_directions(settings["layer"] - 1, monkeypatch)
     check(read(name, build("holitom_inner", **settings)), name, [settings["layer"]])
+
+
+@pytest.mark.parametrize("name", cases("holitom"))
+def test_holitom_outside_and_inside_the_language_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens' lengths stand for the encoder's attention."""
+    case, embeds = CASES[name], prompt(name)
+    (before, shown, _), frames, how = case["shape"], case["frames"], case["settings"]
+    values = embeds[before : before + shown].unflatten(0, (frames, 1, -1)).clone()
+    scene = (torch.arange(frames) >= frames // 2) * (frames // 2)
+    values[:, :, ::2] = 0.3 * values[:, :, ::2] + values[scene][:, :, ::2]
+    outer = compressors.build("holitom_outer", keep=how["keep"], variant="released")
+    found = outer([VideoFeatures((FeatureGrid(values),), {}, torch.arange(frames))]).tokens[0].values
+    assert len(found) == case["read"]
+    embeds = torch.cat([embeds[:before], found, embeds[before + shown :]])
+    video = torch.zeros(len(embeds), dtype=torch.bool)
+    video[before : before + len(found)] = True
+    left, layers, layer = round(len(found) * (1 - how["r"])), case["layers"], how["layer"]
+    share = (layer * len(found) + (layers - layer) * left) / (layers * len(found))
+    in_both_directions(layer - 1, monkeypatch)
+    positions, inner = torch.arange(len(embeds))[None, None], build("holitom_inner", keep=share, layer=layer)
+    check(prefill(*model(case), embeds, positions, video, layers=inner), name, [layer])
 
 
 @pytest.mark.parametrize("name", cases("dart"))
