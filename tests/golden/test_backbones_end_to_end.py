@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from langdc import compressors
+from langdc import compressors, layercompressors
 from langdc.backbones import backbones
 from langdc.backbones.inputs import read_prompt
 from langdc.backbones.stock import StockBackbone
 from langdc.generate import Continuation
+from langdc.interfaces import LayerCompressor
 from langdc.prefill import PrefillOutput, prefill
 from langdc.types import FeatureGrid, Prompt, Slot, VideoFeatures, VideoTokens
 
 FOLDER = Path(__file__).parent
-CASES = json.loads((FOLDER / "e2e_backbones.json").read_text())["cases"]
+RECORD = json.loads((FOLDER / "e2e_backbones.json").read_text())
 NAMES = {"holitom": "holitom_outer"}
 VIDEO_ID = 291
 
@@ -55,10 +57,10 @@ def prompt(model: str, ids: Tensor, grid: FeatureGrid) -> Prompt:
     return Prompt(ids[~shown], slots=tuple(slots))
 
 
-def read(model: str, tokens: VideoTokens) -> PrefillOutput:
+def read(model: str, tokens: VideoTokens, layers: LayerCompressor | None = None) -> PrefillOutput:
     backbone, features, asked = opened(model)
     steps = len(features.projected[0].values)
-    return read_prompt(backbone, asked, [tokens], None, [len(features.seconds)], [steps])
+    return read_prompt(backbone, asked, [tokens], None, [len(features.seconds)], [steps], layers)
 
 
 def check(reading: PrefillOutput, name: str) -> None:
@@ -69,7 +71,7 @@ def check(reading: PrefillOutput, name: str) -> None:
     torch.testing.assert_close(written.logits[-1], expected[f"{name}.logits"][-1:], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=c["id"]) for c in CASES])
+@pytest.mark.parametrize("case", [pytest.param(c, id=c["id"]) for c in RECORD["cases"]])
 def test_compressed_answers_equal_the_authors(case: dict) -> None:
     method = NAMES.get(case["method"], case["method"])
     squeeze = compressors.build(method, keep=case["ratio"], variant="released", frames_per_segment=1)
@@ -77,6 +79,24 @@ def test_compressed_answers_equal_the_authors(case: dict) -> None:
     assert tokens.source is not None
     assert tokens.source.tolist() == stored()[f"{case['id']}.keep"].tolist()
     check(read(case["model"], tokens), case["id"])
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, id=c["id"]) for c in RECORD["flashvid"]])
+def test_flashvid_and_fastv_are_the_whole_of_flashvid(case: dict) -> None:
+    """With the encoder's attention as recorded, which is not read of Qwen's encoders here."""
+    features, (choice, depth, name) = opened("qwen25vl")[1], (case["token_selection_method"], case["layer"], case["id"])
+    (grid,) = features.projected
+    grid = replace(grid, saliency=stored()["qwen25vl.flashvid.attention"].view(grid.values.shape[:3]))
+    settings = {"segments": case["min_segment_num"], "events": choice == "attn_div_v2"}
+    settings["change"] = case.get("segment_threshold", 0.9)
+    squeeze = compressors.build("flashvid", keep=1.25 * case["ratio"], variant="released", **settings)
+    tokens = squeeze.one(replace(features, projected=(grid,)))
+    assert tokens.source is not None and tokens.source.tolist() == stored()[f"{name}.keep"].tolist()
+    share = ceil(case["inside"] * len(tokens.source)) / len(tokens.source)
+    member = layercompressors.build("fastv", keep=(depth + (3 - depth) * share) / 3, layer=depth)
+    reading = read("qwen25vl", tokens, member)
+    assert reading.kept_rows[depth].tolist() == stored()[f"{name}.inside"].tolist()
+    check(reading, name)
 
 
 def test_qwen3_uncompressed_equals_the_record() -> None:
