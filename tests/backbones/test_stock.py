@@ -184,12 +184,12 @@ def test_rows_are_dropped_between_layers_on_every_backbone(backbone: StockBackbo
         len(tokens) for tokens, frames in zip(tokens_of(backbone, media)[1], media, strict=True) if len(frames) > 1
     ]
     assert 0.4 * sum(shown) < sum(keys) / len(keys) - (total - sum(shown)) <= 0.5 * sum(shown)
-    assert [n for n, cached, layers in found.calls for _ in range(layers) if cached == 0] == keys and keys[0] == total
+    assert [n for n, cached, layers, _ in found.calls for _ in range(layers) if cached == 0] == keys and keys[0] == total
     first, more = (reading_flops(backbone, one.calls, 0, 0)["prefill"] for one in (found, whole))
     config = backbone.language_model.config.get_text_config()
     each = [language_model_flops(config, n, predictions=0) / config.num_hidden_layers for n in keys]
     assert first == pytest.approx(sum(each) + language_model_flops(config, 0)) and first < more
-    with all_but(backbone.text_model, found.kept_rows, total, 0, inner.merged):
+    with all_but(backbone.text_model, found.kept_rows, total, 0, inner.merged, inner.halfway):
         expected = stock.stock_logits(backbone, stock.stock_inputs(backbone, name, media))
     torch.testing.assert_close(found.logits, expected, atol=1e-4, rtol=1e-4)
     assert len(Continuation(found).generate(max_new_tokens=4, eos_token_id=[], pad_token_id=0)[0]) == 4
