@@ -67,7 +67,8 @@ def reading_flops(
     backbone: Backbone, calls: Sequence[tuple[int, float, int, int]], held: float, steps: int, scoring: float = 0.0
 ) -> dict[str, float]:
     """Reading a prompt up to the first token, and `steps` more calls of the model. `calls`: tokens read, keys cached
-    before, layers, and tokens that these fed on, of each; `held`: keys per layer after the prompt; `scoring`: what compressors took to choose.
+    before, layers, and tokens that came to their feed-forward parts, of each; `held`: keys per layer after the prompt;
+    `scoring`: what compressors took to choose.
     """
     config = backbone.language_model.config.get_text_config()
     each = (language_model_flops(config, new, past, 0, fed) * layers for new, past, layers, fed in calls)

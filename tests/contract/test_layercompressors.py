@@ -106,6 +106,21 @@ def test_with_every_compressor_of_the_cache(layer_candidate: Candidate, cache: s
         assert torch.equal(layer.positions, words.positions[:, 0, of])
 
 
+@pytest.mark.parametrize("name", ["fastv, early", "framefusion, merging"])
+def test_streaming_keeps_the_first_and_the_last_that_came_to_each_layer(name: str) -> None:
+    settings = VARIANTS.get(name, {"layer": 1})
+    layers, words = build(name.split(",")[0], keep=0.75, **settings), prompt("sections")
+    came = read("sections", build_kv("random", keep=0.999), words, layers=layers).kept_rows
+    kept = read("sections", build_kv("streaming", keep=0.4, sinks=4), words, layers=layers).kept_rows
+    video = range(TEXT, TEXT + TOKENS)
+    for before, rows in zip(came, kept, strict=True):
+        first, left = (
+            [row for row in before.tolist() if row in video][:4],
+            [row for row in rows.tolist() if row in video],
+        )
+        assert left[:4] == first and len(left) == int(0.4 * TOKENS)
+
+
 def test_settings_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match="Did you mean 'fastv'"):
         build("fast_v", keep=0.5)
