@@ -114,11 +114,8 @@ def test_streaming_keeps_the_first_and_the_last_that_came_to_each_layer(name: st
     kept = read("sections", build_kv("streaming", keep=0.4, sinks=4), words, layers=layers).kept_rows
     video = range(TEXT, TEXT + TOKENS)
     for before, rows in zip(came, kept, strict=True):
-        first, left = (
-            [row for row in before.tolist() if row in video][:4],
-            [row for row in rows.tolist() if row in video],
-        )
-        assert left[:4] == first and len(left) == int(0.4 * TOKENS)
+        first, left = ([row for row in these.tolist() if row in video] for these in (before, rows))
+        assert left[:4] == first[:4] and len(left) == int(0.4 * TOKENS)
 
 
 def test_settings_that_do_not_exist() -> None:
