@@ -18,10 +18,7 @@ def chunks_of(
     """Chunks of `chunk_tokens` video tokens of each video (the last may be shorter). `video` [M]: video ids, -1 at
     text, or true at videos. Text between frames goes with the next frame. `frame_tokens`, `anchor` [M]: see `Chunk`.
     """
-    ids = video
-    if video.dtype == torch.bool:  # each run of true entries is a video
-        starts = video & ~torch.cat([video.new_zeros(1), video[:-1]])
-        ids = torch.where(video, starts.cumsum(0) - 1, -1)
+    ids = _ids(video)
     videos = videos_in_order(ids)
     sizes = zip(videos, _per_video(chunk_tokens, len(videos)), _per_video(frame_tokens, len(videos)), strict=True)
     for video_id, size, frame in sizes:
@@ -33,6 +30,29 @@ def chunks_of(
         for start, stop in zip([int(rows_of_video[0]), *ends[:-1]], ends, strict=True):
             rows = slice(start, stop)
             yield Chunk(rows, video_id, ids[rows] == video_id, frame, None if anchor is None else anchor[rows])
+
+
+def numbers_in_frames(video: Tensor, frame_tokens: PerVideo) -> Tensor | None:
+    """The number of each row within its frame [M], -1 at text and behind a video's last frame; None where
+    `frame_tokens` of a video are unknown. `video` as above.
+    """
+    ids = _ids(video)
+    numbers, videos = torch.full_like(ids, -1), videos_in_order(ids)
+    for video_id, size in zip(videos, _per_video(frame_tokens, len(videos)), strict=True):
+        if not size:
+            return None
+        rows = (ids == video_id).nonzero()[:, 0]
+        whole = rows[: len(rows) // size * size]
+        numbers[whole] = torch.arange(len(whole)) % size
+    return numbers
+
+
+def _ids(video: Tensor) -> Tensor:
+    """Video ids [M] of rows; each run of true entries is a video."""
+    if video.dtype != torch.bool:
+        return video
+    starts = video & ~torch.cat([video.new_zeros(1), video[:-1]])
+    return torch.where(video, starts.cumsum(0) - 1, -1)
 
 
 def videos_in_order(ids: Tensor) -> list[int]:

@@ -31,8 +31,11 @@ aten = torch.ops.aten
 # ---- language models
 
 
-def language_model_flops(config: PretrainedConfig, read: int, cached: float = 0, predictions: int = 1) -> float:
-    """A gated dense decoder that reads `read` tokens after `cached` others (on average); `predictions`: of logits.
+def language_model_flops(
+    config: PretrainedConfig, read: int, cached: float = 0, predictions: int = 1, fed: int | None = None
+) -> float:
+    """A gated dense decoder that reads `read` tokens after `cached` others (on average), of which its feed-forward
+    parts read `fed` (None: all); `predictions`: of logits.
     Layers of linear attention are the gated delta rule (arXiv 2412.06464), token by token; then full ones have a gate.
     """
     width = config.hidden_size
@@ -46,8 +49,8 @@ def language_model_flops(config: PretrainedConfig, read: int, cached: float = 0,
         values = heads * config.linear_value_head_dim
         weights = width * (2 * keys + 3 * values + 2 * heads) + config.linear_conv_kernel_dim * (2 * keys + values)
         mixing += linear * (weights + 3 * values * config.linear_key_head_dim)
-    mixing += config.num_hidden_layers * 3 * width * config.intermediate_size
-    return 2.0 * read * mixing + 2.0 * predictions * width * config.vocab_size
+    feeding = (read if fed is None else fed) * config.num_hidden_layers * 3 * width * config.intermediate_size
+    return 2.0 * (read * mixing + feeding) + 2.0 * predictions * width * config.vocab_size
 
 
 def work_flops(work: Sequence[LanguageWork]) -> float:
@@ -63,7 +66,7 @@ def _writing_flops(config: PretrainedConfig, cached: float, steps: int) -> float
 
 def reading_flops(
     backbone: Backbone,
-    calls: Sequence[tuple[int, float, int]],
+    calls: Sequence[tuple[int, float, int, int]],
     held: float,
     steps: int,
     scoring: float = 0.0,
@@ -71,12 +74,13 @@ def reading_flops(
     choosing: float = 0.0,
 ) -> dict[str, float]:
     """Reading a prompt up to the first token, and `steps` more calls of the model. `calls`: tokens read, keys cached
-    before and layers, of each; `held`: keys per layer after the prompt; `scoring`: what compressors took to choose;
-    `unread`: keys that steps left out, over all of them and all layers, and `choosing`: what it took to choose these.
+    before, layers, and tokens that came to their feed-forward parts, of each; `held`: keys per layer after the prompt;
+    `scoring`: what compressors took to choose; `unread`: keys that steps left out, over all of them and all layers, and
+    `choosing`: what it took to choose these.
     """
     config = backbone.language_model.config.get_text_config()
     held -= unread / config.num_hidden_layers / max(1, steps)
-    each = (language_model_flops(config, new, past, predictions=0) * layers for new, past, layers in calls)
+    each = (language_model_flops(config, new, past, 0, fed) * layers for new, past, layers, fed in calls)
     read = sum(each) / config.num_hidden_layers
     prefill = read + language_model_flops(config, 0) + scoring
     return {"prefill": prefill, "generate": _writing_flops(config, held, steps) + choosing}

@@ -172,7 +172,8 @@ class Rows:
     """What a layer of the language model made of n rows of a prompt: `states` [n,D].
 
     `index` [n]: which rows of the prompt they are, ascending; `video_id` [n]: -1 at text and at the last row; `layers`:
-    how many the model has; `shown`: how many rows of the prompt are video; `asking`: how many follow the last video.
+    how many the model has; `shown`: how many rows of the prompt are video; `asking`: how many follow the last video;
+    `in_frame` [n]: the number of a row within its frame, -1 outside of them, None where frames differ in their rows.
     The rest where `LayerCompressor.needs` names it: `attention` [q,n] in float32, what each of q rows paid to each,
     averaged over query heads; `keys` [G,n,E] of the layer, rotated; `normed` [n,D]: states after the last norm.
     """
@@ -186,6 +187,7 @@ class Rows:
     attention: Tensor | None = None
     keys: Tensor | None = None
     normed: Tensor | None = None
+    in_frame: Tensor | None = None
 
     @property
     def video(self) -> Tensor:
@@ -199,26 +201,29 @@ class Rows:
 
     def take(self, places: Tensor) -> Self:
         """The rows at `places` [m], ascending, with nothing that only this layer knows."""
-        taken = {name: getattr(self, name)[places] for name in ("states", "index", "video_id")}
-        return replace(self, **taken, attention=None, keys=None, normed=None)
+        bare = replace(self, attention=None, keys=None, normed=None)
+        return replace(bare, **{name: of[places] for name, of in vars(bare).items() if isinstance(of, Tensor)})
 
 
 class LayerCompressor(ABC):
     """Inside the language model: after chosen layers have run, says which rows of the video go on to the next ones.
 
     All text is passed on. Rows that are passed on keep their positions; layers that have run keep all keys. A prompt is
-    read in one piece; where a KV compressor asks for chunks, each chunk is compressed by itself.
+    read in one piece; where a KV compressor asks for chunks, each chunk is compressed by itself. What `begin` returned
+    is looked up before each layer, so a compressor whose work is done may empty it.
     """
 
     paper: ClassVar[str] = ""
     """Where the method was published."""
+    halfway: ClassVar[bool] = False
+    """Whether a layer has run for it once its attention has, so that its feed-forward part reads only what goes on."""
     needs: frozenset[str] = frozenset()
     """What it reads beside states: the attention that the "last" row pays, or each row of the "question"; with "next",
     that which they would pay in the layer that follows; "keys"; "normed"."""
 
     @abstractmethod
     def begin(self, rows: Rows) -> Collection[int]:
-        """Get ready for a prompt, given as it enters the model; after which layers (from 0) `keep` is called."""
+        """Get ready for a prompt as it enters the model; after which layers (-1: before the first) `keep` is called."""
 
     @abstractmethod
     def keep(self, layer: int, rows: Rows) -> Rows:
@@ -240,9 +245,8 @@ class Backbone(nn.Module, ABC):
     frames_per_step: int = 1
     """How many frames the encoder joins into one step T of a grid."""
     width: int
-    """D."""
     stream_widths: dict[str, int]
-    """C of each encoder's grid, by stream name."""
+    """D, and C of each encoder's grid, by stream name."""
     end_ids: list[int]
     """Ids that end a reply."""
     has_saliency: ClassVar[bool] = False
@@ -295,13 +299,11 @@ class Backbone(nn.Module, ABC):
 
     def encode_blank(self, encoded: Grids) -> int:
         """Encode a video without content whose grids have the shapes of `encoded`: what that takes is counted.
-
         Returns how many times it has to be taken: T where one step stands for all, which do not attend to each other.
         Default: once, for as many frames of any size; to override where grids depend on the size.
         """
-        grid = next(iter(encoded.values()))
+        grid, device = next(iter(encoded.values())), next(self.encoders.parameters()).device
         count = len(grid.values) * self.frames_per_step
-        device = next(self.encoders.parameters()).device
         frames = Frames(torch.zeros(count, 3, 56, 56, dtype=torch.uint8, device=device), torch.arange(count))
         self.encode([frames], frozenset() if grid.saliency is None else frozenset({"saliency"}))
         return 1
@@ -342,8 +344,7 @@ class Backbone(nn.Module, ABC):
 
     def positions(self, prompt: Prompt, tokens: list[VideoTokens]) -> Tensor:
         """Where a spliced prompt's tokens stand [A,1,M]; default: one after the other, on one axis."""
-        length = len(prompt.ids) + sum(map(len, tokens))
-        return torch.arange(length, device=prompt.ids.device)[None, None]
+        return torch.arange(len(prompt.ids) + sum(map(len, tokens)), device=prompt.ids.device)[None, None]
 
     @abstractmethod
     def splice(self, prompts: list[Prompt], tokens: list[list[VideoTokens]]) -> list[Spliced]:
@@ -367,7 +368,6 @@ class Objective(ABC):
     """Names of its losses, each a mean over the tokens of the replies, beside those of the compressor."""
     whole: ClassVar[bool] = False
     """Whether it compares with uncompressed videos, so that batches need `VideoBatch.whole`."""
-
     own_replies: bool = False
     """Whether it has the replies written, so that questions need no answers."""
 

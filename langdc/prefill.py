@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from langdc.attention import Observer, using
-from langdc.chunks import PerVideo, chunks_of
+from langdc.chunks import PerVideo, chunks_of, numbers_in_frames
 from langdc.flops import Counted
 from langdc.interfaces import KVCompressor, LayerCompressor, Rows
 from langdc.kvcache import KVCache
@@ -59,8 +59,9 @@ class PrefillOutput:
     next_position: Tensor
     offset_axes: int = 0
     """How many axes of later tokens are offset per layer; 0 where the cache has no gaps left."""
-    calls: tuple[tuple[int, float, int], ...] = ()
-    """Per call of the text model: tokens read, keys cached before on average, and by how many of its layers."""
+    calls: tuple[tuple[int, float, int, int], ...] = ()
+    """Per call of the text model: tokens read, keys cached before on average, by how many of its layers, and how many
+    of the tokens their feed-forward parts read."""
     kept_rows: tuple[Tensor, ...] = ()
     """Per layer, the rows of the prompt whose keys it holds: [K], or [G,K] where key heads differ."""
     scoring_flops: float = 0.0
@@ -108,6 +109,8 @@ def prefill(
         chunks = tuple(chunks_of(video.cpu(), chunk_tokens, frame_tokens, anchor))
     reader = _ChunkedPrefill(text_model, embeds, positions, arguments)
     reader.layers, reader.video_id, steps = layers, video.long() - 1 if video.dtype == torch.bool else video, None
+    if layers is not None and (numbers := numbers_in_frames(video.cpu(), frame_tokens)) is not None:
+        reader.in_frame = numbers.to(embeds.device)
     if compressor is not None and chunks:
         config = text_model.config
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
@@ -175,7 +178,8 @@ class _ChunkedPrefill:
         self.compressor: KVCompressor | None = None
         self.layers: LayerCompressor | None = None
         self.video_id = positions.new_full(embeds.shape[:1], -1)
-        self.calls: list[tuple[int, float, int]] = []
+        self.in_frame: Tensor | None = None
+        self.calls: list[tuple[int, float, int, int]] = []
         self.scoring_flops = 0.0
         self._scoring: dict[tuple, float] = {}
         self._chunk: Chunk | None = None
@@ -215,7 +219,9 @@ class _ChunkedPrefill:
         video_id, shown = self.video_id[rows], int((self.video_id >= 0).sum())
         video_id[-1] = -1
         last = int(self._rows(0, len(rows)).masked_fill(video_id < 0, -1).max())
-        return Rows(self.embeds[rows], rows, video_id, len(self.cache.layers), shown, len(rows) - 1 - last)
+        in_frame = None if self.in_frame is None else self.in_frame[rows].masked_fill(video_id < 0, -1)
+        sizes = len(self.cache.layers), shown, len(rows) - 1 - last
+        return Rows(self.embeds[rows], rows, video_id, *sizes, in_frame=in_frame)
 
     def _forward(self, rows: Tensor, positions: Tensor | None = None, last: int = -1) -> Tensor:
         """Run the text model on rows of the prompt; returns the state [1,D] of the row with index `last` among them."""
@@ -230,7 +236,8 @@ class _ChunkedPrefill:
             self.calls += self._walk.work
             self.scoring_flops += self._walk.scoring_flops
             return state[None]
-        self.calls.append((len(rows), sum(self.cache.lengths) / len(self.cache.lengths), len(self.cache.layers)))
+        past = sum(self.cache.lengths) / len(self.cache.lengths)
+        self.calls.append((len(rows), past, len(self.cache.layers), len(rows)))
         more = self.arguments(rows) if self.arguments else {}
         states = forward_text(self.text_model, self.embeds[None, rows], positions, self.cache, self, **more)
         return states[0, last][None]

@@ -79,7 +79,8 @@ def reply(
         else:
             length = len(prompt.ids) + sum(map(len, shown))
             depth = backbone.language_model.config.get_text_config().num_hidden_layers
-            keys, kv_bytes, calls, scoring = [length], length * per_token, [(length, 0, depth)], 0.0
+            calls, scoring = [(length, 0, depth, length)], 0.0
+            keys, kv_bytes = [length], length * per_token
         answer = Answer(
             text,
             seconds=dict(seconds),

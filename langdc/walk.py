@@ -1,6 +1,7 @@
 """One call of a language model, layer by layer, with a layer compressor that drops rows on the way.
 
-The layers are those of the stock model, which is called as it is everywhere else.
+The layers are those of the stock model, which is called as it is everywhere else; where rows leave halfway through a
+layer, its parts are called one by one.
 Letters: A rotary axes, D width, h query heads, G key heads, E head width, K keys cached, n rows, q rows that ask.
 """
 
@@ -20,14 +21,16 @@ from langdc.interfaces import LayerCompressor, Rows
 from langdc.kvcache import KVCache
 
 KNOWN = ("llama", "mistral", "phi3", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
-"""Text models that do nothing between embeddings, layers and the last norm, but for DeepStack."""
+"""Text models that do nothing between embeddings, layers and the last norm, but for DeepStack, and whose layers add
+attention, then what a feed-forward part makes of that, to what they get.
+"""
 
 NEEDS = frozenset({"last", "question", "next", "keys", "normed"})
 
 
 class Walk:
-    """Reads rows of a prompt. `work`: per run of layers the rows read, the keys cached before on average, and how many
-    layers; `scoring_flops`: what the compressor took.
+    """Reads rows of a prompt. `work`: per run of layers the rows read, the keys cached before on average, how many
+    layers, and of how many rows came to their feed-forward parts; `scoring_flops`: what the compressor took.
     """
 
     def __init__(
@@ -50,47 +53,68 @@ class Walk:
             )
         self.model: Any = text_model
         self.compressor, self.cache, self.observer, self.arguments = compressor, cache, observer, arguments
-        self.work: list[tuple[int, float, int]] = []
+        self.work: list[tuple[int, float, int, int]] = []
         self.came: list[Tensor | None] = []
         """Per layer so far, which of the rows came to it [n]; None: all."""
         self.scoring_flops = 0.0
         self._rows: Rows | None = None  # of the layer at work, where something of it is needed
+        self._came: Tensor | None = None  # which of the rows go on [n]; None: all
+        self._turned: Any = None  # their rotation
 
     def read(self, rows: Rows, positions: Tensor) -> Tensor:
         """Read `rows` at `positions` [A,1,n]; returns the state [D] of the last row."""
-        came, needs = None, self.compressor.needs
-        at = frozenset(self.compressor.begin(rows))
-        if not at <= set(range(rows.layers)):
-            name = type(self.compressor).__name__
-            raise ValueError(f"{name} drops rows after layers {sorted(at)}; there are 0 to {rows.layers - 1}.")
-        at -= {rows.layers - 1}  # nothing follows
-        turned = self.model.rotary_emb(rows.states[None], positions if len(positions) > 1 else positions[0])
+        after = self.compressor.begin(rows)
+        if not set(after) <= set(range(-1, rows.layers)):
+            raise ValueError(
+                f"{type(self.compressor).__name__} drops rows after layers {sorted(after)}; there are 0 to "
+                f"{rows.layers - 1}, and -1 before the first."
+            )
+        self._turned = self.model.rotary_emb(rows.states[None], positions if len(positions) > 1 else positions[0])
+        if -1 in after:
+            self._rows = rows
+            rows = self._going_on(-1, rows.states)
         extra = self._extra(rows.index)
         for number, layer in enumerate(self.model.layers):
-            self._note_work(len(rows.index), self.cache.layers[number].get_seq_length())
-            self.came.append(came)
-            self._rows = rows if number in at else None
-            options = {"past_key_values": self.cache, "use_cache": True, "observer": self}
-            states = layer(rows.states[None], attention_mask=None, position_embeddings=turned, **options)[0]
+            read, past = len(rows.index), self.cache.layers[number].get_seq_length()
+            self.came.append(self._came)
+            drops = number in after and number < rows.layers - 1  # nothing follows the last
+            self._rows = rows if drops else None
+            if drops and self.compressor.halfway:
+                attended = self._through(layer.self_attn, layer.input_layernorm(rows.states[None]))[0]
+                rows = self._going_on(number, rows.states + attended[0])
+                extra = self._extra(rows.index)
+                states = rows.states + layer.mlp(layer.post_attention_layernorm(rows.states[None]))[0]
+            else:
+                states = self._through(layer, rows.states[None])[0]
+            self._note_work(read, past, len(states))
             if number < len(extra.get("deepstack_visual_embeds", ())):
                 states[extra["visual_pos_masks"][0]] += extra["deepstack_visual_embeds"][number].to(states)
-            if number not in at:
-                rows = replace(rows, states=states)
-                continue
-            with Counted() as counted:
-                assert self._rows is not None
-                rows = replace(self._rows, states=states, normed=self.model.norm(states) if "normed" in needs else None)
-                if "next" in needs:
-                    rows = replace(rows, attention=self._of_next(number + 1, rows, turned))
-                kept = self.compressor.keep(number, rows)
-            self.scoring_flops += counted.total
-            places = self._checked(rows, kept, number)
-            rows = replace(rows.take(places), states=kept.states)
-            came = places if came is None else came[places]
-            turned = tuple(part[:, places] for part in turned)
-            self.cache.narrow(number + 1, places)
-            extra = self._extra(rows.index)
+            rows = replace(rows, states=states)
+            if drops and not self.compressor.halfway:
+                rows = self._going_on(number, states)
+                extra = self._extra(rows.index)
         return self.model.norm(rows.states[-1])
+
+    def _through(self, part: Any, states: Tensor) -> Any:
+        """What a layer or its attention makes of states [1,n,D]."""
+        options = {"past_key_values": self.cache, "use_cache": True, "observer": self}
+        return part(states, attention_mask=None, position_embeddings=self._turned, **options)
+
+    def _going_on(self, number: int, states: Tensor) -> Rows:
+        """The rows that go on of those that layer `number` (-1: none yet) got and made `states` [n,D] of."""
+        assert self._rows is not None
+        needs = self.compressor.needs
+        with Counted() as counted:
+            rows = replace(self._rows, states=states, normed=self.model.norm(states) if "normed" in needs else None)
+            if "next" in needs:
+                rows = replace(rows, attention=self._of_next(number + 1, rows))
+            kept = self.compressor.keep(number, rows)
+        self.scoring_flops += counted.total
+        places = self._checked(rows, kept, number)
+        self._came = places if self._came is None else self._came[places]
+        self._turned = tuple(part[:, places] for part in self._turned)
+        self.cache.narrow(number + 1, places)
+        return replace(rows.take(places), states=kept.states)
 
     def before_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the observer behind this one returns; notes what the compressor needs of a layer."""
@@ -108,23 +132,23 @@ class Walk:
         places = torch.arange(len(rows.index), device=rows.index.device)
         return paid_attention(query, key, rows.question if "question" in self.compressor.needs else places[-1:])
 
-    def _of_next(self, number: int, rows: Rows, turned: Any) -> Tensor:
+    def _of_next(self, number: int, rows: Rows) -> Tensor:
         """The attention that these rows would pay in the next layer; its attention is left before it computes more."""
         layer, probe = self.model.layers[number], _Probe()
         with suppress(_Seen):
             states = layer.input_layernorm(rows.states[None])
-            layer.self_attn(states, position_embeddings=turned, attention_mask=None, observer=probe)
+            layer.self_attn(states, position_embeddings=self._turned, attention_mask=None, observer=probe)
         past, key = self.cache.layers[number].keys, probe.key
         return self._paid(probe.query, key if past is None else torch.cat([past, key], 2), rows)
 
     def _extra(self, index: Tensor) -> Mapping[str, Any]:
         return self.arguments(index) if self.arguments else {}
 
-    def _note_work(self, read: int, cached: int) -> None:
-        if self.work and self.work[-1][:2] == (read, cached):
-            self.work[-1] = (read, cached, self.work[-1][2] + 1)
-        else:
-            self.work.append((read, cached, 1))
+    def _note_work(self, read: int, cached: int, fed: int) -> None:
+        layers = 1
+        if self.work and self.work[-1] == (read, cached, self.work[-1][2], fed):
+            layers += self.work.pop()[2]
+        self.work.append((read, cached, layers, fed))
 
     def _checked(self, rows: Rows, kept: Rows, layer: int) -> Tensor:
         """The places of the rows kept; ValueError if they are not what a layer compressor may keep."""

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel
 from benchmarks.memory import most_live_bytes
 from langdc import devices
 from langdc.backbones.inputs import read_prompt
-from langdc.conformance.prompts import FRAME, QUESTION, TEXT, WIDTH, prompt, small
+from langdc.conformance.prompts import FRAME, KINDS, QUESTION, TEXT, WIDTH, plain, prompt, small
 from langdc.conformance.test_layercompressor import in_one_piece
 from langdc.interfaces import LayerCompressor, Rows
 from langdc.layercompressors import build, layercompressors
@@ -108,6 +108,70 @@ def test_only_what_is_needed_is_computed() -> None:
         assert rows.question.tolist() == list(range(60 - QUESTION, 60)) and rows.shown == 48
 
 
+class Halfway(Seen):
+    """Before the first layer, and after the attention of two."""
+
+    halfway = True
+
+    def begin(self, rows: Rows):
+        return [-1, *super().begin(rows)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_halfway_through_a_layer(kind: str) -> None:
+    """Nothing of its feed-forward part is in the states; keeping all is the stock model; all of it is charged."""
+    words, layer = prompt(kind), small(kind).text_model.layers[0]
+    attended = []
+    with layer.self_attn.register_forward_hook(lambda module, args, out: attended.append(out[0][0])):
+        found = in_one_piece(kind, seen := Halfway("last"), words)
+    torch.testing.assert_close(found.logits, plain(kind, words), atol=1e-5, rtol=1e-5)
+    assert torch.equal(seen.given[-1].states, words.embeds) and seen.given[-1].attention is None
+    assert torch.equal(seen.given[0].states, words.embeds + attended[0])
+    assert torch.equal(seen.given[0].attention, seen_whole(kind, words).given[0].attention)
+    assert found.calls == ((60, 0, 3, 60),)
+
+
+def seen_whole(kind: str, words) -> Seen:
+    in_one_piece(kind, seen := Seen("last"), words)
+    return seen
+
+
+def test_a_compressor_that_has_done_its_work_is_called_no_more() -> None:
+    class Once(Halfway):
+        def begin(self, rows: Rows):
+            self.after = {-1, 0, 1}
+            return self.after
+
+        def keep(self, layer: int, rows: Rows) -> Rows:
+            self.after.clear()
+            return super().keep(layer, rows)
+
+    in_one_piece("one axis", once := Once("last"))
+    assert list(once.given) == [-1]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (5, [*range(5), *range(5), 0, 1, 2, 3, -1, 4]),
+        (4, [*range(4), *range(4), *range(4), -1, -1, -1, -1]),  # what is left at the end is no frame
+    ],
+)
+def test_each_row_is_given_its_number_within_its_frame(size: int, expected: list[int]) -> None:
+    """Of two videos with frames of their own sizes, one with a word within its last frame."""
+    words, model, seen = prompt("one axis"), small("one axis"), Seen()
+    video = words.video.long() - 1
+    video[TEXT + 14] = -1
+    video[TEXT + 16 : -QUESTION] = 1
+    given = (words.embeds, words.positions, video)
+    prefill(model.text_model, model.lm_head, *given, layers=seen, frame_tokens=[size, FRAME])
+    numbers = [-1] * TEXT + expected + [*range(FRAME)] * 4 + [-1] * QUESTION
+    assert seen.first.in_frame.tolist() == numbers
+    prefill(model.text_model, model.lm_head, *given, layers=seen, frame_tokens=[size, None])
+    assert seen.first.in_frame is None
+
+
 def test_the_question_stays_the_same_where_text_stands_between_frames() -> None:
     """The last frame is dropped whole, and the text before it is no question."""
     words = prompt("sections")
@@ -162,6 +226,8 @@ def test_known_language_models(kind: str) -> None:
     expected = model(inputs_embeds=words.embeds[None], position_ids=words.positions[0]).last_hidden_state[0, -1:]
     given = (words.embeds, words.positions, words.video)
     found = prefill(model, torch.nn.Identity(), *given, None, layers=Seen("question", "keys", "normed", "next"))
+    torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
+    found = prefill(model, torch.nn.Identity(), *given, None, layers=Halfway("last"))
     torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
     dropped = prefill(model, torch.nn.Identity(), *given, None, layers=member("pyramiddrop"))
     with all_but(model, dropped.kept_rows, len(words.embeds), 0):

@@ -25,7 +25,7 @@ TINY = {
 class Model(first_token.Model):
     """Remembers the calls of its last prompt."""
 
-    calls: tuple[tuple[int, float, int], ...] = ()
+    calls: tuple[tuple[int, float, int, int], ...] = ()
 
     def read(self, *given: Any, **named: Any) -> PrefillOutput:
         """As the class above."""
@@ -38,7 +38,7 @@ class Model(first_token.Model):
         config = self.text_model.config
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         masked = 2.0 * config.num_hidden_layers * config.num_attention_heads * head
-        done = sum(language_model_flops(config, new, past, 0) - masked * new**2 for new, past, _ in self.calls)
+        done = sum(language_model_flops(config, new, past, 0) - masked * new**2 for new, past, *_ in self.calls)
         return done + language_model_flops(config, 0)
 
 

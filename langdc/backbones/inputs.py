@@ -225,7 +225,7 @@ def read_prompt(
     among = compressor is not None or layers is not None
     unread = torch.isin(spliced.video_id, spliced.video_id.new_tensor(images)) if among else spliced.video
     numbers = spliced.video_id.masked_fill(unread, -1)
-    shown = videos_in_order(numbers.cpu()) if compressor else []
+    shown = videos_in_order(numbers.cpu()) if among else []
     released = compressor is not None and compressor.released
     anchor = torch.zeros_like(spliced.video)
     for video in shown:
@@ -241,13 +241,25 @@ def read_prompt(
         chunk_tokens=None
         if compressor is None
         else [_chunk_tokens(compressor.chunk_frames, frames[v], steps[v], tokens[v], released) for v in shown],
-        # where all steps have as many; one more token may end the video
-        frame_tokens=[len(tokens[v]) // steps[v] if len(tokens[v]) % steps[v] <= 1 else None for v in shown],
+        frame_tokens=[_frame_tokens(tokens[v], steps[v], layers is not None) for v in shown],
         anchor=anchor if anchor.any() else None,
         arguments=own if padding is None else lambda rows: {**(own(rows) if own else {}), "padding": padding},
         layers=layers,
         reply_axes=backbone.released_axes if released else "time",
     )
+
+
+def _frame_tokens(tokens: VideoTokens, steps: int, in_order: bool) -> int | None:
+    """Video tokens per step where all have as many; one more may end the video. `in_order`: also only where they are
+    step by step all that there were.
+    """
+    if len(tokens) % steps > 1:
+        return None
+    if in_order:
+        picked = tokens.source is not None and bool((tokens.source.diff() != 1).any())
+        if picked or (tokens.segment.diff() < 0).any():  # a second stream
+            return None
+    return len(tokens) // steps
 
 
 def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoTokens, released: bool) -> int:

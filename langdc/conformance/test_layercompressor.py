@@ -12,7 +12,7 @@ TOKENS = FRAMES * FRAME
 
 def in_one_piece(kind: str, compressor, words=None, **settings) -> PrefillOutput:
     """Read a prompt whose videos come at once."""
-    return read(kind, None, words, layers=compressor, chunk_tokens=None, frame_tokens=None, **settings)
+    return read(kind, None, words, layers=compressor, chunk_tokens=None, **settings)
 
 
 class TestLayerCompressor:

@@ -11,8 +11,8 @@ from langdc.types import Chunk, Plan
 class Streaming(BudgetedKV):
     """StreamingLLM (arXiv 2309.17453): keep a video's first `sinks` tokens, its latest ones, and text.
 
-    The sinks are at most half of the budget, which counts all videos of the prompt; layers keep the same, at unchanged
-    positions.
+    The sinks are at most half of the budget, which counts all videos of the prompt; layers keep the same of what came
+    to them, at unchanged positions.
     """
 
     paper = "StreamingLLM, arXiv 2309.17453"
@@ -27,15 +27,35 @@ class Streaming(BudgetedKV):
 
     def begin(self, plan: Plan) -> None:
         super().begin(plan)
-        self._is_video = torch.zeros(0, dtype=torch.bool)
+        self._is_video = [torch.zeros(0, dtype=torch.bool)] * plan.layers
+        self._came: dict[int, Tensor] = {}
         self._limit = self.count(self.share, sum(int(chunk.video.sum()) for chunk in plan.chunks))
         self._first = min(self.sinks, self._limit // 2)
 
+    def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        self._layer = layer
+
+    def spread(self, places: Tensor, length: int) -> None:
+        self._came[self._layer] = places
+
     def kept(self, chunk: Chunk) -> list[Tensor]:
-        text = self._is_video.new_zeros(chunk.past[0] - len(self._is_video))
-        is_video = torch.cat([self._is_video, text, chunk.video.cpu()])
-        rank = is_video.cumsum(0)
+        if not self._came:  # all layers hold the same
+            kept = self._stay(0, chunk)
+            self._is_video = self._is_video[:1] * len(chunk.past)
+            return [kept] * len(chunk.past)
+        found = [self._stay(layer, chunk) for layer in range(len(chunk.past))]
+        self._came = {}
+        return found
+
+    def _stay(self, layer: int, chunk: Chunk) -> Tensor:
+        text = torch.zeros(chunk.past[layer] - len(self._is_video[layer]), dtype=torch.bool)
+        is_video = torch.cat([self._is_video[layer], text, chunk.video.cpu()])
+        came = torch.ones_like(is_video)
+        if layer in self._came:
+            came[chunk.past[layer] :] = False
+            came[chunk.past[layer] + self._came[layer].cpu()] = True
+        rank = (is_video & came).cumsum(0)
         latest = rank > rank[-1] - (self._limit - self._first)
-        stays = ~is_video | (rank <= self._first) | latest
-        self._is_video = is_video[stays]
-        return [stays.nonzero()[:, 0].to(self.plan.embeds.device, non_blocking=True)] * len(chunk.past)
+        stays = came & (~is_video | (rank <= self._first) | latest)
+        self._is_video[layer] = is_video[stays]
+        return stays.nonzero()[:, 0].to(self.plan.embeds.device, non_blocking=True)

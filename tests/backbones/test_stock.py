@@ -169,7 +169,7 @@ def test_keys_are_dropped_on_every_backbone(backbone: StockBackbone, name: str, 
 def test_rows_are_dropped_between_layers_on_every_backbone(backbone: StockBackbone, name: str, method: str) -> None:
     """Of the videos; what goes on is what the stock model makes of it with all others hidden."""
     media = [stock.clip(1), stock.clip(5, count=1), stock.clip(2)]
-    settings = {"layer": 1} if method == "holitom_inner" else {}
+    settings = {"holitom_inner": {"layer": 1}, "framefusion": {"similarity": 0.99}}.get(method, {})
     if recurrent_layers(backbone.text_model.config):
         with pytest.raises(ValueError, match=r"works between the layers of llama, "):
             read(backbone, media, layers=layercompressors.build(method, keep=0.5, **settings))
@@ -184,12 +184,14 @@ def test_rows_are_dropped_between_layers_on_every_backbone(backbone: StockBackbo
         len(tokens) for tokens, frames in zip(tokens_of(backbone, media)[1], media, strict=True) if len(frames) > 1
     ]
     assert 0.4 * sum(shown) < sum(keys) / len(keys) - (total - sum(shown)) <= 0.5 * sum(shown)
-    assert [n for n, cached, layers in found.calls for _ in range(layers) if cached == 0] == keys and keys[0] == total
+    assert [n for n, cached, layers, _ in found.calls for _ in range(layers) if cached == 0] == keys
+    assert keys[0] == total or -1 in inner.merged
     first, more = (reading_flops(backbone, one.calls, 0, 0)["prefill"] for one in (found, whole))
     config = backbone.language_model.config.get_text_config()
-    each = [language_model_flops(config, n, predictions=0) / config.num_hidden_layers for n in keys]
+    fed = [*keys[1:], keys[-1]] if inner.halfway else keys  # of what came to a layer its feed-forward part reads
+    each = [language_model_flops(config, n, 0, 0, m) / config.num_hidden_layers for n, m in zip(keys, fed, strict=True)]
     assert first == pytest.approx(sum(each) + language_model_flops(config, 0)) and first < more
-    with all_but(backbone.text_model, found.kept_rows, total, 0, inner.merged):
+    with all_but(backbone.text_model, found.kept_rows, total, 0, inner.merged, inner.halfway):
         expected = stock.stock_logits(backbone, stock.stock_inputs(backbone, name, media))
     torch.testing.assert_close(found.logits, expected, atol=1e-4, rtol=1e-4)
     assert len(Continuation(found).generate(max_new_tokens=4, eos_token_id=[], pad_token_id=0)[0]) == 4

@@ -25,6 +25,9 @@ VARIANTS: dict[str, dict] = {
     "dart, released": {"variant": "released"},
     "holitom_inner": {},
     "holitom_inner, early": {"layer": 1},
+    "framefusion": {},
+    "framefusion, merging": {"similarity": 0.15, "asking": 4},
+    "framefusion, merging alone": {"similarity": 0.0},
 }
 CANDIDATES = [Candidate(name, layercompressors.get(name.split(",")[0]), given) for name, given in VARIANTS.items()]
 
@@ -39,11 +42,12 @@ def test_every_member_is_held_to_the_contract() -> None:
 
 
 @torch.no_grad()
-def slowly(kind: str, embeds: Tensor, positions: Tensor, kept, length: int, merged: dict) -> Tensor:
+def slowly(kind: str, embeds: Tensor, positions: Tensor, kept, length: int, compressor: Noted) -> Tensor:
     """The logits [n,V] of the whole stock model, with the rows hidden that no layer of the compressed one kept."""
     model = small(kind)
     given = positions if len(positions) > 1 else positions[0]
-    with all_but(model.text_model, kept, length, len(embeds) - length, merged):
+    later, merged = len(embeds) - length, compressor.merged
+    with all_but(model.text_model, kept, length, later, merged, compressor.halfway):
         states = model.text_model(inputs_embeds=embeds[None], position_ids=given, use_cache=False).last_hidden_state
     return model.lm_head(states[0])
 
@@ -54,7 +58,7 @@ def test_prompt_and_reply_are_those_of_the_stock_model_with_rows_hidden(layer_ca
     words, compressor = prompt(kind), Noted(layer_candidate.make(keep=0.75))
     found = in_one_piece(kind, compressor, words)
     kept, length = found.kept_rows, len(words.embeds)
-    expected = slowly(kind, words.embeds, words.positions, kept, length, compressor.merged)
+    expected = slowly(kind, words.embeds, words.positions, kept, length, compressor)
     torch.testing.assert_close(found.logits, expected[-1:], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found.logits, plain(kind, words), atol=1e-2)
     first, step = found.logits, found.next_position
@@ -69,7 +73,7 @@ def test_prompt_and_reply_are_those_of_the_stock_model_with_rows_hidden(layer_ca
     ids = written.sequences[0]
     replied = small(kind).text_model.get_input_embeddings()(ids)
     later = torch.cat([words.positions, step + torch.arange(len(ids))], 2)
-    expected = slowly(kind, torch.cat([words.embeds, replied]), later, kept, length, compressor.merged)
+    expected = slowly(kind, torch.cat([words.embeds, replied]), later, kept, length, compressor)
     assert torch.equal(written.logits[0], first)
     torch.testing.assert_close(torch.cat(written.logits), expected[-6:-1], atol=1e-4, rtol=1e-4)
 
@@ -100,6 +104,18 @@ def test_with_every_compressor_of_the_cache(layer_candidate: Candidate, cache: s
         assert (rows.diff() > 0).all() and rows.max() < len(words.embeds)
         of = rows if rows.ndim > 1 else rows[None]
         assert torch.equal(layer.positions, words.positions[:, 0, of])
+
+
+@pytest.mark.parametrize("name", ["fastv, early", "framefusion, merging"])
+def test_streaming_keeps_the_first_and_the_last_that_came_to_each_layer(name: str) -> None:
+    settings = VARIANTS.get(name, {"layer": 1})
+    layers, words = build(name.split(",")[0], keep=0.75, **settings), prompt("sections")
+    came = read("sections", build_kv("random", keep=0.999), words, layers=layers).kept_rows
+    kept = read("sections", build_kv("streaming", keep=0.4, sinks=4), words, layers=layers).kept_rows
+    video = range(TEXT, TEXT + TOKENS)
+    for before, rows in zip(came, kept, strict=True):
+        first, left = ([row for row in these.tolist() if row in video] for these in (before, rows))
+        assert left[:4] == first[:4] and len(left) == int(0.4 * TOKENS)
 
 
 def test_settings_that_do_not_exist() -> None:

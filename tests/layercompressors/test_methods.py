@@ -14,7 +14,7 @@ from tests.reference import layers as reference
 
 SHAPES = [(0, 9, 3), (3, 24, 6), (1, 40, 1), (7, 61, 9)]
 """Rows before the video, of it, and after it."""
-LAYERS, WIDTH, HEADS, GROUPS, HEAD = 32, 12, 4, 2, 8
+LAYERS, WIDTH, HEADS, GROUPS, HEAD, FRAME = 32, 12, 4, 2, 8, 4
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -26,7 +26,9 @@ def rows_of(shape: tuple[int, int, int], layers: int = LAYERS) -> Rows:
     length = before + shown + after
     video_id = torch.full([length], -1)
     video_id[before : before + shown] = 0
-    return Rows(noise(length, WIDTH).float(), torch.arange(length), video_id, layers, shown, after)
+    in_frame = torch.where(video_id < 0, -1, (torch.arange(length) - before) % FRAME)
+    states = noise(length, WIDTH).float()
+    return Rows(states, torch.arange(length), video_id, layers, shown, after, in_frame=in_frame)
 
 
 def layer_of(rows: Rows) -> tuple[Tensor, Tensor]:
@@ -121,6 +123,54 @@ def test_dart(shape, variant: str, keep: float, pivots: int) -> None:
     assert len(kept) == member.left[0] or variant == "released"
 
 
+FUSIONS = [(0.3, 0.6, 0.1), (0.3, 0.95, 0.0), (0.5, 0.7, 0.02), (0.15, 0.9, 0.0), (0.7, 0.99, 0.5), (0.9, 0.6, 0.1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("keep", "similarity", "least"), FUSIONS)
+def test_framefusion(shape, keep: float, similarity: float, least: float) -> None:
+    """Call by call; frames are like those before, each place in its own measure, and change from layer to layer."""
+    rows = rows_of(shape)
+    calm = torch.linspace(0.1, 1.5, FRAME).double()[rows.in_frame, None] * noise(len(rows.index), WIDTH, seed=5)
+    rows = replace(rows, states=(noise(FRAME + 1, WIDTH, seed=6)[rows.in_frame] + calm).float())
+    drift, attention = noise(len(rows.index), WIDTH, seed=7) / 2, noise(1, len(rows.index), seed=8).float()
+    expected = reference.framefusion(
+        {row: rows.states[row].double().tolist() for row in rows.video.tolist()},
+        drift.tolist(), attention[0].tolist(), rows.in_frame.tolist(), (keep, similarity, least), LAYERS,
+    )  # fmt: skip
+    member, text = build("framefusion", keep=keep, similarity=similarity, least=least), rows.index[rows.video_id < 0]
+    sites, read = member.begin(rows), 0
+    for layer in range(-1, LAYERS):
+        if layer >= 0:
+            read += len(rows.video)
+            rows = replace(rows, states=rows.states + drift[rows.index].float())
+        if layer in sites:
+            found, kept = member.keep(layer, replace(rows, attention=attention[:, rows.index])), expected.pop(0)
+            assert found.index.tolist() == sorted(text.tolist() + list(kept))
+            states = torch.tensor([kept[row] for row in sorted(kept)]).double()
+            torch.testing.assert_close(found.states[found.video_id >= 0].double(), states, atol=1e-5, rtol=1e-5)
+            assert torch.equal(found.states[found.video_id < 0], rows.states[rows.video_id < 0])
+            rows = found
+    assert not expected and keep * LAYERS * shape[1] - LAYERS < read <= keep * LAYERS * shape[1] + 1e-6
+
+
+def test_framefusion_merges_within_frames_of_one_video() -> None:
+    """All rows are alike, but the first of each place of each video has none before it, and a newline has no place."""
+    rows = rows_of((1, 24, 3))
+    rows.states[:] = 1.0
+    rows.video_id[13:25] = 1
+    rows.in_frame[24] = -1
+    member = build("framefusion", keep=0.1)
+    member.begin(rows)
+    found = member.keep(-1, rows)
+    assert found.index.tolist() == [0, 1, 2, 3, 4, 13, 14, 15, 16, 24, 25, 26, 27]
+
+
+def test_framefusion_needs_frames() -> None:
+    with pytest.raises(ValueError, match="place by place; the tokens given are not frames"):
+        build("framefusion", keep=0.5).begin(replace(rows_of((1, 24, 3)), in_frame=None))
+
+
 def test_released_numbers_of_rows() -> None:
     """576 rows of 32 layers, as the authors' scripts have it."""
     rows = rows_of((1, 576, 2))
@@ -155,9 +205,9 @@ def test_numbers_of_rows_use_up_the_budget(first: list[int], keep: float) -> Non
 
 @pytest.mark.parametrize("name", layercompressors.names())
 def test_a_budget_of_which_nothing_is_left(name: str) -> None:
-    member = build(name, tokens=1)
+    member, rows = build(name, tokens=1), rows_of((1, 24, 3), layers=4)
     with pytest.raises(ValueError, match="Set keep to at least"):
-        member.begin(rows_of((1, 24, 3), layers=4))
+        member.keep(min(member.begin(rows)), rows)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +222,8 @@ def test_a_budget_of_which_nothing_is_left(name: str) -> None:
         ("dart", {"pivots": 0}, "at least 1"),
         ("dart", {"variant": "old"}, "variant=.old.; allowed"),
         ("fastv", {"tokens": 3}, "both"),
+        ("framefusion", {"similarity": 60}, "give a cosine, a fraction, and at least 1 row"),
+        ("framefusion", {"variant": "old"}, "variant=.old.; allowed"),
     ],
 )
 def test_bad_settings(name: str, settings: dict, said: str) -> None:

@@ -85,3 +85,45 @@ def dart(
         unlike = {row: -cosine(normed[pivot], normed[row]) for row in video if row not in kept}
         kept += best(unlike, each if released or number >= rest else each + 1)
     return sorted(kept)
+
+
+def framefusion(
+    rows: dict[int, Vector],
+    drift: list[Vector],
+    importance: list[float],
+    places: list[int],
+    settings: tuple[float, float, float],
+    layers: int,
+) -> list[dict[int, Vector]]:
+    """FrameFusion: the rows of a video that each call lets go on, and what they became. `places`: of rows in a frame;
+    `drift`: what a layer adds to each; `settings`: the budget, the least cosine, and the least part that is merged.
+    """
+    share, similarity, least = settings
+    left, found, merging = share * layers * len(rows), [], True
+    for layer in range(-1, layers - 1):
+        if layer >= 0:
+            left -= len(rows)
+            rows = {row: mix(0.5, [2 * x for x in rows[row]], [2 * x for x in drift[row]]) for row in rows}
+        following = layers - 1 - layer
+        fits, last = min(len(rows), max(1, math.floor(left / following + 1e-6))), True
+        like, before = {}, {}
+        for row in sorted(rows):
+            if places[row] in before:
+                like[row] = cosine(rows[before[places[row]]], rows[row])
+            before[places[row]] = row
+        gone = [row for row in like if like[row] >= similarity]
+        if merging and len(gone) >= len(rows) - left / following:
+            gone = best(like, len(rows) - fits)
+        elif merging and left - (len(rows) - len(gone)) >= following - 1:
+            last, merging = False, len(gone) >= least * len(rows)
+        else:
+            rows, gone = {row: rows[row] for row in best({row: importance[row] for row in rows}, fits)}, []
+        groups: dict[int, list[Vector]] = {}
+        for row in sorted(rows):
+            before[places[row]] = before[places[row]] if row in gone else row
+            groups.setdefault(before[places[row]], []).append(rows[row])
+        rows = {row: mean(group) for row, group in groups.items()}
+        found.append(rows)
+        if last:
+            break
+    return found
