@@ -209,6 +209,10 @@ class LayerCompressor(ABC):
     """What it reads beside states: the attention that the "last" row pays, or each row of the "question"; with "next",
     that which they would pay in the layer that follows; "keys"; "normed"."""
 
+    def check(self, layers: int) -> None:
+        """ValueError if it can work in no language model of so many layers, whatever the prompt; default: it can."""
+        return
+
     @abstractmethod
     def begin(self, rows: Rows) -> Collection[int]:
         """Get ready for a prompt, given as it enters the model; after which layers (from 0) `keep` is called."""

@@ -28,7 +28,7 @@ from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
 from langdc.layercompressors import layercompressors
 from langdc.model import VideoModel, build_compressor
-from langdc.prefill import PrefillOutput
+from langdc.prefill import PrefillOutput, check_inside
 from langdc.replies import reply
 from langdc.timing import StageTimer, note, stage
 from langdc.types import Answer, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
@@ -119,6 +119,8 @@ class VideoLM:
         self.kv, self.layers, self.frames = kv, layers, frames
         self.chooses = frames is not None and not frames.blind  # so that a video is opened for a question
         model.check_serves(self.compressor)
+        if kv is not None or layers is not None:
+            check_inside(model.backbone.text_model, kv, layers)
         clips = model.backbone.frames_per_segment > model.backbone.frames_per_step
         if self.chooses and (clips or type(self.compressor).text is not TokenCompressor.text):
             what = type(model.backbone if clips else self.compressor).__name__

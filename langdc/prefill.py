@@ -19,7 +19,7 @@ from langdc.interfaces import KVCompressor, LayerCompressor, Rows
 from langdc.kvcache import KVCache
 from langdc.rope import Rope
 from langdc.types import Chunk, Plan
-from langdc.walk import Walk
+from langdc.walk import Walk, check_walk
 
 Arguments = Callable[[Tensor], Mapping[str, Any]]
 """From rows of the prompt to further keyword arguments of the text model for them, such as DeepStack features."""
@@ -75,7 +75,7 @@ def prefill(
     Where nothing is evicted, and no `chunk_tokens` are given, everything is read at once. The device is waited for
     before the first chunk, and after a chunk only where scores decide how many keys each layer keeps.
     """
-    _check(text_model, embeds, positions, video, compressor is not None)
+    _check(embeds, positions, video)
     chunks = ()
     if compressor is not None or chunk_tokens is not None:
         anchor = None if anchor is None else anchor.cpu()
@@ -87,13 +87,9 @@ def prefill(
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
         if compressor.active:
             reader.compressor = compressor
-            if compressor.continuous and layers is not None:
-                raise ValueError(
-                    f"{type(compressor).__name__} moves keys together in time, which it cannot where "
-                    f"{type(layers).__name__} drops rows before. Set its compact_positions to false."
-                )
         else:
             chunks = ()
+    check_inside(text_model, reader.compressor, layers)
     with torch.no_grad(), using(text_model):
         logits = lm_head(reader.read(chunks, close_gaps=reply_axes == "time"))
     reader.cache.fit()
@@ -104,7 +100,24 @@ def prefill(
     return PrefillOutput(text_model, lm_head, reader.cache, logits, reader.next_position, offset_axes, *costs)
 
 
-def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video: Tensor, evicting: bool) -> None:
+def check_inside(text_model: PreTrainedModel, kv: KVCompressor | None, layers: LayerCompressor | None) -> None:
+    """ValueError for compressors that cannot work in a language model, or not together, whatever the prompt."""
+    kinds = set(getattr(text_model.config, "layer_types", None) or ["full_attention"])
+    if kinds - {"full_attention", *["linear_attention"] * (kv is None)}:
+        raise ValueError(
+            f"The model has layers of kind {', '.join(sorted(kinds))}; keys can be evicted only from full ones. Leave "
+            "out the KV compressor; with sliding windows, also options of generation beside max_new_tokens."
+        )
+    if layers is not None:
+        check_walk(text_model, layers)
+        if kv is not None and kv.continuous:
+            raise ValueError(
+                f"{type(kv).__name__} moves keys together in time, which it cannot where {type(layers).__name__} drops "
+                "rows before. Set its compact_positions to false."
+            )
+
+
+def _check(embeds: Tensor, positions: Tensor, video: Tensor) -> None:
     if embeds.ndim != 2 or not len(embeds):
         raise ValueError(
             f"A prompt of shape {tuple(embeds.shape)} was given; chunked prefill takes one prompt at a time, as [M,D]. "
@@ -116,12 +129,6 @@ def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video
         raise ValueError(f"The video mask has shape {tuple(video.shape)}; the prompt has {len(embeds)} tokens.")
     if not torch.isfinite(embeds).all():
         raise ValueError("The prompt's embeddings hold NaN or infinity; look at the video's features.")
-    kinds = set(getattr(text_model.config, "layer_types", None) or ["full_attention"])
-    if kinds - {"full_attention", *["linear_attention"] * (not evicting)}:
-        raise ValueError(
-            f"The model has layers of kind {', '.join(sorted(kinds))}; keys can be evicted only from full ones. Leave "
-            "out the KV compressor; with sliding windows, also options of generation beside max_new_tokens."
-        )
 
 
 class _ChunkedPrefill:

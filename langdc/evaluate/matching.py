@@ -56,7 +56,10 @@ def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
                 f"those of {type(own).__name__}. Give the directory of a model trained with 'pool'."
             )
     frames = None if entry.frames is None else frameselectors.of(entry.frames.model_dump())
-    return type(lm)(lm.model, compressor, kv, layers, frames)
+    try:
+        return type(lm)(lm.model, compressor, kv, layers, frames)
+    except ValueError as error:
+        raise ValueError(f"Entry {entry.name!r}: {error}") from error
 
 
 def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Path]]:

@@ -52,14 +52,20 @@ class SparseVLM(BudgetedLayers):
             raise ValueError(f"stages={list(stages)}: a number of rows kept is 0 or more.")
         self.recycle, self.stages, self.after = recycle, stages, after
 
-    def begin(self, rows: Rows) -> list[int]:
-        after = self.after
-        if after is None:
-            after = tuple(sorted({part_of(rows.layers, layer + 1, 32) - 1 for layer in (2, 6, 15)}))
-        counts = self.counts(rows, [layer + 1 for layer in after])
+    def first(self, layers: int) -> list[int]:
+        if self.after is not None:
+            return [layer + 1 for layer in self.after]
+        return sorted({part_of(layers, layer + 1, 32) for layer in (2, 6, 15)})
+
+    def check(self, layers: int) -> None:
+        super().check(layers)
+        after = [layer - 1 for layer in self.first(layers)]
         if self.stages is not None and len(self.stages) != len(after):
-            raise ValueError(f"stages={list(self.stages)}: there are {len(after)} stages, after layers {list(after)}.")
-        self.left = dict(zip(after, counts, strict=False))
+            raise ValueError(f"stages={list(self.stages)}: there are {len(after)} stages, after layers {after}.")
+
+    def begin(self, rows: Rows) -> list[int]:
+        after = [layer - 1 for layer in self.first(rows.layers)]
+        self.left = dict(zip(after, self.counts(rows), strict=False))
         if self.left:
             self.raters = raters(rows.states[rows.video], rows.states[rows.question])
         return list(self.left)

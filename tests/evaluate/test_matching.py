@@ -115,17 +115,22 @@ def test_a_cost_below_that_of_the_layers_that_read_all_is_told(prepared: Path, o
         evaluate(config, _task(config))
 
 
-def test_a_budget_that_cannot_be_met_fails_its_questions_alone(prepared: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("parts", "what"),
+    [
+        ({"layers": {"name": "fastv", "keep": 0.1}}, "FastV lets 1 of 3 layers .* Set keep to more than 0.334"),
+        ({"layers": {"name": "fastv", "tokens": 9, "layer": 3}}, r"Rows .* \[3\]; give ascending ones of 1 to 2"),
+        ({"layers": {"name": "fastv", "keep": 0.5}, "kv": {"name": "pivotkv", "keep": 0.5}}, "PivotKV moves keys"),
+    ],
+)
+def test_what_no_question_could_be_asked_with_is_said_before_the_first(prepared: Path, tmp_path: Path, parts, what):
     pool = str(prepared / "pool")
-    entries = [
-        {"name": "half", "model": pool, "layers": {"name": "pyramiddrop", "keep": 0.6}},
-        {"name": "few", "model": pool, "layers": {"name": "fastv", "keep": 0.1}},
-    ]
+    half = {"name": "half", "model": pool, "layers": {"name": "pyramiddrop", "keep": 0.6}}
+    entries = [half, {"name": "few", "model": pool, **parts}]
     config = runs.config(prepared, entries=entries, reference=None, output=str(tmp_path / "eval"), timing_videos=0)
-    folder = evaluate(config, _task(config)).directory
-    failed = {name: {line["failed"] for line in _answers(folder, name).values()} for name in ("half", "few")}
-    assert failed == {"half": {False}, "few": {True}}
-    assert all("Set keep to at least" in line["reason"] for line in _answers(folder, "few").values())
+    with pytest.raises(ValueError, match="Entry 'few': " + what):
+        evaluate(config, _task(config))
+    assert not (tmp_path / "eval").exists()
 
 
 def test_bytes_are_those_that_a_cache_holds(prepared: Path):

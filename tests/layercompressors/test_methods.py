@@ -141,12 +141,18 @@ def test_numbers_of_rows_use_up_the_budget(first: list[int], keep: float) -> Non
     class Any(BudgetedLayers):
         begin = keep = None
 
+        def first(self, layers: int) -> list[int]:
+            return first
+
     Any.__abstractmethods__ = frozenset()
     if keep * 12 <= first[0]:
         with pytest.raises(ValueError, match=r"average .*Set keep to at least 0.\d+, or drop after an earlier layer"):
-            Any(keep).counts(rows, first)
+            Any(keep).counts(rows)
+        with pytest.raises(ValueError, match=rf"lets {first[0]} of 12 .* keep={keep} cannot be met. Set keep to more"):
+            Any(keep).check(12)
         return
-    counts = Any(keep).counts(rows, first)
+    Any(keep).check(12)
+    counts = Any(keep).counts(rows)
     lengths = [stop - start for start, stop in zip(first, [*first[1:], 12], strict=True)]
     spare = keep * 12 * 37 - 37 * first[0] - sum(n * length for n, length in zip(counts, lengths, strict=True))
     assert -1e-6 <= spare < lengths[0] or counts[0] == 37
@@ -176,7 +182,7 @@ def test_a_budget_of_which_nothing_is_left(name: str) -> None:
 )
 def test_bad_settings(name: str, settings: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        build(name, keep=0.5, **settings).begin(rows_of((1, 24, 3)))
+        build(name, keep=0.5, **settings).check(32)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_ask_drops_rows_between_layers(mp4: Path, capsys) -> None:
     assert command("ask", mp4, "--compressor", "fastv", "--keep", "0.5") == 0
     assert "keys per layer" in capsys.readouterr().out
     assert command("ask", mp4, "--compressor", "fastv", "--keep", "0.1") == 2
-    assert "Set keep to at least" in " ".join(capsys.readouterr().err.split())
+    assert "Set keep to more than" in " ".join(capsys.readouterr().err.split())
 
 
 def test_pictures_of_the_page_can_be_opened(mp4: Path, tmp_path: Path) -> None:
