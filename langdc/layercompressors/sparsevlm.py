@@ -26,8 +26,8 @@ class SparseVLM(BudgetedLayers):
     the layer, averaged over heads and raters. Raters are the rows of the question whose embeddings are, on average over
     the video, more like it than the average. `recycle`: 0.3 of the rows dropped, the best of them, are clustered by
     density peaks, one cluster for 10 rows; a cluster's mean replaces its centre. `stages`: how many rows are kept at
-    each depth, as the release has them for 576 tokens and three budgets; by default the same fraction of the rows
-    before, recycled ones counted, as `keep` allows.
+    each depth, in place of `keep` or `tokens`, as the release has them for 576 tokens and three budgets; by default the
+    same fraction of the rows before, recycled ones counted, as the budget allows.
 
     The release puts the merged rows behind all kept ones and numbers positions anew; here rows keep theirs. Its random
     tie-break is left out. It takes the softmax in the model's type; here it is in float32. It counts what a layer
@@ -45,7 +45,9 @@ class SparseVLM(BudgetedLayers):
         stages: tuple[int, ...] | None = None,
         after: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__(keep, tokens)
+        if stages is not None and (keep, tokens) != (None, None):
+            raise ValueError(f"stages={list(stages)} say how many rows are kept; leave out keep and tokens, or stages.")
+        super().__init__(keep if stages is None else 1.0, tokens)
         if after is not None and not after:
             raise ValueError("after=[]: name at least one layer, or leave it out.")
         if stages is not None and any(count < 0 for count in stages):
@@ -65,7 +67,7 @@ class SparseVLM(BudgetedLayers):
 
     def begin(self, rows: Rows) -> list[int]:
         after = [layer - 1 for layer in self.first(rows.layers)]
-        self.left = dict(zip(after, self.counts(rows), strict=False))
+        self.left = dict(zip(after, self.counts(rows) if self.stages is None else self.stages, strict=False))
         if self.left:
             self.raters = raters(rows.states[rows.video], rows.states[rows.question])
         return list(self.left)
@@ -90,7 +92,7 @@ class SparseVLM(BudgetedLayers):
     def _kept(self, layer: int, rows: int) -> int:
         """How many rows are kept as they are, so that recycled ones fit into the budget."""
         if self.stages is not None:
-            return min(self.stages[list(self.left).index(layer)], rows)
+            return min(self.left[layer], rows)
         kept = left = self.left[layer]
         while self.recycle and 0 < kept < rows and kept + recycled(rows - kept)[1] > left:
             kept -= 1
