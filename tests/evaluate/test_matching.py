@@ -10,6 +10,7 @@ import torch
 from langdc import jsonl
 from langdc.backbones.inputs import read_prompt
 from langdc.compressors import compressors
+from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.evaluate import tasks
 from langdc.evaluate.controls import OnPool
 from langdc.evaluate.folder import EvalFolder
@@ -17,7 +18,7 @@ from langdc.evaluate.loop import evaluate
 from langdc.evaluate.matching import _search, calibration_videos, compared, with_parts
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.pipeline import VideoLM
-from tests import tiny
+from tests import stock, tiny
 from tests.evaluate import runs
 
 
@@ -110,8 +111,8 @@ def test_bytes_of_rows_dropped_between_layers_are_matched(matched: Path):
 
 def test_a_cost_below_that_of_the_layers_that_read_all_is_told(prepared: Path, others: Path, tmp_path: Path):
     config = _config(prepared, others, tmp_path / "eval", {"name": "fastv", "layers": {"name": "fastv"}})
-    what = r"Entry 'fastv' cannot be given .* lets 1 of 3 layers"
-    with pytest.raises(ValueError, match=what + r" read all 208 tokens .* Set keep to at least 0.337"):
+    what = r"Entry 'fastv' cannot be given the budget of 'few': .* lets 1 of 3 layers .* keep=0.1923 cannot be met"
+    with pytest.raises(ValueError, match=what):
         evaluate(config, _task(config))
 
 
@@ -133,6 +134,25 @@ def test_what_no_question_could_be_asked_with_is_said_before_the_first(prepared:
     assert not (tmp_path / "eval").exists()
 
 
+def test_a_fraction_fits_videos_larger_than_those_it_was_set_on(tmp_path: Path):
+    """Four times as many tokens, of which the first layers read all."""
+    for name, count in (("large", 16), ("small", 4)):
+        (folder := tmp_path / name).mkdir()
+        stock.mp4(folder, count=count, fps=4)
+        asked = [QuestionRecord(kind="count", question="what moves ?", answer="1")]
+        write_records(folder / "test.jsonl", [Record(id=name, video="clip.mp4", questions=asked)])
+    model = {"model": str(stock.folder("qwen2_5_vl")), "backbone": {"name": "qwen2_5_vl", "frames": 16}}
+    kept = {"name": "most", **model, "layers": {"name": "pyramiddrop", "keep": 0.75}}
+    fewer = {"name": "fastv", **model, "layers": {"name": "fastv"}, "match": "most"}
+    task = {"name": "records", "data": str(tmp_path / "large" / "test.jsonl")}
+    settings = {"task": task, "reference": None, "calibration": {"data": str(tmp_path / "small" / "test.jsonl")}}
+    config = runs.config(tmp_path, entries=[kept, fewer], timing_videos=0, **settings)
+    folder = evaluate(config, _task(config)).directory
+    assert _line(folder, "fastv", "calibration")["keep"] == pytest.approx(0.75, abs=0.05)
+    assert not any(line["failed"] for line in _answers(folder, "fastv").values())
+    assert _line(folder, "fastv", "budget")["equal"]
+
+
 def test_bytes_are_those_that_a_cache_holds(prepared: Path):
     lm = VideoLM.from_pretrained(prepared / "pool")
     video = lm.open(prepared / "data" / "videos" / "v0.mp4")
@@ -152,7 +172,7 @@ def test_dropped_keys_are_not_counted(prepared: Path):
     row = EntryConfig.model_validate({"name": "kv", "model": "m", "kv": {"name": "snapkv"}, "match": "other"})
     lm = VideoLM.from_pretrained(prepared / "pool")
     video = lm.open(prepared / "data" / "videos" / "v0.mp4")
-    thinned = with_parts(lm, row, 30).open("", same=video).ask("what moves ?", max_new_tokens=1)
+    thinned = with_parts(lm, row, {"tokens": 30}).open("", same=video).ask("what moves ?", max_new_tokens=1)
     whole = video.ask("what moves ?", max_new_tokens=1)
     held, read = thinned.keys_per_layer, len(lm.prompt("what moves ?", video).ids) + 16 * 13
     assert held is not None and max(held) < 60 < read
@@ -165,7 +185,7 @@ def test_the_part_inside_the_model_has_the_budget(prepared: Path):
     parts = {"compressor": {"name": "holitom_outer", "keep": 0.5}, "layers": {"name": "holitom_inner", "layer": 1}}
     row = EntryConfig.model_validate({"name": "both", "model": "m", "match": "other", **parts})
     lm = VideoLM.from_pretrained(prepared / "pool")
-    video = with_parts(lm, row, 30).open(prepared / "data" / "videos" / "v0.mp4")
+    video = with_parts(lm, row, {"tokens": 30}).open(prepared / "data" / "videos" / "v0.mp4")
     answer, text = video.ask("what moves ?", max_new_tokens=1), len(lm.prompt("what moves ?", video).ids)
     assert 30 < answer.tokens <= 16 * 13 // 2 and answer.keys_per_layer[0] == text + answer.tokens
     assert text + 29 < sum(answer.keys_per_layer) / 3 <= text + 30
