@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="a checkpoint: a folder, a Hugging Face id, or sample:langdc")
     parser.add_argument("--sample", action="store_true", help="try the small model that ships, on a video drawn now")
     parser.add_argument("--seed", type=int, default=0, help="which video --sample draws (default: 0)")
-    parser.add_argument("--compressor", help="a compressor by name, before the LLM or in its cache (see: compressors)")
+    parser.add_argument("--compressor", help="a compressor by name, before the LLM, between its layers or in its cache")
     parser.add_argument("--kv", help="a second one, in the cache, with the same budget")
     parser.add_argument("--config", metavar="FILE", help="all of these from a file, such as retake/mlvu_qwen2_vl")
     shared.add_method(parser)
@@ -75,7 +75,7 @@ def _ask_about_sample(options: argparse.Namespace) -> int:
 def _method(options: argparse.Namespace) -> dict[str, Any]:
     """Keywords of `VideoLM.from_pretrained`."""
     if options.config:
-        names = ("compressor", "kv", "keep", "tokens", "backbone", "frames", "sample")
+        names = ("compressor", "kv", "keep", "tokens", "backbone", "frames", "select", "sample")
         given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
         if given:
             raise ValueError(f"--config {options.config} sets the whole method; leave out {', '.join(given)}.")
@@ -85,12 +85,10 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"A budget {budget} needs a compressor: add --compressor NAME. See: langdc compressors")
     chosen = member_of(options.compressor, budget) if options.compressor else {}
     if options.kv:
-        if chosen and "compressor" not in chosen:
-            raise ValueError(
-                f"--compressor {options.compressor} works inside the language model already; leave out --kv."
-            )
+        if "kv" in chosen:
+            raise ValueError(f"--compressor {options.compressor} works in the cache already; leave out --kv.")
         chosen["kv"] = {"name": options.kv, **budget}
-    return {**chosen, "backbone": shared.backbone(options)}
+    return {**chosen, **shared.selector(options), "backbone": shared.backbone(options)}
 
 
 def _show(answer: Answer, truth: list[str] | None = None) -> None:
