@@ -262,8 +262,7 @@ class Backbone(nn.Module, ABC):
     @property
     def lm_head(self) -> nn.Module:
         """From backbone width to logits; a model that has its head elsewhere overrides this."""
-        head = self.language_model.get_output_embeddings()
-        if head is None:
+        if (head := self.language_model.get_output_embeddings()) is None:
             raise ValueError(f"{type(self.language_model).__name__} has no output embeddings, so it cannot write.")
         return head
 
@@ -293,14 +292,12 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         """Run the encoders: grids [T,H,W,C] by stream name, which may be stored. An image is a video of one frame.
-
         "saliency" in `need`: with the encoder's attention, of backbones with `has_saliency`. `synced`: as many module
         calls whatever the videos are. Gradients flow where the encoders are trained.
         """
 
     def encode_blank(self, encoded: Grids) -> int:
         """Encode a video without content whose grids have the shapes of `encoded`: what that takes is counted.
-
         Returns how many times it has to be taken: T where one step stands for all, which do not attend to each other.
         Default: once, for as many frames of any size; to override where grids depend on the size.
         """
@@ -372,7 +369,6 @@ class Objective(ABC):
     """Names of its losses, each a mean over the tokens of the replies, beside those of the compressor."""
     whole: ClassVar[bool] = False
     """Whether it compares with uncompressed videos, so that batches need `VideoBatch.whole`."""
-
     own_replies: bool = False
     """Whether it has the replies written, so that questions need no answers."""
 
