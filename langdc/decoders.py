@@ -41,6 +41,7 @@ INDEXED_FRAMES = 4_000_000  # of all files whose indices are kept, about 20 byte
 _LIST = re.compile(  # how lists of HLS, FFmpeg's concat, players, SDP, DASH and SMIL begin
     rb"(?is)(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat|file '|\[playlist\]|<asx|v=0\s+o=|(<\?xml.*?)?<(MPD|smil)\b)"
 )
+A_LIST = "It is a list of other files, which is not read."
 _TO_RGB: dict[str, Any] = {"format": "rgb24", "dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.JPEG}
 if int(av.__version__.partition(".")[0]) >= 17:
     _TO_RGB["threads"] = 1  # older releases have no such keyword and one thread
@@ -117,14 +118,19 @@ def opened(path: Path) -> Iterator[Video]:
             yield Video(path, index, container, stream)
     except (FFmpegError, OSError) as error:
         reason = str(error.strerror if isinstance(error, FFmpegError) else error)
-        advice, head = 'Fetch it again, or convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".', b""
-        with suppress(OSError), path.open("rb") as file:
-            head = file.read(512)
-        if _LIST.match(head):
-            advice = "It is a list of other files, which is not read. Give the video itself."
+        advice = 'Fetch it again, or convert it with "ffmpeg -i IN -c:v libx264 OUT.mp4".'
+        if lists_files(path):
+            advice = f"{A_LIST} Give the video itself."
         elif isinstance(error, InvalidDataError | EndOfFile):
             advice = "It is damaged or no video; fetch it again."
         raise ValueError(f"{path}: cannot be read as a video ({reason}). {advice}") from error
+
+
+def lists_files(path: Path) -> bool:
+    """Whether a file begins as lists of other files do, whatever its name."""
+    with suppress(OSError), path.open("rb") as file:
+        return _LIST.match(file.read(512)) is not None
+    return False
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

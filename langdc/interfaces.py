@@ -125,9 +125,8 @@ class KVCompressor(ABC):
     keeps_old: bool = False
     """Whether keys of earlier chunks are never dropped or moved, so that none of them need be touched."""
     decoding: bool = False
-    """Whether it chooses what replies read, by `step`. Their prompt is read in one piece and all its keys are held: of
-    the other methods only `begin` is called.
-    """
+    """Whether it chooses what replies read, by `step`: prompts are read in one piece, all their keys are held, and of
+    the other methods only `begin` is called."""
 
     @abstractmethod
     def begin(self, plan: Plan) -> None:
@@ -221,6 +220,10 @@ class LayerCompressor(ABC):
     """What it reads beside states: the attention that the "last" row pays, or each row of the "question"; with "next",
     that which they would pay in the layer that follows; "keys"; "normed"."""
 
+    def check(self, layers: int) -> None:
+        """ValueError if it can work in no language model of so many layers, whatever the prompt; default: it can."""
+        return
+
     @abstractmethod
     def begin(self, rows: Rows) -> Collection[int]:
         """Get ready for a prompt as it enters the model; after which layers (-1: before the first) `keep` is called."""
@@ -269,8 +272,7 @@ class Backbone(nn.Module, ABC):
     @property
     def lm_head(self) -> nn.Module:
         """From backbone width to logits; a model that has its head elsewhere overrides this."""
-        head = self.language_model.get_output_embeddings()
-        if head is None:
+        if (head := self.language_model.get_output_embeddings()) is None:
             raise ValueError(f"{type(self.language_model).__name__} has no output embeddings, so it cannot write.")
         return head
 
@@ -292,7 +294,6 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
         """Run the encoders: grids [T,H,W,C] by stream name, which may be stored. An image is a video of one frame.
-
         "saliency" in `need`: with the encoder's attention, of backbones with `has_saliency`. `synced`: as many module
         calls whatever the videos are. Gradients flow where the encoders are trained.
         """

@@ -27,12 +27,15 @@ from langdc.interfaces import FrameSelector, KVCompressor, LayerCompressor, Toke
 from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
 from langdc.layercompressors import layercompressors
+from langdc.log import get_logger
 from langdc.model import VideoModel, build_compressor
-from langdc.prefill import PrefillOutput
+from langdc.prefill import PrefillOutput, check_inside
 from langdc.replies import reply
 from langdc.timing import StageTimer, note, stage
 from langdc.types import Answer, FeatureGrid, Frames, FrameSpec, Prompt, VideoFeatures, VideoTokens
 from langdc.video import is_image, probe
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +120,11 @@ class VideoLM:
         self.model = model
         self.compressor = compressor if compressor is not None else model.compressor
         self.kv, self.layers, self.frames = kv, layers, frames
+        self._told = False
         self.chooses = frames is not None and not frames.blind  # so that a video is opened for a question
         model.check_serves(self.compressor)
+        if kv is not None or layers is not None:
+            check_inside(model.backbone.text_model, kv, layers)
         clips = model.backbone.frames_per_segment > model.backbone.frames_per_step
         if self.chooses and (clips or type(self.compressor).text is not TokenCompressor.text):
             what = type(model.backbone if clips else self.compressor).__name__
@@ -188,6 +194,13 @@ class VideoLM:
         seconds = (info.seconds if spec.end is None else spec.end) - (spec.start or 0.0)
         count = min(self.frames.most, round(seconds * min(self.frames.fps, info.fps)))
         if count <= budget:
+            if round(seconds * info.fps) > budget and not self._told:
+                self._told = True
+                logger.warning(
+                    "%s looks at %d frames of %s (fps=%s, most=%s), and %d are read: nothing is left to choose, and "
+                    "evenly spaced ones are read, here and wherever that is so. Raise fps or most for a choice.",
+                    *(type(self.frames).__name__, count, spec.path, self.frames.fps, self.frames.most, budget),
+                )
             return spec
         smaller = self.frames.side / min(info.height, info.width)
         size = round(info.height * smaller), round(info.width * smaller)

@@ -20,7 +20,7 @@ from langdc.interfaces import KVCompressor, LayerCompressor, Rows
 from langdc.kvcache import KVCache
 from langdc.rope import Rope
 from langdc.types import Chunk, Plan
-from langdc.walk import Walk
+from langdc.walk import Walk, check_walk
 
 Arguments = Callable[[Tensor], Mapping[str, Any]]
 """From rows of the prompt to further keyword arguments of the text model for them, such as DeepStack features."""
@@ -102,7 +102,7 @@ def prefill(
     `decoding` too. The device is waited for before the first chunk, and after a chunk only where scores decide how many
     keys each layer keeps.
     """
-    _check(text_model, embeds, positions, video, compressor is not None)
+    _check(embeds, positions, video)
     chunks = ()
     if compressor is not None or chunk_tokens is not None:
         anchor = None if anchor is None else anchor.cpu()
@@ -114,13 +114,12 @@ def prefill(
     if compressor is not None and chunks:
         config = text_model.config
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
-        if compressor.active and layers is not None:
-            _check_beside(compressor, layers)
         if compressor.active and compressor.decoding:
             steps = ReplySteps(copy(compressor))
         elif compressor.active:
             reader.compressor = compressor
         chunks = chunks if reader.compressor is not None else ()
+    check_inside(text_model, reader.compressor if steps is None else compressor, layers)
     with torch.no_grad(), using(text_model):
         logits = lm_head(reader.read(chunks, close_gaps=reply_axes == "time"))
     reader.cache.fit()
@@ -131,7 +130,30 @@ def prefill(
     return PrefillOutput(text_model, lm_head, reader.cache, logits, reader.next_position, offset_axes, *costs)
 
 
-def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video: Tensor, evicting: bool) -> None:
+def check_inside(text_model: PreTrainedModel, kv: KVCompressor | None, layers: LayerCompressor | None) -> None:
+    """ValueError for compressors that cannot work in a language model, or not together, whatever the prompt."""
+    kinds = set(getattr(text_model.config, "layer_types", None) or ["full_attention"])
+    if kinds - {"full_attention", *["linear_attention"] * (kv is None)}:
+        raise ValueError(
+            f"The model has layers of kind {', '.join(sorted(kinds))}; keys can be evicted only from full ones. Leave "
+            "out the KV compressor; with sliding windows, also options of generation beside max_new_tokens."
+        )
+    if layers is not None:
+        check_walk(text_model, layers)
+        mine, other = type(kv).__name__, type(layers).__name__
+        if kv is not None and kv.decoding:
+            raise ValueError(
+                f"{mine} chooses in one layer what the next ones read of a video, and {other} leaves them other keys. "
+                "Leave out one of them."
+            )
+        if kv is not None and kv.continuous:
+            raise ValueError(
+                f"{mine} moves keys together in time, which it cannot where {other} drops rows before. Set its "
+                "compact_positions to false."
+            )
+
+
+def _check(embeds: Tensor, positions: Tensor, video: Tensor) -> None:
     if embeds.ndim != 2 or not len(embeds):
         raise ValueError(
             f"A prompt of shape {tuple(embeds.shape)} was given; chunked prefill takes one prompt at a time, as [M,D]. "
@@ -143,26 +165,6 @@ def _check(text_model: PreTrainedModel, embeds: Tensor, positions: Tensor, video
         raise ValueError(f"The video mask has shape {tuple(video.shape)}; the prompt has {len(embeds)} tokens.")
     if not torch.isfinite(embeds).all():
         raise ValueError("The prompt's embeddings hold NaN or infinity; look at the video's features.")
-    kinds = set(getattr(text_model.config, "layer_types", None) or ["full_attention"])
-    if kinds - {"full_attention", *["linear_attention"] * (not evicting)}:
-        raise ValueError(
-            f"The model has layers of kind {', '.join(sorted(kinds))}; keys can be evicted only from full ones. Leave "
-            "out the KV compressor; with sliding windows, also options of generation beside max_new_tokens."
-        )
-
-
-def _check_beside(compressor: KVCompressor, layers: LayerCompressor) -> None:
-    mine, other = type(compressor).__name__, type(layers).__name__
-    if compressor.decoding:
-        raise ValueError(
-            f"{mine} chooses in one layer what the next ones read of a video, and {other} leaves them other keys. "
-            "Leave out one of them."
-        )
-    if compressor.continuous:
-        raise ValueError(
-            f"{mine} moves keys together in time, which it cannot where {other} drops rows before. Set its "
-            "compact_positions to false."
-        )
 
 
 class _ChunkedPrefill:

@@ -59,7 +59,8 @@ class FrameSpec:
 @dataclass(frozen=True, eq=False)
 class FeatureGrid:
     """An encoder's features of a video: `values` [T,H,W,C]. `saliency` [T,H,W]: its attention to each patch; `extra`:
-    side grids [T,H,W,*] selected with the tokens; `size`: height and width of the image that T crops are of.
+    side grids [T,H,W,*]; of projected grids, what a language model adds to its layers (DeepStack), selected with the
+    tokens; `size`: height and width of the image that T crops are of.
     """
 
     values: Tensor

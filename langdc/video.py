@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from langdc.data.records import IMAGE_SUFFIXES
-from langdc.decoders import ROUNDING_SECONDS, Decoder, Index, Video, decoder_of, opened
+from langdc.decoders import A_LIST, ROUNDING_SECONDS, Decoder, Index, Video, decoder_of, lists_files, opened
 from langdc.jsonl import writing
 from langdc.registry import nearest
 from langdc.types import Frames
@@ -293,6 +293,8 @@ def _read_image(path: Path) -> np.ndarray:
     except Exception as error:  # of whatever kind a damaged image makes Pillow raise
         large = isinstance(error, Image.DecompressionBombError)
         advice = "Make it smaller." if large else "It is damaged or no image; fetch it again."
+        if lists_files(path):
+            advice = f"{A_LIST} Give the image itself."
         with suppress(ValueError), opened(path) as video:
             kind = video.container.format.name
             if not re.search("image|pipe", kind):

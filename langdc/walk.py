@@ -28,6 +28,19 @@ attention, then what a feed-forward part makes of that, to what they get.
 NEEDS = frozenset({"last", "question", "next", "keys", "normed"})
 
 
+def check_walk(text_model: PreTrainedModel, compressor: LayerCompressor) -> None:
+    """ValueError for a language model between whose layers a compressor cannot work."""
+    kind, name = text_model.config.model_type, type(compressor).__name__
+    if kind not in KNOWN:
+        raise ValueError(
+            f"The language model is a {kind!r}; {name} works between the layers of {', '.join(KNOWN)}. Take a "
+            "compressor before the language model or of its cache."
+        )
+    if unknown := compressor.needs - NEEDS:
+        raise ValueError(f"{name} needs {sorted(unknown)}; there is {', '.join(sorted(NEEDS))}.")
+    compressor.check(text_model.config.num_hidden_layers)
+
+
 class Walk:
     """Reads rows of a prompt. `work`: per run of layers the rows read, the keys cached before on average, how many
     layers, and of how many rows came to their feed-forward parts; `scoring_flops`: what the compressor took.
@@ -41,16 +54,6 @@ class Walk:
         observer: Observer,
         arguments: Callable[[Tensor], Mapping[str, Any]] | None,
     ) -> None:
-        kind = text_model.config.model_type
-        if kind not in KNOWN:
-            raise ValueError(
-                f"The language model is a {kind!r}; {type(compressor).__name__} works between the layers of "
-                f"{', '.join(KNOWN)}. Take a compressor before the language model or of its cache."
-            )
-        if unknown := compressor.needs - NEEDS:
-            raise ValueError(
-                f"{type(compressor).__name__} needs {sorted(unknown)}; there is {', '.join(sorted(NEEDS))}."
-            )
         self.model: Any = text_model
         self.compressor, self.cache, self.observer, self.arguments = compressor, cache, observer, arguments
         self.work: list[tuple[int, float, int, int]] = []

@@ -125,9 +125,7 @@ def test_playlists_are_no_videos(
     file = Path(f"list{suffix or '.' + kind}")
     file.write_text(playlists(listener.address, film(tmp_path / "other.mp4"))[kind])
     for read_one in (probe, lambda path: read_frames(path, frames=1)):
-        with pytest.raises(
-            ValueError, match=rf"{file}: cannot be read{'' if suffix == '.jpg' else '.*It is a list of other'}"
-        ):
+        with pytest.raises(ValueError, match=rf"{file}: cannot be read.*It is a list of other files"):
             read_one(file)
     assert listener.heard == 0
 

@@ -6,6 +6,7 @@ A reply is what the chat template adds when the assistant's message is appended;
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,19 +26,29 @@ Render = Callable[[list[dict], bool], str]
 def checked_parts(
     message: dict, kinds: Sequence[str], tokenizer: PreTrainedTokenizerBase, reserved: Sequence[str] = ()
 ) -> list[dict]:
-    """The parts of a message, control tokens in it marked as text; ValueError for what the model cannot take."""
+    """The parts of a message, control tokens in its text marked as text, also those that begin in one part and end in
+    the next; ValueError for what the model cannot take.
+    """
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     for part in parts:
         if part["type"] not in kinds:
             allowed = " and ".join(filter(None, [", ".join(map(repr, kinds[:-1])), repr(kinds[-1])]))
             raise ValueError(f"A message part has type {part['type']!r}; allowed are {allowed}.")
-        for mark in (VIDEO_MARK, TEXT_MARK, *reserved):
-            if mark in part.get("text", ""):
-                named, shown = repr(mark) if mark in reserved else f"U+{ord(mark):04X}", part["text"][:SHOWN_LETTERS]
-                raise ValueError(f"The text {shown!r} holds {named}, which has a meaning of its own; remove it.")
-    places = control_places(tokenizer)
-    return [{**part, "text": places.sub(TEXT_MARK, part["text"])} if "text" in part else part for part in parts]
+    whole, start, found = "".join(part.get("text", "") for part in parts), 0, []  # as a template may join it
+    for mark in (VIDEO_MARK, TEXT_MARK, *reserved):
+        if mark in whole:
+            named, shown = repr(mark) if mark in reserved else f"U+{ord(mark):04X}", whole[:SHOWN_LETTERS]
+            raise ValueError(f"The text {shown!r} holds {named}, which has a meaning of its own; remove it.")
+    places = [match.start() for match in control_places(tokenizer).finditer(whole)]
+    for part in parts:
+        if "text" in part:
+            stop = start + len(part["text"])
+            cuts = [start, *(place for place in places if start < place <= stop), stop]
+            part = {**part, "text": TEXT_MARK.join(whole[i:j] for i, j in pairwise(cuts))}
+            start = stop
+        found.append(part)
+    return found
 
 
 def _pieces(render: Render, messages: list[dict], learn: bool) -> list[tuple[str, bool]]:

@@ -58,7 +58,9 @@ class VideoLlama3(StockBackbone):
         return (height, width) if frames == 1 else smart_resize(height, width, *self._limits(frames))
 
     def encode(self, videos: list[Frames], need: frozenset[str] = frozenset(), synced: bool = False) -> list[Grids]:
-        """One call of the encoder for all videos and images; `extra`: 0 at patches that do not change, [T,H,W,1]."""
+        """One call of the encoder for all videos and images; `extra`: 0 at patches that do not change, [T,H,W,1], which
+        are no features, so projected grids come without.
+        """
         if not videos:
             return []
         with stage("preprocess"):
@@ -115,7 +117,7 @@ class VideoLlama3(StockBackbone):
         patches = torch.cat([grid.values.flatten(0, 2) for grid in grids]).to(self.model.device, self.model.dtype)
         parts = self._inner.projector(patches).split([grid.tokens for grid in grids])
         return [
-            VideoFeatures((replace(grid, values=part.unflatten(0, grid.values.shape[:3])),), all, times)
+            VideoFeatures((replace(grid, values=part.unflatten(0, grid.values.shape[:3]), extra=()),), all, times)
             for grid, part, all, times in zip(grids, parts, encoded, seconds, strict=True)
         ]
 
@@ -133,9 +135,9 @@ class VideoLlama3(StockBackbone):
     def append_newline_tokens(self, tokens: VideoTokens, video: VideoFeatures) -> VideoTokens:
         """Without the tokens that the model's own compression leaves out."""
         uncompressed = tokens.source is not None and len(tokens) == prod(video.grid)
-        if uncompressed and not video.is_image and tokens.extra:
-            tokens = tokens.take(tokens.extra[0][:, 0].nonzero()[:, 0])
-        return replace(tokens, extra=())
+        if uncompressed and not video.is_image and (marks := video.encoder["video"].extra):
+            tokens = tokens.take(marks[0].flatten().nonzero()[:, 0])
+        return tokens
 
     def written(self, video: VideoFeatures, segment_steps: int) -> str:
         if video.is_image:

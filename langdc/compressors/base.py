@@ -1,5 +1,6 @@
 """The zoo of token compressors and shared helpers. Letters: T frames, H W patch grid, P = H*W, N tokens kept."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -152,21 +153,36 @@ class GridCompressor(TokenCompressor):
         raise NotImplementedError(f"{type(self).__name__} overrides neither `compress` nor `forward`.")
 
     def one(self, video: VideoFeatures) -> VideoTokens:
-        return joined([self.compress(*pair) for pair in zip(video.projected, self.budgets(video), strict=True)], video)
+        parts, largest = [], self._largest(video)
+        for grid, budget, most in zip(video.projected, self._split(video), largest, strict=True):
+            # where squares may overflow or be 0, a power of two is taken out, which changes no digit
+            scale = 2.0 ** max(-100, min(-math.frexp(most)[1], 100)) if most and not 2**-40 < most < 2**40 else None
+            part = self.compress(replace(grid, values=grid.values * scale) if scale else grid, budget)
+            parts.append(replace(part, values=part.values / scale) if scale else part)
+        return joined(parts, video)
 
     def budgets(self, video: VideoFeatures) -> list[Budget]:
         """The budget of each grid of a video that can be compressed; ValueError for one that cannot."""
+        self._largest(video)
+        return self._split(video)
+
+    def _split(self, video: VideoFeatures) -> list[Budget]:
+        return self.allowed.split([grid.tokens for grid in video.projected])
+
+    def _largest(self, video: VideoFeatures) -> list[float]:
+        """The largest absolute value of each grid; ValueError as in `budgets`."""
         if not video.projected:
             raise ValueError(
                 f"{type(self).__name__} compresses grids in the language model's width; this video has none."
             )
-        for grid in video.projected:
-            if not torch.stack(grid.values.detach().aminmax()).isfinite().all():
+        found = [torch.stack(grid.values.detach().aminmax()).abs().max().item() for grid in video.projected]
+        for grid, most in zip(video.projected, found, strict=True):
+            if not math.isfinite(most):
                 raise ValueError(
                     f"The features hold {int((~grid.values.isfinite()).sum())} values that are not finite; nothing "
                     "sensible can be kept. Look at the video and at the precision of the encoder."
                 )
-        return self.allowed.split([grid.tokens for grid in video.projected])
+        return found
 
     def with_values(self, tokens: VideoTokens, values: Tensor) -> VideoTokens:
         """Kept tokens with other values [N,C], such as the means of merged ones."""

@@ -22,8 +22,8 @@ class DyCoke(Selector):
     The second and third frame of a group are compared with its first, the fourth with the third. A budget below one
     quarter is not met.
     `variant`: "released" reads `keep` as the share of the frames between alone, drops the last frame of an odd number,
-    and leaves the third frame of the last group whole; `merging_ratio` is its name for 1 - keep. "fixed", the default,
-    has none of that: `keep` counts all tokens.
+    and leaves the third frame of the last group whole; `merging_ratio`, in place of a budget, is its name for 1 - keep.
+    "fixed", the default, has none of that: `keep` counts all tokens.
     """
 
     nominal = True
@@ -38,9 +38,12 @@ class DyCoke(Selector):
         merging_ratio: float | None = None,
         frames_per_segment: int = 4,
     ) -> None:
-        super().__init__(keep, tokens, frames_per_segment, variant)
-        if merging_ratio is not None and (variant != "released" or not 0 <= merging_ratio <= 1):
-            raise ValueError(f"merging_ratio={merging_ratio} goes with variant='released' and is in [0, 1]; use keep.")
+        if merging_ratio is not None and (variant != "released" or not 0 <= merging_ratio <= 1 or keep or tokens):
+            raise ValueError(
+                f"merging_ratio={merging_ratio} goes with variant='released', is in [0, 1] and stands in place of keep "
+                "and tokens."
+            )
+        super().__init__(keep if merging_ratio is None else 1.0, tokens, frames_per_segment, variant)
         self.merging_ratio = merging_ratio
 
     def score(self, grid: FeatureGrid) -> Tensor:

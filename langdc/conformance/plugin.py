@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 
-GROUPS = {"compressor": "token_candidate", "kvcompressor": "kv_candidate", "layercompressor": "layer_candidate"}
+GROUPS = {
+    "compressor": "token_candidate",
+    "kvcompressor": "kv_candidate",
+    "layercompressor": "layer_candidate",
+    "frameselector": "frame_candidate",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --compressor, --kvcompressor, --layercompressor and --settings."""
+    """Add --compressor, --kvcompressor, --layercompressor, --frameselector and --settings."""
     group = parser.getgroup("langdc", "conformance tests of video-token compressors")
     for option in GROUPS:
         group.addoption(f"--{option}", action="append", default=[], metavar="PACKAGE:CLASS", help=f"a {option} to test")

@@ -221,6 +221,14 @@ class TestBudget:
         with pytest.raises(ValueError, match="not finite"):
             alone(compressor, video)
 
+    @pytest.mark.parametrize("scale", [1e30, 1e-30])
+    def test_values_whose_squares_are_infinite_or_zero(self, token_candidate: Candidate, scale: float) -> None:
+        compressor, video = token_candidate.make(), token_candidate.video()
+        grids = tuple(replace(grid, values=grid.values * scale) for grid in video.projected)
+        found = alone(compressor, replace(video, projected=grids))
+        assert len(found) and found.values.isfinite().all()
+        assert found.source is None or (found.source.diff() > 0).all()
+
     @pytest.mark.parametrize("budget", [{"keep": 0}, {"keep": 1.5}, {"keep": None, "tokens": 0}, {"keep": None}])
     def test_budgets_that_make_no_sense_are_refused(self, token_candidate: Candidate, budget: dict) -> None:
         with pytest.raises(ValueError):

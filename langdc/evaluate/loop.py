@@ -141,7 +141,7 @@ def _ask_group(session: Session, entries: Sequence[EntryConfig], load: Callable)
     key, need = VideoCache.key_of(lm), lm.compressor.needs
     for entry in config.all_entries:  # those of later groups included
         if entry.model_key == runs[0].entry.model_key and entry.control is None:
-            need |= matching.with_parts(lm, entry, 1 if entry.calibrated else None).compressor.needs
+            need |= matching.with_parts(lm, entry, {"tokens": 1} if entry.calibrated else {}).compressor.needs
     for run in runs:
         with progress(f"{run.entry.name}: before its questions"):
             main_process_first(lambda run=run: run.calibrate(lm, key))

@@ -1,7 +1,7 @@
 """Equal budgets: what two entries cost where both were asked, and budgets set on other videos to make it the same.
 
-A compressor before the language model is matched by the video tokens read per video, one in its cache by the bytes of
-keys and values held when the reply begins. Letters: T frames, H W patch grid.
+A compressor before the language model is matched by the video tokens read per video, one inside it by the bytes of keys
+and values held when the reply begins. Letters: T frames, H W patch grid.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,13 +33,13 @@ GUESSES = 3
 """Budgets tried in proportion before bisection."""
 
 
-def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
-    """The entry's model with its compressors; `tokens` is the budget of the one whose budget the entry leaves open.
+def with_parts(lm: Any, entry: EntryConfig, budget: Mapping[str, Any]) -> VideoLM:
+    """The entry's model with its compressors; `budget`: of the one whose budget the entry leaves open, or {}.
 
     Raises ValueError for a model whose own compressor leaves nothing to choose from.
     """
-    own, budget = lm.model.compressor, {} if tokens is None else {"tokens": tokens}
-    compressor, kv, layers = own, None, None
+    own = compressor = lm.model.compressor
+    kv, layers = None, None
     if entry.kv is not None:
         kv = kvcompressors.build(entry.kv.name, **entry.kv.settings, **budget)
     if entry.layers is not None:
@@ -56,7 +56,10 @@ def with_parts(lm: Any, entry: EntryConfig, tokens: int | None) -> VideoLM:
                 f"those of {type(own).__name__}. Give the directory of a model trained with 'pool'."
             )
     frames = None if entry.frames is None else frameselectors.of(entry.frames.model_dump())
-    return type(lm)(lm.model, compressor, kv, layers, frames)
+    try:
+        return type(lm)(lm.model, compressor, kv, layers, frames)
+    except ValueError as error:
+        raise ValueError(f"Entry {entry.name!r}: {error}") from error
 
 
 def calibration_videos(config: EvalConfig, task: Task) -> list[tuple[Record, Path]]:
@@ -104,13 +107,16 @@ def compared(own: Mapping[str, float], other: Mapping[str, float]) -> dict[str, 
     return {"measured": measured, "target": target, "ratio": ratio, "equal": equal}
 
 
-def _search(target: float, max_number: int, quantity: Callable[[int], float]) -> tuple[int, dict[int, float]]:
+def _search(
+    target: float, max_number: int, quantity: Callable[[int], float], first: float | None = None
+) -> tuple[int, dict[int, float]]:
     """The whole number up to `max_number` whose `quantity`, which grows with it, comes nearest to `target`.
 
-    First guesses in proportion, then bisection; the smaller of equally near ones. Also returns all that were tried.
+    It begins with the guess `first`, by default the target. First guesses in proportion, then bisection; the smaller of
+    equally near ones. Also returns all that were tried.
     """
     tried: dict[int, float] = {}
-    low, high, guess = 1, max_number, round(target)
+    low, high, guess = 1, max_number, round(target if first is None else first)
     while low <= high:
         guess = min(max(guess, low), high)
         found = tried[guess] = quantity(guess)
@@ -123,12 +129,19 @@ def _search(target: float, max_number: int, quantity: Callable[[int], float]) ->
 
 
 def calibrate(
-    lm: Any, entry: EntryConfig, target: float, videos: Sequence[tuple[Any, str]], batch: int
+    lm: Any,
+    entry: EntryConfig,
+    target: float,
+    videos: Sequence[tuple[Any, str]],
+    batch: int,
+    before: float | None = None,
 ) -> dict[str, Any]:
     """Set an entry's budget on `videos`, opened for the bare model `lm` and with a question each.
 
     `target`: the video tokens that a video has, or the bytes held of a prompt's video. What counts is what the language
-    model really read or held. Returns the number of `tokens`, with target and finding, both in tokens.
+    model really read or held. Returns the budget, with target and finding, both in tokens: a number of `tokens`; for
+    layers `keep`, since no number can be met by videos of which the first layers read more. `before`: the tokens that a
+    video of the target's had before any were dropped, if they are known, on average: the same part is kept of `videos`.
     """
     if entry.kv is not None and kvcompressors.get(entry.kv.name).decoding:
         raise ValueError(
@@ -140,15 +153,22 @@ def calibrate(
     target = target if entry.measure == "tokens" else target / unit
     text = round(one.kv_text_bytes / unit)  # a budget of keys may count them
 
-    def kept(tokens: int) -> float:
-        beat(f"a budget before {tokens} tokens, tried for {entry.name}")
-        answers = _asked(with_parts(lm, entry, tokens), videos, batch)
+    most = max(sum(grid.tokens for grid in video.encoder.values()) for video, _ in videos)
+    layers = entry.budgeted == "layers"
+    if layers and before:
+        target *= fmean(answer.tokens_before for answer in _asked(lm, videos, batch)) / before
+
+    def budget(number: int) -> dict[str, Any]:
+        return {"keep": number / most} if layers else {"tokens": number}
+
+    def kept(number: int) -> float:
+        beat(f"a budget before {budget(number)}, tried for {entry.name}")
+        answers = _asked(with_parts(lm, entry, budget(number)), videos, batch)
         return fmean(a.tokens if entry.measure == "tokens" else (a.kv_bytes - a.kv_text_bytes) / unit for a in answers)
 
-    most = max(sum(grid.tokens for grid in video.encoder.values()) for video, _ in videos)
-    best, tried = _search(target, text + most, kept)
-    logger.info("%s: tokens=%d keeps %.2f; the target is %.2f.", entry.name, best, tried[best], target)
-    return {"tokens": best, "target": target, "measured": tried[best], "videos": len(videos), "tried": len(tried)}
+    best, tried = _search(target, most, kept, most) if layers else _search(target, text + most, kept)
+    logger.info("%s: %s keeps %.2f; the target is %.2f.", entry.name, budget(best), tried[best], target)
+    return {**budget(best), "target": target, "measured": tried[best], "videos": len(videos), "tried": len(tried)}
 
 
 def _asked(lm: Any, videos: Sequence[tuple[Any, str]], batch: int) -> list[Answer]:

@@ -12,7 +12,7 @@ from langdc.data.records import QuestionRecord, Record
 from langdc.density import cue_recall, densities
 from langdc.evaluate import controls, matching
 from langdc.evaluate.folder import EvalFolder
-from langdc.evaluate.settings import EntryConfig, EvalConfig
+from langdc.evaluate.settings import BUDGET, EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.evaluate.videos import CalibrationSet, VideoCache
 from langdc.hashing import content_hash, json_hash
@@ -64,10 +64,14 @@ class Run:
                 f"Entry {self.entry.name!r} matches what {self.entry.match!r} took, and that entry has no figure of it "
                 "for these videos. Look at its failures."
             )
-        with_parts = matching.with_parts(lm, self.entry, tokens=1)
+        models = {entry.name: entry.model_key for entry in self.config.all_entries}
+        before = [line["tokens_before"] for line in lines if line["key"] in took and line.get("tokens_before")]
+        before = before if models[self.entry.match or ""] == self.entry.model_key else []  # in another they have others
+        with_parts = matching.with_parts(lm, self.entry, {"tokens": 1})
         videos = self.calibration.open(with_parts, self._preprocessing(with_parts, key))
         try:
-            found = matching.calibrate(lm, self.entry, fmean(took.values()), videos, self.config.batch_size)
+            target, batch = fmean(took.values()), self.config.batch_size
+            found = matching.calibrate(lm, self.entry, target, videos, batch, fmean(before) if before else None)
         except ValueError as error:
             what = f"Entry {self.entry.name!r} cannot be given the budget of {self.entry.match!r}"
             raise ValueError(f"{what}: {error}") from error
@@ -83,8 +87,8 @@ class Run:
             control = controls.build(self.entry.control, own, lm.model.backbone, counts, name_of, self.config.seed)
             self.lm = type(lm)(lm.model, control)
         else:
-            tokens = self.out.by_key["calibration"]["tokens"] if self.entry.calibrated else None
-            self.lm = matching.with_parts(lm, self.entry, tokens)
+            found = self.out.by_key["calibration"] if self.entry.calibrated else {}
+            self.lm = matching.with_parts(lm, self.entry, {name: found[name] for name in BUDGET & {*found}})
         self.lm.compressor.to(lm.device)
         self.preprocessing, self.need = self._preprocessing(self.lm, key), need
 
@@ -172,8 +176,9 @@ class Run:
             if question.answered and not self.task.judged(question):
                 score = 0.0 if parsed is None else self.task.score(question, parsed)
             verdict = {"parsed": parsed, "score": score, "correct": score == 1, "failed": False, "reason": None}
+            counts = {"tokens": answer.tokens, "tokens_before": answer.tokens_before}
             held = {"kv_bytes": answer.kv_bytes, "kv_text_bytes": answer.kv_text_bytes, "flops": answer.flops}
-            lines.append({**line, "answer": answer.text, **verdict, "tokens": answer.tokens, **held})
+            lines.append({**line, "answer": answer.text, **verdict, **counts, **held})
         self.out.append(lines)
 
     def _fail(self, record: Record, error: ValueError) -> None:

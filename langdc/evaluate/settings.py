@@ -68,8 +68,9 @@ class EntryConfig(Settings):
     """Chooses the frames that are read for each question."""
     control: Literal["random_tokens", "random_tokens_mean", "uniform_frames", "caption_text"] | None = None
     match: str | None = None
-    """The entry whose cost this one has: a control copies its token counts; the `tokens` of `kv`, else of
-    `layers`, else of `compressor`, are set such that the same is held in the cache, or read, on average."""
+    """The entry whose cost this one has: a control copies its token counts; the `tokens` of `kv`, else the `keep` of
+    `layers`, else the `tokens` of `compressor`, are set such that the same is held in the cache, or read, on
+    average."""
     limit: int | None = Field(None, gt=0)
     """Ask about the first videos only, for slow entries; others are compared with it on these alone."""
 

@@ -1,7 +1,7 @@
 """The zoo of layer compressors, and what they share. Letters: D width, L layers, n rows, m of them video."""
 
 import math
-from collections.abc import Sequence
+from abc import abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,21 +17,34 @@ class BudgetedLayers(LayerCompressor):
     """A layer compressor with a budget of the video's rows that a layer reads, on average over all layers.
 
     `keep`: the fraction of them, or `tokens`: their number, of all videos of the prompt together. A budget that covers
-    them changes nothing. ValueError for one that is used up by the layers that read all.
+    them changes nothing. ValueError for one that is used up by the layers that read all. A member implements `first`.
     """
 
     def __init__(self, keep: float | None = None, tokens: int | None = None) -> None:
         self.budget = Budget(keep, tokens)
 
-    def counts(self, rows: Rows, first: Sequence[int]) -> list[int]:
-        """How many rows of the video the layers read from each of the layers `first` on; none if nothing is dropped.
+    @abstractmethod
+    def first(self, layers: int) -> list[int]:
+        """The layers, of so many, from which on fewer rows of the video are read."""
+
+    def check(self, layers: int) -> None:
+        first, keep = self.first(layers), self.budget.keep
+        if first[0] < 1 or first[-1] >= layers or first != sorted(set(first)):
+            raise ValueError(f"Rows are dropped before layers {first}; give ascending ones of 1 to {layers - 1}.")
+        if keep is not None and keep * layers <= first[0]:
+            raise ValueError(
+                f"{type(self).__name__} lets {first[0]} of {layers} layers read all tokens of a video; keep={keep:.4g} "
+                f"cannot be met. Set keep to more than {math.ceil(first[0] / layers * 1000) / 1000}, or drop after an "
+                "earlier layer."
+            )
+
+    def counts(self, rows: Rows) -> list[int]:
+        """How many rows of the video the layers read from each of `first` on; none if nothing is dropped.
         Each stage keeps the same fraction of the stage before, the largest with which the budget is not exceeded.
         """
-        total, layers = len(rows.video), rows.layers
+        total, layers, first = len(rows.video), rows.layers, self.first(rows.layers)
         if self.budget.covers(rows.shown):
             return []
-        if first[0] < 1 or first[-1] >= layers or list(first) != sorted(set(first)):
-            raise ValueError(f"Rows are dropped before layers {list(first)}; give ascending ones of 1 to {layers - 1}.")
         lengths = [stop - start for start, stop in zip(first, [*first[1:], layers], strict=True)]
         budget = self.budget.share(rows.shown) * total
         allowed = budget * layers - first[0] * total
@@ -65,10 +78,12 @@ class OneLayer(BudgetedLayers):
         super().__init__(keep, tokens)
         self.layer = layer
 
+    def first(self, layers: int) -> list[int]:
+        return [self.layer if self.layer is not None else part_of(layers, *self.usual)]
+
     def begin(self, rows: Rows) -> list[int]:
-        layer = self.layer if self.layer is not None else part_of(rows.layers, *self.usual)
-        self.left = self.counts(rows, [layer])
-        return [layer - 1] if self.left else []
+        self.left = self.counts(rows)
+        return [layer - 1 for layer in self.first(rows.layers)] if self.left else []
 
 
 def part_of(layers: int, layer: float, of: int) -> int:

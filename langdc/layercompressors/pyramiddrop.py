@@ -30,9 +30,11 @@ class PyramidDrop(BudgetedLayers):
             raise ValueError(f"at={list(at)}: give ascending fractions of the depth between 0 and 1.")
         self.at = tuple(at)
 
+    def first(self, layers: int) -> list[int]:
+        return sorted({part_of(layers, part, 1) for part in self.at})
+
     def begin(self, rows: Rows) -> list[int]:
-        first = sorted({part_of(rows.layers, part, 1) for part in self.at})
-        self.left = dict(zip((layer - 1 for layer in first), self.counts(rows, first), strict=False))
+        self.left = dict(zip((layer - 1 for layer in self.first(rows.layers)), self.counts(rows), strict=False))
         return list(self.left)
 
     def keep(self, layer: int, rows: Rows) -> Rows:

@@ -26,8 +26,8 @@ class SparseVLM(BudgetedLayers):
     the layer, averaged over heads and raters. Raters are the rows of the question whose embeddings are, on average over
     the video, more like it than the average. `recycle`: 0.3 of the rows dropped, the best of them, are clustered by
     density peaks, one cluster for 10 rows; a cluster's mean replaces its centre. `stages`: how many rows are kept at
-    each depth, as the release has them for 576 tokens and three budgets; by default the same fraction of the rows
-    before, recycled ones counted, as `keep` allows.
+    each depth, in place of `keep` or `tokens`, as the release has them for 576 tokens and three budgets; by default the
+    same fraction of the rows before, recycled ones counted, as the budget allows.
 
     The release puts the merged rows behind all kept ones and numbers positions anew; here rows keep theirs. Its random
     tie-break, which decides where there are two clusters, is left out. A question of one row has no rater there; here
@@ -46,21 +46,29 @@ class SparseVLM(BudgetedLayers):
         stages: tuple[int, ...] | None = None,
         after: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__(keep, tokens)
+        if stages is not None and (keep, tokens) != (None, None):
+            raise ValueError(f"stages={list(stages)} say how many rows are kept; leave out keep and tokens, or stages.")
+        super().__init__(keep if stages is None else 1.0, tokens)
         if after is not None and not after:
             raise ValueError("after=[]: name at least one layer, or leave it out.")
         if stages is not None and any(count < 0 for count in stages):
             raise ValueError(f"stages={list(stages)}: a number of rows kept is 0 or more.")
         self.recycle, self.stages, self.after = recycle, stages, after
 
-    def begin(self, rows: Rows) -> list[int]:
-        after = self.after
-        if after is None:
-            after = tuple(sorted({part_of(rows.layers, layer + 1, 32) - 1 for layer in (2, 6, 15)}))
-        counts = self.counts(rows, [layer + 1 for layer in after])
+    def first(self, layers: int) -> list[int]:
+        if self.after is not None:
+            return [layer + 1 for layer in self.after]
+        return sorted({part_of(layers, layer + 1, 32) for layer in (2, 6, 15)})
+
+    def check(self, layers: int) -> None:
+        super().check(layers)
+        after = [layer - 1 for layer in self.first(layers)]
         if self.stages is not None and len(self.stages) != len(after):
-            raise ValueError(f"stages={list(self.stages)}: there are {len(after)} stages, after layers {list(after)}.")
-        self.left = dict(zip(after, counts, strict=False))
+            raise ValueError(f"stages={list(self.stages)}: there are {len(after)} stages, after layers {after}.")
+
+    def begin(self, rows: Rows) -> list[int]:
+        after = [layer - 1 for layer in self.first(rows.layers)]
+        self.left = dict(zip(after, self.counts(rows) if self.stages is None else self.stages, strict=False))
         if self.left:
             self.raters = raters(rows.states[rows.video], rows.states[rows.question])
         return list(self.left)
@@ -85,7 +93,7 @@ class SparseVLM(BudgetedLayers):
     def _kept(self, layer: int, rows: int) -> int:
         """How many rows are kept as they are, so that recycled ones fit into the budget."""
         if self.stages is not None:
-            return min(self.stages[list(self.left).index(layer)], rows)
+            return min(self.left[layer], rows)
         kept = left = self.left[layer]
         while self.recycle and 0 < kept < rows and kept + recycled(rows - kept)[1] > left:
             kept -= 1

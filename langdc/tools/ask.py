@@ -50,7 +50,7 @@ def add_model(parser: argparse.ArgumentParser, required: bool = False) -> None:
     """The model that is asked, and its method."""
     said = "a checkpoint: a folder, a Hugging Face id, or sample:langdc"
     parser.add_argument("--model", required=required, help=said)
-    parser.add_argument("--compressor", help="a compressor by name, before the LLM or in its cache (see: compressors)")
+    parser.add_argument("--compressor", help="a compressor by name, before the LLM, between its layers or in its cache")
     parser.add_argument("--kv", help="a second one, in the cache, with the same budget")
     parser.add_argument("--config", metavar="FILE", help="all of these from a file, such as retake/mlvu_qwen2_vl")
     shared.add_method(parser)
@@ -81,7 +81,7 @@ def _ask_about_sample(options: argparse.Namespace) -> int:
 def method(options: argparse.Namespace) -> dict[str, Any]:
     """What was given by `add_model`, but for the model, as keywords of `VideoLM.from_pretrained`."""
     if options.config:
-        names = ("compressor", "kv", "keep", "tokens", "backbone", "frames", "sample")
+        names = ("compressor", "kv", "keep", "tokens", "backbone", "frames", "select", "sample")
         given = [f"--{name}" for name in names if getattr(options, name, None) not in (None, False)]
         if given:
             raise ValueError(f"--config {options.config} sets the whole method; leave out {', '.join(given)}.")
@@ -91,12 +91,10 @@ def method(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"A budget {budget} needs a compressor: add --compressor NAME. See: langdc compressors")
     chosen = member_of(options.compressor, budget) if options.compressor else {}
     if options.kv:
-        if chosen and "compressor" not in chosen:
-            raise ValueError(
-                f"--compressor {options.compressor} works inside the language model already; leave out --kv."
-            )
+        if "kv" in chosen:
+            raise ValueError(f"--compressor {options.compressor} works in the cache already; leave out --kv.")
         chosen["kv"] = {"name": options.kv, **budget}
-    return {**chosen, "backbone": shared.backbone(options)}
+    return {**chosen, **shared.selector(options), "backbone": shared.backbone(options)}
 
 
 def _show(answer: Answer, truth: list[str] | None = None) -> None:

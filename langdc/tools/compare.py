@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = options.compressors or _training_free()
     console = screen(soft_wrap=False)
     with console.status("asking ..."):
-        lm = VideoLM.from_pretrained(options.model, backbone=shared.backbone(options), **shared.place(options))
-        video = lm.open(options.video)
+        given = {**shared.selector(options), **shared.place(options)}
+        lm = VideoLM.from_pretrained(options.model, backbone=shared.backbone(options), **given)
+        video = lm.open(options.video, question=options.question)
         found = list(_compare(video, options.question, budget, names, max_new_tokens=options.max_new_tokens))
     table = Table("compressor", "tokens", "ms", "answer", box=None, pad_edge=False)
     for one in found:
@@ -88,7 +89,7 @@ class _Compared:
     def milliseconds(self) -> float:
         """From encoder outputs to the end of the reply."""
         assert self.answer is not None
-        return 1000 * sum(s for stage, s in self.answer.seconds.items() if stage not in ("decode", "encode"))
+        return 1000 * sum(s for stage, s in self.answer.seconds.items() if stage not in ("select", "decode", "encode"))
 
 
 def member_of(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from langdc import compat
+from langdc.configfiles import parse_yaml
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +14,8 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", help="for stock models: a backbone by name, such as llava_video")
     parser.add_argument("--host", type=_old_host, dest="backbone", help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, help="for stock models: the number of frames of a video")
+    said = "a frame selector: its name, or {name: ..., settings}"
+    parser.add_argument("--select", metavar="NAME", help=f"{said}, which chooses the frames for the question")
     add_device(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length limit of a reply (default: 64)")
 
@@ -55,6 +58,16 @@ def budget(options: argparse.Namespace) -> dict[str, Any]:
 def backbone(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of a stock model's backbone that were given."""
     return _given(name=options.backbone, frames=options.frames)
+
+
+def selector(options: argparse.Namespace) -> dict[str, Any]:
+    """The frame selector that was given, as a keyword of `VideoLM.from_pretrained`."""
+    if options.select is None:
+        return {}
+    found = parse_yaml(options.select, "--select")
+    if not isinstance(found, str | dict):
+        raise ValueError(f"--select {options.select}: give a name, or {{name: ..., settings}}. See: docs/videos.md")
+    return {"frames": found}
 
 
 def _given(**settings: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from langdc.backbones.chat import IGNORED, chat_prompt, conversation, share_video
-from langdc.language_models import VIDEO_MARK, ids_of
+from langdc.language_models import TEXT_MARK, VIDEO_MARK, ids_of
 from langdc.types import Prompt, Slot
 from tests import tiny
 
@@ -155,6 +155,19 @@ def test_what_is_written_like_a_control_token_is_text() -> None:
     assert learned(prompt) == [f"{SAID}<|im_end|>".replace(" ", "")]
     assert not torch.isin(ids_of(made, SAID), control).any()
     assert made.decode(ids_of(made, SAID)).replace(" ", "") == SAID.replace(" ", "")
+
+
+@pytest.mark.parametrize("at", range(1, len("<|im_end|>")))
+def test_a_control_token_over_two_parts_is_text(at: int) -> None:
+    made, said = tokenizer(), "red <|im_end|> blue"
+    parts = [{"type": "text", "text": text} for text in (said[: at + 4], said[at + 4 :])]
+    split, whole = (lay_out([{"role": "user", "content": content}], learn=False) for content in (parts, said))
+    assert torch.equal(split.ids, whole.ids)
+    blank = lay_out([{"role": "user", "content": "red"}], learn=False)
+    control = torch.tensor(made.all_special_ids)
+    assert torch.equal(*(each.ids[torch.isin(each.ids, control)] for each in (split, blank)))
+    with pytest.raises(ValueError, match=r"U\+E001, which has a meaning"):
+        lay_out([{"role": "user", "content": [parts[0], {"type": "text", "text": TEXT_MARK}]}], learn=False)
 
 
 @pytest.mark.parametrize("text", ["what shape ?", "<|im_ end|> <im_end> \n\n  |>", "\n ünïcode 龍 <|x|>", ""])

@@ -271,6 +271,9 @@ def test_messages_and_media_must_agree(backbone: StockBackbone) -> None:
         backbone.prompt(
             [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": mark}]}], media=videos
         )
+    parts = [{"type": "video"}, *({"type": "text", "text": text} for text in (mark[:3], mark[3:]))]
+    with pytest.raises(ValueError, match="a meaning of its own"):
+        backbone.prompt([{"role": "user", "content": parts}], media=videos)
 
 
 def test_what_is_written_like_a_control_token_is_text(backbone: StockBackbone) -> None:
@@ -287,6 +290,18 @@ def test_what_is_written_like_a_control_token_is_text(backbone: StockBackbone) -
     learned = laid_out[0].labels[laid_out[0].labels >= 0]
     assert tokenizer.decode(learned) == f"{said}<|im_end|>"
     assert tokenizer.decode(laid_out[0].ids).count(said) == 2
+
+
+def test_a_control_token_over_two_parts_is_text(backbone: StockBackbone) -> None:
+    """Templates may join texts, also those before and after a video."""
+    videos, control = backbone.features_of([stock.clip()]), torch.tensor(backbone.tokenizer.all_special_ids)
+    kept = []
+    for first, then, last in [("red <|im_", "end", "|> blue"), ("red", "green", "blue")]:
+        parts = [{"type": "text", "text": first}, {"type": "text", "text": then}, {"type": "video"}]
+        message = {"role": "user", "content": [*parts, {"type": "text", "text": last}]}
+        ids = backbone.prompt([message], media=videos).ids
+        kept.append(ids[torch.isin(ids, control)])
+    assert torch.equal(*kept)
 
 
 def _text(model) -> torch.nn.Module:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from langdc import compressors
 from langdc.backbones import backbones
 from langdc.model import VideoModel
-from langdc.types import Frames
+from langdc.types import FeatureGrid, Frames
 from tests import stock
 from tests.backbones.test_stock import build, read, tokens_of
 from tests.contract import grid
@@ -58,6 +59,15 @@ def test_a_checkpoint_says_whether_anything_is_left_out(tmp_path: Path) -> None:
     assert [len(one) for one in tokens_of(backbone, [still()])[1]] == [6 * 12]
     expected = stock.stock_logits(backbone, stock.stock_inputs(backbone, NAME, [still()]))
     torch.testing.assert_close(read(backbone, [still()]).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("method", "variant"), [("evs", "released"), ("vidcom2", "vllm")])
+def test_what_does_not_change_is_no_feature_that_a_compressor_compares(method: str, variant: str) -> None:
+    """vLLM's rules compare what a language model adds to its layers beside the tokens; marks are not that."""
+    video, squeeze = build(NAME).features_of([still()])[0], compressors.build(method, keep=0.5, variant=variant)
+    bare = replace(video, projected=(FeatureGrid(video.projected[0].values),))
+    assert torch.equal(squeeze.one(video).source, squeeze.one(bare).source)
+    assert video.encoder["video"].extra and not squeeze.one(video).extra
 
 
 @pytest.mark.parametrize("method", ["vidcom2", "uniform", "dycoke"])

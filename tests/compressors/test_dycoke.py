@@ -22,7 +22,7 @@ def test_like_the_formulas(make, shape: tuple[int, int, int], keep: float) -> No
 def test_as_released(shape: tuple[int, int, int], keep: float) -> None:
     grid = grid_of(scenes(*shape))
     check(compress("dycoke", grid, keep=keep, variant="released"), grid, released(lists(grid.values), keep))
-    found = compress("dycoke", grid, keep=0.5, variant="released", merging_ratio=0.75)
+    found = compress("dycoke", grid, variant="released", merging_ratio=0.75)
     check(found, grid, released(lists(grid.values), 0.25))
 
 
@@ -49,10 +49,12 @@ def test_every_fourth_frame_is_kept_whatever_the_budget() -> None:
     ("settings", "message"),
     [
         ({"variant": "paper"}, "variant='paper'; allowed are 'fixed', 'released'"),
-        ({"merging_ratio": 0.5}, "merging_ratio=0.5 goes with variant='released'"),
-        ({"merging_ratio": 1.5, "variant": "released"}, r"merging_ratio=1.5 .* is in \[0, 1\]"),
+        ({"merging_ratio": 0.5, "keep": None}, "merging_ratio=0.5 goes with variant='released'"),
+        ({"merging_ratio": 1.5, "variant": "released", "keep": None}, r"merging_ratio=1.5 .* is in \[0, 1\]"),
+        ({"merging_ratio": 0.5, "variant": "released"}, "stands in place of keep and tokens"),
+        ({"merging_ratio": 0.5, "variant": "released", "keep": None, "tokens": 3}, "in place of keep and tokens"),
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compress("dycoke", grid_of(noise(2, 2, 2)), keep=0.5, **settings)
+        compress("dycoke", grid_of(noise(2, 2, 2)), **{"keep": 0.5, **settings})

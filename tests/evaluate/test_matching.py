@@ -10,6 +10,7 @@ import torch
 from langdc import jsonl
 from langdc.backbones.inputs import read_prompt
 from langdc.compressors import compressors
+from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.evaluate import tasks
 from langdc.evaluate.controls import OnPool
 from langdc.evaluate.folder import EvalFolder
@@ -17,7 +18,7 @@ from langdc.evaluate.loop import evaluate
 from langdc.evaluate.matching import _search, calibration_videos, compared, with_parts
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.pipeline import VideoLM
-from tests import tiny
+from tests import stock, tiny
 from tests.evaluate import runs
 
 
@@ -110,8 +111,8 @@ def test_bytes_of_rows_dropped_between_layers_are_matched(matched: Path):
 
 def test_a_cost_below_that_of_the_layers_that_read_all_is_told(prepared: Path, others: Path, tmp_path: Path):
     config = _config(prepared, others, tmp_path / "eval", {"name": "fastv", "layers": {"name": "fastv"}})
-    what = r"Entry 'fastv' cannot be given .* lets 1 of 3 layers"
-    with pytest.raises(ValueError, match=what + r" read all 208 tokens .* Set keep to at least 0.337"):
+    what = r"Entry 'fastv' cannot be given the budget of 'few': .* lets 1 of 3 layers .* keep=0.1923 cannot be met"
+    with pytest.raises(ValueError, match=what):
         evaluate(config, _task(config))
 
 
@@ -121,17 +122,41 @@ def test_a_method_that_frees_no_keys_cannot_be_matched_by_bytes(prepared: Path, 
         evaluate(config, _task(config))
 
 
-def test_a_budget_that_cannot_be_met_fails_its_questions_alone(prepared: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("parts", "what"),
+    [
+        ({"layers": {"name": "fastv", "keep": 0.1}}, "FastV lets 1 of 3 layers .* Set keep to more than 0.334"),
+        ({"layers": {"name": "fastv", "tokens": 9, "layer": 3}}, r"Rows .* \[3\]; give ascending ones of 1 to 2"),
+        ({"layers": {"name": "fastv", "keep": 0.5}, "kv": {"name": "pivotkv", "keep": 0.5}}, "PivotKV moves keys"),
+    ],
+)
+def test_what_no_question_could_be_asked_with_is_said_before_the_first(prepared: Path, tmp_path: Path, parts, what):
     pool = str(prepared / "pool")
-    entries = [
-        {"name": "half", "model": pool, "layers": {"name": "pyramiddrop", "keep": 0.6}},
-        {"name": "few", "model": pool, "layers": {"name": "fastv", "keep": 0.1}},
-    ]
+    half = {"name": "half", "model": pool, "layers": {"name": "pyramiddrop", "keep": 0.6}}
+    entries = [half, {"name": "few", "model": pool, **parts}]
     config = runs.config(prepared, entries=entries, reference=None, output=str(tmp_path / "eval"), timing_videos=0)
+    with pytest.raises(ValueError, match="Entry 'few': " + what):
+        evaluate(config, _task(config))
+    assert not (tmp_path / "eval").exists()
+
+
+def test_a_fraction_fits_videos_larger_than_those_it_was_set_on(tmp_path: Path):
+    """Four times as many tokens, of which the first layers read all."""
+    for name, count in (("large", 16), ("small", 4)):
+        (folder := tmp_path / name).mkdir()
+        stock.mp4(folder, count=count, fps=4)
+        asked = [QuestionRecord(kind="count", question="what moves ?", answer="1")]
+        write_records(folder / "test.jsonl", [Record(id=name, video="clip.mp4", questions=asked)])
+    model = {"model": str(stock.folder("qwen2_5_vl")), "backbone": {"name": "qwen2_5_vl", "frames": 16}}
+    kept = {"name": "most", **model, "layers": {"name": "pyramiddrop", "keep": 0.75}}
+    fewer = {"name": "fastv", **model, "layers": {"name": "fastv"}, "match": "most"}
+    task = {"name": "records", "data": str(tmp_path / "large" / "test.jsonl")}
+    settings = {"task": task, "reference": None, "calibration": {"data": str(tmp_path / "small" / "test.jsonl")}}
+    config = runs.config(tmp_path, entries=[kept, fewer], timing_videos=0, **settings)
     folder = evaluate(config, _task(config)).directory
-    failed = {name: {line["failed"] for line in _answers(folder, name).values()} for name in ("half", "few")}
-    assert failed == {"half": {False}, "few": {True}}
-    assert all("Set keep to at least" in line["reason"] for line in _answers(folder, "few").values())
+    assert _line(folder, "fastv", "calibration")["keep"] == pytest.approx(0.75, abs=0.05)
+    assert not any(line["failed"] for line in _answers(folder, "fastv").values())
+    assert _line(folder, "fastv", "budget")["equal"]
 
 
 def test_bytes_are_those_that_a_cache_holds(prepared: Path):
@@ -153,7 +178,7 @@ def test_dropped_keys_are_not_counted(prepared: Path):
     row = EntryConfig.model_validate({"name": "kv", "model": "m", "kv": {"name": "snapkv"}, "match": "other"})
     lm = VideoLM.from_pretrained(prepared / "pool")
     video = lm.open(prepared / "data" / "videos" / "v0.mp4")
-    thinned = with_parts(lm, row, 30).open("", same=video).ask("what moves ?", max_new_tokens=1)
+    thinned = with_parts(lm, row, {"tokens": 30}).open("", same=video).ask("what moves ?", max_new_tokens=1)
     whole = video.ask("what moves ?", max_new_tokens=1)
     held, read = thinned.keys_per_layer, len(lm.prompt("what moves ?", video).ids) + 16 * 13
     assert held is not None and max(held) < 60 < read
@@ -166,7 +191,7 @@ def test_the_part_inside_the_model_has_the_budget(prepared: Path):
     parts = {"compressor": {"name": "holitom_outer", "keep": 0.5}, "layers": {"name": "holitom_inner", "layer": 1}}
     row = EntryConfig.model_validate({"name": "both", "model": "m", "match": "other", **parts})
     lm = VideoLM.from_pretrained(prepared / "pool")
-    video = with_parts(lm, row, 30).open(prepared / "data" / "videos" / "v0.mp4")
+    video = with_parts(lm, row, {"tokens": 30}).open(prepared / "data" / "videos" / "v0.mp4")
     answer, text = video.ask("what moves ?", max_new_tokens=1), len(lm.prompt("what moves ?", video).ids)
     assert 30 < answer.tokens <= 16 * 13 // 2 and answer.keys_per_layer[0] == text + answer.tokens
     assert text + 29 < sum(answer.keys_per_layer) / 3 <= text + 30

@@ -1,5 +1,6 @@
 """From a question to the frames that are read for it, and what choosing them costs."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,22 @@ def test_nothing_is_chosen_where_all_frames_are_read(plain: VideoLM, mp4: Path, 
     assert torch.equal(choosing(plain, scorer, most=4).open(mp4, question=QUESTION).times, whole.times)
     Image.new("RGB", (32, 24), "red").save(tmp_path / "one.png")
     assert len(choosing(plain, scorer).open(tmp_path / "one.png").times) == 1
+
+
+def test_a_choice_that_settings_leave_nothing_of_is_said_once(
+    plain: VideoLM, mp4: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm, few = choosing(plain, most=4), stock.mp4(tmp_path, count=4, fps=4)
+    with caplog.at_level(logging.WARNING, "langdc"):
+        lm.open(few, question=QUESTION)  # which has no more
+        choosing(plain).open(mp4, question=QUESTION)
+        assert not caplog.records
+        for _ in range(2):
+            lm.open(mp4, question=QUESTION)
+        choosing(plain, fps=0.25).open(mp4, question=QUESTION)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and "Top looks at 4 frames" in said[0] and "(fps=2.0, most=4), and 4 are read" in said[0]
+    assert "Top looks at 3 frames" in said[1] and "(fps=0.25, most=1024)" in said[1]
 
 
 def test_uniform_reads_what_is_read_without_a_selector(plain: VideoLM, mp4: Path) -> None:

@@ -56,7 +56,7 @@ def test_by_the_last_row(numbers, case) -> None:
 def test_sparsevlm(numbers, case) -> None:
     """Theirs puts the merged rows after those that are kept; ours are where the centres were."""
     rows, name = recorded(numbers, case, case["shape"][2]), case["id"]
-    member = build("sparsevlm", keep=0.9, after=[0], stages=[case["count"]])
+    member = build("sparsevlm", after=[0], stages=[case["count"]])
     member.begin(rows)
     assert member.raters.nonzero()[:, 0].tolist() == numbers[f"{name}.raters"].tolist()
     found = member.keep(0, rows)

@@ -97,7 +97,8 @@ def test_others(numbers, case) -> None:
     steps, rows, columns = case["grid_thw"]
     features = stored[f"{case['video']}.features"].unflatten(0, (steps, rows * columns // 4))
     settings = {SETTINGS[key]: value for key, value in case["env"].items()}
-    method = build(NAMES.get(case["method"], case["method"]), keep=case["ratio"], variant="released", **settings)
+    budget = {} if "merging_ratio" in settings else {"keep": case["ratio"]}
+    method = build(NAMES.get(case["method"], case["method"]), **budget, variant="released", **settings)
     found = method([one_row(features)]).tokens[0]
     assert torch.equal(found.source, stored[f"{name}.keep"])
     torch.testing.assert_close(found.values, stored[f"{name}.output"], atol=1e-5, rtol=0)

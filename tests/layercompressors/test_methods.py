@@ -61,7 +61,7 @@ def test_by_the_last_row(shape, name: str, settings: dict, keep: float) -> None:
 @pytest.mark.parametrize("count", [1, 4, 20, 39])
 def test_sparsevlm(shape, recycle: bool, count: int) -> None:
     rows, count = rows_of(shape), min(count, shape[1] - 1)
-    member = build("sparsevlm", keep=0.5, stages=[count], after=[0], recycle=recycle)
+    member = build("sparsevlm", stages=[count], after=[0], recycle=recycle)
     assert member.begin(rows) == [0]
     query, key = layer_of(rows)
     asking = reference.raters(rows.states.double().tolist(), rows.video.tolist(), rows.question.tolist())
@@ -191,12 +191,18 @@ def test_numbers_of_rows_use_up_the_budget(first: list[int], keep: float) -> Non
     class Any(BudgetedLayers):
         begin = keep = None
 
+        def first(self, layers: int) -> list[int]:
+            return first
+
     Any.__abstractmethods__ = frozenset()
     if keep * 12 <= first[0]:
         with pytest.raises(ValueError, match=r"average .*Set keep to at least 0.\d+, or drop after an earlier layer"):
-            Any(keep).counts(rows, first)
+            Any(keep).counts(rows)
+        with pytest.raises(ValueError, match=rf"lets {first[0]} of 12 .* keep={keep} cannot be met. Set keep to more"):
+            Any(keep).check(12)
         return
-    counts = Any(keep).counts(rows, first)
+    Any(keep).check(12)
+    counts = Any(keep).counts(rows)
     lengths = [stop - start for start, stop in zip(first, [*first[1:], 12], strict=True)]
     spare = keep * 12 * 37 - 37 * first[0] - sum(n * length for n, length in zip(counts, lengths, strict=True))
     assert -1e-6 <= spare < lengths[0] or counts[0] == 37
@@ -228,12 +234,19 @@ def test_a_budget_of_which_nothing_is_left(name: str) -> None:
 )
 def test_bad_settings(name: str, settings: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        build(name, keep=0.5, **settings).begin(rows_of((1, 24, 3)))
+        build(name, **({} if "stages" in settings else {"keep": 0.5}), **settings).check(32)
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"), [({"after": []}, "at least one layer"), ({"stages": [-5, 2]}, "0 or more")]
+    ("settings", "what"),
+    [
+        ({"keep": 0.5, "after": []}, "at least one layer"),
+        ({"stages": [-5, 2]}, "0 or more"),
+        ({"stages": [9], "keep": 0.5}, "leave out keep and tokens, or stages"),
+        ({"stages": [9], "tokens": 99}, "leave out keep and tokens, or stages"),
+        ({}, "neither"),
+    ],
 )
 def test_stages_of_sparsevlm_that_cannot_be(settings: dict, what: str) -> None:
     with pytest.raises(ValueError, match=what):
-        build("sparsevlm", keep=0.5, **settings)
+        build("sparsevlm", **settings)

@@ -14,7 +14,7 @@ from PIL import Image
 from langdc.cli import main
 from langdc.layercompressors import layercompressors
 from langdc.tools.compare import _strip as strip
-from tests import stock
+from tests import imagetext, stock
 
 QUESTION = "what is in the video ?"
 
@@ -77,7 +77,7 @@ def test_ask_drops_rows_between_layers(mp4: Path, capsys) -> None:
     assert command("ask", mp4, "--compressor", "fastv", "--keep", "0.5") == 0
     assert "keys per layer" in capsys.readouterr().out
     assert command("ask", mp4, "--compressor", "fastv", "--keep", "0.1") == 2
-    assert "Set keep to at least" in " ".join(capsys.readouterr().err.split())
+    assert "Set keep to more than" in " ".join(capsys.readouterr().err.split())
 
 
 def test_pictures_of_the_page_can_be_opened(mp4: Path, tmp_path: Path) -> None:
@@ -98,8 +98,18 @@ def test_ask_says_tokens_before_and_after(mp4: Path, capsys) -> None:
 def test_ask_drops_keys_by_name_or_beside_another(mp4: Path, capsys) -> None:
     assert command("ask", mp4, "--compressor", "pivotkv", "--keep", "0.5") == 0
     assert "keys per layer" in capsys.readouterr().out
-    assert command("ask", mp4, "--compressor", "dpselect", "--kv", "pivotkv", "--keep", "0.5") == 0
-    assert "keys per layer" in capsys.readouterr().out
+    for first, kv in (("dpselect", "pivotkv"), ("fastv", "snapkv")):
+        assert command("ask", mp4, "--compressor", first, "--kv", kv, "--keep", "0.5") == 0
+        assert "keys per layer" in capsys.readouterr().out
+
+
+def test_frames_are_chosen_for_the_question(mp4: Path, tmp_path: Path, capsys) -> None:
+    chosen = f"{{name: top, scorer: {{model: {imagetext.folder(tmp_path / 'clip')}}}, fps: 4}}"
+    words = ("--frames", "4", "--select", chosen, "--keep", "0.5")
+    assert command("ask", mp4, *words, "--compressor", "random") == 0
+    assert "select" in capsys.readouterr().out
+    more = ("--compressors", "random", "--out", str(tmp_path / "out.html"))
+    assert command("compare", mp4, *words, *more) == 0
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,9 @@ def test_ask_drops_keys_by_name_or_beside_another(mp4: Path, capsys) -> None:
         (("--compressor", "vidcom2"), "A budget is either keep"),
         (("--compressor", "vidcom2", "--keep", "1.5"), "not in (0, 1]"),
         (("--compressor", "pivotkv", "--kv", "snapkv", "--keep", "0.5"), "leave out --kv"),
-        (("--compressor", "fastv", "--kv", "snapkv", "--keep", "0.5"), "leave out --kv"),
+        (("--compressor", "fastv", "--kv", "pivotkv", "--keep", "0.5"), "Set its compact_positions to false"),
+        (("--select", "akks"), "Did you mean 'aks'"),
+        (("--select", "[1]"), "--select [1]: give a name, or {name: ..., settings}"),
         (("--compressor", "layers:fast", "--keep", "0.5"), "Did you mean 'fastv'"),
         (("--backbone", "llava_video"), "this backbone is for"),
     ],
