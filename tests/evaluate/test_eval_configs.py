@@ -52,7 +52,7 @@ def test_all_members_exist_with_their_settings(name: str):
             kvcompressors.build(row.kv.name, **row.kv.settings)
     assert config.sweep is not None
     models, methods, budgets = len(config.sweep.models), len(config.sweep.methods), len(config.sweep.budgets)
-    assert len(rows) == models * (1 + budgets * (methods + 4)) and models == budgets == 3  # with four controls
+    assert len(rows) == models * (1 + budgets * (methods + 6)) and models == budgets == 3  # with six controls
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
