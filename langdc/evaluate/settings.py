@@ -12,6 +12,7 @@ from langdc.devices import Dtype
 from langdc.endpoint import EndpointConfig
 from langdc.evaluate.models import OwnCompressor
 from langdc.registry import nearest
+from langdc.tools.zoo import member_of
 from langdc.watchdog import SECONDS
 
 BUDGET = {"keep", "tokens"}
@@ -163,10 +164,7 @@ class _SweepMethod(Settings):
 
 
 def _by_name(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    kind, colon, name = given.partition(":")
-    return {kind: {"name": name}} if colon and kind in ("kv", "layers") else {"compressor": {"name": given}}
+    return member_of(given, {}) if isinstance(given, str) else given
 
 
 CONTROLS = {
@@ -187,7 +185,7 @@ class _SweepConfig(Settings):
     methods: list[Annotated[_SweepMethod, BeforeValidator(_by_name, json_schema_input_type=str | _SweepMethod)]] = (
         Field(min_length=1)
     )
-    """A string is the name of a compressor, or kv: or layers: and that of one in the cache or between layers."""
+    """A string is the name of a compressor; kv: or layers: before it where several sites have one of that name."""
     budgets: list[float] = Field(min_length=1)
     """Fractions kept."""
     controls: bool = True

@@ -62,9 +62,9 @@ def test_a_sweep_lacks_nothing(tmp_path: Path):
 
 def test_layer_compressors_in_a_sweep_are_methods_inside_the_model(tmp_path: Path):
     method = {"name": "both", "compressor": {"name": "dycoke", "keep": 0.5}, "layers": {"name": "dart", "layer": 1}}
-    config = _config(sweep=_sweep(methods=["layers:fastv", method], budgets=[0.5]))
+    config = _config(sweep=_sweep(methods=["fastv", "layers:dart", method], budgets=[0.5]))
     found = {row.name: row for row in config.all_entries}
-    assert list(found)[-2:] == ["fastv 50%", "both 50%"] and "random keys 50%" in found
+    assert list(found)[-3:] == ["fastv 50%", "dart 50%", "both 50%"] and "random keys 50%" in found
     assert found["fastv 50%"].layers == MemberConfig(name="fastv", keep=0.5)
     both = found["both 50%"]
     assert both.layers == MemberConfig(name="dart", layer=1, keep=0.5) and both.compressor.settings == {"keep": 0.5}
