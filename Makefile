@@ -38,8 +38,8 @@ quickstart: $(READY) ## make sample data, train LangDC and a baseline, evaluate,
 sample-full: $(READY) ## quickstart, and all other rows, ablations and seeds of the sample
 	@$(RUN) scripts/quickstart.py --full
 
-sweep: $(READY) ## every training-free method at four budgets on the sample, after quickstart
-	$(RUN) eval/run.py --config configs/sample/sweep.yaml
+sweep: $(READY) ## every training-free method at four budgets on the sample, in two processes, after quickstart
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 eval/run.py --config configs/sample/sweep.yaml
 	$(RUN) eval/table.py runs/sample/sweep
 
 test: $(READY) ## run the tests (all but the slow ones and those for a GPU)

@@ -129,16 +129,22 @@ def key_cases(device: str, dtype: torch.dtype, chunks: Sequence[int] = (2048, 40
             )
 
 
+def clocked(work: Callable[[], object], device: str) -> float:
+    """Seconds of one call; on a CPU those of all threads, which other processes change little."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    synchronize(device)
+    started = clock()
+    work()
+    synchronize(device)
+    return clock() - started
+
+
 def measure(work: Callable[[], object], device: str) -> tuple[float, int]:
     """Best seconds, and extra bytes of one run."""
     work()
     times: list[float] = []
     while len(times) < 2 or (sum(times) < SECONDS and len(times) < MOST_RUNS):
-        synchronize(device)
-        started = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - started)
+        times.append(clocked(work, device))
     gc.collect()
     reset_peak(torch.device(device))
     before = peak_bytes(torch.device(device))

@@ -50,8 +50,8 @@ def reply(
         raise ValueError(
             "num_return_sequences is not 1, and an answer is one reply. Leave it out, and ask several times."
         )
-    options = {"eos_token_id": backbone.end_ids, "pad_token_id": backbone.tokenizer.pad_token_id, **options}
-    options["eos_token_id"] = _as_list(options["eos_token_id"])
+    ends = _as_list(options.get("eos_token_id", backbone.end_ids))
+    options = {"pad_token_id": backbone.tokenizer.pad_token_id, **options, "eos_token_id": ends}
     greedy = None if recurrent_layers(backbone.text_model.config) else _greedy(backbone, options)
     if greedy is None and len(prompts) > 1:
         each = zip(prompts, tokens, frames, strict=True)
@@ -65,7 +65,6 @@ def reply(
             texts = [str(backbone.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in ids]
     _require_finite_scores(finite, (each for shown in tokens for each in shown))
     seconds = {name: taken / len(prompts) for name, taken in timer.seconds.items()}
-    peak = devices.peak_bytes(backbone.language_model.device)
     per_token = token_bytes(backbone.text_model.config, backbone.language_model.dtype)
     answers = []
     for number, (prompt, shown, text, row) in enumerate(zip(prompts, tokens, texts, ids, strict=True)):
@@ -89,7 +88,7 @@ def reply(
             kv_text_bytes=len(prompt.ids) * per_token,
             reply_tokens=len(row),
             keys_per_layer=keys if kv is not None or layers is not None else None,
-            peak_bytes=peak,
+            peak_bytes=devices.peak_bytes(backbone.language_model.device),
         )
         answers.append(answer)
     return answers

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import captions, decode, first_token, reference, report
+from benchmarks import captions, costs, decode, first_token, reference, report
 from benchmarks import compressors as benchmark
 from langdc import compressors
 from langdc.attention import received_attention
@@ -142,3 +142,31 @@ def test_decoders_side_by_side(tmp_path: Path, monkeypatch) -> None:
     assert [line[-1] for line in lines[::2]] == ["0", "0"]  # frames are those of decoding in order
     assert all("not installed: gone" in line[3] for line in lines[1::2])
     assert torch.get_num_threads() == threads
+
+
+def test_costs_are_of_every_training_free_method(monkeypatch) -> None:
+    monkeypatch.setattr(costs, "frame_costs", lambda *_: iter(()))  # a whole CLIP
+    found = [line[:2] for line in costs.rows(2, "cpu", torch.float32, [])]
+    zoos = (costs.compressors, costs.layercompressors, costs.kvcompressors)
+    named = [name for zoo in zoos for name, settings in costs.budgeted(zoo) if not settings]
+    assert sorted(name for name, _ in found if "," not in name) == sorted(named) and len(named) > 20
+    assert ["divprune, frame", "before the LLM"] in found and ["random", "KV cache"] in found
+
+
+def test_costs_above_the_limit_are_marked_with_their_reason(monkeypatch) -> None:
+    """Products of 2 x 128^3 FLOPs: much less than what is saved, half of it, or none of what takes the time."""
+    one, flops = torch.ones(128, 128), 2 * 128**3
+    made = [
+        costs.Cost("cheap", "", "", lambda: one @ one, 1e18),
+        costs.Cost("products", "", "", lambda: one @ one, 2 * flops),
+        costs.Cost("slow", "", "", lambda: torch.arange(10**5).sort(), 1.0),
+        costs.Cost("twice", "", "", lambda: one @ one, 2 * flops, times=2),
+        costs.Cost("nothing", "", "", lambda: one @ one, 0.0),
+    ]
+    monkeypatch.setattr(costs, "token_costs", lambda *_: iter(made))
+    for part in ("frame_costs", "layer_costs", "kv_costs"):
+        monkeypatch.setattr(costs, part, lambda *_: iter(()))
+    found = {line[0]: line[5:] for line in costs.rows(1, "cpu", torch.float32, [])}
+    assert found["cheap"] == ["0.00 %", "0.00 %", ""] and found["nothing"] == ["nothing saved", "-", ""]
+    assert found["products"][1:] == ["50.00 %", "its products"] and found["twice"][1] == "100.00 %"
+    assert found["slow"][1:] == ["0.00 %", "**above 5 %**"]

@@ -16,6 +16,8 @@ from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
 Over = Literal["video", "frame"]
+HELD = 4 * 2**30
+"""Bytes of cosines that are held: up to 32,768 tokens of a video."""
 
 
 @compressors.register("divprune")
@@ -23,9 +25,9 @@ class DivPrune(GridCompressor):
     """Keep the token farthest from its nearest, then again and again the one farthest from all that are kept.
 
     Distances are one minus cosines; `per`: among all tokens of a "video", or of each "frame" alone, which the release,
-    for images, does not have. A choice depends on the one before, and compares one token with all: N times the
-    features are read in float32, 2.3 TB of 128 x 196 tokens of width 3584 at keep=0.25, which takes longer than 5 % of
-    the prefill that it saves. Per frame they are read N / T times. The release holds all distances instead, T*P x T*P.
+    for images, does not have. All cosines are held, T*P x T*P, as in the release: 2.5 GB of 128 x 196 tokens. Of
+    longer videos they are computed again for each choice, so that N times the features are read in float32: each choice
+    depends on the one before.
     `variant`: "released" rounds to the nearest number, and where only copies of kept tokens are left it keeps one of
     them again; "fixed", the default, does neither.
     """
@@ -64,22 +66,24 @@ class DivPrune(GridCompressor):
         unit = normalize(values.float(), dim=-1)
         group = torch.arange(len(unit), device=unit.device)
         picks = torch.empty(len(unit), count, dtype=torch.long, device=unit.device)
-        apart = _nearest(unit)
+        alike = unit @ unit.mT if 4 * unit.shape[1] * unit.shape[:2].numel() <= HELD else None
+        apart = _nearest(unit, alike)
         for step in range(count):
             pick = picks[:, step] = apart.argmax(1)
-            away = 1 - (unit[group, pick, None] @ unit.mT)[:, 0]
+            away = 1 - (alike[group, pick] if alike is not None else (unit[group, pick, None] @ unit.mT)[:, 0])
             apart = torch.minimum(apart, away) if step else away
             if self.variant == "fixed":
                 apart.scatter_(1, pick[:, None], -torch.inf)
         return picks
 
 
-def _nearest(unit: Tensor) -> Tensor:
-    """How far each unit vector [B,n,C] is from the nearest other of its group: [B,n]."""
+def _nearest(unit: Tensor, alike: Tensor | None) -> Tensor:
+    """How far each unit vector [B,n,C] is from the nearest other of its group: [B,n]; `alike`: cosines [B,n,n]."""
     groups, size = unit.shape[:2]
     parts, step = [], at_once(4 * groups * size, unit.device)
     for start in range(0, size, step):
-        alike = unit[:, start : start + step] @ unit.mT
-        alike.diagonal(start, 1, 2).fill_(-torch.inf)
-        parts.append(1 - alike.amax(2))
+        some = slice(start, start + step)
+        cosines = unit[:, some] @ unit.mT if alike is None else alike[:, some].clone()
+        cosines.diagonal(start, 1, 2).fill_(-torch.inf)
+        parts.append(1 - cosines.amax(2))
     return torch.cat(parts, 1)

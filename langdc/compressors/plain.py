@@ -1,4 +1,4 @@
-"""Baselines: all tokens, random ones, fewer frames, lower resolution. Letters: T frames, H W patch grid, N tokens."""
+"""Baselines: all tokens, random ones, evenly spaced ones, averages. Letters: T frames, H W patch grid, N tokens."""
 
 import hashlib
 import math
@@ -13,7 +13,7 @@ from langdc.compressors.base import Budget, GridCompressor, Selector, compressor
 from langdc.registry import check_choice
 from langdc.types import FeatureGrid, VideoTokens
 
-By = Literal["frames", "resolution"]
+By = Literal["frames", "resolution", "stride", "pool"]
 
 
 @compressors.register("identity")
@@ -47,11 +47,13 @@ class Random(Selector):
 
 @compressors.register("uniform")
 class Uniform(GridCompressor):
-    """Fewer frames, or a lower resolution; both keep at most the budget.
+    """Fewer frames, a lower resolution, every k-th token, or averages over space and time; never above the budget.
 
     `by="frames"`: evenly spaced whole frames; where the budget is less than one, evenly spaced tokens of the middle
     frame. `by="resolution"`: each frame averaged to a smaller grid of about the same shape; where the budget is less
-    than one token a frame, evenly spaced frames averaged to one token.
+    than one token a frame, evenly spaced frames averaged to one token. `by="stride"`: evenly spaced tokens, counted
+    row by row and frame by frame; exactly the budget. `by="pool"`: the video averaged to a smaller T x H x W of about
+    the same shape (adaptive average pooling), with as many steps as the budget then allows.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class Uniform(GridCompressor):
         if budget.covers(grid.tokens):
             return self.whole(grid)
         wanted = budget.of(grid.tokens)
-        return self._fewer_frames(grid, wanted) if self.by == "frames" else self._lower_resolution(grid, wanted)
+        if self.by == "stride":
+            return self.taken(grid, middles(grid.tokens, wanted, grid.values.device))
+        return self._fewer_frames(grid, wanted) if self.by == "frames" else self._averaged(grid, wanted)
 
     def _fewer_frames(self, grid: FeatureGrid, wanted: int) -> VideoTokens:
         frames, places, device = len(grid.values), grid.values.shape[1:3].numel(), grid.values.device
@@ -73,18 +77,28 @@ class Uniform(GridCompressor):
         of_frame = middles(places, min(wanted, places), device)
         return self.taken(grid, (of_time[:, None] * places + of_frame).flatten())
 
-    def _lower_resolution(self, grid: FeatureGrid, wanted: int) -> VideoTokens:
+    def _averaged(self, grid: FeatureGrid, wanted: int) -> VideoTokens:
         frames, height, width, _ = grid.values.shape
-        chosen = middles(frames, min(wanted, frames), grid.values.device)
-        rows = max(1, min(height, math.isqrt(wanted * height // (len(chosen) * width))))
-        columns = min(width, wanted // (len(chosen) * rows))
-        row, column = middles(height, rows, chosen.device), middles(width, columns, chosen.device)
-        cells = (chosen[:, None, None] * height + row[:, None]) * width + column  # the middle of each
-        sides = tuple(_smaller(side[chosen], rows, columns) for side in grid.extra)
-        values = _smaller(grid.values[chosen], rows, columns)
-        return replace(self.with_values(self.taken(grid, cells.flatten()), values), extra=sides)
+        steps = min(wanted, frames)
+        if self.by == "pool":
+            steps = min(wanted, max(1, int(frames * (wanted / grid.tokens) ** (1 / 3))))
+        of_frame = wanted // steps
+        rows = max(1, min(height, of_frame, math.isqrt(wanted * height // (steps * width))))
+        columns = min(width, of_frame // rows)
+        if self.by == "pool":
+            steps = min(frames, wanted // (rows * columns))
+        time, row, column = (
+            middles(*sides, grid.values.device) for sides in ((frames, steps), (height, rows), (width, columns))
+        )
+        cells = (time[:, None, None] * height + row[:, None]) * width + column  # the middle of each
+        read = slice(None) if self.by == "pool" or steps == frames else time
+        values, *sides = (_smaller(side[read], steps, rows, columns) for side in (grid.values, *grid.extra))
+        return replace(self.with_values(self.taken(grid, cells.flatten()), values), extra=tuple(sides))
 
 
-def _smaller(values: Tensor, rows: int, columns: int) -> Tensor:
-    """A grid [T,H,W,C] averaged to rows x columns, as a list [N,C]."""
-    return F.adaptive_avg_pool2d(values.movedim(3, 1), (rows, columns)).movedim(1, 3).flatten(0, 2)
+def _smaller(values: Tensor, steps: int, rows: int, columns: int) -> Tensor:
+    """A grid [T,H,W,C] averaged to steps x rows x columns, as a list [N,C]."""
+    small = F.adaptive_avg_pool2d(values.movedim(3, 1), (rows, columns)).movedim(1, 3)
+    if steps < len(small):
+        small = F.adaptive_avg_pool2d(small.flatten(1)[None], (steps, small[0].numel())).view(steps, -1, small.shape[3])
+    return small.reshape(-1, small.shape[-1])

@@ -1,6 +1,6 @@
 """Controls: what a learned compressor must beat at its own number of tokens.
 
-Three keep some tokens of a trained pool, as many as another entry used; one gives the decoded captions as words.
+Most keep or average tokens of a trained pool, as many as another entry used; one gives the decoded captions as words.
 Letters: T frames, H W patch grid, D backbone width, N tokens kept.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from langdc.compressors import compressors
 from langdc.evaluate.models import OwnCompressor
 from langdc.hashing import tensors_hash
 from langdc.interfaces import Backbone, TokenCompressor
@@ -39,11 +40,6 @@ class _PoolSubset(_Wrapper):
     def __init__(self, trained: TokenCompressor, choose: Callable[[VideoFeatures, int], Tensor]) -> None:
         super().__init__(trained)
         self.choose = choose
-        if not hasattr(trained, "grids"):
-            raise ValueError(
-                f"This control keeps tokens of a pool; the entry's model has the compressor {type(trained).__name__}. "
-                "Give the directory of a model trained with 'pool'."
-            )
 
     def one(self, video: VideoFeatures) -> VideoTokens:
         tokens = self.trained([video]).tokens[0]
@@ -93,6 +89,10 @@ class _CaptionText(_Wrapper):
         return VideoTokens(self.embedding(torch.cat(ids).to(device)), segment.to(device))
 
 
+UNIFORM = {"lower_resolution": "resolution", "stride": "stride", "average_pooling": "pool"}
+"""Controls that are the compressor `uniform` on a trained pool, and its `by`."""
+
+
 class OnPool(_Wrapper):
     """A `method` that chooses among the tokens of a trained pool, which the language model learned to read."""
 
@@ -122,9 +122,17 @@ def build(
     """
     if kind == "caption_text":
         return _CaptionText(trained, backbone)
+    if not hasattr(trained, "grids"):
+        raise ValueError(
+            f"This control keeps tokens of a pool; the entry's model has the compressor {type(trained).__name__}. "
+            "Give the directory of a model trained with 'pool'."
+        )
     if not counts:
         raise ValueError(f"The control {kind} copies a token count, and the matched entry has no answered video.")
     average = sum(counts.values()) / len(counts)
+    if kind in UNIFORM:
+        settings = {"by": UNIFORM[kind], "frames_per_segment": trained.frames_per_segment}
+        return OnPool(trained, compressors.build("uniform", tokens=max(1, round(average)), **settings))
 
     def choose(video: VideoFeatures, tokens: int) -> Tensor:
         if kind == "uniform_frames":

@@ -29,17 +29,19 @@ def _compressor(settings: dict) -> dict:
     return settings["compressor"] or {}
 
 
-def _is_uniform(settings: dict, resolution: bool) -> bool:
+def _is_uniform(settings: dict, by: str, control: str) -> bool:
     found = _compressor(settings)
-    return found.get("name") == "uniform" and (found.get("by") == "resolution") == resolution
+    return settings["control"] == control or (found.get("name") == "uniform" and found.get("by", "frames") == by)
 
 
 AT_A_BUDGET: dict[str, Callable[[dict], bool]] = {
     "random tokens": lambda settings: (
         _compressor(settings).get("name") == "random" or (settings["control"] or "").startswith("random_tokens")
     ),
-    "fewer frames": lambda settings: _is_uniform(settings, False) or settings["control"] == "uniform_frames",
-    "lower resolution": lambda settings: _is_uniform(settings, True),
+    "fewer frames": lambda settings: _is_uniform(settings, "frames", "uniform_frames"),
+    "lower resolution": lambda settings: _is_uniform(settings, "resolution", "lower_resolution"),
+    "stride": lambda settings: _is_uniform(settings, "stride", "stride"),
+    "average pooling": lambda settings: _is_uniform(settings, "pool", "average_pooling"),
 }
 """Controls that need an entry at every budget, and how an entry's settings show them."""
 

@@ -12,6 +12,7 @@ from langdc.devices import Dtype
 from langdc.endpoint import EndpointConfig
 from langdc.evaluate.models import OwnCompressor
 from langdc.registry import nearest
+from langdc.tools.zoo import member_of
 from langdc.watchdog import SECONDS
 
 BUDGET = {"keep", "tokens"}
@@ -66,7 +67,18 @@ class EntryConfig(Settings):
     """Drops keys in the language model's cache."""
     frames: MemberConfig | None = None
     """Chooses the frames that are read for each question."""
-    control: Literal["random_tokens", "random_tokens_mean", "uniform_frames", "caption_text"] | None = None
+    control: (
+        Literal[
+            "random_tokens",
+            "random_tokens_mean",
+            "uniform_frames",
+            "lower_resolution",
+            "stride",
+            "average_pooling",
+            "caption_text",
+        ]
+        | None
+    ) = None
     match: str | None = None
     """The entry whose cost this one has: a control copies its token counts; the `tokens` of `kv`, else the `keep` of
     `layers`, else the `tokens` of `compressor`, are set such that the same is held in the cache, or read, on
@@ -153,16 +165,15 @@ class _SweepMethod(Settings):
 
 
 def _by_name(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    kind, colon, name = given.partition(":")
-    return {kind: {"name": name}} if colon and kind in ("kv", "layers") else {"compressor": {"name": given}}
+    return member_of(given, {}) if isinstance(given, str) else given
 
 
 CONTROLS = {
     "random tokens": {"compressor": {"name": "random"}},
     "fewer frames": {"compressor": {"name": "uniform"}},
     "lower resolution": {"compressor": {"name": "uniform", "by": "resolution"}},
+    "stride": {"compressor": {"name": "uniform", "by": "stride"}},
+    "average pooling": {"compressor": {"name": "uniform", "by": "pool"}},
     "random keys": {"kv": {"name": "random"}},
 }
 """Controls at every budget; the last one beside methods inside the language model."""
@@ -175,13 +186,13 @@ class _SweepConfig(Settings):
     methods: list[Annotated[_SweepMethod, BeforeValidator(_by_name, json_schema_input_type=str | _SweepMethod)]] = (
         Field(min_length=1)
     )
-    """A string is the name of a compressor, or kv: or layers: and that of one in the cache or between layers."""
+    """A string is the name of a compressor; kv: or layers: before it where several sites have one of that name."""
     budgets: list[float] = Field(min_length=1)
     """Fractions kept."""
     controls: bool = True
-    """Adds the uncompressed model, and random tokens, fewer frames and lower resolution at every budget; to a model
-    with a learned compressor its captions as words, if it writes any, and tokens of the first model trained with a
-    pool, as many as its own."""
+    """Adds the uncompressed model, and at every budget random tokens, fewer frames, lower resolution, stride and
+    average pooling; to a model with a learned compressor its captions as words, if it writes any, and tokens of the
+    first model trained with a pool, as many as its own."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "_SweepConfig":
@@ -211,8 +222,8 @@ class _SweepConfig(Settings):
             yield EntryConfig(name=f"{name} caption as text", **reads)
         if self.controls and pool is not None:
             common = {"model": pool.model, "backbone": pool.backbone, "match": name}
-            yield EntryConfig(name=f"{name} random tokens", control="random_tokens", **common)
-            yield EntryConfig(name=f"{name} uniform frames", control="uniform_frames", **common)
+            for control in ("random_tokens", "uniform_frames", "lower_resolution", "stride", "average_pooling"):
+                yield EntryConfig(name=f"{name} {control.replace('_', ' ')}", control=control, **common)
 
     def _stock(self, model: _SweepModel) -> Iterator[EntryConfig]:
         common: dict[str, Any] = {"model": model.model, "backbone": model.backbone}
@@ -220,7 +231,8 @@ class _SweepConfig(Settings):
         if self.controls:
             yield EntryConfig(name=f"{begin}uncompressed", compressor=MemberConfig(name="identity"), **common)
             controls = [_SweepMethod(name=name, **parts) for name, parts in CONTROLS.items()]  # type: ignore[arg-type]
-            methods = [*controls[: 4 if any(method.kv or method.layers for method in methods) else 3], *methods]
+            inside = any(method.kv or method.layers for method in methods)
+            methods = [*(controls if inside else controls[:-1]), *methods]
         for keep in self.budgets:
             for method in methods:
                 yield EntryConfig(name=f"{begin}{method.label} {100 * keep:g}%", **{**common, **method.at(keep)})

@@ -15,7 +15,7 @@ from langdc.pipeline import VideoLM
 from langdc.sample.render import draw_video
 from langdc.sample.scenes import FPS, caption, sample_video
 from langdc.tools import options as shared
-from langdc.tools.compare import member_of
+from langdc.tools.zoo import member_of
 from langdc.types import Answer
 from langdc.video import write_video
 

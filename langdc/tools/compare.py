@@ -19,20 +19,17 @@ from torch.nn import functional
 from langdc.compressors import compressors
 from langdc.config import MemberConfig
 from langdc.jsonl import check_output, write_text
-from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
-from langdc.layercompressors import layercompressors
 from langdc.log import screen
 from langdc.model import build_compressor
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.text import render
 from langdc.tools import options as shared
+from langdc.tools.zoo import INSIDE, member_of
 from langdc.types import Answer
 from langdc.video import jpeg_url
 
 _SHOWN_STEPS, _STEPS_PER_ROW, _HEIGHT, _DARK = 16, 8, 96, 0.22
-_INSIDE: Mapping[str, Any] = {"layers": layercompressors, "kv": kvcompressors}
-"""What works inside the language model, by the keyword of `VideoLM`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,25 +89,10 @@ class _Compared:
         return 1000 * sum(s for stage, s in self.answer.seconds.items() if stage not in ("select", "decode", "encode"))
 
 
-def member_of(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:
-    """{"compressor": ...}, {"layers": ...} or {"kv": ...} for a name of a zoo; ValueError if there is none.
-
-    A name of several is a token compressor; "kv:random" is the other.
-    """
-    kind, colon, rest = name.partition(":")
-    if colon and kind in _INSIDE:
-        return {kind: {"name": rest, **budget}}
-    for kind, zoo in _INSIDE.items():
-        if name in zoo.names() and name not in compressors.names():
-            return {kind: {"name": name, **budget}}
-    compressors.get(name)  # its error says what there is
-    return {"compressor": {"name": name, **budget}}
-
-
 def _training_free() -> list[str]:
     """All compressors that take a budget and need no training, as names of `member_of`."""
     budgeted = [n for n in compressors.names() if "keep" in inspect.signature(compressors.get(n)).parameters]
-    inside = [(kind, name) for kind, zoo in _INSIDE.items() for name in zoo.names()]
+    inside = [(kind, name) for kind, zoo in INSIDE.items() for name in zoo.names()]
     return budgeted + [f"{kind}:{name}" if name in compressors.names() else name for kind, name in inside]
 
 
@@ -124,7 +106,7 @@ def _compare(
     for name in names:
         try:
             chosen = member_of(name, budget)
-            inside = {kind: zoo.build(**chosen[kind]) for kind, zoo in _INSIDE.items() if kind in chosen}
+            inside = {kind: zoo.build(**chosen[kind]) for kind, zoo in INSIDE.items() if kind in chosen}
             if inside:
                 other = VideoLM(lm.model, **inside)
             else:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from langdc import devices
+from langdc.compressors import divprune as module
 from langdc.compressors.divprune import DivPrune
 from tests.compressors.grids import SHAPES, blocks, check, compress, grid_of, lists, noise, scenes
 from tests.reference.divprune import divprune
@@ -63,6 +64,15 @@ def test_sizes_of_blocks(monkeypatch: pytest.MonkeyPatch, size: int, per: str) -
     expected = compress("divprune", grid, keep=0.4, per=per).source
     monkeypatch.setitem(devices._BLOCK_BYTES, "cpu", size)
     found = compress("divprune", grid, keep=0.4, per=per).source
+    assert found is not None and expected is not None and found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("variant", ["fixed", "released"])
+def test_cosines_that_are_not_held_choose_the_same(monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+    grid = grid_of(scenes(7, 3, 5))
+    expected = compress("divprune", grid, keep=0.4, variant=variant).source
+    monkeypatch.setattr(module, "HELD", 4 * 105 * 105 - 1)
+    found = compress("divprune", grid, keep=0.4, variant=variant).source
     assert found is not None and expected is not None and found.tolist() == expected.tolist()
 
 

@@ -1,10 +1,10 @@
-"""The plain controls: all tokens, any tokens, fewer frames, lower resolution."""
+"""The plain controls: all tokens, any tokens, fewer frames, lower resolution, stride, average pooling."""
 
 import pytest
 import torch
 
 from tests.compressors.grids import SHAPES, check, compress, grid_of, lists, noise
-from tests.reference.uniform import averaged, middle_frames, smaller_side
+from tests.reference.uniform import averaged, averaged_in_time, middle_frames, smaller_box, smaller_side
 from tests.reference.vectors import evenly
 
 
@@ -98,10 +98,57 @@ def test_less_than_a_token_a_frame_is_the_average_of_fewer_frames() -> None:
     assert found.extra[0][:, 0].tolist() == pytest.approx([t * 8 + 3.5 for t in watched])
 
 
+def test_a_tall_frame_is_not_averaged_to_nothing() -> None:
+    found = compress("uniform", grid_of(noise(2, 9, 1)), tokens=2, by="resolution")
+    assert found.source is not None and found.source.tolist() == [4, 9 + 4]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("wanted", [1, 2, 7, 0.25, 0.5, 0.99])
+def test_every_kth_token(shape: tuple[int, int, int], wanted: float) -> None:
+    grid = grid_of(noise(*shape))
+    count = min(grid.tokens - 1, wanted if isinstance(wanted, int) else int(wanted * grid.tokens))
+    found = compress("uniform", grid, tokens=count, by="stride")
+    check(found, grid, middle_frames(grid.tokens, count))
+    assert len(found) == count
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.25, 0.5, 0.9])
+def test_average_pooling(shape: tuple[int, int, int], share: float) -> None:
+    """Adaptive average pooling over space, then time, to a box like the video's own that the budget still holds."""
+    frames, height, width = shape
+    grid = grid_of(noise(*shape))
+    wanted = max(1, int(share * grid.tokens))
+    steps, rows, columns = smaller_box(frames, height, width, wanted)
+    assert wanted - rows * columns < steps * rows * columns <= wanted or steps == frames
+    small = averaged_in_time(averaged(lists(grid.values), height, width, rows, columns), steps)
+    found = compress("uniform", grid, tokens=wanted, by="pool")
+    expected = torch.tensor([token for step in small for token in step])
+    torch.testing.assert_close(found.values, expected, atol=1e-5, rtol=0)
+    assert found.source is not None and found.source.tolist() == [
+        (t * height + i) * width + j
+        for t in middle_frames(frames, steps)
+        for i in middle_frames(height, rows)
+        for j in middle_frames(width, columns)
+    ]
+    places = [[[float(t * height * width + p)] for p in range(height * width)] for t in range(frames)]
+    places = averaged_in_time(averaged(places, height, width, rows, columns), steps)
+    assert found.extra[0][:, 0].tolist() == pytest.approx([token[0] for step in places for token in step])
+
+
+@pytest.mark.parametrize(("frames", "wanted", "box"), [(16, 64, (4, 4, 4)), (128, 1, (1, 1, 1)), (3, 400, (2, 14, 14))])
+def test_the_box_of_average_pooling_is_shaped_like_the_video(frames: int, wanted: int, box: tuple) -> None:
+    found = compress("uniform", grid_of(noise(frames, 16, 16)), tokens=wanted, by="pool")
+    assert found.source is not None
+    axes = [found.source // 256, found.source // 16 % 16, found.source % 16]
+    assert tuple(len(axis.unique()) for axis in axes) == box
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keep": 0.5, "by": "time"}, "by='time'; allowed are 'frames', 'resolution'"),
+        ({"keep": 0.5, "by": "time"}, "by='time'; allowed are 'frames', 'resolution', 'stride', 'pool'"),
         ({}, "neither was given"),
     ],
 )

@@ -30,6 +30,8 @@ TRAINING_FREE: dict[str, dict] = {
     "random": {},
     "uniform": {},
     "uniform, resolution": {"by": "resolution"},
+    "uniform, stride": {"by": "stride"},
+    "uniform, pool": {"by": "pool"},
     "dpselect": {},
     "dpselect, patches": {"per": "patch"},
     "vidcom2": {},

@@ -70,6 +70,22 @@ def test_the_frames_kept_are_kept_whole_in_both_streams():
         assert torch.equal(_tokens(_uniform(most), video).values, expected)
 
 
+def test_stride_takes_every_kth_token_of_each_stream():
+    video = tiny.features()
+    whole = _tokens(POOL, video)
+    found = _tokens(build("stride", POOL, MODEL.backbone, {"v": 20, "w": 32}, str), video)
+    kept = [(2 * n + 1) * 144 // 36 for n in range(18)] + [144 + (2 * n + 1) * 64 // 16 for n in range(8)]
+    assert torch.equal(found.values, whole.values[kept]) and torch.equal(found.segment, whole.segment[kept])
+
+
+@pytest.mark.parametrize("kind", ["lower_resolution", "average_pooling"])
+def test_averages_are_of_no_more_tokens_than_the_mean(kind: str):
+    """16 frames of 3 x 3 and of 2 x 2: a share of 1/13 is a token of each frame; a fifth of it, those of few frames."""
+    assert len(_tokens(build(kind, POOL, MODEL.backbone, {"v": 208}, str), tiny.features())) == 208
+    found = _tokens(build(kind, POOL, MODEL.backbone, {"v": 32}, str), tiny.features())
+    assert 26 <= len(found) <= 32 and found.source is not None
+
+
 def test_captions_as_text_are_the_words_themselves():
     model = tiny.model("langdc")
     control = build("caption_text", model.compressor, model.backbone, {}, str)
@@ -90,7 +106,8 @@ def test_fingerprints_tell_videos_apart():
 
 def test_wrong_models_are_named():
     langdc = tiny.model("langdc")
-    with pytest.raises(ValueError, match="the compressor LangDC"):
-        _random(langdc.compressor, 1)
+    for kind in ("random_tokens", "stride"):
+        with pytest.raises(ValueError, match="the compressor LangDC"):
+            build(kind, langdc.compressor, langdc.backbone, {"v": 1}, str)
     with pytest.raises(ValueError, match="this one has Pool"):
         build("caption_text", POOL, langdc.backbone, {}, str)

@@ -1,5 +1,6 @@
 """The configs of the benchmarks hold what can be run: every name exists, every setting is one of its member's."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tasks import tasks as registry
 from langdc.evaluate.tasks.open_ended import OpenEnded
 from langdc.kvcompressors import kvcompressors
+from langdc.layercompressors import layercompressors
 from langdc.registry import check_keywords
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +54,17 @@ def test_all_members_exist_with_their_settings(name: str):
             kvcompressors.build(row.kv.name, **row.kv.settings)
     assert config.sweep is not None
     models, methods, budgets = len(config.sweep.models), len(config.sweep.methods), len(config.sweep.budgets)
-    assert len(rows) == models * (1 + budgets * (methods + 4)) and models == budgets == 3  # with four controls
+    assert len(rows) == models * (1 + budgets * (methods + 6)) and models == budgets == 3  # with six controls
+
+
+def test_the_sweep_of_the_sample_has_every_training_free_method():
+    config = load(EvalConfig, ROOT / "configs/sample/sweep.yaml")
+    used = {(part, given.name) for row in config.all_entries for part in ("compressor", "layers", "kv")
+            if (given := getattr(row, part)) is not None}  # fmt: skip
+    for part, zoo in (("compressor", compressors), ("layers", layercompressors), ("kv", kvcompressors)):
+        budgeted = {name for name in zoo.names() if "keep" in inspect.signature(zoo.get(name)).parameters}
+        trained = {name for name in budgeted if "width" in inspect.signature(zoo.get(name)).parameters}
+        assert {(part, name) for name in budgeted - trained} <= used
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

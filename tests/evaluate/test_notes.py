@@ -20,7 +20,7 @@ from langdc.evaluate.tables import as_csv, as_markdown
 from tests.eval.test_applications import TABLE
 from tests.evaluate import made_up, runs
 
-EVERY = ["the uncompressed model", "random tokens", "fewer frames", "lower resolution"]
+EVERY = ["the uncompressed model", "random tokens", "fewer frames", "lower resolution", "stride", "average pooling"]
 CAPTIONS = "the decoded captions as text"
 OWN = {
     None: {"name": None},
@@ -62,9 +62,9 @@ def test_a_sweep_lacks_nothing(tmp_path: Path):
 
 def test_layer_compressors_in_a_sweep_are_methods_inside_the_model(tmp_path: Path):
     method = {"name": "both", "compressor": {"name": "dycoke", "keep": 0.5}, "layers": {"name": "dart", "layer": 1}}
-    config = _config(sweep=_sweep(methods=["layers:fastv", method], budgets=[0.5]))
+    config = _config(sweep=_sweep(methods=["fastv", "layers:dart", method], budgets=[0.5]))
     found = {row.name: row for row in config.all_entries}
-    assert list(found)[-2:] == ["fastv 50%", "both 50%"] and "random keys 50%" in found
+    assert list(found)[-3:] == ["fastv 50%", "dart 50%", "both 50%"] and "random keys 50%" in found
     assert found["fastv 50%"].layers == MemberConfig(name="fastv", keep=0.5)
     both = found["both 50%"]
     assert both.layers == MemberConfig(name="dart", layer=1, keep=0.5) and both.compressor.settings == {"keep": 0.5}
@@ -88,9 +88,10 @@ def test_rows_listed_one_by_one_are_told_that_nothing_is_added(tmp_path: Path):
     assert any("entries that are listed one by one get none" in note for note in notes(rows))
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(6))
 def test_each_control_is_known_by_its_settings_not_its_name(tmp_path: Path, number: int):
-    compressors = ["identity", "random", "uniform", {"name": "uniform", "by": "resolution"}]
+    by = [{"name": "uniform", "by": by} for by in ("resolution", "stride", "pool")]
+    compressors = ["identity", "random", "uniform", *by]
     rows = [{"name": "method", "model": "m", "compressor": {"name": "vidcom2"}}]
     for place, compressor in enumerate(compressors):
         settings = compressor if isinstance(compressor, dict) else {"name": compressor}
@@ -105,12 +106,12 @@ def test_a_control_is_wanted_at_every_budget(tmp_path: Path):
         for name, keep in [("vidcom2", 0.1), ("vidcom2", 0.25), ("random", 0.25), ("uniform", 0.1), ("uniform", 0.25)]
     ]
     found = missing_controls(_asked(tmp_path / "run", _config(entries=rows)))
-    assert found == ["the uncompressed model", "random tokens at 10 %", "lower resolution"]
+    assert found == ["the uncompressed model", "random tokens at 10 %", *EVERY[3:]]
 
 
 def test_controls_that_are_yet_to_be_asked_are_missing_until_then(tmp_path: Path):
-    rows = _asked(tmp_path / "run", _config(sweep=_sweep()), leave=10)
-    assert missing_controls(rows) == ["lower resolution"] and any(
+    rows = _asked(tmp_path / "run", _config(sweep=_sweep()), leave=14)
+    assert missing_controls(rows) == EVERY[3:] and any(
         "Some entries are not asked yet." in note for note in notes(rows)
     )
 
@@ -141,9 +142,10 @@ def test_a_sweep_puts_langdc_beside_its_own_controls(prepared: Path, tmp_path: P
         "output": tmp_path / "run",
     }
     config = check(EvalConfig, tree, "test")
-    learned = ["ours", "ours caption as text", "ours random tokens", "ours uniform frames"]
-    assert [row.name for row in config.all_entries][:4] == learned
-    assert all(row.name.startswith("pooled ") for row in config.all_entries[4:])
+    controls = ["caption as text", "random tokens", "uniform frames", "lower resolution", "stride", "average pooling"]
+    learned = ["ours", *(f"ours {control}" for control in controls)]
+    assert [row.name for row in config.all_entries][:7] == learned
+    assert all(row.name.startswith("pooled ") for row in config.all_entries[7:])
     evaluate(config, tasks.build(config.task.name, **config.task.settings))
     lines = {row.name: jsonl.read(tmp_path / "run" / "results" / row.name / "0.jsonl") for row in config.all_entries}
     counts = {name: [line["tokens"] for line in of if line["type"] == "video"] for name, of in lines.items()}

@@ -1,4 +1,4 @@
-"""Fewer frames and lower resolution, place by place."""
+"""Fewer frames, lower resolution and average pooling, place by place."""
 
 import math
 
@@ -32,3 +32,17 @@ def averaged(video: Video, height: int, width: int, rows: int, columns: int) -> 
                 cells.append(mean(inside))
         found.append(cells)
     return found
+
+
+def smaller_box(frames: int, height: int, width: int, wanted: int) -> tuple[int, int, int]:
+    """Steps by the cube root of the share kept, then the frame that this allows, then as many steps as fit."""
+    share = wanted / (frames * height * width)
+    steps = [n for n in range(1, min(frames, wanted) + 1) if (n / frames) ** 3 <= share * (1 + 1e-12)]
+    rows, columns = smaller_side(height, width, wanted / max(steps, default=1))
+    return min(frames, wanted // (rows * columns)), rows, columns
+
+
+def averaged_in_time(video: Video, steps: int) -> Video:
+    """Frames averaged to `steps`, each place on its own; steps reach from the floor to the ceiling of their edges."""
+    edges = [(math.floor(n * len(video) / steps), math.ceil((n + 1) * len(video) / steps)) for n in range(steps)]
+    return [[mean([frame[place] for frame in video[a:b]]) for place in range(len(video[0]))] for a, b in edges]

@@ -2,12 +2,18 @@
 
 import inspect
 
+import pytest
+
+from langdc.backbones import backbones
 from langdc.cli import main
 from langdc.compressors import compressors
 from langdc.frameselectors import frameselectors
 from langdc.kvcompressors import kvcompressors
 from langdc.layercompressors import layercompressors
 from langdc.tools.zoo import _entries as entries
+from langdc.tools.zoo import member_of
+from langdc.walk import KNOWN
+from tests import stock
 
 ZOOS = (frameselectors, compressors, layercompressors, kvcompressors)
 
@@ -41,3 +47,27 @@ def test_the_command_prints_the_table(capsys) -> None:
     assert main(["compressors"]) == 0
     said = capsys.readouterr().out
     assert "vidcom2" in said and "holitom_outer" in said and "langdc ask VIDEO QUESTION" in said
+    assert "all but" in said and "videogpt_plus" in said and "of internvl, llava_onevision, llava_video;" in said
+
+
+@pytest.mark.parametrize("name", stock.NAMES)
+def test_the_backbones_that_refuse_a_site_are_those_that_are_named(name: str) -> None:
+    backbone = backbones.build(name, source=stock.folder(name))
+    walks = backbone.text_model.config.model_type in KNOWN
+    kinds = set(getattr(backbone.text_model.config, "layer_types", None) or ["full_attention"])
+    for site, possible in (("LLM layers", walks), ("KV cache", kinds == {"full_attention"})):
+        assert {entry.but != name for entry in entries() if entry.site == site} == {possible}
+    assert backbone.frames_per_segment == backbone.frames_per_step  # so that frames can be chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("fastv", "layers"), ("snapkv", "kv"), ("random", "compressor"), ("module:Class", "compressor")]
+)
+def test_a_name_is_found_in_the_zoo_that_has_it(name: str, part: str) -> None:
+    assert member_of(name, {"keep": 0.5}) == {part: {"name": name, "keep": 0.5}}
+    assert member_of(f"kv:{name}", {}) == {"kv": {"name": name}}
+
+
+def test_a_name_of_no_zoo_is_told_the_nearest_of_all() -> None:
+    with pytest.raises(ValueError, match=r"Unknown compressor 'fastw'\. Did you mean 'fastv'.*snapkv"):
+        member_of("fastw", {})

@@ -7,7 +7,7 @@ import yaml
 
 from langdc.backbones.chat import conversation
 from langdc.data.records import MARKS
-from langdc.tools.compare import member_of
+from langdc.tools.zoo import member_of
 
 _DEFAULT_NEW_TOKENS = 1024  # what most models of lmms-eval allow where a task says nothing
 _PASSED_ON = ("num_beams", "repetition_penalty")
