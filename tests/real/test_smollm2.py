@@ -112,7 +112,7 @@ def model_config(smollm2: str) -> dict[str, Any]:
 
 
 def langdc(*words: Any) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "400"}  # no caption is wrapped
     done = subprocess.run(
         [sys.executable, "-m", "langdc.cli", *map(str, words)],
         env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
