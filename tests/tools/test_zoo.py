@@ -1,6 +1,7 @@
 """The list of compressors says what is true of them."""
 
 import inspect
+from typing import Any
 
 import pytest
 
@@ -53,8 +54,8 @@ def test_the_command_prints_the_table(capsys) -> None:
 @pytest.mark.parametrize("name", stock.NAMES)
 def test_the_backbones_that_refuse_a_site_are_those_that_are_named(name: str) -> None:
     backbone = backbones.build(name, source=stock.folder(name))
-    walks = backbone.text_model.config.model_type in KNOWN
-    kinds = set(getattr(backbone.text_model.config, "layer_types", None) or ["full_attention"])
+    config: Any = backbone.text_model.config
+    walks, kinds = config.model_type in KNOWN, set(getattr(config, "layer_types", None) or ["full_attention"])
     for site, possible in (("LLM layers", walks), ("KV cache", kinds == {"full_attention"})):
         assert {entry.but != name for entry in entries() if entry.site == site} == {possible}
     assert backbone.frames_per_segment == backbone.frames_per_step  # so that frames can be chosen
