@@ -63,6 +63,7 @@ def test_references_stay_on_the_device_of_what_they_get() -> None:
             reference.attention_scores(states, states.cpu())
 
 
+@pytest.mark.slow
 def test_the_table_of_compressors(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(benchmark, "SECONDS", 0.0)
     monkeypatch.setattr(benchmark, "narrow_cases", lambda device, dtype: iter(()))
@@ -118,6 +119,7 @@ def test_a_section_is_replaced_where_it_stands(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_captions_are_as_long_as_asked(capsys) -> None:
     small = ["--model", "sample:langdc", "--videos", "1", "2", "--tokens", "3", "--side", "64", "--calls", "1"]
     assert captions.main(small) == 0

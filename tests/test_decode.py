@@ -100,7 +100,11 @@ def outside(steps: Steps) -> Counter[str]:
     return seen.calls
 
 
-@pytest.fixture(params=[*stock.KEYED, "videogpt_plus"])
+BACKBONES = (*stock.KEYED, "videogpt_plus")
+COMPILED = [pytest.param(name, marks=[] if name == "qwen3_vl" else pytest.mark.slow) for name in BACKBONES]
+
+
+@pytest.fixture(params=BACKBONES)
 def backbone(request) -> Backbone:
     if request.param == "videogpt_plus":
         return tiny.model("pool").backbone
@@ -115,6 +119,7 @@ def test_a_step_of_the_captioner_is_one_compiled_graph(layer: int) -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("backbone", COMPILED, indirect=True)
 @torch.no_grad()
 def test_a_step_of_a_backbone_is_one_compiled_graph(backbone: Backbone) -> None:
     (expected,), (found,) = eager(replied(backbone)), compiled(replied(backbone))

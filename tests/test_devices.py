@@ -173,6 +173,7 @@ def test_only_who_starts_a_run_asks_what_the_machine_has():
     assert found == ASK_THE_MACHINE
 
 
+@pytest.mark.slow
 def test_parts_stay_where_they_are_on_a_machine_with_a_card():
     """A model trains on the CPU, and a plan reads no weights, beside a device that whoever touches it fails on."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/fake_cuda")])

@@ -65,6 +65,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_a_folder_and_a_table(made: Path) -> None:
     page = ROOT / "docs/finetune.md"
     files = files_of(page)

@@ -74,6 +74,7 @@ def run(names: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (directory / output.FINISHED).is_file() and all(link.finished for link in links)
 
 
+@pytest.mark.slow
 def test_a_tiny_recipe_runs(place: Path, monkeypatch: pytest.MonkeyPatch):
     run(["tiny/qwen2_5_vl/selector"], place, monkeypatch)
 

@@ -80,6 +80,7 @@ def test_a_run_saves_them_and_a_later_one_goes_on_from_them(tmp_path: Path):
     assert held(later)["compressor.norm.num_batches_tracked"] == 12
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path):
     whole, config = train(normed(tmp_path / "whole")), normed(tmp_path / "killed")
     log = tmp_path / "killed" / "log.jsonl"
@@ -88,6 +89,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path):
     assert all(torch.equal(tensor, found[name]) for name, tensor in held(whole).items())
 
 
+@pytest.mark.slow
 def test_they_are_exported(tmp_path: Path):
     directory = train(normed(tmp_path / "run", verify_save=True))
     export(directory, tmp_path / "out")

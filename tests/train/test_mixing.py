@@ -227,6 +227,7 @@ def test_streaming_refuses_what_reads_all_before(tmp_path: Path):
 # ---- all together
 
 
+@pytest.mark.slow
 def test_all_of_it_resumes_bit_equal(tmp_path: Path):
     folder = shards(tmp_path / "shards")
     few = Path(texts(tmp_path / "texts.jsonl", 8))

@@ -274,8 +274,8 @@ def test_a_refused_run_leaves_nothing(tmp_path: Path, override: str):
 @pytest.mark.parametrize(
     ("limit", "file"),
     [
-        (3000, "checkpoint-1"),
-        pytest.param(200, "config.yaml", marks=pytest.mark.slow),
+        (200, "config.yaml"),
+        pytest.param(3000, "checkpoint-1", marks=pytest.mark.slow),
         pytest.param(60_000, "model.safetensors", marks=pytest.mark.slow),
     ],
 )

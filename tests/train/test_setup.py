@@ -93,6 +93,7 @@ def test_adapters_of_a_language_model_in_bfloat16_are_trained_in_float32(tmp_pat
     assert any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_is_resumed_exactly(tmp_path: Path):
     whole = train(captions(tmp_path / "whole", save_steps=2, trainable=[*PROJECTORS, f"{CAPTIONER}layers.1.*"]))
     config = captions(tmp_path / "x", save_steps=2, trainable=[*PROJECTORS, f"{CAPTIONER}layers.1.*"])
