@@ -130,7 +130,7 @@ def prefill(
     return PrefillOutput(text_model, lm_head, reader.cache, logits, reader.next_position, offset_axes, *costs)
 
 
-def check_inside(text_model: PreTrainedModel, kv: KVCompressor | None, layers: LayerCompressor | None) -> None:
+def check_inside(text_model: Any, kv: KVCompressor | None, layers: LayerCompressor | None) -> None:
     """ValueError for compressors that cannot work in a language model, or not together, whatever the prompt."""
     kinds = set(getattr(text_model.config, "layer_types", None) or ["full_attention"])
     if kinds - {"full_attention", *["linear_attention"] * (kv is None)}:

@@ -33,9 +33,9 @@ class BudgetedLayers(LayerCompressor):
             raise ValueError(f"Rows are dropped before layers {first}; give ascending ones of 1 to {layers - 1}.")
         if keep is not None and keep * layers <= first[0]:
             raise ValueError(
-                f"{type(self).__name__} lets {first[0]} of {layers} layers read all tokens of a video; keep={keep:.4g} "
-                f"cannot be met. Set keep to more than {math.ceil(first[0] / layers * 1000) / 1000}, or drop after an "
-                "earlier layer."
+                f"{type(self).__name__} lets {first[0]} of {layers} layers read all tokens of a video; a budget of "
+                f"keep={keep:.4g} cannot be met. Set keep to more than {math.ceil(first[0] / layers * 1000) / 1000}, "
+                "or drop after an earlier layer."
             )
 
     def counts(self, rows: Rows) -> list[int]:
