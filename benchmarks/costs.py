@@ -108,12 +108,22 @@ class _Layers(nn.Module):
 
 class _Layer:
     def __init__(self, number: int, shown: list[Tensor], norm: Any, attention: Any) -> None:
-        self.number, self.shown, self.input_layernorm, self.self_attn = number, shown, norm, attention
+        self.number, self.shown, self.attention = number, shown, attention
+        self.input_layernorm = self.post_attention_layernorm = norm
 
     def __call__(self, states: Tensor, observer: Any, **_: Any) -> Tensor:
         query, key = (part[:, :, : states.shape[1]] for part in self.shown)
         observer.before_attention(self.number, query, key, key)
         return states
+
+    def self_attn(self, states: Tensor, observer: Any, **given: Any) -> tuple[Tensor]:
+        """For the next layer's attention its projections; of this one, where rows leave halfway, what it shows."""
+        if "past_key_values" not in given:
+            return self.attention(states, observer=observer, **given)
+        return (self.mlp(self(states, observer)),)
+
+    def mlp(self, states: Tensor) -> Tensor:
+        return states.new_zeros(1).expand_as(states)
 
 
 def layer_costs(frames: int, device: str, dtype: torch.dtype) -> Iterator[Cost]:
@@ -124,9 +134,11 @@ def layer_costs(frames: int, device: str, dtype: torch.dtype) -> Iterator[Cost]:
     index = torch.arange(length, device=device)
     states = video(frames, PLACES, CONFIG.hidden_size, device, dtype).projected[0].values.flatten(0, 2)
     states = torch.cat([states, states[:PROMPT]])
-    given = Rows(states, index, torch.where(index < shown, 0, -1), CONFIG.num_hidden_layers, shown, PROMPT)
+    places = torch.where(index < shown, index % PLACES, -1)
+    sizes = CONFIG.num_hidden_layers, shown, PROMPT
+    given = Rows(states, index, torch.where(index < shown, 0, -1), *sizes, in_frame=places)
     positions = index.expand(3, 1, -1)
-    through: Any = SimpleNamespace(before_attention=lambda layer, query, key, value: query)
+    through: Any = SimpleNamespace(before_attention=lambda layer, *shown: shown)
 
     def read(method: LayerCompressor) -> Walk:
         held = [SimpleNamespace(keys=None, get_seq_length=lambda: 0) for _ in model.layers]
@@ -138,12 +150,21 @@ def layer_costs(frames: int, device: str, dtype: torch.dtype) -> Iterator[Cost]:
     for name, settings in budgeted(layercompressors):
         keep = LAYER_KEEP.get(name, 0.5)
         method = layercompressors.build(name, keep=keep, **settings)
-        took = sum(prefill_flops(new, past) * layers for new, past, layers in read(method).work) / len(model.layers)
-        yield Cost(name, "LLM layers", f"{keep}", lambda method=method: read(method), prefill_flops(length) - took)
+        calls = read(method).work
+        took = sum(language_model_flops(CONFIG, new, past, 1, fed) * layers for new, past, layers, fed in calls)
+        yield Cost(
+            name,
+            "LLM layers",
+            f"{keep}",
+            lambda method=method: read(method),
+            prefill_flops(length) - took / len(model.layers),
+        )
 
 
 def kv_costs(frames: int, device: str, dtype: torch.dtype) -> Iterator[Cost]:
-    """Compressors of the cache: what they observe and choose of all chunks, one of which is measured."""
+    """Compressors of the cache: what they observe and choose of all chunks, one of which is measured; of those that
+    work in replies, what they choose for one token, which saves nothing of the prefill.
+    """
     size, shown = CHUNK_FRAMES * PLACES, frames * PLACES
     starts = range(0, shown, size)
     dice = torch.Generator().manual_seed(0)
@@ -170,7 +191,17 @@ def kv_costs(frames: int, device: str, dtype: torch.dtype) -> Iterator[Cost]:
     whole, less = (
         sum(prefill_flops(n, share * sum(lengths[:i])) for i, n in enumerate(lengths)) for share in (1.0, KEEP)
     )
+    held = torch.randn(1, KEY_HEADS, len(embeds) + 1, HEAD_WIDTH, generator=dice).to(device, dtype)
+
+    def write(method: KVCompressor) -> None:
+        for layer in range(SOME_LAYERS):
+            method.step(layer, query[:, :, :1], held)
+
     for name, settings in budgeted(kvcompressors):
+        if kvcompressors.get(name).decoding:
+            method = kvcompressors.build(name, keep=0.5, **settings)  # a layer of the four reads all
+            yield Cost(name, "replies, a token", "0.5", partial(write, method), 0.0, 1, partial(method.begin, plan))
+            continue
         method = kvcompressors.build(name, keep=KEEP, chunk_frames=CHUNK_FRAMES, **settings)
         times = len(chunks) * CONFIG.num_hidden_layers // SOME_LAYERS
         work, once = partial(choose, method), partial(method.begin, plan)
