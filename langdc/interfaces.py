@@ -128,6 +128,10 @@ class KVCompressor(ABC):
     """Whether it chooses what replies read, by `step`: prompts are read in one piece, all their keys are held, and of
     the other methods only `begin` is called."""
 
+    def check(self, layers: int) -> None:
+        """ValueError if it can work in no language model of so many layers, whatever the prompt; default: it can."""
+        return
+
     @abstractmethod
     def begin(self, plan: Plan) -> None:
         """Get ready for a prompt."""
@@ -159,7 +163,6 @@ class KVCompressor(ABC):
 
     def step(self, layer: int, query: Tensor, key: Tensor) -> Tensor | None:
         """Which keys of a layer a token of a reply attends to: [n], ascending; None, the default: all.
-
         Called in each layer in turn with the token's query [1,h,1,E] and the keys [1,G,K,E], its own last. Each reply
         has a shallow copy of the compressor, made after `begin`.
         """
@@ -169,7 +172,6 @@ class KVCompressor(ABC):
 @dataclass(frozen=True, eq=False)
 class Rows:
     """What a layer of the language model made of n rows of a prompt: `states` [n,D].
-
     `index` [n]: which rows of the prompt they are, ascending; `video_id` [n]: -1 at text and at the last row; `layers`:
     how many the model has; `shown`: how many rows of the prompt are video; `asking`: how many follow the last video;
     `in_frame` [n]: the number of a row within its frame, -1 outside of them, None where frames differ in their rows.
@@ -218,7 +220,7 @@ class LayerCompressor(ABC):
     """Whether a layer has run for it once its attention has, so that its feed-forward part reads only what goes on."""
     needs: frozenset[str] = frozenset()
     """What it reads beside states: the attention that the "last" row pays, or each row of the "question"; with "next",
-    that which they would pay in the layer that follows; "keys"; "normed"."""
+    that which they would pay in the layer that follows; "keys"; "normed"; "frames": `Rows.in_frame`."""
 
     def check(self, layers: int) -> None:
         """ValueError if it can work in no language model of so many layers, whatever the prompt; default: it can."""
@@ -282,7 +284,6 @@ class Backbone(nn.Module, ABC):
         return self.language_model.generation_config or GenerationConfig()
 
     # ---- from a file to features
-
     @abstractmethod
     def frame_spec(
         self, path: str | Path, start: float | None = None, end: float | None = None, fps: float | None = None
@@ -327,7 +328,6 @@ class Backbone(nn.Module, ABC):
         return Frames(torch.zeros(count, 3, 56, 56, dtype=torch.uint8), torch.arange(count).double())
 
     # ---- from messages and tokens to what the language model reads
-
     @abstractmethod
     def prompt(
         self, messages: list[dict], learn: bool = False, media: Sequence[VideoFeatures] = (), segment_steps: int = 1

@@ -6,7 +6,7 @@ Letters: A rotary axes, B batch, M prompt+video length, D width, n tokens, G key
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -35,12 +35,15 @@ class ReplySteps:
     compressor: KVCompressor
     unread: int = 0
     flops: float = 0.0
+    _of_a_key: dict[int, float] = field(default_factory=dict)
 
     def read(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Of a layer's keys and values [1,G,K,E], those that a token with this query [1,h,1,E] attends to."""
-        with Counted() as counted:
+        # operations are counted once; counting takes longer than they do, and they grow with the keys
+        with nullcontext() if layer in self._of_a_key else Counted() as counted:
             rows = self.compressor.step(layer, query, key)
-        self.flops += counted.total
+        each = self._of_a_key.setdefault(layer, counted.total / key.shape[2] if counted else 0.0)
+        self.flops += each * key.shape[2]
         if rows is None:
             return key, value
         self.unread += key.shape[2] - len(rows)
@@ -109,8 +112,9 @@ def prefill(
         chunks = tuple(chunks_of(video.cpu(), chunk_tokens, frame_tokens, anchor))
     reader = _ChunkedPrefill(text_model, embeds, positions, arguments)
     reader.layers, reader.video_id, steps = layers, video.long() - 1 if video.dtype == torch.bool else video, None
-    if layers is not None and (numbers := numbers_in_frames(video.cpu(), frame_tokens)) is not None:
-        reader.in_frame = numbers.to(embeds.device)
+    if layers is not None and "frames" in layers.needs:
+        numbers = numbers_in_frames(video.cpu(), frame_tokens)
+        reader.in_frame = None if numbers is None else numbers.to(embeds.device)
     if compressor is not None and chunks:
         config = text_model.config
         compressor.begin(Plan(chunks, embeds, config.num_hidden_layers, config.num_key_value_heads))
@@ -138,6 +142,8 @@ def check_inside(text_model: Any, kv: KVCompressor | None, layers: LayerCompress
             f"The model has layers of kind {', '.join(sorted(kinds))}; keys can be evicted only from full ones. Leave "
             "out the KV compressor; with sliding windows, also options of generation beside max_new_tokens."
         )
+    if kv is not None:
+        kv.check(text_model.config.num_hidden_layers)
     if layers is not None:
         check_walk(text_model, layers)
         mine, other = type(kv).__name__, type(layers).__name__

@@ -25,7 +25,7 @@ KNOWN = ("llama", "mistral", "phi3", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text"
 attention, then what a feed-forward part makes of that, to what they get.
 """
 
-NEEDS = frozenset({"last", "question", "next", "keys", "normed"})
+NEEDS = frozenset({"last", "question", "next", "keys", "normed", "frames"})
 
 
 def check_walk(text_model: PreTrainedModel, compressor: LayerCompressor) -> None:

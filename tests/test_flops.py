@@ -269,10 +269,10 @@ def test_training_free_methods_by_hand() -> None:
     _, others = zipped._counts(zipped.allowed, frames, places, torch.device("cpu"))
     merging = 2 * frames * places * width * (places + others)
     assert others > 0 and counted_flops(zipped, video) == merging
-    tokens, kept = frames * places, frames * places // 4
-    assert counted_flops(build("divprune", keep=0.25), video) == 2 * tokens * (tokens + kept) * width
+    tokens = frames * places
+    assert counted_flops(build("divprune", keep=0.25), video) == 2 * tokens * tokens * width
     apart = build("divprune", keep=0.25, per="frame")
-    assert counted_flops(apart, video) == 2 * tokens * (places + kept // frames) * width
+    assert counted_flops(apart, video) == 2 * tokens * places * width
     for name in ("random", "uniform", "dpselect", "ma_lmm", "dycoke", "evs"):
         assert counted_flops(build(name, keep=0.25), video) == 0
     assert counted_flops(learned("pool", sides=[3, 2]), tiny.features(count=4)) == 0

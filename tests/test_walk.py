@@ -160,7 +160,7 @@ def test_a_compressor_that_has_done_its_work_is_called_no_more() -> None:
 )
 def test_each_row_is_given_its_number_within_its_frame(size: int, expected: list[int]) -> None:
     """Of two videos with frames of their own sizes, one with a word within its last frame."""
-    words, model, seen = prompt("one axis"), small("one axis"), Seen()
+    words, model, seen = prompt("one axis"), small("one axis"), Seen("frames")
     video = words.video.long() - 1
     video[TEXT + 14] = -1
     video[TEXT + 16 : -QUESTION] = 1
@@ -199,7 +199,7 @@ def test_attention_of_the_next_layer_is_what_it_will_pay() -> None:
 
 
 def test_needs_that_do_not_exist() -> None:
-    with pytest.raises(ValueError, match=r"Seen needs \['lats'\]; there is keys, last, next, normed, question"):
+    with pytest.raises(ValueError, match=r"Seen needs \['lats'\]; there is frames, keys, last, next, normed, question"):
         in_one_piece("one axis", Seen("lats"))
 
 

@@ -227,6 +227,7 @@ def read_prompt(
     numbers = spliced.video_id.masked_fill(unread, -1)
     shown = videos_in_order(numbers.cpu()) if among else []
     released = compressor is not None and compressor.released
+    in_order = layers is not None and "frames" in layers.needs
     anchor = torch.zeros_like(spliced.video)
     for video in shown:
         if (marks := tokens[video].anchor) is not None:
@@ -241,7 +242,7 @@ def read_prompt(
         chunk_tokens=None
         if compressor is None
         else [_chunk_tokens(compressor.chunk_frames, frames[v], steps[v], tokens[v], released) for v in shown],
-        frame_tokens=[_frame_tokens(tokens[v], steps[v], layers is not None) for v in shown],
+        frame_tokens=[_frame_tokens(tokens[v], steps[v], in_order) for v in shown],
         anchor=anchor if anchor.any() else None,
         arguments=own if padding is None else lambda rows: {**(own(rows) if own else {}), "padding": padding},
         layers=layers,

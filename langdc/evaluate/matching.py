@@ -145,7 +145,7 @@ def calibrate(
     """
     if entry.kv is not None and kvcompressors.get(entry.kv.name).decoding:
         raise ValueError(
-            f"Entry {entry.name!r}: {entry.kv.name} frees no keys of a prompt, so no budget of it holds the bytes of "
+            f"{entry.kv.name} frees no keys of a prompt, so no budget of it holds the bytes of "
             f"{entry.match!r}. Leave out match and give it keep."
         )
     one = _asked(lm, videos[:1], batch)[0]

@@ -53,10 +53,24 @@ class DyCokeDecoding(BudgetedKV):
         check_choice("dycoke_decoding variant", variant, Variant)
         self.released, self.layer = variant == "released", layer
 
+    def check(self, layers: int) -> None:
+        first, keep = self._first_layer(layers), self.budget.keep
+        if not 1 <= first < layers:
+            raise ValueError(
+                f"layer={first} of {layers}: the layer before it reads all keys and says which ones it and those after "
+                f"it read. Give one of 1 to {layers - 1}."
+            )
+        if keep is not None and not self.released and keep * layers <= first:
+            raise ValueError(
+                f"{first} of {layers} layers read all keys of a video; keep={keep:.4g} cannot be met. Set keep to more "
+                f"than {math.ceil(first / layers * 1000) / 1000}, or layer to less."
+            )
+
     def begin(self, plan: Plan) -> None:
         super().begin(plan)
         if not self.active:
             return
+        self.check(plan.layers)
         rows = torch.cat([torch.arange(chunk.rows.start, chunk.rows.stop)[chunk.video] for chunk in plan.chunks])
         rows = rows[:-2] if self.released else rows
         others = torch.ones(len(plan.embeds), dtype=torch.bool)
@@ -70,13 +84,7 @@ class DyCokeDecoding(BudgetedKV):
         self._rows: Tensor | None = None
 
     def _first_layer(self, layers: int) -> int:
-        first = max(1, round(3 * layers / 28)) if self.layer is None else self.layer
-        if not 1 <= first < layers:
-            raise ValueError(
-                f"layer={first} of {layers}: the layer before it reads all keys and says which ones it and those after "
-                f"it read. Give one of 1 to {layers - 1}."
-            )
-        return first
+        return max(1, round(3 * layers / 28)) if self.layer is None else self.layer
 
     def _count_of(self, video: int, layers: int) -> int:
         """How many of the video's keys are read in the layers from the first on."""

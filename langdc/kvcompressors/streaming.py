@@ -39,21 +39,24 @@ class Streaming(BudgetedKV):
         self._came[self._layer] = places
 
     def kept(self, chunk: Chunk) -> list[Tensor]:
-        if not self._came:  # all layers hold the same
+        if not self._came and all(held is self._is_video[0] for held in self._is_video):  # all layers hold the same
             kept = self._stay(0, chunk)
             self._is_video = self._is_video[:1] * len(chunk.past)
             return [kept] * len(chunk.past)
-        found = [self._stay(layer, chunk) for layer in range(len(chunk.past))]
+        came = self._came
+        if came:
+            joined = torch.cat([places.to(self.plan.embeds.device) for places in came.values()]).cpu()
+            came = dict(zip(came, joined.split([len(places) for places in came.values()]), strict=True))
         self._came = {}
-        return found
+        return [self._stay(layer, chunk, came.get(layer)) for layer in range(len(chunk.past))]
 
-    def _stay(self, layer: int, chunk: Chunk) -> Tensor:
+    def _stay(self, layer: int, chunk: Chunk, places: Tensor | None = None) -> Tensor:
         text = torch.zeros(chunk.past[layer] - len(self._is_video[layer]), dtype=torch.bool)
         is_video = torch.cat([self._is_video[layer], text, chunk.video.cpu()])
         came = torch.ones_like(is_video)
-        if layer in self._came:
+        if places is not None:
             came[chunk.past[layer] :] = False
-            came[chunk.past[layer] + self._came[layer].cpu()] = True
+            came[chunk.past[layer] + places] = True
         rank = (is_video & came).cumsum(0)
         latest = rank > rank[-1] - (self._limit - self._first)
         stays = came & (~is_video | (rank <= self._first) | latest)

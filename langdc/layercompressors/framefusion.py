@@ -42,7 +42,7 @@ class FrameFusion(LayerCompressor):
 
     paper = "arXiv 2501.01986"
     halfway = True
-    needs = frozenset({"last"})
+    needs = frozenset({"last", "frames"})
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class FrameFusion(LayerCompressor):
                 "row; 0.6, 0.1 and 1 are usual."
             )
         self.variant, self.similarity, self.least, self.asking = variant, similarity, least, asking
-        self.needs = frozenset({"question" if asking > 1 else "last"})
+        self.needs = frozenset({"question" if asking > 1 else "last", "frames"})
 
     def begin(self, rows: Rows) -> set[int]:
         self.layers = RELEASED_LAYERS if self.variant == "released" else rows.layers

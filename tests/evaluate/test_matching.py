@@ -118,7 +118,9 @@ def test_a_cost_below_that_of_the_layers_that_read_all_is_told(prepared: Path, o
 
 def test_a_method_that_frees_no_keys_cannot_be_matched_by_bytes(prepared: Path, others: Path, tmp_path: Path):
     config = _config(prepared, others, tmp_path / "eval", {"name": "later", "kv": {"name": "dycoke_decoding"}})
-    with pytest.raises(ValueError, match=r"'later': dycoke_decoding frees no keys .* Leave out match and give it keep"):
+    with pytest.raises(
+        ValueError, match=r"'later' .* of '.*': dycoke_decoding frees no keys .* Leave out match and give it keep"
+    ):
         evaluate(config, _task(config))
 
 
@@ -127,6 +129,7 @@ def test_a_method_that_frees_no_keys_cannot_be_matched_by_bytes(prepared: Path, 
     [
         ({"layers": {"name": "fastv", "keep": 0.1}}, "FastV lets 1 of 3 layers .* Set keep to more than 0.334"),
         ({"layers": {"name": "fastv", "tokens": 9, "layer": 3}}, r"Rows .* \[3\]; give ascending ones of 1 to 2"),
+        ({"kv": {"name": "dycoke_decoding", "keep": 0.2}}, "1 of 3 layers read all .* Set keep to more than 0.334"),
         ({"layers": {"name": "fastv", "keep": 0.5}, "kv": {"name": "pivotkv", "keep": 0.5}}, "PivotKV moves keys"),
     ],
 )
