@@ -68,10 +68,10 @@ def published(model: nn.Module) -> dict[str, str]:
 def unpublished(model: VideoModel) -> dict[str, Tensor]:
     """The tensors that no published part holds, trained or not: a checkpoint without them would load at random.
 
-    The backbone's projectors are left out where the compressor does not use them.
+    The backbone's projectors and places are left out where the compressor does not use them.
     """
     left_out = [f"{name}." if name else "" for name in published(model)]
-    left_out += [] if "projected" in model.compressor.needs else ["backbone.projectors."]
+    left_out += [] if "projected" in model.compressor.needs else ["backbone.projectors.", "backbone.places."]
     found = stored(model, tied=False).items()
     return {name: tensor for name, tensor in found if not name.startswith(tuple(left_out))}
 

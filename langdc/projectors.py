@@ -41,6 +41,23 @@ class Vectors(nn.Module):
         return self.weight.clone()
 
 
+class Places(nn.Module):
+    """A learned vector per step, row and column, by which tokens say when and where they were seen."""
+
+    def __init__(self, steps: int, side: int, width: int) -> None:
+        super().__init__()
+        self.step, self.row, self.column = Vectors(steps, width), Vectors(side, width), Vectors(side, width)
+
+    def forward(self, lengths: list[int]) -> Tensor:
+        """The sums for videos of `lengths` frames, one after the other: [sum T,H,W,D].
+
+        Frames share the steps out among them: of 16 steps, each second one is that of a frame where there are 8.
+        """
+        steps = self.step()
+        taken = torch.cat([torch.arange(length, device=steps.device) * len(steps) // length for length in lengths])
+        return steps[taken][:, None, None] + self.row()[:, None] + self.column()
+
+
 def project_ragged(projector: nn.Module, grids: list[Tensor]) -> list[Tensor]:
     """Project grids [T,H,W,C] of any shapes to [T,H,W,D] by one call of the projector."""
     rows = projector(torch.cat([grid.flatten(0, 2) for grid in grids]))

@@ -6,6 +6,7 @@ Letters: B segments, T frames, H W patch grid, C width.
 """
 
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,18 +18,43 @@ from torch import Tensor, nn
 
 from langdc.sample.render import draw
 from langdc.sample.scenes import (
+    BACKGROUNDS,
     COLOURS,
     FRAMES_PER_SEGMENT,
+    LATEST,
     MAX_OBJECTS,
     MOTIONS,
-    RADIUS,
+    RADII,
     SHAPES,
     SIZE,
+    VARIED,
     Segment,
+    Thing,
     sample_segment,
 )
 
-FIELDS = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": tuple(MOTIONS)}
+QUARTERS = (0, 1, 2, 3)
+FIELDS = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "radius": tuple(range(RADII[0], RADII[1] + 1)),
+    "column": QUARTERS,
+    "row": QUARTERS,
+    "motion": tuple(MOTIONS),
+    "start": tuple(range(LATEST + 1)),
+}
+"""What is read of an object, with its values; `column` and `row` are the quarters of the picture that hold its centre
+in the middle of its segment. The last two need more than one frame."""
+STILL, MOVING = ("colour", "shape", "radius", "column", "row"), tuple(FIELDS)
+
+
+def value(thing: Thing, field: str) -> str | int:
+    """What an object has in one of `FIELDS`."""
+    if field in ("column", "row"):
+        ends = thing.centre(0), thing.centre(FRAMES_PER_SEGMENT - 1)
+        axis = ("column", "row").index(field)
+        return (ends[0][axis] + ends[1][axis]) * len(QUARTERS) // (2 * SIZE)
+    return getattr(thing, field)
 
 
 @dataclass
@@ -36,13 +62,15 @@ class Batch:
     """Segments with what is to be read off them.
 
     `pixels` [B,T,3,SIZE,SIZE] in 0..255; `cover` [objects,T,H,W] the share of each patch inside an object's box;
-    `owner` [objects] the segment an object belongs to; `classes` per field the object's class [objects].
+    `owner` [objects] the segment an object belongs to; `classes` per field the object's class [objects]; `ground` [B]
+    the class of each segment's background.
     """
 
     pixels: Tensor
     cover: Tensor
     owner: Tensor
     classes: dict[str, Tensor]
+    ground: Tensor
 
 
 def coverage(segment: Segment, side: int) -> np.ndarray:
@@ -51,9 +79,10 @@ def coverage(segment: Segment, side: int) -> np.ndarray:
     starts = np.arange(side) * patch
     cover = np.zeros((len(segment), FRAMES_PER_SEGMENT, side, side), dtype=np.float32)
     for which, thing in enumerate(segment):
-        for frame in range(FRAMES_PER_SEGMENT):
+        reach = thing.radius
+        for frame in range(thing.start, FRAMES_PER_SEGMENT):
             along = [
-                np.clip(np.minimum(starts + patch, c + RADIUS + 1) - np.maximum(starts, c - RADIUS), 0, None) / patch
+                np.clip(np.minimum(starts + patch, c + reach + 1) - np.maximum(starts, c - reach), 0, None) / patch
                 for c in thing.centre(frame)
             ]
             cover[which, frame] = np.outer(along[1], along[0])
@@ -64,7 +93,7 @@ def make_batch(segments: list[Segment], frames: np.ndarray, side: int) -> Batch:
     """Collect segments and their drawn frames [B,T,SIZE,SIZE,3] into tensors."""
     things = [(b, thing) for b, segment in enumerate(segments) for thing in segment]
     classes = {
-        field: torch.tensor([names.index(getattr(thing, field)) for _, thing in things], dtype=torch.long)
+        field: torch.tensor([names.index(value(thing, field)) for _, thing in things], dtype=torch.long)
         for field, names in FIELDS.items()
     }
     return Batch(
@@ -72,6 +101,7 @@ def make_batch(segments: list[Segment], frames: np.ndarray, side: int) -> Batch:
         cover=torch.from_numpy(np.concatenate([coverage(segment, side) for segment in segments])),
         owner=torch.tensor([b for b, _ in things], dtype=torch.long),
         classes=classes,
+        ground=torch.tensor([list(BACKGROUNDS).index(segment.background) for segment in segments]),
     )
 
 
@@ -86,11 +116,13 @@ def like_h264(pixels: Tensor) -> Tensor:
     return (luma + halved.view_as(pixels)).clamp(0, 255).round()
 
 
-def batches(seed: int, size: int, side: int, objects: Callable[[int], int | None]) -> Iterator[Batch]:
+def batches(
+    seed: int, size: int, side: int, objects: Callable[[int], int | None], varied: bool = VARIED
+) -> Iterator[Batch]:
     """Draw training batches for ever; `objects(i)` fixes the number of objects of the batch's i-th segment."""
     rng = np.random.default_rng(seed)
     while True:
-        segments = [sample_segment(rng, objects(i)) for i in range(size)]
+        segments = [sample_segment(rng, objects(i), varied) for i in range(size)]
         batch = make_batch(segments, np.stack([draw(segment, rng) for segment in segments]), side)
         batch.pixels = like_h264(batch.pixels)
         yield batch
@@ -103,11 +135,12 @@ def object_vectors(grid: Tensor, batch: Batch) -> Tensor:
 
 
 class ObjectReader(nn.Module):
-    """Linear heads that read an object's colour, shape and motion off patch vectors; class 0 means "nothing"."""
+    """Linear heads that read fields of objects off patch vectors, class 0 for "nothing", and the background."""
 
     def __init__(self, width: int, fields: tuple[str, ...]) -> None:
         super().__init__()
         self.heads = nn.ModuleDict({field: nn.Linear(width, 1 + len(FIELDS[field])) for field in fields})
+        self.ground = nn.Linear(width, len(BACKGROUNDS))
 
     def read(self, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Logits per object [objects,classes], from the mean patch vector under it. `grid` [B,T,H,W,C]."""
@@ -116,7 +149,8 @@ class ObjectReader(nn.Module):
 
     def loss(self, grid: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of every object, and of every single patch against what covers it most."""
-        total = grid.new_zeros(())
+        ground = self.ground(grid).flatten(1, 3)
+        total = F.cross_entropy(ground.transpose(1, 2), batch.ground[:, None].expand(ground.shape[:2]))
         logits = self.read(grid, batch)
         hidden = torch.zeros(grid.shape[:-1])
         labels = {field: torch.zeros(grid.shape[:-1], dtype=torch.long) for field in self.heads}
@@ -166,25 +200,32 @@ def pretrain(
     learning_rate: float,
     report: Callable[[int, float, float], None],
 ) -> None:
-    """Train an encoder and its reader together with AdamW in bf16 autocast.
+    """Train an encoder and its reader together in bf16 autocast, the blocks' matrices with Muon, the rest with AdamW.
 
-    The rate warms up over 200 steps, stays, and falls linearly over the last fifth.
+    The rate warms up, at most over 200 steps, stays, and falls linearly over the last third.
     """
+    blocks = [p for name, p in encoder.named_parameters() if p.ndim == 2 and re.search(r"\b(blocks|layers)\b", name)]
+    chosen = {id(p) for p in blocks}
     parameters = [*encoder.parameters(), *reader.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 200, 5 * (steps - step) / steps)
-    )
+    rest = [p for p in parameters if id(p) not in chosen]
+    optimizers = [
+        torch.optim.Muon(blocks, lr=learning_rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98)),
+    ]
+    warm = min(200, steps / 10)
     started = time.monotonic()
     for step in range(1, steps + 1):
         batch = next(source)
         with torch.autocast("cpu", torch.bfloat16):
             grid = encode(batch.pixels)
         loss = reader.loss(grid.float(), batch)
-        optimizer.zero_grad()
+        encoder.zero_grad()
+        reader.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * min(1.0, step / warm, 3 * (steps - step + 1) / steps)
+            optimizer.step()
         if step % 100 == 0:
             report(step, loss.item(), time.monotonic() - started)

@@ -112,7 +112,12 @@ def branch_mask(branches: Tensor) -> Tensor:
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerBase, width: int, layers: int, spread: float = 0.02, strength: float = 8.0
+    tokenizer: PreTrainedTokenizerBase,
+    width: int,
+    layers: int,
+    spread: float = 0.02,
+    strength: float = 8.0,
+    rotary_base: float = 10000.0,
 ) -> Qwen2ForCausalLM:
     """A fresh small Qwen2 with tied embeddings and heads of 32, two of which begin by looking back.
 
@@ -127,7 +132,7 @@ def build_model(
         num_key_value_heads=width // 32,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": rotary_base},
         initializer_range=spread,
         bos_token_id=None,
         eos_token_id=tokenizer.get_vocab()[str(tokenizer.eos_token)],

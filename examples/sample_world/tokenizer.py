@@ -1,10 +1,12 @@
 """The sample language model's tokenizer: a fast byte-fallback BPE with ChatML tokens, one token per sample word."""
 
+from collections.abc import Sequence
+
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from langdc.sample.questions import LETTERS
-from langdc.sample.scenes import COLOURS, MOTIONS, SHAPES
+from langdc.sample.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -23,6 +25,12 @@ def vocabulary() -> list[str]:
     return [*COLOURS, *SHAPES, *MOTIONS, *words.split(), *chat.split(), *digits, *markers, *LETTERS, *";?().,:"]
 
 
+def unsaid_vocabulary() -> list[str]:
+    """The further words of questions about what captions do not say; added last, they leave other tokens' ids alone."""
+    words = "background of larger than or upper lower appear before yes no"
+    return [*words.split(), *BACKGROUNDS]
+
+
 def _merges(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Left-to-right merges that build each word, and the symbols they make."""
     made: dict[str, None] = {}
@@ -36,10 +44,12 @@ def _merges(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return list(made), list(merges)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Make the tokenizer: every word of the grammar is one token, any other text falls back to letters and bytes."""
+def build_tokenizer(further: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Make the tokenizer: every word of the grammar is one token, and each of `further`; any other text falls back to
+    letters and bytes.
+    """
     letters = [chr(code) for code in range(33, 127)]
-    symbols, merges = _merges([SPACE + word for word in [*vocabulary(), "\n"]])
+    symbols, merges = _merges([SPACE + word for word in [*vocabulary(), "\n", *further]])
     byte_tokens = [f"<0x{b:02X}>" for b in range(256)]
     tokens = [*SPECIAL, *byte_tokens, SPACE, "\n", *letters, *symbols]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}

@@ -17,7 +17,7 @@ from langdc.decoders import known_decoder
 from langdc.encoders import Encoder, encoders
 from langdc.interfaces import Backbone
 from langdc.language_models import Quantize, end_ids, load_language_model, load_tokenizer
-from langdc.projectors import build_projector
+from langdc.projectors import Places, build_projector
 from langdc.sources import Source
 from langdc.types import FeatureGrid, Frames, FrameSpec, Grids, Prompt, Spliced, VideoFeatures, VideoTokens
 from langdc.video import is_image
@@ -34,6 +34,8 @@ class VideoGPTPlus(Backbone):
     compressors that bring their own. `system`: system message, None for the chat template's own. `quantize`: "nf4" to
     keep the language model's linear layers in 4 bits (QLoRA). `text`: whether the language model's weights are loaded;
     without them only `encode` and `project` work. `decoder`: what reads videos ("pyav", "decord", "torchcodec").
+    `places`: whether projected features say by learned vectors when and where they were seen, as tokens need that are
+    chosen among (VideoGPT+ has none).
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class VideoGPTPlus(Backbone):
         quantize: Quantize | None = None,
         text: bool = True,
         decoder: str = "pyav",
+        places: bool = False,
     ) -> None:
         super().__init__()
         self.segments, self.frames_per_segment, self.system = segments, frames_per_segment, system
@@ -65,6 +68,8 @@ class VideoGPTPlus(Backbone):
         self.encoders = nn.ModuleDict(dict(zip(STREAMS, built, strict=True)))
         widths = self.stream_widths.items()
         self.projectors = nn.ModuleDict({name: build_projector(projector, w, self.width) for name, w in widths})
+        steps, sides = segments * frames_per_segment, [(name, encoder.side) for name, encoder in self._encoders()]
+        self.places = nn.ModuleDict({name: Places(steps, side, self.width) for name, side in sides if places})
 
     @property
     def preprocessing(self) -> str:
@@ -76,7 +81,10 @@ class VideoGPTPlus(Backbone):
 
     @property
     def stream_widths(self) -> dict[str, int]:
-        return {name: encoder.width for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)}
+        return {name: encoder.width for name, encoder in self._encoders()}
+
+    def _encoders(self) -> list[tuple[str, Encoder]]:
+        return [(name, encoder) for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)]
 
     @property
     def text_model(self) -> nn.Module:
@@ -114,6 +122,8 @@ class VideoGPTPlus(Backbone):
         for name, projector in self.projectors.items() if "projected" in need else ():
             lengths = [len(grids[name].values) for grids in encoded]
             values = projector(torch.cat([grids[name].values for grids in encoded]))
+            if name in self.places:
+                values = values + self.places[name](lengths)
             streams.append([FeatureGrid(part) for part in values.split(lengths)])
         projected = list(zip(*streams, strict=True)) if streams else [()] * len(encoded)
         return [VideoFeatures(*each) for each in zip(projected, encoded, seconds, strict=True)]

@@ -122,8 +122,22 @@ class Result:
     @cached_property
     def target_chance(self) -> float:
         """The same over the target kinds, which weigh as in the accuracy."""
-        found = self._mean([self.chance[line["kind"]] for line in self.targets], self.targets)
+        return self._chance(self.targets)
+
+    def _chance(self, answers: Sequence[dict]) -> float:
+        found = self._mean([self.chance[line["kind"]] for line in answers], answers)
         return NAN if found is None else found.value
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[Estimate | None, float]]:
+        """By the label "group" of target questions, their accuracy and that of the most frequent answers, as above."""
+        found: dict[str, list[dict]] = {}
+        for line in self.targets:
+            if group := (line.get("labels") or {}).get("group"):
+                found.setdefault(group, []).append(line)
+        return {
+            name: (self._mean([x["score"] for x in lines], lines), self._chance(lines)) for name, lines in found.items()
+        }
 
     @cached_property
     def failures(self) -> list[dict]:

@@ -88,7 +88,8 @@ def _trained(result: Result, name: str) -> _Cell:
 class Table:
     """Column titles and lines, and a last line for the majority answers; columns without content are left out.
 
-    Titles of kinds of question begin with "kind ", so that no kind is taken for another column.
+    Titles of kinds of question begin with "kind ", those of their groups with "group ", so that none is taken for
+    another column.
     """
 
     titles: list[str]
@@ -101,6 +102,7 @@ class Table:
         lines = [cls.cells(result) for result in results]
         longest = max(results, key=lambda result: len(result.kinds))
         kinds = {f"kind {kind}": _percent(value) for kind, value in longest.chance.items()}
+        kinds |= {f"group {name}": _percent(chance) for name, (_, chance) in longest.groups.items()}
         chance = {"entry": _Cell("majority answer"), "accuracy %": _percent(longest.target_chance), **kinds}
         titles = list(dict.fromkeys(title for line in [cls.cells(longest), *lines] for title in line))
         kept = [title for title in titles if any(line.get(title, _Cell()).text != "-" for line in lines)]
@@ -125,6 +127,7 @@ class Table:
             "entry": _Cell(name, result.name),
             "accuracy %": _percent(accuracy and accuracy.value),
             "95 % interval": _Cell(_interval(accuracy), accuracy and accuracy.low),
+            **{f"group {name}": _percent(share and share.value) for name, (share, _) in result.groups.items()},
             "judged %": _judged(result),
             "judge's score": _cell(result.judged[1], "{:.2f}"),
             "tokens/video": _cell(tokens and tokens.value, "{:.1f}"),
@@ -146,7 +149,12 @@ class Table:
     @property
     def headings(self) -> list[str]:
         """The titles as they are shown."""
-        return [title.removeprefix("kind ").replace("_", " ") for title in self.titles]
+        return [heading(title).replace("_", " ") for title in self.titles]
+
+
+def heading(title: str) -> str:
+    """A column's title as it is shown."""
+    return title.removeprefix("kind ").removeprefix("group ")
 
 
 def as_markdown(results: Sequence[Result]) -> str:
@@ -158,7 +166,7 @@ def as_markdown(results: Sequence[Result]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    lines = [[markdown(title.removeprefix("kind ")) for title in table.titles], ["---"] * len(table.titles)]
+    lines = [[markdown(heading(title)) for title in table.titles], ["---"] * len(table.titles)]
     lines += [[markdown(cell.text) for cell in line] for line in [*table.lines, table.chance]]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -197,6 +205,8 @@ def _record(result: Result, results: Sequence[Result]) -> dict[str, Any]:
         found |= _fields("judged", result.judged[0], "value", "low", "high")
         found |= {"judge_score": result.judged[1], "not_judged": result.unjudged}
         found |= {"judge": result.header["judge"]["model"]}
+    for group, (share, chance) in result.groups.items():
+        found |= _fields(f"group_{group}", share, "value", "low", "high", "n") | {f"chance_group_{group}": chance}
     found |= {f"kind_{kind}": share.value for kind, share in result.kinds.items()}
     found |= {f"n_kind_{kind}": share.n for kind, share in result.kinds.items()}
     found |= _fields("tokens", result.tokens, "value", "low", "high")

@@ -14,7 +14,8 @@ from rich.table import Table
 from langdc.data.records import read_records
 from langdc.log import screen
 from langdc.sample.dataset import IMAGES, VIDEOS, majority_chance, make_dataset
-from langdc.sample.questions import TARGET_KINDS
+from langdc.sample.questions import GROUPS
+from langdc.sample.scenes import VARIED
 
 _SMALL = {"train": 24, "test": 8, "images": 24}
 
@@ -28,6 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, help=f"training images (default: {IMAGES})")
     parser.add_argument("--small", action="store_true", help="a few files of each, to try things")
     parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same files (default: 0)")
+    parser.add_argument(
+        "--varied",
+        action=argparse.BooleanOptionalAction,
+        default=VARIED,
+        help="objects of all sizes and shades on several backgrounds, and questions about what captions leave out",
+    )
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options, out = parser.parse_args(argv), screen()
     usual = _SMALL if options.small else {**VIDEOS, "images": IMAGES}
@@ -37,13 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{counts['images']} images (seed {options.seed})."
     )
     images = counts.pop("images")
-    made = make_dataset(options.out, counts, images, options.seed, options.workers)
+    made = make_dataset(options.out, counts, images, options.seed, options.workers, options.varied)
     out.print("Made." if made else "It is there already; nothing to do.")
     if counts["test"]:
         records = read_records(options.out / "test.jsonl")
         asked = Counter(question.kind for record in records for question in record.questions)
-        table = Table("question", "asked", "majority-class chance", "target", title="Test questions")
+        table = Table("question", "asked", "majority-class chance", "target group", title="Test questions")
         for kind, chance in majority_chance(records).items():
-            table.add_row(kind, str(asked[kind]), f"{chance:.3f}", "yes" if kind in TARGET_KINDS else "")
+            group = next((name for name, kinds in GROUPS.items() if kind in kinds), "")
+            table.add_row(kind, str(asked[kind]), f"{chance:.3f}", group)
         out.print(table)
     return 0

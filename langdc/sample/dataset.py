@@ -20,9 +20,9 @@ from langdc import jsonl
 from langdc.data.records import QuestionRecord, Record, SegmentRecord, write_records
 from langdc.log import track
 from langdc.registry import nearest
-from langdc.sample.questions import Question, ask_all
+from langdc.sample.questions import ASKED, GROUPS, KINDS, Question, ask_all
 from langdc.sample.render import draw, draw_video
-from langdc.sample.scenes import FPS, Segment, as_text, caption, sample_segment, sample_video
+from langdc.sample.scenes import FPS, LATEST, VARIED, Segment, as_text, caption, sample_segment, sample_video
 from langdc.video import write_video
 
 VIDEOS: Mapping[str, int] = {"train": 2400, "test": 400}
@@ -31,7 +31,8 @@ ROUNDS = {"train": 2, "test": 1}
 """How often each category of question is drawn for a video of a split; duplicates are left out."""
 
 _STREAM = {"train": 0, "test": 1, "images": 2}  # never renumber: it would change the files of a seed
-_FORMAT = 2  # raise when a change of this module changes what a seed makes
+_LABELS = {kind: {"group": group} for group, kinds in GROUPS.items() for kind in kinds}
+_FORMAT = 3  # raise when a change of this module changes what a seed makes
 _FINISHED, _UNFINISHED = "dataset.json", "dataset.json.partial"
 _CHUNK = 32
 
@@ -41,6 +42,7 @@ class _Task(NamedTuple):
     split: str
     number: int
     seed: int
+    varied: bool
 
     @property
     def rng(self) -> np.random.Generator:
@@ -53,14 +55,16 @@ def make_dataset(
     images: int = IMAGES,
     seed: int = 0,
     workers: int | None = None,
+    varied: bool = VARIED,
 ) -> bool:
     """Make `folder`/{train,test,images}.jsonl with their videos and images; False if they are all there already.
 
-    `videos`: how many for each split; `workers`: processes (None: one per core). Files that exist are not made again.
+    `videos`: how many for each split; `workers`: processes (None: one per core); `varied`: as in `sample_segment`, with
+    questions of all kinds. Files that exist are not made again.
     ValueError for a folder that holds something else or a set with other settings.
     """
     folder, sizes = Path(folder), _sizes(videos, images)
-    settings = {"format": _FORMAT, "seed": seed, **sizes}
+    settings = {"format": _FORMAT, "seed": seed, "varied": varied, **sizes}
     if _finished(folder, settings):  # also where nothing can be written
         return False
     with jsonl.locked(folder / jsonl.LOCK, f"is making the sample set in {folder}"):
@@ -75,7 +79,8 @@ def _made(folder: Path, sizes: dict[str, int], settings: dict[str, int], workers
     for name in ("videos", "images"):
         (folder / name).mkdir(exist_ok=True)
     made: dict[str, list[Record]] = defaultdict(list)
-    tasks = [_Task(folder, split, number, settings["seed"]) for split, size in sizes.items() for number in range(size)]
+    seed, varied = settings["seed"], bool(settings["varied"])
+    tasks = [_Task(folder, split, number, seed, varied) for split, size in sizes.items() for number in range(size)]
     for split, record in _make_all(tasks, workers):
         made[split].append(record)
     for split, records in made.items():
@@ -142,8 +147,8 @@ def _is_complete(path: Path) -> bool:
 
 def _make_video(task: _Task) -> Record:
     rng, name = task.rng, f"{task.split}-{task.number:06d}"
-    scenes = sample_video(rng)
-    asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes)}
+    scenes, kinds = sample_video(rng, varied=task.varied), tuple(KINDS) if task.varied else ASKED
+    asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes, kinds)}
     wanted = _requests([caption(scene) for scene in scenes]) if task.split == "train" else []
     path = task.folder / "videos" / f"{name}.mp4"
     if not _is_complete(path):
@@ -152,18 +157,21 @@ def _make_video(task: _Task) -> Record:
         id=name,
         video=f"videos/{name}.mp4",
         segments=[_segment(scene, caption(scene), [thing.motion for thing in scene]) for scene in scenes],
-        questions=[QuestionRecord(kind=q.kind, question=q.text, answer=q.answer) for q in [*asked.values(), *wanted]],
+        questions=[
+            QuestionRecord(kind=q.kind, question=q.text, answer=q.answer, labels=_LABELS.get(q.kind, {}))
+            for q in [*asked.values(), *wanted]
+        ],
     )
 
 
 def _make_image(task: _Task) -> Record:
     rng, name = task.rng, f"image-{task.number:06d}"
-    scene = sample_segment(rng)
+    scene = sample_segment(rng, varied=task.varied)
     path = task.folder / "images" / f"{name}.png"
     if not _is_complete(path):
         frames = draw(scene, rng)
         with jsonl.writing(path, sync=False) as partial:
-            Image.fromarray(frames[rng.integers(len(frames))]).save(partial, format="PNG")
+            Image.fromarray(frames[rng.integers(LATEST if task.varied else 0, len(frames))]).save(partial, format="PNG")
     text = caption(scene, motions=False)
     asked = [QuestionRecord(kind="describe_image", question="describe the image", answer=text)] if text else []
     return Record(id=name, image=f"images/{name}.png", segments=[_segment(scene, text, [])], questions=asked)

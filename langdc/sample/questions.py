@@ -7,9 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from langdc.sample.scenes import MOTIONS, SHAPES, Segment
+from langdc.sample.scenes import FRAMES_PER_SEGMENT, MOTIONS, SHAPES, SIZE, VARIED, Segment, Thing
 
 LETTERS = "ABCD"
+MARGIN = 4  # pixels between an object's centre and the middle, where its half is asked for
+UNLIKE = 2  # pixels between two radii of which the larger is asked for
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,48 @@ def _choice(rng: np.random.Generator, video: list[Segment]) -> Question | None:
     return Question("choice", f"{base.text} {listed}", LETTERS[list(order).index(0)])
 
 
-TARGET_KINDS = ("count", "shape", "motion", "segment", "most")
+def _half(axis: int, words: tuple[str, str], rng: np.random.Generator, video: list[Segment]) -> Question | None:
+    """In which half an object stays whose colour occurs once in the video."""
+    things = [thing for segment in video for thing in segment]
+    seen = Counter(thing.colour for thing in things)
+    found = [(t, side) for t in things if seen[t.colour] == 1 and (side := _side(t, axis)) is not None]
+    chosen = _pick(rng, found)
+    text = f"is the {{}} object {words[0]} or {words[1]} ?"
+    return chosen and Question("_".join(words), text.format(chosen[0].colour), words[chosen[1]])
+
+
+def _side(thing: Thing, axis: int) -> int | None:
+    """0 or 1 for the half in which an object's centre stays, clearly; None where there is none."""
+    places = [thing.centre(frame)[axis] - (SIZE - 1) / 2 for frame in range(FRAMES_PER_SEGMENT)]
+    if max(places) <= -MARGIN:
+        return 0
+    return 1 if min(places) >= MARGIN else None
+
+
+def _pair(
+    kind: str, field: str, text: str, least: int, rng: np.random.Generator, video: list[Segment]
+) -> Question | None:
+    """Whether of two objects of a segment the one named first has more of a field, where they differ by `least`."""
+    pairs = [(n, a, b) for n, things in enumerate(video, 1) for a in things for b in things]
+    chosen = _pick(rng, [(n, a, b) for n, a, b in pairs if abs(getattr(a, field) - getattr(b, field)) >= least])
+    if chosen is None:
+        return None
+    number, one, other = chosen
+    more = getattr(one, field) > getattr(other, field)
+    return Question(kind, text.format(number, one.colour, other.colour), "yes" if more else "no")
+
+
+def _background(rng: np.random.Generator, video: list[Segment]) -> Question:
+    number = int(rng.integers(len(video)))
+    return Question("background", f"what is the background of segment {number + 1} ?", video[number].background)
+
+
+GROUPS = {
+    "said": ("count", "shape", "motion", "segment", "most"),
+    "unsaid": ("left_right", "upper_lower", "larger", "background", "first"),
+}
+"""The kinds that results are about: what the words of captions answer, and what no caption says."""
+TARGET_KINDS = tuple(kind for group in GROUPS.values() for kind in group)
 KINDS: dict[str, Callable[[np.random.Generator, list[Segment]], Question | None]] = {
     "count": _count,
     "shape": _shape,
@@ -93,10 +136,18 @@ KINDS: dict[str, Callable[[np.random.Generator, list[Segment]], Question | None]
     "colour_of_shape": partial(_colour_of, "shape", "is the"),
     "colour_of_motion": partial(_colour_of, "motion", "has motion"),
     "choice": _choice,
+    "left_right": partial(_half, 0, ("left", "right")),
+    "upper_lower": partial(_half, 1, ("upper", "lower")),
+    "larger": partial(_pair, "larger", "radius", "in segment {} is {} larger than {} ?", UNLIKE),
+    "background": _background,
+    "first": partial(_pair, "first", "shown", "in segment {} does {} appear before {} ?", 1),
 }
 
 
-def ask_all(rng: np.random.Generator, video: list[Segment], kinds: tuple[str, ...] = tuple(KINDS)) -> list[Question]:
+ASKED = tuple(kind for kind in KINDS if VARIED or kind not in GROUPS["unsaid"])
+
+
+def ask_all(rng: np.random.Generator, video: list[Segment], kinds: tuple[str, ...] = ASKED) -> list[Question]:
     """One question of every category that the video allows, in the order of `kinds`."""
     asked = (KINDS[kind](rng, video) for kind in kinds)
     return [question for question in asked if question is not None]

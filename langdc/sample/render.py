@@ -1,30 +1,34 @@
-"""Draw sample segments as frames: coloured shapes on a noisy grey background."""
+"""Draw sample segments as frames: coloured shapes on a noisy background."""
 
 import numpy as np
 
-from langdc.sample.scenes import COLOURS, FRAMES_PER_SEGMENT, RADIUS, SIZE, Segment
+from langdc.sample.scenes import BACKGROUNDS, COLOURS, FRAMES_PER_SEGMENT, SIZE, Segment, Thing
 
 
-def _masks(dx: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
-    """The pixels of each shape, by their distances from its centre."""
+def _mask(thing: Thing, frame: int) -> np.ndarray:
+    """The pixels of an object in a frame of its segment: bool [height, width]."""
+    ys, xs = np.mgrid[0:SIZE, 0:SIZE]
+    x, y = thing.centre(frame)
+    dx, dy, radius = xs - x, ys - y, thing.radius
     far, near, distance = np.maximum(abs(dx), abs(dy)), np.minimum(abs(dx), abs(dy)), np.hypot(dx, dy)
-    return {
-        "square": far <= RADIUS - 1,
-        "ring": (distance <= RADIUS) & (distance >= RADIUS - 3.2),
-        "triangle": (dy <= RADIUS - 1) & (abs(dx) * 2 <= dy + RADIUS),
-        "cross": (near <= 2) & (far <= RADIUS),
-    }
+    if thing.shape == "square":
+        return far <= radius - 1
+    if thing.shape == "ring":
+        return (distance <= radius) & (distance >= radius * 0.54)
+    if thing.shape == "triangle":
+        return (dy <= radius - 1) & (abs(dx) * 2 <= dy + radius) & (dy >= -radius)
+    return (near * 7 <= radius * 2) & (far <= radius)
 
 
 def draw(segment: Segment, rng: np.random.Generator) -> np.ndarray:
-    """Draw one segment with its own grey level and pixel noise: RGB uint8 [frames, height, width, 3]."""
-    ys, xs = np.mgrid[0:SIZE, 0:SIZE]
-    grey = rng.integers(80, 176)
-    frames = np.full((FRAMES_PER_SEGMENT, SIZE, SIZE, 3), float(grey))
+    """Draw one segment with its own level of the background and pixel noise: RGB uint8 [frames, height, width, 3]."""
+    ground, reach = BACKGROUNDS[segment.background]
+    level = np.array(ground, dtype=float) + rng.integers(-reach, reach)
+    frames = np.tile(level, (FRAMES_PER_SEGMENT, SIZE, SIZE, 1))
     for thing in segment:
-        for frame, pixels in enumerate(frames):
-            x, y = thing.centre(frame)
-            pixels[_masks(xs - x, ys - y)[thing.shape]] = COLOURS[thing.colour]
+        colour = np.array(COLOURS[thing.colour]) * (1 - abs(thing.shade)) + 255 * max(thing.shade, 0)
+        for frame in range(thing.start, FRAMES_PER_SEGMENT):
+            frames[frame][_mask(thing, frame)] = colour
     frames += rng.normal(0, 8, frames.shape)
     return frames.round().clip(0, 255).astype(np.uint8)
 

@@ -9,7 +9,7 @@ from langdc.backbones import backbones
 from langdc.backbones.chat import IGNORED, conversation, share_video
 from langdc.backbones.inputs import text_inputs
 from langdc.backbones.videogpt_plus import VideoGPTPlus
-from langdc.types import Prompt, Slot, TextInputs, VideoTokens
+from langdc.types import Frames, Prompt, Slot, TextInputs, VideoTokens
 from tests import tiny
 from tests.reference.answers import slow_losses
 
@@ -158,3 +158,25 @@ def test_a_system_message_comes_first(backbone: VideoGPTPlus) -> None:
 def test_an_architecture_needs_a_tokenizer() -> None:
     with pytest.raises(ValueError, match="needs the setting 'tokenizer'"):
         build(tokenizer=None)
+
+
+def test_places_say_when_and_where_a_token_was_seen() -> None:
+    backbone, plain = build(places=True), build()
+    assert not [name for name, _ in plain.named_parameters() if "places" in name]
+    backbone.load_state_dict(plain.state_dict(), strict=False)
+    steps, videos = len(backbone.places["image"].step), []
+    for count in (steps, steps // 2, 1):
+        videos.append(Frames(torch.zeros(count, 3, 32, 32, dtype=torch.uint8), torch.arange(count).float()))
+    encoded, seconds = plain.encode(videos), [video.seconds for video in videos]
+    need = frozenset({"projected"})
+    with torch.no_grad():
+        found, expected = backbone.project(encoded, seconds, need), plain.project(encoded, seconds, need)
+        for video, bare in zip(found, expected, strict=True):
+            for name, grid, without in zip(("image", "video"), video.projected, bare.projected, strict=True):
+                tables = [getattr(backbone.places[name], axis).weight for axis in ("step", "row", "column")]
+                count, height, width = grid.values.shape[:3]
+                for t in range(count):
+                    for h in range(height):
+                        for w in range(width):
+                            place = tables[0][t * steps // count] + tables[1][h] + tables[2][w]
+                            torch.testing.assert_close(grid.values[t, h, w] - without.values[t, h, w], place)

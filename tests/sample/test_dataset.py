@@ -10,6 +10,7 @@ from langdc import jsonl
 from langdc.data.records import QuestionRecord, Record, check_media, read_records
 from langdc.sample import dataset
 from langdc.sample.dataset import majority_chance, make_dataset
+from langdc.sample.questions import GROUPS
 from langdc.sample.render import draw_video
 from langdc.sample.scenes import sample_video
 from langdc.video import probe, read_frames
@@ -74,6 +75,25 @@ def test_questions_per_split(small_set: Path) -> None:
         texts = [question.question for question in record.questions]
         assert len(texts) == len(set(texts))
     assert max(len(record.questions) for record in train) > 8
+
+
+def test_target_questions_say_their_group(tmp_path: Path) -> None:
+    assert make_dataset(tmp_path / "set", {"train": 4}, images=0, workers=1, varied=True)
+    asked = [question for record in read_records(tmp_path / "set" / "train.jsonl") for question in record.questions]
+    grouped = {question.kind: question.labels.get("group") for question in asked}
+    assert {kind for kind, group in grouped.items() if group == "said"} <= set(GROUPS["said"])
+    assert {kind for kind, group in grouped.items() if group == "unsaid"} == set(GROUPS["unsaid"])
+    assert grouped["choice"] is grouped["describe"] is None
+
+
+def test_an_image_shows_all_that_its_caption_says(tmp_path: Path) -> None:
+    assert make_dataset(tmp_path / "set", {}, images=30, seed=3, workers=1, varied=True)
+    for record in read_records(tmp_path / "set" / "images.jsonl"):
+        pixels = read_frames(record.media_path(tmp_path / "set")).pixels[0].permute(1, 2, 0).numpy().astype(int)
+        background = np.median(pixels.reshape(-1, 3), axis=0)
+        things = (abs(pixels - background).max(-1) > 50).sum()
+        assert (things > 40) == bool(record.segments[0].caption)
+        assert things >= 25 * record.segments[0].density
 
 
 def test_videos_show_what_their_records_say(small_set: Path) -> None:
@@ -169,9 +189,12 @@ def test_the_application(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().out
     assert "2 training videos, 2 test videos, 1 images" in said
     assert "majority-class chance" in said
-    assert "colour_of_motion" in said
+    assert "colour_of_motion" in said and "background" not in said
     assert main(command) == 0
     assert "there already" in capsys.readouterr().out
+    assert main([*command[:1], str(tmp_path / "varied"), *command[2:], "--varied"]) == 0
+    said = capsys.readouterr().out
+    assert "background" in said and "unsaid" in said
     assert main([*command, "--seed", "5"]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")

@@ -7,9 +7,13 @@ import pytest
 
 from langdc.sample.render import draw, draw_video
 from langdc.sample.scenes import (
+    BACKGROUNDS,
     COLOURS,
     FRAMES_PER_SEGMENT,
+    LATEST,
     MOTIONS,
+    RADII,
+    SHADES,
     SHAPES,
     SIZE,
     Segment,
@@ -20,17 +24,17 @@ from langdc.sample.scenes import (
     sample_video,
 )
 
-SEGMENTS = [sample_segment(np.random.default_rng([seed, 1])) for seed in range(600)]
+SEGMENTS = [sample_segment(np.random.default_rng([seed, 1]), varied=True) for seed in range(600)]
 
 
 def _pixels_touched(thing: Thing) -> set[tuple[int, int]]:
-    """Every pixel of the 15x15 squares around the object's centres, and those between them."""
+    """Every pixel of the squares around the object's centres, and those between them."""
     dx, dy = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}[thing.motion]
     return {
         (thing.x + dx * step + i, thing.y + dy * step + j)
         for step in range(3 * (FRAMES_PER_SEGMENT - 1) + 1)
-        for i in range(-7, 8)
-        for j in range(-7, 8)
+        for i in range(-thing.radius, thing.radius + 1)
+        for j in range(-thing.radius, thing.radius + 1)
     }
 
 
@@ -48,9 +52,16 @@ def test_everything_occurs_and_nothing_dominates() -> None:
         (Counter(thing.colour for thing in things), COLOURS),
         (Counter(thing.shape for thing in things), SHAPES),
         (Counter(thing.motion for thing in things), MOTIONS),
+        (Counter(thing.start for thing in things), range(LATEST + 1)),
+        (Counter(segment.background for segment in SEGMENTS), BACKGROUNDS),
     ):
         assert set(seen) == set(values)
         assert max(seen.values()) < 1.6 * min(seen.values())
+    radii = Counter(thing.radius for thing in things)
+    assert set(radii) == set(range(RADII[0], RADII[1] + 1))
+    assert min(radii.values()) > 150, "large ones find room less often"
+    shades = np.array([thing.shade for thing in things])
+    assert SHADES[0] <= shades.min() < -0.25 and 0.25 < shades.max() <= SHADES[1]
 
 
 def test_colours_of_a_segment_differ_and_captions_are_sorted_by_palette() -> None:
@@ -64,10 +75,10 @@ def test_colours_of_a_segment_differ_and_captions_are_sorted_by_palette() -> Non
 
 
 def test_captions_of_known_scenes() -> None:
-    segment = (Thing("red", "square", "left", 40, 20), Thing("blue", "ring", "still", 20, 50))
+    segment = Segment((Thing("red", "square", "left", 40, 20), Thing("blue", "ring", "still", 20, 50)), "white")
     assert caption(segment) == "red square left ; blue ring still"
     assert caption(segment, motions=False) == "red square ; blue ring"
-    assert caption(()) == ""
+    assert caption(Segment()) == ""
     assert as_text([caption(segment), "", "red ring up"]) == "[1] red square left ; blue ring still [2] [3] red ring up"
 
 
@@ -80,7 +91,7 @@ def test_same_seed_same_video() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_frames_show_the_object_where_it_is(shape: str, motion: str) -> None:
     thing = Thing("red", shape, motion, 32, 32)
-    frames = draw((thing,), np.random.default_rng(0)).astype(int)
+    frames = draw(Segment((thing,)), np.random.default_rng(0)).astype(int)
     for number, frame in enumerate(frames):
         ys, xs = np.nonzero((frame[..., 0] - frame[..., 1] > 90) & (frame[..., 0] - frame[..., 2] > 90))
         step = 3 * number
@@ -91,9 +102,30 @@ def test_frames_show_the_object_where_it_is(shape: str, motion: str) -> None:
         assert max(abs(xs - 32 - dx).max(), abs(ys - 32 - dy).max()) <= 7
 
 
-def test_background_is_noisy_grey_of_each_segments_own_level() -> None:
-    frames = draw_video([(), ()], np.random.default_rng(5)).astype(float)
-    assert frames.shape == (2 * FRAMES_PER_SEGMENT, SIZE, SIZE, 3)
-    assert 7 < frames[:4].std() < 9
-    assert np.ptp(frames[:4].mean((0, 1, 2))) < 1
-    assert abs(frames[:4].mean() - frames[4:].mean()) > 1
+@pytest.mark.parametrize("shape", SHAPES)
+def test_size_shade_and_start_are_seen(shape: str) -> None:
+    def red(**changed: float) -> np.ndarray:
+        thing = Thing("red", shape, "still", 32, 32, **changed)
+        frames = draw(Segment((thing,), "black"), np.random.default_rng(0)).astype(int)
+        return np.where(np.ptp(frames, axis=-1) > 70, frames[..., 0], 0)
+
+    sizes = [(red(radius=radius)[0] > 0).sum() for radius in range(RADII[0], RADII[1] + 1)]
+    assert sizes == sorted(sizes) and sizes[-1] > 2 * sizes[0]
+    for radius in RADII:
+        ys, xs = np.nonzero(red(radius=radius)[0])
+        assert abs(np.ptp(xs) - 2 * radius) <= 2 and abs(np.ptp(ys) - 2 * radius) <= 2
+    dark, light = ((seen := red(shade=shade))[seen > 0].mean() for shade in SHADES)
+    assert light - dark > 50
+    assert [bool(frame.any()) for frame in red(start=1)] == [False, True, True, True]
+
+
+def test_background_is_noisy_and_of_each_segments_own_level() -> None:
+    frames = draw_video([Segment((), name) for name in BACKGROUNDS], np.random.default_rng(5)).astype(float)
+    assert frames.shape == (4 * FRAMES_PER_SEGMENT, SIZE, SIZE, 3)
+    assert 7 < frames[:4].std((0, 1, 2)).mean() < 9
+    means = frames.reshape(4, -1, 3).mean(1)
+    apart = [np.abs(means[a] - means[b]).max() for a in range(4) for b in range(a)]
+    assert min(apart) > 30
+    again = draw_video([Segment((), "grey")] * 2, np.random.default_rng(5)).astype(float)
+    assert np.ptp(again[:4].mean((1, 2, 3))) < 1
+    assert abs(again[:4].mean() - again[4:].mean()) > 1

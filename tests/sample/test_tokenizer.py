@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from examples.sample_world.tokenizer import SPECIAL, build_tokenizer, vocabulary
-from langdc.sample.questions import ask_all
+from examples.sample_world.tokenizer import SPECIAL, build_tokenizer, unsaid_vocabulary, vocabulary
+from langdc.sample.questions import KINDS, ask_all
 from langdc.sample.scenes import caption, sample_video
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return build_tokenizer()
+    return build_tokenizer(unsaid_vocabulary())
 
 
 def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -22,7 +22,7 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def test_every_word_of_the_grammar_is_one_token_alone_and_in_a_sentence(tokenizer: PreTrainedTokenizerFast):
-    words = vocabulary()
+    words = [*vocabulary(), *unsaid_vocabulary()]
     ids = [ids_of(tokenizer, word) for word in words]
     assert [word for word, own in zip(words, ids, strict=True) if len(own) != 1] == []
     assert len({own[0] for own in ids}) == len(set(words))
@@ -32,13 +32,18 @@ def test_every_word_of_the_grammar_is_one_token_alone_and_in_a_sentence(tokenize
 def test_generated_text_has_as_many_tokens_as_words_and_comes_back(tokenizer: PreTrainedTokenizerFast):
     rng = np.random.default_rng(3)
     for _ in range(20):
-        video = sample_video(rng)
-        asked = ask_all(rng, video)
+        video = sample_video(rng, varied=True)
+        asked = ask_all(rng, video, tuple(KINDS))
         for text in [*(caption(scene) for scene in video), *(q.text for q in asked), *(q.answer for q in asked)]:
             ids = ids_of(tokenizer, text)
             if "(" not in text:
                 assert len(ids) == len(text.split())
             assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
+
+
+def test_further_words_leave_the_ids_of_others_alone(tokenizer: PreTrainedTokenizerFast):
+    packaged, further = build_tokenizer().get_vocab(), tokenizer.get_vocab()
+    assert len(further) > len(packaged) and packaged.items() <= further.items()
 
 
 @pytest.mark.parametrize("text", ["héllo 世界 🎉", "naïve café", "tab\tinside", "{'a' = <b>}", "İstanbul ß"])
