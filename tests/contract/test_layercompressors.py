@@ -1,5 +1,7 @@
 """What every layer compressor of the zoo promises, with other sites beside it, and against the whole stock model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -116,6 +118,17 @@ def test_streaming_keeps_the_first_and_the_last_that_came_to_each_layer(name: st
     for before, rows in zip(came, kept, strict=True):
         first, left = ([row for row in these.tolist() if row in video] for these in (before, rows))
         assert left[:4] == first[:4] and len(left) == int(0.4 * TOKENS)
+
+
+def test_streaming_beside_layers_reads_a_last_chunk_of_one_row() -> None:
+    """Which is the row that asks, so nothing is dropped of it, and layers go on holding different keys."""
+    layers, words = build("fastv", keep=0.6, layer=1), prompt("sections")
+    words = replace(words, embeds=words.embeds[: TEXT + TOKENS], positions=words.positions[..., : TEXT + TOKENS],
+                    video=words.video[: TEXT + TOKENS])  # fmt: skip
+    kv = build_kv("streaming", keep=0.5)
+    found = read("sections", kv, words, layers=layers, chunk_tokens=TOKENS - 1)
+    assert [len(rows) for rows in found.kept_rows] == found.keys_per_layer == [len(held) for held in kv._is_video]
+    assert all(rows[-1] == TEXT + TOKENS - 1 for rows in found.kept_rows)
 
 
 def test_settings_that_do_not_exist() -> None:
