@@ -224,7 +224,8 @@ class _SweepConfig(Settings):
         if self.controls and pool is not None:
             common = {"model": pool.model, "backbone": pool.backbone, "match": name}
             for control in ("random_tokens", "uniform_frames", *UNIFORM):
-                yield EntryConfig(name=f"{name} {control.replace('_', ' ')}", control=control, **common)
+                common["control"] = control
+                yield EntryConfig(name=f"{name} {control.replace('_', ' ')}", **common)
 
     def _stock(self, model: _SweepModel) -> Iterator[EntryConfig]:
         common: dict[str, Any] = {"model": model.model, "backbone": model.backbone}
