@@ -123,6 +123,8 @@ class MethodConfig(Settings):
 
     backbone: MemberConfig
     """The backbone's name and settings, without `source`."""
+    frames: MemberConfig | None = None
+    """Before encoding."""
     compressor: MemberConfig | None = None
     """Before the language model."""
     kv: MemberConfig | None = None

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
+from langdc.evaluate.controls import UNIFORM
 from langdc.evaluate.published import MISSED, ReproductionCheck
 from langdc.evaluate.results import Result
 
@@ -39,9 +41,7 @@ AT_A_BUDGET: dict[str, Callable[[dict], bool]] = {
         _compressor(settings).get("name") == "random" or (settings["control"] or "").startswith("random_tokens")
     ),
     "fewer frames": lambda settings: _is_uniform(settings, "frames", "uniform_frames"),
-    "lower resolution": lambda settings: _is_uniform(settings, "resolution", "lower_resolution"),
-    "stride": lambda settings: _is_uniform(settings, "stride", "stride"),
-    "average pooling": lambda settings: _is_uniform(settings, "pool", "average_pooling"),
+    **{name.replace("_", " "): partial(_is_uniform, by=by, control=name) for name, by in UNIFORM.items()},
 }
 """Controls that need an entry at every budget, and how an entry's settings show them."""
 

@@ -10,6 +10,7 @@ from langdc import compat
 from langdc.config import FeatureType, MemberConfig, Settings
 from langdc.devices import Dtype
 from langdc.endpoint import EndpointConfig
+from langdc.evaluate.controls import UNIFORM
 from langdc.evaluate.models import OwnCompressor
 from langdc.registry import nearest
 from langdc.tools.zoo import member_of
@@ -80,9 +81,9 @@ class EntryConfig(Settings):
         | None
     ) = None
     match: str | None = None
-    """The entry whose cost this one has: a control copies its token counts; the `tokens` of `kv`, else the `keep` of
-    `layers`, else the `tokens` of `compressor`, are set such that the same is held in the cache, or read, on
-    average."""
+    """The entry whose cost this one has: random_tokens copies its counts video by video, other controls its mean; the
+    `tokens` of `kv`, else the `keep` of `layers`, else the `tokens` of `compressor`, are set such that the same is held
+    in the cache, or read, on average."""
     limit: int | None = Field(None, gt=0)
     """Ask about the first videos only, for slow entries; others are compared with it on these alone."""
 
@@ -146,7 +147,7 @@ class _SweepMethod(Settings):
     def _without_budget(self) -> "_SweepMethod":
         budgeted = self.kv or self.layers or self.compressor
         if budgeted is None:
-            raise ValueError("a method is a compressor, layers or a kv; give a name such as vidcom2 or kv:pivotkv")
+            raise ValueError("a method is compressor, layers or kv; give a name such as vidcom2, fastv or kv:random")
         if given := BUDGET & set(budgeted.settings):
             raise ValueError(f"the sweep sets the budget, so leave out {' and '.join(sorted(given))}")
         return self
@@ -222,8 +223,9 @@ class _SweepConfig(Settings):
             yield EntryConfig(name=f"{name} caption as text", **reads)
         if self.controls and pool is not None:
             common = {"model": pool.model, "backbone": pool.backbone, "match": name}
-            for control in ("random_tokens", "uniform_frames", "lower_resolution", "stride", "average_pooling"):
-                yield EntryConfig(name=f"{name} {control.replace('_', ' ')}", control=control, **common)
+            for control in ("random_tokens", "uniform_frames", *UNIFORM):
+                common["control"] = control
+                yield EntryConfig(name=f"{name} {control.replace('_', ' ')}", **common)
 
     def _stock(self, model: _SweepModel) -> Iterator[EntryConfig]:
         common: dict[str, Any] = {"model": model.model, "backbone": model.backbone}

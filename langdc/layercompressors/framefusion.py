@@ -27,8 +27,8 @@ RELEASED_LAYERS = 28
 class FrameFusion(LayerCompressor):
     """Merge neighbouring frames' rows at the first layers, then once keep the rows with the most attention.
 
-    Before the first layer, and then after the attention of each, a row goes into the row at the same place of the frame
-    before, which becomes the mean, where their cosine is `similarity` or more; runs of them go into their first. Where
+    Before the first layer, and then after the attention of each, a row goes into the row before it in time at the same
+    place, which becomes the mean, where their cosine is `similarity` or more; runs of them go into their first. Where
     more are alike than the budget needs, only the most alike are merged, and that was all. Once less than `least` of
     the rows was merged, the next layer's attention of the last `asking` rows, averaged over heads, says which are kept,
     as many as the budget has left for the layers that follow. Its `cost` is our `keep`: the mean over layers of the
@@ -73,7 +73,7 @@ class FrameFusion(LayerCompressor):
                 "of as many tokens each, one after the other. Leave out the compressor before the language model, or "
                 "take one that makes grids, such as pool."
             )
-        self.total, self.merging = len(rows.video), True
+        self.total, self.shown, self.merging = len(rows.video), rows.shown, True
         self.used, self.part = 0.0, 1.0  # what the layers so far have read, and what came last, in parts of all rows
         return self.after
 
@@ -107,10 +107,11 @@ class FrameFusion(LayerCompressor):
         return going_on(rows, best_of_video(rows, rows.attention[-self.asking :, video].mean(0), fits))
 
     def _advice(self, needed: float) -> str:
+        share = needed / self.layers / self.total
         return (
             f"FrameFusion reads at least {needed:.0f} tokens of this video of {self.total} in {self.layers} layers "
-            f"together, which is more than the budget. Set keep to at least "
-            f"{math.ceil(1000 * needed / self.layers / self.total) / 1000}, or lower similarity, to merge more."
+            f"together, which is more than the budget. Set keep to at least {math.ceil(1000 * share) / 1000}, or "
+            f"tokens to {math.ceil(share * self.shown - 1e-6)}, or lower similarity, to merge more."
         )
 
 

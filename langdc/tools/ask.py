@@ -46,12 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def add_model(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    """The model that is asked, and its method."""
+def add_model(parser: argparse.ArgumentParser, required: bool = False, inside: bool = True) -> None:
+    """The model that is asked, and its method; `inside`: which may be one inside the language model."""
     said = "a checkpoint: a folder, a Hugging Face id, or sample:langdc"
     parser.add_argument("--model", required=required, help=said)
-    parser.add_argument("--compressor", help="a compressor by name, before the LLM, between its layers or in its cache")
-    parser.add_argument("--kv", help="a second one, in the cache, with the same budget")
+    where = ", between its layers or in its cache" if inside else ""
+    parser.add_argument("--compressor", help=f"a compressor by name, before the LLM{where}")
+    if inside:
+        parser.add_argument("--kv", help="a second one, in the cache, with the same budget")
+    else:
+        parser.set_defaults(kv=None)
     parser.add_argument("--config", metavar="FILE", help="all of these from a file, such as retake/mlvu_qwen2_vl")
     shared.add_method(parser)
 

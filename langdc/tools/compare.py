@@ -90,9 +90,10 @@ class _Compared:
 
 
 def _training_free() -> list[str]:
-    """All compressors that take a budget and need no training, as names of `member_of`."""
+    """All compressors that drop patches by a budget and need no training, as names of `member_of`."""
     budgeted = [n for n in compressors.names() if "keep" in inspect.signature(compressors.get(n)).parameters]
     inside = [(kind, name) for kind, zoo in INSIDE.items() for name in zoo.names()]
+    inside = [(kind, name) for kind, name in inside if not getattr(INSIDE[kind].get(name), "decoding", False)]
     return budgeted + [f"{kind}:{name}" if name in compressors.names() else name for kind, name in inside]
 
 

@@ -1,4 +1,4 @@
-"""`langdc embed`: what a language model reads of a video and a question, for a server.."""
+"""`langdc embed`: what a language model reads of a video and a question, for a server."""
 
 import argparse
 import base64
@@ -17,6 +17,7 @@ from langdc.log import screen
 from langdc.pipeline import VideoLM
 from langdc.tools import options as shared
 from langdc.tools.ask import add_model, method
+from langdc.tools.zoo import INSIDE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to make")
     said = "also write FILE.json, the body of a request to vLLM's /v1/completions"
     parser.add_argument("--for", dest="server", choices=["vllm"], help=said)
-    add_model(parser, required=True)
+    add_model(parser, required=True, inside=False)
     options = parser.parse_args(argv)
     out = options.out
     if out.suffix != ".safetensors":
@@ -37,10 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         jsonl.check_output(file)
     shared.check_text(options.question)
     chosen = method(options)
+    _refuse([chosen[kind]["name"] for kind in INSIDE if kind in chosen])
     lm = VideoLM.from_pretrained(options.model, **chosen, **shared.place(options))
     found = prompt_embeds(lm, options.video, options.question).cpu()
     compressor = chosen.get("compressor") or lm.model.config.compressor.model_dump(mode="json")
-    about = {"model": options.model, "question": options.question, "compressor": json.dumps(compressor)}
+    how = json.dumps({**chosen, "compressor": compressor})
+    about = {"model": options.model, "question": options.question, "method": how}
     jsonl.make_folder(out.parent)
     with jsonl.writing(out) as partial:
         save_file({"prompt_embeds": found}, partial, {**about, "n": str(len(found)), "positions": "0 to n - 1"})
@@ -58,11 +61,7 @@ def prompt_embeds(lm: VideoLM, path: str | Path, question: str) -> Tensor:
     ValueError where they alone would not give the same answer: rows are not numbered one after the other, some are
     padding, or the language model gets more than its input.
     """
-    for what in (lm.kv, lm.layers):
-        if what is not None:
-            raise ValueError(
-                f"{type(what).__name__} works inside the language model, which a server runs. Leave it out."
-            )
+    _refuse([type(part).__name__ for part in (lm.layers, lm.kv) if part is not None])
     video = lm.open(path, question=question)
     tokens = lm.compress([(video, question)])[0].tokens
     backbone = lm.model.backbone
@@ -85,6 +84,11 @@ def prompt_embeds(lm: VideoLM, path: str | Path, question: str) -> Tensor:
             "a compressor makes new tokens, one that was trained with the backbone's new_tokens: words fits, too."
         )
     return inputs.embeds[0].clone()
+
+
+def _refuse(inside: Sequence[str]) -> None:
+    if inside:
+        raise ValueError(f"{inside[0]} works inside the language model, which a server runs. Leave it out.")
 
 
 def serialised(embeds: Tensor) -> str:

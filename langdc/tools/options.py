@@ -1,4 +1,4 @@
-"""Options that `langdc ask` and `langdc compare` share."""
+"""Options that `langdc ask`, `langdc compare` and `langdc embed` share."""
 
 import argparse
 from typing import Any

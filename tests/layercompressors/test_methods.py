@@ -1,5 +1,6 @@
 """Each layer compressor against its literal version, and how a budget becomes numbers of rows."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -164,6 +165,25 @@ def test_framefusion_merges_within_frames_of_one_video() -> None:
     member.begin(rows)
     found = member.keep(-1, rows)
     assert found.index.tolist() == [0, 1, 2, 3, 4, 13, 14, 15, 16, 24, 25, 26, 27]
+
+
+def test_framefusion_says_the_least_budget() -> None:
+    """In either unit, also for a chunk that has half of the prompt's video."""
+    rows = replace(rows_of((1, 24, 3)), shown=48)
+
+    def first(**budget) -> None:
+        member = build("framefusion", similarity=1.0, **budget)
+        member.begin(rows)
+        member.keep(-1, rows)
+
+    with pytest.raises(ValueError, match="more than the budget") as error:
+        first(keep=0.01)
+    keep, tokens = re.findall(r"keep to at least (\S+), or tokens to (\d+),", str(error.value))[0]
+    first(keep=float(keep))
+    first(tokens=int(tokens))
+    for less in ({"keep": float(keep) - 0.001}, {"tokens": int(tokens) - 1}):
+        with pytest.raises(ValueError, match="more than the budget"):
+            first(**less)
 
 
 def test_framefusion_needs_frames() -> None:

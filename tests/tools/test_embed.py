@@ -16,7 +16,7 @@ from langdc import VideoLM
 from langdc.cli import main
 from langdc.convert.export import export
 from langdc.tools.embed import prompt_embeds
-from tests import stock, tiny
+from tests import imagetext, stock, tiny
 
 QUESTION = "what is in the video ?"
 
@@ -71,7 +71,7 @@ def test_the_stock_model_reads_them(tmp_path: Path, family: str, settings: dict)
     torch.testing.assert_close(logits_of(model, embeds), expected, atol=1e-5, rtol=0)
     assert (logits_of(model, embeds[1:]) - expected).abs().max() > 1e-3
     assert about["n"] == str(len(embeds)) and about["question"] == QUESTION and about["model"] == f"tiny:{family}"
-    assert json.loads(about["compressor"]) == pool
+    assert json.loads(about["method"]) == {"backbone": backbone, "compressor": pool}
     assert not out.with_suffix(".json").exists()
 
 
@@ -82,7 +82,7 @@ def test_a_learned_compressor_goes_to_the_exported_language_model(tmp_path: Path
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf/language_model")
     lm = VideoLM.from_pretrained(tmp_path / "hf")
     embeds, about = read(out)
-    assert json.loads(about["compressor"])["name"] == "langdc"
+    assert json.loads(about["method"])["compressor"]["name"] == "langdc"
     torch.testing.assert_close(logits_of(model, embeds), first_logits(lm, tmp_path / "clip.mp4"), atol=1e-5, rtol=1e-6)
     apart = prompt_embeds(VideoLM.from_pretrained("sample:langdc"), tmp_path / "clip.mp4", QUESTION)
     torch.testing.assert_close(apart, embeds, atol=1e-5, rtol=0)  # of the checkpoint whose adapter is not merged
@@ -101,13 +101,35 @@ def test_they_keep_the_type_of_the_model(tmp_path: Path) -> None:
     assert len(base64.b64decode(data)) < 2 * embeds.nbytes + 4096  # no larger storage behind a view
 
 
+def test_a_part_inside_the_language_model_is_refused_before_any_is_loaded(tmp_path: Path, capsys) -> None:
+    out, method = tmp_path / "found.safetensors", tmp_path / "method.yaml"
+    method.write_text(json.dumps({"backbone": {"name": "qwen2_vl"}, "kv": {"name": "pivotkv", "keep": 0.5}}))
+    for words in (("--compressor", "fastv", "--keep", "0.5"), ("--config", str(method))):
+        assert main(["embed", "clip.mp4", QUESTION, "--model", "nowhere", "--out", str(out), *words]) == 2
+        assert "works inside the language model" in capsys.readouterr().err
+    lm = VideoLM.from_pretrained("tiny:llava_onevision", kv={"name": "pivotkv", "keep": 0.5})
+    with pytest.raises(ValueError, match="PivotKV works inside the language model"):
+        prompt_embeds(lm, "clip.mp4", QUESTION)
+
+
+def test_the_frame_selector_is_recorded_from_an_option_or_a_file(tmp_path: Path) -> None:
+    chosen = {"name": "top", "scorer": {"model": str(imagetext.folder(tmp_path / "clip"))}, "fps": 4}
+    method = {"backbone": {"name": "llava_onevision", "frames": 4}, "compressor": {"name": "evs", "keep": 0.5}}
+    words = ("--backbone", "llava_onevision", "--frames", "4", "--compressor", "evs", "--keep", "0.5")
+    option, about = read(written(tmp_path, "tiny:llava_onevision", *words, "--select", json.dumps(chosen)))
+    assert json.loads(about["method"]) == {**method, "frames": chosen}
+    (tmp_path / "method.yaml").write_text(json.dumps({**method, "frames": chosen}))
+    file, same = read(written(tmp_path, "tiny:llava_onevision", "--config", str(tmp_path / "method.yaml")))
+    assert torch.equal(option, file) and json.loads(same["method"]) == json.loads(about["method"])
+    plain, _ = read(written(tmp_path, "tiny:llava_onevision", *words))
+    assert not torch.equal(option, plain)
+
+
 @pytest.mark.parametrize(
     ("model", "words", "said"),
     [
         ("tiny:qwen2_vl", ("--compressor", "evs", "--keep", "0.5"), "by time, row and column"),
         ("tiny:qwen3_vl", ("--compressor", "evs", "--keep", "0.5"), "deepstack_visual_embeds"),
-        ("tiny:llava_onevision", ("--compressor", "fastv", "--keep", "0.5"), "FastV works inside the language model"),
-        ("tiny:llava_onevision", ("--kv", "pivotkv", "--keep", "0.5"), "PivotKV works inside the language model"),
     ],
 )
 def test_what_embeddings_alone_do_not_say(
