@@ -136,7 +136,7 @@ class VideoTokens:
     `segment` [N]: the segment of each token (it starts over with every stream); `source` [N]: the flat index into
     T*H*W of a kept token, None when tokens are new (learned or merged); `anchor` [N]: tokens that must not be evicted
     later; `extra` [N,*]: their side features; `padding` [N]: tokens that take up positions but are attended to by the
-    reply alone (LangDC as released).
+    reply alone (LangDC as released); `frame`: how many a step has, where they are all of a grid of one stream.
     """
 
     values: Tensor
@@ -145,6 +145,7 @@ class VideoTokens:
     anchor: Tensor | None = None
     extra: tuple[Tensor, ...] = ()
     padding: Tensor | None = None
+    frame: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.values.ndim == 2, f"VideoTokens.values has shape {tuple(self.values.shape)}; it needs [N,D].")
@@ -159,7 +160,7 @@ class VideoTokens:
     def take(self, index: Tensor) -> Self:
         """The tokens at `index` [n], with their side features."""
         picked = {name: side[index] for name, side in vars(self).items() if isinstance(side, Tensor)}
-        return replace(self, **picked, extra=tuple(side[index] for side in self.extra))
+        return replace(self, **picked, extra=tuple(side[index] for side in self.extra), frame=None)
 
     def per_segment(self, segments: int) -> list[int]:
         """How many tokens each of `segments` segments got."""

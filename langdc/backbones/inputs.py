@@ -242,25 +242,15 @@ def read_prompt(
         chunk_tokens=None
         if compressor is None
         else [_chunk_tokens(compressor.chunk_frames, frames[v], steps[v], tokens[v], released) for v in shown],
-        frame_tokens=[_frame_tokens(tokens[v], steps[v], in_order) for v in shown],
+        # where all steps have as many; one more token may end the video
+        frame_tokens=[tokens[v].frame for v in shown]
+        if in_order
+        else [len(tokens[v]) // steps[v] if len(tokens[v]) % steps[v] <= 1 else None for v in shown],
         anchor=anchor if anchor.any() else None,
         arguments=own if padding is None else lambda rows: {**(own(rows) if own else {}), "padding": padding},
         layers=layers,
         reply_axes=backbone.released_axes if released else "time",
     )
-
-
-def _frame_tokens(tokens: VideoTokens, steps: int, in_order: bool) -> int | None:
-    """Video tokens per step where all have as many; one more may end the video. `in_order`: also only where they are
-    step by step all that there were.
-    """
-    if len(tokens) % steps > 1:
-        return None
-    if in_order:
-        picked = tokens.source is not None and bool((tokens.source.diff() != 1).any())
-        if picked or (tokens.segment.diff() < 0).any():  # a second stream
-            return None
-    return len(tokens) // steps
 
 
 def _chunk_tokens(chunk_frames: int, frames: int, steps: int, tokens: VideoTokens, released: bool) -> int:

@@ -191,9 +191,12 @@ class LlavaOnevision(StockBackbone):
         def marks(given: Tensor | None) -> Tensor | None:
             return None if given is None else given.new_zeros(total).index_copy(0, place, given)
 
-        segment = tokens.segment.repeat_interleave(count + 1)
+        segment, frame = tokens.segment.repeat_interleave(count + 1), tokens.frame
         anchor, padding = marks(tokens.anchor), marks(tokens.padding)
-        return replace(tokens, values=values, segment=segment, source=None, anchor=anchor, padding=padding)
+        if frame is not None and total > len(tokens) + 1:  # more than one at the end: as many in each frame
+            frame = total * frame // len(tokens)
+        marked = {"anchor": anchor, "padding": padding, "frame": frame}
+        return replace(tokens, values=values, segment=segment, source=None, **marked)
 
 
 def _side(size: int | Sequence[int]) -> int:

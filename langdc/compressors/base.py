@@ -190,7 +190,8 @@ class GridCompressor(TokenCompressor):
 
     def whole(self, grid: FeatureGrid) -> VideoTokens:
         """All tokens of a grid."""
-        return self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+        found = self.taken(grid, torch.arange(grid.tokens, device=grid.values.device))
+        return replace(found, frame=grid.values.shape[1:3].numel())
 
     def taken(self, grid: FeatureGrid, source: Tensor, anchor: Tensor | None = None) -> VideoTokens:
         """The tokens of a grid at flat indices `source` [N] (ascending), with their side features."""

@@ -93,7 +93,8 @@ class Uniform(GridCompressor):
         cells = (time[:, None, None] * height + row[:, None]) * width + column  # the middle of each
         read = slice(None) if self.by == "pool" or steps == frames else time
         values, *sides = (_smaller(side[read], steps, rows, columns) for side in (grid.values, *grid.extra))
-        return replace(self.with_values(self.taken(grid, cells.flatten()), values), extra=tuple(sides))
+        found = self.with_values(self.taken(grid, cells.flatten()), values)
+        return replace(found, extra=tuple(sides), frame=rows * columns)
 
 
 def _smaller(values: Tensor, steps: int, rows: int, columns: int) -> Tensor:

@@ -37,4 +37,6 @@ class Pool(TokenCompressor):
         steps = segment_length(video, self.frames_per_segment)
         tokens = stream_tokens([grid.flatten(1, 2) for grid in self.grids(video)], steps)
         sides = video.projected[0].extra if len(video.projected) == 1 else ()
-        return replace(tokens, extra=tuple(average_pool(side, self.sides[0]).flatten(0, 2) for side in sides))
+        frame = self.sides[0] ** 2 if len(self.sides) == 1 else None
+        extra = tuple(average_pool(side, self.sides[0]).flatten(0, 2) for side in sides)
+        return replace(tokens, extra=extra, frame=frame)

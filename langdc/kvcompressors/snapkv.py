@@ -41,6 +41,11 @@ class SnapKV(BestKeysKV):
     def adjust(self, scores: Tensor, chunk: Chunk) -> Tensor:
         window = self.scorer.size if isinstance(self.scorer, WindowScorer) else 0
         window = min(window, self.count(self.chunk_share(chunk), scores.shape[-1]) // 2)
-        before = scores[..., : scores.shape[-1] - window]
-        smooth = functional.avg_pool1d(before, self.kernel, 1, self.kernel // 2, count_include_pad=False)
-        return torch.cat([smooth, scores.new_full((*scores.shape[:-1], window), torch.inf)], -1)
+        came = scores > -torch.inf  # to the layer; others count for nothing, here and among their neighbours
+        late = came & (came.flip(-1).cumsum(-1).flip(-1) <= window)
+        rest = came & ~late
+        smooth = self._pooled(scores.masked_fill(~rest, 0)) / self._pooled(rest.to(scores)).clamp(min=1e-9)
+        return smooth.masked_fill(late, torch.inf).masked_fill(~came, -torch.inf)
+
+    def _pooled(self, scores: Tensor) -> Tensor:
+        return functional.avg_pool1d(scores, self.kernel, 1, self.kernel // 2, count_include_pad=False)

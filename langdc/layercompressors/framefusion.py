@@ -71,7 +71,8 @@ class FrameFusion(LayerCompressor):
             raise ValueError(
                 "FrameFusion compares each frame with the one before, place by place; the tokens given are not frames "
                 "of as many tokens each, one after the other. Leave out the compressor before the language model, or "
-                "take one that makes grids, such as pool."
+                "take one that makes grids, such as pool; a model that leaves out tokens itself, as VideoLLaMA3 does, "
+                "fits only where it leaves out none."
             )
         self.total, self.shown, self.merging = len(rows.video), rows.shown, True
         self.used, self.part = 0.0, 1.0  # what the layers so far have read, and what came last, in parts of all rows

@@ -354,3 +354,20 @@ def test_encoder_features_of_an_image_are_its_crops_before_the_projector(name: s
     grid = backbone.encode([stock.clip(5, count=1)])[0]["video"]
     assert grid.values.shape[1:] == (backbone.patch_side, backbone.patch_side, backbone.stream_widths["video"])
     assert grid.size == (24, 32) and len(grid.values) > 1
+
+
+@pytest.mark.parametrize("model", ["llava_onevision", "llava_video", "internvl", "qwen3_vl"])
+def test_frames_are_known_where_tokens_are_all_of_a_grid(model: str) -> None:
+    """And the tokens that a model adds to each of them belong to it; of chosen tokens they are not."""
+    backbone = build(model)
+    for method, settings, known in (
+        ("identity", {}, True),
+        ("uniform", {"by": "resolution", "keep": 0.5}, True),
+        ("random", {"keep": 0.5}, False),
+        ("ma_lmm", {"keep": 0.5}, False),
+    ):
+        (video,), (tokens,) = tokens_of(backbone, [stock.clip()], compressors.build(method, **settings))
+        assert (tokens.frame is not None) == known
+        if tokens.frame is not None:
+            of_frames = len(video.projected[0].values) * tokens.frame
+            assert len(tokens) in (of_frames, of_frames + 1)

@@ -177,3 +177,13 @@ def test_what_all_layers_read_is_the_stock_model_also_in_one_with_the_cache() ->
     other = read("sections", build_kv("snapkv", keep=0.5, window=4), layers=everything)
     torch.testing.assert_close(other.logits, one.logits, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(one.kept_rows, other.kept_rows, strict=True))
+
+
+@pytest.mark.parametrize("name", ["pivotkv", "snapkv", "random", "streaming"])
+def test_keys_that_came_are_kept_where_the_budget_has_room(name: str) -> None:
+    """However a KV compressor ranks: rows that did not come take no place of those that did."""
+    free = {"compact_positions": False} if name == "pivotkv" else {}
+    layers, kv = build("fastv", keep=0.6, layer=1), build_kv(name, keep=0.8, **free)
+    came = read("sections", build_kv("random", keep=0.999), layers=layers).keys_per_layer
+    found = read("sections", kv, layers=layers).keys_per_layer
+    assert found[1:] == came[1:] and found[0] < came[0]
