@@ -1,8 +1,9 @@
-"""python -m examples.sample_world.make_vlm --encoders runs/encoders --work runs/vlm
+"""python -m examples.sample_world.make_vlm --work runs/vlm
 
 Trains `sample:vlm`, a VideoGPT+ of the sample's encoders, a pool and a small language model that answers from pooled
-tokens, and packs it as a checkpoint. `--encoders` has the folders clip and internvideo2 that make_backbones writes.
-Stopped and started again, it goes on where it was; runs/vlm/log.jsonl has accuracies by number of tokens and kind.
+tokens, and packs it as a checkpoint. The packaged encoders are first taught varied scenes, each at once and into
+`--encoders`, if they are not there. The rest, stopped and started again, goes on where it was; runs/vlm/log.jsonl has
+accuracies by number of tokens and kind.
 """
 
 import argparse
@@ -10,13 +11,19 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import Tensor
 
-from examples.sample_world.make_backbones import encode_frames
+from examples.sample_world.make_backbones import PATCH, WIDTH, encode_frames, report
+from examples.sample_world.pretrain_encoders import MOVING, STILL, Batch, ObjectReader, batches
+from examples.sample_world.pretrain_encoders import pretrain as pretrain_encoder
 from examples.sample_world.pretrain_vlm import SIDE, Asked, Bank, Seeing, Sight, make_bank, pretrain
 from examples.sample_world.tokenizer import build_tokenizer, unsaid_vocabulary
 from langdc import jsonl
@@ -27,7 +34,7 @@ from langdc.encoders.image import CLIP_MEAN, CLIP_STD, ImageEncoder
 from langdc.encoders.video import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
 from langdc.sample import WEIGHTS
 from langdc.sample.questions import GROUPS
-from langdc.sample.scenes import FRAMES_PER_SEGMENT, SEGMENTS
+from langdc.sample.scenes import FRAMES_PER_SEGMENT, LATEST, SEGMENTS, SIZE
 
 TARGETS = {"whole": 0.90, "pool": 0.85}
 """What the mean of each group of target kinds has to reach, from 512 and from 128 tokens."""
@@ -79,6 +86,34 @@ def package(seeing: Seeing, asked: Asked, encoders: Path, folder: Path, info: di
     save(settings(folder), folder, tensors=tensors(seeing.sight, side), info=info)
 
 
+def teach_encoders(folder: Path, steps: tuple[int, int], seed: int) -> None:
+    """Teach both packaged encoders varied scenes, the image encoder from single frames; what is in `folder` stays."""
+    image, video = (steps[0], STILL, (CLIP_MEAN, CLIP_STD)), (steps[1], MOVING, (IMAGENET_MEAN, IMAGENET_STD))
+    for name, (count, fields, statistics) in {"clip": image, "internvideo2": video}.items():
+        if (folder / name).is_dir():
+            continue
+        encoder = ImageEncoder() if name == "clip" else VideoEncoder()
+        source = batches(seed, 12, SIZE // PATCH, lambda number: (4, 3, 3, 2, None, 1)[number % 6], varied=True)
+        if name == "clip":
+            source = map(partial(one_frame, np.random.default_rng(seed)), source)
+        told = report(name)
+        pretrain_encoder(
+            encoder.model, encode_frames(encoder, *statistics), ObjectReader(WIDTH, fields), source, count, 2.5e-3, told
+        )
+        with jsonl.writing_folder(folder / name) as partial_folder:
+            shutil.copytree(
+                WEIGHTS / name, partial_folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md", "card*")
+            )
+            tensors = {key: tensor.half().contiguous() for key, tensor in encoder.model.state_dict().items()}
+            save_file(tensors, partial_folder / "model.safetensors", {"format": "pt"})
+
+
+def one_frame(rng: np.random.Generator, batch: Batch) -> Batch:
+    """One frame of each segment, after everything has appeared."""
+    frame = [int(rng.integers(LATEST, FRAMES_PER_SEGMENT))]
+    return replace(batch, pixels=batch.pixels[:, frame], cover=batch.cover[:, frame])
+
+
 def bank(file: Path, encoders: Path, size: int, seed: int) -> Bank:
     """The segments in `file`, which is made where it is not there."""
     if not file.is_file():
@@ -117,7 +152,10 @@ def shortfalls(found: dict[str, dict[str, float]]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as far as is left, pack, and say what is missing of the targets; 1 where something is."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[2].strip())
-    parser.add_argument("--encoders", type=Path, required=True)
+    parser.add_argument("--encoders", type=Path, default=Path("runs/vlm/encoders"))
+    parser.add_argument(
+        "--encoder-steps", type=int, nargs=2, default=(600, 1500), help="of the image and the video one"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/vlm"))
     parser.add_argument("--out", type=Path, default=WEIGHTS / "vlm")
     parser.add_argument("--segments", type=int, default=8000, help="segments that are drawn and encoded")
@@ -131,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     options.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
+    teach_encoders(options.encoders, options.encoder_steps, options.seed + 1)
     seen = bank(options.work / "bank.pt", options.encoders, options.segments, options.seed + 1)
     test = bank(options.work / "test.pt", options.encoders, TEST, options.seed + 10**6)
     asked = Asked(build_tokenizer(unsaid_vocabulary()))

@@ -6,6 +6,7 @@ Letters: B segments, T frames, H W patch grid, C width.
 """
 
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -199,25 +200,32 @@ def pretrain(
     learning_rate: float,
     report: Callable[[int, float, float], None],
 ) -> None:
-    """Train an encoder and its reader together with AdamW in bf16 autocast.
+    """Train an encoder and its reader together in bf16 autocast, the blocks' matrices with Muon, the rest with AdamW.
 
-    The rate warms up over 200 steps, stays, and falls linearly over the last fifth.
+    The rate warms up, at most over 200 steps, stays, and falls linearly over the last third.
     """
+    blocks = [p for name, p in encoder.named_parameters() if p.ndim == 2 and re.search(r"\b(blocks|layers)\b", name)]
+    chosen = {id(p) for p in blocks}
     parameters = [*encoder.parameters(), *reader.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 200, 5 * (steps - step) / steps)
-    )
+    rest = [p for p in parameters if id(p) not in chosen]
+    optimizers = [
+        torch.optim.Muon(blocks, lr=learning_rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98)),
+    ]
+    warm = min(200, steps / 10)
     started = time.monotonic()
     for step in range(1, steps + 1):
         batch = next(source)
         with torch.autocast("cpu", torch.bfloat16):
             grid = encode(batch.pixels)
         loss = reader.loss(grid.float(), batch)
-        optimizer.zero_grad()
+        encoder.zero_grad()
+        reader.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * min(1.0, step / warm, 3 * (steps - step + 1) / steps)
+            optimizer.step()
         if step % 100 == 0:
             report(step, loss.item(), time.monotonic() - started)

@@ -45,6 +45,9 @@ LAYOUTS = {"segment": 0.5, "pool": 0.2, "whole": 0.1, "some": 0.2}  # how often 
 FEWEST = 0.04  # the least share of tokens that is kept at random in training
 EVERY, VIDEOS = 250, 200  # steps between two tests, each on so many videos
 TESTED = ("whole", "pool", 0.5, 0.25, 0.1, 0.05)
+WORD_SIZE = 0.2  # standard deviation of embeddings: smaller ones, and what looks them up, are lost in 40 steps of AdamW
+HELD, EARLY = 300, 700  # steps before what looks things up is trained, and before all is read and asked
+EASY, FEW = ("count", "shape", "motion", "left_right", "background"), (12, 16)  # asked until then, K and L
 ROTARY_BASE = 1e6  # so that half of the rotary frequencies hardly turn over a video: see `look_up`
 
 
@@ -139,9 +142,12 @@ class Asked:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, kinds: Sequence[str] = tuple(KINDS)) -> None:
         self.tokenizer, self.encoder, self.kinds = tokenizer, Encoder(tokenizer), tuple(kinds)
 
-    def draw(self, rng: np.random.Generator, video: list[Segment], rounds: int) -> list[tuple[str, str, str]]:
-        """Different questions about a video in random order: (text, answer, kind)."""
-        asked = {q.text: (q.text, q.answer, q.kind) for _ in range(rounds) for q in ask_all(rng, video, self.kinds)}
+    def draw(
+        self, rng: np.random.Generator, video: list[Segment], rounds: int, kinds: tuple[str, ...] = ()
+    ) -> list[tuple[str, str, str]]:
+        """Different questions about a video in random order, of all kinds or of `kinds`: (text, answer, kind)."""
+        kinds = kinds or self.kinds
+        asked = {q.text: (q.text, q.answer, q.kind) for _ in range(rounds) for q in ask_all(rng, video, kinds)}
         found = list(asked.values())
         return [found[i] for i in rng.permutation(len(found))]
 
@@ -156,16 +162,19 @@ class Asked:
             rows[1, number, len(question) - 1 : len(ids) - 1] = reply
         return rows
 
-    def batch(self, rng: np.random.Generator, videos: list[list[Segment]], rounds: int = 3) -> tuple[Tensor, Tensor]:
-        """Ids and labels of the short and of the long questions of each video: [2,B,K,L] each."""
+    def batch(self, rng: np.random.Generator, videos: list[list[Segment]], easy: bool = False) -> tuple[Tensor, ...]:
+        """Ids and labels of short and of long questions about each video, [2,B,K,L] each; `easy`: few short ones."""
         short, long = [], []
         for video in videos:
-            turns = self.draw(rng, video, rounds)
+            turns = self.draw(rng, video, 3, EASY if easy else ())
+            if easy:
+                short.append(self.rows(turns, FEW))
+                continue
             told = [int(n) for n in rng.permutation(SEGMENTS)[: LONG[0] // 2] if len(video[n])]
             described = [(f"describe segment {n + 1}", caption(video[n]), "describe") for n in told]
             short.append(self.rows([turn for turn in turns if turn[2] != "choice"], SHORT))
             long.append(self.rows([*described, *[turn for turn in turns if turn[2] == "choice"]], LONG))
-        return torch.from_numpy(np.stack(short, 1)), torch.from_numpy(np.stack(long, 1))
+        return tuple(torch.from_numpy(np.stack(part, 1)) for part in (short, long) if part)
 
 
 def states(model: Qwen2ForCausalLM, opening: list[int], shown: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
@@ -285,6 +294,7 @@ class Seeing(nn.Module):
         self.model.config._attn_implementation = "branches"
         self.sight = Sight(bank.features.shape[-1], width)
         words = self.model.get_input_embeddings().weight.detach()
+        words *= WORD_SIZE / words.std()
         looks = {
             name: torch.randn(width) * words.std() for name in (*COLOURS, *"1234", *SHAPES, *MOTIONS, *BACKGROUNDS)
         }
@@ -298,6 +308,15 @@ class Seeing(nn.Module):
             look_up(self.model, layer, 3, pairs, 14)
         for layer in range(1, layers):
             look_at_question(self.model, layer, 0)
+
+    def hold(self, held: bool) -> None:
+        """Let what looks things up stay as it is, or be trained too.
+
+        While a model learns what answers look like, nearly random updates would undo it.
+        """
+        layers = self.model.model.layers
+        for part in (self.sight, self.model.get_input_embeddings(), *(layers[n].self_attn for n in range(2))):
+            part.requires_grad_(not held)
 
     def forward(self, opening: list[int], features: Tensor, layout: str | float, rng: Any, asked: Sequence) -> Tensor:
         """The loss of questions about videos; see `loss_of`."""
@@ -319,8 +338,8 @@ def pretrain(
     """Train on freshly composed videos, `size` a step; what is in `folder` already is gone on from.
 
     Every 250 steps `folder` gets the state and, in log.jsonl, accuracies on held-out videos. A step's batch depends on
-    seed and step alone. The rate falls over the last 40 %, unless it is `flat`. Weights are kept in float32 and read
-    in bfloat16.
+    seed and step alone. Easy kinds come first, read from few tokens. The rate falls over the last 40 %, unless it is
+    `flat`. Weights are kept in float32 and read in bfloat16.
     """
     rest = torch.optim.AdamW(seeing.sight.parameters(), lr=peak, weight_decay=0.0, betas=(0.9, 0.98))
     optimizers, file, done = [*build_optimizers(seeing.model, peak), rest], folder / "training.pt", 0
@@ -333,9 +352,10 @@ def pretrain(
     started, losses = time.process_time(), []
     for step in range(done + 1, steps + 1):
         rng = np.random.default_rng([seed, step])
-        layout = list(LAYOUTS)[rng.choice(len(LAYOUTS), p=list(LAYOUTS.values()))]
+        layout = list(LAYOUTS)[rng.choice(len(LAYOUTS), p=list(LAYOUTS.values()))] if step > EARLY else "segment"
+        seeing.hold(step <= HELD)
         videos, features = bank.draw(rng, size)
-        questions = asked.batch(rng, videos)
+        questions = asked.batch(rng, videos, easy=step <= EARLY)
         kept = FEWEST ** rng.random() if layout == "some" else layout
         low = {name: parameter.bfloat16() for name, parameter in seeing.named_parameters()}
         given = (asked.encoder.opening, features.bfloat16(), kept, rng, questions)
@@ -343,7 +363,8 @@ def pretrain(
         seeing.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(seeing.parameters(), 1.0)
-        rate = peak * min(1.0, step / 30) * (1.0 if flat else min(1.0, max(0.02, (1 - step / steps) / 0.4)))
+        warm = step / 30 if step <= HELD else (step - HELD) / 100  # anew for what was held
+        rate = peak * min(1.0, warm, 1.0 if flat else max(0.02, (1 - step / steps) / 0.4))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate

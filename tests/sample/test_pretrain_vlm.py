@@ -1,11 +1,13 @@
 """What teaches the sample's video language model lays out, sees and masks as asking a finished one does."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from examples.sample_world.make_backbones import encode_frames
-from examples.sample_world.make_vlm import card, main, package, shortfalls
+from examples.sample_world.make_vlm import card, main, package, shortfalls, teach_encoders
 from examples.sample_world.pretrain_encoders import coverage
 from examples.sample_world.pretrain_language import build_model
 from examples.sample_world.pretrain_vlm import (
@@ -18,6 +20,7 @@ from examples.sample_world.pretrain_vlm import (
     Sight,
     loss_of,
     make_bank,
+    pretrain,
     states,
     tokens,
 )
@@ -143,6 +146,34 @@ def test_a_packed_model_sees_what_was_trained(real: Bank, asked: Asked, tmp_path
         trained, packed = seeing.model.float().state_dict(), model.backbone.language_model.state_dict()
     assert all(torch.equal(value, packed[name]) for name, value in trained.items())
     assert model.backbone.tokenizer.get_vocab() == TOKENIZER.get_vocab()
+
+
+def test_encoders_are_taught_from_the_packaged_ones(tmp_path: Path):
+    teach_encoders(tmp_path, (1, 1), seed=0)
+    for taught, packaged in (
+        (ImageEncoder(str(tmp_path / "clip")), ImageEncoder()),
+        (VideoEncoder(str(tmp_path / "internvideo2")), VideoEncoder()),
+    ):
+        pairs = zip(taught.model.state_dict().values(), packaged.model.state_dict().values(), strict=True)
+        moved = max((one - other).abs().max().item() for one, other in pairs)
+        assert 0 < moved < 0.1
+    times = {name: (tmp_path / name / "config.json").stat().st_mtime_ns for name in ("clip", "internvideo2")}
+    teach_encoders(tmp_path, (1, 1), seed=0)
+    assert times == {name: (tmp_path / name / "config.json").stat().st_mtime_ns for name in times}, "once is enough"
+
+
+def test_what_looks_things_up_is_held_at_first(real: Bank, asked: Asked, tmp_path: Path, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr("examples.sample_world.pretrain_vlm.HELD", 1)
+    monkeypatch.setattr("examples.sample_world.pretrain_vlm.TESTED", ())
+    seeing, before = Seeing(TOKENIZER, real, 128, 3), {}
+    for steps, held in ((1, True), (2, False)):
+        before = {name: value.clone() for name, value in seeing.state_dict().items()}
+        pretrain(seeing, asked, real, real, tmp_path, steps=steps, size=2, peak=1e-3, seed=0, flat=True)
+        changed = {name for name, value in seeing.state_dict().items() if not torch.equal(value, before[name])}
+        assert "model.model.layers.2.self_attn.q_proj.weight" in changed
+        held_ones = {"sight.projectors.0.weight", "model.model.layers.0.self_attn.q_proj.weight"}
+        assert not changed & held_ones if held else held_ones <= changed
 
 
 def test_the_training_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
