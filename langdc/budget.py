@@ -36,6 +36,12 @@ class Budget:
         # 0.29 of 100 is 29, though the product is 28.999999999999996
         return max(1, math.floor(self.share(total) * total + 1e-9))
 
+    def least(self, share: float, total: int) -> str:
+        """Advice for a budget that is too small, in its own unit, where `share` of `total` tokens is enough."""
+        if self.tokens is None:
+            return f"keep to at least {math.ceil(share * 1000) / 1000}"
+        return f"tokens to at least {math.ceil(share * total - 1e-6)}"
+
     def covers(self, total: int) -> bool:
         """Whether nothing need be dropped."""
         return self.of(total) >= total

@@ -13,6 +13,8 @@ from langdc.modelfiles import reading
 
 _METHODS = {"evs": ("released", ("qwen2_5_vl", "qwen3_vl")), "vidcom2": ("vllm", ("qwen3_vl",))}
 """Compressors that are in vLLM: the variant that keeps its tokens, and the models in which it has them."""
+MODELS = frozenset(model for _, models in _METHODS.values() for model in models)
+"""The models whose videos vLLM compresses."""
 _MOST_FRAMES, _MOST_FPS = 768, 30  # of its readers of videos
 _INSTEAD = (
     "Where tokens are numbered one after the other, its language model can be served all the same: export without "

@@ -95,7 +95,7 @@ class DyCokeDecoding(BudgetedKV):
             least = (self._first + (layers - self._first) / video) / layers
             raise ValueError(
                 f"{self._first} of {layers} layers read all {video} keys of the video, which is more than the share of "
-                f"{self.share:.3g} on average over layers. Set keep to at least {math.ceil(least * 1000) / 1000}, or "
+                f"{self.share:.3g} on average over layers. Set {self.budget.least(least, len(self.plan.embeds))}, or "
                 "layer to less."
             )
         return count

@@ -48,12 +48,12 @@ class BudgetedLayers(LayerCompressor):
         lengths = [stop - start for start, stop in zip(first, [*first[1:], layers], strict=True)]
         budget = self.budget.share(rows.shown) * total
         allowed = budget * layers - first[0] * total
-        if allowed < layers - first[0]:
+        if allowed < layers - first[0] - 1e-6:
             least = (first[0] * total + layers - first[0]) / layers / total
             raise ValueError(
                 f"{type(self).__name__} lets {first[0]} of {layers} layers read all {total} tokens of a video, on "
-                f"average {first[0] * total / layers:.0f}; a budget of {budget:.0f} is less. Set keep to at least "
-                f"{math.ceil(least * 1000) / 1000}, or drop after an earlier layer."
+                f"average {first[0] * total / layers:.0f}; a budget of {budget:.0f} is less. Set "
+                f"{self.budget.least(least, rows.shown)}, or drop after an earlier layer."
             )
         low, high = 0.0, 1.0
         for _ in range(50):

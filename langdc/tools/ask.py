@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from langdc.compressors import compressors
 from langdc.config import MethodConfig, load
+from langdc.kvcompressors import kvcompressors
+from langdc.layercompressors import layercompressors
 from langdc.log import screen
 from langdc.pipeline import VideoLM
 from langdc.sample.render import draw_video
@@ -61,7 +64,7 @@ def add_model(parser: argparse.ArgumentParser, required: bool = False, inside: b
 
 
 def _ask(options: argparse.Namespace, model: str, video: Path, question: str, truth: list[str] | None = None) -> None:
-    shared.check_text(question)
+    shared.check_asked(video, question, options.max_new_tokens)
     lm = VideoLM.from_pretrained(model, **method(options), **shared.place(options))
     _show(lm.ask(video, question, max_new_tokens=options.max_new_tokens), truth)
 
@@ -69,7 +72,7 @@ def _ask(options: argparse.Namespace, model: str, video: Path, question: str, tr
 def _ask_about_sample(options: argparse.Namespace) -> int:
     """Ask about a video that is drawn for the seed, and show the caption of each of its segments."""
     question = options.question or options.video or _SAMPLE_QUESTION
-    shared.check_text(question)
+    shared.check_asked(None, question, options.max_new_tokens)
     if options.seed < 0:
         raise ValueError(f"The seed is {options.seed}; give 0 or more.")
     rng = np.random.default_rng([options.seed, 7])
@@ -97,7 +100,10 @@ def method(options: argparse.Namespace) -> dict[str, Any]:
     if options.kv:
         if "kv" in chosen:
             raise ValueError(f"--compressor {options.compressor} works in the cache already; leave out --kv.")
-        chosen["kv"] = {"name": options.kv, **budget}
+        name = options.kv.removeprefix("kv:")
+        if name not in kvcompressors.names() and (name in compressors.names() or name in layercompressors.names()):
+            raise ValueError(f"Unknown kvcompressor {name!r}. It works elsewhere; give it by --compressor.")
+        chosen["kv"] = {"name": name, **budget}
     return {**chosen, **shared.selector(options), "backbone": shared.backbone(options)}
 
 

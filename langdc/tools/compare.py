@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"--out {out}: give a file in a folder that exists.")
     check_output(out)
-    shared.check_text(options.question)
+    shared.check_asked(options.video, options.question, options.max_new_tokens)
     names = options.compressors or _training_free()
     console = screen(soft_wrap=False)
     with console.status("asking ..."):

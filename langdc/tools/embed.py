@@ -13,6 +13,7 @@ from torch import Tensor
 
 from langdc import jsonl
 from langdc.backbones.inputs import text_inputs
+from langdc.convert.vllm import MODELS
 from langdc.log import screen
 from langdc.pipeline import VideoLM
 from langdc.tools import options as shared
@@ -33,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = options.out
     if out.suffix != ".safetensors":
         raise ValueError(f"--out {out}: give a name that ends in .safetensors.")
+    if not options.server and (stale := out.with_suffix(".json")).exists():
+        raise ValueError(f"{stale} is there already, of another prompt perhaps. Delete it, or add --for vllm.")
     files = [out, *([out.with_suffix(".json")] if options.server else [])]
     for file in files:
         jsonl.check_output(file)
-    shared.check_text(options.question)
+    shared.check_asked(options.video, options.question, options.max_new_tokens)
     chosen = method(options)
     _refuse([chosen[kind]["name"] for kind in INSIDE if kind in chosen])
     lm = VideoLM.from_pretrained(options.model, **chosen, **shared.place(options))
@@ -67,10 +70,12 @@ def prompt_embeds(lm: VideoLM, path: str | Path, question: str) -> Tensor:
     backbone = lm.model.backbone
     inputs = text_inputs(backbone, [lm.prompt(question, video)], [[tokens]])
     name, places = type(backbone).__name__, inputs.positions
+    compressing = not MODELS.isdisjoint(getattr(backbone, "model_types", ()))
+    instead = "Have vLLM compress the video (docs/serving.md), or take" if compressing else "Take"
     if inputs.extra:
         raise ValueError(
             f"{name} gives its language model more of this video than its input ({', '.join(inputs.extra)}), and "
-            "embeddings are all that a server takes. Have vLLM compress it (docs/serving.md), or take a model without."
+            f"embeddings are all that a server takes. {instead} a model without."
         )
     if inputs.spliced[0].padding is not None:
         raise ValueError(
@@ -80,7 +85,7 @@ def prompt_embeds(lm: VideoLM, path: str | Path, question: str) -> Tensor:
     if not (places == torch.arange(places.shape[2], device=places.device)).all():
         raise ValueError(
             f"{name} numbers a video's tokens by time, row and column; a server numbers embeddings one after the "
-            "other. Have vLLM compress the video (docs/serving.md), or take a model with one axis of positions; where "
+            f"other. {instead} a model with one axis of positions; where "
             "a compressor makes new tokens, one that was trained with the backbone's new_tokens: words fits, too."
         )
     return inputs.embeds[0].clone()

@@ -1,10 +1,13 @@
 """Options that `langdc ask`, `langdc compare` and `langdc embed` share."""
 
 import argparse
+import inspect
+from pathlib import Path
 from typing import Any
 
 from langdc import compat
 from langdc.configfiles import parse_yaml
+from langdc.frameselectors import frameselectors
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +70,15 @@ def selector(options: argparse.Namespace) -> dict[str, Any]:
     found = parse_yaml(options.select, "--select")
     if not isinstance(found, str | dict):
         raise ValueError(f"--select {options.select}: give a name, or {{name: ..., settings}}. See: docs/videos.md")
+    given = {"name": found} if isinstance(found, str) else found
+    if "name" in given and "scorer" not in given:
+        needed = inspect.signature(frameselectors.get(given["name"])).parameters.get("scorer")
+        if needed is not None and needed.default is needed.empty:
+            name = given["name"]
+            raise ValueError(
+                f"The frameselector {name!r} needs the setting scorer: for example --select "
+                f"'{{name: {name}, scorer: {{model: FOLDER}}}}'; see docs/videos.md."
+            )
     return {"frames": found}
 
 
@@ -74,9 +86,17 @@ def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def check_text(text: str) -> None:
-    """ValueError for an argument that the terminal sent in another encoding than UTF-8."""
+def check_asked(video: str | Path | None, question: str, max_new_tokens: int) -> None:
+    """ValueError, before a model is loaded, for a question in another encoding than UTF-8, a reply of no length, or a
+    folder of frames, whose rate no option says.
+    """
     try:
-        text.encode()
+        question.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"The question {text!r} is not valid UTF-8. Set the terminal to UTF-8.") from None
+        raise ValueError(f"The question {question!r} is not valid UTF-8. Set the terminal to UTF-8.") from None
+    if max_new_tokens < 1:
+        raise ValueError(f"`max_new_tokens` must be greater than 0, but is {max_new_tokens}.")
+    if video is not None and Path(video).is_dir():
+        raise ValueError(
+            f"{video} is a folder; langdc ask, compare and embed take a file. In Python: lm.open(folder, fps=...)."
+        )

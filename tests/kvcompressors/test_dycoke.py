@@ -111,11 +111,13 @@ def test_what_it_says_to_settings_that_leave_nothing() -> None:
     for settings, said in (
         ({"keep": 0.3}, r"1 of 3 layers read all keys of a video; keep=0.3 .* Set keep to more than 0\.334"),
         ({"keep": 0.34}, r"1 of 3 layers read all 48 keys of the video, .* Set keep to at least 0\.348"),
+        ({"tokens": 20}, r"1 of 3 layers read all 48 keys .* Set tokens to at least 21, or layer"),
         ({"keep": 0.5, "layer": 3}, "layer=3 of 3: .* one of 1 to 2"),
         ({"keep": 0.5, "layer": 0}, "layer=0 of 3"),
     ):
         with pytest.raises(ValueError, match=said):
             read("one axis", build("dycoke_decoding", **settings))
+    read("one axis", build("dycoke_decoding", tokens=21))
     with pytest.raises(ValueError, match="variant='paper'"):
         build("dycoke_decoding", keep=0.5, variant="paper")
     assert (

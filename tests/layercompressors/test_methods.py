@@ -232,8 +232,16 @@ def test_numbers_of_rows_use_up_the_budget(first: list[int], keep: float) -> Non
 @pytest.mark.parametrize("name", layercompressors.names())
 def test_a_budget_of_which_nothing_is_left(name: str) -> None:
     member, rows = build(name, tokens=1), rows_of((1, 24, 3), layers=4)
-    with pytest.raises(ValueError, match="Set keep to at least"):
+    with pytest.raises(ValueError, match="to at least"):
         member.keep(min(member.begin(rows)), rows)
+
+
+def test_the_least_number_of_tokens_is_named() -> None:
+    """Also for a chunk that has half of the prompt's video: 2 of 8 layers read all 24, the others 1."""
+    rows = replace(rows_of((1, 24, 3), layers=8), shown=48)
+    with pytest.raises(ValueError, match="Set tokens to at least 14, or drop after"):
+        build("fastv", tokens=13, layer=2).begin(rows)
+    build("fastv", tokens=14, layer=2).begin(rows)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,10 @@ def test_ask_says_tokens_before_and_after(mp4: Path, capsys) -> None:
 def test_ask_drops_keys_by_name_or_beside_another(mp4: Path, capsys) -> None:
     assert command("ask", mp4, "--compressor", "pivotkv", "--keep", "0.5") == 0
     assert "keys per layer" in capsys.readouterr().out
+    assert command("ask", mp4, "--kv", "kv:random", "--keep", "0.5") == 0
+    assert "keys per layer" in capsys.readouterr().out
+    assert command("ask", mp4, "--kv", "fastv", "--keep", "0.5") == 2
+    assert "It works elsewhere; give it by --compressor" in capsys.readouterr().err
     for first, kv in (("dpselect", "pivotkv"), ("fastv", "snapkv")):
         assert command("ask", mp4, "--compressor", first, "--kv", kv, "--keep", "0.5") == 0
         assert "keys per layer" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from langdc.tools.embed import prompt_embeds
 from tests import imagetext, stock, tiny
 
 QUESTION = "what is in the video ?"
+EVS = ("--compressor", "evs", "--keep", "0.5")
 
 
 def written(tmp_path: Path, model: object, *words: str) -> Path:
@@ -126,18 +127,20 @@ def test_the_frame_selector_is_recorded_from_an_option_or_a_file(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("model", "words", "said"),
+    ("model", "served", "said"),
     [
-        ("tiny:qwen2_vl", ("--compressor", "evs", "--keep", "0.5"), "by time, row and column"),
-        ("tiny:qwen3_vl", ("--compressor", "evs", "--keep", "0.5"), "deepstack_visual_embeds"),
+        ("qwen2_vl", False, "by time, row and column"),
+        ("qwen2_5_vl", True, "by time, row and column"),
+        ("qwen3_vl", True, "deepstack_visual_embeds"),
+        ("qwen3_5", False, "by time, row and column"),
     ],
 )
-def test_what_embeddings_alone_do_not_say(
-    tmp_path: Path, capsys, model: str, words: tuple[str, ...], said: str
-) -> None:
+def test_what_embeddings_alone_do_not_say(tmp_path: Path, capsys, model: str, served: bool, said: str) -> None:
+    """vLLM is named where it compresses videos of the model."""
     out, clip = tmp_path / "found.safetensors", stock.mp4(tmp_path, count=8, fps=4)
-    assert main(["embed", str(clip), QUESTION, "--model", model, "--out", str(out), *words]) == 2
-    assert said in capsys.readouterr().err and not out.exists()
+    assert main(["embed", str(clip), QUESTION, "--model", f"tiny:{model}", "--out", str(out), *EVS]) == 2
+    error = capsys.readouterr().err
+    assert said in error and ("vLLM" in error) == served and not out.exists()
 
 
 def test_padding_among_the_rows_is_refused(tmp_path: Path) -> None:
@@ -151,6 +154,26 @@ def test_padding_among_the_rows_is_refused(tmp_path: Path) -> None:
     lm.compress = padded
     with pytest.raises(ValueError, match="soft_token 'at'"):
         prompt_embeds(lm, stock.mp4(tmp_path, count=8, fps=4), "what happens ?")
+
+
+def test_what_is_refused_before_a_model_is_loaded(tmp_path: Path, capsys) -> None:
+    """A body of another prompt stays as it is."""
+    body = tmp_path / "found.json"
+    body.write_text("{}")
+    words = [QUESTION, "--model", "nowhere", "--out", str(tmp_path / "found.safetensors")]
+    for video, more, said in (
+        ("clip.mp4", (), "found.json is there already"),
+        ("clip.mp4", ("--for", "vllm", "--max-new-tokens", "-3"), "must be greater than 0, but is -3"),
+        (str(tmp_path), ("--for", "vllm"), "is a folder; langdc ask, compare and embed take a file"),
+        (
+            "clip.mp4",
+            ("--for", "vllm", "--select", "aks"),
+            "'{name: aks, scorer: {model: FOLDER}}'; see docs/videos.md",
+        ),
+    ):
+        assert main(["embed", video, *words, *more]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert body.read_text() == "{}"
 
 
 def test_the_name_of_the_file(tmp_path: Path, capsys) -> None:
