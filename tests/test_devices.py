@@ -21,6 +21,7 @@ PLANS = [
 
 # Who starts a run decides where it runs; all else goes by where its tensors or its model are.
 ASK_THE_MACHINE = {
+    "langdc/conformance/test_frameselector.py",  # a selector's model runs where users have it
     "langdc/devices.py",
     "langdc/distributed.py",
     "langdc/evaluate/identity.py",  # names the hardware in a header

@@ -136,7 +136,8 @@ class VideoLlama3(StockBackbone):
         """Without the tokens that the model's own compression leaves out."""
         uncompressed = tokens.source is not None and len(tokens) == prod(video.grid)
         if uncompressed and not video.is_image and (marks := video.encoder["video"].extra):
-            tokens = tokens.take(marks[0].flatten().nonzero()[:, 0])
+            changed = marks[0].flatten().nonzero()[:, 0]
+            tokens = tokens if len(changed) == len(tokens) else tokens.take(changed)
         return tokens
 
     def written(self, video: VideoFeatures, segment_steps: int) -> str:

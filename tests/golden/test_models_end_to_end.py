@@ -214,7 +214,7 @@ def test_pyramiddrop(name: str) -> None:
     case = CASES[name]
     at, shown = case["settings"]["at"], case["shape"][1]
     member = build("pyramiddrop", keep=0.9, at=tuple(layer / case["layers"] for layer in at))
-    member.counts = lambda rows, first: [int(shown * share) for share in case["settings"]["ratios"]]
+    member.counts = lambda rows: [int(shown * share) for share in case["settings"]["ratios"]]
     check(read(name, member, renumbered=True), name, at)
 
 
@@ -229,10 +229,7 @@ def behind(rows: Rows, video: Tensor, kept: int) -> Rows:
 def test_sparsevlm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With merged rows behind the others, and positions numbered anew at every stage, as the release has them."""
     case, after = CASES[name], (2, 6, 15)
-    (_, shown, _), stages, counts, chosen = case["shape"], case["settings"]["stages"], [], []
-    for stage in stages:
-        left = counts[-1] if counts else shown
-        counts.append(stage + sparsevlm.recycled(left - stage)[1])
+    stages, chosen = case["settings"]["stages"], []
 
     def noted(rows: Rows, video: Tensor) -> Rows:
         stage = stages[len(chosen)]
@@ -240,8 +237,7 @@ def test_sparsevlm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return behind(rows, video, stage)
 
     monkeypatch.setattr(sparsevlm, "going_on", noted)
-    keep = mean_of(case, {layer + 1: count for layer, count in zip(after, counts, strict=True)})
-    found = read(name, build("sparsevlm", keep=keep, stages=tuple(stages), after=after), renumbered=True)
+    found = read(name, build("sparsevlm", stages=tuple(stages), after=after), renumbered=True)
     assert chosen == [stored()[f"{name}.kept{stage}"].tolist() for stage in range(3)]
     torch.testing.assert_close(found.logits, stored()[f"{name}.logits"], atol=1e-5, rtol=0)
 
