@@ -25,7 +25,7 @@ class BudgetedLayers(LayerCompressor):
 
     @abstractmethod
     def first(self, layers: int) -> list[int]:
-        """The layers, of so many, from which on fewer rows of the video are read."""
+        """The layers, of `layers` in all, before which rows of the video are dropped."""
 
     def check(self, layers: int) -> None:
         first, keep = self.first(layers), self.budget.keep
