@@ -129,7 +129,7 @@ class KVCompressor(ABC):
     the other methods only `begin` is called."""
 
     def check(self, layers: int) -> None:
-        """ValueError if it cannot work in a language model with `layers` layers, whatever the prompt; default: it can."""
+        """ValueError if it cannot work in a language model of `layers` layers, with any prompt; default: it can."""
         return
 
     @abstractmethod
@@ -217,13 +217,13 @@ class LayerCompressor(ABC):
     paper: ClassVar[str] = ""
     """Where the method was published."""
     halfway: ClassVar[bool] = False
-    """Whether rows leave between a layer's attention and its feed-forward part, which then reads only those that stay."""
+    """Whether rows leave between a layer's attention and its feed-forward part, which reads only those that stay."""
     needs: frozenset[str] = frozenset()
     """What it reads beside states: the attention that the "last" row pays, or each row of the "question"; with "next",
     that which they would pay in the layer that follows; "keys"; "normed"; "frames": `Rows.in_frame`."""
 
     def check(self, layers: int) -> None:
-        """ValueError if it cannot work in a language model with `layers` layers, whatever the prompt; default: it can."""
+        """ValueError if it cannot work in a language model of `layers` layers, with any prompt; default: it can."""
         return
 
     @abstractmethod

@@ -1,9 +1,9 @@
 """python -m examples.sample_world.make_vlm --work runs/vlm
 
 Trains `sample:vlm`, a VideoGPT+ of the sample's encoders, a pool and a small language model that answers from pooled
-tokens, and packs it as a checkpoint. The packaged encoders are first taught varied scenes, each at once and into
-`--encoders`, if they are not there. The rest, stopped and started again, goes on where it was; runs/vlm/log.jsonl has
-accuracies by number of tokens and kind.
+tokens, and packs it as a checkpoint. First it teaches the packaged encoders varied scenes and writes them to
+`--encoders`, unless that folder has them; an encoder that is interrupted starts over. The training of the language
+model resumes where it was interrupted. runs/vlm/log.jsonl has accuracies by number of tokens and kind.
 """
 
 import argparse
