@@ -116,7 +116,7 @@ def report(argv: Sequence[str] | None = None) -> int:
 def _rich(table: Table) -> list[rich.table.Table]:
     """The table in parts, since one is too wide for a terminal: accuracy by kind; cost and comparison; the rest."""
     accuracy = ["entry", "accuracy %", "95 % interval", "judged %", "judge's score"]
-    accuracy += [title for title in table.titles if title.startswith("kind ")] + ["failed", "unparsed"]
+    accuracy += [title for title in table.titles if title.startswith(("group ", "kind "))] + ["failed", "unparsed"]
     about = ["entry", *(title for title in table.titles if title.startswith(ABOUT_MODEL))]
     cost = ["entry", *(title for title in table.titles if title not in (*accuracy, *about))]
     parts = [_part("Accuracy", accuracy, table, chance=True), _part("Tokens, cost, comparison", cost, table)]

@@ -130,11 +130,15 @@ class Result:
 
     @cached_property
     def groups(self) -> dict[str, tuple[Estimate | None, float]]:
-        """By the label "group" of target questions, their accuracy and that of the most frequent answers, as above."""
+        """By the label "group" of target questions, their accuracy and that of the most frequent answers, as above; empty
+        where all are of one group.
+        """
         found: dict[str, list[dict]] = {}
         for line in self.targets:
             if group := (line.get("labels") or {}).get("group"):
                 found.setdefault(group, []).append(line)
+        if any(len(lines) == len(self.targets) for lines in found.values()):
+            return {}
         return {
             name: (self._mean([x["score"] for x in lines], lines), self._chance(lines)) for name, lines in found.items()
         }
