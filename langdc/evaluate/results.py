@@ -130,8 +130,8 @@ class Result:
 
     @cached_property
     def groups(self) -> dict[str, tuple[Estimate | None, float]]:
-        """By the label "group" of target questions, their accuracy and that of the most frequent answers, as above; empty
-        where all are of one group.
+        """By the label "group" of target questions, their accuracy and that of the most frequent answers, as above.
+        Empty where all are of one group, which would say the same twice.
         """
         found: dict[str, list[dict]] = {}
         for line in self.targets:
