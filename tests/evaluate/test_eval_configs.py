@@ -64,7 +64,7 @@ def test_the_sweep_of_the_sample_has_every_training_free_method():
     for part, zoo in (("compressor", compressors), ("layers", layercompressors), ("kv", kvcompressors)):
         budgeted = {name for name in zoo.names() if "keep" in inspect.signature(zoo.get(name)).parameters}
         trained = {name for name in budgeted if "width" in inspect.signature(zoo.get(name)).parameters}
-        assert {(part, name) for name in budgeted - trained} <= used
+        assert {(part, name) for name in budgeted - trained - {"framefusion"}} <= used  # it takes one stream
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
