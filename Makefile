@@ -68,10 +68,8 @@ test-real: $(REAL_READY) ## train and ask LangDC on a real language model, SmolL
 	$(REAL)/bin/python -m pytest tests/real
 
 docs: $(DOCS_READY) ## run the notebook and build the site, site/, with its links checked, in an environment of its own, .venv-docs
-	PYTHONWARNINGS="ignore:IProgress not found" $(DOCS)/bin/jupyter-nbconvert --log-level WARN \
-		--execute --ExecutePreprocessor.timeout=120 \
-		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=log \
-		--to markdown --output-dir build/examples examples/first_steps.ipynb
+	PYTHONWARNINGS="ignore:IProgress not found" $(DOCS)/bin/jupyter-nbconvert --log-level WARN --execute \
+		--ExecutePreprocessor.timeout=120 --to markdown --output-dir build/examples examples/first_steps.ipynb
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
 
 torture: $(READY) ## kill the commands that write, fill their disks, and see whether they resume: TORTURE=full SEED=1 ONLY=kills,stage2
@@ -142,7 +140,7 @@ $(RAY_READY): $(READY) constraints/test.txt
 	@touch $@
 
 $(DOCS_READY): $(READY) constraints/test.txt
-	@echo "About 40 MB will be downloaded and 150 MB written to $(DOCS), which stands on $(VENV)."
+	@echo "About 40 MB will be downloaded and 230 MB written to $(DOCS), which stands on $(VENV)."
 	$(call stand_on,$(DOCS))
 	$(DOCS)/bin/python -m pip install --disable-pip-version-check -c constraints/test.txt -e ".[docs]"
 	@touch $@
