@@ -1,4 +1,4 @@
-"""Every command of the guides runs, in order, on generated videos and small models."""
+"""Every command of the guides and the README runs, in order, on generated videos and small models."""
 
 import csv
 import re
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import langdc.sample
+from langdc import tiny
 from langdc.cli import main
-from langdc.data.records import read_records
+from langdc.data.records import read_records, write_records
 from langdc.sample.dataset import make_dataset
-from tests.test_readme import ROOT, blocks, commands
+from tests.scripts.test_export_vllm import EVS, tuned
+from tests.test_readme import README, ROOT, blocks, commands
 
 SMALL = {
     "Qwen/Qwen2.5-VL-7B-Instruct": "tiny:qwen2_5_vl",
@@ -26,6 +29,19 @@ SMALL = {
     "train.steps=40": "train.steps=2",
 }
 """What the tests put in the place of full size."""
+
+ELSEWHERE = {
+    "pip install": "tests/test_wheel.py installs the wheel",
+    "make ": ".ci/run makes test; quickstart takes ten minutes",
+    "--processes 8": "tests/train/test_recipe_chain.py runs the chain, tests/train/test_deepspeed.py the launchers",
+    "deepspeed ": "so does this one",
+    "torchrun ": "tests/evaluate/test_processes.py runs it, with few processes",
+    "langdc eval": "it asks the models of quickstart; tests/test_wheel.py runs it with few videos",
+    "langdc report": "the same",
+    "data benchmark": "tests/evaluate/tasks/ runs it on folders in the published formats",
+    "langdc convert": "tests/scripts/ runs it on releases in the published formats",
+}
+"""Which commands of the README are not run here, by a part of them, and why."""
 
 
 def small(text: str) -> str:
@@ -42,9 +58,13 @@ def files_of(page: Path) -> dict[str, str]:
 
 def run(page: Path) -> None:
     for command in commands(page):
-        words = shlex.split(small(command))
-        assert words[0] == "langdc", command
-        assert main(words[1:]) == 0, command
+        typed(small(command))
+
+
+def typed(command: str) -> None:
+    words = shlex.split(command)
+    assert words[0] == "langdc", command
+    assert main(words[1:]) == 0, command
 
 
 def clips(folder: Path, split: str, to: Path) -> list:
@@ -54,6 +74,22 @@ def clips(folder: Path, split: str, to: Path) -> list:
     for record in records:
         shutil.copy(folder / str(record.video), to)
     return records
+
+
+def write_table(file: Path, header: str, records: list) -> None:
+    """Three questions of each record as a CSV table."""
+    with file.open("w", newline="") as out:
+        table = csv.writer(out)
+        table.writerow(header.split(","))
+        for record in records:
+            asked = [question for question in record.questions if not question.options][:3]
+            table.writerows([Path(str(record.video)).name, q.question, q.answer, q.kind] for q in asked)
+
+
+def stand_in(name: str, target: str | Path) -> None:
+    """What a command names, in the folder where it is typed."""
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).symlink_to(target)
 
 
 @pytest.fixture
@@ -71,12 +107,7 @@ def test_fine_tuning_from_a_folder_and_a_table(made: Path) -> None:
     files = files_of(page)
     header = files.pop("train.csv").splitlines()[0]
     for split in ("train", "test"):
-        with Path(f"{split}.csv").open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(header.split(","))
-            for record in clips(made, split, Path("clips")):
-                asked = [question for question in record.questions if not question.options][:3]
-                table.writerows([Path(str(record.video)).name, q.question, q.answer, q.kind] for q in asked)
+        write_table(Path(f"{split}.csv"), header, clips(made, split, Path("clips")))
     for name, text in files.items():
         Path(name).write_text(text)
     assert {"finetune.yaml", "evaluate.yaml"} == files.keys() and blocks(page, "console")
@@ -98,3 +129,23 @@ def test_langdc_from_videos_without_annotations(made: Path) -> None:
     assert len(records) == 6 and all(len(record.segments) == 4 and record.questions for record in records)
     table = Path("runs/own/eval/table.md").read_text()
     assert "langdc" in table and "the teacher" in table
+
+
+@pytest.mark.slow
+def test_the_readme_as_typed(made: Path) -> None:
+    for name in ("runs/sample/langdc/stage3", "runs/langdc_3b/stage3_choice", "runs/mine"):
+        stand_in(name, langdc.sample.weights("langdc"))
+    stand_in("Qwen/Qwen2.5-VL-7B-Instruct", tiny.folder("qwen2_5_vl"))
+    stand_in("DIR", tiny.folder("qwen2_vl"))
+    tuned(Path("runs/evs"), "qwen2_5_vl", EVS)
+    records = clips(made, "train", Path("clips"))
+    write_table(Path("train.csv"), "video,question,answer,kind", records)
+    stand_in("clip.mp4", made / str(records[0].video))
+    shutil.copytree(made / "videos", "videos")
+    write_records("mine.jsonl", records[:2])
+    write_records("test.jsonl", read_records(made / "test.jsonl"))
+    Path("finetune.yaml").write_text(files_of(ROOT / "docs/finetune.md")["finetune.yaml"])
+    run_here = [one for one in commands(README) if not any(part in one for part in ELSEWHERE)]
+    assert len(run_here) > 15 and all(any(part in one for one in commands(README)) for part in ELSEWHERE)
+    for command in run_here:
+        typed(command)
