@@ -1,5 +1,6 @@
 """What the README tells people to type exists, and its Python snippets run."""
 
+import json
 import re
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def test_overrides_in_commands_are_accepted():
             continue
         overrides = re.findall(r"(?<=\s)[a-z_][\w.]*=\S+", command[given.end() :])
         load(kind_of(command.partition("--config")[0]), ROOT / given[1], overrides)
+
+
+def test_the_notebook_has_no_outputs():
+    cells = json.loads((ROOT / "examples/first_steps.ipynb").read_text())["cells"]
+    assert cells and not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
 def kind_of(application: str) -> type[BaseModel]:
