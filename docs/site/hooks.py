@@ -40,8 +40,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """A page's text, with links to notebooks turned to the pages that are made of them."""
-    return markdown.replace(".ipynb)", ".md)")
+    """A page's text, with links to notebooks turned to the pages that are made of them, and without the backslash that
+    code hosts, unlike mkdocs, want before a bar in code in a table.
+    """
+    return re.sub(r"`[^`\n]+`", lambda code: code[0].replace(r"\|", "|"), markdown.replace(".ipynb)", ".md)"))
 
 
 def methods(package: Path) -> str:
