@@ -36,8 +36,8 @@ class LangDC(TokenCompressor):
     `captioner`: source of the light language model; `prompt`, `layer`, `soft_token`, `max_soft_tokens` as in
     `Captioner`. `base`: {"name": ..., ...} of a compressor whose tokens come first (the dual form), None for captions
     only. `segment_marker`: a learned token before each segment's (ours; the paper has none), for up to `max_segments`
-    segments. `grounded` (ours): to each token is added what it looks at, true or by these heads of the layer that reads
-    the states: encoder features, and step, row and column, weighted by attention, through a map that starts at zero.
+    segments. `grounded` (ours): each token gets what it looks at, by all or by these heads of the layer that reads the
+    states: unit encoder features, and step, row and column, weighted by attention, through a map that starts at zero.
 
     With soft_token="released" all segments of a video take as many positions as the longest one, as in the authors'
     code: the others are padded; the prompt does not attend to padding, the reply does. Captions written in the dual
@@ -209,8 +209,9 @@ class LangDC(TokenCompressor):
         streams = [self._pooled(videos, name, encoder_values(videos, name)) for name in names]
         looks, found = self.captioner.looks(visual, output, self.heads), []
         for states, look, *grids in zip(output.states, looks, *streams, strict=True):
-            shares = look.to(grids[0].dtype).split([grid.shape[:3].numel() for grid in grids], 1)
-            means = [share @ grid.flatten(0, 2) for share, grid in zip(shares, grids, strict=True)]
+            shares = look.split([grid.shape[:3].numel() for grid in grids], 1)
+            units = [F.normalize(grid.flatten(0, 2).float(), dim=1) for grid in grids]
+            means = [share @ unit for share, unit in zip(shares, units, strict=True)]
             place = look @ torch.cat([_places(grid) for grid in grids])
             found.append(torch.cat([part.to(states.dtype) for part in (states, *means, place)], 1))
         return found

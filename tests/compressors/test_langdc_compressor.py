@@ -303,10 +303,11 @@ def test_what_is_looked_at_is_the_weighted_mean_of_encoder_features_and_places()
         expected = torch.zeros(len(flat[number]), 24 + 32 + 3)
         for first, name, side, column, wide in ((0, "image", 3, 0, 24), (36, "video", 2, 24, 32)):
             pooled = slow_pool(videos[0].encoder[name].values[4 * number : 4 * number + 4], side)
+            unit = pooled / pooled.norm(dim=-1, keepdim=True)
             for at in range(4 * side * side):
                 step, row, place = at // side**2, at // side % side, at % side
                 share = look[:, first + at, None]
-                expected[:, column : column + wide] += share * pooled[step, row, place]
+                expected[:, column : column + wide] += share * unit[step, row, place]
                 middle = [(2 * i + 1) / n - 1 for i, n in ((step, 4), (row, side), (place, side))]
                 expected[:, -3:] += share * torch.tensor(middle)
         torch.testing.assert_close(state[:, compressor.captioner.width :], expected, atol=1e-5, rtol=1e-5)
