@@ -272,7 +272,7 @@ def _shares(query: Tensor, key: Tensor, heads: Sequence[int] | None) -> Tensor:
     """The attention that scaled queries [h,n,E] share among keys [G,K,E], the mean over `heads`: [n,K] in float32."""
     scores = query.reshape(len(key), -1, query.shape[2]) @ key.mT
     weights = scores.float().softmax(-1).view(*query.shape[:2], key.shape[1])
-    return (weights if heads is None else weights[list(heads)]).mean(0)
+    return (weights if heads is None else torch.stack([weights[head] for head in heads])).mean(0)
 
 
 def _padded(rows: list[Tensor], side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
