@@ -148,6 +148,37 @@ def using(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+@contextmanager
+def attending(config: Any, name: str) -> Iterator[None]:
+    """Inside the block models of this config attend by the function of that name."""
+    before, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _note(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, noted: list[Any], **others: Any
+) -> tuple[Tensor, None]:
+    noted += query, key, others["scaling"]
+    return query.transpose(1, 2), None  # the shape of an attention's output; nobody reads it
+
+
+AttentionInterface.register("langdc_note", _note)
+
+
+def queries_and_keys(layer: Any, states: Tensor, turned: Any) -> tuple[Tensor, Tensor]:
+    """Rotated queries [1,h,n,E], scaled, and keys [1,G,n,E] that a decoder layer makes of states [1,n,D]; it attends
+    to nothing. All of its modules are called, as a sharded engine expects. `turned`: the model's `rotary_emb`.
+    """
+    noted: list[Any] = []
+    with attending(layer.self_attn.config, "langdc_note"):
+        layer.self_attn(layer.input_layernorm(states), position_embeddings=turned, attention_mask=None, noted=noted)
+    query, key, scale = noted
+    return query * scale, key
+
+
 # a name for which transformers makes no mask
 AttentionInterface.register("langdc_causal", sdpa_attention_forward)
 
@@ -159,12 +190,9 @@ def causal_rows(config: Any, length: int) -> Iterator[None]:
     device to see whether there is padding. A mask of four dimensions counts as ever, and so do sliding windows.
     """
     before, window = config._attn_implementation, getattr(config, "sliding_window", None)
-    if before == "sdpa" and (window is None or length <= window):
-        config._attn_implementation = "langdc_causal"
-    try:
+    causal = before == "sdpa" and (window is None or length <= window)
+    with attending(config, "langdc_causal" if causal else before):
         yield
-    finally:
-        config._attn_implementation = before
 
 
 def received_attention(

@@ -4,6 +4,7 @@ Letters: S segments of a batch, M row length, n caption tokens, Z captioner widt
 Source: LangDC (arXiv 2509.00969), section 4.1.
 """
 
+from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from langdc.attention import causal_rows
+from langdc.attention import causal_rows, queries_and_keys
 from langdc.decode import greedy, predictions
 from langdc.flops import uncounted
 from langdc.language_models import VIDEO_MARK, end_ids, ids_of, load_language_model, load_tokenizer, templated
 from langdc.log import get_logger
 from langdc.sources import Source
 from langdc.types import LanguageWork
+from langdc.walk import KNOWN
 
 logger = get_logger(__name__)
 
@@ -33,13 +35,17 @@ class _CaptionOutput:
     """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
 
     With soft_token "released", `states` may also hold the state that chose the end [n+1,Z]; `padding` [*,Z]: states of
-    the steps until the last segment ends.
+    the steps until the last segment ends. `hidden` [S,M,Z]: what was read, in the layer of the states; `starts`: where
+    captions start in its rows; `shift`: how far before them states do.
     """
 
     ids: list[Tensor]
     states: list[Tensor]
     loss: Tensor
     targets: int
+    hidden: Tensor
+    starts: list[int]
+    shift: int
     padding: list[Tensor] | None = None
 
 
@@ -135,16 +141,15 @@ class Captioner(nn.Module):
         targets = torch.cat([part for caption in captions for part in (caption, end)])
         targets = targets.to(predicting.device, non_blocking=True)
         loss = F.cross_entropy(self.language_model.lm_head(predicting).float(), targets, reduction="sum")
-        states = self._states(found.hidden_states[self.layer], starts, captions)
-        return _CaptionOutput(captions, states, loss, len(targets))
+        return self._read(captions, found.hidden_states[self.layer], starts, loss, len(targets))
 
     @uncounted()
-    def read(self, visual: list[Tensor], captions: list[Tensor]) -> list[Tensor]:
-        """The states [n,Z] of given captions, as in `supervised`, by the layers below them alone."""
+    def read(self, visual: list[Tensor], captions: list[Tensor]) -> _CaptionOutput:
+        """Read given captions as in `supervised`, by the layers below the states alone, and score nothing."""
         inputs, starts = self._inputs(visual, captions)
         with causal_rows(self.language_model.config, inputs["inputs_embeds"].shape[1]):
             hidden = self._reader()(**inputs, use_cache=False).last_hidden_state
-        return self._states(hidden, starts, captions)
+        return self._read(captions, hidden, starts, hidden.new_zeros(()), 0)
 
     @property
     def depth(self) -> int:
@@ -184,11 +189,17 @@ class Captioner(nn.Module):
         positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}, starts
 
-    def _states(self, hidden: Tensor, starts: list[int], captions: list[Tensor]) -> list[Tensor]:
+    def _read(
+        self, captions: list[Tensor], hidden: Tensor, starts: list[int], loss: Tensor, targets: int
+    ) -> _CaptionOutput:
         shift = 1 if self.soft_token == "predicting" else 0
-        lengths = list(map(len, captions))
-        places = self._places([start - shift for start in starts], lengths, hidden)
-        return list(hidden.flatten(0, 1).index_select(0, places).split(lengths))
+        states = self._parts(hidden, [start - shift for start in starts], list(map(len, captions)))
+        return _CaptionOutput(captions, states, loss, targets, hidden, starts, shift)
+
+    def _parts(self, padded: Tensor, starts: list[int], lengths: list[int]) -> list[Tensor]:
+        """`lengths` positions from `starts` in each row of a padded batch [S,M,Z]."""
+        places = self._places(starts, lengths, padded)
+        return list(padded.flatten(0, 1).index_select(0, places).split(lengths))
 
     @staticmethod
     def _places(starts: list[int], lengths: list[int], padded: Tensor) -> Tensor:
@@ -210,8 +221,40 @@ class Captioner(nn.Module):
         options["compiled"] = self.compiled
         limits = (self.max_soft_tokens, self.layer, synced)
         output = greedy(self.language_model, embeds, mask, self.end, *limits, **options)
-        states = output.at if self.soft_token == "at" else output.predicting
-        return _CaptionOutput(output.ids, states, embeds.new_zeros(()), 0, output.after if released else None)
+        shift = 0 if self.soft_token == "at" else 1
+        states, read = output.predicting if shift else output.at, (output.prompt, [mask.shape[1]] * len(visual))
+        return _CaptionOutput(
+            output.ids, states, embeds.new_zeros(()), 0, *read, shift, output.after if released else None
+        )
+
+    def check_looks(self, heads: Sequence[int] | None) -> None:
+        """ValueError for heads that there are not, and a captioner whose attention `looks` cannot tell."""
+        config = self.language_model.config
+        if self.depth == (layers := config.num_hidden_layers):
+            raise ValueError(f"No layer reads the states of layer {layers}, the last; take a lower one to ground them.")
+        if config.model_type not in KNOWN:
+            raise ValueError(f"The captioner is a {config.model_type!r}; grounded are those of {', '.join(KNOWN)}.")
+        if heads is not None and not (heads and set(heads) <= set(range(config.num_attention_heads))):
+            raise ValueError(f"grounded is {heads}; a layer has the heads 0 to {config.num_attention_heads - 1}.")
+
+    def looks(self, visual: list[Tensor], output: _CaptionOutput, heads: Sequence[int] | None) -> list[Tensor]:
+        """How much each state looks at each of its segment's visual tokens [n_visual,Z]: [n,n_visual] in float32.
+
+        Its attention to them in the layer that reads the states, the mean over `heads` (None: all); each row sums to 1.
+        """
+        counts = list(map(len, visual))
+        firsts = [start - len(self.after) - n for start, n in zip(output.starts, counts, strict=True)]
+        seen = self._parts(output.hidden, firsts, counts)
+        rows, positions = [], []
+        for tokens, states in zip(seen, output.states, strict=True):
+            ask = len(self.before) + len(tokens) + len(self.after) - output.shift
+            rows += tokens, states
+            positions += torch.arange(len(tokens)) + len(self.before), torch.arange(len(states)) + ask
+        whole, text = torch.cat(rows)[None], self.language_model.model
+        turned = text.rotary_emb(whole, torch.cat(positions)[None].to(whole.device, non_blocking=True))
+        found = queries_and_keys(text.layers[self.depth], whole, turned)
+        queries, keys = (part[0].split(list(map(len, rows)), 1) for part in found)
+        return [_shares(query, key, heads) for query, key in zip(queries[1::2], keys[::2], strict=True)]
 
     def _rows(self, visual: list[Tensor], captions: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """Prompt, visual tokens and caption of each segment in embedding space, and where its caption starts."""
@@ -223,6 +266,13 @@ class Captioner(nn.Module):
             for seen, caption in zip(visual, words[2:], strict=True)
         ]
         return rows, [len(self.before) + len(seen) + len(self.after) for seen in visual]
+
+
+def _shares(query: Tensor, key: Tensor, heads: Sequence[int] | None) -> Tensor:
+    """The attention that scaled queries [h,n,E] share among keys [G,K,E], the mean over `heads`: [n,K] in float32."""
+    scores = query.reshape(len(key), -1, query.shape[2]) @ key.mT
+    weights = scores.float().softmax(-1).view(*query.shape[:2], key.shape[1])
+    return (weights if heads is None else torch.stack([weights[head] for head in heads])).mean(0)
 
 
 def _padded(rows: list[Tensor], side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:

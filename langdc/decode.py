@@ -22,12 +22,14 @@ class _GenerateOutput:
 
     `at`: the state at the position whose input is the token; `predicting`: the state before it, which chose it; with
     one more [n+1,Z] for an end token of `greedy(counted_ends=...)`. `after` [*,Z]: states of all later steps.
+    `prompt` [B,M,Z]: those of the same layer at the prompts.
     """
 
     ids: list[Tensor]
     at: list[Tensor]
     predicting: list[Tensor]
     after: list[Tensor]
+    prompt: Tensor
 
 
 @torch.no_grad()
@@ -63,10 +65,10 @@ def greedy(
         return stopped
 
     steps = write(model.model, model.lm_head, [reading], end, max_tokens + 1, pad, 1.0, layer, compiled, stop)
-    assert steps.states is not None
+    assert steps.states is not None and reading.states is not None
     ids, states = steps.ids[:, : steps.done].clone(), steps.states[:, : steps.done].clone()  # the next batch overwrites
     ends = torch.tensor(end, device=embeds.device)
-    return _cut(ids, states, ends, max_tokens, ends.new_tensor(counted_ends))
+    return _cut(ids, states, reading.states, ends, max_tokens, ends.new_tensor(counted_ends))
 
 
 def _read(model: PreTrainedModel, embeds: Tensor, mask: Tensor, layer: int) -> Reading:
@@ -138,7 +140,9 @@ def _all_finished(finished: Tensor, synced: bool) -> bool:
     return bool(flag)
 
 
-def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_ends: Tensor) -> _GenerateOutput:
+def _cut(
+    ids: Tensor, states: Tensor, prompt: Tensor, ends: Tensor, max_tokens: int, counted_ends: Tensor
+) -> _GenerateOutput:
     """Rows up to their end token. `states[:, i]` chose token i, and is the state at the position of token i - 1."""
     stopped = torch.isin(ids, ends)
     lengths = torch.where(stopped.any(1), stopped.int().argmax(1), ids.shape[1]).clamp(max=max_tokens)
@@ -150,4 +154,5 @@ def _cut(ids: Tensor, states: Tensor, ends: Tensor, max_tokens: int, counted_end
         at=[row[1 : n + 1] for row, n in zip(states, lengths, strict=True)],
         predicting=[row[:n] for row, n in zip(states, chosen, strict=True)],
         after=[row[n:] for row, n in zip(states, chosen, strict=True)],
+        prompt=prompt,
     )

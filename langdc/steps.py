@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
+from langdc.attention import attending
 from langdc.log import get_logger
 
 logger = get_logger(__name__)
@@ -32,14 +33,14 @@ _KEPT_BYTES = 1 << 32
 @dataclass(frozen=True, eq=False)
 class Reading:
     """Prompts that were read: their `cache`, the `logits` [B,V] after them and the `positions` [A,B,1] of the next
-    tokens. `real` [B,K]: false at padding; None: there is none. `state` [B,1,Z]: of the layer that is noted.
+    tokens. `real` [B,K]: false at padding; None: there is none. `states` [B,M,Z]: of the layer that is noted.
     """
 
     cache: Cache
     logits: Tensor
     positions: Tensor
     real: Tensor | None = None
-    state: Tensor | None = None
+    states: Tensor | None = None
 
 
 def _attention(
@@ -73,15 +74,6 @@ AttentionInterface.register("langdc_step", _attention)
 
 
 @contextmanager
-def _attending(config: Any, name: str) -> Iterator[None]:
-    before, config._attn_implementation = config._attn_implementation, name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-@contextmanager
 def _fused_norms(model: nn.Module) -> Iterator[None]:
     """Let the RMS norms of a model be one kernel each, instead of six, for a while."""
     norms: list[Any] = [part for part in model.modules() if type(part).__name__.endswith("RMSNorm")]
@@ -98,14 +90,14 @@ def _fused_norms(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def noting(text_model: Any, layer: int | None, note: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Note the last states [B,1,Z] that go into a layer; hidden states of all layers would be kept otherwise."""
+    """Note the states [B,n,Z] that go into a layer; hidden states of all layers would be kept otherwise."""
     if layer is None:
         yield
         return
     if layer < len(text_model.layers):
-        hook = text_model.layers[layer].register_forward_pre_hook(lambda _, given: note(given[0][:, -1:]))
+        hook = text_model.layers[layer].register_forward_pre_hook(lambda _, given: note(given[0]))
     else:
-        hook = text_model.register_forward_hook(lambda _, __, found: note(found.last_hidden_state[:, -1:]))
+        hook = text_model.register_forward_hook(lambda _, __, found: note(found.last_hidden_state))
     try:
         yield
     finally:
@@ -166,7 +158,7 @@ class Steps:
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         self.rows = torch.arange(rows, device=device)
         self.ids = torch.zeros(rows, tokens, dtype=torch.long, device=device)
-        self.states = None if first.state is None else first.state.new_zeros(rows, tokens, first.state.shape[2])
+        self.states = None if first.states is None else first.states.new_zeros(rows, tokens, first.states.shape[2])
         self.said = None if penalty == 1 else torch.zeros_like(first.logits, dtype=torch.bool).repeat(rows, 1)[:rows]
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.total = torch.zeros((), device=device)
@@ -208,7 +200,7 @@ class Steps:
             at = rows.stop
             reading.cache.layers.clear()
         if self.states is not None:
-            self._note(torch.cat([reading.state for reading in readings if reading.state is not None]))
+            self._note(torch.cat([reading.states[:, -1:] for reading in readings if reading.states is not None]))
         self._choose(torch.cat([reading.logits for reading in readings]))
         self.done = 1
 
@@ -226,7 +218,7 @@ class Steps:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """For calls of `run`, which is free of Python objects that change."""
-        with _attending(self.text_model.config, "langdc_step"), noting(self.text_model, self.layer, self._note):
+        with attending(self.text_model.config, "langdc_step"), noting(self.text_model, self.layer, self._note):
             yield
 
     def run(self) -> None:

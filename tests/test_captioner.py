@@ -196,3 +196,30 @@ def test_an_end_that_does_not_pad_has_a_state_in_the_released_way() -> None:
         torch.testing.assert_close(found.states[0], free.states[0][: count + more], atol=1e-5, rtol=1e-5)
     captioner.soft_token = "predicting"
     assert len(captioner.write(visual).states[0]) == count
+
+
+@pytest.mark.parametrize("heads", [None, [1, 3]])
+@pytest.mark.parametrize("soft_token", ["at", "predicting"])
+def test_what_states_look_at_equals_eager_attention(soft_token: str, heads: list[int] | None) -> None:
+    """In the layer above the states, renormalised over visual tokens, whether captions are given, scored or written."""
+    captioner = tiny.captioner(soft_token=soft_token)
+    visual = tiny.visual(LENGTHS)
+    _with_natural_end(captioner, visual)
+    written = captioner.write(visual)
+    outputs = [written, captioner.read(visual, written.ids), captioner.supervised(visual, written.ids)]
+    model, before, shift = captioner.language_model, len(captioner.before), int(soft_token == "predicting")
+    model.set_attn_implementation("eager")
+    words, expected = model.get_input_embeddings(), []
+    for seen, ids in zip(visual, written.ids, strict=True):
+        row = torch.cat([words(captioner.before), seen, words(captioner.after), words(ids)])
+        weights = model(inputs_embeds=row[None], output_attentions=True).attentions[captioner.layer][0]
+        asking = torch.arange(len(ids)) + len(row) - len(ids) - shift
+        some = weights[:, asking, before : before + len(seen)]
+        some = (some / some.sum(-1, keepdim=True))[heads or slice(None)]
+        expected.append(some.mean(0))
+    model.set_attn_implementation("sdpa")
+    for output in outputs:
+        for found, wanted in zip(captioner.looks(visual, output, heads), expected, strict=True):
+            torch.testing.assert_close(found, wanted, **CLOSE)
+            torch.testing.assert_close(found.sum(1), torch.ones(len(found)), **CLOSE)
+    assert model.config._attn_implementation == "sdpa"

@@ -156,7 +156,7 @@ def test_hidden_states_are_those_of_the_whole_model():
     for _ in range(3):
         steps.advance()
     visual = tiny.visual([5])
-    (states,) = captioner.read(visual, [steps.ids[0, :3]])
+    (states,) = captioner.read(visual, [steps.ids[0, :3]]).states
     torch.testing.assert_close(written(steps)[1][0, 1:4], states, atol=1e-5, rtol=1e-5)
 
 

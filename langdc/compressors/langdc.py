@@ -36,7 +36,8 @@ class LangDC(TokenCompressor):
     `captioner`: source of the light language model; `prompt`, `layer`, `soft_token`, `max_soft_tokens` as in
     `Captioner`. `base`: {"name": ..., ...} of a compressor whose tokens come first (the dual form), None for captions
     only. `segment_marker`: a learned token before each segment's (ours; the paper has none), for up to `max_segments`
-    segments.
+    segments. `grounded` (ours): each token gets what it looks at, by all or by these heads of the layer that reads the
+    states: unit encoder features, and step, row and column, weighted by attention, through a map that starts at zero.
 
     With soft_token="released" all segments of a video take as many positions as the longest one, as in the authors'
     code: the others are padded; the prompt does not attend to padding, the reply does. Captions written in the dual
@@ -66,6 +67,7 @@ class LangDC(TokenCompressor):
         base: dict | None = None,
         segment_marker: bool = False,
         max_segments: int = 64,
+        grounded: bool | list[int] = False,
         frames_per_segment: int = 4,
         attention: str = "sdpa",
         compiled: bool = False,
@@ -82,6 +84,13 @@ class LangDC(TokenCompressor):
         self.projectors = nn.ModuleDict({n: build_projector(projector, wide, inner) for n, wide in streams.items()})
         self.post_projector = build_projector(post_projector, self.captioner.width, width)
         self.segment_marker = Vectors(max_segments, width) if segment_marker else None
+        self.heads = grounded if isinstance(grounded, list) else None
+        self.grounding: nn.Linear | None = None
+        if grounded is not False:
+            self.captioner.check_looks(self.heads)
+            seen = sum(wide for name, wide in streams.items() if self.pool[name])
+            self.grounding = nn.Linear(seen + 3, width, bias=False)
+            nn.init.zeros_(self.grounding.weight)
         self.base = compressors.of(base) if base is not None else None
         of_base = self.base.needs if self.base is not None else frozenset()
         self.needs, self.needs_with_states = of_base | {"encoder"}, of_base
@@ -90,14 +99,16 @@ class LangDC(TokenCompressor):
         """The captioner's visual tokens of every segment: per segment, all frames of each stream in turn [n,Z]."""
         streams = []
         for name, projector in self.projectors.items():
-            if not self.pool[name]:
-                continue
-            projected = project_ragged(projector, encoder_values(videos, name))
-            pooled = [average_pool(grid, self.pool[name]).flatten(1, 2) for grid in projected]
-            steps = [segment_length(video, self.frames_per_segment) for video in videos]
-            segments = chain.from_iterable(map(Tensor.split, pooled, steps))
-            streams.append([part.flatten(0, 1) for part in segments])
+            if self.pool[name]:
+                projected = project_ragged(projector, encoder_values(videos, name))
+                streams.append([part.flatten(0, 2) for part in self._pooled(videos, name, projected)])
         return [torch.cat(parts) for parts in zip(*streams, strict=True)]
+
+    def _pooled(self, videos: list[VideoFeatures], stream: str, grids: list[Tensor]) -> list[Tensor]:
+        """The grids [T,H,W,*] of a stream, pooled, as one per segment."""
+        pooled = [average_pool(grid, self.pool[stream]) for grid in grids]
+        steps = [segment_length(video, self.frames_per_segment) for video in videos]
+        return list(chain.from_iterable(map(Tensor.split, pooled, steps)))
 
     def segments(self, video: VideoFeatures) -> int:
         """S of a video."""
@@ -139,6 +150,7 @@ class LangDC(TokenCompressor):
         settings = [self.base is None, self.pool, self.frames_per_segment]
         settings += [part.layer, part.soft_token, part.max_soft_tokens, part.end]
         prompt = [part.before.tolist(), part.after.tolist()]
+        settings += [] if self.grounding is None else ["grounded", self.heads]
         weights = module_hash(part, self.projectors)
         return text_hash(json.dumps([*settings, prompt, "captions" in context.targets, weights]))
 
@@ -158,11 +170,10 @@ class LangDC(TokenCompressor):
         captions = [_checked(ids, count) for ids, count in zip(given, counts, strict=True)]
         visual, flat = self.visual(videos), list(chain.from_iterable(captions))
         losses, scored = {}, bool(self._learnable() & context.wanted)
+        output = (self.captioner.supervised if scored else self.captioner.read)(visual, flat)
         if scored:
-            output = self.captioner.supervised(visual, flat)
-            states, losses = output.states, {"caption": (output.loss, output.targets)}
-        else:
-            states = self.captioner.read(visual, flat)
+            losses = {"caption": (output.loss, output.targets)}
+        states = self._grounded(videos, visual, output) if context.wanted & {"tokens", "states"} else output.states
         work = self._work(visual, flat, counts, "scored" if scored else "read")
         return Compressed([], losses, captions, _grouped(states, counts), work)
 
@@ -176,13 +187,34 @@ class LangDC(TokenCompressor):
         with torch.no_grad(), _evaluating(self.captioner):
             visual = self.visual(videos)
             output = self.captioner.write(visual, synced)
-        states = _grouped(output.states, counts)
+            states = _grouped(self._grounded(videos, visual, output), counts)
         if output.padding is not None:
             steps = [min(len(ids) + 1, self.captioner.max_soft_tokens) for ids in output.ids]
-            triples = zip(states, _grouped(output.padding, counts), _grouped(steps, counts), strict=True)
+            padding = [F.pad(each, (0, self._width - each.shape[1])) for each in output.padding]  # looks at nothing
+            triples = zip(states, _grouped(padding, counts), _grouped(steps, counts), strict=True)
             states = [self._released(*each) for each in triples]
         work = self._work(visual, output.ids, counts, "written")
         return Compressed([], ids=_grouped(output.ids, counts), states=states, work=work)
+
+    @property
+    def _width(self) -> int:
+        """Of the states, and what they look at beside them."""
+        return self.captioner.width + (0 if self.grounding is None else self.grounding.in_features)
+
+    def _grounded(self, videos: list[VideoFeatures], visual: list[Tensor], output: Any) -> list[Tensor]:
+        """The states of each segment, beside them what they look at: [n,Z] or, with `grounded`, wider."""
+        if self.grounding is None:
+            return output.states
+        names = [name for name, side in self.pool.items() if side]
+        streams = [self._pooled(videos, name, encoder_values(videos, name)) for name in names]
+        looks, found = self.captioner.looks(visual, output, self.heads), []
+        for states, look, *grids in zip(output.states, looks, *streams, strict=True):
+            shares = look.split([grid.shape[:3].numel() for grid in grids], 1)
+            units = [F.normalize(grid.flatten(0, 2).float(), dim=1) for grid in grids]
+            means = [share @ unit for share, unit in zip(shares, units, strict=True)]
+            place = look @ torch.cat([_places(grid) for grid in grids])
+            found.append(torch.cat([part.to(states.dtype) for part in (states, *means, place)], 1))
+        return found
 
     def _padded(self, states: list[Tensor], segments: int) -> list[Tensor]:
         """The states of a video's segments; if "released", then the padding of each, zeros behind given captions."""
@@ -204,13 +236,17 @@ class LangDC(TokenCompressor):
         """Stored states on the device of what reads them; states of length 0 for a blank video."""
         weight = next(chain(self.post_projector.parameters(), self.captioner.parameters()))
         if states is None:
-            return [weight.new_empty(0, self.captioner.width)] * count
+            return [weight.new_empty(0, self._width)] * count
         return [state.to(weight.device, non_blocking=True).to(weight.dtype) for state in states]
 
     def _tokens(self, videos: list[VideoFeatures], states: list[list[Tensor]], context: Context) -> list[VideoTokens]:
         """The tokens of captions whose states are known, after those of the base."""
         flat = list(chain.from_iterable(states))
-        projected = self.post_projector(torch.cat(flat)).split([len(state) for state in flat])
+        state, seen = torch.cat(flat).tensor_split([self.captioner.width], 1)
+        projected = self.post_projector(state)
+        if self.grounding is not None:
+            projected = projected + self.grounding(seen)
+        projected = projected.split([len(state) for state in flat])
         markers = None if self.segment_marker is None else self.segment_marker()
         grouped = _grouped(list(projected), [len(per_video) for per_video in states])
         tokens = [self._caption_tokens(segments, markers) for segments in grouped]
@@ -234,6 +270,12 @@ class LangDC(TokenCompressor):
         if not sum(map(len, padding)):
             return VideoTokens(torch.cat(parts), order // 2 if padding else order)
         return VideoTokens(torch.cat(parts), order // 2, padding=order % 2 == 1)
+
+
+def _places(grid: Tensor) -> Tensor:
+    """Step, row and column of each token of a segment's grid [t,r,c,C], each from -1 to 1: [t*r*c,3]."""
+    middles = [(torch.arange(n, device=grid.device) * 2 + 1) / n - 1 for n in grid.shape[:3]]
+    return torch.cartesian_prod(*middles)
 
 
 def _join(first: VideoTokens, then: VideoTokens) -> VideoTokens:

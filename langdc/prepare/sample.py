@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=VARIED,
         help="objects of all sizes and shades on several backgrounds, and questions about what captions leave out",
     )
+    parser.add_argument("--places", action="store_true", help="captions also say where each object is")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options, out = parser.parse_args(argv), screen()
     usual = _SMALL if options.small else {**VIDEOS, "images": IMAGES}
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{counts['images']} images (seed {options.seed})."
     )
     images = counts.pop("images")
-    made = make_dataset(options.out, counts, images, options.seed, options.workers, options.varied)
+    made = make_dataset(options.out, counts, images, options.seed, options.workers, options.varied, options.places)
     out.print("Made." if made else "It is there already; nothing to do.")
     if counts["test"]:
         records = read_records(options.out / "test.jsonl")

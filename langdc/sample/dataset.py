@@ -43,6 +43,7 @@ class _Task(NamedTuple):
     number: int
     seed: int
     varied: bool
+    places: bool
 
     @property
     def rng(self) -> np.random.Generator:
@@ -56,15 +57,17 @@ def make_dataset(
     seed: int = 0,
     workers: int | None = None,
     varied: bool = VARIED,
+    places: bool = False,
 ) -> bool:
     """Make `folder`/{train,test,images}.jsonl with their videos and images; False if they are all there already.
 
     `videos`: how many for each split; `workers`: processes (None: one per core); `varied`: as in `sample_segment`, with
-    questions of all kinds. Files that exist are not made again.
+    questions of all kinds. `places`: captions, and the cues called attributes, say where objects are; videos and other
+    questions stay the same. Files that exist are not made again.
     ValueError for a folder that holds something else or a set with other settings.
     """
     folder, sizes = Path(folder), _sizes(videos, images)
-    settings = {"format": _FORMAT, "seed": seed, "varied": varied, **sizes}
+    settings = {"format": _FORMAT, "seed": seed, "varied": varied, **({"places": True} if places else {}), **sizes}
     if _finished(folder, settings):  # also where nothing can be written
         return False
     with jsonl.locked(folder / jsonl.LOCK, f"is making the sample set in {folder}"):
@@ -79,8 +82,8 @@ def _made(folder: Path, sizes: dict[str, int], settings: dict[str, int], workers
     for name in ("videos", "images"):
         (folder / name).mkdir(exist_ok=True)
     made: dict[str, list[Record]] = defaultdict(list)
-    seed, varied = settings["seed"], bool(settings["varied"])
-    tasks = [_Task(folder, split, number, seed, varied) for split, size in sizes.items() for number in range(size)]
+    common = settings["seed"], bool(settings["varied"]), "places" in settings
+    tasks = [_Task(folder, split, number, *common) for split, size in sizes.items() for number in range(size)]
     for split, record in _make_all(tasks, workers):
         made[split].append(record)
     for split, records in made.items():
@@ -149,14 +152,15 @@ def _make_video(task: _Task) -> Record:
     rng, name = task.rng, f"{task.split}-{task.number:06d}"
     scenes, kinds = sample_video(rng, varied=task.varied), tuple(KINDS) if task.varied else ASKED
     asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes, kinds)}
-    wanted = _requests([caption(scene) for scene in scenes]) if task.split == "train" else []
+    segments = [_segment(scene, task.places) for scene in scenes]
+    wanted = _requests([segment.caption for segment in segments]) if task.split == "train" else []
     path = task.folder / "videos" / f"{name}.mp4"
     if not _is_complete(path):
         write_video(path, draw_video(scenes, rng), FPS)
     return Record(
         id=name,
         video=f"videos/{name}.mp4",
-        segments=[_segment(scene, caption(scene), [thing.motion for thing in scene]) for scene in scenes],
+        segments=segments,
         questions=[
             QuestionRecord(kind=q.kind, question=q.text, answer=q.answer, labels=_LABELS.get(q.kind, {}))
             for q in [*asked.values(), *wanted]
@@ -172,15 +176,21 @@ def _make_image(task: _Task) -> Record:
         frames = draw(scene, rng)
         with jsonl.writing(path, sync=False) as partial:
             Image.fromarray(frames[rng.integers(LATEST if task.varied else 0, len(frames))]).save(partial, format="PNG")
-    text = caption(scene, motions=False)
-    asked = [QuestionRecord(kind="describe_image", question="describe the image", answer=text)] if text else []
-    return Record(id=name, image=f"images/{name}.png", segments=[_segment(scene, text, [])], questions=asked)
+    said = _segment(scene, task.places, motions=False)
+    asked = [QuestionRecord(kind="describe_image", question="describe the image", answer=said.caption)]
+    return Record(id=name, image=f"images/{name}.png", segments=[said], questions=asked if said.caption else [])
 
 
-def _segment(scene: Segment, text: str, motions: list[str]) -> SegmentRecord:
-    """One entry per object in each list of cues, in the order of the caption."""
-    shapes, colours = [thing.shape for thing in scene], [thing.colour for thing in scene]
-    return SegmentRecord(caption=text, density=len(scene), subjects=shapes, attributes=colours, actions=motions)
+def _segment(scene: Segment, places: bool, motions: bool = True) -> SegmentRecord:
+    """One entry per object in each list of cues, in the order of the caption; attributes are colours, then places."""
+    looks = [thing.colour for thing in scene] + [thing.place for thing in scene if places]
+    return SegmentRecord(
+        caption=caption(scene, motions, places),
+        density=len(scene),
+        subjects=[thing.shape for thing in scene],
+        attributes=looks,
+        actions=[thing.motion for thing in scene if motions],
+    )
 
 
 def _requests(captions: list[str]) -> list[Question]:

@@ -1,6 +1,7 @@
 """The scenes of the sample videos and their captions. A video is a list of segments; a segment holds 0 to 4 objects of
 distinct colours. Captions, questions and frames (`langdc.sample.render`) are made from this ground truth. Captions say
-colour, shape and motion; they leave out where an object is, how large and dark it is, when it appears, and the ground.
+colour, shape and motion, and where an object is if asked for; they leave out how large and dark it is, when it appears,
+and the ground.
 """
 
 from collections.abc import Iterator
@@ -63,6 +64,12 @@ class Thing:
         """The object's centre in a frame (0-based) of its segment, in pixels."""
         dx, dy = MOTIONS[self.motion]
         return self.x + dx * SPEED * frame, self.y + dy * SPEED * frame
+
+    @property
+    def place(self) -> str:
+        """The quarter of the frame where the middle of its path is: "upper left" to "lower right"."""
+        (x0, y0), (x1, y1) = self.centre(0), self.centre(FRAMES_PER_SEGMENT - 1)
+        return f"{'upper' if y0 + y1 < SIZE - 1 else 'lower'} {'left' if x0 + x1 < SIZE - 1 else 'right'}"
 
     def swept_box(self) -> tuple[int, int, int, int]:
         """The pixels that the object touches in its segment: left, top, right, bottom, inclusive."""
@@ -136,11 +143,11 @@ def sample_video(rng: np.random.Generator, segments: int = SEGMENTS, varied: boo
     return [sample_segment(rng, varied=varied) for _ in range(segments)]
 
 
-def caption(segment: Segment, motions: bool = True) -> str:
+def caption(segment: Segment, motions: bool = True, places: bool = False) -> str:
     """The caption of a segment, colours in palette order: "red square left ; blue ring still"; "" when it is empty.
-    Without `motions`, that of a single frame.
+    Without `motions`, that of a single frame. With `places`: "red square left upper right ; ...".
     """
-    return " ; ".join(" ".join((t.colour, t.shape, t.motion)[: 3 if motions else 2]) for t in segment)
+    return " ; ".join(" ".join([t.colour, t.shape, *[t.motion] * motions, *[t.place] * places]) for t in segment)
 
 
 def as_text(captions: list[str]) -> str:

@@ -11,6 +11,7 @@ from langdc.compressors import build
 from langdc.compressors.langdc import LangDC
 from langdc.config import check
 from langdc.conformance.candidates import record
+from langdc.flops import Counted, work_flops
 from langdc.types import Context
 from tests import tiny
 from tests.compressors.grids import alone
@@ -261,3 +262,116 @@ def test_released_captions_of_a_batch_are_written_as_each_alone() -> None:
         assert (tokens.padding is None) == (expected.padding is None)
         longest = max(min(len(i) + 1, 12) for i in together.ids[number])
         assert expected.per_segment(len(together.ids[number])) == [longest] * len(together.ids[number])
+
+
+def grounded(plain: LangDC, **changes) -> LangDC:
+    """The same weights, and a map from what is looked at that starts at zero."""
+    made = make(grounded=True, **changes)
+    missing, unexpected = made.load_state_dict(plain.state_dict(), strict=False)
+    assert (missing, unexpected) == (["grounding.weight"], [])
+    return made
+
+
+@pytest.mark.parametrize("soft_token", ["at", "predicting", "released"])
+@pytest.mark.parametrize("base", [None, {"name": "pool", "sides": [2, 1]}])
+@pytest.mark.parametrize("captions", ["given", "written"])
+def test_grounded_tokens_start_as_the_others_to_the_bit(soft_token: str, base: dict | None, captions: str) -> None:
+    changes = {"soft_token": soft_token, "base": base, "max_soft_tokens": 16, "segment_marker": True}
+    plain, videos = make(**changes), [tiny.features(0), tiny.features(1, count=8)]
+    context = given(plain, [CAPTIONS[0], CAPTIONS[0][:2]]) if captions == "given" else Context(wanted=EVERYTHING)
+    compressor = grounded(plain, **changes)
+    found, expected = compressor(videos, context), plain(videos, context)
+    compressor.grounding.weight.data.normal_()
+    changed = compressor(videos, context)
+    stored = compressor(videos, Context(targets={"states": changed.states}))
+    for number, tokens in enumerate(expected.tokens):
+        assert torch.equal(found.tokens[number].values, tokens.values)
+        assert changed.tokens[number].values.shape == tokens.values.shape
+        assert not torch.allclose(changed.tokens[number].values, tokens.values)
+        torch.testing.assert_close(stored.tokens[number].values, changed.tokens[number].values, atol=1e-5, rtol=1e-5)
+        assert (tokens.padding is None) == (found.tokens[number].padding is None)
+
+
+def test_what_is_looked_at_is_the_weighted_mean_of_encoder_features_and_places() -> None:
+    """By one token after the other, from the shares that the captioner gives."""
+    compressor, videos = make(grounded=[0, 2], max_soft_tokens=16), [tiny.features(0)]
+    context = given(compressor, CAPTIONS[:1])
+    visual, flat = compressor.visual(videos), ids(compressor, CAPTIONS[:1])[0]
+    looks = compressor.captioner.looks(visual, compressor.captioner.read(visual, flat), [0, 2])
+    (states,) = compressor(videos, context).states
+    for number, (state, look) in enumerate(zip(states, looks, strict=True)):
+        expected = torch.zeros(len(flat[number]), 24 + 32 + 3)
+        for first, name, side, column, wide in ((0, "image", 3, 0, 24), (36, "video", 2, 24, 32)):
+            pooled = slow_pool(videos[0].encoder[name].values[4 * number : 4 * number + 4], side)
+            unit = pooled / pooled.norm(dim=-1, keepdim=True)
+            for at in range(4 * side * side):
+                step, row, place = at // side**2, at // side % side, at % side
+                share = look[:, first + at, None]
+                expected[:, column : column + wide] += share * unit[step, row, place]
+                middle = [(2 * i + 1) / n - 1 for i, n in ((step, 4), (row, side), (place, side))]
+                expected[:, -3:] += share * torch.tensor(middle)
+        torch.testing.assert_close(state[:, compressor.captioner.width :], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_pool_of_0_is_not_looked_at() -> None:
+    compressor = make(grounded=True, pool=[3, 0])
+    assert compressor.grounding.in_features == 24 + 3
+    assert compressor([tiny.features(0)]).states[0][0].shape[1] == compressor.captioner.width + 24 + 3
+
+
+def test_written_and_given_captions_look_at_the_same() -> None:
+    compressor, videos = make(grounded=True), [tiny.features(0), tiny.features(1, count=6)]
+    written = compressor(videos)
+    read = compressor(videos, Context(targets={"captions": written.ids}))
+    for found, expected in zip(chain(*read.states), chain(*written.states), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reply_teaches_where_to_look() -> None:
+    """Gradients of tokens reach the map and the layers below the states from step 0, and once the map is not zero the
+    queries and keys above.
+    """
+    compressor = make(grounded=True, max_soft_tokens=16).train()
+    compressor.captioner.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    below, _, layer = (each.self_attn for each in compressor.captioner.language_model.model.layers)
+    context = given(compressor, CAPTIONS[:1], frozenset({"tokens"}))
+    compressor([tiny.features(0)], context).tokens[0].values.square().sum().backward()
+    assert compressor.grounding.weight.grad.abs().min(0).values.max() > 0
+    assert below.q_proj.weight.grad.any() and not layer.q_proj.weight.grad.any()
+    compressor.grounding.weight.data.normal_()
+    compressor([tiny.features(0)], context).tokens[0].values.square().sum().backward()
+    assert layer.q_proj.weight.grad.any() and layer.k_proj.weight.grad.any()
+
+
+def test_grounding_costs_little_and_is_counted() -> None:
+    """One layer's queries and keys; the captioner is read no second time."""
+    plain = make(max_soft_tokens=16)
+    compressor, video, costs = grounded(plain, max_soft_tokens=16), tiny.features(0), []
+    for each in (plain, compressor):
+        with Counted() as counted:
+            found = each([video], given(each, CAPTIONS[:1], frozenset({"tokens"})))
+        costs.append((counted.total, work_flops(found.work[0])))
+    assert costs[0][1] == costs[1][1]
+    assert costs[0][0] < costs[1][0] < costs[0][0] + costs[0][1] / 2
+
+
+def test_grounded_states_are_not_those_of_others() -> None:
+    context = Context(targets={"captions": []})
+    plain = make().requires_grad_(False)
+    others = [grounded(plain).requires_grad_(False), make(grounded=[0]).requires_grad_(False)]
+    assert len({one.frozen_identity(context) for one in (plain, *others)}) == 3
+    others[0].grounding.requires_grad_(True)  # it reads the states
+    assert others[0].frozen_identity(context) is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer": -1}, "No layer reads the states of layer 3, the last"),
+        ({"grounded": [4]}, r"grounded is \[4\]; a layer has the heads 0 to 3"),
+        ({"grounded": []}, r"grounded is \[\]"),
+    ],
+)
+def test_what_cannot_be_grounded(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**{"grounded": True, **settings})

@@ -23,6 +23,7 @@ LEARNED = {
     "matryoshka": {"queries": 3},
     "matryoshka, few tokens": {"queries": 3, "tokens": 5},
     "selector": {"keep": 0.3},
+    "langdc, grounded": tiny.langdc_settings(grounded=True),
     "langdc, dual": tiny.langdc_settings(base={"name": "pool", "sides": [2, 2]}, segment_marker=True),
 }
 TRAINING_FREE: dict[str, dict] = {

@@ -295,8 +295,8 @@ def captions(device: torch.device) -> None:
         graphs = steps._graphs[low.language_model.model]
         assert graphs and all(graphs.values())
     captioner.load_state_dict(low.state_dict())  # the rounded weights
-    exact = captioner.read([each.float() for each in visual], again.ids)
-    plain = error(low.read(visual, again.ids), exact)
+    exact = captioner.read([each.float() for each in visual], again.ids).states
+    plain = error(low.read(visual, again.ids).states, exact)
     measured = error(again.states, exact)
     assert 0 < measured <= 2 * plain, f"{measured:.4f} where reading has {plain:.4f}"
 

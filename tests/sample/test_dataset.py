@@ -169,6 +169,27 @@ def test_a_finished_set_is_left_alone_and_others_are_never_mixed_in(small_set: P
         make_dataset(tmp_path, **SMALL)
 
 
+def test_captions_and_cues_alone_say_places(small_set: Path, tmp_path: Path) -> None:
+    assert make_dataset(tmp_path / "said", **SMALL, workers=1, places=True)
+    before, after = _files(small_set), _files(tmp_path / "said")
+    assert {name for name in before if before[name] != after[name]} == {
+        "dataset.json", "images.jsonl", "test.jsonl", "train.jsonl"
+    }  # fmt: skip
+    for split in ("train", "test", "images"):
+        for old, new in zip(*(read_records(f / f"{split}.jsonl") for f in (small_set, tmp_path / "said")), strict=True):
+            for plain, said in zip(old.segments, new.segments, strict=True):
+                parts = said.caption.split(" ; ") if said.caption else []
+                assert plain.caption == " ; ".join(" ".join(part.split()[:-2]) for part in parts)
+                places = [" ".join(part.split()[-2:]) for part in parts]
+                assert said == plain.model_copy(
+                    update={"caption": said.caption, "attributes": [*plain.attributes, *places]}
+                )
+            asked = zip(old.questions, new.questions, strict=True)
+            assert all(one == other for one, other in asked if not one.kind.startswith("describe"))
+    with pytest.raises(ValueError, match="another folder"):
+        make_dataset(small_set, **SMALL, places=True)
+
+
 @pytest.mark.parametrize(("videos", "reason"), [({"trian": 3}, "Did you mean 'train'"), ({"test": -1}, "0 or more")])
 def test_impossible_sizes(tmp_path: Path, videos: dict[str, int], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -155,9 +155,17 @@ def test_kinds_can_be_chosen_and_seeds_repeat() -> None:
     assert all(isinstance(q, Question) and q.kind in TARGET_KINDS for q in asked)
 
 
+def test_a_caption_with_places_answers_where_an_object_is() -> None:
+    asked = [(video, q) for video, q in ASKED if q.kind in ("left_right", "upper_lower")]
+    assert len(asked) > 100
+    for video, question in asked:
+        (thing,) = (t for segment in video for t in segment if f" {t.colour} " in question.text)
+        assert question.answer in thing.place.split()
+
+
 def test_vocabulary_covers_all_that_is_said() -> None:
     known = {*vocabulary(), *unsaid_vocabulary()}
     said = [f"{q.text} {q.answer}" for _, q in ASKED]
-    said += [caption(segment, motions) for video in VIDEOS for segment in video for motions in (True, False)]
+    said += [caption(segment, how, places=how) for video in VIDEOS for segment in video for how in (True, False)]
     words = {word for text in said for word in re.findall(r"\w+|[^\w\s]", text)}
     assert words <= known

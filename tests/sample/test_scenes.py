@@ -79,6 +79,9 @@ def test_captions_of_known_scenes() -> None:
     assert caption(segment) == "red square left ; blue ring still"
     assert caption(segment, motions=False) == "red square ; blue ring"
     assert caption(Segment()) == ""
+    assert caption(segment, places=True) == "red square left upper right ; blue ring still lower left"
+    assert caption(segment, motions=False, places=True) == "red square upper right ; blue ring lower left"
+    assert caption(Segment(), places=True) == ""
     assert as_text([caption(segment), "", "red ring up"]) == "[1] red square left ; blue ring still [2] [3] red ring up"
 
 

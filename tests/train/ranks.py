@@ -84,7 +84,7 @@ def _model(name: str, longest: int) -> ModelConfig:
     if name == "distill":
         return tiny.config("resampler", queries=3, depth=1)
     base = {"name": "pool", "sides": [3, 2]} if name == "stage3" else None
-    return tiny.config(segment_marker=True, base=base, max_soft_tokens=longest)
+    return tiny.config(segment_marker=True, base=base, max_soft_tokens=longest, grounded=name == "stage2")
 
 
 def _runs(name: str, images: list[str], videos: list[str], text: list[str]) -> list[dict]:

@@ -28,7 +28,7 @@ class Align(Objective):
     """Solve for a linear map from states to the embeddings of the words they stand for; no steps are made.
 
     For compressors with an attribute `alignable`: (linear map, segment markers [S,D] or None, tokenizer of the words),
-    with a frozen part whose states are one row [Z] per token of the target `captions`. `segment_text`: what the
+    with a frozen part whose states begin with one row [Z] per token of the target `captions`. `segment_text`: what the
     language model would read before segment {number}, "[{number}]" in the sample; the markers become its embeddings.
     """
 
@@ -76,7 +76,9 @@ class Align(Objective):
         for first in track(starts := range(0, len(data), step), len(starts), "Aligning"):
             targets = data.collate(data.samples[first : first + step])["batch"].targets
             states, ids = (torch.cat([*chain(*targets[name])]) for name in ("states", "captions"))
-            states = nn.functional.pad(states.double().cpu(), (0, 1), value=1.0)  # the last column is for the bias
+            states = nn.functional.pad(
+                states[:, : inner - 1].double().cpu(), (0, 1), value=1.0
+            )  # the last column is for the bias
             wanted = self._embed(model, ids).double().cpu()
             gram += states.T @ states
             cross += states.T @ wanted
