@@ -312,7 +312,7 @@ class Seeing(nn.Module):
         if layout != "words":
             return tokens(self.sight(features), layout, rng)
         words = self.model.get_input_embeddings()(features)
-        return blurred(words, NOISE) if torch.is_grad_enabled() else words
+        return blurred(words, NOISE).to(words.dtype) if torch.is_grad_enabled() else words
 
     def forward(self, opening: list[int], features: Tensor, layout: str | float, rng: Any, asked: Sequence) -> Tensor:
         """The loss of questions about videos; see `loss_of`."""

@@ -1,5 +1,6 @@
 """What teaches the sample's video language model lays out, sees and masks as asking a finished one does."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,18 @@ def test_captions_are_read_in_place_of_tokens(asked: Asked):
         words = seeing.show(ids, "words", rng)
     assert torch.equal(words, seeing.model.get_input_embeddings()(ids))
     assert not torch.equal(seeing.show(ids, "words", rng), words), "noise, where it is trained"
+
+
+def test_words_are_trained_on_as_tokens_are(asked: Asked, tmp_path: Path, monkeypatch):
+    torch.manual_seed(0)
+    for name, value in {"EARLY": 0, "HELD": 0, "TESTED": ("words",), "VIDEOS": 2, "LAYOUTS": {"words": 1.0}}.items():
+        monkeypatch.setattr(f"examples.sample_world.pretrain_vlm.{name}", value)
+    bank = Bank([sample_segment(np.random.default_rng(n)) for n in range(30)], torch.randn(30, 2, 4, 4, 4, 6).half())
+    seeing = Seeing(TOKENIZER, bank, 128, 2)
+    before = seeing.model.get_input_embeddings().weight.clone()
+    pretrain(seeing, asked, bank, bank, tmp_path, steps=1, size=2, peak=1e-3, seed=0)
+    assert not torch.equal(before, seeing.model.get_input_embeddings().weight)
+    assert set(json.loads((tmp_path / "log.jsonl").read_text())["accuracy"]["words"]) <= set(SAID)
 
 
 @pytest.fixture(scope="module")
