@@ -2,7 +2,8 @@
 
 Segments are drawn and encoded once (`Bank`); a video is any four of them, so there are more videos than can be read.
 Every example is one video, read once, and many questions about it that see the video but not each other. How many
-tokens are read changes from step to step, since a model that has only seen whole grids reads nothing else.
+tokens are read changes from step to step, since a model that has only seen whole grids reads nothing else. In some
+steps it reads captions instead, so that it also knows words.
 Letters: B videos, S segments a video, T frames a segment, H W pooled grid, C encoder width, D width, V tokens of a
 video, K questions of L tokens.
 """
@@ -21,33 +22,37 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AttentionInterface, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
+from examples.sample_world.look_ups import look_at_question, look_up
 from examples.sample_world.pretrain_encoders import coverage, like_h264
-from examples.sample_world.pretrain_language import Encoder, build_model, build_optimizers
+from examples.sample_world.pretrain_language import NOISE, Encoder, blurred, build_model, build_optimizers
 from langdc import jsonl
 from langdc.projectors import average_pool
-from langdc.sample.questions import KINDS, ask_all
+from langdc.sample.questions import GROUPS, KINDS, ask_all
 from langdc.sample.render import draw
 from langdc.sample.scenes import (
     BACKGROUNDS,
     COLOURS,
     FRAMES_PER_SEGMENT,
+    MAX_OBJECTS,
     MOTIONS,
     SEGMENTS,
     SHAPES,
     Segment,
+    as_text,
     caption,
     sample_segment,
 )
 
 SIDE = 4
 SHORT, LONG = (28, 16), (4, 30)  # K questions of up to L tokens: asked, and described or chosen
-LAYOUTS = {"segment": 0.5, "pool": 0.2, "whole": 0.1, "some": 0.2}  # how often steps read each
+LAYOUTS = {"segment": 0.4, "pool": 0.15, "whole": 0.1, "some": 0.2, "words": 0.15}  # how often steps read each
 FEWEST = 0.04  # the least share of tokens that is kept at random in training
 EVERY, VIDEOS = 250, 200  # steps between two tests, and videos in each test
-TESTED = ("whole", "pool", 0.5, 0.25, 0.1, 0.05)
+TESTED = ("whole", "pool", 0.5, 0.25, 0.1, 0.05, "words")
 WORD_SIZE = 0.2  # standard deviation of embeddings: smaller ones, and what looks them up, are lost in 40 steps of AdamW
 HELD, EARLY = 300, 700  # steps before what looks things up is trained, and before all is read and asked
 EASY, FEW = ("count", "shape", "motion", "left_right", "background"), (12, 16)  # asked until then, K and L
+SAID = tuple(kind for kind in KINDS if kind not in GROUPS["unsaid"])  # asked about words
 ROTARY_BASE = 1e6  # so that half of the rotary frequencies hardly turn over a video: see `look_up`
 
 
@@ -58,9 +63,16 @@ class Bank:
     segments: list[Segment]
     features: Tensor
 
-    def draw(self, rng: np.random.Generator, videos: int) -> tuple[list[list[Segment]], Tensor]:
-        """Random videos, and their features [B,2,S*T,H,W,C]."""
+    def draw(self, rng: np.random.Generator, videos: int, alike: bool = False) -> tuple[list[list[Segment]], Tensor]:
+        """Random videos, and their features [B,2,S*T,H,W,C].
+
+        `alike`: as many objects in all of them, in segments as full, so that their captions are of one length.
+        """
         index = rng.integers(len(self.segments), size=(videos, SEGMENTS))
+        if alike:
+            full = np.array([len(segment) for segment in self.segments])
+            counts = rng.permuted(np.tile(rng.integers(MAX_OBJECTS + 1, size=SEGMENTS), (videos, 1)), axis=1)
+            index = np.array([[rng.choice(np.flatnonzero(full == count)) for count in row] for row in counts])
         found = self.features[torch.from_numpy(index)].float()
         return [[self.segments[i] for i in row] for row in index], found.transpose(1, 2).flatten(2, 3)
 
@@ -162,11 +174,17 @@ class Asked:
             rows[1, number, len(question) - 1 : len(ids) - 1] = reply
         return rows
 
-    def batch(self, rng: np.random.Generator, videos: list[list[Segment]], easy: bool = False) -> tuple[Tensor, ...]:
+    def words(self, videos: list[list[Segment]]) -> Tensor:
+        """Ids [B,V] of the captions of videos that are `alike`."""
+        return torch.tensor([self.encoder.ids(as_text([caption(segment) for segment in video])) for video in videos])
+
+    def batch(
+        self, rng: np.random.Generator, videos: list[list[Segment]], easy: bool = False, kinds: tuple[str, ...] = ()
+    ) -> tuple[Tensor, ...]:
         """Ids and labels of short and of long questions about each video, [2,B,K,L] each; `easy`: few short ones."""
         short, long = [], []
         for video in videos:
-            turns = self.draw(rng, video, 3, EASY if easy else ())
+            turns = self.draw(rng, video, 3, EASY if easy else kinds)
             if easy:
                 short.append(self.rows(turns, FEW))
                 continue
@@ -212,16 +230,18 @@ def loss_of(model: Qwen2ForCausalLM, opening: list[int], shown: Tensor, asked: S
 
 @torch.no_grad()
 def accuracy(
-    model: Qwen2ForCausalLM, sight: Sight, asked: Asked, bank: Bank, layout: str | float, videos: int, seed: int
+    seeing: "Seeing", asked: Asked, bank: Bank, layout: str | float, videos: int, seed: int
 ) -> dict[str, float]:
     """Share of right one-word answers, by kind, on held-out `videos`, each of which is asked every kind once."""
-    rng, right = np.random.default_rng(seed), {}
+    rng, right, model, words = np.random.default_rng(seed), {}, seeing.model, layout == "words"
     for _ in range(-(-videos // 20)):
-        scenes, features = bank.draw(rng, min(20, videos))
-        turns = [[turn for turn in asked.draw(rng, video, 1) if turn[2] != "choice"] for video in scenes]
+        scenes, features = bank.draw(rng, min(20, videos), alike=words)
+        kinds = SAID if words else asked.kinds
+        turns = [[turn for turn in asked.draw(rng, video, 1, kinds) if turn[2] != "choice"] for video in scenes]
         ids, labels = torch.from_numpy(np.stack([asked.rows(each, (len(KINDS), SHORT[1])) for each in turns], 1))
         with torch.autocast("cpu", torch.bfloat16):
-            (found,) = states(model, asked.encoder.opening, tokens(sight(features), layout, rng), [ids])
+            shown = seeing.show(asked.words(scenes) if words else features, layout, rng)
+            (found,) = states(model, asked.encoder.opening, shown, [ids])
         first = (labels != -100).int().argmax(-1, keepdim=True)
         said = model.lm_head(found.gather(2, first[..., None].expand(-1, -1, -1, found.shape[-1]))).argmax(-1)
         hits = (said == labels.gather(2, first))[..., 0].tolist()
@@ -252,37 +272,6 @@ def see(sight: Sight, bank: Bank, looks: dict[str, Tensor]) -> None:
         projector.bias.copy_(found[-1])
     for step, place in enumerate(sight.places["step"]):
         place += looks[str(1 + step // FRAMES_PER_SEGMENT)]
-
-
-@torch.no_grad()
-def look_up(model: Qwen2ForCausalLM, layer: int, head: int, pairs: Sequence[tuple[Tensor, Tensor]], keys: int) -> None:
-    """Let a head begin by attending from words to what looks like them, and by writing in words what is seen there.
-
-    `pairs` of a word and its look, up to one per dimension of the head; the first `keys` of them, up to half of that,
-    are looked up: each has a dimension among the slow rotary frequencies, which distance hardly turns. A word and its
-    look are not alike, or words would attend to themselves. Found by chance, look-ups come after thousands of steps.
-    """
-    attention: Any = model.model.layers[layer].self_attn
-    half, start = attention.head_dim // 2, head * attention.head_dim
-    for number, pair in enumerate(pairs[:keys]):
-        place = start + (half if number % 2 else 0) + half - 1 - number // 2
-        for projection, vector in zip((attention.q_proj, attention.k_proj), pair, strict=True):
-            projection.weight[place] = 0.85 * vector / vector.norm()
-    for number, (word, look) in enumerate(pairs):
-        attention.v_proj.weight[start + number] = 0.5 * look / look.norm()
-        attention.o_proj.weight[:, start + number] = 0.5 * word
-
-
-@torch.no_grad()
-def look_at_question(model: Qwen2ForCausalLM, layer: int, head: int) -> None:
-    """Let a head begin by attending to the dozen tokens before it, where a question's words stand before its answer."""
-    attention: Any = model.model.layers[layer].self_attn
-    turn = model.model.rotary_emb.inv_freq[2:6] * 9
-    first = head * attention.head_dim + 2
-    second = first + attention.head_dim // 2
-    attention.k_proj.bias[first : first + 4] = 3.0
-    attention.q_proj.bias[first : first + 4] = 3.0 * turn.cos()
-    attention.q_proj.bias[second : second + 4] = -3.0 * turn.sin()
 
 
 class Seeing(nn.Module):
@@ -318,9 +307,16 @@ class Seeing(nn.Module):
         for part in (self.sight, self.model.get_input_embeddings(), *(layers[n].self_attn for n in range(2))):
             part.requires_grad_(not held)
 
+    def show(self, features: Tensor, layout: str | float, rng: np.random.Generator) -> Tensor:
+        """Features as tokens [B,V,D]; or, with the layout "words", ids [B,V] as words, with noise in training."""
+        if layout != "words":
+            return tokens(self.sight(features), layout, rng)
+        words = self.model.get_input_embeddings()(features)
+        return blurred(words, NOISE).to(words.dtype) if torch.is_grad_enabled() else words
+
     def forward(self, opening: list[int], features: Tensor, layout: str | float, rng: Any, asked: Sequence) -> Tensor:
         """The loss of questions about videos; see `loss_of`."""
-        return loss_of(self.model, opening, tokens(self.sight(features), layout, rng), asked)
+        return loss_of(self.model, opening, self.show(features, layout, rng), asked)
 
 
 def pretrain(
@@ -352,13 +348,16 @@ def pretrain(
     started, losses = time.process_time(), []
     for step in range(done + 1, steps + 1):
         rng = np.random.default_rng([seed, step])
+        torch.manual_seed(int(rng.integers(2**31)))
         layout = list(LAYOUTS)[rng.choice(len(LAYOUTS), p=list(LAYOUTS.values()))] if step > EARLY else "segment"
         seeing.hold(step <= HELD)
-        videos, features = bank.draw(rng, size)
-        questions = asked.batch(rng, videos, easy=step <= EARLY)
+        words = layout == "words"
+        videos, features = bank.draw(rng, size, alike=words)
+        questions = asked.batch(rng, videos, step <= EARLY, SAID if words else ())
+        shown = asked.words(videos) if words else features.bfloat16()
         kept = FEWEST ** rng.random() if layout == "some" else layout
         low = {name: parameter.bfloat16() for name, parameter in seeing.named_parameters()}
-        given = (asked.encoder.opening, features.bfloat16(), kept, rng, questions)
+        given = (asked.encoder.opening, shown, kept, rng, questions)
         loss = functional_call(seeing, low, given, tie_weights=True)
         seeing.zero_grad()
         loss.backward()
@@ -371,7 +370,7 @@ def pretrain(
             optimizer.step()
         losses.append(loss.item())
         if step % EVERY == 0 or step == steps:
-            found = {str(n): accuracy(seeing.model, seeing.sight, asked, test, n, VIDEOS, seed) for n in TESTED}
+            found = {str(n): accuracy(seeing, asked, test, n, VIDEOS, seed) for n in TESTED}
             seconds = round(time.process_time() - started)
             line = {"step": step, "loss": round(float(np.mean(losses[-50:])), 4), "cpu_seconds": seconds}
             states_of = [optimizer.state_dict() for optimizer in optimizers]

@@ -11,13 +11,13 @@ from langdc import config, jsonl
 from langdc.distributed import is_main_process, start
 from langdc.evaluate import tasks
 from langdc.evaluate.adaptive import Pictures
+from langdc.evaluate.comparison import read_results
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.judge import Judge
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.notes import notes
 from langdc.evaluate.page import page
 from langdc.evaluate.published import check_published
-from langdc.evaluate.results import read_results
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tables import MISMATCH, Table, as_csv, as_markdown
 from langdc.log import screen
@@ -128,7 +128,7 @@ def _part(name: str, titles: Sequence[str], table: Table, chance: bool = False) 
     found = rich.table.Table(title=name, title_justify="left")
     columns = [table.titles.index(title) for title in titles if title in table.titles]
     for column in columns:
-        left = table.titles[column] in ("entry", "against reference")
+        left = table.titles[column] in ("entry", "against random", "against reference")
         width = len("(uncalibrated)") if table.titles[column] == "entry" else None
         found.add_column(table.headings[column], justify="left" if left else "right", min_width=width)
     for line in table.lines:

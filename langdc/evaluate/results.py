@@ -1,27 +1,21 @@
-"""What evaluation folders hold, as figures: one result per entry, compared with a reference. Only files are read."""
+"""What an entry's lines in an evaluation folder say, as figures."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean, median
 
 import pandas as pd
 
 from langdc.density import density_correlation
 from langdc.evaluate import statistics
-from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.judge import Case, Verdict
 from langdc.evaluate.published import ReproductionCheck
-from langdc.evaluate.statistics import RESAMPLES, Difference, Estimate, Strata
+from langdc.evaluate.statistics import Difference, Estimate, Strata
 from langdc.hashing import json_hash
-from langdc.registry import nearest
 
 NAN = float("nan")
-RESAMPLES_PER_ENTRY = 80
-"""Resamples per compared entry at least; with fewer, no p value could stay small once it is corrected."""
-
 
 SUMS = {"first_token": ("generate",), "total": (), "without_llm": ("prefill", "generate")}
 """Sums of stages, and which they leave out: to the first token of a reply, to its last, without the language model."""
@@ -53,7 +47,8 @@ class Result:
     """One entry's result: its lines and the header of its folder. `name` tells it from entries of other folders.
 
     `loop_cost`: what the evaluation loop took, in words. `verdicts`: the judge's on each judged answer, None where one
-    waits; without a judge there are none. `check`: the published score it is checked against.
+    waits; without a judge there are none. `check`: the published score it is checked against. `difference` is to the
+    reference, `against_random` to as many random tokens or keys of the same model.
     """
 
     name: str
@@ -62,6 +57,7 @@ class Result:
     lines: list[dict]
     loop_cost: str = ""
     difference: Difference | None = None
+    against_random: Difference | None = None
     verdicts: list[Verdict | None] | None = None
     check: ReproductionCheck | None = None
 
@@ -103,7 +99,7 @@ class Result:
     def _mean(self, scores: Sequence[float], answers: Sequence[dict]) -> Estimate | None:
         if not answers:
             return None
-        found = statistics.mean(scores, _files(answers), _strata(self.header, answers))
+        found = statistics.mean(scores, files_of(answers), strata_of(self.header, answers))
         return found if found.clusters > 1 else Estimate(found.value, 0.0, 1.0, found.error, found.n, 1)
 
     @cached_property
@@ -211,7 +207,7 @@ class Result:
         """Video tokens the language model read, per video."""
         if not self.videos:
             return None
-        return statistics.mean([v["tokens"] for v in self.videos], _files(self.videos))
+        return statistics.mean([v["tokens"] for v in self.videos], files_of(self.videos))
 
     @property
     def density_correlation(self) -> float:
@@ -317,76 +313,12 @@ class Result:
         return {"config": json_hash(self.header["config"]), "weights": weights, "data": data}
 
 
-def _strata(header: dict, answers: Sequence[dict]) -> Strata | None:
+def strata_of(header: dict, answers: Sequence[dict]) -> Strata | None:
     """The kinds of questions with their weights, where the headline is a mean over kinds."""
     weights = header.get("kind_weights")
     return None if weights is None else ([line["kind"] for line in answers], weights)
 
 
-def _files(lines: Sequence[dict]) -> list[str]:
+def files_of(lines: Sequence[dict]) -> list[str]:
     """The media file of each line, which intervals resample; its record where a line of older versions names none."""
     return [line.get("file", line["video"]) for line in lines]
-
-
-def read_results(directories: Sequence[Path], reference: str | None = None) -> list[Result]:
-    """The results of evaluations, each compared with the reference: the one named, or the first config's.
-
-    A result whose name occurs in several folders gets its folder's name in front. Raises ValueError if there is none, a
-    directory holds no evaluation, or the reference is none of the entries.
-    """
-    folders = [EvalFolder.read(directory, whole=True) for directory in directories]
-    found = [(folder.directory.name, result) for folder in folders for result in _results_of(folder)]
-    if not found:
-        raise ValueError(f"There are no results in {', '.join(map(str, directories))} yet.")
-    names = Counter(result.name for _, result in found)
-    results = [result for _, result in found]
-    for directory, result in found:
-        result.name = result.name if names[result.name] == 1 else f"{directory}/{result.name}"
-    configured = (folder.header["config"]["reference"] for folder in folders)
-    wanted = reference or next(filter(None, configured), None)
-    base = next((result for result in results if wanted in (result.name, result.settings["name"])), None)
-    if base is not None:
-        _compare(results, base)
-    elif reference is not None:  # the config's may not have been evaluated yet
-        hint = nearest(reference, [result.name for result in results])
-        raise ValueError(f"The reference {reference!r} is no entry.{hint}")
-    return results
-
-
-def _results_of(folder: EvalFolder) -> list[Result]:
-    """The results of a folder, with the judge's verdicts and the published scores they are checked against."""
-    header, loop_cost = folder.header, folder.loop_cost()
-    settings = {entry["name"]: entry for entry in header["entries"]}
-    found = {name: Result(name, header, settings[name], folder.lines(name), loop_cost) for name in folder.names()}
-    for result in found.values():
-        if header.get("judge"):
-            result.verdicts = Verdict.of_answers(folder.directory, header["judge"], result.lines)
-        for line, verdict in zip(result.judged_answers, result.verdicts or (), strict=result.verdicts is not None):
-            if line.get("judged"):  # the judge alone scores it; while it waits, it counts as wrong
-                line["score"] = float(verdict is not None and verdict.right)
-                line["correct"] = line["score"] == 1
-    checks = ReproductionCheck.by_entry(header, {name: result.final_scores for name, result in found.items()})
-    for name, result in found.items():
-        result.check = checks.get(name)
-    return list(found.values())
-
-
-def _compare(results: Sequence[Result], reference: Result) -> None:
-    """Give every other result its paired difference to the reference on target questions that both were asked."""
-    asked = {_question(line): line for line in reference.targets}
-    others = [result for result in results if result is not reference]
-    shared = {one: [line for line in one.targets if _question(line) in asked] for one in others}
-    shared = {one: lines for one, lines in shared.items() if lines}
-    resamples = max(RESAMPLES, RESAMPLES_PER_ENTRY * len(shared))
-    found = []
-    for result, lines in shared.items():
-        ours = [line["score"] for line in lines]
-        theirs = [asked[_question(line)]["score"] for line in lines]
-        strata = _strata(result.header, lines)
-        found.append(statistics.paired_difference(ours, theirs, _files(lines), resamples=resamples, strata=strata))
-    for result, difference in zip(shared, statistics.corrected(found), strict=True):
-        result.difference = difference
-
-
-def _question(line: dict) -> tuple[str, str, str]:
-    return line["key"], line["question"], line["expected"]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from langdc.evaluate.notes import missing_controls, notes
 from langdc.evaluate.results import Result
-from langdc.evaluate.statistics import Estimate
+from langdc.evaluate.statistics import Difference, Estimate
 from langdc.text import csv_cell, markdown
 
 CITED = 12  # digits of a hash: enough to tell any two apart
@@ -71,8 +71,7 @@ def _budget(result: Result) -> _Cell:
     return _Cell(f"{result.budget['ratio']:.3f} of {result.budget['match']}{what}", result.budget["ratio"])
 
 
-def _difference(result: Result) -> _Cell:
-    found = result.difference
+def _difference(found: Difference | None) -> _Cell:
     if found is None:
         return _Cell()
     low, value, high = (f"{100 * part:+.1f}" for part in (found.low, found.value, found.high))
@@ -135,7 +134,8 @@ class Table:
             "budget": _budget(result),
             "first token ms": _cell(result.stages["first_token"].median if result.stages else None, "{:.1f}", 1000),
             "FLOPs/question": _large(result.flops.get("total")),
-            "against reference": _difference(result),
+            "against random": _difference(result.against_random),
+            "against reference": _difference(result.difference),
             "videos to see 1 point": _Cell(f"{needed:,}".replace(",", " "), needed) if needed else _Cell(),
             **{f"kind {kind}": _percent(share.value) for kind, share in result.kinds.items()},
             "exact captions %": _percent(result.exact_captions.value),
@@ -212,7 +212,9 @@ def _record(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     found |= _fields("tokens", result.tokens, "value", "low", "high")
     found |= {"kv_bytes": result.kv_bytes, "peak_bytes": result.peak_bytes}
     found |= {f"budget_{name}": (result.budget or {}).get(name) for name in ("match", "measure", "ratio", "equal")}
-    found |= _fields("difference", result.difference, "value", "low", "high", "p", "corrected", "needed", "verdict")
+    figures = ("value", "low", "high", "p", "corrected", "needed", "verdict")
+    found |= _fields("difference", result.difference, *figures)
+    found |= _fields("against_random", result.against_random, *figures)
     for stage, spread in result.stages.items():
         found |= {f"seconds_{stage}": spread.median, f"seconds_{stage}_p95": spread.p95, "timed_videos": spread.n}
     found |= {"tokens_per_second": result.tokens_per_second}

@@ -12,10 +12,11 @@ from scipy.stats import spearmanr
 
 from langdc.evaluate import tasks
 from langdc.evaluate.adaptive import BINS, LEVELS, PICTURE, SHOWN, Adaptive, Pictures
+from langdc.evaluate.comparison import read_results
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.page import page
-from langdc.evaluate.results import Result, read_results
+from langdc.evaluate.results import Result
 from tests.evaluate import made_up, runs
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from langdc import jsonl
 from langdc.data.records import read_records
 from langdc.evaluate import tasks
+from langdc.evaluate.comparison import read_results
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.page import page
-from langdc.evaluate.results import read_results
 from langdc.kvcompressors import kvcompressors
 from langdc.pipeline import VideoLM
 from tests.evaluate.place import DONE, FAILED, MISTAKE, Place

@@ -7,7 +7,7 @@ import pytest
 
 from langdc.config import check
 from langdc.data.records import QuestionRecord, Record, write_records
-from langdc.evaluate import results, tasks
+from langdc.evaluate import comparison, tasks
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.identity import identity
 from langdc.evaluate.loop import evaluate
@@ -78,7 +78,7 @@ def test_choosing_is_in_every_answer_and_in_the_report(finished: EvalFolder) -> 
         answers = [line for line in finished.lines(name) if line["type"] == "answer"]
         assert len(answers) == 4 and all(line["flops"]["select"] > 0 for line in answers)
     assert all("select" not in line.get("flops", {}) for line in [*finished.lines("control"), *finished.lines("whole")])
-    found = {one.name: one for one in results.read_results([finished.directory])}
+    found = {one.name: one for one in comparison.read_results([finished.directory])}
     assert found["chosen"].stages["select"].median > 0 and "select" not in found["whole"].stages
     assert found["chosen"].flops["total"] > found["chosen"].flops["select"] + found["chosen"].flops["encode"]
     assert "choose frames" in page(list(found.values()))

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from langdc.evaluate.command import _rich
+from langdc.evaluate.comparison import read_results
 from langdc.evaluate.page import page
-from langdc.evaluate.results import read_results
 from langdc.evaluate.tables import Table, as_csv, as_markdown
 from tests.evaluate import made_up
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import pytest
 from langdc import jsonl
 from langdc.config import MemberConfig, check
 from langdc.evaluate import tasks
+from langdc.evaluate.comparison import read_results
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.models import OwnCompressor
 from langdc.evaluate.notes import missing_controls, notes
 from langdc.evaluate.page import page
-from langdc.evaluate.results import Result, read_results
+from langdc.evaluate.results import Result
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tables import as_csv, as_markdown
 from tests.eval.test_applications import TABLE
@@ -69,6 +71,38 @@ def test_layer_compressors_in_a_sweep_are_methods_inside_the_model(tmp_path: Pat
     both = found["both 50%"]
     assert both.layers == MemberConfig(name="dart", layer=1, keep=0.5) and both.compressor.settings == {"keep": 0.5}
     assert missing_controls(_asked(tmp_path / "run", config)) == []
+
+
+def test_methods_are_compared_with_random_tokens_or_keys_at_their_budget(tmp_path: Path):
+    """All of them have three questions right, but for random tokens at a tenth and random keys at a quarter."""
+    retake = {"name": "retake", "compressor": {"name": "dpselect", "keep": 1.0}, "kv": {"name": "pivotkv"}}
+    config = _config(sweep=_sweep(methods=["vidcom2", "kv:snapkv", "layers:fastv", retake]))
+    folder = tmp_path / "run"
+    _asked(folder, config)
+    right = {"random tokens 10%": 0, "random keys 25%": 5}
+    made = {row.name: {"right": right.get(row.name, 3), "tokens": lambda _: 4} for row in config.all_entries}
+    header = (folder / "header.json").read_text()
+    shutil.rmtree(folder)
+    made_up.write(folder, made, videos=3)
+    (folder / "header.json").write_text(header)
+    found = {row.name: row.against_random for row in read_results([folder])}
+    gained = {name: round(each.value * 3) for name, each in found.items() if each is not None}
+    inside = ("snapkv", "fastv", "retake")
+    assert gained == {
+        "fewer frames 10%": 2,
+        "lower resolution 10%": 2,
+        "stride 10%": 2,
+        "average pooling 10%": 2,
+        "fewer frames 25%": 0,
+        "lower resolution 25%": 0,
+        "stride 25%": 0,
+        "average pooling 25%": 0,
+        "vidcom2 10%": 2,
+        "vidcom2 25%": 0,
+        **{f"{name} 10%": 0 for name in inside},
+        **{f"{name} 25%": -1 for name in inside},
+    }
+    assert "against random" in as_markdown(read_results([folder]))
 
 
 def test_a_sweep_told_to_leave_them_out_says_so_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

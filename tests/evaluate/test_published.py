@@ -12,12 +12,13 @@ import yaml
 from langdc import jsonl
 from langdc.config import check
 from langdc.evaluate import tasks
+from langdc.evaluate.comparison import read_results
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.judge import VERDICTS, Case, Judge
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.page import page
 from langdc.evaluate.published import check_published
-from langdc.evaluate.results import Result, read_results
+from langdc.evaluate.results import Result
 from langdc.evaluate.settings import EvalConfig, JudgeConfig
 from langdc.evaluate.tables import Table, as_csv, as_markdown, citation
 from tests.eval.test_applications import RUN, TABLE

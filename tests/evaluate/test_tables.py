@@ -15,8 +15,8 @@ import pytest
 
 from langdc import cli
 from langdc.evaluate import report
+from langdc.evaluate.comparison import read_results
 from langdc.evaluate.page import page
-from langdc.evaluate.results import read_results
 from langdc.evaluate.tables import Table, as_csv, as_markdown, citation, quantity
 from langdc.plots import PALETTE
 from tests.evaluate import made_up

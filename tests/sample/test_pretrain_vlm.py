@@ -1,5 +1,6 @@
 """What teaches the sample's video language model lays out, sees and masks as asking a finished one does."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from examples.sample_world.pretrain_encoders import coverage
 from examples.sample_world.pretrain_language import build_model
 from examples.sample_world.pretrain_vlm import (
     LONG,
+    SAID,
     SHORT,
     TESTED,
     Asked,
@@ -32,7 +34,7 @@ from langdc.encoders.video import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
 from langdc.interfaces import Backbone
 from langdc.sample import WEIGHTS
 from langdc.sample.questions import GROUPS, KINDS, ask_all
-from langdc.sample.scenes import sample_segment, sample_video
+from langdc.sample.scenes import as_text, caption, sample_segment, sample_video
 from langdc.types import Context, FeatureGrid
 
 TOKENIZER = build_tokenizer(unsaid_vocabulary())
@@ -94,6 +96,41 @@ def test_tokens_say_where_they_were_seen():
     assert places == sorted(set(places))
     torch.testing.assert_close(tokens(grids, "pool", rng)[0][:4].mean(0), whole[:16].mean(0))
     torch.testing.assert_close(tokens(grids, "segment", rng)[0][0], whole[:64:16].mean(0))
+
+
+def test_captions_are_read_in_place_of_tokens(asked: Asked):
+    """Videos whose captions are of one length, with no question that captions cannot answer."""
+    torch.manual_seed(0)
+    rng, fullness, videos, ids = np.random.default_rng(3), set(), [], torch.empty(0)
+    segments = [sample_segment(rng, objects=number % 5, varied=True) for number in range(40)]
+    bank = Bank(segments, torch.zeros(40, 2, 4, 4, 4, 6).half())
+    for _ in range(8):
+        videos, _ = bank.draw(rng, 6, alike=True)
+        ids = asked.words(videos)
+        for video, row in zip(videos, ids, strict=True):
+            assert str(TOKENIZER.decode(row)).split() == as_text([caption(segment) for segment in video]).split()
+        fullness.add(tuple(sorted(map(len, videos[0]))))
+        assert {tuple(sorted(map(len, video))) for video in videos} == {tuple(sorted(map(len, videos[0])))}
+    assert len(fullness) > 4
+    kinds = {turn[2] for turn in asked.draw(rng, videos[0], 3, SAID)}
+    assert kinds and not kinds & set(GROUPS["unsaid"])
+    seeing = Seeing(TOKENIZER, bank, 128, 2)
+    with torch.no_grad():
+        words = seeing.show(ids, "words", rng)
+    assert torch.equal(words, seeing.model.get_input_embeddings()(ids))
+    assert not torch.equal(seeing.show(ids, "words", rng), words), "noise, where it is trained"
+
+
+def test_words_are_trained_on_as_tokens_are(asked: Asked, tmp_path: Path, monkeypatch):
+    torch.manual_seed(0)
+    for name, value in {"EARLY": 0, "HELD": 0, "TESTED": ("words",), "VIDEOS": 2, "LAYOUTS": {"words": 1.0}}.items():
+        monkeypatch.setattr(f"examples.sample_world.pretrain_vlm.{name}", value)
+    bank = Bank([sample_segment(np.random.default_rng(n)) for n in range(30)], torch.randn(30, 2, 4, 4, 4, 6).half())
+    seeing = Seeing(TOKENIZER, bank, 128, 2)
+    before = seeing.model.get_input_embeddings().weight.clone()
+    pretrain(seeing, asked, bank, bank, tmp_path, steps=1, size=2, peak=1e-3, seed=0)
+    assert not torch.equal(before, seeing.model.get_input_embeddings().weight)
+    assert set(json.loads((tmp_path / "log.jsonl").read_text())["accuracy"]["words"]) <= set(SAID)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from langdc import cli, jsonl
 from langdc.config import check
 from langdc.data.records import INSTRUCTION, QuestionRecord, Record, write_records
 from langdc.evaluate.command import report
+from langdc.evaluate.comparison import read_results
 from langdc.evaluate.judge import Judge
-from langdc.evaluate.results import read_results
 from langdc.evaluate.settings import JudgeConfig
 from langdc.evaluate.tasks import build
 from tests.endpoint import YES
