@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from langdc.data.records import ObjectRecord, Record
-from langdc.evaluate.probes import Probed, _ridge, covered, examples, probe, read, split
+from langdc.evaluate.probes import _PENALTIES, Probed, _ridge, covered, examples, probe, read, split
 from langdc.sample.dataset import _segment as segment_record
 from langdc.sample.questions import KINDS, ask_all
 from langdc.sample.scenes import caption, sample_video
@@ -55,12 +55,18 @@ def test_no_video_is_on_both_sides() -> None:
     assert found.scores[0].accuracy < 75  # it would be 100 with halves of examples
 
 
-def test_the_penalty_is_chosen_on_the_sixth_held_out() -> None:
+def test_the_penalty_is_the_one_that_does_best_held_out() -> None:
     y = torch.arange(240) % 2
     part = torch.cat([torch.zeros(80), torch.ones(40), torch.full((120,), 2)]).long()
-    x = torch.cat([(2.0 * y - 1)[:, None].double() + _normal(240, 1), 3 * _normal(240, 150)], 1)
-    x[part == 1, 1:] = 0  # held-out examples tell the weak column from noise
-    assert (read(x, y, part) == y[part == 2]).double().mean() > 0.6
+    x = torch.cat([(2.0 * y - 1)[:, None] + _normal(240, 1), _normal(240, 60)], 1)
+    target, both = torch.nn.functional.one_hot(y).double(), part < 2
+    tried = _ridge(x[part == 0], target[part == 0], x[part == 1], _PENALTIES)
+    right = [int((guess == y[part == 1]).sum()) for guess in tried]
+    assert right.count(max(right)) < len(_PENALTIES) and right[-1] < max(right)
+    best = _PENALTIES[right.index(max(right))]
+    (expected,) = _ridge(x[both], target[both], x[part == 2], [best])
+    (other,) = _ridge(x[both], target[both], x[part == 2], [_PENALTIES[-1]])
+    assert torch.equal(read(x, y, part), expected) and not torch.equal(expected, other)
 
 
 def test_labels_that_cannot_be_read_are_left_out_with_a_sentence() -> None:
@@ -72,7 +78,7 @@ def test_labels_that_cannot_be_read_are_left_out_with_a_sentence() -> None:
 
 def test_a_value_that_training_lacks_is_never_right() -> None:
     part = torch.tensor([0] * 40 + [2] * 40)
-    labels = [{"kind": "new" if n == 79 else f"{n % 2}"} for n in range(80)]
+    labels = [{"kind": "new" if n == 78 else f"{n % 2}"} for n in range(80)]
     x = torch.tensor([[float(n % 2)] for n in range(80)])
     (found,) = probe(labels, torch.arange(80), part, [x])
     assert isinstance(found, Probed) and found.values == 2 and found.scores[0].accuracy == pytest.approx(100 * 39 / 40)
