@@ -89,7 +89,7 @@ def _annotated(data: Path, videos: int, allow_outside: bool) -> list[Record]:
 
 
 def _others(lm: VideoLM, names: Sequence[str], budget: Mapping[str, Any]) -> dict[str, VideoLM]:
-    """The same model with other compressors, by name; ValueError for one that cannot be probed."""
+    """The same model with other compressors, by name and budget; ValueError for one that cannot be probed."""
     if budget and not names:
         raise ValueError(f"A budget {budget} needs compressors: add --compressors NAME. See: langdc compressors")
     found = {}
@@ -100,7 +100,7 @@ def _others(lm: VideoLM, names: Sequence[str], budget: Mapping[str, Any]) -> dic
         compressor = build_compressor(MemberConfig(**chosen["compressor"]), lm.model.backbone)
         if any(True for _ in compressor.parameters()):
             raise ValueError(f"The compressor {name!r} has weights of its own; give the checkpoint it was trained in.")
-        found[name] = VideoLM(lm.model, compressor).to(lm.device)
+        found[" ".join([name, *map(str, budget.values())])] = VideoLM(lm.model, compressor).to(lm.device)
     return found
 
 

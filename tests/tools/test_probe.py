@@ -132,6 +132,7 @@ def _without_phrases(record: Record) -> dict:
         (("--compressors", "pivotkv", "--keep", "0.5"), "works inside the language model"),
         (("--compressors", "selector", "--keep", "0.5"), "weights of its own"),
         (("--compressors", "cdpruner", "--keep", "0.5"), "compresses for a question"),
+        (("--compressors", "ma_lmm", "--keep", "0.5", "--frames", "6"), "in 3 segments of"),
     ],
 )
 def test_what_cannot_be_probed_is_refused(
