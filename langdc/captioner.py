@@ -151,6 +151,18 @@ class Captioner(nn.Module):
             hidden = self._reader()(**inputs, use_cache=False).last_hidden_state
         return self._read(captions, hidden, starts, hidden.new_zeros(()), 0)
 
+    @uncounted()
+    def layers(self, visual: list[Tensor], captions: list[Tensor]) -> list[list[Tensor]]:
+        """What each layer makes of given captions, the embeddings first: the state of each segment that predicts its
+        first caption token, then those at its caption tokens [1+n,Z]. The last layer's are those after the norm.
+        """
+        inputs, starts = self._inputs(visual, captions)
+        with causal_rows(self.language_model.config, inputs["inputs_embeds"].shape[1]):
+            found = self.language_model.model(**inputs, output_hidden_states=True, use_cache=False)
+        lengths = [len(caption) + 1 for caption in captions]
+        places = self._places([start - 1 for start in starts], lengths, inputs["attention_mask"])
+        return [list(each.flatten(0, 1).index_select(0, places).split(lengths)) for each in found.hidden_states]
+
     @property
     def depth(self) -> int:
         """How many layers there are below the states."""

@@ -24,6 +24,7 @@ COMMANDS = (
     _Command("ask", "ask a question about a video", "langdc.tools.ask:main"),
     _Command("compare", "ask with several compressors, show the patches each one kept", "langdc.tools.compare:main"),
     _Command("embed", "write what the language model reads of a video and a question", "langdc.tools.embed:main"),
+    _Command("probe", "what of objects can be read from a compressor's tokens", "langdc.tools.probe:main"),
     _Command("compressors", "list all compressors", "langdc.tools.zoo:main"),
     _Command("train", "train a config, or several in order", "langdc.train.run:main"),
     _Command("eval", "evaluate the models of a config on its task", "langdc.evaluate:main"),
@@ -71,7 +72,7 @@ def _check_names(command: str, arguments: list[str]) -> None:
     """ValueError for a model or a config that is not there, before the seconds that it takes to import torch."""
     given = dict(itertools.pairwise(arguments))
     first = next(iter(arguments), "--")
-    model = given.get("--model", first if command == "export" else "--")
+    model = given.get("--model", first if command in ("export", "probe") else "--")
     config = given.get("--config", first if command in ("train", "eval", "plan") else "--")
     if "/" in model and ":" not in model and "--endpoint" not in given:
         check_source(model)

@@ -39,6 +39,20 @@ def test_given_captions_equal_the_slow_definition(layer: int, soft_token: str) -
         torch.testing.assert_close(states, slow.states(seen, caption, soft_token), **CLOSE)
 
 
+def test_layers_hold_the_states_of_both_slices() -> None:
+    visual = tiny.visual(LENGTHS)
+    for layer in (0, 2, 3):
+        at, predicting = (tiny.captioner(layer=layer, soft_token=each) for each in ("at", "predicting"))
+        found, captions = at.layers(visual, _ids(at)), _ids(at)
+        assert len(found) == 4 and list(map(len, found[0])) == [len(ids) + 1 for ids in captions]
+        pairs = zip(
+            found[layer], at.read(visual, captions).states, predicting.read(visual, captions).states, strict=True
+        )
+        for states, one, other in pairs:
+            torch.testing.assert_close(states[1:], one, **CLOSE)
+            torch.testing.assert_close(states[:-1], other, **CLOSE)
+
+
 @pytest.mark.parametrize("soft_token", ["at", "predicting"])
 def test_written_captions_equal_the_slow_definition(soft_token: str) -> None:
     captioner = tiny.captioner(soft_token=soft_token, max_soft_tokens=9)

@@ -10,7 +10,7 @@ from langdc.train.objectives import objectives
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("langdc", "train", "eval", "data_prep", "scripts")
 PACKAGE = sorted((ROOT / "langdc").rglob("*.py"))
-MAX_LINES = 33_100
+MAX_LINES = 34_500
 MAX_PUBLIC = 680
 
 

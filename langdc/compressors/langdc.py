@@ -140,6 +140,10 @@ class LangDC(TokenCompressor):
         markers = None if self.segment_marker is None else self.segment_marker.weight
         return self.post_projector, markers, self.captioner.tokenizer
 
+    def layers(self, video: VideoFeatures, captions: list[Tensor]) -> list[list[Tensor]]:
+        """For `langdc probe`: as `Captioner.layers`, of the given captions (ids [n] of each segment) of a video."""
+        return self.captioner.layers(self.visual([video]), captions)
+
     def text(self, ids: Tensor) -> str:
         return self.captioner.decode(ids)
 

@@ -20,7 +20,7 @@ import textwrap
 from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -49,6 +49,29 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class ObjectRecord(_Strict):
+    """Something that a segment shows, for `langdc probe`."""
+
+    boxes: list[Annotated[list[float], Field(min_length=4, max_length=4)] | None] = Field(min_length=1)
+    """Left, top, right and bottom in fractions of the frame, in each of equal parts of the segment; null where it is
+    not seen. One box is that of the whole segment."""
+    labels: dict[str, str] = {}
+    """What is known of it, such as {"colour": "red", "motion": "left"}."""
+    phrase: str = ""
+    """The words of the segment's caption that are about it."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        for left, top, right, bottom in filter(None, self.boxes):
+            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+                raise ValueError(
+                    f"the box {[left, top, right, bottom]} is none; give left < right and top < bottom, from 0 to 1"
+                )
+        if not any(self.boxes):
+            raise ValueError("an object is seen nowhere; give one box at least")
+        return self
+
+
 class SegmentRecord(_Strict):
     """What one of the equal parts of a video shows: its caption, and the cues that its density counts."""
 
@@ -60,6 +83,16 @@ class SegmentRecord(_Strict):
     attributes: list[str] = []
     actions: list[str] = []
     background: list[str] = []
+    objects: list[ObjectRecord] = []
+    labels: dict[str, str] = {}
+    """What is known of all of it, such as {"background": "grey"}; for `langdc probe`, as are objects."""
+
+    @model_validator(mode="after")
+    def _phrases(self) -> Self:
+        for phrase in (each.phrase for each in self.objects):
+            if phrase not in self.caption:
+                raise ValueError(f"the phrase {phrase!r} of an object is not in the caption {self.caption!r}")
+        return self
 
 
 class QuestionRecord(_Strict):

@@ -17,12 +17,24 @@ import numpy as np
 from PIL import Image
 
 from langdc import jsonl
-from langdc.data.records import QuestionRecord, Record, SegmentRecord, write_records
+from langdc.data.records import ObjectRecord, QuestionRecord, Record, SegmentRecord, write_records
 from langdc.log import track
 from langdc.registry import nearest
 from langdc.sample.questions import ASKED, GROUPS, KINDS, Question, ask_all
 from langdc.sample.render import draw, draw_video
-from langdc.sample.scenes import FPS, LATEST, VARIED, Segment, as_text, caption, sample_segment, sample_video
+from langdc.sample.scenes import (
+    FPS,
+    FRAMES_PER_SEGMENT,
+    LATEST,
+    SIZE,
+    VARIED,
+    Segment,
+    Thing,
+    as_text,
+    caption,
+    sample_segment,
+    sample_video,
+)
 from langdc.video import write_video
 
 VIDEOS: Mapping[str, int] = {"train": 2400, "test": 400}
@@ -32,7 +44,7 @@ ROUNDS = {"train": 2, "test": 1}
 
 _STREAM = {"train": 0, "test": 1, "images": 2}  # never renumber: it would change the files of a seed
 _LABELS = {kind: {"group": group} for group, kinds in GROUPS.items() for kind in kinds}
-_FORMAT = 3  # raise when a change of this module changes what a seed makes
+_FORMAT = 4  # raise when a change of this module changes what a seed makes
 _FINISHED, _UNFINISHED = "dataset.json", "dataset.json.partial"
 _CHUNK = 32
 
@@ -182,15 +194,33 @@ def _make_image(task: _Task) -> Record:
 
 
 def _segment(scene: Segment, places: bool, motions: bool = True) -> SegmentRecord:
-    """One entry per object in each list of cues, in the order of the caption; attributes are colours, then places."""
-    looks = [thing.colour for thing in scene] + [thing.place for thing in scene if places]
+    """One entry per object in each list of cues, in the order of the caption; attributes are colours, then places.
+
+    With `motions`, of a video, also where and what objects are.
+    """
+    objects = [_object(thing) for thing in scene if motions]
     return SegmentRecord(
         caption=caption(scene, motions, places),
         density=len(scene),
         subjects=[thing.shape for thing in scene],
-        attributes=looks,
+        attributes=[thing.colour for thing in scene] + [thing.place for thing in scene if places],
         actions=[thing.motion for thing in scene if motions],
+        **({"objects": objects, "labels": {"background": scene.background}} if motions else {}),
     )
+
+
+def _object(thing: Thing) -> ObjectRecord:
+    return ObjectRecord(
+        boxes=[_box(thing, frame) if frame >= thing.start else None for frame in range(FRAMES_PER_SEGMENT)],
+        labels={"colour": thing.colour, "shape": thing.shape, "motion": thing.motion, "start": str(thing.start)},
+        phrase=caption(Segment((thing,))),
+    )
+
+
+def _box(thing: Thing, frame: int) -> list[float]:
+    x, y = thing.centre(frame)
+    edges = (x - thing.radius, y - thing.radius, x + thing.radius + 1, y + thing.radius + 1)
+    return [edge / SIZE for edge in edges]
 
 
 def _requests(captions: list[str]) -> list[Question]:

@@ -204,3 +204,19 @@ def test_missing_media_is_refused_never_replaced(tmp_path: Path) -> None:
         check_media(path, records)
     there = [records[0], records[2]]
     assert check_media(path, there) == there
+
+
+def test_objects_have_boxes_in_the_frame_and_words_of_the_caption() -> None:
+    box = [0, 0.25, 0.5, 1]
+    found = SegmentRecord(caption="a dog runs", objects=[{"boxes": [None, box], "phrase": "dog"}])
+    assert found.objects[0].boxes == [None, [0.0, 0.25, 0.5, 1.0]]
+    wrong = {
+        "left < right": {"boxes": [[0.5, 0, 0.5, 1]]},
+        "from 0 to 1": {"boxes": [box, [0, 0, 1, 1.1]]},
+        "seen nowhere": {"boxes": [None]},
+        "at least 4 items": {"boxes": [[0, 0, 1]]},
+        "'cat' of an object is not in the caption": {"boxes": [box], "phrase": "cat"},
+    }
+    for said, one in wrong.items():
+        with pytest.raises(ValueError, match=said):
+            SegmentRecord(caption="a dog runs", objects=[one])

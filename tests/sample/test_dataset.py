@@ -11,6 +11,7 @@ from langdc.data.records import QuestionRecord, Record, check_media, read_record
 from langdc.sample import dataset
 from langdc.sample.dataset import majority_chance, make_dataset
 from langdc.sample.questions import GROUPS
+from langdc.sample.render import _mask as drawn_mask
 from langdc.sample.render import draw_video
 from langdc.sample.scenes import sample_video
 from langdc.video import probe, read_frames
@@ -105,6 +106,32 @@ def test_videos_show_what_their_records_say(small_set: Path) -> None:
         coloured = np.ptp(clean.astype(int), axis=-1) > 90
         difference = abs(np.ptp(clean.astype(int), axis=-1) - np.ptp(seen.astype(int), axis=-1))
         assert not coloured.any() or difference[coloured].mean() < 40
+
+
+def test_objects_are_where_they_are_drawn_and_what_questions_say(tmp_path: Path) -> None:
+    assert make_dataset(tmp_path / "set", {"test": 12}, images=0, workers=1, varied=True)
+    asked = 0
+    for number, record in enumerate(read_records(tmp_path / "set" / "test.jsonl")):
+        scenes = sample_video(np.random.default_rng([0, 1, number]), varied=True)
+        for scene, segment in zip(scenes, record.segments, strict=True):
+            assert segment.caption == " ; ".join(each.phrase for each in segment.objects)
+            for thing, found in zip(scene, segment.objects, strict=True):
+                assert [box is None for box in found.boxes] == [frame < thing.start for frame in range(4)]
+                for frame in range(thing.start, 4):
+                    rows, columns = np.nonzero(drawn_mask(thing, frame))
+                    left, top, right, bottom = (64 * edge for edge in found.boxes[frame])
+                    assert left <= columns.min() <= left + 1 and right - 2 <= columns.max() < right
+                    assert top <= rows.min() <= top + 1 and bottom - 2 <= rows.max() < bottom
+        every = [each for segment in record.segments for each in segment.objects]
+        for question in record.questions:
+            words = question.question.split()
+            if question.kind in ("shape", "motion"):
+                (one,) = [each for each in every if each.labels["colour"] in words]
+                assert one.labels[question.kind] == question.answer
+            if question.kind == "background":
+                assert record.segments[int(words[6]) - 1].labels["background"] == question.answer
+            asked += question.kind in ("shape", "motion", "background")
+    assert asked > 20
 
 
 @pytest.mark.slow
