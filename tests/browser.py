@@ -13,7 +13,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @contextmanager
 def opened(where: Path | str) -> Iterator[tuple[Page, list[str]]]:
-    """The page of a file or an address, and all that the browser complained about or fetched from elsewhere; skips where
+    """The page of a file or address, and all that the browser complained about or fetched from elsewhere; skips where
     there is no browser.
     """
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)

@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not _LEAST <= options.keep <= 1:
         raise ValueError(f"--keep {options.keep}: give {_LEAST} to 1.")
     shared.check_asked(None, "", options.max_new_tokens)
+    options.model = SAMPLE_MODEL if options.model == "sample" else options.model
     gradio = _gradio()
     with TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # videos that were dropped go when the command ends
@@ -60,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = screen(soft_wrap=False)
         with console.status(f"loading {options.model} ..."):
             given = {**shared.selector(options), **shared.place(options), "backbone": shared.backbone(options)}
-            model = SAMPLE_MODEL if options.model == "sample" else options.model
-            lm = VideoLM.from_pretrained(model, **given)
+            lm = VideoLM.from_pretrained(options.model, **given)
             # the first call is slower than the others
             lm.ask(*samples[0], max_new_tokens=1)
         page = _build(gradio, lm, samples, options)
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         theme.set(body_text_color_subdued="#5b6675", body_text_color_subdued_dark="#98a3b3")
         alone = {"quiet": True, "share": False, "ssr_mode": False, "footer_links": [], "prevent_thread_lock": True}
         _, address, _ = page.launch(**where, **alone, theme=theme, css=_CSS)
-        console.print(f"The page is at {address} until Ctrl-C.", soft_wrap=True)
         with suppress(KeyboardInterrupt):
+            console.print(f"The page is at {address} until Ctrl-C.", soft_wrap=True)
             threading.Event().wait()
         page.close(verbose=False)
     return 0
