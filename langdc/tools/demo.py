@@ -5,6 +5,7 @@ Letters: T steps of time, H W token grid.
 
 import argparse
 import os
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not _LEAST <= options.keep <= 1:
         raise ValueError(f"--keep {options.keep}: give {_LEAST} to 1.")
     shared.check_asked(None, "", options.max_new_tokens)
+    _check_address(options.host, options.port)
     options.model = SAMPLE_MODEL if options.model == "sample" else options.model
     gradio = _gradio()
     with TemporaryDirectory() as folder:
@@ -75,6 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             threading.Event().wait()
         page.close(verbose=False)
     return 0
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """ValueError where the page cannot be served: Gradio would try a hundred ports, also of a host that is not here."""
+    try:
+        socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        given = f"--host {host}" + f" --port {port}" * (port is not None)
+        raise ValueError(f"{given}: the page cannot be there ({error}). Give another one.") from None
 
 
 def _methods(lm: VideoLM) -> dict[str, str]:

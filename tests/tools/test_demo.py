@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +41,9 @@ def respond(lm: VideoLM, path: str | None, question: str, *labels: str, keep: fl
     return demo._respond(lm, path, question, {label: known[label] for label in labels}, keep, 3)
 
 
-def test_two_methods_read_one_video_that_is_decoded_and_encoded_once(lm: VideoLM, mp4: str, monkeypatch) -> None:
-    calls = []
+def test_methods_read_one_video_that_is_decoded_and_encoded_once(mp4: str, monkeypatch) -> None:
+    lm, calls = VideoLM.from_pretrained(stock.folder("llava_onevision"), backbone={"frames": 8}), []
+    assert lm.model.backbone.has_saliency
     encode = type(lm.model.backbone).encode
     monkeypatch.setattr(
         type(lm.model.backbone), "encode", lambda self, *given: calls.append(given) or encode(self, *given)
@@ -132,9 +135,19 @@ def test_mistakes_are_sentences(lm: VideoLM, mp4: str, tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_to_install(monkeypatch, capsys) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo"]) == 2
     assert "pip install 'langdc[demo]'" in capsys.readouterr().err
+
+
+def test_an_address_that_is_taken_or_elsewhere_is_told_at_once(capsys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["demo", "--port", port]) == 2
+    assert f"--host 127.0.0.1 --port {port}: the page cannot be there" in capsys.readouterr().err
+    for words in (["--port", "70000"], ["--host", "192.0.2.1"]):
+        assert main(["demo", *words]) == 2
+        assert "the page cannot be there" in capsys.readouterr().err
 
 
 def test_the_budget_is_one_that_the_page_can_show(capsys) -> None:
