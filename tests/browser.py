@@ -12,8 +12,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[tuple[Page, list[str]]]:
-    """The page, and all that the browser complained about or fetched; skips where there is no browser."""
+def opened(where: Path | str) -> Iterator[tuple[Page, list[str]]]:
+    """The page of a file or address, and all that the browser complained about or fetched from elsewhere; skips where
+    there is no browser.
+    """
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip(f"needs a browser: {', '.join(BROWSERS)}; on Debian: apt install chromium")
@@ -24,7 +26,9 @@ def opened(file: Path) -> Iterator[tuple[Page, list[str]]]:
         page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: heard.append(f"error: {error}"))
         page.on("dialog", lambda dialog: heard.append(f"dialog: {dialog.message}") or dialog.dismiss())
-        page.on("request", lambda request: heard.append(request.url) if request.url.startswith("http") else None)
-        page.goto(file.as_uri())
+        address = where if isinstance(where, str) else where.as_uri()
+        own = (address, "data:", "blob:")
+        page.on("request", lambda request: None if request.url.startswith(own) else heard.append(request.url))
+        page.goto(address)
         yield page, heard
         browser.close()

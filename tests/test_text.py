@@ -18,7 +18,7 @@ from langdc.cli import main
 from langdc.evaluate.command import report
 from langdc.text import csv_cell, markdown, plain, render
 from langdc.tools.ask import _show as show_answer
-from langdc.tools.compare import _Compared as Compared
+from langdc.tools.compare import Compared
 from langdc.tools.compare import _page as compare_page
 from langdc.train.progress import Bar
 from langdc.types import Answer

@@ -16,12 +16,13 @@ from langdc.layercompressors import layercompressors
 from langdc.log import screen
 from langdc.pipeline import VideoLM
 from langdc.sample.render import draw_video
-from langdc.sample.scenes import FPS, caption, sample_video
+from langdc.sample.scenes import FPS, Segment, caption, sample_video
 from langdc.tools import options as shared
 from langdc.tools.zoo import member_of
 from langdc.types import Answer
 from langdc.video import write_video
 
+SAMPLE_MODEL = "sample:langdc"
 _SAMPLE_QUESTION = "which segment has the most objects ?"
 _BAR, _SHOWN_SEGMENTS = 30, 32
 
@@ -75,14 +76,19 @@ def _ask_about_sample(options: argparse.Namespace) -> int:
     shared.check_asked(None, question, options.max_new_tokens)
     if options.seed < 0:
         raise ValueError(f"The seed is {options.seed}; give 0 or more.")
-    rng = np.random.default_rng([options.seed, 7])
-    scenes = sample_video(rng)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / f"sample-{options.seed}.mp4"
-        write_video(path, draw_video(scenes, rng), FPS)
+        path, scenes = draw_sample(Path(folder), options.seed)
         screen().print(f"A sample video (seed {options.seed}), {len(scenes)} segments. Question: {question}")
-        _ask(options, options.model or "sample:langdc", path, question, [caption(scene) for scene in scenes])
+        _ask(options, options.model or SAMPLE_MODEL, path, question, [caption(scene) for scene in scenes])
     return 0
+
+
+def draw_sample(folder: Path, seed: int) -> tuple[Path, list[Segment]]:
+    """Write the sample video of a seed into a folder; returns the file and its scenes."""
+    rng = np.random.default_rng([seed, 7])
+    scenes, path = sample_video(rng), folder / f"sample-{seed}.mp4"
+    write_video(path, draw_video(scenes, rng), FPS)
+    return path, scenes
 
 
 def method(options: argparse.Namespace) -> dict[str, Any]:

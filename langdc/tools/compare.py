@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--out {out}: give a file in a folder that exists.")
     check_output(out)
     shared.check_asked(options.video, options.question, options.max_new_tokens)
-    names = options.compressors or _training_free()
+    names = options.compressors or training_free()
     console = screen(soft_wrap=False)
     with console.status("asking ..."):
         given = {**shared.selector(options), **shared.place(options)}
@@ -70,17 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Compared:
+class Compared:
     """The answer with one compressor, or the `trouble`: why there is none.
 
     `kept` [T,H,W]: which patches were kept; with a KV compressor, the share of layers (and heads) that kept each. None
-    where tokens are new.
+    where tokens are new. `steps`: how many of the T a segment has.
     """
 
     name: str
     answer: Answer | None = None
     kept: Tensor | None = None
     trouble: str = ""
+    steps: int = 1
 
     @property
     def milliseconds(self) -> float:
@@ -89,37 +90,42 @@ class _Compared:
         return 1000 * sum(s for stage, s in self.answer.seconds.items() if stage not in ("select", "decode", "encode"))
 
 
-def _training_free() -> list[str]:
+def training_free() -> list[str]:
     """All compressors that drop patches by a budget and need no training, as names of `member_of`."""
-    budgeted = [n for n in compressors.names() if "keep" in inspect.signature(compressors.get(n)).parameters]
+    settings = {name: inspect.signature(compressors.get(name)).parameters for name in compressors.names()}
+    budgeted = [name for name, known in settings.items() if "keep" in known and "width" not in known]
     inside = [(kind, name) for kind, zoo in INSIDE.items() for name in zoo.names()]
     inside = [(kind, name) for kind, name in inside if not getattr(INSIDE[kind].get(name), "decoding", False)]
     return budgeted + [f"{kind}:{name}" if name in compressors.names() else name for kind, name in inside]
 
 
+def with_method(lm: VideoLM, name: str, budget: Mapping[str, Any]) -> VideoLM:
+    """The same model with the compressor of a name of `member_of`; ValueError where it cannot serve the model."""
+    chosen = member_of(name, budget)
+    if inside := {kind: zoo.build(**chosen[kind]) for kind, zoo in INSIDE.items() if kind in chosen}:
+        return VideoLM(lm.model, **inside)
+    return VideoLM(lm.model, build_compressor(MemberConfig(**chosen["compressor"]), lm.model.backbone))
+
+
 def _compare(
     video: OpenVideo, question: str, budget: Mapping[str, Any], names: Sequence[str], **generation: Any
-) -> Iterator[_Compared]:
+) -> Iterator[Compared]:
     """Ask with the model's own compressor, then with each of `names`; the video is decoded and encoded once."""
     lm = video.lm
     lm.open("", same=video).ask(question, **generation)  # the first call is slower than the others
-    yield _asked(lm.model.config.compressor.name, lm, video, question, **generation)
+    yield asked(lm.model.config.compressor.name, lm, video, question, **generation)
     for name in names:
         try:
-            chosen = member_of(name, budget)
-            inside = {kind: zoo.build(**chosen[kind]) for kind, zoo in INSIDE.items() if kind in chosen}
-            if inside:
-                other = VideoLM(lm.model, **inside)
-            else:
-                other = VideoLM(lm.model, build_compressor(MemberConfig(**chosen["compressor"]), lm.model.backbone))
-            yield _asked(name, other, video, question, **generation)
+            yield asked(name, with_method(lm, name, budget), video, question, **generation)
         except ValueError as error:
-            yield _Compared(name, trouble=str(error))
+            yield Compared(name, trouble=str(error))
 
 
-def _asked(name: str, lm: VideoLM, video: OpenVideo, question: str, **generation: Any) -> _Compared:
+def asked(name: str, lm: VideoLM, video: OpenVideo, question: str, **generation: Any) -> Compared:
+    """Ask about a video that another model of identical encoders opened."""
     opened = lm.open("", same=video)
-    return _Compared(name, opened.ask(question, **generation), _kept(lm, opened, question))
+    answer = opened.ask(question, **generation)
+    return Compared(name, answer, _kept(lm, opened, question), steps=lm.compressor.frames_per_segment)
 
 
 @torch.no_grad()
@@ -156,7 +162,7 @@ def _shares(lm: VideoLM, video: OpenVideo, question: str, tokens: int) -> Tensor
     return torch.stack(counts).mean(0)[shown][:tokens]
 
 
-def _strip(frames: Tensor, kept: Tensor) -> Image.Image:
+def strip(frames: Tensor, kept: Tensor) -> Image.Image:
     """Frames [T',3,height,width] side by side, dark where patches [T,H,W] were dropped."""
     steps = torch.linspace(0, len(kept) - 1, min(len(kept), _SHOWN_STEPS)).round().long()
     shown = frames[(steps * len(frames)) // len(kept)].float()
@@ -169,8 +175,8 @@ def _strip(frames: Tensor, kept: Tensor) -> Image.Image:
     return Image.fromarray(torch.cat([*rows[:-1], whole], 1).permute(1, 2, 0).numpy())
 
 
-def _page(title: str, question: str, frames: Tensor, found: Sequence[_Compared], before: int) -> str:
+def _page(title: str, question: str, frames: Tensor, found: Sequence[Compared], before: int) -> str:
     """One self-contained HTML page with a strip of kept patches per compressor; `compare.html` is its template."""
-    strips = [None if one.kept is None else jpeg_url(_strip(frames, one.kept), quality=85) for one in found]
+    strips = [None if one.kept is None else jpeg_url(strip(frames, one.kept), quality=85) for one in found]
     pairs = list(zip(found, strips, strict=True))
     return render("langdc", "tools/compare.html", title=title, question=question, before=before, found=pairs)

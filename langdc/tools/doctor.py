@@ -30,6 +30,7 @@ _OPTIONAL = {
     "tensorboard": "another tracker; pip install 'langdc[tensorboard]'",
     "bitsandbytes": "quantize: nf4 (QLoRA) needs it; pip install 'langdc[qlora]'",
     "ray": "langdc data caption --ray needs it, on many machines; pip install 'langdc[ray]'",
+    "gradio": "langdc demo, a page to try a model, needs it; pip install 'langdc[demo]'",
     "liger-kernel": "norms and feed-forward layers are the model's own; pip install 'langdc[liger]'",
 }
 

@@ -1,4 +1,4 @@
-"""Options that `langdc ask`, `langdc compare` and `langdc embed` share."""
+"""Options that `langdc ask`, `langdc compare`, `langdc demo` and `langdc embed` share."""
 
 import argparse
 import inspect
@@ -11,11 +11,16 @@ from langdc.frameselectors import frameselectors
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
-    """The budget, and the backbone of a stock model."""
+    """The budget, and what is read."""
     parser.add_argument("--keep", type=float, help="fraction of the visual tokens that is kept, such as 0.25")
     parser.add_argument("--tokens", type=int, help="number of visual tokens that are kept, in place of --keep")
-    parser.add_argument("--backbone", help="for stock models: a backbone by name, such as llava_video")
     parser.add_argument("--host", type=_old_host, dest="backbone", help=argparse.SUPPRESS)
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The backbone of a stock model, the frames that it reads, where it runs, and how much it writes."""
+    parser.add_argument("--backbone", help="for stock models: a backbone by name, such as llava_video")
     parser.add_argument("--frames", type=int, help="for stock models: the number of frames of a video")
     said = "a frame selector: its name, or {name: ..., settings}"
     parser.add_argument("--select", metavar="NAME", help=f"{said}, which chooses the frames for the question")

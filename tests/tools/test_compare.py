@@ -13,7 +13,7 @@ from PIL import Image
 
 from langdc.cli import main
 from langdc.layercompressors import layercompressors
-from langdc.tools.compare import _strip as strip
+from langdc.tools.compare import strip
 from tests import imagetext, stock
 
 QUESTION = "what is in the video ?"
