@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -297,10 +298,19 @@ def test_one_process_has_no_store_that_others_reach() -> None:
     assert not [each for each in listens if set(each) == {"0"}], "on all addresses"
     assert "HashStore" in done.stdout
     for path in SOURCES:
+        if path.name == "demo.py":  # of which SECURITY.md speaks apart
+            continue
         for name, _ in calls(path):
             assert not re.search(r"HTTPServer|create_server|\.bind$|\.listen$|TCPServer|uvicorn|start_server", name), (
                 path
             )
+
+
+@sentence("**Who reaches the page of `langdc demo`.**")
+def test_the_page_to_try_listens_on_this_machine_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert cli.main(["demo", "--port", str(taken.getsockname()[1])]) == 2
+    assert "--host 127.0.0.1" in capsys.readouterr().err
 
 
 @sentence("No command is handed to a shell.")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("langdc", "train", "eval", "data_prep", "scripts")
 PACKAGE = sorted((ROOT / "langdc").rglob("*.py"))
 MAX_LINES = 34_500
-MAX_PUBLIC = 680
+MAX_PUBLIC = 700
 
 
 def public(path: Path) -> list[str]:

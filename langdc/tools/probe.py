@@ -291,9 +291,9 @@ def _soft(tokens: VideoTokens, counts: Sequence[int]) -> Tensor:
 
 
 def _span(compressor: Any, segment: SegmentRecord, thing: ObjectRecord, ids: Tensor) -> tuple[int, int] | None:
-    """The first and the last token of an object's phrase in its caption; None where tokens do not end with it."""
+    """The first and the last token of an object's phrase in its caption; None where no tokens are just these words."""
     start = segment.caption.find(thing.phrase)
     tokenizer, end = compressor.alignable[2], start + len(thing.phrase)
     before, through = (ids_of(tokenizer, segment.caption[:to].rstrip()) for to in (start, end))
-    fits = len(before) < len(through) <= len(ids) and torch.equal(ids[: len(through)], through)
+    fits = start >= 0 and len(before) < len(through) <= len(ids) and torch.equal(ids[: len(through)], through)
     return (len(before), len(through) - 1) if fits and torch.equal(ids[: len(before)], before) else None
