@@ -39,6 +39,7 @@ ELSEWHERE = {
     "langdc eval": "it asks the models of quickstart; tests/test_wheel.py runs it with few videos",
     "langdc report": "the same",
     "data benchmark": "tests/evaluate/tasks/ runs it on folders in the published formats",
+    "langdc demo": "tests/tools/test_demo_page.py opens the page, where gradio is",
     "langdc convert": "tests/scripts/ runs it on releases in the published formats",
 }
 """Which commands of the README are not run here, by a part of them, and why."""

@@ -28,6 +28,19 @@ def look_up(model: Qwen2ForCausalLM, layer: int, head: int, pairs: Sequence[tupl
 
 
 @torch.no_grad()
+def show_words(model: Qwen2ForCausalLM, head: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Let a head of the first layer that looks back begin by writing the looks of the words that it sees.
+
+    So the last word of "red square left" looks like what it tells of, and is found as tokens of a video are.
+    """
+    attention: Any = model.model.layers[0].self_attn
+    start = head * attention.head_dim
+    for number, (word, look) in enumerate(pairs):
+        attention.v_proj.weight[start + number] = 0.5 * word / word.norm()
+        attention.o_proj.weight[:, start + number] = 0.5 * look
+
+
+@torch.no_grad()
 def look_at_question(model: Qwen2ForCausalLM, layer: int, head: int) -> None:
     """Let a head begin by attending to the dozen tokens before it, where a question's words stand before its answer."""
     attention: Any = model.model.layers[layer].self_attn

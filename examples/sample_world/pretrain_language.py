@@ -145,7 +145,7 @@ def build_model(
 
 
 @torch.no_grad()
-def look_back(model: Qwen2ForCausalLM, head: int, offset: int, strength: float) -> None:
+def look_back(model: Qwen2ForCausalLM, head: int, offset: int, strength: float = 8.0) -> None:
     """Let a head of the first layer begin by attending `offset` tokens back, through its query and key biases.
 
     Look-ups need heads that know what stands before a word; found from scratch they come after thousands of steps. A

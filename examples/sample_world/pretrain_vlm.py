@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +21,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AttentionInterface, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from examples.sample_world.look_ups import look_at_question, look_up
+from examples.sample_world.look_ups import look_at_question, look_up, show_words
 from examples.sample_world.pretrain_encoders import coverage, like_h264
-from examples.sample_world.pretrain_language import NOISE, Encoder, blurred, build_model, build_optimizers
+from examples.sample_world.pretrain_language import Encoder, blurred, build_model, build_optimizers, look_back
 from langdc import jsonl
 from langdc.projectors import average_pool
 from langdc.sample.questions import GROUPS, KINDS, ask_all
@@ -45,7 +44,9 @@ from langdc.sample.scenes import (
 
 SIDE = 4
 SHORT, LONG = (28, 16), (4, 30)  # K questions of up to L tokens: asked, and described or chosen
-LAYOUTS = {"segment": 0.4, "pool": 0.15, "whole": 0.1, "some": 0.2, "words": 0.15}  # how often steps read each
+LAYOUTS = {"segment": 0.35, "pool": 0.15, "whole": 0.1, "some": 0.2, "words": 0.2}  # how often steps read each
+AT_FIRST = {"segment": 0.65, "words": 0.35}  # the same while questions are easy
+NOISE, NOISY_FROM = 0.7, 0.6  # of words' size, from a share of the steps on: exact ones teach too sharp an attention
 FEWEST = 0.04  # the least share of tokens that is kept at random in training
 EVERY, VIDEOS = 250, 200  # steps between two tests, and videos in each test
 TESTED = ("whole", "pool", 0.5, 0.25, 0.1, 0.05, "words")
@@ -179,12 +180,16 @@ class Asked:
         return torch.tensor([self.encoder.ids(as_text([caption(segment) for segment in video])) for video in videos])
 
     def batch(
-        self, rng: np.random.Generator, videos: list[list[Segment]], easy: bool = False, kinds: tuple[str, ...] = ()
+        self, rng: np.random.Generator, videos: list[list[Segment]], easy: bool = False, words: bool = False
     ) -> tuple[Tensor, ...]:
-        """Ids and labels of short and of long questions about each video, [2,B,K,L] each; `easy`: few short ones."""
+        """Ids and labels of short and of long questions about each video, [2,B,K,L] each.
+
+        `easy`: few short ones; `words`: only what captions answer.
+        """
+        kinds = tuple(kind for kind in (EASY if easy else self.kinds) if not words or kind in SAID)
         short, long = [], []
         for video in videos:
-            turns = self.draw(rng, video, 3, EASY if easy else kinds)
+            turns = self.draw(rng, video, 3, kinds)
             if easy:
                 short.append(self.rows(turns, FEW))
                 continue
@@ -292,9 +297,12 @@ class Seeing(nn.Module):
                 table.mul_(words.std() / table.std() * (0.3 if name == "step" else 1))
         see(self.sight, Bank(bank.segments[:512], bank.features[:512]), looks)
         pairs = [(words[Encoder(tokenizer).ids(name)[0]], look) for name, look in looks.items()]
+        look_back(self.model, 3, 0)
+        for head in (0, 1, 3):  # the words before and at each place
+            show_words(self.model, head, pairs)
         for layer in range(2):
             look_up(self.model, layer, 2, pairs, len(COLOURS) + SEGMENTS)
-            look_up(self.model, layer, 3, pairs, 14)
+        look_up(self.model, 1, 3, pairs, 14)
         for layer in range(1, layers):
             look_at_question(self.model, layer, 0)
 
@@ -307,16 +315,24 @@ class Seeing(nn.Module):
         for part in (self.sight, self.model.get_input_embeddings(), *(layers[n].self_attn for n in range(2))):
             part.requires_grad_(not held)
 
-    def show(self, features: Tensor, layout: str | float, rng: np.random.Generator) -> Tensor:
-        """Features as tokens [B,V,D]; or, with the layout "words", ids [B,V] as words, with noise in training."""
+    def show(self, features: Tensor, layout: str | float, rng: np.random.Generator, noise: float = 0.0) -> Tensor:
+        """Features as tokens [B,V,D]; or, with the layout "words", ids [B,V] as words, with noise of up to a size."""
         if layout != "words":
             return tokens(self.sight(features), layout, rng)
         words = self.model.get_input_embeddings()(features)
-        return blurred(words, NOISE).to(words.dtype) if torch.is_grad_enabled() else words
+        return blurred(words, noise).to(words.dtype)
 
-    def forward(self, opening: list[int], features: Tensor, layout: str | float, rng: Any, asked: Sequence) -> Tensor:
-        """The loss of questions about videos; see `loss_of`."""
-        return loss_of(self.model, opening, self.show(features, layout, rng), asked)
+    def forward(
+        self,
+        opening: list[int],
+        features: Tensor,
+        layout: str | float,
+        rng: np.random.Generator,
+        asked: Sequence[Tensor],
+        noise: float = 0.0,
+    ) -> Tensor:
+        """The loss of questions about videos; see `show` and `loss_of`."""
+        return loss_of(self.model, opening, self.show(features, layout, rng, noise), asked)
 
 
 def pretrain(
@@ -349,15 +365,17 @@ def pretrain(
     for step in range(done + 1, steps + 1):
         rng = np.random.default_rng([seed, step])
         torch.manual_seed(int(rng.integers(2**31)))
-        layout = list(LAYOUTS)[rng.choice(len(LAYOUTS), p=list(LAYOUTS.values()))] if step > EARLY else "segment"
+        layouts = LAYOUTS if step > EARLY else AT_FIRST
+        layout = list(layouts)[rng.choice(len(layouts), p=list(layouts.values()))]
         seeing.hold(step <= HELD)
         words = layout == "words"
         videos, features = bank.draw(rng, size, alike=words)
-        questions = asked.batch(rng, videos, step <= EARLY, SAID if words else ())
+        questions = asked.batch(rng, videos, step <= EARLY, words)
         shown = asked.words(videos) if words else features.bfloat16()
         kept = FEWEST ** rng.random() if layout == "some" else layout
         low = {name: parameter.bfloat16() for name, parameter in seeing.named_parameters()}
-        given = (asked.encoder.opening, shown, kept, rng, questions)
+        noise = NOISE if step > NOISY_FROM * steps and not flat else 0.0
+        given = (asked.encoder.opening, shown, kept, rng, questions, noise)
         loss = functional_call(seeing, low, given, tie_weights=True)
         seeing.zero_grad()
         loss.backward()

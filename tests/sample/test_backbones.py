@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from examples.sample_world.make_backbones import PATCH, TARGETS, encode_frames
 from examples.sample_world.pretrain_encoders import linear_probe
 from examples.sample_world.pretrain_language import accuracy, blurred, build_model
 from examples.sample_world.tokenizer import build_tokenizer
+from langdc.cli import main
 from langdc.encoders.image import CLIP_MEAN, CLIP_STD, ImageEncoder
 from langdc.encoders.video import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
+from langdc.evaluate.comparison import read_results
 from langdc.language_models import load_language_model, load_tokenizer
 from langdc.sample import weights
+from langdc.sample.dataset import make_dataset
 from langdc.sample.scenes import SIZE
 
 SEED = 4_000_000
@@ -68,6 +72,22 @@ def test_noise_has_the_size_it_says():
 
 
 def test_weights_are_small_enough_to_ship():
-    files = list(weights("clip").parent.glob("*/*.safetensors"))
-    assert sum(file.stat().st_size for file in files) <= 8e6
-    assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in files}) == len(files) == 5
+    files = list(weights("clip").parent.rglob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) <= 12e6
+    assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in files}) == len(files) == 9
+
+
+@pytest.mark.slow
+def test_the_model_that_sees_answers_what_captions_say_and_what_they_do_not(tmp_path: Path):
+    make_dataset(tmp_path / "set", {"test": 40}, images=0, workers=1, varied=True)
+    settings = {"task": {"name": "sample", "data": str(tmp_path / "set/test.jsonl")}, "output": str(tmp_path / "eval")}
+    entries = [{"name": "all", "model": "sample:vlm"}]
+    entries += [{"name": "few", "model": "sample:vlm", "compressor": {"name": "random", "keep": 0.05}}]
+    tree = {**settings, "entries": entries, "max_new_tokens": 8, "timing_videos": 0}
+    (tmp_path / "eval.json").write_text(json.dumps(tree))
+    assert main(["eval", str(tmp_path / "eval.json")]) == 0
+    every, few = read_results([tmp_path / "eval"])
+    shares = {group: share.value for group, (share, _) in every.groups.items()}
+    assert shares["said"] > 0.85 and shares["unsaid"] > 0.9
+    assert every.accuracy is not None and few.accuracy is not None
+    assert few.accuracy.value < every.accuracy.value - 0.1, "a twentieth of the tokens is too few"
