@@ -250,8 +250,8 @@ def test_evaluation_rows_are_checked():
         check(EvalConfig, tree, "eval.yaml")
 
 
-EVALUATIONS = sorted(SHIPPED.rglob("eval*.yaml"))
-NOT_RUNS = re.compile(r"^(eval|vidcom2|retake|flexreduc)/|^sample/(eval|eval_full|sweep)$|^sizes$")
+EVALUATIONS = sorted([*SHIPPED.rglob("eval*.yaml"), SHIPPED / "sample/vlm.yaml"])
+NOT_RUNS = re.compile(r"^(eval|vidcom2|retake|flexreduc)/|^sample/(eval|eval_full|sweep|vlm)$|^sizes$")
 TRAINING = [name for name in _shipped_configs() if not NOT_RUNS.search(name)]
 RUNS = [name for name in TRAINING if Path(name).name.startswith("stage")]
 
