@@ -146,7 +146,7 @@ def _print_error(error: BaseException) -> int:
 
 
 def told(error: BaseException) -> str:
-    """What a person is told of an error that ends no command; the traceback is printed where a command would."""
+    """The message of an error, for a page that stays open; prints the traceback where a command would print it."""
     code, message = _code_and_message(error)
     _print_traceback(error, code)
     return plain(message).removeprefix("error: ")

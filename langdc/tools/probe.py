@@ -17,15 +17,14 @@ from rich.table import Table
 from torch import Tensor
 
 from langdc import jsonl
-from langdc.config import MemberConfig
 from langdc.data.records import ObjectRecord, Record, SegmentRecord, check_media, read_records
 from langdc.evaluate.probes import Probed, covered, examples, probe, split, things
 from langdc.language_models import ids_of
 from langdc.log import screen, track
-from langdc.model import build_compressor
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.text import counted, render
 from langdc.tools import options as shared
+from langdc.tools.compare import with_method
 from langdc.tools.zoo import INSIDE, member_of
 from langdc.types import Context, VideoTokens
 
@@ -94,13 +93,12 @@ def _others(lm: VideoLM, names: Sequence[str], budget: Mapping[str, Any]) -> dic
         raise ValueError(f"A budget {budget} needs compressors: add --compressors NAME. See: langdc compressors")
     found = {}
     for name in names:
-        chosen = member_of(name, budget)
-        if not chosen.keys().isdisjoint(INSIDE):
+        if not member_of(name, budget).keys().isdisjoint(INSIDE):
             raise ValueError(f"{name} works inside the language model, behind the tokens that are read here.")
-        compressor = build_compressor(MemberConfig(**chosen["compressor"]), lm.model.backbone)
-        if any(True for _ in compressor.parameters()):
+        other = with_method(lm, name, budget)
+        if any(True for _ in other.compressor.parameters()):
             raise ValueError(f"The compressor {name!r} has weights of its own; give the checkpoint it was trained in.")
-        found[" ".join([name, *map(str, budget.values())])] = VideoLM(lm.model, compressor).to(lm.device)
+        found[" ".join([name, *map(str, budget.values())])] = other.to(lm.device)
     return found
 
 

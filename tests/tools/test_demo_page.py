@@ -150,7 +150,7 @@ def test_mistakes_are_told_on_the_page(tiny: str, mp4: Path, tmp_path: Path) -> 
         drop(page, bad)
         assert ask(page)[0].startswith("bad.mp4: cannot be read as a video")
         drop(page, mp4)
-        assert "tokens read" in ask(page)[0], "it goes on"
+        assert "tokens read" in ask(page)[0], "the page answers after a mistake"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

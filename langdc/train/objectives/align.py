@@ -76,9 +76,8 @@ class Align(Objective):
         for first in track(starts := range(0, len(data), step), len(starts), "Aligning"):
             targets = data.collate(data.samples[first : first + step])["batch"].targets
             states, ids = (torch.cat([*chain(*targets[name])]) for name in ("states", "captions"))
-            states = nn.functional.pad(
-                states[:, : inner - 1].double().cpu(), (0, 1), value=1.0
-            )  # the last column is for the bias
+            states = states[:, : inner - 1].double().cpu()
+            states = nn.functional.pad(states, (0, 1), value=1.0)  # the last column is for the bias
             wanted = self._embed(model, ids).double().cpu()
             gram += states.T @ states
             cross += states.T @ wanted
