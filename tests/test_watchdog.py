@@ -97,25 +97,30 @@ PROGRAM = """
 import os, sys, time
 from pathlib import Path
 from torch.nn.modules.module import register_module_forward_hook
-from langdc import checkpoint, features
+from langdc import checkpoint, features, watchdog
 from langdc.train.run import train
 from tests.train import small
 calls = 0
+def impatient():
+    watchdog._current.seconds = 20.0  # from here on: what came before, as the start of training, takes long under load
 def nap(module, *_):
     global calls
     if module is layer:
         calls += 1
-        if sys.argv[2] == "step" and os.environ["RANK"] == "1" and calls == 3:
-            time.sleep(600)
+        if calls == {"step": 3, "save": 9}.get(sys.argv[2]):
+            impatient()
+            if sys.argv[2] == "step" and os.environ["RANK"] == "1":
+                time.sleep(600)
 config = small.run_config(
     small.langdc(), "images", objective="compress", trainable=["compressor.projectors.*"], batch_size=1, steps=9,
-    output=sys.argv[1], watchdog=20.0, verify_save=sys.argv[2] == "save", features=sys.argv[1] + "-features",
+    output=sys.argv[1], watchdog=200.0, verify_save=sys.argv[2] == "save", features=sys.argv[1] + "-features",
 )
 def verify(*_):
     time.sleep(600)
 checkpoint.verify_saved = verify
 encode = features.FeatureStore.encode
 def slow(*arguments):
+    impatient()
     if sys.argv[2] == "store" and os.environ["RANK"] == "1":
         time.sleep(600)
     return encode(*arguments)
