@@ -15,7 +15,6 @@ from langdc.data.records import read_records
 from langdc.log import screen
 from langdc.sample.dataset import IMAGES, VIDEOS, majority_chance, make_dataset
 from langdc.sample.questions import GROUPS
-from langdc.sample.scenes import VARIED
 
 _SMALL = {"train": 24, "test": 8, "images": 24}
 
@@ -29,12 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, help=f"training images (default: {IMAGES})")
     parser.add_argument("--small", action="store_true", help="a few files of each, to try things")
     parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same files (default: 0)")
-    parser.add_argument(
-        "--varied",
-        action=argparse.BooleanOptionalAction,
-        default=VARIED,
-        help="objects of all sizes and shades on several backgrounds, and questions about what captions leave out",
-    )
     parser.add_argument("--places", action="store_true", help="captions also say where each object is")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options, out = parser.parse_args(argv), screen()
@@ -45,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{counts['images']} images (seed {options.seed})."
     )
     images = counts.pop("images")
-    made = make_dataset(options.out, counts, images, options.seed, options.workers, options.varied, options.places)
+    made = make_dataset(options.out, counts, images, options.seed, options.workers, options.places)
     out.print("Made." if made else "It is there already; nothing to do.")
     if counts["test"]:
         records = read_records(options.out / "test.jsonl")

@@ -20,14 +20,13 @@ from langdc import jsonl
 from langdc.data.records import ObjectRecord, QuestionRecord, Record, SegmentRecord, write_records
 from langdc.log import track
 from langdc.registry import nearest
-from langdc.sample.questions import ASKED, GROUPS, KINDS, Question, ask_all
+from langdc.sample.questions import GROUPS, Question, ask_all
 from langdc.sample.render import draw, draw_video
 from langdc.sample.scenes import (
     FPS,
     FRAMES_PER_SEGMENT,
     LATEST,
     SIZE,
-    VARIED,
     Segment,
     Thing,
     as_text,
@@ -44,7 +43,7 @@ ROUNDS = {"train": 2, "test": 1}
 
 _STREAM = {"train": 0, "test": 1, "images": 2}  # never renumber: it would change the files of a seed
 _LABELS = {kind: {"group": group} for group, kinds in GROUPS.items() for kind in kinds}
-_FORMAT = 4  # raise when a change of this module changes what a seed makes
+_FORMAT = 5  # raise when a change of this module changes what a seed makes
 _FINISHED, _UNFINISHED = "dataset.json", "dataset.json.partial"
 _CHUNK = 32
 
@@ -54,7 +53,6 @@ class _Task(NamedTuple):
     split: str
     number: int
     seed: int
-    varied: bool
     places: bool
 
     @property
@@ -68,18 +66,16 @@ def make_dataset(
     images: int = IMAGES,
     seed: int = 0,
     workers: int | None = None,
-    varied: bool = VARIED,
     places: bool = False,
 ) -> bool:
     """Make `folder`/{train,test,images}.jsonl with their videos and images; False if they are all there already.
 
-    `videos`: how many for each split; `workers`: processes (None: one per core); `varied`: as in `sample_segment`, with
-    questions of all kinds. `places`: captions, and the cues called attributes, say where objects are; videos and other
+    `videos`: how many for each split; `workers`: processes (None: one per core). `places`: captions, and the cues called attributes, say where objects are; videos and other
     questions stay the same. Files that exist are not made again.
     ValueError for a folder that holds something else or a set with other settings.
     """
     folder, sizes = Path(folder), _sizes(videos, images)
-    settings = {"format": _FORMAT, "seed": seed, "varied": varied, **({"places": True} if places else {}), **sizes}
+    settings = {"format": _FORMAT, "seed": seed, **({"places": True} if places else {}), **sizes}
     if _finished(folder, settings):  # also where nothing can be written
         return False
     with jsonl.locked(folder / jsonl.LOCK, f"is making the sample set in {folder}"):
@@ -94,7 +90,7 @@ def _made(folder: Path, sizes: dict[str, int], settings: dict[str, int], workers
     for name in ("videos", "images"):
         (folder / name).mkdir(exist_ok=True)
     made: dict[str, list[Record]] = defaultdict(list)
-    common = settings["seed"], bool(settings["varied"]), "places" in settings
+    common = settings["seed"], "places" in settings
     tasks = [_Task(folder, split, number, *common) for split, size in sizes.items() for number in range(size)]
     for split, record in _make_all(tasks, workers):
         made[split].append(record)
@@ -162,8 +158,8 @@ def _is_complete(path: Path) -> bool:
 
 def _make_video(task: _Task) -> Record:
     rng, name = task.rng, f"{task.split}-{task.number:06d}"
-    scenes, kinds = sample_video(rng, varied=task.varied), tuple(KINDS) if task.varied else ASKED
-    asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes, kinds)}
+    scenes = sample_video(rng)
+    asked = {q.text: q for _ in range(ROUNDS[task.split]) for q in ask_all(rng, scenes)}
     segments = [_segment(scene, task.places) for scene in scenes]
     wanted = _requests([segment.caption for segment in segments]) if task.split == "train" else []
     path = task.folder / "videos" / f"{name}.mp4"
@@ -182,12 +178,12 @@ def _make_video(task: _Task) -> Record:
 
 def _make_image(task: _Task) -> Record:
     rng, name = task.rng, f"image-{task.number:06d}"
-    scene = sample_segment(rng, varied=task.varied)
+    scene = sample_segment(rng)
     path = task.folder / "images" / f"{name}.png"
     if not _is_complete(path):
         frames = draw(scene, rng)
         with jsonl.writing(path, sync=False) as partial:
-            Image.fromarray(frames[rng.integers(LATEST if task.varied else 0, len(frames))]).save(partial, format="PNG")
+            Image.fromarray(frames[rng.integers(LATEST, len(frames))]).save(partial, format="PNG")
     said = _segment(scene, task.places, motions=False)
     asked = [QuestionRecord(kind="describe_image", question="describe the image", answer=said.caption)]
     return Record(id=name, image=f"images/{name}.png", segments=[said], questions=asked if said.caption else [])

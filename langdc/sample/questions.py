@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from langdc.sample.scenes import FRAMES_PER_SEGMENT, MOTIONS, SHAPES, SIZE, VARIED, Segment, Thing
+from langdc.sample.scenes import FRAMES_PER_SEGMENT, MOTIONS, SHAPES, SIZE, Segment, Thing
 
 LETTERS = "ABCD"
 MARGIN = 4  # pixels between an object's centre and the middle, where its half is asked for
@@ -144,10 +144,7 @@ KINDS: dict[str, Callable[[np.random.Generator, list[Segment]], Question | None]
 }
 
 
-ASKED = tuple(kind for kind in KINDS if VARIED or kind not in GROUPS["unsaid"])
-
-
-def ask_all(rng: np.random.Generator, video: list[Segment], kinds: tuple[str, ...] = ASKED) -> list[Question]:
-    """One question of every category that the video allows, in the order of `kinds`."""
-    asked = (KINDS[kind](rng, video) for kind in kinds)
+def ask_all(rng: np.random.Generator, video: list[Segment]) -> list[Question]:
+    """One question of every category that the video allows, in the order of `KINDS`."""
+    asked = (ask(rng, video) for ask in KINDS.values())
     return [question for question in asked if question is not None]

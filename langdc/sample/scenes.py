@@ -26,8 +26,7 @@ BACKGROUNDS = {  # colour, and how far its level is moved at most
     "white": ((220, 220, 220), 20),
     "brown": ((110, 80, 50), 20),
 }
-VARIED = False  # whether sizes, shades, starts and backgrounds vary: what ships was trained before they did
-RADII = (5, 9)  # of objects in pixels, both included; 7 where they do not vary
+RADII = (5, 9)  # of objects in pixels, both included
 SHADES = (-0.3, 0.3)  # how far a colour is moved to black (below 0) or white
 LATEST = 1  # the last frame of a segment (0-based) in which an object may appear
 SIZE = 64
@@ -92,10 +91,10 @@ class Segment:
         return len(self.things)
 
 
-def sample_segment(rng: np.random.Generator, objects: int | None = None, varied: bool = VARIED) -> Segment:
+def sample_segment(rng: np.random.Generator, objects: int | None = None, varied: bool = True) -> Segment:
     """Draw `objects` things (None: 0 to 4 at random), placed by rejection so that no swept boxes overlap.
 
-    `varied`: also of any size and shade, from any start on, on any background.
+    Without `varied` all are of one size and in plain colours, there from the start, on grey.
     """
     count = int(rng.integers(0, MAX_OBJECTS + 1)) if objects is None else objects
     things = None
@@ -138,9 +137,9 @@ def _overlap(one: Thing, two: Thing) -> bool:
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
-def sample_video(rng: np.random.Generator, segments: int = SEGMENTS, varied: bool = VARIED) -> list[Segment]:
+def sample_video(rng: np.random.Generator, segments: int = SEGMENTS) -> list[Segment]:
     """Draw the segments of one video, independently of each other."""
-    return [sample_segment(rng, varied=varied) for _ in range(segments)]
+    return [sample_segment(rng) for _ in range(segments)]
 
 
 def caption(segment: Segment, motions: bool = True, places: bool = False) -> str:
