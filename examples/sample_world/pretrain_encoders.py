@@ -27,7 +27,6 @@ from langdc.sample.scenes import (
     RADII,
     SHAPES,
     SIZE,
-    VARIED,
     Segment,
     Thing,
     sample_segment,
@@ -117,7 +116,7 @@ def like_h264(pixels: Tensor) -> Tensor:
 
 
 def batches(
-    seed: int, size: int, side: int, objects: Callable[[int], int | None], varied: bool = VARIED
+    seed: int, size: int, side: int, objects: Callable[[int], int | None], varied: bool = True
 ) -> Iterator[Batch]:
     """Draw training batches for ever; `objects(i)` fixes the number of objects of the batch's i-th segment."""
     rng = np.random.default_rng(seed)

@@ -21,9 +21,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AttentionInterface, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from examples.sample_world.look_ups import look_at_question, look_up, show_words
 from examples.sample_world.pretrain_encoders import coverage, like_h264
-from examples.sample_world.pretrain_language import Encoder, blurred, build_model, build_optimizers, look_back
+from examples.sample_world.small_language_model import (
+    Encoder,
+    blurred,
+    build_model,
+    build_optimizers,
+    look_at_question,
+    look_back,
+    look_up,
+    show_words,
+)
 from langdc import jsonl
 from langdc.projectors import average_pool
 from langdc.sample.questions import GROUPS, KINDS, ask_all
@@ -83,7 +91,7 @@ def make_bank(encoders: Sequence[Callable[[Tensor], Tensor]], size: int, seed: i
     """Draw and encode `size` segments; each encoder maps pixels [n,T,3,height,width] to grids [n,T,H,W,C]."""
     rng, segments, features = np.random.default_rng(seed), [], []
     for start in range(0, size, 32):
-        some = [sample_segment(rng, varied=True) for _ in range(min(32, size - start))]
+        some = [sample_segment(rng) for _ in range(min(32, size - start))]
         frames = np.stack([draw(segment, rng) for segment in some])
         pixels = like_h264(torch.from_numpy(frames).permute(0, 1, 4, 2, 3).float())
         with torch.autocast("cpu", torch.bfloat16):

@@ -1,7 +1,5 @@
 """The sample language model's tokenizer: a fast byte-fallback BPE with ChatML tokens, one token per sample word."""
 
-from collections.abc import Sequence
-
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -17,7 +15,7 @@ SPACE = "▁"
 
 
 def vocabulary() -> list[str]:
-    """All words of captions and questions; each is one token of the sample tokenizer."""
+    """All words of captions and of questions about them; each is one token of the sample tokenizer."""
     words = "how many objects are in segment what shape is the object does move which shows has most colour motion"
     chat = "user assistant system describe image video"
     digits = [str(d) for d in range(10)]
@@ -26,7 +24,7 @@ def vocabulary() -> list[str]:
 
 
 def unsaid_vocabulary() -> list[str]:
-    """The further words of questions about what captions do not say; added last, they leave other tokens' ids alone."""
+    """The further words of questions about what captions do not say."""
     words = "background of larger than or upper lower appear before yes no"
     return [*words.split(), *BACKGROUNDS]
 
@@ -44,12 +42,10 @@ def _merges(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return list(made), list(merges)
 
 
-def build_tokenizer(further: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Make the tokenizer: every word of the grammar is one token, and each of `further`; any other text falls back to
-    letters and bytes.
-    """
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Make the tokenizer: every word of the grammar is one token; any other text falls back to letters and bytes."""
     letters = [chr(code) for code in range(33, 127)]
-    symbols, merges = _merges([SPACE + word for word in [*vocabulary(), "\n", *further]])
+    symbols, merges = _merges([SPACE + word for word in [*vocabulary(), "\n", *unsaid_vocabulary()]])
     byte_tokens = [f"<0x{b:02X}>" for b in range(256)]
     tokens = [*SPECIAL, *byte_tokens, SPACE, "\n", *letters, *symbols]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}

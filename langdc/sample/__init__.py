@@ -6,7 +6,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def weights(name: str) -> Path:
-    """The folder of packaged weights: "clip", "internvideo2", "language_model", "captioner", "langdc", "vlm"."""
+    """The folder of packaged weights: "clip", "internvideo2", "language_model", "langdc", "vlm"."""
     folder = WEIGHTS / name
     if not folder.is_dir():
         there = sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()) if WEIGHTS.is_dir() else []

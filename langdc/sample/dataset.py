@@ -70,8 +70,9 @@ def make_dataset(
 ) -> bool:
     """Make `folder`/{train,test,images}.jsonl with their videos and images; False if they are all there already.
 
-    `videos`: how many for each split; `workers`: processes (None: one per core). `places`: captions, and the cues called attributes, say where objects are; videos and other
-    questions stay the same. Files that exist are not made again.
+    `videos`: how many for each split; `workers`: processes (None: one per core). `places`: captions, and the cues
+    called attributes, say where objects are; videos and other questions stay the same. Files that exist are not made
+    again.
     ValueError for a folder that holds something else or a set with other settings.
     """
     folder, sizes = Path(folder), _sizes(videos, images)
