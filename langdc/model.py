@@ -206,13 +206,24 @@ def is_absent(module: nn.Module) -> bool:
 
 
 def build_compressor(config: MemberConfig, backbone: Backbone) -> TokenCompressor:
-    """Build a compressor; the backbone gives width, streams and frames_per_segment where the class asks for them."""
+    """Build a compressor; the backbone gives width, streams and frames_per_segment where the class asks for them.
+
+    So it does for compressors in its settings, such as the members of a chain.
+    """
     steps = backbone.frames_per_segment // backbone.frames_per_step
-    known: Mapping[str, object] = {
-        "width": backbone.width,
-        "streams": backbone.stream_widths,
-        "frames_per_segment": steps,
-    }
-    parameters = inspect.signature(compressors.get(config.name)).parameters
-    filled = {name: value for name, value in known.items() if name in parameters}
-    return compressors.build(config.name, **{**filled, **config.settings})
+    known = {"width": backbone.width, "streams": backbone.stream_widths, "frames_per_segment": steps}
+    return compressors.build(config.name, **_filled(config.name, config.settings, known))
+
+
+def _filled(name: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(compressors.get(name)).parameters
+    inner = {key: _filled_below(value, known) for key, value in settings.items()}
+    return {**{key: value for key, value in known.items() if key in parameters}, **inner}
+
+
+def _filled_below(value: Any, known: Mapping[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_filled_below(each, known) for each in value]
+    if isinstance(value, Mapping) and value.get("name") in compressors.names():
+        return _filled(value["name"], value, known)
+    return value

@@ -1,9 +1,10 @@
 """python scripts/quickstart.py [--full]
 
-The main job end to end on the built-in sample: make videos, train LangDC (stages 1 to 3) and the pooling baseline
-(stages 1 and 3), evaluate both with their controls, write the report. Every step is a command that is printed before
-it runs and can be typed by hand; steps that are done are not repeated, so an interrupted run goes on.
-With --full: also two other poolings, the dual form, ablations, a pool given LangDC's training FLOPs, and three seeds.
+The main job end to end on the built-in sample: make videos, train LangDC (stages 1 to 3) and average pooling (stage 3)
+from the model that ships, evaluate both beside training-free methods and controls, write the report. Every step is a
+command that is printed before it runs and can be typed by hand; steps that are done are not repeated, so an interrupted
+run goes on.
+With --full: also other trained compressors with the same budget, LangDC's variants and three seeds of each, ablations.
 """
 
 import argparse
@@ -39,12 +40,10 @@ def langdc(title: str, *words: str, done: str = "") -> Step:
 
 def train(config: str, run: str = "", *overrides: str) -> Step:
     """Train a config of the sample, a folder's runs in order; `run` names another folder of outputs."""
-    name, *rest = config.split("/")
-    output = f"runs/sample/{run or name}"
-    last = rest[0] if rest else "stage3"
-    placed = [f"output={output}/{rest[0]}" if rest else f"output={output}"] if run else []
-    title = f"{run or name}: {last if rest else 'all runs'}"
-    return langdc(title, "train", f"sample/{config}", *overrides, *placed, done=f"{output}/{last}/finished.json")
+    run = run or config
+    output, last = f"runs/sample/{run}", "/stage3" if (ROOT / f"configs/sample/{config}").is_dir() else ""
+    placed = [] if run == config else [f"output={output}"]
+    return langdc(run, "train", f"sample/{config}", *overrides, *placed, done=f"{output}{last}/finished.json")
 
 
 def evaluate(name: str) -> list[Step]:
@@ -57,35 +56,43 @@ def evaluate(name: str) -> list[Step]:
 
 def main_runs() -> list[Step]:
     """The data, LangDC and the baseline."""
-    data = langdc("sample videos", "data", "sample", "--out", "data/sample", done="data/sample/dataset.json")
-    return [data, train("langdc"), train("pool2x2")]
+    return [
+        langdc("sample videos", "data", "sample", "--out", "data/sample", done="data/sample/dataset.json"),
+        train("langdc"),
+        train("pool"),
+    ]
 
 
 def more_steps() -> list[Step]:
     """What `make sample-full` adds, but for the pool that waits for LangDC's figures."""
+    places = ("data", "sample", "--places", "--out", "data/places")
     return [
-        train("pool2x2", "pool1x1", "model.compressor.sides=[8,8]", "train.steps=60", "train.batch_size=4"),
-        train("pool2x2", "pool4x4", "model.compressor.sides=[2,2]"),
-        train("dual"),
-        *(train("ablation", f"layer{n}", f"model.compressor.layer={n}") for n in (0, 4)),
-        train("ablation", "predicting", "model.compressor.soft_token=predicting"),
-        *(train(name, f"{name}-seed{seed}", f"seed={seed}") for seed in (1, 2) for name in ("langdc", "pool2x2")),
+        langdc("captions with places", *places, done="data/places/dataset.json"),
+        *(train(name) for name in ("resampler", "matryoshka", "selector", "ldpv2", "vidcom2")),
+        *(train(name) for name in ("places", "grounded", "joint", "few")),
+        *(step for seed in (1, 2) for step in again(seed)),
     ]
 
 
-def finished(run: str, name: str) -> dict:
+def again(seed: int) -> list[Step]:
+    """Pooling, LangDC and its variants with another seed; variants start from the captioner of that seed."""
+    whole = [train(name, f"{name}-seed{seed}", f"seed={seed}") for name in ("pool", "langdc", "places")]
+    changes = [f"seed={seed}", f"start=runs/sample/langdc-seed{seed}/stage2_post"]
+    return [*whole, *(train(name, f"{name}-seed{seed}", *changes) for name in ("grounded", "joint", "few"))]
+
+
+def finished(run: str) -> dict:
     """The training record of a run."""
-    return json.loads((ROOT / f"runs/sample/{run}/{name}/finished.json").read_text())
+    return json.loads((ROOT / f"runs/sample/{run}/finished.json").read_text())
 
 
 def equal_flops() -> Step:
-    """The baseline's stage 3 with as many steps as LangDC's training FLOPs, all runs together, pay for."""
+    """The baseline with as many steps as LangDC's training FLOPs, all runs together, pay for."""
     runs = yaml.safe_load((ROOT / "configs/sample/langdc/chain.yaml").read_text())
-    budget = sum(finished("langdc", Path(name).stem)["flops"] for name in runs)
-    spent, usual = finished("pool2x2", "stage1")["flops"], finished("pool2x2", "stage3")
-    steps = max(1, round((budget - spent) / (usual["flops"] / usual["steps"])))
-    changes = [f"train.steps={steps}", "start=runs/sample/pool2x2/stage1"]
-    return train("pool2x2/stage3", "pool2x2-flops", *changes)
+    budget = sum(finished(f"langdc/{Path(name).stem}")["flops"] for name in runs)
+    usual = finished("pool")
+    steps = max(1, round(budget / (usual["flops"] / usual["steps"])))
+    return train("pool", "pool-flops", f"train.steps={steps}")
 
 
 def run(steps: list[Step]) -> float:

@@ -70,6 +70,13 @@ def test_the_backbone_fills_in_what_only_it_knows_and_settings_win() -> None:
         build_compressor(MemberConfig(name="pool"), backbone)
 
 
+def test_compressors_within_compressors_are_filled_in_too() -> None:
+    backbone = tiny.model("pool").backbone
+    members = [{"name": "pool", "sides": [2, 2]}, {"name": "selector", "tokens": 4}]
+    chain = build_compressor(MemberConfig(name="chain", members=members), backbone)
+    assert chain.members[1].level.in_features == backbone.width
+
+
 def test_unknown_names_are_named() -> None:
     with pytest.raises(ValueError, match=r"Unknown backbone 'videogpt'.*Did you mean 'videogpt_plus'"):
         VideoModel(ModelConfig(backbone=MemberConfig(name="videogpt"), compressor=MemberConfig(name="pool")))
