@@ -153,10 +153,15 @@ def folders(sources: Iterable[str], holding: tuple[str, ...] = ("*.safetensors",
 
 
 def locate(directory: str | Path) -> Path:
-    """The folder of a checkpoint or stock model: a path, a Hugging Face id, "sample:langdc"; ValueError if absent."""
+    """The folder of a checkpoint or stock model: a path, a Hugging Face id, "sample:vlm"; ValueError if absent."""
     found = resolve(str(directory))
     assert isinstance(found, Path)  # only settings name an architecture
     return found
+
+
+def earlier(start: Path) -> Path:
+    """The folder of the checkpoint that a run starts from: a directory, or that of "sample:NAME"."""
+    return locate(start) if str(start).startswith("sample:") else start
 
 
 def read_manifest(directory: Path) -> dict:
@@ -306,6 +311,7 @@ def start(
         return start(config, directory, device=device)
     if directory is None:
         return model, {}
+    directory = earlier(directory)
     manifest = read_manifest(directory)
     _check_parts(config, manifest, directory)
     tensors = _read_weights(directory, manifest, model)

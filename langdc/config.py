@@ -300,7 +300,7 @@ class RunConfig(Settings):
     """Weights of the losses by name; 1 where none is given."""
     model: ModelConfig
     start: Path | None = None
-    """Checkpoint directory of an earlier run; null starts from the published parts."""
+    """Checkpoint directory of an earlier run, or sample:NAME; null starts from the published parts."""
     output: Path = Path("runs/run")
     """A new numbered directory is made when this one holds a finished run."""
     train: TrainConfig

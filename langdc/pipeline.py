@@ -60,7 +60,7 @@ class OpenVideo:
     flops: Mapping[str, float] = field(default_factory=dict)  # of choosing frames
     compressed: dict[str | None, CompressedVideo] = field(default_factory=dict)
     projecting: float = 0.0
-    """FLOPs of the backbone's projectors, which all questions about it share."""
+    """FLOPs of the backbone's projectors, and of a pool that a method reads, which all questions about it share."""
     chosen_for: str | None = None
     """The question that its frames were chosen for, if they were."""
 
@@ -75,6 +75,8 @@ class OpenVideo:
         needs = self.lm.compressor.needs - {"question"}
         with Counted() as counted:
             found = self.lm.model.backbone.project([self.encoder], [self.times], needs)[0]
+            if self.lm.pool is not None and found.projected:
+                found = self.lm.pool.pooled(found)
         self.projecting = counted.total
         return found
 
@@ -105,8 +107,9 @@ class OpenVideo:
 
 
 class VideoLM:
-    """A model, ready to be asked: `compressor` replaces the one it was trained with, `layers` drops tokens between the
-    layers of its language model, `kv` thins out its cache, `frames` chooses the frames that it reads for a question.
+    """A model, ready to be asked: `compressor` replaces the one it was trained with, but chooses among the tokens of a
+    pool, which the language model learned to read; `layers` drops tokens between the layers of its language model, `kv`
+    thins out its cache, `frames` chooses the frames that it reads for a question.
     """
 
     def __init__(
@@ -119,6 +122,8 @@ class VideoLM:
     ) -> None:
         self.model = model
         self.compressor = compressor if compressor is not None else model.compressor
+        replaced = hasattr(model.compressor, "pooled") and not hasattr(self.compressor, "pooled")
+        self.pool: Any = model.compressor if replaced else None
         self.kv, self.layers, self.frames = kv, layers, frames
         self._told = False
         self.chooses = frames is not None and not frames.blind  # so that a video is opened for a question

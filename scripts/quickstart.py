@@ -47,9 +47,10 @@ def train(config: str, run: str = "", *overrides: str) -> Step:
 
 
 def evaluate(name: str) -> list[Step]:
-    """Evaluate the rows of configs/sample/NAME.yaml and write the report."""
+    """Evaluate the rows of configs/sample/NAME.yaml in two processes and write the report."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
     return [
-        Step("evaluation", ["eval/run.py", "--config", f"configs/sample/{name}.yaml"]),
+        Step("evaluation", [*launcher, "eval/run.py", "--config", f"configs/sample/{name}.yaml"]),
         Step("report", ["eval/table.py", f"runs/sample/{name}"]),
     ]
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from langdc import VideoLM, checkpoint
+from langdc.compressors import compressors
 from langdc.generate import Continuation
 from langdc.interfaces import TokenCompressor
 from langdc.layercompressors import layercompressors
@@ -83,6 +84,18 @@ def test_two_models_with_other_compressors_live_side_by_side(mp4: Path) -> None:
     assert plain.ask(mp4, QUESTION, max_new_tokens=6).text == before.text
     assert kv.ask(mp4, QUESTION, max_new_tokens=6).text == thinned.text
     assert plain.model.backbone.text_model.config._attn_implementation == "sdpa"
+
+
+def test_a_method_chooses_among_the_tokens_of_a_models_pool(mp4: Path) -> None:
+    """Those are what its language model learned to read."""
+    model = tiny.model("pool")
+    whole = VideoLM(model).open(mp4).tokens
+    kept = VideoLM(model, compressors.build("random", tokens=40)).open(mp4).tokens
+    places = [int((whole.values == row).all(1).nonzero()[0]) for row in kept.values]
+    assert len(places) == 40 and kept.source is not None and kept.source.tolist() == places == sorted(set(places))
+    every = VideoLM(model, compressors.build("random", keep=1.0, frames_per_segment=4)).open(mp4)
+    assert torch.equal(every.tokens.values, whole.values) and every.features.grid == (16, 3, 3)
+    assert len(VideoLM(model, compressors.build("pool", sides=[1, 1])).open(mp4).tokens) == 32, "another pool"
 
 
 def test_a_layer_compressor_by_name_settings_or_object(mp4: Path) -> None:

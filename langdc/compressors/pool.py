@@ -7,7 +7,7 @@ from torch import Tensor
 from langdc.compressors.base import compressors, segment_length, stream_tokens
 from langdc.interfaces import TokenCompressor
 from langdc.projectors import average_pool
-from langdc.types import VideoFeatures, VideoTokens
+from langdc.types import FeatureGrid, VideoFeatures, VideoTokens
 
 
 @compressors.register("pool")
@@ -28,10 +28,14 @@ class Pool(TokenCompressor):
         self.sides, self.frames_per_segment = sides, frames_per_segment
 
     def grids(self, video: VideoFeatures) -> list[Tensor]:
-        """The pooled grid of each stream that is not left out, [T,side,side,D]; methods can choose among its tokens."""
+        """The pooled grid of each stream that is not left out: [T,side,side,D]."""
         if len(video.projected) != len(self.sides):
             raise ValueError(f"Pool has sides for {len(self.sides)} streams, the backbone has {len(video.projected)}.")
         return [average_pool(grid.values, side) for grid, side in zip(video.projected, self.sides, strict=True) if side]
+
+    def pooled(self, video: VideoFeatures) -> VideoFeatures:
+        """A video of the pooled grids, for a method that chooses among their tokens."""
+        return replace(video, projected=tuple(map(FeatureGrid, self.grids(video))))
 
     def one(self, video: VideoFeatures) -> VideoTokens:
         steps = segment_length(video, self.frames_per_segment)

@@ -93,21 +93,6 @@ UNIFORM = {"lower_resolution": "resolution", "stride": "stride", "average_poolin
 """Controls that are the compressor `uniform` on a trained pool, and its `by`."""
 
 
-class OnPool(_Wrapper):
-    """A `method` that chooses among the tokens of a trained pool, which the language model learned to read."""
-
-    def __init__(self, trained: TokenCompressor, method: TokenCompressor) -> None:
-        super().__init__(trained)
-        self.method = method
-        self.needs = trained.needs | method.needs
-        self.frames_per_segment = method.frames_per_segment
-
-    def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
-        pooled = [tuple(map(FeatureGrid, self.trained.grids(video))) for video in videos]
-        given = zip(videos, pooled, strict=True)
-        return self.method([replace(video, projected=grids) for video, grids in given], context)
-
-
 def build(
     kind: str,
     trained: Any,
@@ -122,7 +107,7 @@ def build(
     """
     if kind == "caption_text":
         return _CaptionText(trained, backbone)
-    if not hasattr(trained, "grids"):
+    if not hasattr(trained, "pooled"):
         raise ValueError(
             f"This control keeps tokens of a pool; the entry's model has the compressor {type(trained).__name__}. "
             "Give the directory of a model trained with 'pool'."
@@ -132,7 +117,7 @@ def build(
     average = sum(counts.values()) / len(counts)
     if kind in UNIFORM:
         settings = {"by": UNIFORM[kind], "frames_per_segment": trained.frames_per_segment}
-        return OnPool(trained, compressors.build("uniform", tokens=max(1, round(average)), **settings))
+        return compressors.build("uniform", tokens=max(1, round(average)), **settings)
 
     def choose(video: VideoFeatures, tokens: int) -> Tensor:
         if kind == "uniform_frames":

@@ -11,7 +11,6 @@ from typing import Any
 
 from langdc.config import MemberConfig
 from langdc.data.records import OUTSIDE, Record, leads_outside, read_records
-from langdc.evaluate.controls import OnPool
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.frameselectors import frameselectors
@@ -48,9 +47,7 @@ def with_parts(lm: Any, entry: EntryConfig, budget: Mapping[str, Any]) -> VideoL
     if entry.compressor is not None:
         settings = {**entry.compressor.settings, **(budget if entry.budgeted == "compressor" else {})}
         compressor = build_compressor(MemberConfig(name=entry.compressor.name, **settings), lm.model.backbone)
-        if hasattr(own, "grids"):
-            compressor = OnPool(own, compressor)
-        elif any(True for _ in own.parameters()):
+        if not hasattr(own, "pooled") and any(True for _ in own.parameters()):
             raise ValueError(
                 f"Entry {entry.name!r}: {entry.compressor.name} chooses among tokens of a grid, and this model reads "
                 f"those of {type(own).__name__}. Give the directory of a model trained with 'pool'."

@@ -41,7 +41,7 @@ class OwnCompressor:
             kind = compressors.get(name)
         except (ValueError, OSError):
             return cls()  # the reason is given when the model is loaded
-        return cls(name, learned, hasattr(kind, "grids"), cls.writes_text(kind))
+        return cls(name, learned, hasattr(kind, "pooled"), cls.writes_text(kind))
 
     @staticmethod
     def writes_text(compressor: Any) -> bool:
@@ -82,8 +82,9 @@ def named_files(settings: Any) -> dict[str, dict[str, str]]:
 def training_record(directory: str | Path) -> dict[str, Any]:
     """What went into a checkpoint: {"samples", "steps", "flops", "seconds"} over its runs, each listed in "stages".
 
-    Follows each run's `start` to the one before. "complete" is false where an earlier run's directory is gone, or
-    leads back to a later one, so that the sums are of the rest only.
+    Follows each run's `start` to the one before; one that ships ("sample:NAME") counts as little as other published
+    weights. "complete" is false where an earlier run's directory is gone, or leads back to a later one, so that the
+    sums are of the rest only.
     """
     stages: list[dict] = []
     place: Path | None = locate(directory)
@@ -94,6 +95,6 @@ def training_record(directory: str | Path) -> dict[str, Any]:
         figures = jsonl.read_json(finished) if finished.is_file() else manifest.get("training") or {}
         stages.append({"stage": manifest.get("stage"), **{name: figures.get(name) for name in TRAINING}})
         start = (yaml.safe_load(settings.read_text()) or {}).get("start") if settings.is_file() else None
-        place = Path(start) if start is not None else None
+        place = None if start is None or start.startswith("sample:") else Path(start)
     sums = {name: sum(stage[name] or 0 for stage in stages) for name in TRAINING}
     return {**sums, "stages": stages[::-1], "complete": place is None}

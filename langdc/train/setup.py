@@ -104,7 +104,7 @@ def _attach_lora(
 ) -> tuple[LoraConfig | None, dict[str, Tensor]]:
     """Attach the run's adapters. Returns those the model now has, and the earlier tensors under their new names."""
     wanted = config.train.lora
-    stated = checkpoint.read_manifest(config.start)["lora"] if config.start else None
+    stated = checkpoint.read_manifest(checkpoint.earlier(config.start))["lora"] if config.start else None
     earlier = check(LoraConfig, stated, "lora") if stated else None
     if wanted is not None and not objective.reads:
         raise ValueError(f"train.lora: the objective {config.objective.name!r} does not call the language model.")

@@ -5,20 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from langdc import jsonl
 from langdc.backbones.inputs import read_prompt
-from langdc.compressors import compressors
 from langdc.data.records import QuestionRecord, Record, write_records
 from langdc.evaluate import tasks
-from langdc.evaluate.controls import OnPool
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.matching import _search, calibration_videos, compared, with_parts
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.pipeline import VideoLM
-from tests import stock, tiny
+from tests import stock
 from tests.evaluate import runs
 
 
@@ -198,18 +195,6 @@ def test_the_part_inside_the_model_has_the_budget(prepared: Path):
     answer, text = video.ask("what moves ?", max_new_tokens=1), len(lm.prompt("what moves ?", video).ids)
     assert 30 < answer.tokens <= 16 * 13 // 2 and answer.keys_per_layer[0] == text + answer.tokens
     assert text + 29 < sum(answer.keys_per_layer) / 3 <= text + 30
-
-
-def test_a_method_chooses_among_the_pools_own_tokens():
-    model = tiny.model("pool")
-    video = tiny.features()
-    whole = model.compressor([video]).tokens[0]
-    kept = OnPool(model.compressor, compressors.build("random", tokens=40))([video]).tokens[0]
-    places = [int((whole.values == row).all(1).nonzero()[0]) for row in kept.values]
-    assert len(places) == 40 and places == sorted(set(places))
-    assert kept.source is not None and kept.source.tolist() == places
-    everything = OnPool(model.compressor, compressors.build("random", keep=1.0, frames_per_segment=4))
-    assert torch.equal(everything([video]).tokens[0].values, whole.values)
 
 
 def test_a_budget_is_set_on_other_videos_only(prepared: Path, others: Path, tmp_path: Path):
