@@ -341,10 +341,7 @@ def test_directories_that_are_no_checkpoint(place: Path, sample_video: Path, cap
     for model, said in (
         (place / "gone", "There is no checkpoint directory"),
         (place / "data", "holds no model: neither langdc.json nor config.json"),
-        (
-            "sample:lagdc",
-            "no sample weights 'lagdc'; there is: captioner, clip, internvideo2, langdc, language_model, vlm",
-        ),
+        ("sample:lagdc", "no sample weights 'lagdc'; there is: clip, internvideo2, langdc, language_model, vlm"),
     ):
         assert_helps(ask(sample_video, QUESTION, model=model), capsys, said)
 

@@ -94,11 +94,10 @@ def langdc(bin_folder: Path, tmp_path: Path):
 def test_the_sample_is_made_trained_evaluated_and_exported(langdc, tmp_path: Path):
     assert "data sample" in langdc("--help")
     langdc("data", "sample", "--out", "data/sample", "--small")
-    langdc("train", "sample/pool2x2/stage1", *SHORT)
-    langdc("train", "sample/pool2x2/stage3", *SHORT)
-    run_folder = tmp_path / "runs/sample/pool2x2/stage3"
+    langdc("train", "sample/pool", *SHORT)
+    run_folder = tmp_path / "runs/sample/pool"
     assert (run_folder / "langdc.json").is_file()
-    model = {"name": "pool2x2", "model": str(run_folder)}
+    model = {"name": "pool", "model": str(run_folder)}
     few = ("reference=null", "limit=2", "timing_videos=1", "warmup_videos=0")
     langdc("eval", "sample/eval", f"entries={json.dumps([model])}", "output=runs/eval", *few)
     langdc("report", "runs/eval")

@@ -128,7 +128,7 @@ def stock_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a tiny Qwen2.5-VL with an adapter and a captioner of its own, both changed."""
     place = tmp_path_factory.mktemp("stock")
     shutil.copytree(stock.folder("qwen2_5_vl"), place / "published")
-    shutil.copytree(weights("captioner"), place / "captioner")
+    shutil.copytree(weights("language_model"), place / "captioner")
     compressor = {
         "name": "langdc", "captioner": str(place / "captioner"), "prompt": "describe it", "layer": 2, "pool": [2],
         "captioner_tokenizer": str(place / "captioner"), "max_soft_tokens": 4,

@@ -50,7 +50,7 @@ def test_a_full_size_recipe_is_planned_without_its_weights(capsys: pytest.Captur
 
 def test_numbers_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="give at least 1"):
-        main(["sample/pool2x2/stage1", "--gpus", "0"])
+        main(["sample/pool", "--gpus", "0"])
 
 
 def test_a_plan_says_what_a_probe_would_tell_and_figures_have_units(

@@ -19,7 +19,7 @@ from tests.browser import opened
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("probe") / "set"
-    assert make_dataset(folder, {"test": 14}, images=0, workers=1, varied=True)
+    assert make_dataset(folder, {"test": 14}, images=0, workers=1)
     return folder / "test.jsonl"
 
 

@@ -337,7 +337,7 @@ def test_several_processes_are_started_by_the_launcher(monkeypatch: pytest.Monke
 def test_features_that_are_too_many_are_made_in_each_step(tmp_path: Path, backbone: str, objective: str) -> None:
     """The frozen encoders are out of the module tree then, and the language model of `compress` is not there at all."""
     source = {"name": backbone, "source": f"tiny:{backbone}", "frames": 4 if backbone == "llava_onevision" else 8}
-    written = {"captioner": "sample:captioner", "prompt": "describe the image", "layer": 2, "pool": [2]}
+    written = {"captioner": "sample:language_model", "prompt": "describe the image", "layer": 2, "pool": [2]}
     compressor = {"name": "langdc", **written, "segment_marker": True, "max_soft_tokens": 24}
     model = check(ModelConfig, {"backbone": source, "compressor": compressor}, "test")
     trainable = {"answer": "compressor.post_projector*", "compress": "compressor.projectors.*"}[objective]

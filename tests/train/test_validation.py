@@ -178,9 +178,12 @@ def held_out_records() -> list[Record]:
 
 
 def test_the_loss_is_the_mean_over_all_targets(tmp_path: Path):
-    """Of every question, and of each video's captions once; two of a batch do not change each other's."""
+    """Of every question, and of each video's captions once; two of a batch do not change each other's.
+
+    Features in float32: in bfloat16 some of a batch are rounded otherwise than alone, which changes a loss by 1e-5.
+    """
     changes = {"trainable": ["compressor.*"], "lora": None, "loss_weights": {"caption": 0.5}}
-    changes |= {"validation": {"every": 9}}
+    changes |= {"validation": {"every": 9}, "features_dtype": "float32"}
     directory = train(learning(tmp_path / "x", **changes))
     model, answer = checkpoint.load(directory), objectives.build("answer")
     model.requires_grad_(True)  # so that the captions' loss is computed
@@ -188,7 +191,7 @@ def test_the_loss_is_the_mean_over_all_targets(tmp_path: Path):
     for record in held_out_records():
         for number, question in enumerate(record.questions):
             write_records(small.folder() / "one.jsonl", [record.model_copy(update={"questions": [question]})])
-            data = small.data_of(model, small.run_config(model, "one"), dtype="bfloat16")
+            data = small.data_of(model, small.run_config(model, "one"))
             batch = small.batch_of(data)["batch"]
             wanted = frozenset({"tokens", "caption"})
             with torch.no_grad():
@@ -198,9 +201,9 @@ def test_the_loss_is_the_mean_over_all_targets(tmp_path: Path):
     means = {name: total / count for name, (total, count) in totals.items()}
     (line,) = evaluated(directory)
     assert line["step"] == 5
-    assert line["eval_loss_answer"] == pytest.approx(means["answer"], rel=1e-5)
-    assert line["eval_loss_caption"] == pytest.approx(means["caption"], rel=1e-5)
-    assert line["eval_loss"] == pytest.approx(means["answer"] + 0.5 * means["caption"], rel=1e-5)
+    assert line["eval_loss_answer"] == pytest.approx(means["answer"], rel=1e-6)
+    assert line["eval_loss_caption"] == pytest.approx(means["caption"], rel=1e-6)
+    assert line["eval_loss"] == pytest.approx(means["answer"] + 0.5 * means["caption"], rel=1e-6)
 
 
 @pytest.mark.slow
