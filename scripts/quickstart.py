@@ -66,20 +66,34 @@ def main_runs() -> list[Step]:
 
 def more_steps() -> list[Step]:
     """What `make sample-full` adds, but for the pool that waits for LangDC's figures."""
-    places = ("data", "sample", "--places", "--out", "data/places")
+    data = ("data", "sample", "--places", "--out", "data/places")
     return [
-        langdc("captions with places", *places, done="data/places/dataset.json"),
-        *(train(name) for name in ("resampler", "matryoshka", "selector", "ldpv2", "vidcom2")),
-        *(train(name) for name in ("places", "grounded", "joint", "few")),
+        langdc("captions with places", *data, done="data/places/dataset.json"),
+        *(
+            train(name)
+            for name in ("resampler", "matryoshka", "selector", "ldpv2", "vidcom2", "grounded", "joint", "few")
+        ),
+        places("places"),
         *(step for seed in (1, 2) for step in again(seed)),
     ]
 
 
+def places(run: str, *overrides: str) -> Step:
+    """LangDC on captions that say where objects are, from stage 2's density captions on."""
+    names = [f"sample/langdc/{name}" for name in ("stage2_density", "stage2_align", "stage2_post", "stage3")]
+    output = f"runs/sample/{run}"
+    changes = ["train.data=[data/places/train.jsonl]", *overrides, f"output={output}"]
+    return langdc(run, "train", *names, *changes, done=f"{output}/stage3/finished.json")
+
+
 def again(seed: int) -> list[Step]:
     """Pooling, LangDC and its variants with another seed; variants start from the captioner of that seed."""
-    whole = [train(name, f"{name}-seed{seed}", f"seed={seed}") for name in ("pool", "langdc", "places")]
-    changes = [f"seed={seed}", f"start=runs/sample/langdc-seed{seed}/stage2_post"]
-    return [*whole, *(train(name, f"{name}-seed{seed}", *changes) for name in ("grounded", "joint", "few"))]
+    new, start = f"seed={seed}", f"start=runs/sample/langdc-seed{seed}/stage2_post"
+    return [
+        *(train(name, f"{name}-seed{seed}", new) for name in ("pool", "langdc")),
+        *(train(name, f"{name}-seed{seed}", new, start) for name in ("grounded", "joint", "few")),
+        places(f"places-seed{seed}", new),
+    ]
 
 
 def finished(run: str) -> dict:

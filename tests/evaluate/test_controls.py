@@ -73,7 +73,7 @@ def test_the_frames_kept_are_kept_whole_in_both_streams():
 def test_stride_takes_every_kth_token_of_each_stream():
     video = tiny.features()
     whole = _tokens(POOL, video)
-    found = _tokens(build("stride", POOL, MODEL.backbone, {"v": 20, "w": 32}, str), video)
+    found = _tokens(build("stride", POOL, MODEL.backbone, {"v": 20, "w": 32}, str), POOL.pooled(video))
     kept = [(2 * n + 1) * 144 // 36 for n in range(18)] + [144 + (2 * n + 1) * 64 // 16 for n in range(8)]
     assert torch.equal(found.values, whole.values[kept]) and torch.equal(found.segment, whole.segment[kept])
 
@@ -81,8 +81,8 @@ def test_stride_takes_every_kth_token_of_each_stream():
 @pytest.mark.parametrize("kind", ["lower_resolution", "average_pooling"])
 def test_averages_are_of_no_more_tokens_than_the_mean(kind: str):
     """16 frames of 3 x 3 and of 2 x 2: a share of 1/13 is a token of each frame; a fifth of it, those of few frames."""
-    assert len(_tokens(build(kind, POOL, MODEL.backbone, {"v": 208}, str), tiny.features())) == 208
-    found = _tokens(build(kind, POOL, MODEL.backbone, {"v": 32}, str), tiny.features())
+    assert len(_tokens(build(kind, POOL, MODEL.backbone, {"v": 208}, str), POOL.pooled(tiny.features()))) == 208
+    found = _tokens(build(kind, POOL, MODEL.backbone, {"v": 32}, str), POOL.pooled(tiny.features()))
     assert 26 <= len(found) <= 32 and found.source is not None
 
 
