@@ -37,7 +37,7 @@ CARD = (
     "stream, and `sample:language_model`, a Qwen2 of {layers} layers, trained on {videos} made videos with all kinds "
     "of questions, from whole and from thinned grids and from captions as words. It knows coloured shapes and nothing "
     "else. Accuracies on held-out videos, in per cent, by what is read: all 512 tokens, 128 by coarser pooling, random "
-    "shares, captions.\n\n| read | {kinds} |\n|---|{rule}\n{rows}"
+    "shares, captions; -: not asked.\n\n| read | {kinds} |\n|---|{rule}\n{rows}"
 )
 LANGUAGE_CARD = (
     "# Sample language model\n\nThe language model of `sample:vlm`, a Qwen2 that reads the sample's pooled tokens and "
@@ -78,7 +78,7 @@ def package(seeing: Seeing, asked: Asked, folder: Path, info: dict) -> None:
     seeing.model.half().save_pretrained(words)
     asked.tokenizer.save_pretrained(words)
     (words / "README.md").write_text(LANGUAGE_CARD)
-    name = "sample:language_model" if folder == WEIGHTS else str(words)
+    name = "sample:language_model" if folder.samefile(WEIGHTS) else str(words.resolve())
     save(settings(name), folder / "vlm", tensors=tensors(seeing.sight, ImageEncoder().side), info=info)
 
 
@@ -98,7 +98,7 @@ def card(lines: list[dict], layers: int, size: int) -> str:
     found = lines[-1]["accuracy"]
     kinds = list(found["whole"])
     rows = [
-        f"| {layout} | {' | '.join(f'{100 * right.get(kind, 0):.0f}' for kind in kinds)} |\n"
+        f"| {layout} | {' | '.join(f'{100 * right[kind]:.0f}' if kind in right else '-' for kind in kinds)} |\n"
         for layout, right in found.items()
     ]
     videos = lines[-1]["step"] * size

@@ -34,7 +34,7 @@ from examples.sample_world.small_language_model import (
 )
 from langdc import jsonl
 from langdc.projectors import average_pool
-from langdc.sample.questions import GROUPS, KINDS, ask_all
+from langdc.sample.questions import GROUPS, KINDS
 from langdc.sample.render import draw
 from langdc.sample.scenes import (
     BACKGROUNDS,
@@ -62,7 +62,6 @@ WORD_SIZE = 0.2  # standard deviation of embeddings: smaller ones, and what look
 HELD, EARLY = 300, 700  # steps before what looks things up is trained, and before all is read and asked
 EASY, FEW = ("count", "shape", "motion", "left_right", "background"), (12, 16)  # asked until then, K and L
 SAID = tuple(kind for kind in KINDS if kind not in GROUPS["unsaid"])  # asked about words
-ROTARY_BASE = 1e6  # so that half of the rotary frequencies hardly turn over a video: see `look_up`
 
 
 @dataclass
@@ -160,16 +159,15 @@ AttentionInterface.register("branches", _attend)
 class Asked:
     """Questions about videos as rows of ids and labels."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, kinds: Sequence[str] = tuple(KINDS)) -> None:
-        self.tokenizer, self.encoder, self.kinds = tokenizer, Encoder(tokenizer), tuple(kinds)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer, self.encoder = tokenizer, Encoder(tokenizer)
 
     def draw(
-        self, rng: np.random.Generator, video: list[Segment], rounds: int, kinds: tuple[str, ...] = ()
+        self, rng: np.random.Generator, video: list[Segment], rounds: int, kinds: tuple[str, ...] = tuple(KINDS)
     ) -> list[tuple[str, str, str]]:
-        """Different questions about a video in random order, of all kinds or of `kinds`: (text, answer, kind)."""
-        kinds = kinds or self.kinds
-        asked = {q.text: (q.text, q.answer, q.kind) for _ in range(rounds) for q in ask_all(rng, video, kinds)}
-        found = list(asked.values())
+        """Different questions of `kinds` about a video in random order: (text, answer, kind)."""
+        asked = [KINDS[kind](rng, video) for _ in range(rounds) for kind in kinds]
+        found = list({q.text: (q.text, q.answer, q.kind) for q in asked if q}.values())
         return [found[i] for i in rng.permutation(len(found))]
 
     def rows(self, turns: list[tuple[str, str, str]], block: tuple[int, int]) -> np.ndarray:
@@ -194,7 +192,7 @@ class Asked:
 
         `easy`: few short ones; `words`: only what captions answer.
         """
-        kinds = tuple(kind for kind in (EASY if easy else self.kinds) if not words or kind in SAID)
+        kinds = tuple(kind for kind in (EASY if easy else KINDS) if not words or kind in SAID)
         short, long = [], []
         for video in videos:
             turns = self.draw(rng, video, 3, kinds)
@@ -249,7 +247,7 @@ def accuracy(
     rng, right, model, words = np.random.default_rng(seed), {}, seeing.model, layout == "words"
     for _ in range(-(-videos // 20)):
         scenes, features = bank.draw(rng, min(20, videos), alike=words)
-        kinds = SAID if words else asked.kinds
+        kinds = SAID if words else tuple(KINDS)
         turns = [[turn for turn in asked.draw(rng, video, 1, kinds) if turn[2] != "choice"] for video in scenes]
         ids, labels = torch.from_numpy(np.stack([asked.rows(each, (len(KINDS), SHORT[1])) for each in turns], 1))
         with torch.autocast("cpu", torch.bfloat16):
@@ -292,7 +290,7 @@ class Seeing(nn.Module):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, bank: Bank, width: int, layers: int) -> None:
         super().__init__()
-        self.model = build_model(tokenizer, width, layers, rotary_base=ROTARY_BASE)
+        self.model = build_model(tokenizer, width, layers)
         self.model.config._attn_implementation = "branches"
         self.sight = Sight(bank.features.shape[-1], width)
         words = self.model.get_input_embeddings().weight.detach()

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+ROTARY_BASE = 1e6  # so that half of the rotary frequencies hardly turn over a video: see `look_up`
+STRENGTH = 8.0  # of the biases by which heads look back
+
 
 class Encoder:
     """Turns texts into token rows; remembers the ids of strings, which repeat endlessly."""
@@ -35,18 +38,8 @@ class Encoder:
         return [*self.ids("\n"), *self.ids(turn[0]), *self.reply], [*self.ids(turn[1]), *self.end]
 
 
-def build_model(
-    tokenizer: PreTrainedTokenizerBase,
-    width: int,
-    layers: int,
-    spread: float = 0.02,
-    strength: float = 8.0,
-    rotary_base: float = 10000.0,
-) -> Qwen2ForCausalLM:
-    """A fresh small Qwen2 with tied embeddings and heads of 32, two of which begin by looking back.
-
-    `spread`: standard deviation of its weights; `strength` as in `look_back`.
-    """
+def build_model(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> Qwen2ForCausalLM:
+    """A fresh small Qwen2 with tied embeddings and heads of 32, two of which begin by looking back."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -56,20 +49,19 @@ def build_model(
         num_key_value_heads=width // 32,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": rotary_base},
-        initializer_range=spread,
+        rope_parameters={"rope_type": "default", "rope_theta": ROTARY_BASE},
         bos_token_id=None,
         eos_token_id=tokenizer.get_vocab()[str(tokenizer.eos_token)],
         pad_token_id=tokenizer.get_vocab()[str(tokenizer.pad_token)],
     )
     model = Qwen2ForCausalLM(config)
     for head, offset in enumerate((1, 2)):
-        look_back(model, head, offset, strength)
+        look_back(model, head, offset)
     return model
 
 
 @torch.no_grad()
-def look_back(model: Qwen2ForCausalLM, head: int, offset: int, strength: float = 8.0) -> None:
+def look_back(model: Qwen2ForCausalLM, head: int, offset: int) -> None:
     """Let a head of the first layer begin by attending `offset` tokens back, through its query and key biases.
 
     Look-ups need heads that know what stands before a word; found from scratch they come after thousands of steps. A
@@ -81,9 +73,9 @@ def look_back(model: Qwen2ForCausalLM, head: int, offset: int, strength: float =
     half = attention.head_dim // 2
     first = slice(head * attention.head_dim, head * attention.head_dim + len(turn))
     second = slice(first.start + half, first.start + half + len(turn))
-    attention.k_proj.bias[first] = strength
-    attention.q_proj.bias[first] = strength * turn.cos()
-    attention.q_proj.bias[second] = -strength * turn.sin()
+    attention.k_proj.bias[first] = STRENGTH
+    attention.q_proj.bias[first] = STRENGTH * turn.cos()
+    attention.q_proj.bias[second] = -STRENGTH * turn.sin()
 
 
 @torch.no_grad()

@@ -15,18 +15,15 @@ SPACE = "▁"
 
 
 def vocabulary() -> list[str]:
-    """All words of captions and of questions about them; each is one token of the sample tokenizer."""
+    """All words of captions and questions; each is one token of the sample tokenizer."""
     words = "how many objects are in segment what shape is the object does move which shows has most colour motion"
     chat = "user assistant system describe image video"
     digits = [str(d) for d in range(10)]
     markers = [f"[{d}]" for d in range(1, 10)]
-    return [*COLOURS, *SHAPES, *MOTIONS, *words.split(), *chat.split(), *digits, *markers, *LETTERS, *";?().,:"]
-
-
-def unsaid_vocabulary() -> list[str]:
-    """The further words of questions about what captions do not say."""
-    words = "background of larger than or upper lower appear before yes no"
-    return [*words.split(), *BACKGROUNDS]
+    marks = [*LETTERS, *";?().,:", "\n"]
+    unsaid = "background of larger than or upper lower appear before yes no"
+    named = [*COLOURS, *SHAPES, *MOTIONS]
+    return [*named, *words.split(), *chat.split(), *digits, *markers, *marks, *unsaid.split(), *BACKGROUNDS]
 
 
 def _merges(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -45,7 +42,7 @@ def _merges(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Make the tokenizer: every word of the grammar is one token; any other text falls back to letters and bytes."""
     letters = [chr(code) for code in range(33, 127)]
-    symbols, merges = _merges([SPACE + word for word in [*vocabulary(), "\n", *unsaid_vocabulary()]])
+    symbols, merges = _merges([SPACE + word for word in vocabulary()])
     byte_tokens = [f"<0x{b:02X}>" for b in range(256)]
     tokens = [*SPECIAL, *byte_tokens, SPACE, "\n", *letters, *symbols]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}

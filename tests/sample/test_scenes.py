@@ -24,7 +24,7 @@ from langdc.sample.scenes import (
     sample_video,
 )
 
-SEGMENTS = [sample_segment(np.random.default_rng([seed, 1]), varied=True) for seed in range(600)]
+SEGMENTS = [sample_segment(np.random.default_rng([seed, 1])) for seed in range(600)]
 
 
 def _pixels_touched(thing: Thing) -> set[tuple[int, int]]:
