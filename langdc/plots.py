@@ -123,6 +123,41 @@ def accuracy_against(cost: str, points: Sequence[Point], ahead: Sequence[Point],
     return _draw(9, 4.2, draw, f"Accuracy against {cost}")
 
 
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], whole: float | None, chance: float) -> str:
+    """Accuracy (0 to 1) by the share that is kept, a line of (share, accuracy) for each name, on a log scale.
+
+    `whole`: the accuracy with everything. Names after the palette's end get its colours again, dashed.
+    """
+
+    def draw(axes: Any) -> None:
+        levels = [("majority answer", chance), *([("uncompressed", whole)] if whole is not None else [])]
+        for name, level in levels:
+            axes.axhline(100 * level, color=INK, linestyle=":", linewidth=1)
+            axes.text(0.01, 100 * level + 1, name, transform=axes.get_yaxis_transform(), va="bottom", size=9)
+        for number, (name, points) in enumerate(lines.items()):
+            shares, values = zip(*sorted(points), strict=True)
+            dashes = "-" if number < len(PALETTE) else "--"
+            axes.plot(
+                shares,
+                [100 * value for value in values],
+                dashes,
+                color=_colour(number),
+                marker="o",
+                markersize=3,
+                label=name,
+            )
+        axes.set_xscale("log")
+        shares = sorted({share for points in lines.values() for share, _ in points})
+        axes.set_xticks(shares, [f"{100 * share:g} %" for share in shares])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(0, 103)
+        axes.set_xlabel("share of the tokens, rows or keys that is kept")
+        axes.set_ylabel("target questions answered right, %")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8, ncols=1 + (len(lines) > 16))
+
+    return _draw(11, 4.6, draw, "Accuracy by share kept")
+
+
 def calibration(
     name: str,
     number: int,

@@ -16,7 +16,7 @@ from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.judge import Judge
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.notes import notes
-from langdc.evaluate.page import page
+from langdc.evaluate.page import curves, page
 from langdc.evaluate.published import check_published
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tables import MISMATCH, Table, as_csv, as_markdown
@@ -78,8 +78,14 @@ def _outcome(folder: EvalFolder, judge: Judge | None) -> int:
 # ---- report
 
 
+ON_ANY = "#7d8590"
+"""A grey that can be read on light and on dark pages."""
+
+
 def report(argv: Sequence[str] | None = None) -> int:
-    """Print the table of evaluations and write table.csv, table.md and report.html; only files are read, no model."""
+    """Print the table of evaluations and write table.csv, table.md, report.html and, of a sweep, curves.svg; only files
+    are read, no model.
+    """
     parser = argparse.ArgumentParser(prog="langdc report", description="Tables and a page of evaluations.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of langdc eval")
     parser.add_argument("--reference", metavar="ENTRY", help="the entry to compare with (default: the config's)")
@@ -109,6 +115,9 @@ def report(argv: Sequence[str] | None = None) -> int:
     jsonl.write_text(first / "table.csv", as_csv(results))
     jsonl.write_text(first / "table.md", as_markdown(results))
     jsonl.write_text(path, page(results, None if options.no_frames else lambda one: Pictures(one.header)))
+    for number, (_, svg) in enumerate(curves(results)):
+        drawn = svg.replace("<svg ", f'<svg style="color:{ON_ANY}" ', 1)
+        jsonl.write_text(first / f"curves{f'-{number + 1}' * (number > 0)}.svg", drawn)
     console.print(f"Report: {path}", soft_wrap=True)
     return 0
 

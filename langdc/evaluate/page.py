@@ -66,6 +66,7 @@ def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | Non
         notes=notes(results),
         equal=equal,
         apart=apart,
+        curves=[(Markup(svg), model) for model, svg in curves(results)],
         costs=_costs(results),
         stages={stage: STAGES.get(stage, stage) for stage in order},  # those that took time, with their headings
         loops=[text for text in dict.fromkeys(one.loop_cost for one in results) if text],
@@ -124,6 +125,30 @@ def _costs(results: Sequence[Result]) -> dict[str, Any]:
             svg = Markup(plots.accuracy_against(cost, list(points.values()), ahead, chance))
             found.append((svg, ", ".join(point.name for point in ahead)))
     return {"plots": found, "all_named": len(colours) == len(results)}
+
+
+def curves(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """A plot for each model that has methods at several budgets: its name, and SVG text."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for result in results:
+        parts = [result.settings[site] for site in ("compressor", "layers", "kv") if result.settings.get(site)]
+        keep = parts[-1].get("keep") if parts else None
+        if keep is not None and result.accuracy is not None:
+            name = result.name.removesuffix(f" {100 * keep:g}%")
+            found.setdefault(str(result.settings["model"]), {}).setdefault(name, []).append(
+                (keep, result.accuracy.value)
+            )
+    drawn = []
+    for model, lines in found.items():
+        lines = {name: points for name, points in lines.items() if len(points) > 1}
+        of_model = [one for one in results if str(one.settings["model"]) == model and one.accuracy is not None]
+        whole = next(
+            (one for one in of_model if (one.settings.get("compressor") or {}).get("name") == "identity"), None
+        )
+        level = whole.accuracy.value if whole is not None and whole.accuracy is not None else None
+        if lines:
+            drawn.append((model, plots.curves(lines, level, of_model[0].target_chance)))
+    return drawn
 
 
 def _front(results: Sequence[Result], costs: Sequence[float]) -> list[int]:

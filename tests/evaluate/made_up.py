@@ -10,11 +10,14 @@ KINDS = ("count", "shape")
 def write(folder: Path, rows: dict[str, dict], videos: int = 20, reference: str | None = None) -> Path:
     """`rows`: by name, {"right": questions answered right out of two per video, "tokens": of a density}.
 
-    Optional: "budget", how near it came to another row's; "limit", how many videos it is asked about; "scored", by
+    Optional: "compressor", its settings; "budget", how near it came to another row's; "limit", how many videos it is asked about; "scored", by
     (video, question) the score of a reply, None where it cannot be parsed; "timings", lines in place of the one.
     """
-    same = {"model": "m", "compressor": None, "control": None, "match": None}
-    settings = [{"name": name, **same, "limit": row.get("limit")} for name, row in rows.items()]
+    same = {"model": "m", "control": None, "match": None}
+    settings = [
+        {"name": name, **same, "compressor": row.get("compressor"), "limit": row.get("limit")}
+        for name, row in rows.items()
+    ]
     config = {"task": {"name": "sample"}, "entries": settings, "reference": reference}
     training = {name: {"samples": 1000, "steps": 50, "flops": 2.5e12, "complete": True} for name in rows}
     info = {"target_kinds": ["count"], "training": training, "entries": settings}
