@@ -10,8 +10,9 @@ KINDS = ("count", "shape")
 def write(folder: Path, rows: dict[str, dict], videos: int = 20, reference: str | None = None) -> Path:
     """`rows`: by name, {"right": questions answered right out of two per video, "tokens": of a density}.
 
-    Optional: "compressor", its settings; "budget", how near it came to another row's; "limit", how many videos it is asked about; "scored", by
-    (video, question) the score of a reply, None where it cannot be parsed; "timings", lines in place of the one.
+    Optional: "compressor", its settings; "budget", how near it came to another row's; "limit", how many videos it is
+    asked about; "scored", by (video, question) the score of a reply, None where it cannot be parsed; "timings", lines
+    in place of the one.
     """
     same = {"model": "m", "control": None, "match": None}
     settings = [
