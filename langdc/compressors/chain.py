@@ -19,6 +19,7 @@ class Chain(TokenCompressor):
     What a member passes on must be a grid again: every member but the last keeps whole frames, or the same number of
     tokens of each, which the next one gets as frames of one row. `source` indexes the first grid; anchors are those of
     the first member that sets any. After a last member that merges, segments count the frames that it was given.
+    A `pool` comes first: the next member chooses among its tokens, of all streams, which have no `source`.
     """
 
     def __init__(
@@ -45,15 +46,20 @@ class Chain(TokenCompressor):
     def forward(self, videos: list[VideoFeatures], context: Context = Context()) -> Compressed:
         results: list[Compressed] = []
         tokens: list[VideoTokens] = []
-        for index, member in enumerate(self.members):
+        pooled = len(self.members) > 1 and hasattr(self.members[0], "pooled")
+        if pooled:
+            videos = list(map(self.members[0].pooled, videos))
+        for index, member in list(enumerate(self.members))[pooled:]:
             given = self._context(index, context)
-            before = list(map(_as_grid, tokens, videos)) if index else videos
-            results.append(member(before, given))
+            before = list(map(_as_grid, tokens, videos)) if results else videos
+            after = member(before, given)
             if "tokens" not in given.wanted:
-                tokens = []
+                results, tokens = [*results, after], []
                 break
-            after = results[-1].tokens
-            tokens = list(map(_through, tokens, after)) if index else after
+            tokens = list(map(_through, tokens, after.tokens)) if results else after.tokens
+            results.append(after)
+        if pooled:
+            tokens = [replace(each, source=None) for each in tokens]
         losses = {name: loss for result in results for name, loss in result.losses.items()}
         ids = next((result.ids for result in results if result.ids is not None), None)
         known = [result.work for result in results if result.work is not None]

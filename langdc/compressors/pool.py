@@ -35,12 +35,12 @@ class Pool(TokenCompressor):
 
     def pooled(self, video: VideoFeatures) -> VideoFeatures:
         """A video of the pooled grids, for a method that chooses among their tokens."""
-        return replace(video, projected=tuple(map(FeatureGrid, self.grids(video))))
+        sides = video.projected[0].extra if len(video.projected) == 1 else ()
+        extra = tuple(average_pool(side, self.sides[0]) for side in sides)
+        return replace(video, projected=tuple(FeatureGrid(grid, extra=extra) for grid in self.grids(video)))
 
     def one(self, video: VideoFeatures) -> VideoTokens:
-        steps = segment_length(video, self.frames_per_segment)
-        tokens = stream_tokens([grid.flatten(1, 2) for grid in self.grids(video)], steps)
-        sides = video.projected[0].extra if len(video.projected) == 1 else ()
-        frame = self.sides[0] ** 2 if len(self.sides) == 1 else None
-        extra = tuple(average_pool(side, self.sides[0]).flatten(0, 2) for side in sides)
-        return replace(tokens, extra=extra, frame=frame)
+        steps, grids = segment_length(video, self.frames_per_segment), self.pooled(video).projected
+        tokens = stream_tokens([grid.values.flatten(1, 2) for grid in grids], steps)
+        extra = tuple(side.flatten(0, 2) for side in grids[0].extra)
+        return replace(tokens, extra=extra, frame=self.sides[0] ** 2 if len(self.sides) == 1 else None)

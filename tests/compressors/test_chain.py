@@ -131,3 +131,16 @@ def test_two_streams_do_not_go_through() -> None:
         build("chain", members=[HALF_THE_FRAMES, HALF_THE_FRAMES])([video])
     found = alone(build("chain", members=[HALF_THE_FRAMES] * 2), replace(video, projected=video.projected[:1]))
     assert len(found) == 4 * 36
+
+
+def test_a_pool_comes_first_and_its_tokens_of_all_streams_are_chosen_from() -> None:
+    video = tiny.features()
+    pool = build("pool", sides=[3, 2])
+    chain = build("chain", members=[pool, {"name": "random", "tokens": 40}])
+    kept, whole = chain([video]).tokens[0], pool([video]).tokens[0]
+    places = [int((whole.values == row).all(1).nonzero()[0]) for row in kept.values]
+    assert len(places) == 40 and places == sorted(set(places)) and max(places) >= 16 * 9, "of the second stream, too"
+    assert kept.source is None, "no patch of the grid is such a token"
+    thrice = build("chain", members=[pool, {"name": "uniform", "keep": 0.5}, {"name": "random", "tokens": 8}])
+    with pytest.raises(ValueError, match="one stream"):
+        thrice([video])
