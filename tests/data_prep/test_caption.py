@@ -245,9 +245,11 @@ def test_a_captioner_writes_what_it_writes_in_use_and_stage_2_learns_it(tmp_path
     for record in read_records(out):
         video = lm.open(out.parent / str(record.video))
         assert [s.caption for s in record.segments] == lm.compress([(video, None)])[0].captions
-    texts = [segment.caption for record in read_records(out) for segment in record.segments]
-    truth = [segment.caption for record in read_records(source) for segment in record.segments]
-    assert sum(map(str.__eq__, texts, truth)) >= 9  # of 12; it was trained on such videos
+    said, shown = (
+        [[thing.split()[0] for thing in s.caption.split(" ; ") if thing] for r in read_records(file) for s in r.segments]
+        for file in (out, source)
+    )
+    assert said == shown and any(shown)  # of what moves where it is less sure
     config = load(RunConfig, "sample/langdc/stage2_density", [f"train.data=[{out}]"])
     assert len(read_samples(lm.model, objectives.build("compress"), config.train)) == 3
 
