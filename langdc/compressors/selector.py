@@ -4,8 +4,6 @@ Letters: T frames, H W patch grid, D backbone width, n tokens of all grids of a 
 Source: VisionSelector (arXiv 2510.16598): scorer of queries and keys, differentiable selection, annealed constraint.
 """
 
-from itertools import chain
-
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +22,7 @@ class LearnedSelector(GridCompressor):
     In training the kept fraction falls from 1 to the budget over the first `anneal` of the run; scores get Gumbel noise
     of scale `noise`, which falls to 0 over the run; kept tokens pass unchanged, and their gradients reach the scores
     through the gate, the sigmoid of the score (straight-through). The loss "budget" is the squared difference between
-    the mean gate and the fraction, per grid: it is how scores of tokens that are not kept are learned.
+    the mean gate and the fraction, a mean over a video's grids: so scores of tokens that are not kept are learned.
     """
 
     losses = frozenset({"budget"})
@@ -62,9 +60,8 @@ class LearnedSelector(GridCompressor):
         parts = [list(zip(video.projected, score, budget, strict=True)) for video, score, budget in each]
         losses = {}
         if "budget" in context.wanted:
-            gates = [(score.sigmoid().mean(), budget.share(grid.tokens)) for grid, score, budget in chain(*parts)]
-            squares = [(gate - share).square() for gate, share in gates]
-            losses["budget"] = torch.stack(squares).sum(), len(squares)
+            squares = [[_missed(*part) for part in of_video] for of_video in parts]
+            losses["budget"] = torch.stack([torch.stack(each).mean() for each in squares]).sum(), len(squares)
         if "tokens" not in context.wanted:
             return Compressed([], losses)
         kept = [[self._kept(*part, context) for part in of_video] for of_video in parts]
@@ -114,3 +111,8 @@ class LearnedSelector(GridCompressor):
             return tokens
         gate = score[source].sigmoid()
         return self.with_values(tokens, tokens.values * (1 + gate - gate.detach())[:, None])
+
+
+def _missed(grid: FeatureGrid, score: Tensor, budget: Budget) -> Tensor:
+    """The squared difference between a grid's mean gate and the fraction that is to be kept."""
+    return (score.sigmoid().mean() - budget.share(grid.tokens)).square()

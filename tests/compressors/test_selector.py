@@ -1,5 +1,7 @@
 """The learned selector: what it keeps, what it learns from, and how its budget shrinks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -145,3 +147,14 @@ def test_it_learns_which_tokens_a_loss_wants() -> None:
 def test_bad_settings(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+def test_the_budget_loss_is_one_number_for_a_video_of_several_streams() -> None:
+    """As `loss_counts` announces: a step's mean is over videos."""
+    video = tiny.features()
+    assert len(video.projected) == 2
+    compressor = build("selector", width=video.projected[0].values.shape[-1], keep=0.25)
+    wanted = Context(wanted=frozenset({"budget"}))
+    alone = [compressor([replace(video, projected=(grid,))], wanted).losses["budget"][0] for grid in video.projected]
+    loss, count = compressor([video, video], wanted).losses["budget"]
+    assert count == 2 and loss.item() == pytest.approx((alone[0] + alone[1]).item())
