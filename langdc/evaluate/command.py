@@ -19,7 +19,7 @@ from langdc.evaluate.notes import notes
 from langdc.evaluate.page import curves, page
 from langdc.evaluate.published import check_published
 from langdc.evaluate.settings import EvalConfig
-from langdc.evaluate.tables import MISMATCH, Table, as_csv, as_markdown
+from langdc.evaluate.tables import MISMATCH, OVER_SEEDS, Table, as_csv, as_markdown
 from langdc.log import screen
 from langdc.tools.options import add_device, add_outside, place
 
@@ -102,6 +102,8 @@ def report(argv: Sequence[str] | None = None) -> int:
     if apart:
         console.print(MISMATCH, style="yellow")
         console.print(*_rich(apart))
+    if seeds := Table.over_seeds(results):
+        console.print(_part("Over seeds", seeds.titles, seeds), OVER_SEEDS)
     unfinished = [result.name for result in results if not result.finished]
     if unfinished:
         text = f"Unfinished: {', '.join(unfinished)}. Their figures are of the questions asked so far."

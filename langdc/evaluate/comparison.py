@@ -1,8 +1,9 @@
-"""Reads evaluation folders as results: one per entry, compared with a reference and with random tokens or keys."""
+"""Reads evaluation folders as results: one per entry, compared with a reference, also over seeds, and random tokens."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from langdc.evaluate import statistics
 from langdc.evaluate.folder import EvalFolder
@@ -30,16 +31,24 @@ def read_results(directories: Sequence[Path], reference: str | None = None) -> l
     results = [result for _, result in found]
     for directory, result in found:
         result.name = result.name if names[result.name] == 1 else f"{directory}/{result.name}"
+    methods: dict[tuple[int, str], list[Result]] = {}
+    for result in sorted(results, key=lambda one: bool(one.settings.get("repeats"))):  # what is repeated comes first
+        first = result.settings.get("repeats") or result.settings["name"]
+        result.runs = methods.setdefault((id(result.header), first), [])
+        result.runs.append(result)
     configured = (folder.header["config"]["reference"] for folder in folders)
     wanted = reference or next(filter(None, configured), None)
     base = next((result for result in results if wanted in (result.name, result.settings["name"])), None)
     if base is not None:
-        for result, difference in _compared([(result, base) for result in results if result is not base]):
+        for result, difference in _compared([([result], [base]) for result in results if result is not base]):
             result.difference = difference
+        repeated = [result for result in results if result.repeated and base not in result.runs]
+        for result, difference in _compared([(result.runs, base.runs) for result in repeated]):
+            result.over_seeds = difference
     elif reference is not None:  # the config's may not have been evaluated yet
         hint = nearest(reference, [result.name for result in results])
         raise ValueError(f"The reference {reference!r} is no entry.{hint}")
-    pairs = [(result, control) for result in results if (control := _random_of(result, results)) is not None]
+    pairs = [([result], [control]) for result in results if (control := _random_of(result, results)) is not None]
     for result, difference in _compared(pairs):
         result.against_random = difference
     return results
@@ -63,22 +72,21 @@ def _results_of(folder: EvalFolder) -> list[Result]:
     return list(found.values())
 
 
-def _compared(pairs: Sequence[tuple[Result, Result]]) -> Iterator[tuple[Result, Difference]]:
-    """Of every pair the first, with its paired difference to the second on target questions that both were asked.
+def _compared(pairs: Sequence[tuple[Sequence[Result], Sequence[Result]]]) -> Iterator[tuple[Result, Difference]]:
+    """Of every pair of methods, each by its runs, the first run, with the paired difference of the first method to the
+    second on target questions that all these runs were asked. A method's score of a question is the mean over its runs.
 
     p values are corrected for the number of pairs that share a question.
     """
     shared = {}
-    for one, other in pairs:
-        asked = {_question(line): line["score"] for line in other.targets}
-        scores = [(line, asked[_question(line)]) for line in one.targets if _question(line) in asked]
-        if scores:
-            shared[one] = scores
+    for pair in pairs:
+        scores = [[{_question(line): line["score"] for line in run.targets} for run in runs] for runs in pair]
+        lines = [line for line in pair[0][0].targets if all(_question(line) in run for runs in scores for run in runs)]
+        if lines:
+            shared[pair[0][0]] = lines, [[fmean(run[_question(x)] for run in runs) for x in lines] for runs in scores]
     resamples = max(RESAMPLES, RESAMPLES_PER_ENTRY * len(shared))
     found = []
-    for result, scores in shared.items():
-        lines = [line for line, _ in scores]
-        ours, theirs = [line["score"] for line in lines], [score for _, score in scores]
+    for result, (lines, (ours, theirs)) in shared.items():
         strata = strata_of(result.header, lines)
         found.append(statistics.paired_difference(ours, theirs, files_of(lines), resamples=resamples, strata=strata))
     yield from zip(shared, statistics.corrected(found), strict=True)

@@ -76,10 +76,10 @@ def _start(config: EvalConfig, task: Task, command: Sequence[str]) -> None:
         "target_kinds": list(task.target_kinds),
         "kind_weights": None if task.kind_weights is None else dict(task.kind_weights),
         "training": {entry.name: training_record(entry.model) for entry in entries},
-        "entries": [entry.model_dump(mode="json") for entry in entries],
         "own_compressors": {entry.name: vars(OwnCompressor.of(entry.model)) for entry in entries},
     }
-    EvalFolder.start(config.output, identity(config, task), info, command, config.judging, plugin_sources(config))
+    newest = {**config.judging, "entries": [entry.model_dump(mode="json") for entry in entries]}
+    EvalFolder.start(config.output, identity(config, task), info, command, newest, plugin_sources(config))
 
 
 def _check_videos(task: Task, folder: EvalFolder) -> None:

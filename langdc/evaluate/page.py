@@ -15,7 +15,7 @@ from langdc import plots
 from langdc.evaluate.adaptive import Adaptive, Pictures
 from langdc.evaluate.notes import notes
 from langdc.evaluate.results import Result
-from langdc.evaluate.tables import Table, citation, quantity
+from langdc.evaluate.tables import OVER_SEEDS, Table, citation, quantity
 from langdc.text import render
 
 PLOTTED = 3
@@ -66,6 +66,8 @@ def page(results: Sequence[Result], pictures: Callable[[Result], Pictures] | Non
         notes=notes(results),
         equal=equal,
         apart=apart,
+        seeds=Table.over_seeds(results),
+        about_seeds=OVER_SEEDS,
         curves=[(Markup(svg), model) for model, svg in curves(results)],
         costs=_costs(results),
         stages={stage: STAGES.get(stage, stage) for stage in order},  # those that took time, with their headings

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, median
 
@@ -48,7 +48,8 @@ class Result:
 
     `loop_cost`: what the evaluation loop took, in words. `verdicts`: the judge's on each judged answer, None where one
     waits; without a judge there are none. `check`: the published score it is checked against. `difference` is to the
-    reference, `against_random` to as many random tokens or keys of the same model.
+    reference, `against_random` to as many random tokens or keys of the same model. `runs`: the results of its method,
+    one per seed, and `over_seeds` their difference to the reference.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Result:
     against_random: Difference | None = None
     verdicts: list[Verdict | None] | None = None
     check: ReproductionCheck | None = None
+    runs: "list[Result]" = field(default_factory=list, repr=False)
+    over_seeds: Difference | None = None
 
     def of_type(self, kind: str) -> list[dict]:
         """Its lines of a type."""
@@ -68,6 +71,11 @@ class Result:
     @property
     def finished(self) -> bool:
         return bool(self.of_type("finished"))
+
+    @property
+    def repeated(self) -> bool:
+        """Whether other entries repeat it with another seed."""
+        return len(self.runs) > 1 and not self.settings.get("repeats")
 
     @property
     def training(self) -> dict:

@@ -86,6 +86,8 @@ class EntryConfig(Settings):
     in the cache, or read, on average."""
     limit: int | None = Field(None, gt=0)
     """Ask about the first videos only, for slow entries; others are compared with it on these alone."""
+    repeats: str | None = None
+    """The entry that this one is a run of, with another seed; the report adds a table over seeds."""
 
     @property
     def calibrated(self) -> bool:
@@ -318,6 +320,13 @@ class EvalConfig(Settings):
                     f"entry {entry.name!r} needs a budget that matches {entry.match!r}; say on which other videos to "
                     "set it, such as calibration: {data: data/sample/train.jsonl}"
                 )
+        repeats = {entry.name: entry.repeats for entry in entries if entry.repeats is not None}
+        for name, first in repeats.items():
+            if first not in names:
+                raise ValueError(f"entry {name!r} repeats {first!r}, which is no entry.{nearest(first, names)}")
+            if first in repeats:
+                other = "itself" if first == name else f"{first!r}, which repeats another one"
+                raise ValueError(f"entry {name!r} repeats {other}; name the entry with the first seed")
         return self
 
     @property

@@ -1,6 +1,6 @@
 """The results of evaluations as tables: for the terminal, the page, Markdown and CSV."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,11 @@ CITED = 12  # digits of a hash: enough to tell any two apart
 MISMATCH = (
     "Not at an equal budget: what these entries took is more than 2 % from the entry they should match, as the column "
     "budget says, so do not compare their accuracy with entries above."
+)
+OVER_SEEDS = (
+    "A row is an entry and those that repeat it with other seeds, by the mean over these runs. The interval of a "
+    "difference treats videos as sampled and the runs as given; the lowest and the highest run show how far seeds move "
+    "the accuracy. Verdicts go by p values after Holm's correction over this table."
 )
 
 
@@ -78,14 +83,41 @@ def _difference(found: Difference | None) -> _Cell:
     return _Cell(f"{value} ({low} to {high}): {found.verdict}", found.value)
 
 
-def _trained(result: Result, name: str) -> _Cell:
-    found = _large(result.training.get(name))
-    return found if result.training.get("complete", True) else _Cell(f"≥ {found.text}", found.value)
+def _trained(value: float | None, *runs: Result) -> _Cell:
+    found = _large(value)
+    complete = all(run.training.get("complete", True) for run in runs)
+    return found if complete else _Cell(f"≥ {found.text}", found.value)
+
+
+def _remarks(result: Result) -> list[str]:
+    """What to know of a result before it is compared."""
+    limit = result.settings.get("limit")
+    return [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", result.shown_flag]
+
+
+def _entry(result: Result, remarks: Sequence[str]) -> _Cell:
+    return _Cell(result.name + "".join(f" ({remark})" for remark in dict.fromkeys(remarks) if remark), result.name)
+
+
+def _over_seeds(runs: Sequence[Result]) -> dict[str, float]:
+    """Means over the runs of a method, NaN where one has no figure; and the lowest and the highest accuracy."""
+    figures = [
+        {
+            "accuracy": run.accuracy and run.accuracy.value,
+            **{f"group {name}": share and share.value for name, (share, _) in run.groups.items()},
+            "tokens": run.tokens and run.tokens.value,
+            "train flops": run.training.get("flops"),
+        }
+        for run in runs
+    ]
+    table = pd.DataFrame(figures, dtype=float)
+    means, low, high = (found.to_dict() for found in (table.mean(skipna=False), table.min(), table.max()))
+    return {"runs": len(runs), **means, "lowest": low["accuracy"], "highest": high["accuracy"]}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Column titles and lines, and a last line for the majority answers; columns without content are left out.
+    """Column titles and lines, and a last line for the majority answers if any; columns without content are left out.
 
     Titles of kinds of question begin with "kind ", those of their groups with "group ", so that none is taken for
     another column.
@@ -103,10 +135,34 @@ class Table:
         kinds = {f"kind {kind}": _percent(value) for kind, value in longest.chance.items()}
         kinds |= {f"group {name}": _percent(chance) for name, (_, chance) in longest.groups.items()}
         chance = {"entry": _Cell("majority answer"), "accuracy %": _percent(longest.target_chance), **kinds}
-        titles = list(dict.fromkeys(title for line in [cls.cells(longest), *lines] for title in line))
-        kept = [title for title in titles if any(line.get(title, _Cell()).text != "-" for line in lines)]
+        return cls._of((title for line in [cls.cells(longest), *lines] for title in line), lines, chance)
+
+    @classmethod
+    def _of(cls, titles: Iterable[str], lines: Sequence[dict], chance: dict[str, _Cell]) -> "Table":
+        kept = [title for title in dict.fromkeys(titles) if any(line.get(title, _Cell()).text != "-" for line in lines)]
         in_order = [[line.get(title, _Cell()) for title in kept] for line in [*lines, chance]]
-        return cls(kept, in_order[:-1], in_order[-1])
+        return cls(kept, in_order[:-1], in_order[-1] if chance else [])
+
+    @classmethod
+    def over_seeds(cls, results: Sequence[Result]) -> "Table | None":
+        """The table of methods trained with several seeds, by the entries that others repeat; None without any."""
+        lines = [cls._seeds(result) for result in results if result.repeated]
+        return cls._of((title for line in lines for title in line), lines, {}) if lines else None
+
+    @staticmethod
+    def _seeds(result: Result) -> dict[str, _Cell]:
+        found, remarks = _over_seeds(result.runs), [remark for run in result.runs for remark in _remarks(run)]
+        low, high = _percent(found["lowest"]), _percent(found["highest"])
+        return {
+            "entry": _entry(result, [*remarks, *("not at an equal budget" for r in result.runs if r.budget_mismatch)]),
+            "runs": _cell(found["runs"], "{:.0f}"),
+            "accuracy %": _percent(found["accuracy"]),
+            "lowest to highest": low if low.value is None else _Cell(f"{low.text} to {high.text}", low.value),
+            **{name: _percent(value) for name, value in found.items() if name.startswith("group ")},
+            "tokens/video": _cell(found["tokens"], "{:.1f}"),
+            "train flops": _trained(found["train flops"], *result.runs),
+            "against reference": _difference(result.over_seeds),
+        }
 
     @classmethod
     def by_budget(cls, results: Sequence[Result]) -> "tuple[Table | None, Table | None]":
@@ -118,12 +174,10 @@ class Table:
     @staticmethod
     def cells(result: Result) -> dict[str, _Cell]:
         """A line of the table, by column title."""
-        accuracy, tokens, limit = result.accuracy, result.tokens, result.settings.get("limit")
+        accuracy, tokens = result.accuracy, result.tokens
         needed = result.difference and result.difference.needed
-        remarks = [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", result.shown_flag]
-        name = result.name + "".join(f" ({remark})" for remark in remarks if remark)
         return {
-            "entry": _Cell(name, result.name),
+            "entry": _entry(result, _remarks(result)),
             "accuracy %": _percent(accuracy and accuracy.value),
             "95 % interval": _Cell(_interval(accuracy), accuracy and accuracy.low),
             **{f"group {name}": _percent(share and share.value) for name, (share, _) in result.groups.items()},
@@ -143,7 +197,7 @@ class Table:
             "density rho": _cell(result.density_correlation, "{:.3f}"),
             "failed": _cell(len(result.failures), "{:.0f}"),
             "unparsed": _cell(len(result.unparsed), "{:.0f}"),
-            **{f"train {name}": _trained(result, name) for name in ("samples", "steps", "flops")},
+            **{f"train {name}": _trained(result.training.get(name), result) for name in ("samples", "steps", "flops")},
         }
 
     @property
@@ -158,16 +212,17 @@ def heading(title: str) -> str:
 
 
 def as_markdown(results: Sequence[Result]) -> str:
-    """The table in Markdown; entries that could not be matched have one of their own below, then the notes."""
-    equal, apart = Table.by_budget(results)
+    """The table in Markdown; below those of entries that could not be matched and of seeds, then the notes."""
+    (equal, apart), seeds = Table.by_budget(results), Table.over_seeds(results)
     parts = [_markdown(equal)] if equal else []
     parts += [f"{MISMATCH}\n\n{_markdown(apart)}"] if apart else []
+    parts += [f"Over seeds. {OVER_SEEDS}\n\n{_markdown(seeds)}"] if seeds else []
     return "\n".join([*parts, *(f"{markdown(note)}\n" for note in notes(results))])
 
 
 def _markdown(table: Table) -> str:
     lines = [[markdown(heading(title)) for title in table.titles], ["---"] * len(table.titles)]
-    lines += [[markdown(cell.text) for cell in line] for line in [*table.lines, table.chance]]
+    lines += [[markdown(cell.text) for cell in line] for line in [*table.lines, table.chance] if line]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
@@ -215,6 +270,10 @@ def _record(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     figures = ("value", "low", "high", "p", "corrected", "needed", "verdict")
     found |= _fields("difference", result.difference, *figures)
     found |= _fields("against_random", result.against_random, *figures)
+    found |= {"repeats": result.settings.get("repeats")} if len(result.runs) > 1 else {}
+    if result.repeated:
+        found |= {f"seeds_{name.replace(' ', '_')}": value for name, value in _over_seeds(result.runs).items()}
+        found |= _fields("seeds_difference", result.over_seeds, *figures)
     for stage, spread in result.stages.items():
         found |= {f"seconds_{stage}": spread.median, f"seconds_{stage}_p95": spread.p95, "timed_videos": spread.n}
     found |= {"tokens_per_second": result.tokens_per_second}

@@ -12,15 +12,18 @@ def write(folder: Path, rows: dict[str, dict], videos: int = 20, reference: str 
 
     Optional: "compressor", its settings; "budget", how near it came to another row's; "limit", how many videos it is
     asked about; "scored", by (video, question) the score of a reply, None where it cannot be parsed; "timings", lines
-    in place of the one.
+    in place of the one; "repeats", the row that it is another run of; "flops" of its training.
     """
     same = {"model": "m", "control": None, "match": None}
     settings = [
         {"name": name, **same, "compressor": row.get("compressor"), "limit": row.get("limit")}
         for name, row in rows.items()
     ]
+    for row, entry in zip(rows.values(), settings, strict=True):
+        entry |= {"repeats": row["repeats"]} if "repeats" in row else {}
     config = {"task": {"name": "sample"}, "entries": settings, "reference": reference}
-    training = {name: {"samples": 1000, "steps": 50, "flops": 2.5e12, "complete": True} for name in rows}
+    same = {"samples": 1000, "steps": 50, "complete": True}
+    training = {name: {**same, "flops": row.get("flops", 2.5e12)} for name, row in rows.items()}
     info = {"target_kinds": ["count"], "training": training, "entries": settings}
     run = EvalFolder.start(folder, {"config": config}, info, ["made", "up"])
     for name, row in rows.items():
