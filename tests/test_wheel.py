@@ -98,7 +98,7 @@ def test_the_sample_is_made_trained_evaluated_and_exported(langdc, tmp_path: Pat
     run_folder = tmp_path / "runs/sample/pool"
     assert (run_folder / "langdc.json").is_file()
     model = {"name": "pool", "model": str(run_folder)}
-    few = ("reference=null", "limit=2", "timing_videos=1", "warmup_videos=0")
+    few = ("sweep=null", "reference=null", "limit=2", "timing_videos=1", "warmup_videos=0")
     langdc("eval", "sample/eval", f"entries={json.dumps([model])}", "output=runs/eval", *few)
     langdc("report", "runs/eval")
     assert (tmp_path / "runs/eval/report.html").is_file()
