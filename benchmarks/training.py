@@ -66,7 +66,7 @@ TITLES = {
     "recipe": "Training, the recipe's model made narrow",
     "full": "Training, the recipe's model",
 }
-CASES = {"2, captions": "sample/langdc/stage2_density", "3, replies": "sample/dual/stage3"}
+CASES = {"2, captions": "sample/langdc/stage2_density", "3, replies": "sample/dual"}
 NARROWER = {
     "hidden_size": 4, "intermediate_size": 4, "width": 4, "mlp_width": 4, "num_hidden_layers": 12, "depth": 12,
     "vocab_size": 48,  # such that embeddings keep their share of the parameters

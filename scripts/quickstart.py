@@ -71,7 +71,7 @@ def more_steps() -> list[Step]:
         langdc("captions with places", *data, done="data/places/dataset.json"),
         *(
             train(name)
-            for name in ("resampler", "matryoshka", "selector", "ldpv2", "vidcom2", "grounded", "joint", "few")
+            for name in ("resampler", "matryoshka", "selector", "ldpv2", "vidcom2", "grounded", "joint", "dual")
         ),
         places("places"),
         *(step for seed in (1, 2) for step in again(seed)),
@@ -91,7 +91,7 @@ def again(seed: int) -> list[Step]:
     new, start = f"seed={seed}", f"start=runs/sample/langdc-seed{seed}/stage2_post"
     return [
         *(train(name, f"{name}-seed{seed}", new) for name in ("pool", "langdc")),
-        *(train(name, f"{name}-seed{seed}", new, start) for name in ("grounded", "joint", "few")),
+        *(train(name, f"{name}-seed{seed}", new, start) for name in ("grounded", "joint", "dual")),
         places(f"places-seed{seed}", new),
     ]
 
