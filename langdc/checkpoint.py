@@ -33,6 +33,8 @@ from langdc.sources import resolve
 WEIGHTS = "model.safetensors"
 MANIFEST = "langdc.json"
 HERE = "./"  # begins the path of a part that lies in the checkpoint's own directory
+PROJECTION = ("backbone.projectors.", "backbone.places.")
+"""What a backbone's projectors, and the places beside them, are called; only some compressors use them."""
 NEEDED = {"model": dict, "lora": dict | None, "parts": dict, "weights_sha256": str}
 _DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
 """Methods of tensors, and functions of `torch.nn.init`, that draw weights."""
@@ -71,7 +73,7 @@ def unpublished(model: VideoModel) -> dict[str, Tensor]:
     The backbone's projectors and places are left out where the compressor does not use them.
     """
     left_out = [f"{name}." if name else "" for name in published(model)]
-    left_out += [] if "projected" in model.compressor.needs else ["backbone.projectors.", "backbone.places."]
+    left_out += [] if "projected" in model.compressor.needs else PROJECTION
     found = stored(model, tied=False).items()
     return {name: tensor for name, tensor in found if not name.startswith(tuple(left_out))}
 
@@ -232,8 +234,8 @@ def load(
     tensors = _read_weights(folder, manifest, model, contents)
     _load_tensors(model, tensors, folder, {*unpublished(model), *(name for name in stored(model) if ".lora_" in name)})
     parts = tuple(f"{name}." for name in published(model))
-    projectors = (name for name, _ in model.named_parameters() if name.startswith("backbone.projectors."))
-    model.untrained = frozenset(name for name in projectors if not name.startswith(parts)) - set(tensors)
+    projection = (name for name, _ in model.named_parameters() if name.startswith(PROJECTION))
+    model.untrained = frozenset(name for name in projection if not name.startswith(parts)) - set(tensors)
     return model.eval().requires_grad_(False)
 
 
