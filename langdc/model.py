@@ -39,7 +39,8 @@ class VideoModel(nn.Module):
     """A backbone with a compressor; `config` is what it was built from.
 
     `text`: whether the language model is needed; without it the backbone encodes and projects only.
-    `untrained`: names of tensors of the backbone's projectors and places that no run has trained, where weights of a checkpoint were loaded.
+    `untrained`: names of the tensors of the backbone's projectors and places that no run has trained, where weights
+    of a checkpoint were loaded.
     """
 
     untrained: frozenset[str] = frozenset()
