@@ -20,6 +20,7 @@ from rich.console import Console
 
 from langdc.failures import guarded, run_command
 
+DIVERSE = "[{name: pool, sides: [4, 4]}, {name: divprune, tokens: 48}]"  # as many as the dual form reads
 ROOT = Path(__file__).resolve().parent.parent
 console = Console(markup=False, emoji=False)
 
@@ -73,6 +74,7 @@ def more_steps() -> list[Step]:
             train(name)
             for name in ("resampler", "matryoshka", "selector", "ldpv2", "vidcom2", "grounded", "joint", "dual")
         ),
+        train("vidcom2", "divprune48", f"model.compressor.members={DIVERSE}"),
         places("places"),
         *(step for seed in (1, 2) for step in again(seed)),
     ]
