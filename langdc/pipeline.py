@@ -61,6 +61,8 @@ class OpenVideo:
     compressed: dict[str | None, CompressedVideo] = field(default_factory=dict)
     projecting: float = 0.0
     """FLOPs of the backbone's projectors, and of a pool that a method reads, which all questions about it share."""
+    whole: int = 0
+    """How many tokens there are before anything is compressed."""
     chosen_for: str | None = None
     """The question that its frames were chosen for, if they were."""
 
@@ -75,6 +77,7 @@ class OpenVideo:
         needs = self.lm.compressor.needs - {"question"}
         with Counted() as counted:
             found = self.lm.model.backbone.project([self.encoder], [self.times], needs)[0]
+            self.whole = _size(found)
             if self.lm.pool is not None and found.projected:
                 found = self.lm.pool.pooled(found)
         self.projecting = counted.total
@@ -342,7 +345,7 @@ class VideoLM:
             answer = replace(
                 answered,
                 tokens=len(found.tokens),
-                tokens_before=_size(video.features),
+                tokens_before=video.whole,
                 segment_tokens=found.tokens.per_segment(video.segments),
                 seconds={**before, "compress": found.seconds, **answered.seconds},
                 flops={**video.flops, "encode": encoding, "compress": found.flops, **answered.flops},
