@@ -101,7 +101,8 @@ def test_the_cases_are_runs_of_the_sample(records, shape: str):
     captions, replies = benchmark.cases(records, 4, shape)
     assert captions.objective.name == "compress" and replies.objective.name == "answer"
     assert captions.model.compressor.settings.get("base") is None
-    assert replies.model.compressor.settings["base"]["name"] == ("chain" if shape == "sample" else "pool") and replies.train.lora is not None
+    base = replies.model.compressor.settings["base"]["name"]
+    assert base == ("chain" if shape == "sample" else "pool") and replies.train.lora is not None
     assert {case.train.batch_size for case in (captions, replies)} == {4}
 
 
