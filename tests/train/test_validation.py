@@ -220,8 +220,15 @@ def test_measuring_changes_nothing_that_is_learned(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_accuracy_is_that_of_the_replies(tmp_path: Path):
-    """The answers of about half of the questions are what the model will reply."""
+def test_the_accuracy_is_that_of_the_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The answers of about half of the questions are what the model will reply.
+
+    Replies are short: later words of random weights change with the rounding of a batch.
+    """
+    answer = VideoLM.answer
+    monkeypatch.setattr(
+        VideoLM, "answer", lambda lm, batch, **given: answer(lm, batch, **{"max_new_tokens": 3, **given})
+    )
     changes = {"features_dtype": "float32", "validation": {"every": 9, "accuracy": True}}
     lm = VideoLM.from_pretrained(train(learning(tmp_path / "x", **changes)))
     held, right, texts = [], 0, []
