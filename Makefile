@@ -41,7 +41,7 @@ venv: $(READY) ## make the virtual environment with the tested versions
 quickstart: $(READY) ## make sample data, train LangDC and a baseline, evaluate, write the report
 	@$(RUN) scripts/quickstart.py
 
-sample-full: $(READY) ## quickstart, and all other rows, ablations and seeds of the sample
+sample-full: $(READY) ## quickstart, and all other trained compressors, variants and seeds of the sample
 	@$(RUN) scripts/quickstart.py --full
 
 sweep: $(READY) ## every training-free method at four budgets on the sample, in two processes, after quickstart

@@ -2,8 +2,9 @@
 
 The main job end to end on the built-in sample: make videos, train LangDC (stages 1 to 3) and average pooling (stage 3)
 from the model that ships, evaluate both beside training-free methods and controls, write the report. Every step is a
-command that is printed before it runs and can be typed by hand; the same call resumes after the last step that was done.
-With --full: also other trained compressors with the same budget, LangDC's variants and three seeds of each, ablations.
+command that is printed before it runs and can be typed by hand; the same call resumes after the last finished step.
+With --full: also other trained compressors with the same budget, LangDC's variants, three seeds of each, and a pool
+given LangDC's training FLOPs.
 """
 
 import argparse

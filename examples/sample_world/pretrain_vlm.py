@@ -1,11 +1,9 @@
 """Teach a small language model to see: it reads the sample encoders' pooled tokens and answers questions about videos.
 
 Segments are drawn and encoded once (`Bank`); a video is any four of them, so there are more videos than can be read.
-Every example is one video, read once, and many questions about it that see the video but not each other. How many
-tokens are read changes from step to step, since a model that has only seen whole grids reads nothing else. In some
-steps it reads captions instead, so that it also knows words.
-Letters: B videos, S segments a video, T frames a segment, H W pooled grid, C encoder width, D width, V tokens of a
-video, K questions of L tokens.
+Every example is one video and many questions that see the video but not each other. How many tokens are read changes by
+step, since a model that has only seen whole grids reads nothing else. Some steps read captions, to know words.
+Letters: B videos, S segments, T frames, H W pooled grid, C encoder width, D width, V tokens, K questions of L tokens.
 """
 
 import json
@@ -72,10 +70,7 @@ class Bank:
     features: Tensor
 
     def draw(self, rng: np.random.Generator, videos: int, alike: bool = False) -> tuple[list[list[Segment]], Tensor]:
-        """Random videos, and their features [B,2,S*T,H,W,C].
-
-        `alike`: as many objects in all of them, in segments as full, so that their captions are of one length.
-        """
+        """Random videos and their features [B,2,S*T,H,W,C]; `alike`: with segments as full, so captions as long."""
         index = rng.integers(len(self.segments), size=(videos, SEGMENTS))
         if alike:
             full = np.array([len(segment) for segment in self.segments])
