@@ -121,9 +121,10 @@ def verify(*_):
 checkpoint.verify_saved = verify
 encode = features.FeatureStore.encode
 def slow(*arguments):
-    impatient()
-    if sys.argv[2] == "store" and os.environ["RANK"] == "1":
-        time.sleep(600)
+    if sys.argv[2] == "store":
+        impatient()
+        if os.environ["RANK"] == "1":
+            time.sleep(600)
     return encode(*arguments)
 features.FeatureStore.encode = slow
 import langdc.train.run as run
