@@ -24,10 +24,9 @@ FAST := -n auto --dist worksteal -m "not slow and not gpu"
 # Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
 test test-oldest test-slow test-lmms-eval test-qlora test-ray test-demo test-real docs: export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-# On a CPU a step asks for the same memory again and again: glibc keeps it, and threads that wait leave the core alone.
+# On a CPU a step asks for the same memory again and again: glibc keeps it.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
-quickstart sample-full sweep: export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help venv quickstart sample-full sweep test test-oldest test-slow test-lmms-eval test-qlora test-ray test-demo test-real docs torture gpu check format clean

@@ -21,6 +21,7 @@ from rich.console import Console
 from langdc.failures import guarded, run_command
 
 DIVERSE = "[{name: pool, sides: [4, 4]}, {name: divprune, tokens: 48}]"  # as many as the dual form reads
+TWO = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
 ROOT = Path(__file__).resolve().parent.parent
 console = Console(markup=False, emoji=False)
 
@@ -49,9 +50,8 @@ def train(config: str, run: str = "", *overrides: str) -> Step:
 
 def evaluate(name: str) -> list[Step]:
     """Evaluate the rows of configs/sample/NAME.yaml in two processes and write the report."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
     return [
-        Step("evaluation", [*launcher, "eval/run.py", "--config", f"configs/sample/{name}.yaml"]),
+        Step("evaluation", [*TWO, "eval/run.py", "--config", f"configs/sample/{name}.yaml"]),
         Step("report", ["eval/table.py", f"runs/sample/{name}"]),
     ]
 
@@ -60,6 +60,7 @@ def main_runs() -> list[Step]:
     """The data, LangDC and the baseline."""
     return [
         langdc("sample videos", "data", "sample", "--out", "data/sample", done="data/sample/dataset.json"),
+        Step("encoder features", [*TWO, "data_prep/features.py", "--train", "sample/pool"]),
         train("langdc"),
         train("pool"),
     ]
