@@ -4,11 +4,13 @@ The main job end to end on the built-in sample: make videos, train LangDC (stage
 from the model that ships, evaluate both beside training-free methods and controls, write the report. Every step is a
 command that is printed before it runs and can be typed by hand; the same call resumes after the last finished step.
 With --full: also other trained compressors with the same budget, LangDC's variants, three seeds of each, and a pool
-given LangDC's training FLOPs.
+given LangDC's training FLOPs. These are trained two at a time with a thread each; what they print is in runs/sample.
 """
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +22,8 @@ from rich.console import Console
 
 from langdc.failures import guarded, run_command
 
-DIVERSE = "[{name: pool, sides: [4, 4]}, {name: divprune, tokens: 48}]"  # as many as the dual form reads
+# as many tokens as the dual form reads
+DIVERSE = "model.compressor.members=[{name: pool, sides: [4, 4]}, {name: divprune, tokens: 48}]"
 TWO = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
 ROOT = Path(__file__).resolve().parent.parent
 console = Console(markup=False, emoji=False)
@@ -28,24 +31,32 @@ console = Console(markup=False, emoji=False)
 
 @dataclass(frozen=True)
 class Step:
-    """One command, and the file that shows it is done."""
+    """One command, the file that shows it is done, and the one that has to be there before."""
 
     title: str
     command: list[str]
     done: Path | None = None
+    needs: Path | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was run before."""
+        return self.done is not None and self.done.is_file()
 
 
-def langdc(title: str, *words: str, done: str = "") -> Step:
+def langdc(title: str, *words: str, done: str = "", needs: str = "") -> Step:
     """A subcommand of `langdc`."""
-    return Step(title, ["-m", "langdc.cli", *words], ROOT / done if done else None)
+    files = (ROOT / name if name else None for name in (done, needs))
+    return Step(title, ["-m", "langdc.cli", *words], *files)
 
 
-def train(config: str, run: str = "", *overrides: str) -> Step:
+def train(config: str, run: str = "", *overrides: str, needs: str = "") -> Step:
     """Train a config of the sample, a folder's runs in order; `run` names another folder of outputs."""
     run = run or config
     output, last = f"runs/sample/{run}", "/stage3" if (ROOT / f"configs/sample/{config}").is_dir() else ""
     placed = [] if run == config else [f"output={output}"]
-    return langdc(run, "train", f"sample/{config}", *overrides, *placed, done=f"{output}{last}/finished.json")
+    words = ("train", f"sample/{config}", *overrides, *placed)
+    return langdc(run, *words, done=f"{output}{last}/finished.json", needs=needs)
 
 
 def evaluate(name: str) -> list[Step]:
@@ -66,18 +77,25 @@ def main_runs() -> list[Step]:
     ]
 
 
-def more_steps() -> list[Step]:
-    """What `make sample-full` adds, but for the pool that waits for LangDC's figures."""
-    data = ("data", "sample", "--places", "--out", "data/places")
+def data_with_places() -> Step:
+    """The same videos, with captions that say where objects are."""
+    words = ("data", "sample", "--places", "--out", "data/places")
+    return langdc("captions with places", *words, done="data/places/dataset.json")
+
+
+def more_runs() -> list[Step]:
+    """What `make sample-full` trains, the longest first."""
+    seeds = (1, 2)
     return [
-        langdc("captions with places", *data, done="data/places/dataset.json"),
-        *(
-            train(name)
-            for name in ("resampler", "matryoshka", "selector", "ldpv2", "vidcom2", "grounded", "joint", "dual")
-        ),
-        train("vidcom2", "divprune48", f"model.compressor.members={DIVERSE}"),
+        equal_flops(),
+        *(train("langdc", f"langdc-seed{seed}", f"seed={seed}") for seed in seeds),
         places("places"),
-        *(step for seed in (1, 2) for step in again(seed)),
+        *(places(f"places-seed{seed}", f"seed={seed}") for seed in seeds),
+        *(variant(name, seed) for name in ("joint", "grounded", "dual") for seed in (0, *seeds)),
+        train("vidcom2", "divprune48", DIVERSE),
+        *(train("vidcom2", f"divprune48-seed{seed}", DIVERSE, f"seed={seed}") for seed in seeds),
+        *(train(name) for name in ("resampler", "matryoshka", "selector", "ldpv2", "vidcom2")),
+        *(train("pool", f"pool-seed{seed}", f"seed={seed}") for seed in seeds),
     ]
 
 
@@ -89,14 +107,12 @@ def places(run: str, *overrides: str) -> Step:
     return langdc(run, "train", *names, *changes, done=f"{output}/stage3/finished.json")
 
 
-def again(seed: int) -> list[Step]:
-    """Pooling, LangDC and its variants with another seed; variants start from the captioner of that seed."""
-    new, start = f"seed={seed}", f"start=runs/sample/langdc-seed{seed}/stage2_post"
-    return [
-        *(train(name, f"{name}-seed{seed}", new) for name in ("pool", "langdc")),
-        *(train(name, f"{name}-seed{seed}", new, start) for name in ("grounded", "joint", "dual")),
-        places(f"places-seed{seed}", new),
-    ]
+def variant(name: str, seed: int) -> Step:
+    """A variant of LangDC, from the captioner of the same seed."""
+    if not seed:
+        return train(name)
+    start = f"runs/sample/langdc-seed{seed}/stage2_post"
+    return train(name, f"{name}-seed{seed}", f"seed={seed}", f"start={start}", needs=f"{start}/finished.json")
 
 
 def finished(run: str) -> dict:
@@ -113,23 +129,65 @@ def equal_flops() -> Step:
     return train("pool", "pool-flops", f"train.steps={steps}")
 
 
-def run(steps: list[Step]) -> float:
-    """Run the steps that are not done; the seconds of all. A step that fails ends the program with its exit code."""
-    began = time.monotonic()
+def run(steps: list[Step]) -> None:
+    """Run the steps that are not done. A step that fails ends the program with its exit code."""
     for number, step in enumerate(steps, 1):
         head = f"[{number}/{len(steps)}] {step.title}"
-        if step.done is not None and step.done.is_file():
+        if step.is_done:
             console.print(f"{head}: done before", style="dim")
             continue
         console.print(f"\n{head}", style="bold")
-        console.print(f"$ python {' '.join(step.command)}", style="cyan", soft_wrap=True, highlight=False)
+        show(step)
         started = time.monotonic()
         code = run_command([sys.executable, *step.command], cwd=ROOT)
-        if code:
-            console.print(f"{step.title} ended with exit code {code}; mend it and start again.", style="red")
-            raise SystemExit(code)
+        check(step, code)
         console.print(f"{time.monotonic() - started:.0f} s", style="dim")
-    return time.monotonic() - began
+
+
+def run_two_at_once(steps: list[Step]) -> None:
+    """Run the steps that are not done, each when what it needs is there; as `run`."""
+    waiting = [step for step in steps if not step.is_done]
+    running: dict[subprocess.Popen, tuple[Step, float]] = {}
+    try:
+        while waiting or running:
+            ready = [step for step in waiting if step.needs is None or step.needs.is_file()]
+            while ready and len(running) < 2:
+                waiting.remove(step := ready.pop(0))
+                running[start(step)] = step, time.monotonic()
+            time.sleep(0.5)
+            for process in [process for process in running if process.poll() is not None]:
+                step, started = running.pop(process)
+                check(step, process.returncode)
+                console.print(f"{step.title}: {time.monotonic() - started:.0f} s", style="dim")
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):  # which the terminal sends to all
+            for process in running:
+                process.terminate()
+        for process in running:
+            process.wait()
+        raise
+
+
+def start(step: Step) -> subprocess.Popen:
+    """Begin a step on one thread, which prints into a file."""
+    log = ROOT / f"runs/sample/{step.title}.log"
+    console.print(f"\n{step.title}, which prints into {log.relative_to(ROOT)}", style="bold")
+    show(step)
+    with log.open("ab") as out:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, *step.command], cwd=ROOT, env=environment, stdout=out, stderr=out)
+
+
+def show(step: Step) -> None:
+    """Print the command of a step."""
+    console.print(f"$ python {' '.join(step.command)}", style="cyan", soft_wrap=True, highlight=False)
+
+
+def check(step: Step, code: int) -> None:
+    """End the program with the exit code of a step that failed."""
+    if code:
+        console.print(f"{step.title} ended with exit code {code}; mend it and start again.", style="red")
+        raise SystemExit(code if code > 0 else 128 - code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,12 +195,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[2].strip())
     parser.add_argument("--full", action="store_true", help="also the other poolings, ablations and seeds")
     options = parser.parse_args(argv)
-    name = "eval_full" if options.full else "eval"
+    name, began = "eval_full" if options.full else "eval", time.monotonic()
     if options.full:
-        seconds = run([*main_runs(), *more_steps()])
-        seconds += run([equal_flops(), *evaluate(name)])
+        run([*main_runs(), data_with_places()])
+        run_two_at_once(more_runs())
+        run(evaluate(name))
     else:
-        seconds = run([*main_runs(), *evaluate(name)])
+        run([*main_runs(), *evaluate(name)])
+    seconds = time.monotonic() - began
     console.print(f"\nAll steps: {seconds / 60:.1f} minutes. The report: runs/sample/{name}/report.html", style="bold")
     return 0
 
