@@ -69,9 +69,10 @@ def evaluate(name: str) -> list[Step]:
 
 def main_runs() -> list[Step]:
     """The data, LangDC and the baseline."""
+    first = "runs/sample/langdc/stage2_density/finished.json"  # the first to read features of videos
     return [
         langdc("sample videos", "data", "sample", "--out", "data/sample", done="data/sample/dataset.json"),
-        Step("encoder features", [*TWO, "data_prep/features.py", "--train", "sample/pool"]),
+        Step("encoder features", [*TWO, "data_prep/features.py", "--train", "sample/pool"], ROOT / first),
         train("langdc"),
         train("pool"),
     ]
