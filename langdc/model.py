@@ -162,7 +162,16 @@ class VideoModel(nn.Module):
         return ModelOutput(compressed, inputs, logits, labels)
 
     def check_serves(self, compressor: TokenCompressor) -> None:
-        """ValueError for a compressor that would work on projectors that were never trained."""
+        """ValueError for a compressor of visual tokens where the projectors were never trained, or the language model
+        learned to read what another compressor makes of them.
+        """
+        own = self.compressor
+        learned = not hasattr(own, "pooled") and any(True for _ in own.parameters())
+        if "projected" in compressor.needs and learned and compressor is not own and not self.untrained:
+            raise ValueError(
+                f"{type(compressor).__name__} chooses among visual tokens, and the language model of this checkpoint "
+                f"learned to read those of {type(own).__name__}. Take a checkpoint that was trained with 'pool'."
+            )
         if "projected" in compressor.needs and self.untrained:
             raise ValueError(
                 f"{type(compressor).__name__} takes the features of the backbone's projectors, which this checkpoint "

@@ -98,6 +98,11 @@ def test_a_method_chooses_among_the_tokens_of_a_models_pool(mp4: Path) -> None:
     assert len(VideoLM(model, compressors.build("pool", sides=[1, 1])).open(mp4).tokens) == 32, "another pool"
 
 
+def test_a_model_that_reads_learned_tokens_is_not_given_others():
+    with pytest.raises(ValueError, match=r"Random chooses among visual tokens.* those of LangDC.*trained with 'pool'"):
+        VideoLM(tiny.model("langdc"), compressors.build("random", keep=0.5))
+
+
 def test_a_layer_compressor_by_name_settings_or_object(mp4: Path) -> None:
     folder = stock.folder("qwen2_vl")
     texts = set()

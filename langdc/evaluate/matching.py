@@ -35,10 +35,9 @@ GUESSES = 3
 def with_parts(lm: Any, entry: EntryConfig, budget: Mapping[str, Any]) -> VideoLM:
     """The entry's model with its compressors; `budget`: of the one whose budget the entry leaves open, or {}.
 
-    Raises ValueError for a model whose own compressor leaves nothing to choose from.
+    Raises ValueError where they do not fit the model.
     """
-    own = compressor = lm.model.compressor
-    kv, layers = None, None
+    compressor, kv, layers = lm.model.compressor, None, None
     if entry.kv is not None:
         kv = kvcompressors.build(entry.kv.name, **entry.kv.settings, **budget)
     if entry.layers is not None:
@@ -47,11 +46,6 @@ def with_parts(lm: Any, entry: EntryConfig, budget: Mapping[str, Any]) -> VideoL
     if entry.compressor is not None:
         settings = {**entry.compressor.settings, **(budget if entry.budgeted == "compressor" else {})}
         compressor = build_compressor(MemberConfig(name=entry.compressor.name, **settings), lm.model.backbone)
-        if not hasattr(own, "pooled") and any(True for _ in own.parameters()):
-            raise ValueError(
-                f"Entry {entry.name!r}: {entry.compressor.name} chooses among tokens of a grid, and this model reads "
-                f"those of {type(own).__name__}. Give the directory of a model trained with 'pool'."
-            )
     frames = None if entry.frames is None else frameselectors.of(entry.frames.model_dump())
     try:
         return type(lm)(lm.model, compressor, kv, layers, frames)

@@ -259,7 +259,7 @@ def test_data_to_set_budgets_on_must_be_there_and_be_other(prepared: Path, other
 def test_a_model_that_leaves_nothing_to_choose_says_so(prepared: Path, others: Path, tmp_path: Path):
     row = {"name": "wrong", "model": str(prepared / "langdc"), "compressor": {"name": "random"}}
     config = _config(prepared, others, tmp_path / "eval", row, limit=1)
-    with pytest.raises(ValueError, match=r"Entry 'wrong': random chooses .* those of LangDC.*trained with 'pool'"):
+    with pytest.raises(ValueError, match=r"Entry 'wrong': Random chooses .* those of LangDC.*trained with 'pool'"):
         evaluate(config, _task(config))
 
 
