@@ -17,7 +17,7 @@ from langdc.frameselectors import frameselectors
 from langdc.kvcompressors import kvcompressors
 from langdc.layercompressors import layercompressors
 from langdc.log import get_logger
-from langdc.model import build_compressor
+from langdc.model import build_training_free
 from langdc.pipeline import VideoLM
 from langdc.types import Answer
 from langdc.watchdog import beat
@@ -46,7 +46,7 @@ def with_parts(lm: Any, entry: EntryConfig, budget: Mapping[str, Any]) -> VideoL
         layers = layercompressors.build(entry.layers.name, **settings)
     if entry.compressor is not None:
         settings = {**entry.compressor.settings, **(budget if entry.budgeted == "compressor" else {})}
-        compressor = build_compressor(MemberConfig(name=entry.compressor.name, **settings), lm.model.backbone)
+        compressor = build_training_free(MemberConfig(name=entry.compressor.name, **settings), lm.model.backbone)
         if not hasattr(own, "pooled") and any(True for _ in own.parameters()):
             raise ValueError(
                 f"Entry {entry.name!r}: {entry.compressor.name} chooses among tokens of a grid, and this model reads "
