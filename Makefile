@@ -149,7 +149,7 @@ $(DOCS_READY): $(READY) constraints/test.txt
 	$(DOCS)/bin/python -m pip install --disable-pip-version-check -c constraints/test.txt -e ".[docs]"
 	@touch $@
 
-# gradio needs another version of one package, and only who wants the page needs it.
+# gradio needs another version of one package, and only `langdc demo` needs gradio.
 $(DEMO_READY): $(READY) constraints/demo.txt
 	@echo "About 65 MB will be downloaded and 145 MB written to $(DEMO), which stands on $(VENV)."
 	$(call stand_on,$(DEMO))

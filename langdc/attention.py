@@ -150,7 +150,7 @@ def using(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def attending(config: Any, name: str) -> Iterator[None]:
-    """Inside the block models of this config attend by the function of that name."""
+    """Within the block, models of this config use the attention function of that name."""
     before, config._attn_implementation = config._attn_implementation, name
     try:
         yield
@@ -162,15 +162,17 @@ def _note(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, noted: list[Any], **others: Any
 ) -> tuple[Tensor, None]:
     noted += query, key, others["scaling"]
-    return query.transpose(1, 2), None  # the shape of an attention's output; nobody reads it
+    return query.transpose(1, 2), None  # of the shape that the layer expects; its output is not used
 
 
 AttentionInterface.register("langdc_note", _note)
 
 
 def queries_and_keys(layer: Any, states: Tensor, turned: Any) -> tuple[Tensor, Tensor]:
-    """Rotated queries [1,h,n,E], scaled, and keys [1,G,n,E] that a decoder layer makes of states [1,n,D]; it attends
-    to nothing. All of its modules are called, as a sharded engine expects. `turned`: the model's `rotary_emb`.
+    """Rotated queries [1,h,n,E], scaled, and keys [1,G,n,E] that a decoder layer computes from states [1,n,D].
+
+    The layer's own attention module is called, as a sharded engine expects, but attends to nothing. `turned`: what the
+    model's `rotary_emb` gives.
     """
     noted: list[Any] = []
     with attending(layer.self_attn.config, "langdc_note"):

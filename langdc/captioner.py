@@ -35,8 +35,8 @@ class _CaptionOutput:
     """Captions of S segments: `ids` [n] and `states` [n,Z] each; `loss` summed over `targets` predictions (nats).
 
     With soft_token "released", `states` may also hold the state that chose the end [n+1,Z]; `padding` [*,Z]: states of
-    the steps until the last segment ends. `hidden` [S,M,Z]: what was read, in the layer of the states; `starts`: where
-    captions start in its rows; `shift`: how far before them states do.
+    the steps until the last segment ends. `hidden` [S,M,Z]: the prompts (and given captions) in the layer of the
+    states; `starts`: where captions start in these rows; `shift`: how many positions before that the states start.
     """
 
     ids: list[Tensor]
@@ -145,7 +145,7 @@ class Captioner(nn.Module):
 
     @uncounted()
     def read(self, visual: list[Tensor], captions: list[Tensor]) -> _CaptionOutput:
-        """Read given captions as in `supervised`, by the layers below the states alone, and score nothing."""
+        """As `supervised`, by the layers below the states alone and without a loss."""
         inputs, starts = self._inputs(visual, captions)
         with causal_rows(self.language_model.config, inputs["inputs_embeds"].shape[1]):
             hidden = self._reader()(**inputs, use_cache=False).last_hidden_state
@@ -153,8 +153,8 @@ class Captioner(nn.Module):
 
     @uncounted()
     def layers(self, visual: list[Tensor], captions: list[Tensor]) -> list[list[Tensor]]:
-        """What each layer makes of given captions, the embeddings first: the state of each segment that predicts its
-        first caption token, then those at its caption tokens [1+n,Z]. The last layer's are those after the norm.
+        """The hidden states of given captions, by layer (the embeddings first) and segment [1+n,Z]: that which predicts
+        the first caption token, then those at the caption tokens. The last layer's are those after the norm.
         """
         inputs, starts = self._inputs(visual, captions)
         with causal_rows(self.language_model.config, inputs["inputs_embeds"].shape[1]):
@@ -240,19 +240,21 @@ class Captioner(nn.Module):
         )
 
     def check_looks(self, heads: Sequence[int] | None) -> None:
-        """ValueError for heads that there are not, and a captioner whose attention `looks` cannot tell."""
+        """ValueError for heads that do not exist, and for a captioner whose attention `looks` cannot compute."""
         config = self.language_model.config
         if self.depth == (layers := config.num_hidden_layers):
-            raise ValueError(f"No layer reads the states of layer {layers}, the last; take a lower one to ground them.")
+            raise ValueError(f"No layer reads the states of layer {layers}, the last; grounded needs a lower `layer`.")
         if config.model_type not in KNOWN:
-            raise ValueError(f"The captioner is a {config.model_type!r}; grounded are those of {', '.join(KNOWN)}.")
+            raise ValueError(f"The captioner is a {config.model_type!r}; grounded needs one of {', '.join(KNOWN)}.")
         if heads is not None and not (heads and set(heads) <= set(range(config.num_attention_heads))):
-            raise ValueError(f"grounded is {heads}; a layer has the heads 0 to {config.num_attention_heads - 1}.")
+            last = config.num_attention_heads - 1
+            raise ValueError(f"grounded is {heads}; give true, or one or more of the heads 0 to {last}.")
 
     def looks(self, visual: list[Tensor], output: _CaptionOutput, heads: Sequence[int] | None) -> list[Tensor]:
-        """How much each state looks at each of its segment's visual tokens [n_visual,Z]: [n,n_visual] in float32.
+        """Attention weights of each state to its segment's visual tokens [n_visual,Z]: [n,n_visual] in float32.
 
-        Its attention to them in the layer that reads the states, the mean over `heads` (None: all); each row sums to 1.
+        In the layer that reads the states, over the visual tokens alone, so that rows sum to 1; a mean over `heads`
+        (None: all).
         """
         counts = list(map(len, visual))
         firsts = [start - len(self.after) - n for start, n in zip(output.starts, counts, strict=True)]
@@ -281,7 +283,7 @@ class Captioner(nn.Module):
 
 
 def _shares(query: Tensor, key: Tensor, heads: Sequence[int] | None) -> Tensor:
-    """The attention that scaled queries [h,n,E] share among keys [G,K,E], the mean over `heads`: [n,K] in float32."""
+    """Attention weights of scaled queries [h,n,E] to keys [G,K,E], the mean over `heads`: [n,K] in float32."""
     scores = query.reshape(len(key), -1, query.shape[2]) @ key.mT
     weights = scores.float().softmax(-1).view(*query.shape[:2], key.shape[1])
     return (weights if heads is None else torch.stack([weights[head] for head in heads])).mean(0)

@@ -34,7 +34,7 @@ WEIGHTS = "model.safetensors"
 MANIFEST = "langdc.json"
 HERE = "./"  # begins the path of a part that lies in the checkpoint's own directory
 PROJECTION = ("backbone.projectors.", "backbone.places.")
-"""What a backbone's projectors, and the places beside them, are called; only some compressors use them."""
+"""Begin the names of a backbone's projectors and learned places, which only some compressors use."""
 NEEDED = {"model": dict, "lora": dict | None, "parts": dict, "weights_sha256": str}
 _DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
 """Methods of tensors, and functions of `torch.nn.init`, that draw weights."""

@@ -25,7 +25,7 @@ COMMANDS = (
     _Command("compare", "ask with several compressors, show the patches each one kept", "langdc.tools.compare:main"),
     _Command("demo", "a page to try a model, two methods side by side", "langdc.tools.demo:main"),
     _Command("embed", "write what the language model reads of a video and a question", "langdc.tools.embed:main"),
-    _Command("probe", "linear probes: what a compressor's tokens keep of objects", "langdc.tools.probe:main"),
+    _Command("probe", "linear probes: what a compressor's tokens keep about objects", "langdc.tools.probe:main"),
     _Command("compressors", "list all compressors", "langdc.tools.zoo:main"),
     _Command("train", "train a config, or several in order", "langdc.train.run:main"),
     _Command("eval", "evaluate the models of a config on its task", "langdc.evaluate:main"),

@@ -22,7 +22,7 @@ class _GenerateOutput:
 
     `at`: the state at the position whose input is the token; `predicting`: the state before it, which chose it; with
     one more [n+1,Z] for an end token of `greedy(counted_ends=...)`. `after` [*,Z]: states of all later steps.
-    `prompt` [B,M,Z]: those of the same layer at the prompts.
+    `prompt` [B,M,Z]: the states of the prompts in the same layer.
     """
 
     ids: list[Tensor]

@@ -39,8 +39,8 @@ class VideoModel(nn.Module):
     """A backbone with a compressor; `config` is what it was built from.
 
     `text`: whether the language model is needed; without it the backbone encodes and projects only.
-    `untrained`: names of the tensors of the backbone's projectors and places that no run has trained, where weights
-    of a checkpoint were loaded.
+    `untrained`: after loading a checkpoint, the names of tensors of the backbone's projectors and places that no run
+    has trained.
     """
 
     untrained: frozenset[str] = frozenset()
@@ -218,11 +218,22 @@ def is_absent(module: nn.Module) -> bool:
 def build_compressor(config: MemberConfig, backbone: Backbone) -> TokenCompressor:
     """Build a compressor; the backbone gives width, streams and frames_per_segment where the class asks for them.
 
-    So it does for compressors in its settings, such as the members of a chain.
+    Compressors in its settings, such as the members of a chain, get them too.
     """
     steps = backbone.frames_per_segment // backbone.frames_per_step
     known = {"width": backbone.width, "streams": backbone.stream_widths, "frames_per_segment": steps}
     return compressors.build(config.name, **_filled(config.name, config.settings, known))
+
+
+def build_training_free(config: MemberConfig, backbone: Backbone) -> TokenCompressor:
+    """As `build_compressor`, for a model that was trained with another one; ValueError for one that has weights."""
+    compressor = build_compressor(config, backbone)
+    if any(True for _ in compressor.parameters()):
+        raise ValueError(
+            f"The compressor {config.name!r} has weights of its own, which this model does not hold: they would be "
+            "random. Give the checkpoint that it was trained in, without a compressor."
+        )
+    return compressor
 
 
 def _filled(name: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

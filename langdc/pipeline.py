@@ -28,7 +28,7 @@ from langdc.kvcompressors import kvcompressors
 from langdc.language_models import ids_of
 from langdc.layercompressors import layercompressors
 from langdc.log import get_logger
-from langdc.model import VideoModel, build_compressor
+from langdc.model import VideoModel, build_training_free
 from langdc.prefill import PrefillOutput, check_inside
 from langdc.replies import reply
 from langdc.timing import StageTimer, note, stage
@@ -60,9 +60,9 @@ class OpenVideo:
     flops: Mapping[str, float] = field(default_factory=dict)  # of choosing frames
     compressed: dict[str | None, CompressedVideo] = field(default_factory=dict)
     projecting: float = 0.0
-    """FLOPs of the backbone's projectors, and of a pool that a method reads, which all questions about it share."""
+    """FLOPs of the backbone's projectors, and of the pool before another compressor; all questions share them."""
     whole: int = 0
-    """How many tokens there are before anything is compressed."""
+    """Number of tokens before anything is compressed; known once `features` are."""
     chosen_for: str | None = None
     """The question that its frames were chosen for, if they were."""
 
@@ -110,9 +110,9 @@ class OpenVideo:
 
 
 class VideoLM:
-    """A model, ready to be asked: `compressor` replaces the one it was trained with, but chooses among the tokens of a
-    pool, which the language model learned to read; `layers` drops tokens between the layers of its language model, `kv`
-    thins out its cache, `frames` chooses the frames that it reads for a question.
+    """A model, ready to be asked. `compressor` replaces the one it was trained with; if that begins with a pool, it
+    chooses among the pool's tokens, which the language model learned to read. `layers` drops tokens between the layers
+    of its language model, `kv` drops keys from its cache, `frames` chooses the frames that it reads for a question.
     """
 
     def __init__(
@@ -166,12 +166,7 @@ class VideoLM:
         if isinstance(compressor, str):
             compressor = {"name": compressor}
         if isinstance(compressor, Mapping):
-            compressor = build_compressor(check(MemberConfig, dict(compressor), "compressor"), model.backbone)
-            if any(True for _ in compressor.parameters()):
-                raise ValueError(
-                    f"The compressor {type(compressor).__name__} has weights of its own, which {directory} does not "
-                    "hold: they would be random. Give the checkpoint that it was trained in, without a compressor."
-                )
+            compressor = build_training_free(check(MemberConfig, dict(compressor), "compressor"), model.backbone)
         inside = None if layers is None else layercompressors.of(layers)
         chooser = None if frames is None else frameselectors.of(frames)
         return cls(model, compressor, None if kv is None else kvcompressors.of(kv), inside, chooser).to(where)

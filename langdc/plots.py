@@ -124,9 +124,9 @@ def accuracy_against(cost: str, points: Sequence[Point], ahead: Sequence[Point],
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], whole: float | None, chance: float) -> str:
-    """Accuracy (0 to 1) by the share that is kept, a line of (share, accuracy) for each name, on a log scale.
+    """Accuracy (0 to 1) by the share that is kept, on a log scale: a line of (share, accuracy) points for each name.
 
-    `whole`: the accuracy with everything. Names after the palette's end get its colours again, dashed.
+    `whole`: the uncompressed accuracy. When the palette's colours are used up, they are used again for dashed lines.
     """
 
     def draw(axes: Any) -> None:

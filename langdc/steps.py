@@ -33,7 +33,7 @@ _KEPT_BYTES = 1 << 32
 @dataclass(frozen=True, eq=False)
 class Reading:
     """Prompts that were read: their `cache`, the `logits` [B,V] after them and the `positions` [A,B,1] of the next
-    tokens. `real` [B,K]: false at padding; None: there is none. `states` [B,M,Z]: of the layer that is noted.
+    tokens. `real` [B,K]: false at padding; None: there is none. `states` [B,M,Z]: inputs of the layer that is noted.
     """
 
     cache: Cache

@@ -103,6 +103,17 @@ def test_a_model_that_reads_learned_tokens_is_not_given_others():
         VideoLM(tiny.model("langdc"), compressors.build("random", keep=0.5))
 
 
+def test_a_chain_that_begins_with_a_pool_lends_its_tokens_as_the_pool_does(mp4: Path) -> None:
+    pool = {"name": "pool", "sides": [3, 2]}
+    model = tiny.model("chain", members=[pool, {"name": "random", "tokens": 8}])
+    whole = VideoLM(model, compressors.of(pool)).open(mp4).tokens
+    every = VideoLM(model, compressors.build("identity")).open(mp4)
+    assert torch.equal(every.tokens.values, whole.values) and every.features.grid == (16, 3, 3)
+    assert len(VideoLM(model).open(mp4).tokens) == 8
+    again = VideoLM(model, compressors.build("chain", members=[pool, {"name": "uniform", "keep": 1.0}])).open(mp4)
+    assert torch.equal(again.tokens.values, whole.values)
+
+
 def test_a_layer_compressor_by_name_settings_or_object(mp4: Path) -> None:
     folder = stock.folder("qwen2_vl")
     texts = set()

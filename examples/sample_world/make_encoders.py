@@ -38,9 +38,9 @@ from langdc.sample.scenes import FRAMES_PER_SEGMENT, LATEST, SIZE
 
 PARTS = ("clip", "internvideo2")
 WIDTH, DEPTH, HEADS, PATCH = 96, 4, 4, 8
-STEPS = "on plain and on varied scenes"
+STEPS = "number of steps on plain and on varied scenes"
 TARGETS = {"colour": 0.99, "shape": 0.99, "radius": 0.67, "column": 0.92, "row": 0.92, "motion": 0.84, "start": 0.99}
-"""What `measure` has to find."""
+"""The least accuracy that `measure` has to find."""
 HELD_OUT = 4_000_000
 """The seed of the scenes that are measured on."""
 CARD = (
@@ -98,7 +98,7 @@ def teach(encode: Callable, model: nn.Module, fields: tuple[str, ...], steps: in
 
 
 def measure(encode: Callable, fields: tuple[str, ...]) -> dict[str, float]:
-    """How well fields are read off held-out scenes of four objects; says what is below its target."""
+    """The accuracy of linear maps for each field on held-out scenes of four objects; prints what misses its target."""
     found = linear_probe(encode, fields, SIZE // PATCH, HELD_OUT)
     for field in fields:
         if found[field] < TARGETS[field]:

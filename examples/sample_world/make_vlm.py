@@ -118,7 +118,7 @@ def shortfalls(found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as far as is left, pack, and say what is missing of the targets; 1 where something is."""
+    """Train to the last step, package the model, and name the targets that it misses; 1 if there are any."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[2].strip())
     parser.add_argument("--work", type=Path, default=Path("runs/vlm"))
     parser.add_argument("--out", type=Path, default=WEIGHTS)
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--flat", action="store_true", help="leave the rate high at the end, to go on with more steps")
+    parser.add_argument("--flat", action="store_true", help="no decay, no noise: to continue with more steps")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     options.work.mkdir(parents=True, exist_ok=True)

@@ -70,9 +70,9 @@ class Bank:
     features: Tensor
 
     def draw(self, rng: np.random.Generator, videos: int, alike: bool = False) -> tuple[list[list[Segment]], Tensor]:
-        """Random videos and their features [B,2,S*T,H,W,C]; `alike`: with segments as full, so captions as long."""
+        """Random videos and their features [B,2,S*T,H,W,C]; `alike`: captions of equal lengths."""
         index = rng.integers(len(self.segments), size=(videos, SEGMENTS))
-        if alike:
+        if alike:  # the same numbers of objects, in another order
             full = np.array([len(segment) for segment in self.segments])
             counts = rng.permuted(np.tile(rng.integers(MAX_OBJECTS + 1, size=SEGMENTS), (videos, 1)), axis=1)
             index = np.array([[rng.choice(np.flatnonzero(full == count)) for count in row] for row in counts])
@@ -259,7 +259,7 @@ def accuracy(
 
 @torch.no_grad()
 def see(sight: Sight, bank: Bank, looks: dict[str, Tensor]) -> None:
-    """Start the projectors as the best linear maps from features to the looks of what a token shows.
+    """Start the projectors as the least-squares maps from features to the `looks` of what a token shows.
 
     `looks`: vectors [D] by word. A token shows its background, or the objects on it, which count in full from a third
     of its place. Steps start near the number of their segment.
@@ -308,16 +308,16 @@ class Seeing(nn.Module):
             look_at_question(self.model, layer, 0)
 
     def hold(self, held: bool) -> None:
-        """Let what looks things up stay as it is, or be trained too.
+        """Freeze the parts that look things up, or train them too.
 
-        While a model learns what answers look like, nearly random updates would undo it.
+        While a model learns what answers look like, nearly random updates would undo their start.
         """
         layers = self.model.model.layers
         for part in (self.sight, self.model.get_input_embeddings(), *(layers[n].self_attn for n in range(2))):
             part.requires_grad_(not held)
 
     def show(self, features: Tensor, layout: str | float, rng: np.random.Generator, noise: float = 0.0) -> Tensor:
-        """Features as tokens [B,V,D]; or, with the layout "words", ids [B,V] as words, with noise of up to a size."""
+        """Features as tokens [B,V,D]; with the layout "words" ids [B,V] as embeddings, with `noise` as in `blurred`."""
         if layout != "words":
             return tokens(self.sight(features), layout, rng)
         words = self.model.get_input_embeddings()(features)
@@ -348,11 +348,11 @@ def pretrain(
     seed: int,
     flat: bool = False,
 ) -> None:
-    """Train on freshly composed videos, `size` a step; what is in `folder` already is gone on from.
+    """Train on freshly composed videos, `size` a step, from the state in `folder` if there is one.
 
     Every 250 steps `folder` gets the state and, in log.jsonl, accuracies on held-out videos. A step's batch depends on
-    seed and step alone. Easy kinds come first, read from few tokens. The rate falls over the last 40 %, unless it is
-    `flat`. Weights are kept in float32 and read in bfloat16.
+    seed and step alone. Easy kinds come first, with few tokens. The learning rate falls over the last 40 %, and words
+    get noise, unless `flat`. Weights are float32, computation is bfloat16.
     """
     rest = torch.optim.AdamW(seeing.sight.parameters(), lr=peak, weight_decay=0.0, betas=(0.9, 0.98))
     optimizers, file, done = [*build_optimizers(seeing.model, peak), rest], folder / "training.pt", 0

@@ -1,6 +1,6 @@
-"""A small Qwen2 that begins by looking things up, its optimizers, and texts as its token ids.
+"""A small Qwen2 some of whose heads start with a fixed attention pattern, its optimizers, and texts as its token ids.
 
-Found by chance, look-ups take thousands of steps. Letters: B examples, M length, D width.
+From random weights, such look-ups take thousands of steps to learn. Letters: B examples, M length, D width.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Encoder:
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> Qwen2ForCausalLM:
-    """A fresh small Qwen2 with tied embeddings and heads of 32, two of which begin by looking back."""
+    """A small Qwen2 with random weights, tied embeddings and heads of width 32, two of which start as `look_back`."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -64,8 +64,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> 
 def look_back(model: Qwen2ForCausalLM, head: int, offset: int) -> None:
     """Let a head of the first layer begin by attending `offset` tokens back, through its query and key biases.
 
-    Look-ups need heads that know what stands before a word; found from scratch they come after thousands of steps. A
-    rotary query bias turned back by `offset` positions from the key bias scores highest at that distance.
+    A rotary query bias turned back by `offset` positions from the key bias scores highest at that distance.
     """
     attention: Any = model.model.layers[0].self_attn
     rotary = model.model.rotary_emb
@@ -84,7 +83,7 @@ def look_up(model: Qwen2ForCausalLM, layer: int, head: int, pairs: Sequence[tupl
 
     `pairs` of a word and its look, up to one per dimension of the head; the first `keys` of them, up to half of that,
     are looked up: each has a dimension among the slow rotary frequencies, which distance hardly turns. A word and its
-    look are not alike, or words would attend to themselves. Found by chance, look-ups come after thousands of steps.
+    look are not alike, or words would attend to themselves.
     """
     attention: Any = model.model.layers[layer].self_attn
     half, start = attention.head_dim // 2, head * attention.head_dim
@@ -99,9 +98,9 @@ def look_up(model: Qwen2ForCausalLM, layer: int, head: int, pairs: Sequence[tupl
 
 @torch.no_grad()
 def show_words(model: Qwen2ForCausalLM, head: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Let a head of the first layer that looks back begin by writing the looks of the words that it sees.
+    """Let a head of the first layer begin by writing the looks of the words that it attends to.
 
-    So the last word of "red square left" looks like what it tells of, and is found as tokens of a video are.
+    So the last word of "red square left" looks like the object, and is found in the same way as tokens of a video.
     """
     attention: Any = model.model.layers[0].self_attn
     start = head * attention.head_dim

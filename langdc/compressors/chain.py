@@ -19,7 +19,7 @@ class Chain(TokenCompressor):
     What a member passes on must be a grid again: every member but the last keeps whole frames, or the same number of
     tokens of each, which the next one gets as frames of one row. `source` indexes the first grid; anchors are those of
     the first member that sets any. After a last member that merges, segments count the frames that it was given.
-    A `pool` comes first: the next member chooses among its tokens, of all streams, which have no `source`.
+    Where the first member is a `pool`, the next one chooses among its tokens, of all streams; they have no `source`.
     """
 
     def __init__(
@@ -31,6 +31,8 @@ class Chain(TokenCompressor):
         given = {} if frames_per_segment is None else {"frames_per_segment": frames_per_segment}
         built = [m if isinstance(m, TokenCompressor) else compressors.of({**given, **m}) for m in members]
         self.members: Any = torch.nn.ModuleList(built)
+        if hasattr(built[0], "pooled"):  # as of a pool alone: what another method chooses among
+            self.pooled = built[0].pooled
         for member in built[1:]:
             if "encoder" in member.needs:
                 raise ValueError(

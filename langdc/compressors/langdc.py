@@ -36,8 +36,8 @@ class LangDC(TokenCompressor):
     `captioner`: source of the light language model; `prompt`, `layer`, `soft_token`, `max_soft_tokens` as in
     `Captioner`. `base`: {"name": ..., ...} of a compressor whose tokens come first (the dual form), None for captions
     only. `segment_marker`: a learned token before each segment's (ours; the paper has none), for up to `max_segments`
-    segments. `grounded` (ours): each token gets what it looks at, by all or by these heads of the layer that reads the
-    states: unit encoder features, and step, row and column, weighted by attention, through a map that starts at zero.
+    segments. `grounded` (ours): adds to each token, through a map that starts at zero, a mean of unit encoder features,
+    and of step, row and column, weighted by the attention of its state in the layer above: of all heads, or of these.
 
     With soft_token="released" all segments of a video take as many positions as the longest one, as in the authors'
     code: the others are padded; the prompt does not attend to padding, the reply does. Captions written in the dual
@@ -141,7 +141,7 @@ class LangDC(TokenCompressor):
         return self.post_projector, markers, self.captioner.tokenizer
 
     def layers(self, video: VideoFeatures, captions: list[Tensor]) -> list[list[Tensor]]:
-        """For `langdc probe`: as `Captioner.layers`, of the given captions (ids [n] of each segment) of a video."""
+        """For `langdc probe`: `Captioner.layers` of a video's given captions (ids [n] of each segment)."""
         return self.captioner.layers(self.visual([video]), captions)
 
     def text(self, ids: Tensor) -> str:
@@ -194,7 +194,7 @@ class LangDC(TokenCompressor):
             states = _grouped(self._grounded(videos, visual, output), counts)
         if output.padding is not None:
             steps = [min(len(ids) + 1, self.captioner.max_soft_tokens) for ids in output.ids]
-            padding = [F.pad(each, (0, self._width - each.shape[1])) for each in output.padding]  # looks at nothing
+            padding = [F.pad(each, (0, self._width - each.shape[1])) for each in output.padding]  # has no grounding
             triples = zip(states, _grouped(padding, counts), _grouped(steps, counts), strict=True)
             states = [self._released(*each) for each in triples]
         work = self._work(visual, output.ids, counts, "written")
@@ -202,11 +202,11 @@ class LangDC(TokenCompressor):
 
     @property
     def _width(self) -> int:
-        """Of the states, and what they look at beside them."""
+        """Of a state, with its grounding where there is one."""
         return self.captioner.width + (0 if self.grounding is None else self.grounding.in_features)
 
     def _grounded(self, videos: list[VideoFeatures], visual: list[Tensor], output: Any) -> list[Tensor]:
-        """The states of each segment, beside them what they look at: [n,Z] or, with `grounded`, wider."""
+        """The states of each segment [n,Z]; with `grounded` also the means that each one attends to: wider."""
         if self.grounding is None:
             return output.states
         names = [name for name, side in self.pool.items() if side]

@@ -22,7 +22,7 @@ class LearnedSelector(GridCompressor):
     In training the kept fraction falls from 1 to the budget over the first `anneal` of the run; scores get Gumbel noise
     of scale `noise`, which falls to 0 over the run; kept tokens pass unchanged, and their gradients reach the scores
     through the gate, the sigmoid of the score (straight-through). The loss "budget" is the squared difference between
-    the mean gate and the fraction, a mean over a video's grids: so scores of tokens that are not kept are learned.
+    the mean gate and the fraction, averaged over a video's grids; by it scores of dropped tokens are learned, too.
     """
 
     losses = frozenset({"budget"})
@@ -114,5 +114,5 @@ class LearnedSelector(GridCompressor):
 
 
 def _missed(grid: FeatureGrid, score: Tensor, budget: Budget) -> Tensor:
-    """The squared difference between a grid's mean gate and the fraction that is to be kept."""
+    """The squared difference between a grid's mean gate and the fraction to keep."""
     return (score.sigmoid().mean() - budget.share(grid.tokens)).square()

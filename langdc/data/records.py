@@ -50,25 +50,25 @@ class _Strict(BaseModel):
 
 
 class ObjectRecord(_Strict):
-    """Something that a segment shows, for `langdc probe`."""
+    """An object that a segment shows, for `langdc probe`."""
 
     boxes: list[Annotated[list[float], Field(min_length=4, max_length=4)] | None] = Field(min_length=1)
-    """Left, top, right and bottom in fractions of the frame, in each of equal parts of the segment; null where it is
-    not seen. One box is that of the whole segment."""
+    """A box for each of equal parts of the segment, null where the object is not seen; a single box is for all of it.
+    A box is left, top, right and bottom in fractions of the frame."""
     labels: dict[str, str] = {}
-    """What is known of it, such as {"colour": "red", "motion": "left"}."""
+    """Labels of the object, such as {"colour": "red", "motion": "left"}."""
     phrase: str = ""
-    """The words of the segment's caption that are about it; a caption without them says nothing of it."""
+    """The words of the segment's caption that describe it; "" if none do."""
 
     @model_validator(mode="after")
     def _inside(self) -> Self:
         for left, top, right, bottom in filter(None, self.boxes):
             if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
                 raise ValueError(
-                    f"the box {[left, top, right, bottom]} is none; give left < right and top < bottom, from 0 to 1"
+                    f"the box is {[left, top, right, bottom]}; give left < right and top < bottom, from 0 to 1"
                 )
         if not any(self.boxes):
-            raise ValueError("an object is seen nowhere; give one box at least")
+            raise ValueError("an object is seen nowhere; give at least one box")
         return self
 
 
@@ -85,7 +85,7 @@ class SegmentRecord(_Strict):
     background: list[str] = []
     objects: list[ObjectRecord] = []
     labels: dict[str, str] = {}
-    """What is known of all of it, such as {"background": "grey"}; for `langdc probe`, as are objects."""
+    """Labels of the whole segment, such as {"background": "grey"}; for `langdc probe`, as are objects."""
 
 
 class QuestionRecord(_Strict):

@@ -1,4 +1,4 @@
-"""Reads evaluation folders as results: one per entry, compared with a reference, also over seeds, and random tokens."""
+"""Reads evaluation folders as results, one per entry, compared with a reference, also over seeds, and random tokens."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -73,9 +73,9 @@ def _results_of(folder: EvalFolder) -> list[Result]:
 
 
 def _compared(pairs: Sequence[tuple[Sequence[Result], Sequence[Result]]]) -> Iterator[tuple[Result, Difference]]:
-    """Of every pair of methods, each by its runs, the first run, with the paired difference of the first method to the
-    second on target questions that all these runs were asked. A method's score of a question is the mean over its runs.
+    """The paired difference between the methods of each pair, with the first run of the first; a method is its runs.
 
+    Over the target questions that all these runs were asked; a method's score of a question is the mean over its runs.
     p values are corrected for the number of pairs that share a question.
     """
     shared = {}
@@ -93,29 +93,21 @@ def _compared(pairs: Sequence[tuple[Sequence[Result], Sequence[Result]]]) -> Ite
 
 
 def _random_of(result: Result, results: Sequence[Result]) -> Result | None:
-    """The entry with random tokens, or random keys beside a method inside the language model, of the same model and
-    budget; None where there is none.
+    """The entry with random tokens of the same model and budget; with random keys for a method inside the model.
+
+    None where there is none, and for methods of several parts that drop tokens, whose last part alone has that budget.
     """
-    parts = _parts(result)
-    last = next(reversed(parts), None)
-    if last is None or (keep := parts[last].get("keep")) is None:
+    sites = list(result.parts)
+    if result.keep is None or any(_drops(result.parts[site]) for site in sites[:-1]):
         return None
-    wanted = {"compressor" if last == "compressor" else "kv": {"name": "random", "keep": keep}}
-    alike = [
-        one for one in results if one is not result and _parts(one) == wanted and _setting(one) == _setting(result)
-    ]
-    return next(iter(alike), None)
+    wanted = {"compressor" if sites[-1] == "compressor" else "kv": {"name": "random", "keep": result.keep}}
+    others = (one for one in results if one is not result and one.conditions == result.conditions)
+    return next((one for one in others if one.parts == wanted), None)
 
 
-def _parts(result: Result) -> dict[str, dict]:
-    """Its methods by site, in the order in which they act."""
-    given = result.settings
-    return {site: given[site] for site in ("compressor", "layers", "kv") if given.get(site)}
-
-
-def _setting(result: Result) -> list:
-    """What has to be the same for two methods to be compared."""
-    return [result.header["config"]["task"], *(result.settings.get(name) for name in ("model", "backbone", "limit"))]
+def _drops(part: dict) -> bool:
+    """Whether the settings of a method have a budget below all tokens."""
+    return (part.get("keep") or 1) < 1 or part.get("tokens") is not None
 
 
 def _question(line: dict) -> tuple[str, str, str]:

@@ -107,7 +107,7 @@ def build(
     """
     if kind == "caption_text":
         return _CaptionText(trained, backbone)
-    if not hasattr(trained, "pooled"):
+    if not hasattr(trained, "grids"):
         raise ValueError(
             f"This control keeps tokens of a pool; the entry's model has the compressor {type(trained).__name__}. "
             "Give the directory of a model trained with 'pool'."

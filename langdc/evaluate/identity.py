@@ -39,10 +39,11 @@ def identity(config: EvalConfig, task: Task) -> dict[str, Any]:
     parts = {"backbone", "compressor", "layers", "kv", "frames"}
     others = [entry.model_dump(mode="json", include=parts) for entry in entries]
     dtype = devices.dtype_named(config.dtype, devices.named(config.device))  # what "auto" is here
-    no_matter = {**dict.fromkeys(["output", "watchdog", *config.judging], True), "entries": {"__all__": {"repeats"}}}
+    # what changes no answer
+    free = {**dict.fromkeys(["output", "watchdog", *config.judging], True), "entries": {"__all__": {"repeats"}}}
     found: dict[str, Any] = {
         "config": {
-            **config.model_dump(mode="json", exclude=no_matter),
+            **config.model_dump(mode="json", exclude=free),
             "dtype": str(dtype or config.dtype).removeprefix("torch."),
         },
         "weights_sha256": {entry.name: json_hash(files[str(entry.model)]) for entry in entries},

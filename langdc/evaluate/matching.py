@@ -17,7 +17,7 @@ from langdc.frameselectors import frameselectors
 from langdc.kvcompressors import kvcompressors
 from langdc.layercompressors import layercompressors
 from langdc.log import get_logger
-from langdc.model import build_compressor
+from langdc.model import build_training_free
 from langdc.pipeline import VideoLM
 from langdc.types import Answer
 from langdc.watchdog import beat
@@ -45,7 +45,7 @@ def with_parts(lm: Any, entry: EntryConfig, budget: Mapping[str, Any]) -> VideoL
         layers = layercompressors.build(entry.layers.name, **settings)
     if entry.compressor is not None:
         settings = {**entry.compressor.settings, **(budget if entry.budgeted == "compressor" else {})}
-        compressor = build_compressor(MemberConfig(name=entry.compressor.name, **settings), lm.model.backbone)
+        compressor = build_training_free(MemberConfig(name=entry.compressor.name, **settings), lm.model.backbone)
     frames = None if entry.frames is None else frameselectors.of(entry.frames.model_dump())
     try:
         return type(lm)(lm.model, compressor, kv, layers, frames)

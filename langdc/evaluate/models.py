@@ -82,9 +82,8 @@ def named_files(settings: Any) -> dict[str, dict[str, str]]:
 def training_record(directory: str | Path) -> dict[str, Any]:
     """What went into a checkpoint: {"samples", "steps", "flops", "seconds"} over its runs, each listed in "stages".
 
-    Follows each run's `start` to the one before; one that ships ("sample:NAME") counts as little as other published
-    weights. "complete" is false where an earlier run's directory is gone, or leads back to a later one, so that the
-    sums are of the rest only.
+    Follows each run's `start` to the one before; "sample:NAME" counts nothing, like other published weights. "complete"
+    is false where an earlier run's directory is gone, or leads back to a later one, so that the sums lack it.
     """
     stages: list[dict] = []
     place: Path | None = locate(directory)

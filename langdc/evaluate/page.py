@@ -4,7 +4,7 @@ No text of a user or a model is markup in it (`langdc.text.render`); only plots 
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,26 +130,23 @@ def _costs(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def curves(results: Sequence[Result]) -> list[tuple[str, str]]:
-    """A plot for each model that has methods at several budgets: its name, and SVG text."""
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    """A plot for each model and task with methods at several budgets: the model's name, and SVG text."""
+    groups: dict[str, list[tuple[Result, float]]] = defaultdict(list)
     for result in results:
-        parts = [result.settings[site] for site in ("compressor", "layers", "kv") if result.settings.get(site)]
-        keep = parts[-1].get("keep") if parts else None
-        if keep is not None and result.accuracy is not None:
-            name = result.name.removesuffix(f" {100 * keep:g}%")
-            found.setdefault(str(result.settings["model"]), {}).setdefault(name, []).append(
-                (keep, result.accuracy.value)
-            )
+        if result.accuracy is not None:
+            groups[json.dumps(result.conditions)].append((result, result.accuracy.value))
     drawn = []
-    for model, lines in found.items():
+    for group in groups.values():
+        lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for result, accuracy in group:
+            if result.keep is not None:
+                lines[result.name.removesuffix(f" {100 * result.keep:g}%")].append((result.keep, accuracy))
         lines = {name: points for name, points in lines.items() if len(points) > 1}
-        of_model = [one for one in results if str(one.settings["model"]) == model and one.accuracy is not None]
-        whole = next(
-            (one for one in of_model if (one.settings.get("compressor") or {}).get("name") == "identity"), None
-        )
-        level = whole.accuracy.value if whole is not None and whole.accuracy is not None else None
+        whole = [accuracy for one, accuracy in group if one.parts == {"compressor": {"name": "identity"}}]
         if lines:
-            drawn.append((model, plots.curves(lines, level, of_model[0].target_chance)))
+            first = group[0][0]
+            svg = plots.curves(lines, next(iter(whole), None), first.target_chance)
+            drawn.append((str(first.settings["model"]), svg))
     return drawn
 
 

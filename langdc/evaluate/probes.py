@@ -1,6 +1,6 @@
-"""Linear probes: what ridge regression reads from vectors that stand for the objects or segments of videos.
+"""Linear probes: what ridge regression reads from the vectors of objects or segments of videos.
 
-Letters: n examples, m others, d numbers of each, k values of a label, V videos, T steps, H W patch grid.
+Letters: n examples, m others, d width of a vector, k values of a label, V videos, T steps, H W patch grid.
 """
 
 from collections import Counter, defaultdict
@@ -16,14 +16,14 @@ from langdc.data.records import ObjectRecord, Record, SegmentRecord
 from langdc.evaluate import statistics
 
 LEAST = 20
-"""Examples of a label to train on, and to test with, without which it is left out."""
+"""A label with fewer examples to train on, or to test with, is left out."""
 _PENALTIES = [10.0**power for power in range(2, -6, -1)]
 _TOUCHING = 1e-6  # of a frame's side: less is rounding
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many test examples are read right, and half the width of the 95 % interval over videos, both in %."""
+    """The accuracy on test examples, and half the width of its 95 % interval over videos, both in %."""
 
     accuracy: float
     half_width: float
@@ -31,8 +31,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Probed:
-    """A label with `values` of them, examples to train on and to test with, how often the most frequent training value
-    is right of the test examples in %, and a score for each place that it was read from.
+    """A label: its number of `values`, its numbers of training and test examples, the accuracy in % of always giving
+    the most frequent training value, and a score for each place that it was read from.
     """
 
     label: str
@@ -44,16 +44,16 @@ class Probed:
 
 
 def split(videos: int) -> Tensor:
-    """The part of each video, always the same: 2 to test with (half), 1 to choose the penalty (a sixth), 0: [V]."""
+    """The part of each video [V], always the same: 2 to test (half), 1 to choose the penalty (a sixth), 0 to fit."""
     rank = torch.randperm(videos, generator=torch.Generator().manual_seed(0))
     return torch.where(2 * rank >= videos, 2, (6 * rank < videos).long())
 
 
 def probe(labels: Sequence[Mapping[str, str]], video: Tensor, part: Tensor, places: Sequence[Tensor]) -> Iterator:
-    """Yields a `Probed` per label of n examples, or a sentence that says why it is left out.
+    """A `Probed` for each label of n examples, or a sentence that says why it is left out.
 
-    `labels` of each example, some of which may lack some; `video` [n]: the number of its video; `part` [V] as from
-    `split`; `places`: what stands for the examples in each place, [n,d] each.
+    `labels` of each example, which may lack some; `video` [n]: the number of its video; `part` [V] as from `split`;
+    `places`: the vectors of the examples in each place, [n,d] each.
     """
     for label in dict.fromkeys(name for each in labels for name in each):
         known = torch.tensor([number for number, each in enumerate(labels) if label in each])
@@ -66,7 +66,7 @@ def probe(labels: Sequence[Mapping[str, str]], video: Tensor, part: Tensor, plac
             yield f"{label}: all {train.total()} training examples are {next(iter(train))!r}."
         else:
             order = {value: number for number, (value, _) in enumerate(train.most_common())}
-            # a value that no training example has can be read by nobody
+            # -1: a value that no training example has, which no map can give
             y, clusters = torch.tensor([order.get(value, -1) for value in values]), video[known][parts == 2].tolist()
             majority = 100 * (y[parts == 2] == 0).double().mean().item()
             hits = [read(place[known], y, parts) == y[parts == 2] for place in places]
@@ -82,8 +82,8 @@ def _score(hit: Tensor, clusters: Sequence[int]) -> Score:
 def read(x: Tensor, y: Tensor, part: Tensor) -> Tensor:
     """The values that ridge regression on `x` [n,d] reads for the examples of part 2: [m].
 
-    `y` [n]: values from 0 on, -1 where unknown (of part 2 alone). The penalty is the one, of 8, with most of part 1
-    right when part 0 is trained on; of equals the largest.
+    `y` [n]: values from 0 on, -1 where unknown (in part 2 only). The penalty is the one of 8 with the best accuracy on
+    part 1 after fitting on part 0, the largest of equals.
     """
     x, target = x.double(), F.one_hot(y.clamp(min=0)).double()
     fit, held, both, test = part == 0, part == 1, part < 2, part == 2
@@ -107,7 +107,7 @@ def _ridge(x: Tensor, y: Tensor, others: Tensor, penalties: Sequence[float]) -> 
     return [(left / (found + penalty * len(x)) @ right + centre).argmax(1) for penalty in penalties]
 
 
-# ---- what stands for an object, and what is known of it
+# ---- objects: the patches that show them, and their labels
 
 
 def covered(thing: ObjectRecord, segment: int, segments: int, shape: Sequence[int]) -> Tensor:
@@ -136,11 +136,11 @@ def things(record: Record) -> Iterator[tuple[int, ObjectRecord]]:
 
 
 def examples(records: Sequence[Record], part: Tensor) -> dict[str, tuple[list[dict[str, str]], list[int]]]:
-    """By "object" and "segment", the labels of each and the number of its video.
+    """The labels of all objects ("object") and segments ("segment"), and the number of the video of each.
 
-    Beside those that records have: in which halves of the frame an object's centre stays (where it stays in one),
-    whether it is larger than the median of those to train on (mean area), and how many the segment shows. An object has
-    the labels of its segment too, and a segment those of its object where it shows one.
+    Added to those of the records: the halves of the frame in which an object's centre stays (where it stays in one),
+    whether its mean area is above the median of the training objects, and the number of objects of its segment. An
+    object also has the labels of its segment; a segment has those of its object where it shows just one.
     """
     found = [(number, s, thing) for number, record in enumerate(records) for s, thing in things(record)]
     areas = [fmean((b[2] - b[0]) * (b[3] - b[1]) for b in thing.boxes if b) for _, _, thing in found]

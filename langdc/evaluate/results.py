@@ -1,4 +1,4 @@
-"""What an entry's lines in an evaluation folder say, as figures."""
+"""The figures of one entry, from its lines in an evaluation folder."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -47,9 +47,9 @@ class Result:
     """One entry's result: its lines and the header of its folder. `name` tells it from entries of other folders.
 
     `loop_cost`: what the evaluation loop took, in words. `verdicts`: the judge's on each judged answer, None where one
-    waits; without a judge there are none. `check`: the published score it is checked against. `difference` is to the
-    reference, `against_random` to as many random tokens or keys of the same model. `runs`: the results of its method,
-    one per seed, and `over_seeds` their difference to the reference.
+    waits; without a judge there are none. `check`: the published score it is checked against. `difference`: to the
+    reference; `against_random`: to the same number of random tokens or keys of the same model. `runs`: the results of
+    its method, one per seed; `over_seeds`: the difference of their means to the reference's.
     """
 
     name: str
@@ -76,6 +76,23 @@ class Result:
     def repeated(self) -> bool:
         """Whether other entries repeat it with another seed."""
         return len(self.runs) > 1 and not self.settings.get("repeats")
+
+    @property
+    def parts(self) -> dict[str, dict]:
+        """Its methods by site, in the order in which they act."""
+        return {site: self.settings[site] for site in ("compressor", "layers", "kv") if self.settings.get(site)}
+
+    @property
+    def keep(self) -> float | None:
+        """The fraction that its last method keeps; None where none is given."""
+        parts = self.parts
+        return parts[list(parts)[-1]].get("keep") if parts else None
+
+    @property
+    def conditions(self) -> list:
+        """What must be equal for methods to be compared at a budget."""
+        names = ("model", "backbone", "frames", "limit")
+        return [self.header["config"]["task"], *(self.settings.get(name) for name in names)]
 
     @property
     def training(self) -> dict:

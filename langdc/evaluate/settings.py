@@ -87,7 +87,7 @@ class EntryConfig(Settings):
     limit: int | None = Field(None, gt=0)
     """Ask about the first videos only, for slow entries; others are compared with it on these alone."""
     repeats: str | None = None
-    """The entry that this one is a run of, with another seed; the report adds a table over seeds."""
+    """This entry is another run of that entry, with another seed; the report adds a table over seeds."""
 
     @property
     def calibrated(self) -> bool:

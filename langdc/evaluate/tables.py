@@ -17,9 +17,9 @@ MISMATCH = (
     "budget says, so do not compare their accuracy with entries above."
 )
 OVER_SEEDS = (
-    "A row is an entry and those that repeat it with other seeds, by the mean over these runs. The interval of a "
-    "difference treats videos as sampled and the runs as given; the lowest and the highest run show how far seeds move "
-    "the accuracy. Verdicts go by p values after Holm's correction over this table."
+    "A line is an entry with those that repeat it with other seeds; its figures are means over these runs. The "
+    "interval of a difference resamples videos and takes the runs as given; the lowest and the highest run show how "
+    "much the accuracy depends on the seed. Verdicts follow p values after Holm's correction over this table."
 )
 
 
@@ -90,7 +90,7 @@ def _trained(value: float | None, *runs: Result) -> _Cell:
 
 
 def _remarks(result: Result) -> list[str]:
-    """What to know of a result before it is compared."""
+    """What its name is marked with in a table; "" for nothing."""
     limit = result.settings.get("limit")
     return [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", result.shown_flag]
 
@@ -212,7 +212,7 @@ def heading(title: str) -> str:
 
 
 def as_markdown(results: Sequence[Result]) -> str:
-    """The table in Markdown; below those of entries that could not be matched and of seeds, then the notes."""
+    """The table in Markdown, then those of entries that could not be matched and of seeds, then the notes."""
     (equal, apart), seeds = Table.by_budget(results), Table.over_seeds(results)
     parts = [_markdown(equal)] if equal else []
     parts += [f"{MISMATCH}\n\n{_markdown(apart)}"] if apart else []

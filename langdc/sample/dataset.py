@@ -70,9 +70,8 @@ def make_dataset(
 ) -> bool:
     """Make `folder`/{train,test,images}.jsonl with their videos and images; False if they are all there already.
 
-    `videos`: how many for each split; `workers`: processes (None: one per core). `places`: captions, and the cues
-    called attributes, say where objects are; videos and other questions stay the same. Files that exist are not made
-    again.
+    `videos`: how many for each split; `workers`: processes (None: one per core). `places`: captions and attributes also
+    say where objects are; videos and other questions stay the same. Files that exist are not made again.
     ValueError for a folder that holds something else or a set with other settings.
     """
     folder, sizes = Path(folder), _sizes(videos, images)
@@ -193,7 +192,7 @@ def _make_image(task: _Task) -> Record:
 def _segment(scene: Segment, places: bool, motions: bool = True) -> SegmentRecord:
     """One entry per object in each list of cues, in the order of the caption; attributes are colours, then places.
 
-    With `motions`, of a video, also where and what objects are.
+    With `motions`, of a video, also its objects and labels.
     """
     objects = [_object(thing) for thing in scene if motions]
     return SegmentRecord(

@@ -1,7 +1,7 @@
 """The scenes of the sample videos and their captions. A video is a list of segments; a segment holds 0 to 4 objects of
 distinct colours. Captions, questions and frames (`langdc.sample.render`) are made from this ground truth. Captions say
-colour, shape and motion, and where an object is if asked for; they leave out how large and dark it is, when it appears,
-and the ground.
+colour, shape and motion, with `places` also where an object is; never its size and shade, when it appears, and the
+background.
 """
 
 from collections.abc import Iterator
@@ -94,7 +94,7 @@ class Segment:
 def sample_segment(rng: np.random.Generator, objects: int | None = None, varied: bool = True) -> Segment:
     """Draw `objects` things (None: 0 to 4 at random), placed by rejection so that no swept boxes overlap.
 
-    Without `varied` all are of one size and in plain colours, there from the start, on grey.
+    Without `varied` all have one size and plain colours, appear in the first frame, and are on grey.
     """
     count = int(rng.integers(0, MAX_OBJECTS + 1)) if objects is None else objects
     things = None

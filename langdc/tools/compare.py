@@ -1,7 +1,6 @@
-"""`langdc compare`: answers and costs of several compressors on one video and question, and the patches each one kept.
+"""`langdc compare`: answers and costs of several compressors on one video and question, and the patches each kept."""
 
-Letters: T steps of time, H W token grid, N tokens kept.
-"""
+# letters: T steps of time, H W token grid, N tokens kept
 
 import argparse
 import inspect
@@ -21,7 +20,7 @@ from langdc.config import MemberConfig
 from langdc.jsonl import check_output, write_text
 from langdc.language_models import ids_of
 from langdc.log import screen
-from langdc.model import build_compressor
+from langdc.model import build_training_free
 from langdc.pipeline import OpenVideo, VideoLM
 from langdc.text import render
 from langdc.tools import options as shared
@@ -74,7 +73,7 @@ class Compared:
     """The answer with one compressor, or the `trouble`: why there is none.
 
     `kept` [T,H,W]: which patches were kept; with a KV compressor, the share of layers (and heads) that kept each. None
-    where tokens are new. `steps`: how many of the T a segment has.
+    where tokens are new. `steps`: how many of the T steps are one segment.
     """
 
     name: str
@@ -100,11 +99,11 @@ def training_free() -> list[str]:
 
 
 def with_method(lm: VideoLM, name: str, budget: Mapping[str, Any]) -> VideoLM:
-    """The same model with the compressor of a name of `member_of`; ValueError where it cannot serve the model."""
+    """The same model with a training-free compressor, by a name of `member_of`; ValueError if it cannot serve it."""
     chosen = member_of(name, budget)
     if inside := {kind: zoo.build(**chosen[kind]) for kind, zoo in INSIDE.items() if kind in chosen}:
         return VideoLM(lm.model, **inside)
-    return VideoLM(lm.model, build_compressor(MemberConfig(**chosen["compressor"]), lm.model.backbone))
+    return VideoLM(lm.model, build_training_free(MemberConfig(**chosen["compressor"]), lm.model.backbone))
 
 
 def _compare(
@@ -122,7 +121,7 @@ def _compare(
 
 
 def asked(name: str, lm: VideoLM, video: OpenVideo, question: str, **generation: Any) -> Compared:
-    """Ask about a video that another model of identical encoders opened."""
+    """Ask about a video that another model with the same encoders opened."""
     opened = lm.open("", same=video)
     answer = opened.ask(question, **generation)
     return Compared(name, answer, _kept(lm, opened, question), steps=lm.compressor.frames_per_segment)

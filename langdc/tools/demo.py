@@ -1,7 +1,4 @@
-"""`langdc demo`: a page to try a model: a video, a question, and the answers of two methods side by side.
-
-Letters: T steps of time, H W token grid.
-"""
+"""`langdc demo`: a page to try a model: a video, a question, and the answers of two methods side by side."""
 
 import argparse
 import os
@@ -30,7 +27,7 @@ from langdc.video import jpeg_url
 
 _ALL, _OWN = "identity", ""
 _SAMPLES, _SHOWN_SEGMENTS, _LEAST = 4, 32, 0.05
-_SECOND = ("vidcom2", "snapkv")  # what is compared with at first: the first of them that serves the model
+_SECOND = ("vidcom2", "snapkv")  # in the second column at first: the first of them that serves the model
 _CSS = """
 .gradio-container { overflow-x: clip; }
 .gradio-container .main { max-width: 84rem; margin: 0 auto; padding: 1.5rem 1rem; }
@@ -42,10 +39,10 @@ button[aria-label^="Trim"], button[aria-label^="Reset video"] { display: none; }
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until Ctrl-C; 0 then."""
     parser = argparse.ArgumentParser(prog="langdc demo", description=__doc__)
-    said = "a checkpoint: a folder, a Hugging Face id, or sample, the small one that ships (default)"
+    said = f"a checkpoint: a folder, a Hugging Face id, sample:NAME, or sample for {SAMPLE_MODEL} (default)"
     parser.add_argument("--model", default="sample", help=said)
-    parser.add_argument("--compressor", help="the method that is compared with the model's own when the page opens")
-    parser.add_argument("--keep", type=float, default=0.25, help="share of tokens that it keeps then (default: 0.25)")
+    parser.add_argument("--compressor", help="the method in the second column when the page opens")
+    parser.add_argument("--keep", type=float, default=0.25, help="share of tokens that is kept then (default: 0.25)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
@@ -80,16 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_address(host: str, port: int | None) -> None:
-    """ValueError where the page cannot be served: Gradio would try a hundred ports, also of a host that is not here."""
+    """ValueError where the page cannot be served: Gradio would try a hundred ports, even on an unknown host."""
     try:
         socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except (OSError, OverflowError) as error:
         given = f"--host {host}" + f" --port {port}" * (port is not None)
-        raise ValueError(f"{given}: the page cannot be there ({error}). Give another one.") from None
+        raise ValueError(f"{given}: the page cannot be served there ({error}). Give another host or port.") from None
 
 
 def _methods(lm: VideoLM) -> dict[str, str]:
-    """What the model can be asked with, its own method first: names for `_answers` by the words that are shown."""
+    """The methods that serve the model, its own first: names for `_answers`, by the labels that the page shows."""
     own = lm.model.config.compressor.name
     found = {"all tokens" if own == _ALL else f"{own}, as trained": _OWN}
     for name in [*([] if own == _ALL else [_ALL]), *training_free()]:
@@ -106,9 +103,9 @@ def _with(lm: VideoLM, name: str, keep: float) -> VideoLM:
 def _answers(
     lm: VideoLM, path: str | None, question: str, names: Mapping[str, str], keep: float, **generation: Any
 ) -> tuple[Tensor, list[Compared]]:
-    """Ask about a file with each of `names` (of `_methods`); returns its frames [T',3,height,width] and what was said.
+    """Ask about a file with each of `names` (of `_methods`); returns its frames [T',3,height,width] and the answers.
 
-    It is decoded and encoded once. What stops one method is its `trouble`; ValueError for what stops all of them.
+    It is decoded and encoded once. An error of one method is its `trouble`; ValueError for what stops all of them.
     """
     if not path:
         raise ValueError("There is no video. Drop a file, or choose a sample.")
@@ -134,7 +131,7 @@ def _answers(
 
 
 class _Segment(NamedTuple):
-    """A segment as it is shown: its frames as a URL, its tokens, and the caption that it was given, if it was."""
+    """A segment as it is shown: its frames as a data URL, its number of tokens, and its caption or ""."""
 
     frames: str
     tokens: int
@@ -142,7 +139,7 @@ class _Segment(NamedTuple):
 
 
 def _segments(frames: Tensor, one: Compared) -> list[_Segment]:
-    """The segments of an answer, dark where patches were dropped; the first of them, if there are many."""
+    """The segments of an answer, at most the first 32, dark where patches were dropped."""
     assert one.answer is not None
     counts, captions = one.answer.segment_tokens, one.answer.captions
     kept = torch.ones(one.steps * len(counts), 1, 1) if one.kept is None else one.kept
@@ -169,12 +166,12 @@ def _respond(lm: VideoLM, path: str | None, question: str, names: Mapping[str, s
     try:
         return _shown(*_answers(lm, path, question, names, keep, max_new_tokens=length))
     except Exception as error:
-        said = told(error).replace(str(path), Path(path or "").name)
-        return render("langdc", "tools/demo.html", trouble=said)
+        said = told(error)
+        return render("langdc", "tools/demo.html", trouble=said.replace(path, Path(path).name) if path else said)
 
 
 def _gradio() -> Any:
-    """The package, told to ask nobody anything; ValueError where it is not installed."""
+    """The package, without its telemetry; ValueError where it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio  # pyright: ignore[reportMissingImports]
@@ -196,12 +193,12 @@ def _draw_samples(folder: Path) -> list[tuple[str, str]]:
 
 
 def _build(gradio: Any, lm: VideoLM, samples: list[tuple[str, str]], options: argparse.Namespace) -> Any:
-    """The page's controls, and what they do."""
+    """The page: its controls, and what they do."""
     known = _methods(lm)
     labels = list(known)
     second = options.compressor or next((name for name in _SECOND if name in known), labels[0])
     if second not in known:
-        raise ValueError(f"--compressor {second}: with this model there are {', '.join(labels)}.")
+        raise ValueError(f"--compressor {second}: the methods for this model are {', '.join(labels)}.")
 
     def ask(path: str | None, question: str, one: str, other: str, keep: float) -> str:
         names = {label: known[label] for label in (one, other)}

@@ -11,7 +11,7 @@ from langdc.frameselectors import frameselectors
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
-    """The budget, and what is read."""
+    """The budget, and all of `add_reading`."""
     parser.add_argument("--keep", type=float, help="fraction of the visual tokens that is kept, such as 0.25")
     parser.add_argument("--tokens", type=int, help="number of visual tokens that are kept, in place of --keep")
     parser.add_argument("--host", type=_old_host, dest="backbone", help=argparse.SUPPRESS)

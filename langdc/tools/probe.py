@@ -1,4 +1,4 @@
-"""`langdc probe`: what a compressor keeps: what can be read of objects from its tokens, beside the encoder's own."""
+"""`langdc probe`: what linear probes read about objects from a compressor's tokens, beside the encoder's features."""
 
 # letters: S segments, n objects or caption tokens, N tokens, T H W patch grid, C D Z widths
 
@@ -37,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a checkpoint: a folder, a Hugging Face id, or sample:langdc")
     said = "records of videos whose segments have objects (docs/data.md)"
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help=said)
-    said = "more compressors, before the LLM and without training, beside the model's own"
+    said = "further compressors, training-free ones before the LLM, beside the model's own"
     parser.add_argument("--compressors", nargs="+", default=[], metavar="NAME", help=said)
     parser.add_argument("--keep", type=float, help="fraction of the visual tokens that these keep, such as 0.25")
     parser.add_argument("--tokens", type=int, help="number of visual tokens that these keep, in place of --keep")
-    parser.add_argument("--videos", type=int, default=200, help="how many videos at most, the first (default: 200)")
+    parser.add_argument("--videos", type=int, default=200, help="use at most the first N videos (default: 200)")
     parser.add_argument(
         "--out", type=Path, default=Path("probe"), metavar="DIR", help="folder to write (default: probe)"
     )
@@ -76,34 +76,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _annotated(data: Path, videos: int, allow_outside: bool) -> list[Record]:
     """The first records of videos with objects; ValueError where there are too few."""
     if videos < 6:
-        raise ValueError(f"--videos {videos}: half of them test what is learned from the others; give 6 or more.")
+        raise ValueError(f"--videos {videos}: half of them are for testing; give 6 or more.")
     read = read_records(data)
     found = [each for each in read if each.video is not None and any(part.objects for part in each.segments)][:videos]
     if len(found) < 6:
         raise ValueError(
-            f"{data}: {counted(len(found), 'record')} of {len(read)} have a video and objects in its segments; it "
-            "takes 6. See docs/probe.md; the sample's have them where langdc data sample makes them now."
+            f"{data}: {counted(len(found), 'record')} of {len(read)} have a video and objects in its segments; at "
+            "least 6 are needed. See docs/probe.md. A sample set of an earlier version has none: make a new one with "
+            "langdc data sample."
         )
     return check_media(data, found, allow_outside)
 
 
 def _others(lm: VideoLM, names: Sequence[str], budget: Mapping[str, Any]) -> dict[str, VideoLM]:
-    """The same model with other compressors, by name and budget; ValueError for one that cannot be probed."""
+    """The same model with other compressors, by their names with the budget; ValueError if one cannot be probed."""
     if budget and not names:
         raise ValueError(f"A budget {budget} needs compressors: add --compressors NAME. See: langdc compressors")
     found = {}
     for name in names:
         if not member_of(name, budget).keys().isdisjoint(INSIDE):
-            raise ValueError(f"{name} works inside the language model, behind the tokens that are read here.")
-        other = with_method(lm, name, budget)
-        if any(True for _ in other.compressor.parameters()):
-            raise ValueError(f"The compressor {name!r} has weights of its own; give the checkpoint it was trained in.")
-        found[" ".join([name, *map(str, budget.values())])] = other.to(lm.device)
+            raise ValueError(f"{name} works inside the language model; probes read the tokens before it. Leave it out.")
+        found[" ".join([name, *map(str, budget.values())])] = with_method(lm, name, budget).to(lm.device)
     return found
 
 
 class _Place(NamedTuple):
-    """Where is read: `of` "object" or "segment"; columns of one `group` stand together, `name` says which it is."""
+    """What a column reads: `of` "object" or "segment", from `name` of a `group`, such as a layer of a compressor."""
 
     of: str
     group: str
@@ -112,7 +110,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """All that was read of objects, or of segments. `without` [places]: % of the examples that have no token there."""
+    """The results for objects or for segments. `without`: for each place, % of the examples without a token there."""
 
     of: str
     places: list[_Place]
@@ -133,7 +131,7 @@ class _Block:
         return {"of": self.of, "places": shown, "labels": [asdict(row) for row in self.rows]}
 
     def table(self) -> Table:
-        """The table of the terminal: the places of a group in one cell."""
+        """The table for the terminal, with the places of a group in one cell."""
         groups = self.groups
         table = Table(f"of the {self.of}", "test", "majority", *groups, "±", box=None, pad_edge=False)
         for row in self.rows:
@@ -150,13 +148,13 @@ class _Block:
 
 @dataclass(eq=False)
 class _Found:
-    """What stands for the objects and the segments of some records in each place.
+    """The vectors of the objects and segments of some records, by place.
 
-    An object is the mean of the encoder's features, or of the tokens with a `source`, whose patches its boxes touch,
-    weighted by how much of it they show: of several streams side by side; zero where none was kept. In captions it is a
-    state at its phrase while the record's own captions are read, or the token made of it.
-    Where tokens have no source, a segment is their mean and, where there is always the same number, at most 64, also
-    all of them side by side ("in order"); so is the encoder's grid, averaged to at most 4 steps, rows and columns.
+    The vector of an object is the mean of the encoder's features, or of the tokens with a `source`, at the patches that
+    its boxes touch, weighted by how much of it they show; streams are concatenated; zero where no token was kept. In
+    captions it is a state at the object's phrase, while the record's own captions are read, or the token made of it.
+    Of tokens without a source, a segment has the mean and, where the number is always the same and at most 64, also all
+    of them concatenated ("in order"); so has the encoder's grid, averaged to at most 4 steps, rows and columns.
     """
 
     records: Sequence[Record]
@@ -166,7 +164,7 @@ class _Found:
 
     @torch.no_grad()
     def add(self, record: Record, root: Path, methods: Mapping[str, VideoLM]) -> None:
-        """Take the vectors of a video; ValueError where they cannot be had."""
+        """Add the vectors of a video; ValueError for a compressor or a record that cannot be probed."""
         path, need = root / str(record.file), frozenset[str]().union(*(lm.compressor.needs for lm in methods.values()))
         first = next(iter(methods.values()))
         video = first.open(path, record.start, record.end, fps=record.fps, need=need - {"question"})
@@ -174,7 +172,7 @@ class _Found:
         for name, lm in methods.items():
             opened = lm.open("", same=video)
             if "question" in lm.compressor.needs:
-                raise ValueError(f"{name} compresses for a question, and none is asked here. Leave it out.")
+                raise ValueError(f"{name} compresses for a question, and a probe asks none. Leave it out.")
             ids = lm.compressor.targets(record).get("captions")
             context = Context() if ids is None else Context(targets={"captions": [ids]})
             tokens = lm.compressor([opened.features], context).tokens[0]
@@ -209,8 +207,8 @@ class _Found:
         parts, count = len(record.segments), video.segments
         if count % parts:
             raise ValueError(
-                f"{place.group} counts its tokens in {counted(count, 'segment')} of {record.file}, the record has "
-                f"{parts}; the first must be a multiple of the second. Tokens without a source are probed by segment."
+                f"{place.group} makes its tokens in {counted(count, 'segment')} of {record.file}, and the record has "
+                f"{parts}; such tokens are probed by segment, so the first must be a multiple of the second."
             )
         segment, values = tokens.segment.cpu() * parts // count, tokens.values.float().cpu()
         self.tokens[place] += [values[segment == number] for number in range(parts)]
@@ -218,7 +216,7 @@ class _Found:
     def _add_captions(
         self, name: str, record: Record, compressor: Any, video: OpenVideo, ids: list[Tensor], tokens: VideoTokens
     ) -> None:
-        starts = list(accumulate((len(each) + 1 for each in ids), initial=1))  # behind a row of zeros for the unknown
+        starts = list(accumulate((len(each) + 1 for each in ids), initial=1))  # row 0 is zero: no phrase
         spans = [(starts[s], _span(compressor, record.segments[s], each, ids[s])) for s, each in things(record)]
         index = {
             "before the phrase": [at and start + at[0] for start, at in spans],
@@ -234,7 +232,7 @@ class _Found:
                     self.vectors[_Place("object", f"{name}, {which}", place)].append(known[[at or 0 for at in places]])
 
     def blocks(self) -> list[_Block]:
-        """Probe all labels from all places. ValueError if nothing can be asked."""
+        """Probe all labels from all places. ValueError if no label can be probed."""
         part = split(len(self.records))
         kinds = ["object", *["segment"] * bool(self.tokens)]
         for place, segments in self.tokens.items():
@@ -246,7 +244,8 @@ class _Found:
         for of in kinds:
             vectors = {place: torch.cat(rows) for place, rows in self.vectors.items() if place.of == of}
             for place in [place for place, rows in vectors.items() if not rows.any()]:
-                self.left_out.append(f"{place.group}, {place.name}: no {of} has a token there; has each its phrase ?")
+                said = f"no {of} has a token there; objects in captions need a phrase"
+                self.left_out.append(f"{place.group}, {place.name}: {said}")
                 del vectors[place]
             rows = list(probe(asked[of][0], torch.tensor(asked[of][1]), part, list(vectors.values())))
             self.left_out += [f"{of}, {row}" for row in rows if isinstance(row, str)]
@@ -265,8 +264,8 @@ def _cover(record: Record, shape: Sequence[int]) -> Tensor:
 
 
 def _pooled(grid: Tensor, parts: int, largest: Sequence[int]) -> Tensor:
-    """A grid [T,H,W,C] averaged to at most `largest` steps, rows and columns in each of equal parts of its video, side
-    by side: [parts,*].
+    """A grid [T,H,W,C] as one vector for each of equal parts of its video: [parts,*]. Each part is averaged to at most
+    `largest` steps, rows and columns.
     """
     steps, rows, columns = map(min, largest, (max(len(grid) // parts, 1), *grid.shape[1:3]))
     small = F.adaptive_avg_pool3d(grid.movedim(3, 0), (parts * steps, rows, columns))
@@ -279,17 +278,17 @@ def _means(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _soft(tokens: VideoTokens, counts: Sequence[int]) -> Tensor:
-    """The tokens of captions, behind a row of zeros for each segment: [S+n,D]."""
+    """The tokens of all captions, with a row of zeros before those of each segment: [S+n,D]."""
     values, segment = tokens.values, tokens.segment
     if tokens.padding is not None:
         values, segment = values[~tokens.padding], segment[~tokens.padding]
-    # a segment's tokens end with its caption's, behind those of a base and a marker
+    # the caption's tokens are the last of a segment, after those of a base and a marker
     parts = [values[segment == number][-count:] if count else values[:0] for number, count in enumerate(counts)]
     return torch.cat([F.pad(each, (0, 0, 1, 0)) for each in parts])
 
 
 def _span(compressor: Any, segment: SegmentRecord, thing: ObjectRecord, ids: Tensor) -> tuple[int, int] | None:
-    """The first and the last token of an object's phrase in its caption; None where no tokens are just these words."""
+    """The first and last index of the tokens of an object's phrase in its caption; None where it has no own tokens."""
     start = segment.caption.find(thing.phrase)
     tokenizer, end = compressor.alignable[2], start + len(thing.phrase)
     before, through = (ids_of(tokenizer, segment.caption[:to].rstrip()) for to in (start, end))

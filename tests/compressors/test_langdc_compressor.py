@@ -368,7 +368,7 @@ def test_grounded_states_are_not_those_of_others() -> None:
     ("settings", "message"),
     [
         ({"layer": -1}, "No layer reads the states of layer 3, the last"),
-        ({"grounded": [4]}, r"grounded is \[4\]; a layer has the heads 0 to 3"),
+        ({"grounded": [4]}, r"grounded is \[4\]; give true, or one or more of the heads 0 to 3"),
         ({"grounded": []}, r"grounded is \[\]"),
     ],
 )

@@ -1,10 +1,31 @@
 """A sweep's report draws accuracy by the share that is kept."""
 
+import json
 import re
 from pathlib import Path
 
 from langdc.evaluate import report
+from langdc.evaluate.comparison import read_results
+from langdc.evaluate.page import curves
 from tests.evaluate import made_up
+
+
+def test_tasks_are_not_mixed(tmp_path: Path):
+    folders = []
+    for name, right, chance in (("one", 30, 8), ("two", 10, 0)):
+        rows = {"uncompressed": {"right": 40 - chance, "tokens": lambda _: 2, "compressor": {"name": "identity"}}}
+        for keep in (0.25, 0.5):
+            method = {"name": "vidcom2", "keep": keep}
+            rows[f"vidcom2 {100 * keep:g}%"] = {"right": right, "tokens": lambda _: 2, "compressor": method}
+        folders.append(made_up.write(tmp_path / name, rows))
+    header = json.loads((folders[1] / "header.json").read_text())
+    header["config"]["task"]["data"] = "other.jsonl"
+    (folders[1] / "header.json").write_text(json.dumps(header))
+    both = curves(read_results(folders))
+    alone = [curves(read_results([folder])) for folder in folders]
+    assert [[len(found)] for found in alone] == [[1], [1]] and len(both) == 2
+    levels = [re.findall(r">(uncompressed|majority answer)</text>", svg) for _, svg in both]
+    assert levels == [["majority answer", "uncompressed"]] * 2
 
 
 def test_methods_at_several_budgets_have_a_curve(tmp_path: Path):

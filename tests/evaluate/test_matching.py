@@ -197,6 +197,12 @@ def test_the_part_inside_the_model_has_the_budget(prepared: Path):
     assert text + 29 < sum(answer.keys_per_layer) / 3 <= text + 30
 
 
+def test_a_compressor_with_weights_of_its_own_is_refused(prepared: Path):
+    row = EntryConfig.model_validate({"name": "r", "model": "m", "compressor": {"name": "resampler", "queries": 2}})
+    with pytest.raises(ValueError, match=r"'resampler' has weights of its own.* would be random"):
+        with_parts(VideoLM.from_pretrained(prepared / "pool"), row, {})
+
+
 def test_a_budget_is_set_on_other_videos_only(prepared: Path, others: Path, tmp_path: Path):
     decoded: list[Path] = []
     out = tmp_path / "eval"

@@ -74,9 +74,13 @@ def test_layer_compressors_in_a_sweep_are_methods_inside_the_model(tmp_path: Pat
 
 
 def test_methods_are_compared_with_random_tokens_or_keys_at_their_budget(tmp_path: Path):
-    """All of them have three questions right, but for random tokens at a tenth and random keys at a quarter."""
+    """All of them have three questions right, but for random tokens at a tenth and random keys at a quarter.
+
+    `both` keeps half of that budget, and another choice of frames is another condition.
+    """
     retake = {"name": "retake", "compressor": {"name": "dpselect", "keep": 1.0}, "kv": {"name": "pivotkv"}}
-    config = _config(sweep=_sweep(methods=["vidcom2", "kv:snapkv", "layers:fastv", retake]))
+    both = {"name": "both", "compressor": {"name": "dpselect", "keep": 0.5}, "kv": {"name": "pivotkv"}}
+    config = _config(sweep=_sweep(methods=["vidcom2", "kv:snapkv", "layers:fastv", retake, both]))
     folder = tmp_path / "run"
     _asked(folder, config)
     right = {"random tokens 10%": 0, "random keys 25%": 5}
@@ -103,6 +107,11 @@ def test_methods_are_compared_with_random_tokens_or_keys_at_their_budget(tmp_pat
         **{f"{name} 25%": -1 for name in inside},
     }
     assert "against random" in as_markdown(read_results([folder]))
+    changed = json.loads(header)
+    next(entry for entry in changed["entries"] if entry["name"] == "vidcom2 10%")["frames"] = {"name": "aks"}
+    (folder / "header.json").write_text(json.dumps(changed))
+    found = {row.name: row.against_random for row in read_results([folder])}
+    assert found["vidcom2 10%"] is None and found["vidcom2 25%"] is not None
 
 
 def test_a_sweep_told_to_leave_them_out_says_so_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

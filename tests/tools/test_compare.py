@@ -53,6 +53,13 @@ def test_chosen_compressors_and_one_that_cannot_serve(mp4: Path, tmp_path: Path,
     assert "pivotkv" not in said and trouble in html.unescape(page.read_text())
 
 
+def test_no_compressor_answers_with_random_weights(mp4: Path, tmp_path: Path, capsys) -> None:
+    more = ("--keep", "0.5", "--compressors", "selector", "--out", str(tmp_path / "out.html"))
+    assert command("compare", mp4, *more) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "'selector' has weights of its own" in said and "would be random" in said
+
+
 def test_a_strip_is_dark_where_patches_were_dropped() -> None:
     frames = torch.full((4, 3, 32, 48), 200, dtype=torch.uint8)
     kept = torch.zeros(2, 2, 3, dtype=torch.bool)

@@ -144,10 +144,10 @@ def test_an_address_that_is_taken_or_elsewhere_is_told_at_once(capsys) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["demo", "--port", port]) == 2
-    assert f"--host 127.0.0.1 --port {port}: the page cannot be there" in capsys.readouterr().err
+    assert f"--host 127.0.0.1 --port {port}: the page cannot be served there" in capsys.readouterr().err
     for words in (["--port", "70000"], ["--host", "192.0.2.1"]):
         assert main(["demo", *words]) == 2
-        assert "the page cannot be there" in capsys.readouterr().err
+        assert "the page cannot be served there" in capsys.readouterr().err
 
 
 def test_the_budget_is_one_that_the_page_can_show(capsys) -> None:

@@ -113,7 +113,7 @@ def test_captions_without_phrases_are_left_out(data: Path, tmp_path: Path, capsy
     assert main(command) == 0
     found = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert [place["group"] for place in found["units"][0]["places"]] == ["encoder"]
-    assert "has each its phrase ?" in " ".join(capsys.readouterr().out.split())
+    assert "objects in captions need a phrase" in " ".join(capsys.readouterr().out.split())
 
 
 def _without_phrases(record: Record) -> dict:
