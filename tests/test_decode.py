@@ -101,7 +101,8 @@ def outside(steps: Steps) -> Counter[str]:
 
 
 BACKBONES = (*stock.KEYED, "videogpt_plus")
-COMPILED = [pytest.param(name, marks=[] if name == "qwen3_vl" else pytest.mark.slow) for name in BACKBONES]
+# one of each kind of text model and of positions
+COMPILED = ["qwen3_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("internvl", "videogpt_plus"))]
 
 
 @pytest.fixture(params=BACKBONES)

@@ -80,7 +80,8 @@ def test_a_tiny_recipe_runs(place: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", TINY)
-@pytest.mark.parametrize("method", ["vidcom2_lora", *CHAINS])
+@pytest.mark.parametrize(
+    ("folder", "method"), [*((TINY[0], method) for method in ("vidcom2_lora", *CHAINS)), (TINY[1], "langdc")]
+)
 def test_every_tiny_recipe_runs(place: Path, monkeypatch: pytest.MonkeyPatch, folder: str, method: str):
     run([f"{folder}/{method}"], place, monkeypatch)

@@ -167,8 +167,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(trained: Path, data: Path, tmp_pa
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("zero", [2, 3])
-@pytest.mark.parametrize("stage", ["stage2", "stage3"])
+@pytest.mark.parametrize(("stage", "zero"), [("stage2", 2), ("stage3", 3)])
 def test_two_processes_learn_what_one_does(trained: Path, data: Path, tmp_path: Path, zero: int, stage: str) -> None:
     file = {path.stem: path for path in stages(tmp_path, data)}[stage]
     start = trained / ("stage1" if stage == "stage2" else "stage2")
