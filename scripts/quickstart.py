@@ -194,7 +194,7 @@ def check(step: Step, code: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the quick steps, or all of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[2].strip())
-    parser.add_argument("--full", action="store_true", help="also the other poolings, ablations and seeds")
+    parser.add_argument("--full", action="store_true", help="also all other trained compressors, variants and seeds")
     options = parser.parse_args(argv)
     name, began = "eval_full" if options.full else "eval", time.monotonic()
     if options.full:
