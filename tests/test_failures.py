@@ -147,8 +147,11 @@ SIGNALS = {
 }
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-@pytest.mark.parametrize("at_work", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("at_work", "number"),
+    [*((False, number) for number in SIGNALS), pytest.param(True, signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_signal_is_one_line_wherever_it_comes(tmp_path: Path, at_work: bool, number: signal.Signals):
     """While modules are imported, and while processes work for the command, which Ctrl-C reaches as well."""
     words = ["data", "sample", "--out", str(tmp_path / "d"), "--workers=2"] if at_work else ["compressors"]

@@ -18,7 +18,7 @@ from tests.train.ranks import assert_close, changed, losses, run, run_until
 
 pytestmark = pytest.mark.slow
 
-KILLS = 4
+KILLS = 2
 ZERO = {"ddp": None, "zero2": 2, "zero3": 3}
 LAST = {"stage2": "density", "stage3": "instruct", "distill": "instruct"}
 Recipes = dict[str, list[RunConfig]]
