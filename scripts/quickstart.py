@@ -10,6 +10,7 @@ given LangDC's training FLOPs. These are trained two at a time with a thread eac
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from langdc.failures import guarded, run_command
+from langdc.failures import Ended, guarded, run_command
 
 # as many tokens as the dual form reads
 DIVERSE = "model.compressor.members=[{name: pool, sides: [4, 4]}, {name: divprune, tokens: 48}]"
@@ -152,26 +153,43 @@ def run_two_at_once(steps: list[Step]) -> None:
     try:
         while waiting or running:
             ready = [step for step in waiting if step.needs is None or step.needs.is_file()]
+            if not ready and not running:
+                raise ValueError(_stuck(waiting[0]))
             while ready and len(running) < 2:
                 waiting.remove(step := ready.pop(0))
                 running[start(step)] = step, time.monotonic()
             time.sleep(0.5)
             for process in [process for process in running if process.poll() is not None]:
                 step, started = running.pop(process)
-                check(step, process.returncode)
+                check(step, process.returncode, f" Its output: {log_of(step).relative_to(ROOT)}.")
                 console.print(f"{step.title}: {time.monotonic() - started:.0f} s", style="dim")
     except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt):  # which the terminal sends to all
+        if isinstance(error, Ended) or not isinstance(error, KeyboardInterrupt):  # Ctrl-C the terminal sends to all
             for process in running:
-                process.terminate()
+                process.send_signal(error.args[0] if isinstance(error, Ended) else signal.SIGTERM)
         for process in running:
             process.wait()
         raise
 
 
+def _stuck(step: Step) -> str:
+    """Why a step can never start: what it needs is there no more, and no other step makes it."""
+    assert step.needs is not None
+    file = step.needs.relative_to(ROOT)
+    return (
+        f"{step.title} needs {file}, which is not there, and no step that is left makes it. Bring it back, or delete "
+        f"{Path(*file.parts[:3])}, so that it is trained again; then start again."
+    )
+
+
+def log_of(step: Step) -> Path:
+    """The file that a step prints into."""
+    return ROOT / f"runs/sample/{step.title}.log"
+
+
 def start(step: Step) -> subprocess.Popen:
     """Begin a step on one thread, which prints into a file."""
-    log = ROOT / f"runs/sample/{step.title}.log"
+    log = log_of(step)
     console.print(f"\n{step.title}, which prints into {log.relative_to(ROOT)}", style="bold")
     show(step)
     with log.open("ab") as out:
@@ -184,10 +202,11 @@ def show(step: Step) -> None:
     console.print(f"$ python {' '.join(step.command)}", style="cyan", soft_wrap=True, highlight=False)
 
 
-def check(step: Step, code: int) -> None:
-    """End the program with the exit code of a step that failed."""
+def check(step: Step, code: int, where: str = "") -> None:
+    """End the program with the exit code of a step that failed; `where` says where its messages are."""
     if code:
-        console.print(f"{step.title} ended with exit code {code}; mend it and start again.", style="red")
+        text = f"{step.title} ended with exit code {code}; mend it and start again.{where}"
+        console.print(text, style="red", soft_wrap=True)
         raise SystemExit(code if code > 0 else 128 - code)
 
 

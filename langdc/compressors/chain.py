@@ -30,7 +30,11 @@ class Chain(TokenCompressor):
             raise ValueError("A chain of no compressors; give at least one, such as {name: vidcom2, keep: 0.25}.")
         given = {} if frames_per_segment is None else {"frames_per_segment": frames_per_segment}
         built = [m if isinstance(m, TokenCompressor) else compressors.of({**given, **m}) for m in members]
+        # a chain in a chain as its members, or what follows its pool would be left out
+        built = [each for m in built for each in (m.members if isinstance(m, Chain) else [m])]
         self.members: Any = torch.nn.ModuleList(built)
+        counts = built[len(built) > 1 and hasattr(built[0], "pooled")]  # whose segments the tokens have
+        self.frames_per_segment = counts.frames_per_segment
         if hasattr(built[0], "pooled"):  # as of a pool alone: what another method chooses among
             self.pooled = built[0].pooled
         for member in built[1:]:
@@ -103,7 +107,10 @@ def _through(before: VideoTokens, then: VideoTokens) -> VideoTokens:
 def _as_grid(tokens: VideoTokens, video: VideoFeatures) -> VideoFeatures:
     """Kept tokens as a video again; ValueError unless each frame that is left has as many."""
     if len(video.projected) != 1 or tokens.source is None:
-        raise ValueError("A chain goes through one stream of kept tokens; merged ones or two streams have no frames.")
+        raise ValueError(
+            "A chain goes through one stream of kept tokens; merged ones or two streams have no frames. Put a member "
+            "that merges last, a pool first, and one member only after a pool of two streams."
+        )
     height, width = video.projected[0].values.shape[1:3]
     frame = tokens.source // (height * width)
     kept, counts = frame.unique_consecutive(return_counts=True)

@@ -117,9 +117,12 @@ def report(argv: Sequence[str] | None = None) -> int:
     jsonl.write_text(first / "table.csv", as_csv(results))
     jsonl.write_text(first / "table.md", as_markdown(results))
     jsonl.write_text(path, page(results, None if options.no_frames else lambda one: Pictures(one.header)))
-    for number, (_, svg) in enumerate(curves(results)):
-        drawn = svg.replace("<svg ", f'<svg style="color:{ON_ANY}" ', 1)
-        jsonl.write_text(first / f"curves{f'-{number + 1}' * (number > 0)}.svg", drawn)
+    drawn = {f"curves{f'-{n}' * (n > 1)}.svg": svg for n, (_, svg) in enumerate(curves(results), 1)}
+    for name, svg in drawn.items():
+        jsonl.write_text(first / name, svg.replace("<svg ", f'<svg style="color:{ON_ANY}" ', 1))
+    for file in (first / "curves.svg", *first.glob("curves-[1-9]*.svg")):
+        if file.name not in drawn:  # of other results
+            file.unlink(missing_ok=True)
     console.print(f"Report: {path}", soft_wrap=True)
     return 0
 

@@ -139,8 +139,8 @@ def curves(results: Sequence[Result]) -> list[tuple[str, str]]:
     for group in groups.values():
         lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for result, accuracy in group:
-            if result.keep is not None:
-                lines[result.name.removesuffix(f" {100 * result.keep:g}%")].append((result.keep, accuracy))
+            if result.keep is not None and result.share is not None:
+                lines[result.name.removesuffix(f" {100 * result.keep:g}%")].append((result.share, accuracy))
         lines = {name: points for name, points in lines.items() if len(points) > 1}
         whole = [accuracy for one, accuracy in group if one.parts == {"compressor": {"name": "identity"}}]
         if lines:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from statistics import fmean, median
 
 import pandas as pd
@@ -87,6 +88,15 @@ class Result:
         """The fraction that its last method keeps; None where none is given."""
         parts = self.parts
         return parts[list(parts)[-1]].get("keep") if parts else None
+
+    @property
+    def share(self) -> float | None:
+        """The fraction that all its methods keep together; None where the last names none, or an earlier one a number
+        of tokens.
+        """
+        parts = list(self.parts.values())
+        counted = any(part.get("tokens") is not None for part in parts[:-1])
+        return None if self.keep is None or counted else prod(part.get("keep") or 1.0 for part in parts)
 
     @property
     def conditions(self) -> list:

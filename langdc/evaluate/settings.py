@@ -125,6 +125,16 @@ class EntryConfig(Settings):
         return self
 
 
+_METHOD = ("backbone", "compressor", "layers", "kv", "frames", "control")
+"""What an entry does with its model: the same in one that repeats it, but for seeds."""
+
+
+def _without_seed(part: MemberConfig | str | None) -> Any:
+    if not isinstance(part, MemberConfig):
+        return part
+    return {"name": part.name, **{name: value for name, value in part.settings.items() if name != "seed"}}
+
+
 class _SweepModel(Settings):
     """A model that a sweep puts every method on; one with a learned compressor is asked as it is, beside controls."""
 
@@ -327,7 +337,17 @@ class EvalConfig(Settings):
             if first in repeats:
                 other = "itself" if first == name else f"{first!r}, which repeats another one"
                 raise ValueError(f"entry {name!r} repeats {other}; name the entry with the first seed")
+            self._check_repeat(*(entries[names.index(each)] for each in (name, first)))
         return self
+
+    @staticmethod
+    def _check_repeat(entry: EntryConfig, first: EntryConfig) -> None:
+        what = f"entry {entry.name!r} repeats {first.name!r}"
+        if all(getattr(entry, part) == getattr(first, part) for part in ("model", "match", *_METHOD)):
+            raise ValueError(f"{what} with the same model and method; give the run with another seed as its model")
+        pairs = [(part, *(_without_seed(getattr(one, part)) for one in (first, entry))) for part in _METHOD]
+        if other := [f"{part} {now or 'none'} for {then or 'none'}" for part, then, now in pairs if then != now]:
+            raise ValueError(f"{what} by another method ({', '.join(other)}); only model, match and seeds may differ")
 
     @property
     def judging(self) -> dict[str, Any]:

@@ -144,3 +144,20 @@ def test_a_pool_comes_first_and_its_tokens_of_all_streams_are_chosen_from() -> N
     thrice = build("chain", members=[pool, {"name": "uniform", "keep": 0.5}, {"name": "random", "tokens": 8}])
     with pytest.raises(ValueError, match="one stream"):
         thrice([video])
+
+
+def test_segments_are_counted_as_by_its_members() -> None:
+    """Those who read a video's tokens by segment ask the chain how long one is."""
+    pool = {"name": "pool", "sides": [1]}
+    assert build("chain", members=[HALF_THE_FRAMES], frames_per_segment=2).frames_per_segment == 2
+    assert build("chain", members=[pool, {**HALF_THE_FRAMES, "frames_per_segment": 3}]).frames_per_segment == 3
+    found = chain(grid_of(noise(FRAMES, HEIGHT, WIDTH)), {"name": "uniform", "keep": 0.5, "frames_per_segment": 2})
+    assert int(found.segment.max()) + 1 == FRAMES // 2
+
+
+def test_a_chain_that_begins_with_a_pool_in_a_chain() -> None:
+    """All its members count, not its pool alone."""
+    members = [{"name": "pool", "sides": [2]}, HALF_THE_FRAMES, {"name": "random", "tokens": 3}]
+    grid = grid_of(noise(FRAMES, HEIGHT, WIDTH))
+    nested = chain(grid, {"name": "chain", "members": members[:2]}, members[2])
+    assert torch.equal(nested.values, chain(grid, *members).values)

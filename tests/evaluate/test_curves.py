@@ -42,3 +42,40 @@ def test_methods_at_several_budgets_have_a_curve(tmp_path: Path):
     assert not {"random", "random 10%", "10 %"} & set(said), "one budget is no curve"
     assert "Accuracy by share kept" in (swept / "report.html").read_text()
     assert not (run / "curves.svg").exists() and "Accuracy by share kept" not in (run / "report.html").read_text()
+
+
+def test_a_share_is_that_of_all_parts_of_a_method(tmp_path: Path):
+    """The last part alone keeps more than the whole method."""
+    rows = {}
+    for first in ({"keep": 0.5}, {"tokens": 8}):
+        for keep in (0.25, 0.5):
+            layers = {"name": "fastv", "keep": keep}
+            rows[f"{next(iter(first))} {100 * keep:g}%"] = {
+                "compressor": {"name": "dpselect", **first},
+                "layers": layers,
+            }
+    made = made_up.write(tmp_path / "run", {name: {"right": 30, "tokens": lambda _: 2} for name in rows})
+    header = json.loads((made / "header.json").read_text())
+    for entry in header["entries"]:
+        entry |= rows[entry["name"]]
+    (made / "header.json").write_text(json.dumps(header))
+    results = read_results([made])
+    assert [result.share for result in results] == [0.125, 0.25, None, None]
+    ((_, svg),) = curves(results)
+    assert set(re.findall(r">([\d.]+ %|keep|tokens)</text>", svg)) == {"keep", "12.5 %", "25 %"}
+
+
+def test_curves_of_other_results_do_not_stay(tmp_path: Path):
+    kept = {f"evs {100 * keep:g}%": {"name": "evs", "keep": keep} for keep in (0.1, 0.5)}
+    rows = {name: {"right": 30, "tokens": lambda _: 2, "compressor": method} for name, method in kept.items()}
+    one, two = (made_up.write(tmp_path / name, rows) for name in ("one", "two"))
+    header = json.loads((two / "header.json").read_text())
+    header["config"]["task"]["data"] = "other.jsonl"
+    (two / "header.json").write_text(json.dumps(header))
+    (one / "curves-of-mine.svg").touch()
+    for given, there in (
+        ([one, two], ["curves-2.svg", "curves-of-mine.svg", "curves.svg"]),
+        ([one], ["curves-of-mine.svg", "curves.svg"]),
+    ):
+        assert report([*map(str, given), "--no-frames"]) == 0
+        assert sorted(file.name for file in one.glob("*.svg")) == there

@@ -142,9 +142,26 @@ def test_without_repeats_there_is_no_table(tmp_path: Path):
     ],
 )
 def test_what_no_entry_can_repeat_is_refused(tmp_path: Path, repeats: dict[str, str], message: str):
-    rows = [{"name": name, "model": "m", "repeats": repeats.get(name)} for name in "abc"]
+    rows = [{"name": name, "model": name, "repeats": repeats.get(name)} for name in "abc"]
     with pytest.raises(ValueError, match=message):
         runs.config(tmp_path, entries=rows, reference=None)
+
+
+def test_a_repeat_is_another_run_of_the_same_method(tmp_path: Path):
+    """One run twice would seem not to depend on its seed; a mean over two methods is of neither."""
+    first = {"name": "a", "model": "m", "compressor": {"name": "random", "keep": 0.5}}
+    again = {**first, "name": "b", "repeats": "a"}
+    seeded = {**again, "compressor": {**first["compressor"], "seed": 1}}
+    for entry in ({**again, "model": "n"}, seeded):
+        assert runs.config(tmp_path, entries=[first, entry], reference=None).entries[1].repeats == "a"
+    for entry, message in (
+        (again, "'b' repeats 'a' with the same model and method; give the run with another seed"),
+        ({**again, "limit": 3}, "with the same model and method"),
+        ({**again, "model": "n", "compressor": None}, r"'b' repeats 'a' by another method \(compressor none for "),
+        ({**seeded, "compressor": {"name": "random", "keep": 0.1}}, "only model, match and seeds may differ"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runs.config(tmp_path, entries=[first, entry], reference=None)
 
 
 def test_repeats_may_be_set_when_all_is_asked(prepared: Path, copied: Path):
