@@ -75,6 +75,8 @@ def make_dataset(
     ValueError for a folder that holds something else or a set with other settings.
     """
     folder, sizes = Path(folder), _sizes(videos, images)
+    if seed < 0 or (workers is not None and workers < 1):
+        raise ValueError(f"The seed is {seed} and workers {workers}; give a seed of 0 or more, and 1 process or more.")
     settings = {"format": _FORMAT, "seed": seed, **({"places": True} if places else {}), **sizes}
     if _finished(folder, settings):  # also where nothing can be written
         return False

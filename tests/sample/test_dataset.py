@@ -8,7 +8,7 @@ import pytest
 
 from langdc import jsonl
 from langdc.data.records import QuestionRecord, Record, check_media, read_records
-from langdc.sample import dataset
+from langdc.sample import dataset, weights
 from langdc.sample.dataset import majority_chance, make_dataset
 from langdc.sample.questions import GROUPS
 from langdc.sample.render import _mask as drawn_mask
@@ -244,3 +244,17 @@ def test_the_application(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert "\n" not in error
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"workers": 0}, {"workers": -2}])
+def test_seeds_and_processes_that_there_are_not(tmp_path: Path, wrong: dict[str, int]):
+    with pytest.raises(ValueError, match="give a seed of 0 or more, and 1 process or more"):
+        make_dataset(tmp_path / "set", {"train": 1}, 0, **wrong)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "../weights", "vlmm"])
+def test_weights_that_the_package_has_not(name: str):
+    """No name is the folder of all, or one elsewhere."""
+    with pytest.raises(ValueError, match=r"there is: clip, .*, vlm"):
+        weights(name)
