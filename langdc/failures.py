@@ -146,7 +146,7 @@ def _print_error(error: BaseException) -> int:
 
 
 def told(error: BaseException) -> str:
-    """The message of an error, for a page that goes on; prints the traceback to the terminal where a command would."""
+    """An error's message, for a server that goes on; also prints the traceback where a command would."""
     code, message = _code_and_message(error)
     _print_traceback(error, code)
     return plain(message).removeprefix("error: ")

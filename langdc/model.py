@@ -165,19 +165,20 @@ class VideoModel(nn.Module):
         """ValueError for a compressor of visual tokens where the projectors were never trained, or the language model
         learned to read what another compressor makes of them.
         """
-        own = self.compressor
-        learned = not hasattr(own, "pooled") and any(True for _ in own.parameters())
-        if "projected" in compressor.needs and learned and compressor is not own and not self.untrained:
-            raise ValueError(
-                f"{type(compressor).__name__} chooses among visual tokens, and the language model of this checkpoint "
-                f"learned to read those of {type(own).__name__}. Take a checkpoint that was trained with 'pool'."
-            )
-        if "projected" in compressor.needs and self.untrained:
+        if "projected" not in compressor.needs:
+            return
+        if self.untrained:
             raise ValueError(
                 f"{type(compressor).__name__} takes the features of the backbone's projectors, which this checkpoint "
                 f"does not hold: it was trained with {self.config.compressor.name!r}, which does not use them "
                 f"({len(self.untrained)} tensors, such as {min(self.untrained)}, would be random). Take a checkpoint "
                 "that was trained with a compressor of these features, such as 'pool'."
+            )
+        own = self.compressor
+        if compressor is not own and not hasattr(own, "pooled") and any(True for _ in own.parameters()):
+            raise ValueError(
+                f"{type(compressor).__name__} chooses among visual tokens, and the language model of this checkpoint "
+                f"learned to read those of {type(own).__name__}. Take a checkpoint that was trained with 'pool'."
             )
 
 

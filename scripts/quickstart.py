@@ -164,7 +164,7 @@ def run_two_at_once(steps: list[Step]) -> None:
                 check(step, process.returncode, f" Its output: {log_of(step).relative_to(ROOT)}.")
                 console.print(f"{step.title}: {time.monotonic() - started:.0f} s", style="dim")
     except BaseException as error:
-        if isinstance(error, Ended) or not isinstance(error, KeyboardInterrupt):  # Ctrl-C the terminal sends to all
+        if type(error) is not KeyboardInterrupt:  # Ctrl-C, which the terminal sends to all
             for process in running:
                 process.send_signal(error.args[0] if isinstance(error, Ended) else signal.SIGTERM)
         for process in running:
@@ -223,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         run([*main_runs(), *evaluate(name)])
     seconds = time.monotonic() - began
-    console.print(f"\nAll steps: {seconds / 60:.1f} minutes. The report: runs/sample/{name}/report.html", style="bold")
+    text = f"\nThis call took {seconds / 60:.1f} minutes. The report: runs/sample/{name}/report.html"
+    console.print(text, style="bold")
     return 0
 
 

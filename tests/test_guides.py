@@ -32,7 +32,7 @@ SMALL = {
 
 ELSEWHERE = {
     "pip install": "tests/test_wheel.py installs the wheel",
-    "make ": ".ci/run makes test; quickstart takes a quarter of an hour",
+    "make ": ".ci/run makes test; quickstart takes ten minutes",
     "--processes 8": "tests/train/test_recipe_chain.py runs the chain, tests/train/test_deepspeed.py the launchers",
     "deepspeed ": "so does this one",
     "torchrun ": "tests/evaluate/test_processes.py runs it, with few processes",

@@ -20,7 +20,7 @@ from tests.evaluate.place import DONE, Place
 
 ROOT = Path(__file__).parent.parent.parent
 TIMED = ("seconds", "peak_bytes")
-KILLS = 8
+KILLS = 20
 
 
 def settings(folder: Path, prepared: Path, data: Path, output: str) -> Path:
@@ -98,7 +98,7 @@ def test_the_argument_of_the_deepspeed_launcher_is_understood(place: Place) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_and_many_kills(prepared: Path, many: Path, tmp_path: Path) -> None:
+def test_two_processes_and_twenty_kills(prepared: Path, many: Path, tmp_path: Path) -> None:
     alone = settings(tmp_path, prepared, many, "alone")
     run(alone, 1)
     config = settings(tmp_path, prepared, many, "killed")
