@@ -93,7 +93,8 @@ def _case(place: Place, name: str, model: VideoModel, member: TokenCompressor) -
 
 def _asking(model: VideoModel, member: TokenCompressor, frames: list[Frames]) -> tuple[VideoLM, list]:
     """The model to ask, and a question about each video, which is encoded and compressed already."""
-    lm = VideoLM(model, member)
+    lm = VideoLM(model)
+    lm.compressor = member  # not by its argument: that refuses one that the language model did not learn to read
     with torch.no_grad():
         encoded = model.backbone.encode(frames, member.needs)
     batch = [
