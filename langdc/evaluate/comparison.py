@@ -9,7 +9,7 @@ from langdc.evaluate import statistics
 from langdc.evaluate.folder import EvalFolder
 from langdc.evaluate.judge import Verdict
 from langdc.evaluate.published import ReproductionCheck
-from langdc.evaluate.results import Result, files_of, strata_of
+from langdc.evaluate.results import NAN, TOLERANCE, Result, files_of, strata_of
 from langdc.evaluate.statistics import RESAMPLES, Difference
 from langdc.registry import nearest
 
@@ -48,7 +48,10 @@ def read_results(directories: Sequence[Path], reference: str | None = None) -> l
     elif reference is not None:  # the config's may not have been evaluated yet
         hint = nearest(reference, [result.name for result in results])
         raise ValueError(f"The reference {reference!r} is no entry.{hint}")
-    pairs = [([result], [control]) for result in results if (control := _random_of(result, results)) is not None]
+    controls = [(result, control) for result in results if (control := _random_of(result, results)) is not None]
+    for result, control in controls:
+        result.above_budget = _more_than(control, result)
+    pairs = [([result], [control]) for result, control in controls if not result.above_budget]
     for result, difference in _compared(pairs):
         result.against_random = difference
     return results
@@ -103,6 +106,15 @@ def _random_of(result: Result, results: Sequence[Result]) -> Result | None:
     wanted = {"compressor" if sites[-1] == "compressor" else "kv": {"name": "random", "keep": result.keep}}
     others = (one for one in results if one is not result and one.conditions == result.conditions)
     return next((one for one in others if one.parts == wanted), None)
+
+
+def _more_than(control: Result, result: Result) -> str:
+    """How much more a method keeps than the control at its budget, in words; "" if it does not."""
+    inside = "layers" in result.parts or "kv" in result.parts
+    kept = [one.kv_bytes if inside else one.tokens.value if one.tokens else NAN for one in (result, control)]
+    if not kept[0] > (1 + TOLERANCE) * kept[1]:
+        return ""
+    return f"{kept[0] / kept[1]:.3g} times the {'cache' if inside else 'tokens'} of {control.name}"
 
 
 def _drops(part: dict) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from langdc.config import MemberConfig
 from langdc.data.records import OUTSIDE, Record, leads_outside, read_records
+from langdc.evaluate.results import TOLERANCE
 from langdc.evaluate.settings import EntryConfig, EvalConfig
 from langdc.evaluate.tasks import Task
 from langdc.frameselectors import frameselectors
@@ -24,8 +25,6 @@ from langdc.watchdog import beat
 
 logger = get_logger(__name__)
 
-TOLERANCE = 0.02
-"""Relative difference up to which two budgets count as equal."""
 CLOSE = 0.004
 """Relative difference at which the search stops."""
 GUESSES = 3

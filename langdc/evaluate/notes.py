@@ -13,7 +13,13 @@ UNCOMPRESSED, CAPTIONS = "the uncompressed model", "the decoded captions as text
 
 def notes(results: Sequence[Result]) -> list[str]:
     """Sentences for every output."""
-    return [*_unscored(results), *_missing_controls(results), *_calibration(results), *_judges(results)]
+    return [
+        *_unscored(results),
+        *_missing_controls(results),
+        *_above_budget(results),
+        *_calibration(results),
+        *_judges(results),
+    ]
 
 
 def _unscored(results: Sequence[Result]) -> Iterator[str]:
@@ -100,6 +106,13 @@ def _missing_controls(results: Sequence[Result]) -> Iterator[str]:
         f"Controls missing from this table: {'; '.join(found)}. Without them it is open whether a method is better "
         f"than what needs no method. {why}"
     )
+
+
+def _above_budget(results: Sequence[Result]) -> Iterator[str]:
+    """Which methods keep more than their budget."""
+    above = [f"{result.name} ({result.above_budget})" for result in results if result.above_budget]
+    if above:
+        yield f"Above their budget, so not compared with random and on no curve: {', '.join(above)}."
 
 
 def _calibration(results: Sequence[Result]) -> Iterator[str]:

@@ -139,7 +139,7 @@ def curves(results: Sequence[Result]) -> list[tuple[str, str]]:
     for group in groups.values():
         lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for result, accuracy in group:
-            if result.keep is not None and result.share is not None:
+            if result.keep is not None and result.share is not None and not result.above_budget:
                 lines[result.name.removesuffix(f" {100 * result.keep:g}%")].append((result.share, accuracy))
         lines = {name: points for name, points in lines.items() if len(points) > 1}
         whole = [accuracy for one, accuracy in group if one.parts == {"compressor": {"name": "identity"}}]

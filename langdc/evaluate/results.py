@@ -17,6 +17,8 @@ from langdc.evaluate.statistics import Difference, Estimate, Strata
 from langdc.hashing import json_hash
 
 NAN = float("nan")
+TOLERANCE = 0.02
+"""Relative difference up to which two budgets count as equal."""
 
 SUMS = {"first_token": ("generate",), "total": (), "without_llm": ("prefill", "generate")}
 """Sums of stages, and which they leave out: to the first token of a reply, to its last, without the language model."""
@@ -49,8 +51,9 @@ class Result:
 
     `loop_cost`: what the evaluation loop took, in words. `verdicts`: the judge's on each judged answer, None where one
     waits; without a judge there are none. `check`: the published score it is checked against. `difference`: to the
-    reference; `against_random`: to the same number of random tokens or keys of the same model. `runs`: the results of
-    its method, one per seed; `over_seeds`: the difference of their means to the reference's.
+    reference; `against_random`: to the same number of random tokens or keys of the same model; `above_budget`: how much
+    more it keeps than those, in words, so that it is not compared with them. `runs`: the results of its method, one per
+    seed; `over_seeds`: the difference of their means to the reference's.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Result:
     loop_cost: str = ""
     difference: Difference | None = None
     against_random: Difference | None = None
+    above_budget: str = ""
     verdicts: list[Verdict | None] | None = None
     check: ReproductionCheck | None = None
     runs: "list[Result]" = field(default_factory=list, repr=False)

@@ -92,7 +92,8 @@ def _trained(value: float | None, *runs: Result) -> _Cell:
 def _remarks(result: Result) -> list[str]:
     """What its name is marked with in a table; "" for nothing."""
     limit = result.settings.get("limit")
-    return [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", result.shown_flag]
+    above = "above its budget" if result.above_budget else ""
+    return [f"first {limit} videos" if limit else "", "" if result.finished else "unfinished", above, result.shown_flag]
 
 
 def _entry(result: Result, remarks: Sequence[str]) -> _Cell:

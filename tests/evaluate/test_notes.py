@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from langdc.evaluate.comparison import read_results
 from langdc.evaluate.loop import evaluate
 from langdc.evaluate.models import OwnCompressor
 from langdc.evaluate.notes import missing_controls, notes
-from langdc.evaluate.page import page
+from langdc.evaluate.page import curves, page
 from langdc.evaluate.results import Result
 from langdc.evaluate.settings import EvalConfig
 from langdc.evaluate.tables import as_csv, as_markdown
@@ -35,10 +37,20 @@ def _config(**tree) -> EvalConfig:
     return check(EvalConfig, {"task": {"name": "sample"}, "output": "x", **tree}, "test")
 
 
-def _asked(folder: Path, config: EvalConfig, own: dict[str, str] | None = None, leave: int = 0) -> list[Result]:
-    """Rows with answers made up, as if a run of these settings had been made; the last ones are left out."""
+def _asked(
+    folder: Path,
+    config: EvalConfig,
+    own: dict[str, str] | None = None,
+    leave: int = 0,
+    tokens: Mapping[str, int] = {},
+) -> list[Result]:
+    """Rows with answers made up, as if a run of these settings had been made; the last ones are left out.
+
+    `tokens`: of each of two segments of a video, by row; of the others 50.
+    """
     rows = config.all_entries
-    made = {row.name: {"right": 3, "tokens": lambda _: 4} for row in rows[: len(rows) - leave]}
+    counts = {row.name: tokens.get(row.name, 50) for row in rows[: len(rows) - leave]}
+    made = {name: {"right": 3, "tokens": lambda _, n=count: n} for name, count in counts.items()}
     made_up.write(folder, made, videos=3)
     header = json.loads((folder / "header.json").read_text())
     header["config"] |= {"sweep": config.model_dump(mode="json")["sweep"]}
@@ -112,6 +124,26 @@ def test_methods_are_compared_with_random_tokens_or_keys_at_their_budget(tmp_pat
     (folder / "header.json").write_text(json.dumps(changed))
     found = {row.name: row.against_random for row in read_results([folder])}
     assert found["vidcom2 10%"] is None and found["vidcom2 25%"] is not None
+
+
+def test_a_method_that_keeps_more_than_its_budget_is_not_compared_with_random(tmp_path: Path):
+    """Tokens are compared before the model and the cache inside it; 2 % more are allowed."""
+    more = {"dycoke 10%": 53, "evs 10%": 51, "dycoke_decoding 10%": 60}
+    config = _config(sweep=_sweep(methods=["dycoke", "evs", "kv:dycoke_decoding", "kv:snapkv"]))
+    results = _asked(tmp_path / "run", config, tokens=more)
+    found = {row.name: row for row in results}
+    above = {name: row.above_budget for name, row in found.items() if row.above_budget}
+    assert above == {
+        "dycoke 10%": "1.06 times the tokens of random tokens 10%",
+        "dycoke_decoding 10%": "1.2 times the cache of random keys 10%",
+    }
+    assert all((found[name].against_random is None) == (name in above) for name in (*above, "evs 10%", "snapkv 10%"))
+    table = as_markdown(results)
+    assert "| dycoke 10% (above its budget) |" in table and "| evs 10% |" in table
+    listed = ", ".join(f"{name} ({words})" for name, words in above.items())
+    assert f"Above their budget, so not compared with random and on no curve: {listed}." in table
+    ((_, svg),) = curves(results)
+    assert set(re.findall(r">(dycoke|dycoke_decoding|evs|snapkv)</text>", svg)) == {"evs", "snapkv"}
 
 
 def test_a_sweep_told_to_leave_them_out_says_so_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
