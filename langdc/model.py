@@ -228,8 +228,9 @@ def build_compressor(config: MemberConfig, backbone: Backbone) -> TokenCompresso
 
 def build_training_free(config: MemberConfig, backbone: Backbone) -> TokenCompressor:
     """As `build_compressor`, for a model that was trained with another one; ValueError for one that has weights."""
-    compressor = build_compressor(config, backbone)
-    if any(True for _ in compressor.parameters()):
+    learned = "width" in inspect.signature(compressors.get(config.name)).parameters  # said before what it lacks
+    compressor = None if learned else build_compressor(config, backbone)
+    if compressor is None or any(True for _ in compressor.parameters()):
         raise ValueError(
             f"The compressor {config.name!r} has weights of its own, which this model does not hold: they would be "
             "random. Give the checkpoint that it was trained in, without a compressor."
