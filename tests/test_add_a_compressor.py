@@ -47,6 +47,7 @@ def test_a_layer_compressor_is_short_and_found_by_its_entry_point(folder: Path) 
     assert done.stdout == "yours\n", done.stderr
 
 
+@pytest.mark.slow
 def test_it_runs_without_a_model(folder: Path) -> None:
     done = run(folder, "try_it.py")
     assert done.stdout.startswith("torch.Size([784, 256])"), done.stderr
@@ -55,9 +56,8 @@ def test_it_runs_without_a_model(folder: Path) -> None:
 COMMANDS = re.findall(r"^\$ pytest (--pyargs .*)$", PAGE, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "command", [COMMANDS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in COMMANDS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
 def test_it_passes_the_conformance_tests(folder: Path, command: str) -> None:
     words = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", command)]
     done = run(folder, "-m", "pytest", "-q", *words)
@@ -65,6 +65,7 @@ def test_it_passes_the_conformance_tests(folder: Path, command: str) -> None:
     assert re.search(r"[2-9]\d passed", done.stdout), done.stdout[-500:]
 
 
+@pytest.mark.slow
 def test_a_compressor_that_breaks_a_promise_fails(folder: Path) -> None:
     text = (folder / "my_compressor.py").read_text()
     broken = text.replace("return (1 - likeness) ** self.power", "return torch.rand(values.shape[:2])")

@@ -146,6 +146,7 @@ def test_decoders_side_by_side(tmp_path: Path, monkeypatch) -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_costs_are_of_every_training_free_method(monkeypatch) -> None:
     monkeypatch.setattr(costs, "frame_costs", lambda *_: iter(()))  # a whole CLIP
     found = [line[:2] for line in costs.rows(2, "cpu", torch.float32, [])]

@@ -70,7 +70,7 @@ def _second_learns_of(error: type[Exception]) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("error", [ValueError, OSError])
+@pytest.mark.parametrize("error", [ValueError, pytest.param(OSError, marks=pytest.mark.slow)])
 def test_all_processes_learn_that_the_main_one_failed(error, tmp_path):
     script = f"from tests.test_distributed import _second_learns_of as run; run({error.__name__})"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]

@@ -253,6 +253,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_mutated_files_are_read_as_in_order_or_refused(tmp_path: Path) -> None:
     """In a process of its own with a time limit: no crash, no endless reading, no other frames than those said."""
     kinds = (("mp4", "libx264", H264), ("ts", "libx264", H264), ("avi", "mpeg4", {"g": "12", "bf": "2"}))

@@ -267,6 +267,7 @@ def test_a_decoder_that_hangs_or_crashes_ends_only_its_child(tmp_path: Path) -> 
     assert found[1][1]["faults"] == [[None, "crashes", "the decoder crashed (SIGABRT)", True]]
 
 
+@pytest.mark.slow
 def test_a_killed_check_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = good(tmp_path, 60)
     shutil.copy(tmp_path / "v7.mp4", tmp_path / "v9.mp4")
@@ -344,6 +345,7 @@ def test_a_list_older_than_the_data_counts_for_nothing(tmp_path: Path) -> None:
     assert len(read_kept(data, settings)) == 2
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_be_started_is_no_fault_of_a_file(tmp_path: Path) -> None:
     code = f"from langdc.prepare.checking import main; main(['{good(tmp_path, 1)}'])"  # standard input has no file
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

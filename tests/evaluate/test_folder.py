@@ -107,6 +107,7 @@ with EvalFolder.locked(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path):
     run = tmp_path / "run"
     other = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True)

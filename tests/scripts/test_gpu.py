@@ -43,6 +43,7 @@ def run(tmp_path: Path, monkeypatch):
         signal.signal(number, handler)
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_or_hangs_ends_alone_and_keeps_its_lines(run, tmp_path: Path) -> None:
     late = f"import time, pathlib; time.sleep(4); pathlib.Path({str(tmp_path / 'alive')!r}).touch()"
     child = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}]);"
@@ -68,6 +69,7 @@ def test_the_default_budget_is_enough_for_all_steps() -> None:
     assert sum(gpu.LIMITS.values()) == 480
 
 
+@pytest.mark.slow
 def test_steps_get_the_ceilings_and_their_share_and_what_is_left_out_is_said(run, tmp_path: Path, capsys) -> None:
     ceilings = [{"TFLOP/s": 2.0, "GB/s": 3.0}]
     told = tmp_path / "told"

@@ -70,7 +70,7 @@ def disturbed(place: Path, fault: str, way: str) -> dict[str, Any]:
     ("fault", "way", "outcome"),
     [
         ("kills", "resumes", "equal"),
-        ("kills", "loses", "wrong"),
+        pytest.param("kills", "loses", "wrong", marks=pytest.mark.slow),
         pytest.param("kills", "doubles", "wrong", marks=pytest.mark.slow),
         pytest.param("kills", "refuses", "refused", marks=pytest.mark.slow),
         pytest.param("kills", "crashes", "wrong", marks=pytest.mark.slow),

@@ -88,6 +88,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path, step: int
     assert {**figures(tmp_path / "x"), "seconds": 0} == {**figures(whole), "seconds": 0}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path):
     whole = train(answers(tmp_path / "whole", steps=7))
     config, log = answers(tmp_path / "x", steps=7, keep_checkpoints=3), tmp_path / "x" / "log.jsonl"
@@ -183,9 +184,13 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, monkeypatch: pyte
     assert not output.checkpoints(tmp_path / "x" / output.RESUME), "none after the second step"
 
 
-def test_what_was_saved_is_read_back_and_by_a_fresh_process_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.slow
+def test_what_was_saved_is_read_by_a_fresh_process_if_asked(tmp_path: Path):
     config = answers(tmp_path / "x", steps=2, verify_save=True)
     assert figures(train(config))["verified"] == len(load_file(tmp_path / "x" / checkpoint.WEIGHTS))
+
+
+def test_what_was_saved_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     load = checkpoint.load_file
 
     def spoiled(file: Path) -> dict[str, torch.Tensor]:
@@ -193,8 +198,8 @@ def test_what_was_saved_is_read_back_and_by_a_fresh_process_if_asked(tmp_path: P
 
     monkeypatch.setattr(checkpoint, "load_file", spoiled)
     with pytest.raises(ValueError, match="does not hold what was written"):
-        train(config.model_copy(update={"output": tmp_path / "y", "verify_save": False}))
-    assert not (tmp_path / "y" / output.FINISHED).exists()
+        train(answers(tmp_path / "x", steps=2))
+    assert not (tmp_path / "x" / output.FINISHED).exists()
 
 
 # ---- kernels
@@ -275,10 +280,11 @@ def test_a_refused_run_leaves_nothing(tmp_path: Path, override: str):
     ("limit", "file"),
     [
         (200, "config.yaml"),
-        pytest.param(3000, "checkpoint-1", marks=pytest.mark.slow),
-        pytest.param(60_000, "model.safetensors", marks=pytest.mark.slow),
+        (3000, "checkpoint-1"),
+        (60_000, "model.safetensors"),
     ],
 )
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_with_the_file_and_the_same_command_continues(tmp_path: Path, limit: int, file: str):
     """No file may be larger than a limit, which fails as a full disk does: in settings, by torch, by safetensors."""
     config = captions(tmp_path / "x", save_steps=1).model_dump(mode="json")

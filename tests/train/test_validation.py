@@ -250,6 +250,7 @@ def test_the_accuracy_is_that_of_the_replies(tmp_path: Path, monkeypatch: pytest
     assert line["eval_accuracy_low"] <= line["eval_accuracy"] <= line["eval_accuracy_high"]
 
 
+@pytest.mark.slow
 def test_trackers_get_the_figures(tmp_path: Path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     directory = train(learning(tmp_path / "x", trackers=["tensorboard"]))

@@ -14,6 +14,7 @@ def text(said: str) -> dict:
     return {"type": "text", "text": said}
 
 
+@pytest.mark.slow
 def test_langdc_can_be_imported_without_lmms_eval():
     code = "import sys; sys.modules['lmms_eval'] = None; import langdc.tools.lmms_eval, langdc.tools.lmms_eval.terms"
     subprocess.run([sys.executable, "-c", code], check=True)
