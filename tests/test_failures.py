@@ -119,7 +119,9 @@ def test_other_processes_say_which_they_are(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("[process 2] error: langdc ask needs")
 
 
-@pytest.mark.parametrize("words", ["config-schema", "--help", "data mix", pytest.param("doctor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "words", ["config-schema", "--help", "data mix", pytest.param("doctor", marks=pytest.mark.slow)]
+)
 def test_a_reader_that_ends_is_no_error(words: str):
     """Standard output is a pipe that nobody reads: what is printed at once, and what is printed at the end."""
     reading, writing = os.pipe()
