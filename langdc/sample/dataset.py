@@ -134,7 +134,9 @@ def _finished(folder: Path, settings: dict[str, int]) -> bool:
             f"{folder} holds a sample set made with {made_with[0]}, asked for is {settings}. Choose another folder, or "
             "delete this one."
         )
-    return finished and all((folder / f"{split}.jsonl").is_file() for split in _STREAM if split in settings)
+    sizes = {split: settings[split] for split in _STREAM if split in settings}
+    media = sum(len(jsonl.names_in(folder / name)) for name in ("videos", "images"))
+    return finished and media >= sum(sizes.values()) and all((folder / f"{split}.jsonl").is_file() for split in sizes)
 
 
 def _make_all(tasks: list[_Task], workers: int | None) -> Iterator[tuple[str, Record]]:

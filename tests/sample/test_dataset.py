@@ -1,6 +1,7 @@
 """The sample set: the same files whoever makes them, resumable, never mixed, with records that fit the videos."""
 
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,13 @@ def test_a_finished_set_is_left_alone_and_others_are_never_mixed_in(small_set: P
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match="no sample set"):
         make_dataset(tmp_path, **SMALL)
+
+
+@pytest.mark.parametrize("gone", ["videos/train-000000.mp4", "images", "test.jsonl"])
+def test_what_was_deleted_of_a_set_is_made_again(small_set: Path, tmp_path: Path, gone: str) -> None:
+    folder = Path(shutil.copytree(small_set, tmp_path / "set"))
+    shutil.rmtree(folder / gone) if (folder / gone).is_dir() else (folder / gone).unlink()
+    assert make_dataset(folder, **SMALL, workers=1) and _files(folder) == _files(small_set)
 
 
 def test_captions_and_cues_alone_say_places(small_set: Path, tmp_path: Path) -> None:
