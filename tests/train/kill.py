@@ -1,6 +1,5 @@
 """Kill a training at a step, as a power cut would: every process of it, with no chance to tidy up."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -72,17 +71,6 @@ def run_and_ask(command: list, log: Path, lines: int, number: int, asked: str = 
             left = _end(process)
         assert not left, f"still there: {left}:\n{_tail(said)}"
     return process.returncode
-
-
-def fork_until(done: Callable[[], bool], target: Callable, *arguments, **options) -> None:
-    """Call a function in a process of its own and kill that as soon as `done`."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=arguments, kwargs=options)
-    process.start()
-    try:
-        _wait(done, process.is_alive)
-    finally:
-        process.kill()
-        process.join()
 
 
 def losses(log: Path) -> dict[int, float]:

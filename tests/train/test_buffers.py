@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from langdc import checkpoint, jsonl
+from langdc import checkpoint
 from langdc.config import MemberConfig, ModelConfig, RunConfig
 from langdc.convert.export import export
 from langdc.interfaces import TokenCompressor
@@ -22,8 +22,8 @@ from langdc.train import output
 from langdc.train.run import train
 from langdc.types import Compressed, Context, VideoFeatures, VideoTokens
 from tests import tiny
-from tests.train import small
-from tests.train.kill import fork_until, run, run_until
+from tests.train import ranks, small
+from tests.train.kill import run, run_until
 from tests.train.test_deepspeed import environment, launched, zero
 
 RUNNING = "compressor.norm.running_mean"
@@ -83,8 +83,7 @@ def test_a_run_saves_them_and_a_later_one_goes_on_from_them(tmp_path: Path):
 @pytest.mark.slow
 def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path):
     whole, config = train(normed(tmp_path / "whole")), normed(tmp_path / "killed")
-    log = tmp_path / "killed" / "log.jsonl"
-    fork_until(lambda: any(line["step"] >= 4 for line in jsonl.read(log)), train, config)
+    ranks.run_until(1, config, 4)
     found = held(train(config))
     assert all(torch.equal(tensor, found[name]) for name, tensor in held(whole).items())
 

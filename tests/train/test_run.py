@@ -20,8 +20,8 @@ from langdc.hashing import tensors_hash
 from langdc.train import output, run, setup, stopping
 from langdc.train.run import main, train
 from tests import tiny
-from tests.train import small
-from tests.train.kill import fork_until, losses
+from tests.train import ranks, small
+from tests.train.kill import losses
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
 FLASH = "flash_attention_2"
@@ -80,7 +80,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path, step: int
     """Six videos in batches of two; dropout, drawn questions and the order of the data must go on as they were."""
     whole = train(answers(tmp_path / "whole", **changes))
     config, log = answers(tmp_path / "x", **changes), tmp_path / "x" / "log.jsonl"
-    fork_until(lambda: any(line["step"] >= step for line in jsonl.read(log)), train, config)
+    ranks.run_until(1, config, step)
     assert list((tmp_path / "x").glob(f"resume/checkpoint-*/{output.COMPLETE}"))
     assert not (tmp_path / "x" / output.FINISHED).exists()
     assert train(config) == tmp_path / "x"
@@ -91,8 +91,8 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path, step: int
 @pytest.mark.slow
 def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path):
     whole = train(answers(tmp_path / "whole", steps=7))
-    config, log = answers(tmp_path / "x", steps=7, keep_checkpoints=3), tmp_path / "x" / "log.jsonl"
-    fork_until(lambda: any(line["step"] >= 5 for line in jsonl.read(log)), train, config)
+    config = answers(tmp_path / "x", steps=7, keep_checkpoints=3)
+    ranks.run_until(1, config, 5)
     kept = sorted((tmp_path / "x" / "resume").iterdir())
     assert [path.name for path in kept][:2] == ["checkpoint-2", "checkpoint-4"]
     assert not (kept[1] / "model.safetensors").exists(), "frozen weights are not in it"
@@ -119,8 +119,8 @@ def test_a_damaged_checkpoint_gives_way_and_the_result_is_the_same(tmp_path: Pat
 def harmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The directory of a run that was killed after its third checkpoint, and the hash of what it comes to."""
     place = tmp_path_factory.mktemp("harmed")
-    config, log = answers(place / "x", steps=9), place / "x" / "log.jsonl"
-    fork_until(lambda: any(line["step"] >= 7 for line in jsonl.read(log)), train, config)
+    config = answers(place / "x", steps=9)
+    ranks.run_until(1, config, 7)
     return place / "x", figures(train(answers(place / "whole", steps=9)))["hash"]
 
 

@@ -16,8 +16,8 @@ from langdc.train import output
 from langdc.train.objectives import objectives
 from langdc.train.run import train
 from langdc.train.setup import RunModel
-from tests.train import small
-from tests.train.kill import fork_until, losses
+from tests.train import ranks, small
+from tests.train.kill import losses
 
 PROJECTORS = ["compressor.projectors.*"]
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0}
@@ -97,8 +97,7 @@ def test_adapters_of_a_language_model_in_bfloat16_are_trained_in_float32(tmp_pat
 def test_a_run_in_bfloat16_is_resumed_exactly(tmp_path: Path):
     whole = train(captions(tmp_path / "whole", save_steps=2, trainable=[*PROJECTORS, f"{CAPTIONER}layers.1.*"]))
     config = captions(tmp_path / "x", save_steps=2, trainable=[*PROJECTORS, f"{CAPTIONER}layers.1.*"])
-    log = tmp_path / "x" / "log.jsonl"
-    fork_until(lambda: any(line["step"] >= 3 for line in jsonl.read(log)), train, config)
+    ranks.run_until(1, config, 3)
     assert not (tmp_path / "x" / output.FINISHED).exists()
     assert losses(train(config) / "log.jsonl") == losses(whole / "log.jsonl")
 

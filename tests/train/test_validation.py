@@ -25,7 +25,6 @@ from langdc.train.validation import split
 from langdc.types import Context
 from tests import tiny
 from tests.train import ranks, small
-from tests.train.kill import fork_until
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0}
 
@@ -297,8 +296,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path):
     assert best + 12 == end < 40
     config = learning(tmp_path / "x", **changes)
     for step in (best + 1, best + 4, end - 1):
-        log = config.output / output.LOG
-        fork_until(lambda log=log, step=step: any(x["step"] >= step for x in jsonl.read(log)), train, config)
+        ranks.run_until(1, config, step)
         assert not (config.output / output.FINISHED).exists()
     found = train(config)
     assert evaluated(found) == evaluated(whole)
