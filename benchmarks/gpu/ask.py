@@ -94,7 +94,7 @@ def _case(place: Place, name: str, model: VideoModel, member: TokenCompressor) -
 def _asking(model: VideoModel, member: TokenCompressor, frames: list[Frames]) -> tuple[VideoLM, list]:
     """The model to ask, and a question about each video, which is encoded and compressed already."""
     lm = VideoLM(model)
-    lm.compressor = member  # not by its argument: that refuses one that the language model did not learn to read
+    lm.compressor = member  # VideoLM(model, member) would refuse pools, since the model was made for LangDC
     with torch.no_grad():
         encoded = model.backbone.encode(frames, member.needs)
     batch = [
