@@ -52,11 +52,6 @@ AT_A_BUDGET: dict[str, Callable[[dict], bool]] = {
 """Controls that need an entry at every budget, and how an entry's settings show them."""
 
 
-def _keep(settings: dict) -> float | None:
-    """The fraction that an entry's settings keep; None where they name none."""
-    return (settings.get("kv") or settings.get("layers") or _compressor(settings)).get("keep")
-
-
 def _own(result: Result) -> dict:
     """What is known of the compressor that an entry's model was trained with."""
     return (result.header.get("own_compressors") or {}).get(result.settings["name"]) or {"name": "unknown"}
@@ -73,18 +68,17 @@ def _is_uncompressed(result: Result) -> bool:
 def missing_controls(results: Sequence[Result]) -> list[str]:
     """The controls that a table lacks, by name; of those that need an entry at every budget, at which ones."""
     found = [] if any(map(_is_uncompressed, results)) else [UNCOMPRESSED]
-    settings = [result.settings for result in results]
-    methods = [one for one in settings if not any(is_control(one) for is_control in AT_A_BUDGET.values())]
-    budgets = sorted({keep for one in methods if (keep := _keep(one)) is not None and keep < 1})
+    methods = [one for one in results if not any(is_control(one.settings) for is_control in AT_A_BUDGET.values())]
+    budgets = sorted({one.keep for one in methods if one.keep is not None and one.keep < 1})
     for name, is_control in AT_A_BUDGET.items():
-        there = [_keep(one) for one in settings if is_control(one)]
+        there = [one.keep for one in results if is_control(one.settings)]
         missing = [keep for keep in budgets if keep not in there]
         if not there:
             found.append(name)
         elif missing:
             found.append(f"{name} at {', '.join(f'{100 * keep:g} %' for keep in missing)}")
     writes = any(_own(result).get("writes") and not result.settings["control"] for result in results)
-    if writes and not any(one["control"] == "caption_text" for one in settings):
+    if writes and not any(result.settings["control"] == "caption_text" for result in results):
         found.append(CAPTIONS)
     return found
 
