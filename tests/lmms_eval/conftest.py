@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from langdc import checkpoint
-from langdc.config import LoraConfig, check
 from langdc.sample.questions import ask_all
 from langdc.sample.render import draw_video
 from langdc.sample.scenes import FPS, sample_video
@@ -48,16 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for shown in (["a.png"], ["a.mp4", "b.mp4"], [], [DAMAGED]):
         rows.append({**rows[0], "shown": shown})
     (made / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _save_model(made / "model")
     return made
-
-
-def _save_model(place: Path) -> None:
-    """The shipped model with projectors of its own: those that LangDC goes without are drawn anew at each loading."""
-    model = checkpoint.load("sample:langdc")
-    lora = checkpoint.read_manifest(checkpoint.locate("sample:langdc"))["lora"]
-    tensors = checkpoint.own_tensors(model, [name for name, _ in model.named_parameters()])
-    checkpoint.save(model, place, tensors=tensors, lora=check(LoraConfig, lora, "lora") if lora else None, info={})
 
 
 @pytest.fixture(scope="session")

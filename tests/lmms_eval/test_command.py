@@ -14,7 +14,8 @@ from langdc.pipeline import VideoLM
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 DAMAGED = "damaged.mp4"
-SHIPPED = "pretrained=model"
+MODEL = "sample:vlm"
+SHIPPED = f"pretrained={MODEL}"
 QUARTER = f"{SHIPPED},compressor=vidcom2,keep=0.25"
 HALF = f"{SHIPPED},compressor=vidcom2,keep=0.5"
 
@@ -65,7 +66,7 @@ def replies(one: Finished) -> list[str]:
 
 @pytest.mark.parametrize(("name", "compressor"), [("shipped", None), ("quarter", {"name": "vidcom2", "keep": 0.25})])
 def test_replies_are_those_of_the_library(finished, folder: Path, name: str, compressor: dict | None):
-    lm = VideoLM.from_pretrained(folder / "model", compressor)
+    lm = VideoLM.from_pretrained(MODEL, compressor)
     asked = [row for row in documents(folder) if len(row["shown"]) < 2 and row["shown"] != [DAMAGED]]
     paths = [folder / row["shown"][0] if row["shown"] else None for row in asked]
     expected = [lm.ask(p, row["question"], max_new_tokens=6).text for p, row in zip(paths, asked, strict=True)]

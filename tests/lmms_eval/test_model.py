@@ -100,7 +100,7 @@ def test_batches_are_refused():
 
 def test_a_setting_that_there_is_not_is_named():
     with pytest.raises(ValueError, match=r"has no setting 'kep'\. Did you mean 'keep'"):
-        LangDCModel("sample:langdc", compressor="vidcom2", kep=0.25)
+        LangDCModel("sample:vlm", compressor="vidcom2", kep=0.25)
 
 
 def test_memory_is_given_back():
