@@ -132,6 +132,8 @@ def _fit(run: RunModel, data: TrainingData, measured: TrainingData | None, direc
             if engine is not None:  # None when training never began
                 engine.destroy()
             unset_hf_deepspeed_config()
+            if config.deepspeed is not None:  # accelerate sets it, and so for all runs that follow
+                os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
         trainer.accelerator.free_memory()
         gc.collect()
     if is_main_process():

@@ -116,6 +116,29 @@ def test_one_process_under_deepspeed_killed_and_started_again_is_exact(place: Pa
     assert figures(place / cut)["hash"] == figures(place / whole)["hash"]
 
 
+TOLD = """import sys
+from langdc.train import run
+from langdc.train.trainer import RunTrainer
+train = RunTrainer.train
+def told(trainer, *words, **more):
+    print("under DeepSpeed:", trainer.is_deepspeed_enabled)
+    return train(trainer, *words, **more)
+RunTrainer.train = told
+sys.exit(run.main(sys.argv[1:]))
+"""
+
+
+def test_a_run_that_follows_one_under_deepspeed_is_not_under_it(place: Path, tmp_path: Path):
+    """Both by one command: accelerate remembers in the environment of the process."""
+    tree = yaml.safe_load((place / "run.yaml").read_text())
+    tree["train"]["steps"] = 1
+    zero2 = str(ROOT / "configs" / "deepspeed" / "zero2.json")
+    for name, more in (("first", {"deepspeed": zero2}), ("second", {})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**tree, "output": str(tmp_path / name), **more}))
+    said = run(["-c", TOLD, tmp_path / "first.yaml", tmp_path / "second.yaml"], env=environment())
+    assert re.findall("under DeepSpeed: (.*)", said) == ["True", "False"]
+
+
 @pytest.mark.parametrize(("number", "victim"), [(2, ""), (3, "--local_rank=1")], ids=["zero2", "zero3-one-killed"])
 def test_two_processes_killed_and_started_again_equal_one(place: Path, sample_video: Path, number: int, victim: str):
     """Features shared through files, gradients accumulated."""
