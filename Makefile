@@ -19,8 +19,6 @@ REAL_READY := $(REAL)/.installed
 OLDEST := .venv-oldest
 OLDEST_READY := $(OLDEST)/.installed
 TORTURE ?= 20,5,10
-# slow tests often wait for processes that they started
-SLOW_WORKERS = $(shell $(RUN) -c "import os; print(3 * (os.cpu_count() or 1) // 2)")
 FAST := -n auto --dist worksteal -m "not slow and not gpu"
 
 # Training and evaluation share the cores out among their processes. Tests run many small things: one thread each.
@@ -56,7 +54,7 @@ test-oldest: $(OLDEST_READY) ## run them with the oldest versions that pyproject
 	$(OLDEST)/bin/python -m pytest $(FAST)
 
 test-slow: $(READY) ## run the tests that take longer
-	$(RUN) -m pytest -n $(SLOW_WORKERS) --dist loadfile --no-loadscope-reorder -m slow
+	$(RUN) -m pytest -n auto --dist loadfile -m slow
 
 test-lmms-eval: $(LMMS_READY) ## run the tests with lmms-eval, in an environment of its own, .venv-lmms
 	$(LMMS)/bin/python -m pytest tests/lmms_eval

@@ -177,7 +177,6 @@ def test_the_full_size_has_the_published_sizes() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first
 def test_one_training_step_of_each_kind_at_full_width_and_depth_two() -> None:
     """Every width, vocabulary, resolution and token count of the full size; 2 layers in each network. About 12 GB."""
     tree = full_size()

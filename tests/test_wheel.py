@@ -91,7 +91,6 @@ def langdc(bin_folder: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.first
 def test_the_sample_is_made_trained_evaluated_and_exported(langdc, tmp_path: Path):
     assert "data sample" in langdc("--help")
     langdc("data", "sample", "--out", "data/sample", "--small")

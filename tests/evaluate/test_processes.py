@@ -98,7 +98,6 @@ def test_the_argument_of_the_deepspeed_launcher_is_understood(place: Place) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.first
 def test_two_processes_and_twenty_kills(prepared: Path, many: Path, tmp_path: Path) -> None:
     alone = settings(tmp_path, prepared, many, "alone")
     run(alone, 1)

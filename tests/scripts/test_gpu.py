@@ -180,7 +180,6 @@ def test_full_sizes_are_the_published_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first
 def test_every_step_runs_tiny_on_a_cpu(tmp_path: Path) -> None:
     words = ["--device", "cpu", "--tiny", "--budget", "10000", "--scale", "20", "--out", str(tmp_path)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

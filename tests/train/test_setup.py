@@ -104,7 +104,6 @@ def test_a_run_in_bfloat16_is_resumed_exactly(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "start"), [("stage2_density", None), ("stage3", "sample:langdc")])
-@pytest.mark.first
 def test_losses_are_within_a_hundredth_of_those_of_frozen_parts_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, start: str | None
 ):

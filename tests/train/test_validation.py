@@ -308,7 +308,6 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [None, 3])
-@pytest.mark.first
 def test_two_processes_measure_and_keep_what_one_does(varied: Path, tmp_path: Path, zero: int | None):
     """Text among the videos, averages, and a number of processes that changes on the way."""
     held_out = ValidationConfig(share=0.3, every=2, accuracy=zero != 3, patience=None)
