@@ -48,7 +48,7 @@ def test_chosen_compressors_and_one_that_cannot_serve(mp4: Path, tmp_path: Path,
     more = ("--keep", "0.5", "--compressors", "vidcom2", "langdc", "--out", str(page))
     assert command("compare", mp4, *more, model="qwen3_vl") == 0
     said = capsys.readouterr().out
-    trouble = "has no setting 'keep'"
+    trouble = "'langdc' has weights of its own"
     assert re.search(r"^vidcom2\s+\d+\s+\d+", said, re.MULTILINE) and trouble in " ".join(said.split())
     assert "pivotkv" not in said and trouble in html.unescape(page.read_text())
 
