@@ -146,7 +146,7 @@ def _print_error(error: BaseException) -> int:
 
 
 def told(error: BaseException) -> str:
-    """An error's message, for a server that goes on; also prints the traceback where a command would."""
+    """The message of an error, for a server that keeps running; prints the traceback where a command would print it."""
     code, message = _code_and_message(error)
     _print_traceback(error, code)
     return plain(message).removeprefix("error: ")

@@ -50,7 +50,7 @@ def read_results(directories: Sequence[Path], reference: str | None = None) -> l
         raise ValueError(f"The reference {reference!r} is no entry.{hint}")
     controls = [(result, control) for result in results if (control := _random_of(result, results)) is not None]
     for result, control in controls:
-        result.above_budget = _more_than(control, result)
+        result.above_budget = _excess(result, control)
     pairs = [([result], [control]) for result, control in controls if not result.above_budget]
     for result, difference in _compared(pairs):
         result.against_random = difference
@@ -108,7 +108,7 @@ def _random_of(result: Result, results: Sequence[Result]) -> Result | None:
     return next((one for one in others if one.parts == wanted), None)
 
 
-def _more_than(control: Result, result: Result) -> str:
+def _excess(result: Result, control: Result) -> str:
     """How much more a method keeps than the control at its budget, in words; "" if it does not."""
     inside = "layers" in result.parts or "kv" in result.parts
     kept = [one.kv_bytes if inside else one.tokens.value if one.tokens else NAN for one in (result, control)]
